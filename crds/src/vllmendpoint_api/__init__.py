@@ -1,0 +1,1 @@
+"""The contract of VLLMEndpoint: spec, status, worker settings and worker report."""

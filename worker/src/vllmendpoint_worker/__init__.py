@@ -1,0 +1,1 @@
+"""The pod side of VLLMEndpoint: Dynamo + vLLM, one health-check payload, one choice of handlers."""
