@@ -5,11 +5,34 @@ Both halves of the system import it; it imports neither.
 
 from . import _names as names
 from ._base import Contract, JsonObject, Quantity
+from ._conditions import *  # noqa: F403
+from ._conditions import __all__ as _conditions
 from ._health import *  # noqa: F403
 from ._health import __all__ as _health
+from ._owned import *  # noqa: F403
+from ._owned import __all__ as _owned
 from ._report import *  # noqa: F403
 from ._report import __all__ as _report
+from ._schema import *  # noqa: F403
+from ._schema import __all__ as _schema
 from ._settings import *  # noqa: F403
 from ._settings import __all__ as _settings
+from ._spec import *  # noqa: F403
+from ._spec import __all__ as _spec
+from ._status import *  # noqa: F403
+from ._status import __all__ as _status
 
-__all__ = ["Contract", "JsonObject", "Quantity", "names", *_health, *_report, *_settings]
+__all__ = [
+    "Contract",
+    "JsonObject",
+    "Quantity",
+    "names",
+    *_conditions,
+    *_health,
+    *_owned,
+    *_report,
+    *_schema,
+    *_settings,
+    *_spec,
+    *_status,
+]

@@ -1,0 +1,134 @@
+"""The conditions of a VLLMEndpoint and the reasons they give (design, "Conditions": contract)."""
+
+from enum import StrEnum
+from typing import Final
+
+__all__ = ["CONDITION_REASONS", "Condition", "ConditionStatus", "Reason"]
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(StrEnum):
+    """Condition types, in the order in which ``Ready`` looks for the first that is not True."""
+
+    ACCEPTED = "Accepted"
+    RESOLVED_REFS = "ResolvedRefs"
+    CONFIGURATION_RESOLVED = "ConfigurationResolved"
+    AVAILABLE = "Available"
+    GENERATING = "Generating"
+    UP_TO_DATE = "UpToDate"
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    """kstatus: work is under way (True is abnormal)."""
+    STALLED = "Stalled"
+    """kstatus: a terminal error that only the user can mend (True is abnormal)."""
+
+
+class Reason(StrEnum):
+    # positive, or neutral
+    ACCEPTED = "Accepted"
+    RESOLVED = "Resolved"
+    AVAILABLE = "Available"
+    GENERATING = "Generating"
+    UP_TO_DATE = "UpToDate"
+    READY = "Ready"
+    SCALED_TO_ZERO = "ScaledToZero"
+    SETTLED = "Settled"
+    PENDING = "Pending"
+    # Accepted
+    INVALID_SPEC = "InvalidSpec"
+    INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+    NAME_TAKEN = "NameTaken"
+    # ResolvedRefs
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    CONFIG_MAP_KEY_NOT_FOUND = "ConfigMapKeyNotFound"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    # ConfigurationResolved
+    INVALID_PAYLOAD = "InvalidPayload"
+    INVALID_SETTING = "InvalidSetting"
+    INVALID_CONFIG_FILE = "InvalidConfigFile"
+    INVALID_ENGINE_ARGUMENT = "InvalidEngineArgument"
+    # Available
+    UNSCHEDULABLE = "Unschedulable"
+    INSUFFICIENT_GPU = "InsufficientGPU"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    OOM_KILLED = "OOMKilled"
+    CRASH_LOOPING = "CrashLooping"
+    POD_FAILED = "PodFailed"
+    POD_CREATION_FAILED = "PodCreationFailed"
+    STARTING = "Starting"
+    STARTUP_TIMEOUT = "StartupTimeout"
+    NOT_READY = "NotReady"
+    FRONTEND_UNAVAILABLE = "FrontendUnavailable"
+    # Generating
+    ENGINE_STALLED = "EngineStalled"
+    PROBE_FAILED = "ProbeFailed"
+    UNEXPECTED_ANSWER = "UnexpectedAnswer"
+    ENGINE_DEAD = "EngineDead"
+    WORKER_UNREACHABLE = "WorkerUnreachable"
+    PROBING_DISABLED = "ProbingDisabled"
+    NO_WORKERS = "NoWorkers"
+    # UpToDate, Reconciling
+    ROLLING_OUT = "RollingOut"
+
+
+CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
+    Condition.ACCEPTED: (
+        Reason.ACCEPTED,
+        Reason.INVALID_SPEC,
+        Reason.INVALID_POD_TEMPLATE,
+        Reason.NAME_TAKEN,
+    ),
+    Condition.RESOLVED_REFS: (
+        Reason.RESOLVED,
+        Reason.CONFIG_MAP_NOT_FOUND,
+        Reason.CONFIG_MAP_KEY_NOT_FOUND,
+        Reason.CLAIM_NOT_FOUND,
+        Reason.SECRET_NOT_FOUND,
+    ),
+    Condition.CONFIGURATION_RESOLVED: (
+        Reason.RESOLVED,
+        Reason.PENDING,
+        Reason.INVALID_PAYLOAD,
+        Reason.INVALID_SETTING,
+        Reason.INVALID_CONFIG_FILE,
+        Reason.INVALID_ENGINE_ARGUMENT,
+    ),
+    Condition.AVAILABLE: (
+        Reason.AVAILABLE,
+        Reason.SCALED_TO_ZERO,
+        Reason.UNSCHEDULABLE,
+        Reason.INSUFFICIENT_GPU,
+        Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_CONFIG_ERROR,
+        Reason.OOM_KILLED,
+        Reason.CRASH_LOOPING,
+        Reason.POD_FAILED,
+        Reason.POD_CREATION_FAILED,
+        Reason.STARTUP_TIMEOUT,
+        Reason.STARTING,
+        Reason.NOT_READY,
+        Reason.FRONTEND_UNAVAILABLE,
+    ),
+    Condition.GENERATING: (
+        Reason.GENERATING,
+        Reason.ENGINE_STALLED,
+        Reason.PROBE_FAILED,
+        Reason.UNEXPECTED_ANSWER,
+        Reason.ENGINE_DEAD,
+        Reason.WORKER_UNREACHABLE,
+        Reason.PROBING_DISABLED,
+        Reason.NO_WORKERS,
+    ),
+    Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.ROLLING_OUT),
+    Condition.READY: (Reason.READY, Reason.SCALED_TO_ZERO),
+    Condition.RECONCILING: (Reason.SETTLED, Reason.ROLLING_OUT),
+    Condition.STALLED: (Reason.SETTLED,),
+}
+"""What each condition may say. ``Ready`` and ``Stalled`` also take over the reason of another."""

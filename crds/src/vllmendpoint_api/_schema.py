@@ -1,0 +1,145 @@
+"""The CustomResourceDefinition, generated from the pydantic models.
+
+``python -m vllmendpoint_api`` prints it; ``make generate`` writes it and ``make lint`` compares.
+"""
+
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from . import _names as names
+from ._spec import VLLMEndpointSpec
+from ._status import VLLMEndpointStatus
+
+__all__ = ["custom_resource_definition", "structural_schema"]
+
+_DROPPED: Final = ("title", "default", "additionalProperties", "$defs")
+_NAME_RULES: Final = [
+    {
+        "rule": f"size(self.metadata.name) <= {names.NAME_MAX_LENGTH}",
+        "message": f"metadata.name: at most {names.NAME_MAX_LENGTH} characters, "
+        "since the names of its pods and Services are made from it",
+    },
+    {
+        "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "message": "metadata.name: lower-case letters, digits and '-', beginning with a letter, "
+        "since Services are named after it",
+    },
+]
+
+
+def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The model's JSON schema as Kubernetes takes it: no ``$ref``, no ``null``, no titles.
+
+    Defaults of scalars are kept, so that what the API server stores says what holds.
+    """
+    schema = model.model_json_schema(by_alias=True)
+    return _structural(schema, schema.get("$defs", {}))
+
+
+def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in node:
+        target = defs[node["$ref"].rsplit("/", 1)[1]]
+        node = {**target, **{k: v for k, v in node.items() if k != "$ref"}}
+    if "x-kubernetes-int-or-string" not in node and "anyOf" in node:
+        (only,) = [branch for branch in node["anyOf"] if branch.get("type") != "null"]
+        return _structural({**only, **{k: v for k, v in node.items() if k != "anyOf"}}, defs)
+    if "allOf" in node:
+        (only,) = node["allOf"]
+        return _structural({**only, **{k: v for k, v in node.items() if k != "allOf"}}, defs)
+
+    out = {key: value for key, value in node.items() if key not in _DROPPED}
+    default = node.get("default")
+    if isinstance(default, str | int | float | bool) and default != "":
+        out["default"] = default
+    if "description" in out:
+        out["description"] = " ".join(str(out["description"]).split())
+    if "properties" in out:
+        out["properties"] = {name: _structural(value, defs) for name, value in out["properties"].items()}
+    if isinstance(node.get("additionalProperties"), dict):
+        out["additionalProperties"] = _structural(node["additionalProperties"], defs)
+    if "items" in out:
+        out["items"] = _structural(out["items"], defs)
+    return out
+
+
+def custom_resource_definition() -> dict[str, Any]:
+    """The CRD of VLLMEndpoint, as a plain object."""
+    spec = structural_schema(VLLMEndpointSpec)
+    status = structural_schema(VLLMEndpointStatus)
+    for name, field in status["properties"].items():
+        if name != "observedGeneration":
+            field.pop("default", None)  # status is written whole; a default would only be noise
+    # kstatus must never take a resource that nobody has visited for current.
+    status["default"] = {"observedGeneration": -1}
+    status.pop("required", None)
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": names.PLURAL,
+                "singular": names.SINGULAR,
+                "shortNames": [names.SHORT_NAME],
+                "categories": ["all"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": names.VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {
+                        "status": {},
+                        "scale": {
+                            "specReplicasPath": ".spec.replicas",
+                            "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".status.selector",
+                        },
+                    },
+                    "additionalPrinterColumns": _printer_columns(),
+                    "schema": {
+                        "openAPIV3Schema": {
+                            "type": "object",
+                            "description": "A model served by NVIDIA Dynamo + vLLM, whose status says "
+                            "whether it really generates.",
+                            "required": ["spec"],
+                            "properties": {
+                                "apiVersion": {"type": "string"},
+                                "kind": {"type": "string"},
+                                "metadata": {"type": "object"},
+                                "spec": spec,
+                                "status": status,
+                            },
+                            "x-kubernetes-validations": _NAME_RULES,
+                        }
+                    },
+                }
+            ],
+        },
+    }
+
+
+def _printer_columns() -> list[dict[str, Any]]:
+    def condition(name: str, field: str) -> str:
+        return f'.status.conditions[?(@.type=="{name}")].{field}'
+
+    columns = [
+        ("Model", "string", ".status.modelName", 0),
+        ("Ready", "string", condition("Ready", "status"), 0),
+        ("Replicas", "integer", ".status.replicas", 0),
+        ("Generating", "integer", ".status.generatingReplicas", 0),
+        ("Reason", "string", condition("Ready", "reason"), 0),
+        ("Age", "date", ".metadata.creationTimestamp", 0),
+        ("URL", "string", ".status.url", 1),
+        ("Payload", "string", ".status.healthCheck.source", 1),
+        ("Handlers", "string", ".status.handlers.invocations.source", 1),
+    ]
+    return [
+        {"name": name, "type": kind, "jsonPath": path, **({"priority": 1} if wide else {})}
+        for name, kind, path, wide in columns
+    ]

@@ -1,0 +1,386 @@
+"""``spec`` of a VLLMEndpoint. A field is either here and works, or not here.
+
+CEL rules carry the sentence that a user reads in kubectl's refusal: the field, and the fix.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from pydantic import Field, WithJsonSchema
+
+from ._base import Contract, JsonObject, Quantity
+from ._health import Level, Mode, ModelType
+from ._owned import OWNED_ENGINE_ARGS, OWNED_ENV, OWNED_ENV_PREFIX
+
+__all__ = [
+    "Cache",
+    "ConfigMapKeyRef",
+    "EmptyDir",
+    "Engine",
+    "EngineConfig",
+    "EnvVar",
+    "Frontend",
+    "FrontendMode",
+    "HealthCheck",
+    "LocalObjectReference",
+    "Model",
+    "PersistentVolumeClaim",
+    "Resources",
+    "RollingUpdate",
+    "Strategy",
+    "VLLMEndpointSpec",
+    "Worker",
+]
+
+def _rules(*rules: dict[str, str]) -> Any:
+    return {"x-kubernetes-validations": list(rules)}
+
+def _cel_list(names: list[str]) -> str:
+    return "[" + ", ".join(f"'{n}'" for n in names) + "]"
+
+def _strings(max_items: int, max_length: int, **extra: Any) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "string", "maxLength": max_length},
+            "maxItems": max_items,
+            **extra,
+        }
+    )
+
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Count = Annotated[int, Field(ge=0, le=10_000)]
+IntOrPercent = Annotated[
+    int | str,
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 8,
+            "pattern": r"^([0-9]+|[0-9]+%)$",
+        }
+    ),
+    Field(union_mode="left_to_right"),
+]
+
+_OWNED_ARG_NAMES: Final = _cel_list(list(OWNED_ENGINE_ARGS))
+_IS_OWNED_ARG: Final = f"a.startsWith('--') && a.split('=')[0].replace('_', '-') in {_OWNED_ARG_NAMES}"
+_ARG_RULE: Final = {
+    "rule": f"!self.exists(a, {_IS_OWNED_ARG})",
+    "messageExpression": f"'engine.args: ' + self.filter(a, {_IS_OWNED_ARG})[0].split('=')[0]"
+    " + ' is set by the operator; remove it'",
+    "message": "engine.args: an argument here is set by the operator; remove it",
+}
+_IS_OWNED_ENV: Final = f"e.name.startsWith('{OWNED_ENV_PREFIX}') || e.name in {_cel_list(list(OWNED_ENV))}"
+_ENV_RULE: Final = {
+    "rule": f"!self.exists(e, {_IS_OWNED_ENV})",
+    "messageExpression": f"'worker.env: ' + self.filter(e, {_IS_OWNED_ENV})[0].name"
+    " + ' is set by the operator; remove it'",
+    "message": "worker.env: a name here is set by the operator; remove it",
+}
+
+class Model(Contract):
+    """What to serve."""
+
+    uri: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Where the model is: hf://organisation/name, pvc://claim/path or "
+            "file:///path/in/the/image. The scheme is required.",
+            json_schema_extra=_rules(
+                {
+                    "rule": "self.matches('^(hf|pvc|file)://')",
+                    "message": "model.uri: the scheme must be hf://, pvc:// or file://, "
+                    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                },
+                {
+                    "rule": "!self.startsWith('hf://') || self.matches('^hf://[\\\\w.-]+/[\\\\w.-]+$')",
+                    "message": "model.uri: hf:// takes an organisation and a name, "
+                    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                },
+                {
+                    "rule": "!self.startsWith('pvc://') || "
+                    "self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$')",
+                    "message": "model.uri: pvc:// takes a claim and a path, for instance pvc://models/smollm",
+                },
+                {
+                    "rule": "!self.startsWith('file://') || self.matches('^file:///.+$')",
+                    "message": "model.uri: file:// takes an absolute path, for instance file:///opt/models/smollm",
+                },
+                {
+                    "rule": "!self.contains('/../') && !self.endsWith('/..')",
+                    "message": "model.uri: '..' is not allowed in the path",
+                },
+            ),
+        ),
+    ]
+    name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=128,
+            pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]*$",
+            description="Name under which clients ask for the model. Default: metadata.name.",
+        ),
+    ] = None
+    type: Annotated[
+        ModelType | None,
+        Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
+    ] = None
+
+class ConfigMapKeyRef(Contract):
+    """A key of a ConfigMap in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the ConfigMap.")]
+    key: Annotated[Name, Field(description="Key in the ConfigMap.")] = "config.yaml"
+
+class EngineConfig(Contract):
+    """The engine's config file: vLLM's options, and health_check_level and health_check_payload."""
+
+    model_config = {
+        "json_schema_extra": _rules(
+            {
+                "rule": "has(self.inline) != has(self.configMapKeyRef)",
+                "message": "engine.config: set exactly one of inline and configMapKeyRef",
+            }
+        )
+    }
+    inline: Annotated[JsonObject | None, Field(description="The content of the file.")] = None
+    config_map_key_ref: Annotated[
+        ConfigMapKeyRef | None, Field(description="A ConfigMap's key that holds the file, as YAML.")
+    ] = None
+
+class Engine(Contract):
+    """How vLLM runs."""
+
+    args: Annotated[
+        tuple[str, ...],
+        _strings(128, 4096, **_rules(_ARG_RULE)),
+        Field(
+            description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item. "
+            "Those that the operator sets itself are refused.",
+        ),
+    ] = ()
+    config: Annotated[EngineConfig | None, Field(description="The config file (config.yaml).")] = None
+
+class Resources(Contract):
+    """Compute resources, as in a container."""
+
+    limits: Annotated[dict[str, Quantity], Field(description="Most that may be used.")] = {}
+    requests: Annotated[dict[str, Quantity], Field(description="What is reserved.")] = {}
+
+class EnvVar(Contract):
+    """An environment variable, as in a container."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256, description="Name of the variable.")]
+    value: Annotated[str | None, Field(max_length=32_768, description="Its value.")] = None
+    value_from: Annotated[
+        JsonObject | None, Field(description="Source of the value, as in a container's env.")
+    ] = None
+
+class LocalObjectReference(Contract):
+    """A name in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the object.")]
+
+class Worker(Contract):
+    """The pods that run Dynamo + vLLM."""
+
+    image: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=512,
+            description="Image of the workers. Default: the operator's, pinned when the endpoint is made.",
+        ),
+    ] = None
+    resources: Annotated[Resources, Field(description="Resources of each worker.")] = Resources()
+    env: Annotated[
+        tuple[EnvVar, ...],
+        Field(
+            max_length=128,
+            description="Environment of the workers. Names that the operator sets itself are refused.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+                **_rules(_ENV_RULE),
+            },
+        ),
+    ] = ()
+    env_from: Annotated[
+        tuple[JsonObject, ...],
+        Field(max_length=32, description="ConfigMaps and Secrets whose keys become environment."),
+    ] = ()
+    image_pull_secrets: Annotated[
+        tuple[LocalObjectReference, ...],
+        Field(
+            max_length=16,
+            description="Secrets for the image registry.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = ()
+    shared_memory_size: Annotated[
+        Quantity, Field(description="Size of /dev/shm, in memory. Default: 8Gi.")
+    ] = "8Gi"
+    startup_timeout_seconds: Annotated[
+        int,
+        Field(
+            ge=10,
+            le=86_400,
+            description="Budget of a worker from its start until it serves. Default: 1800.",
+        ),
+    ] = 1800
+    pod_template: Annotated[
+        JsonObject | None,
+        Field(
+            description="A partial PodTemplateSpec, merged last over what the operator renders; "
+            "the container is called main."
+        ),
+    ] = None
+
+class PersistentVolumeClaim(Contract):
+    """An existing claim in the endpoint's namespace."""
+
+    claim_name: Annotated[Name, Field(description="Name of the claim.")]
+
+class EmptyDir(Contract):
+    """A directory that lives as long as the pod."""
+
+    size_limit: Annotated[Quantity | None, Field(description="Most that it may hold.")] = None
+
+class Cache(Contract):
+    """Where downloaded models are kept. Default: an emptyDir."""
+
+    model_config = {
+        "json_schema_extra": _rules(
+            {
+                "rule": "!(has(self.persistentVolumeClaim) && has(self.emptyDir))",
+                "message": "cache: set one of persistentVolumeClaim and emptyDir, not both",
+            }
+        )
+    }
+    persistent_volume_claim: Annotated[
+        PersistentVolumeClaim | None, Field(description="An existing claim, shared by the replicas.")
+    ] = None
+    empty_dir: Annotated[EmptyDir | None, Field(description="A directory of the pod's own.")] = None
+
+class HealthCheck(Contract):
+    """How the engine is asked to generate. Nothing here has a default in the schema: a default
+    would outrank the environment and the config file."""
+
+    model_config = {
+        "json_schema_extra": _rules(
+            {
+                "rule": "!(has(self.level) && has(self.payload))",
+                "message": "healthCheck: level and payload are both set; remove one "
+                "(a level stands for a payload)",
+            }
+        )
+    }
+    mode: Annotated[
+        Mode | None,
+        Field(
+            description="Enforce: readiness follows the verdict (default). Observe: the verdict is "
+            "reported only. Disabled: no probes."
+        ),
+    ] = None
+    level: Annotated[
+        Level | None,
+        Field(description="Minimal, Standard or Comprehensive: the payload of that level."),
+    ] = None
+    payload: Annotated[
+        JsonObject | None,
+        Field(
+            description="The request that the engine is asked to answer: prompt, messages or input, "
+            "and sampling fields.",
+            json_schema_extra={"minProperties": 1, "maxProperties": 64},
+        ),
+    ] = None
+    period_seconds: Annotated[
+        int | None, Field(ge=1, le=86_400, description="Time between probes when idle. Default: 30.")
+    ] = None
+    timeout_seconds: Annotated[
+        int | None, Field(ge=1, le=3_600, description="Time for one whole answer. Default: 5.")
+    ] = None
+    failure_threshold: Annotated[
+        int | None,
+        Field(ge=1, le=100, description="Failed probes in a row before the verdict is Failing. Default: 2."),
+    ] = None
+    success_threshold: Annotated[
+        int | None,
+        Field(ge=1, le=100, description="Good probes in a row before the verdict is back. Default: 1."),
+    ] = None
+    restart_after_seconds: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=86_400,
+            description="A worker that has certainly stalled this long ends itself. 0: never. Default: 600.",
+        ),
+    ] = None
+
+class FrontendMode(StrEnum):
+    MANAGED = "Managed"
+    NONE = "None"
+
+class Frontend(Contract):
+    """The OpenAI-compatible HTTP server in front of the workers."""
+
+    mode: Annotated[
+        FrontendMode,
+        Field(description="Managed: the operator runs it. None: there is none. Default: Managed."),
+    ] = FrontendMode.MANAGED
+    replicas: Annotated[int, Field(ge=1, le=100, description="Frontend pods. Default: 1.")] = 1
+    resources: Annotated[Resources, Field(description="Resources of each frontend pod.")] = Resources()
+    pod_template: Annotated[
+        JsonObject | None,
+        Field(
+            description="A partial PodTemplateSpec, merged last over what the operator renders; "
+            "the container is called main."
+        ),
+    ] = None
+
+class RollingUpdate(Contract):
+    """How many workers may be down, or on top, while they are replaced."""
+
+    model_config = {
+        "json_schema_extra": _rules(
+            {
+                "rule": "!(string(self.maxUnavailable) in ['0', '0%'] && string(self.maxSurge) in ['0', '0%'])",
+                "message": "strategy.rollingUpdate: maxUnavailable and maxSurge cannot both be 0: "
+                "no worker could ever be replaced",
+            }
+        )
+    }
+    max_unavailable: Annotated[IntOrPercent, Field(description="Default: 1.")] = 1
+    max_surge: Annotated[
+        IntOrPercent, Field(description="Default: 0, since a GPU to spare is rare.")
+    ] = 0
+
+class Strategy(Contract):
+    """How workers are replaced."""
+
+    rolling_update: Annotated[RollingUpdate, Field(description="The rolling update.")] = RollingUpdate()
+
+class VLLMEndpointSpec(Contract):
+    """What the user wants."""
+
+    model: Annotated[Model, Field(description="What to serve.")]
+    engine: Annotated[Engine, Field(description="How vLLM runs.")] = Engine()
+    replicas: Annotated[Count, Field(description="Number of workers. Default: 1.")] = 1
+    worker: Annotated[Worker, Field(description="The pods that run Dynamo + vLLM.")] = Worker()
+    cache: Annotated[
+        Cache | None, Field(description="Where downloaded models are kept. Default: an emptyDir.")
+    ] = None
+    health_check: Annotated[
+        HealthCheck | None, Field(description="How the engine is asked to generate.")
+    ] = None
+    frontend: Annotated[
+        Frontend, Field(description="The OpenAI-compatible HTTP server in front of the workers.")
+    ] = Frontend()
+    strategy: Annotated[Strategy, Field(description="How workers are replaced.")] = Strategy()
