@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Builds everything the local cluster runs, from checksummed Go modules, into $CACHE/bin. What is current is skipped.
+# usage: build.sh [STAGE...]     stages: packages kube runtime coredns cluster (all, without an argument)
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
+bin=$cache/bin
+started=$SECONDS
+
+say() { printf '[build %3ds] %s\n' $((SECONDS - started)) "$*"; }
+die() { say "error: $*" >&2; exit 1; }
+
+# What a stage is made of: the compiler, this script, and the files named. The same sum as last time means: current.
+sum_of() { { echo "$go_version"; find "$here/build.sh" "$@" -type f ! -name '*_test.go' -print0 | sort -z | xargs -0 cat; } | sha256sum | cut -c1-64; }
+current() { [[ -f $bin/.$1.sum && $(<"$bin/.$1.sum") == "$2" ]]; }
+
+# Runs a command with a line every 20 s, so that no minute is silent; shows its output only when it fails.
+watched() {
+  local name=$1 log pid ticks=0 rc=0
+  shift
+  log=$(mktemp "$cache/build.XXXXXX")
+  "$@" >"$log" 2>&1 &
+  pid=$!
+  trap 'kill '"$pid"' 2>/dev/null; rm -f '"$log"'; exit 130' INT TERM
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 0.2
+    ((++ticks % 100)) || say "$name: still at it, $(wc -l <"$log") packages compiled"
+  done
+  wait "$pid" || rc=$?
+  trap - INT TERM
+  ((rc == 0)) || { tail -n 30 "$log" >&2; rm -f "$log"; die "$name failed (exit status $rc), see above"; }
+  rm -f "$log"
+}
+
+# go_build DIR OUTPUT PACKAGE [FLAG...]: -v names each package as it is compiled, which `watched` counts.
+go_build() {
+  local dir=$1 output=$2 package=$3
+  shift 3
+  (cd "$here/$dir" && GOGC=400 GOFLAGS=-mod=readonly go build -v -buildvcs=false -trimpath "$@" -o "$output.new" "$package")
+  mv "$output.new" "$output" # a new file: what runs, or is hard-linked into an image, keeps the old one
+}
+pure_build() { CGO_ENABLED=0 go_build "$@"; }
+
+stage_packages() {
+  local want=(libseccomp-dev pkg-config gcc libc6-dev nftables) missing=() p
+  for p in "${want[@]}"; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
+  done
+  ((${#missing[@]})) || return 0
+  say "packages: installing ${missing[*]}"
+  watched packages apt-get update
+  watched packages env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+}
+
+stage_kube() {
+  local sum version=v1.36.2 package=k8s.io/component-base/version n
+  sum=$(sum_of "$here/kube")
+  current kube "$sum" && return
+  say "kube: Kubernetes $version and etcd in one binary; from an empty cache about ten minutes on two cores"
+  # Without these the server calls itself v0.0.0, which charts with a kubeVersion refuse.
+  watched kube pure_build kube "$bin/kube" . -ldflags "-s -w -X $package.gitVersion=$version -X $package.gitMajor=1 -X $package.gitMinor=36"
+  for n in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl; do
+    ln -sfn kube "$bin/$n"
+  done
+  echo "$sum" >"$bin/.kube.sum"
+}
+
+stage_runtime() {
+  local sum n p cni=github.com/containernetworking/plugins/plugins
+  sum=$(sum_of "$here/go.mod" "$here/go.sum")
+  current runtime "$sum" && return
+  say "runtime: containerd, runc, CNI plugins"
+  mkdir -p "$bin/cni"
+  for n in containerd containerd-shim-runc-v2 ctr; do
+    watched "$n" pure_build . "$bin/$n" "github.com/containerd/containerd/v2/cmd/$n" -ldflags '-s -w'
+  done
+  # Kubelet's seccomp profiles need the tag; a static binary runs in whatever mount namespace the node has.
+  CGO_ENABLED=1 watched runc go_build . "$bin/runc" github.com/opencontainers/runc \
+    -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"'
+  for p in main/bridge main/loopback ipam/host-local meta/portmap; do
+    watched "${p#*/}" pure_build . "$bin/cni/${p#*/}" "$cni/$p" -ldflags '-s -w'
+  done
+  echo "$sum" >"$bin/.runtime.sum"
+}
+
+stage_coredns() {
+  local sum
+  sum=$(sum_of "$here/go.mod" "$here/go.sum" "$here/cmd/coredns" "$here/cmd/pause")
+  current coredns "$sum" && return
+  say "coredns: CoreDNS and the pause program"
+  watched coredns pure_build . "$bin/coredns" ./cmd/coredns -ldflags '-s -w'
+  watched pause pure_build . "$bin/pause" ./cmd/pause -ldflags '-s -w'
+  echo "$sum" >"$bin/.coredns.sum"
+}
+
+stage_cluster() {
+  local sum
+  sum=$(sum_of "$here/go.mod" "$here/go.sum" "$here/cmd/cluster" "$here/internal")
+  current cluster "$sum" && return
+  say "cluster: the program that starts it all"
+  watched cluster pure_build . "$bin/cluster" ./cmd/cluster -ldflags '-s -w'
+  echo "$sum" >"$bin/.cluster.sum"
+}
+
+command -v go >/dev/null || die "no Go compiler on PATH: install Go 1.26 or newer"
+go_version=$(cd "$here" && go version)
+mkdir -p "$bin"
+(($#)) || set -- packages kube runtime coredns cluster
+for stage in "$@"; do
+  declare -F "stage_$stage" >/dev/null || die "no stage $stage: one of packages kube runtime coredns cluster"
+done
+exec 9>"$cache/build.lock"
+flock -n 9 || { say "another build is running: waiting for it"; flock -w 1800 9 || die "waited 30 minutes for another build"; }
+for stage in "$@"; do "stage_$stage"; done
+say "done: $bin"

@@ -1,0 +1,145 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
+)
+
+// Run starts a control plane alone on 127.0.0.1, announces it on standard output, and ends it with the context.
+func Run(ctx context.Context, dir string, port int) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	bin, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// A port is found free, then let go, then bound by the child: another process may come first. With ports of our
+	// own choice that shows as a start that failed, and the next try takes others.
+	for try := 1; ; try++ {
+		err := runOnce(ctx, dir, filepath.Dir(bin), port)
+		if err == nil || port != 0 || try == 3 || !strings.Contains(err.Error(), "address already in use") {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "a port was taken meanwhile; trying others")
+	}
+}
+
+func runOnce(ctx context.Context, dir, binDir string, port int) error {
+	for _, old := range []string{"etcd", "pki", "logs", "kubeconfig", "audit.log"} {
+		if err := os.RemoveAll(filepath.Join(dir, old)); err != nil {
+			return fmt.Errorf("empty the folder of an earlier run: %w", err)
+		}
+	}
+	p := &Plane{Dir: dir, IP: "127.0.0.1", Port: port, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"), ControllerQPS: 300}
+	var err error
+	if p.Port == 0 {
+		if p.Port, err = freePorts(1); err != nil {
+			return err
+		}
+	}
+	if p.EtcdPort, err = freePorts(2); err != nil {
+		return err
+	}
+	pending := p.Kubeconfig() + ".pending" // gets its real name when the API is ready
+	pki, err := p.Prepare(pending)
+	if err != nil {
+		return err
+	}
+	var children []*proc.Child
+	defer func() {
+		for _, c := range children { // SIGKILL: a polite API server takes eight seconds, and the data is thrown away
+			c.Kill()
+		}
+	}()
+	for _, c := range p.Commands(pki) {
+		child, err := proc.Start(binDir, filepath.Join(dir, "logs"), c.Name, c.Args)
+		if err != nil {
+			return err
+		}
+		children = append(children, child)
+	}
+	if err := Ready(ctx, pending, 60*time.Second, children); err != nil {
+		if ctx.Err() != nil {
+			return nil // told to end before it was ready
+		}
+		return err
+	}
+	if err := os.Rename(pending, p.Kubeconfig()); err != nil {
+		return err
+	}
+	fmt.Println("ready", p.Kubeconfig())
+	return untilOneEnds(ctx, children)
+}
+
+// Ready waits until the API answers and the controller manager has made the first service account.
+func Ready(ctx context.Context, kubeconfig string, limit time.Duration, children []*proc.Child) error {
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return err
+	}
+	config.Timeout = 5 * time.Second
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	return proc.Until(ctx, "the API server to be ready", limit, children, func(ctx context.Context) error {
+		if _, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+			return err
+		}
+		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+}
+
+func untilOneEnds(ctx context.Context, children []*proc.Child) error {
+	failed := make(chan error, len(children))
+	for _, c := range children {
+		go func() {
+			<-c.Done
+			failed <- c.Failure()
+		}()
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// freePorts finds n free ports in a row, below those that the kernel gives to outgoing connections.
+func freePorts(n int) (int, error) {
+	for range 100 {
+		first := 20000 + rand.IntN(12000)
+		if allFree(first, n) {
+			return first, nil
+		}
+	}
+	return 0, fmt.Errorf("no %d free ports in a row found on 127.0.0.1 between 20000 and 32000", n)
+}
+
+func allFree(first, n int) bool {
+	for port := first; port < first+n; port++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return false
+		}
+		l.Close()
+	}
+	return true
+}
