@@ -22,7 +22,7 @@ from ._spec import __all__ as _spec
 from ._status import *  # noqa: F403
 from ._status import __all__ as _status
 
-__all__ = [
+__all__ = [  # noqa: PLE0604
     "Contract",
     "JsonObject",
     "Quantity",

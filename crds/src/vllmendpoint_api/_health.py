@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 __all__ = [
-    "DEFAULT_LEVEL",
     "DEFAULT_FAILURE_THRESHOLD",
+    "DEFAULT_LEVEL",
     "DEFAULT_PERIOD_SECONDS",
     "DEFAULT_RESTART_AFTER_SECONDS",
     "DEFAULT_SUCCESS_THRESHOLD",

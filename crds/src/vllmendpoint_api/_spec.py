@@ -6,7 +6,7 @@ CEL rules carry the sentence that a user reads in kubectl's refusal: the field, 
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from ._base import Contract, JsonObject, Quantity
 from ._health import Level, Mode, ModelType
@@ -32,11 +32,14 @@ __all__ = [
     "Worker",
 ]
 
+
 def _rules(*rules: dict[str, str]) -> Any:
     return {"x-kubernetes-validations": list(rules)}
 
+
 def _cel_list(names: list[str]) -> str:
     return "[" + ", ".join(f"'{n}'" for n in names) + "]"
+
 
 def _strings(max_items: int, max_length: int, **extra: Any) -> WithJsonSchema:
     return WithJsonSchema(
@@ -47,6 +50,7 @@ def _strings(max_items: int, max_length: int, **extra: Any) -> WithJsonSchema:
             **extra,
         }
     )
+
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Count = Annotated[int, Field(ge=0, le=10_000)]
@@ -78,6 +82,7 @@ _ENV_RULE: Final = {
     " + ' is set by the operator; remove it'",
     "message": "worker.env: a name here is set by the operator; remove it",
 }
+
 
 class Model(Contract):
     """What to serve."""
@@ -130,27 +135,30 @@ class Model(Contract):
         Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
     ] = None
 
+
 class ConfigMapKeyRef(Contract):
     """A key of a ConfigMap in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the ConfigMap.")]
     key: Annotated[Name, Field(description="Key in the ConfigMap.")] = "config.yaml"
 
+
 class EngineConfig(Contract):
     """The engine's config file: vLLM's options, and health_check_level and health_check_payload."""
 
-    model_config = {
-        "json_schema_extra": _rules(
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
             {
                 "rule": "has(self.inline) != has(self.configMapKeyRef)",
                 "message": "engine.config: set exactly one of inline and configMapKeyRef",
             }
         )
-    }
+    )
     inline: Annotated[JsonObject | None, Field(description="The content of the file.")] = None
     config_map_key_ref: Annotated[
         ConfigMapKeyRef | None, Field(description="A ConfigMap's key that holds the file, as YAML.")
     ] = None
+
 
 class Engine(Contract):
     """How vLLM runs."""
@@ -165,11 +173,13 @@ class Engine(Contract):
     ] = ()
     config: Annotated[EngineConfig | None, Field(description="The config file (config.yaml).")] = None
 
+
 class Resources(Contract):
     """Compute resources, as in a container."""
 
-    limits: Annotated[dict[str, Quantity], Field(description="Most that may be used.")] = {}
-    requests: Annotated[dict[str, Quantity], Field(description="What is reserved.")] = {}
+    limits: Annotated[dict[str, Quantity], Field(default_factory=dict, description="Most that may be used.")]
+    requests: Annotated[dict[str, Quantity], Field(default_factory=dict, description="What is reserved.")]
+
 
 class EnvVar(Contract):
     """An environment variable, as in a container."""
@@ -180,10 +190,12 @@ class EnvVar(Contract):
         JsonObject | None, Field(description="Source of the value, as in a container's env.")
     ] = None
 
+
 class LocalObjectReference(Contract):
     """A name in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the object.")]
+
 
 class Worker(Contract):
     """The pods that run Dynamo + vLLM."""
@@ -243,45 +255,49 @@ class Worker(Contract):
         ),
     ] = None
 
+
 class PersistentVolumeClaim(Contract):
     """An existing claim in the endpoint's namespace."""
 
     claim_name: Annotated[Name, Field(description="Name of the claim.")]
+
 
 class EmptyDir(Contract):
     """A directory that lives as long as the pod."""
 
     size_limit: Annotated[Quantity | None, Field(description="Most that it may hold.")] = None
 
+
 class Cache(Contract):
     """Where downloaded models are kept. Default: an emptyDir."""
 
-    model_config = {
-        "json_schema_extra": _rules(
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
             {
                 "rule": "!(has(self.persistentVolumeClaim) && has(self.emptyDir))",
                 "message": "cache: set one of persistentVolumeClaim and emptyDir, not both",
             }
         )
-    }
+    )
     persistent_volume_claim: Annotated[
         PersistentVolumeClaim | None, Field(description="An existing claim, shared by the replicas.")
     ] = None
     empty_dir: Annotated[EmptyDir | None, Field(description="A directory of the pod's own.")] = None
 
+
 class HealthCheck(Contract):
     """How the engine is asked to generate. Nothing here has a default in the schema: a default
     would outrank the environment and the config file."""
 
-    model_config = {
-        "json_schema_extra": _rules(
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
             {
                 "rule": "!(has(self.level) && has(self.payload))",
                 "message": "healthCheck: level and payload are both set; remove one "
                 "(a level stands for a payload)",
             }
         )
-    }
+    )
     mode: Annotated[
         Mode | None,
         Field(
@@ -324,9 +340,11 @@ class HealthCheck(Contract):
         ),
     ] = None
 
+
 class FrontendMode(StrEnum):
     MANAGED = "Managed"
     NONE = "None"
+
 
 class Frontend(Contract):
     """The OpenAI-compatible HTTP server in front of the workers."""
@@ -345,27 +363,29 @@ class Frontend(Contract):
         ),
     ] = None
 
+
 class RollingUpdate(Contract):
     """How many workers may be down, or on top, while they are replaced."""
 
-    model_config = {
-        "json_schema_extra": _rules(
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
             {
-                "rule": "!(string(self.maxUnavailable) in ['0', '0%'] && string(self.maxSurge) in ['0', '0%'])",
+                "rule": "!(string(self.maxUnavailable) in ['0', '0%'] && "
+                "string(self.maxSurge) in ['0', '0%'])",
                 "message": "strategy.rollingUpdate: maxUnavailable and maxSurge cannot both be 0: "
                 "no worker could ever be replaced",
             }
         )
-    }
+    )
     max_unavailable: Annotated[IntOrPercent, Field(description="Default: 1.")] = 1
-    max_surge: Annotated[
-        IntOrPercent, Field(description="Default: 0, since a GPU to spare is rare.")
-    ] = 0
+    max_surge: Annotated[IntOrPercent, Field(description="Default: 0, since a GPU to spare is rare.")] = 0
+
 
 class Strategy(Contract):
     """How workers are replaced."""
 
     rolling_update: Annotated[RollingUpdate, Field(description="The rolling update.")] = RollingUpdate()
+
 
 class VLLMEndpointSpec(Contract):
     """What the user wants."""
@@ -377,9 +397,9 @@ class VLLMEndpointSpec(Contract):
     cache: Annotated[
         Cache | None, Field(description="Where downloaded models are kept. Default: an emptyDir.")
     ] = None
-    health_check: Annotated[
-        HealthCheck | None, Field(description="How the engine is asked to generate.")
-    ] = None
+    health_check: Annotated[HealthCheck | None, Field(description="How the engine is asked to generate.")] = (
+        None
+    )
     frontend: Annotated[
         Frontend, Field(description="The OpenAI-compatible HTTP server in front of the workers.")
     ] = Frontend()

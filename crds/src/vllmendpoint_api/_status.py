@@ -10,13 +10,13 @@ from ._health import Level, PayloadSource
 from ._report import HandlerSource, Outcome, Verdict
 
 __all__ = [
+    "MAX_WORKERS_IN_STATUS",
     "ConditionEntry",
     "HandlerStatus",
     "HandlersStatus",
     "HealthCheckStatus",
     "IgnoredStatus",
     "LastProbe",
-    "MAX_WORKERS_IN_STATUS",
     "RevisionStatus",
     "VLLMEndpointStatus",
     "WorkerStatus",
@@ -33,7 +33,9 @@ class ConditionEntry(Contract):
 
     type: Annotated[str, Field(max_length=316)]
     status: ConditionStatus
-    reason: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    reason: Annotated[
+        str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    ]
     message: Annotated[str, Field(max_length=32_768)]
     last_transition_time: Time
     observed_generation: Count

@@ -1,0 +1,193 @@
+"""Make the cluster agree with a plan: server-side apply of what differs, delete what is over."""
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from hashlib import sha256
+from typing import Any, Final
+
+from vllmendpoint_api import Reason, names
+
+from .cache import Cache
+from .errors import Conflict, NotFound, PlanError, Rejected
+from .kinds import CONTROLLER_REVISION, DEPLOYMENT, POD, Kind, by_name
+from .kube import Kube, Object
+from .model import Endpoint
+from .plan import Plan
+
+__all__ = ["Applied", "apply_plan", "differs"]
+
+log = logging.getLogger(__name__)
+
+_APPLIED: Final = f"{names.GROUP}/applied-hash"
+"""Annotation on every child: digest of what was last applied, to notice a field taken out."""
+_REFRESH_MANAGER: Final = "vllmendpoint-operator-refresh"
+"""A field manager of its own for pods, which a ReplicaSet owns."""
+
+
+@dataclass(slots=True)
+class Applied:
+    writes: int = 0
+
+
+async def apply_plan(kube: Kube, cache: Cache, endpoint: Endpoint, plan: Plan) -> Applied:
+    """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise."""
+    done = Applied()
+    for child in plan.children:
+        kind = by_name(child["kind"])
+        store = cache.store(kind, endpoint.namespace)
+        desired = _stamped(child)
+        live = store.get((endpoint.namespace, child["metadata"]["name"]))
+        if live is None:
+            await _ensure_free(kube, kind, child)
+        elif not _is_ours(live, endpoint):
+            raise _taken(kind, child)
+        elif not differs(desired, live):
+            continue
+        store.absorb(await _apply(kube, kind, desired, live))
+        done.writes += 1
+    for obj in plan.prune:
+        kind = by_name(obj["kind"])
+        metadata = obj["metadata"]
+        try:
+            await kube.delete(kind, metadata["namespace"], metadata["name"], uid=metadata["uid"])
+        except (NotFound, Conflict):
+            log.debug("already gone: %s %s", obj["kind"], metadata["name"])
+        cache.store(kind, endpoint.namespace).drop((metadata["namespace"], metadata["name"]))
+        done.writes += 1
+    for name, settings_hash in plan.refresh.items():
+        done.writes += await _refresh(kube, cache, endpoint.namespace, name, settings_hash)
+    return done
+
+
+async def _apply(kube: Kube, kind: Kind, desired: Object, live: Object | None) -> Object:
+    body = desired
+    if live is not None:
+        # The very object that was looked at: one made anew under this name in between is refused.
+        body = {**desired, "metadata": {**desired["metadata"], "uid": live["metadata"]["uid"]}}
+    try:
+        applied = await kube.apply(kind, body)
+    except Rejected as error:
+        name = f"{desired['kind']} {desired['metadata']['name']}"
+        reason = (
+            Reason.INVALID_POD_TEMPLATE if kind in (DEPLOYMENT, CONTROLLER_REVISION) else Reason.INVALID_SPEC
+        )
+        raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
+    return applied
+
+
+async def _ensure_free(kube: Kube, kind: Kind, child: Object) -> None:
+    """Our cache holds labelled objects only: another's object may stand under the name."""
+    metadata = child["metadata"]
+    try:
+        found = await kube.get(kind, metadata["namespace"], metadata["name"])
+    except NotFound:
+        return
+    uid = metadata["ownerReferences"][0]["uid"]
+    if _controller(found) != uid or "deletionTimestamp" in found["metadata"]:
+        raise _taken(kind, child)
+
+
+def _taken(kind: Kind, child: Object) -> PlanError:
+    name = child["metadata"]["name"]
+    return PlanError(
+        Reason.NAME_TAKEN,
+        f"metadata.name: the {kind.kind} {name!r} exists and is not this endpoint's; "
+        f"delete it, or give the endpoint another name",
+    )
+
+
+async def _refresh(kube: Kube, cache: Cache, namespace: str, name: str, settings_hash: str) -> int:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "annotations": {names.ANNOTATION_SETTINGS_HASH: settings_hash},
+        },
+    }
+    live = cache.store(POD, namespace).get((namespace, name))
+    if live is None:
+        return 0
+    body["metadata"] |= {"uid": live["metadata"]["uid"]}  # type: ignore[operator]
+    try:
+        cache.store(POD, namespace).absorb(await kube.apply(POD, body, manager=_REFRESH_MANAGER))
+    except (NotFound, Conflict):
+        log.debug("pod gone before its refresh: %s", name)
+    return 1
+
+
+def _stamped(child: Object) -> Object:
+    text = json.dumps(child, sort_keys=True, separators=(",", ":"))
+    annotations = {
+        **child["metadata"].get("annotations", {}),
+        _APPLIED: sha256(text.encode()).hexdigest()[:16],
+    }
+    return {**child, "metadata": {**child["metadata"], "annotations": annotations}}
+
+
+def _is_ours(live: Object, endpoint: Endpoint) -> bool:
+    return _controller(live) == endpoint.uid and "deletionTimestamp" not in live["metadata"]
+
+
+def _controller(obj: Object) -> str | None:
+    for owner in obj["metadata"].get("ownerReferences") or []:
+        if owner.get("controller"):
+            return str(owner["uid"])
+    return None
+
+
+def differs(desired: Any, live: Any) -> bool:
+    """Whether applying ``desired`` would change ``live``: something of it is absent or different.
+
+    What the API server adds (defaults, status) does not count; a field taken out shows in the
+    digest that every child carries. Quantities compare by value.
+    """
+    if isinstance(desired, dict) and isinstance(live, dict):
+        return any(
+            differs(value, live[key]) if key in live else not _dropped(value)
+            for key, value in desired.items()
+        )
+    if isinstance(desired, list) and isinstance(live, list):
+        return len(desired) != len(live) or any(
+            differs(item, other) for item, other in zip(desired, live, strict=True)
+        )
+    if desired == live:
+        return False
+    return not _same_quantity(desired, live)
+
+
+def _dropped(value: Any) -> bool:
+    """The API server leaves zero values out: an absent and an empty field are one."""
+    return value in ({}, [], "", None, 0, False)
+
+
+_QUANTITY = re.compile(r"^([+-]?[0-9.]+)([a-zA-Z]*)$")
+_SUFFIX: Final = {
+    "": Decimal(1),
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    **{s: Decimal(10) ** (3 * i) for i, s in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
+    **{s: Decimal(1024) ** i for i, s in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
+}
+
+
+def _same_quantity(a: Any, b: Any) -> bool:
+    if not isinstance(a, str | int) or not isinstance(b, str | int):
+        return False
+    x, y = _quantity(str(a)), _quantity(str(b))
+    return x is not None and x == y
+
+
+def _quantity(text: str) -> Decimal | None:
+    match = _QUANTITY.match(text)
+    if match is None or match[2] not in _SUFFIX:
+        return None
+    try:
+        return Decimal(match[1]) * _SUFFIX[match[2]]
+    except InvalidOperation:
+        return None

@@ -1,0 +1,72 @@
+"""The operator's exceptions.
+
+OperatorError
+├── KubeError                the API server answered with an error
+│   ├── NotFound             404
+│   ├── Conflict             409
+│   ├── Gone                 410: a watch's resourceVersion is too old
+│   ├── Rejected             400, 403, 422: the object itself is refused; trying again does not help
+│   └── Throttled            429
+├── LeaseLost                the lease ran out: nothing may be written any more
+└── PlanError                the spec cannot be planned; carries a condition's reason
+"""
+
+from vllmendpoint_api import Reason
+
+__all__ = [
+    "Conflict",
+    "Gone",
+    "KubeError",
+    "LeaseLost",
+    "NotFound",
+    "OperatorError",
+    "PlanError",
+    "Rejected",
+    "Throttled",
+]
+
+
+class OperatorError(Exception):
+    """Base of all."""
+
+
+class KubeError(OperatorError):
+    """The API server answered with an error."""
+
+    def __init__(self, status: int, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds that the server asked to wait, if it did."""
+
+
+class NotFound(KubeError):
+    pass
+
+
+class Conflict(KubeError):
+    pass
+
+
+class Gone(KubeError):
+    pass
+
+
+class Rejected(KubeError):
+    pass
+
+
+class Throttled(KubeError):
+    pass
+
+
+class LeaseLost(OperatorError):
+    pass
+
+
+class PlanError(OperatorError):
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

@@ -1,0 +1,82 @@
+"""One Event a transition. Which transitions are worth one is a pure decision."""
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from vllmendpoint_api import Condition, ConditionEntry, ConditionStatus, Reason, names
+
+from .model import Endpoint
+from .status.conditions import timestamp
+
+__all__ = ["Transition", "event", "transitions"]
+
+_PARTS: Final = (
+    Condition.ACCEPTED,
+    Condition.RESOLVED_REFS,
+    Condition.CONFIGURATION_RESOLVED,
+    Condition.AVAILABLE,
+    Condition.GENERATING,
+)
+_ON_THE_WAY: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS})
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    type: str
+    """``Normal`` or ``Warning``."""
+    reason: str
+    message: str
+
+
+def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry]) -> list[Transition]:
+    """A part that broke or was mended, and ``Ready``; not the steps of an ordinary start."""
+    old = {entry.type: entry for entry in before}
+    found = []
+    for entry in after:
+        previous = old.get(entry.type)
+        changed = previous is None or (previous.status, previous.reason) != (entry.status, entry.reason)
+        if not changed:
+            continue
+        if entry.type == Condition.READY:
+            if entry.status == ConditionStatus.TRUE:
+                found.append(Transition("Normal", entry.reason, entry.message))
+        elif entry.type in _PARTS:
+            if entry.status == ConditionStatus.FALSE and entry.reason not in _ON_THE_WAY:
+                found.append(Transition("Warning", entry.reason, entry.message))
+            elif entry.status == ConditionStatus.TRUE and _was_broken(previous):
+                found.append(Transition("Normal", entry.reason, entry.message))
+    return found
+
+
+def _was_broken(entry: ConditionEntry | None) -> bool:
+    return entry is not None and entry.status == ConditionStatus.FALSE and entry.reason not in _ON_THE_WAY
+
+
+def event(endpoint: Endpoint, transition: Transition, now: datetime, reporter: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "namespace": endpoint.namespace,
+            "name": f"{endpoint.name}.{uuid.uuid4().hex[:16]}",
+        },
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": endpoint.namespace,
+            "name": endpoint.name,
+            "uid": endpoint.uid,
+        },
+        "type": transition.type,
+        "reason": transition.reason,
+        "message": transition.message[:1024],
+        "firstTimestamp": timestamp(now),
+        "lastTimestamp": timestamp(now),
+        "count": 1,
+        "source": {"component": names.MANAGED_BY},
+        "reportingComponent": names.MANAGED_BY,
+        "reportingInstance": reporter,
+    }

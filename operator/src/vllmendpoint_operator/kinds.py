@@ -1,0 +1,83 @@
+"""The kinds that the operator touches, and their URLs."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from vllmendpoint_api import names
+
+__all__ = [
+    "CLAIM",
+    "CONFIG_MAP",
+    "CONTROLLER_REVISION",
+    "DEPLOYMENT",
+    "ENDPOINT",
+    "EVENT",
+    "LEASE",
+    "MANAGED",
+    "NETWORK_POLICY",
+    "POD",
+    "REPLICA_SET",
+    "ROLE_BINDING",
+    "SERVICE",
+    "SERVICE_ACCOUNT",
+    "Kind",
+    "by_name",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    group: str
+    version: str
+    kind: str
+    plural: str
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of a collection, an object, or a subresource; ``namespace=None``: all of them."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        parts = [root]
+        if namespace is not None:
+            parts.append(f"namespaces/{namespace}")
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(name)
+        if subresource is not None:
+            parts.append(subresource)
+        return "/".join(parts)
+
+
+ENDPOINT: Final = Kind(names.GROUP, names.VERSION, names.KIND, names.PLURAL)
+POD: Final = Kind("", "v1", "Pod", "pods")
+SERVICE: Final = Kind("", "v1", "Service", "services")
+CONFIG_MAP: Final = Kind("", "v1", "ConfigMap", "configmaps")
+SERVICE_ACCOUNT: Final = Kind("", "v1", "ServiceAccount", "serviceaccounts")
+CLAIM: Final = Kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+EVENT: Final = Kind("", "v1", "Event", "events")
+DEPLOYMENT: Final = Kind("apps", "v1", "Deployment", "deployments")
+REPLICA_SET: Final = Kind("apps", "v1", "ReplicaSet", "replicasets")
+CONTROLLER_REVISION: Final = Kind("apps", "v1", "ControllerRevision", "controllerrevisions")
+NETWORK_POLICY: Final = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+ROLE_BINDING: Final = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
+LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
+
+MANAGED: Final = (
+    CONTROLLER_REVISION,
+    SERVICE_ACCOUNT,
+    ROLE_BINDING,
+    CONFIG_MAP,
+    NETWORK_POLICY,
+    SERVICE,
+    DEPLOYMENT,
+)
+"""What the operator makes, in the order in which it is applied: the pinned rendering first (it is
+the write-ahead log), the pods' Deployments last, when all they refer to is there."""
+
+_BY_NAME: Final = {kind.kind: kind for kind in (*MANAGED, POD, REPLICA_SET, CLAIM, ENDPOINT)}
+
+
+def by_name(kind: str) -> Kind:
+    return _BY_NAME[kind]

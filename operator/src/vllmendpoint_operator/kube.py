@@ -1,0 +1,287 @@
+"""A thin client of the Kubernetes API: plain objects, server-side apply, streams.
+
+The credentials come from the official client (in-cluster token with refresh, or a kubeconfig);
+its object layer is left out, as it costs three times the CPU of a request (measured: 0.55 ms
+against 1.7 to 2.0 ms for one server-side apply).
+"""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, Self
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client.configuration import Configuration
+
+from .errors import Conflict, Gone, KubeError, NotFound, Rejected, Throttled
+from .kinds import Kind
+
+__all__ = ["FIELD_MANAGER", "Kube", "Object"]
+
+Object = dict[str, Any]
+FIELD_MANAGER: Final = "vllmendpoint-operator"
+
+_PAGE: Final = 500
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=30, connect=10)
+_WATCH_SECONDS: Final = 300
+_WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SECONDS + 30)
+_METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+_ERRORS: Final[dict[int, type[KubeError]]] = {
+    400: Rejected,
+    403: Rejected,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Rejected,
+    429: Throttled,
+}
+
+
+class Kube:
+    """One connection pool to one API server.
+
+    ``fence`` is called before every write and raises when nothing may be written any more;
+    ``observe`` is told of every request (verb, plural, HTTP status).
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        fence: Callable[[], None] = lambda: None,
+        observe: Callable[[str, str, int], None] = lambda verb, plural, status: None,
+    ) -> None:
+        self._configuration = configuration
+        self._session: aiohttp.ClientSession | None = None
+        self.fence = fence
+        self._observe = observe
+
+    @classmethod
+    async def load(cls, kubeconfig: str | None = None, **kwargs: Any) -> Self:
+        """From a kubeconfig file, or from the pod's service account where none is given."""
+        configuration = Configuration()
+        if kubeconfig:
+            await kube_config.load_kube_config(kubeconfig, client_configuration=configuration)
+        else:
+            kube_config.load_incluster_config(client_configuration=configuration)
+        return cls(configuration, **kwargs)
+
+    async def __aenter__(self) -> Self:
+        configuration = self._configuration
+        context = await asyncio.to_thread(_ssl_context, configuration)
+        # No limit: every watch holds a connection, and the API server has its own fairness.
+        connector = aiohttp.TCPConnector(ssl=context, limit=0)
+        self._session = aiohttp.ClientSession(
+            base_url=configuration.host, connector=connector, timeout=_TIMEOUT
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def credentials(self) -> dict[str, Any]:
+        """The same server and credentials, as ``kopf.ConnectionInfo`` takes them."""
+        configuration = self._configuration
+        auth = await configuration.auth_settings()
+        scheme, _, token = str(auth.get("BearerToken", {}).get("value", "")).partition(" ")
+        return {
+            "server": configuration.host,
+            "ca_path": configuration.ssl_ca_cert,
+            "insecure": not configuration.verify_ssl,
+            "certificate_path": configuration.cert_file,
+            "private_key_path": configuration.key_file,
+            "scheme": scheme or None,
+            "token": token or None,
+        }
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self,
+        verb: str,
+        kind: Kind,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        limits: aiohttp.ClientTimeout = _TIMEOUT,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        assert self._session is not None, "use `async with Kube(...)`"
+        auth = await self._configuration.auth_settings()
+        token = auth.get("BearerToken", {}).get("value")
+        all_headers = {"Accept": "application/json", **(headers or {})}
+        if token:
+            all_headers["Authorization"] = token
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        try:
+            async with self._session.request(
+                method, path, params=params, data=data, headers=all_headers, timeout=limits
+            ) as response:
+                self._observe(verb, kind.plural, response.status)
+                if response.status >= 400:
+                    raise await _error(response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._observe(verb, kind.plural, 0)
+            raise KubeError(0, f"{method} {path}: {type(error).__name__}: {error}") from error
+
+    async def _json(self, verb: str, kind: Kind, method: str, path: str, **kwargs: Any) -> Object:
+        async with self._request(verb, kind, method, path, **kwargs) as response:
+            result: Object = json.loads(await response.read())
+            return result
+
+    # Reads
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        return await self._json("get", kind, "GET", kind.path(namespace, name))
+
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        selector: str = "",
+        metadata_only: bool = False,
+    ) -> tuple[list[Object], str]:
+        """All objects, and the resourceVersion to watch from."""
+        params = {"limit": str(_PAGE)}
+        if selector:
+            params["labelSelector"] = selector
+        headers = {"Accept": _METADATA.format("List")} if metadata_only else None
+        items: list[Object] = []
+        while True:
+            page = await self._json("list", kind, "GET", kind.path(namespace), params=params, headers=headers)
+            items += page.get("items") or []
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion", ""))
+            params["continue"] = metadata["continue"]
+
+    async def watch(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        resource_version: str,
+        *,
+        selector: str = "",
+        metadata_only: bool = False,
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """``(ADDED | MODIFIED | DELETED | BOOKMARK, object)`` until the server ends the stream.
+
+        Raises :class:`Gone` when the resourceVersion is too old: list again.
+        """
+        params = {
+            "watch": "true",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(_WATCH_SECONDS),
+        }
+        if selector:
+            params["labelSelector"] = selector
+        headers = {"Accept": _METADATA.format("")} if metadata_only else None
+        async with self._request(
+            "watch",
+            kind,
+            "GET",
+            kind.path(namespace),
+            params=params,
+            headers=headers,
+            limits=_WATCH_TIMEOUT,
+        ) as response:
+            buffer = bytearray()
+            async for chunk in response.content.iter_any():
+                buffer += chunk
+                *lines, rest = buffer.split(b"\n")
+                buffer = bytearray(rest)
+                for line in lines:
+                    if not line:
+                        continue
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise _typed(int(status.get("code", 0)), str(status.get("message", "")))
+                    yield event["type"], event["object"]
+
+    # Writes
+
+    async def apply(
+        self, kind: Kind, body: Object, *, subresource: str | None = None, manager: str = FIELD_MANAGER
+    ) -> Object:
+        """Server-side apply, forced: what we send is ours."""
+        self.fence()
+        metadata = body["metadata"]
+        return await self._json(
+            "apply",
+            kind,
+            "PATCH",
+            kind.path(metadata["namespace"], metadata["name"], subresource),
+            params={"fieldManager": manager, "force": "true"},
+            body=body,
+            headers={"Content-Type": "application/apply-patch+yaml"},
+        )
+
+    async def create(self, kind: Kind, body: Object) -> Object:
+        self.fence()
+        return await self._json(
+            "create",
+            kind,
+            "POST",
+            kind.path(body["metadata"]["namespace"]),
+            params={"fieldManager": FIELD_MANAGER},
+            body=body,
+            headers={"Content-Type": "application/json"},
+        )
+
+    async def replace(self, kind: Kind, body: Object) -> Object:
+        """Update; :class:`Conflict` unless the resourceVersion in ``body`` is the newest."""
+        metadata = body["metadata"]
+        return await self._json(
+            "update",
+            kind,
+            "PUT",
+            kind.path(metadata["namespace"], metadata["name"]),
+            params={"fieldManager": FIELD_MANAGER},
+            body=body,
+            headers={"Content-Type": "application/json"},
+        )
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
+        """Delete that very object: another one under the same name stays (:class:`Conflict`)."""
+        self.fence()
+        await self._json(
+            "delete",
+            kind,
+            "DELETE",
+            kind.path(namespace, name),
+            body={"preconditions": {"uid": uid}, "propagationPolicy": "Background"},
+            headers={"Content-Type": "application/json"},
+        )
+
+
+def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _error(response: aiohttp.ClientResponse) -> KubeError:
+    text = (await response.content.read(65_536)).decode(errors="replace")
+    try:
+        message = str(json.loads(text).get("message", text))
+    except (ValueError, AttributeError):
+        message = text[:500]
+    retry_after = response.headers.get("Retry-After", "")
+    return _typed(response.status, message, float(retry_after) if retry_after.isdigit() else None)
+
+
+def _typed(status: int, message: str, retry_after: float | None = None) -> KubeError:
+    return _ERRORS.get(status, KubeError)(status, message, retry_after=retry_after)

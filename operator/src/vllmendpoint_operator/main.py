@@ -1,0 +1,105 @@
+"""kopf wiring: the VLLMEndpoint watch, start and stop. The only file that imports kopf; decides nothing."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from .election import Election
+from .errors import LeaseLost
+from .kinds import ENDPOINT
+from .kube import Kube
+from .logs import configure
+from .metrics import Metrics, serve
+from .operator import Operator
+from .settings import Settings
+
+__all__ = ["main", "run"]
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Exit codes: 0 asked to end, 1 the lease was lost or something failed (start again)."""
+    settings = Settings()
+    configure(settings.log_level, settings.log_format)
+    code = 0
+    try:
+        asyncio.run(run(settings))
+    except* LeaseLost as lost:
+        log.error("%s", lost.exceptions[0])
+        code = 1
+    return code
+
+
+async def run(settings: Settings) -> None:
+    """Lead, and operate while leading; returns on SIGTERM or SIGINT."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    metrics = Metrics()
+    operator: Operator | None = None
+    runners = await serve(
+        metrics,
+        # A replica that waits for the lease is ready: it would lead as soon as it may.
+        lambda: operator is None or operator.ready,
+        address=settings.bind_address,
+        metrics_port=settings.metrics_port,
+        health_port=settings.health_port,
+    )
+    try:
+        async with (
+            await Kube.load(settings.kubeconfig, observe=metrics.request) as kube,
+            Election(
+                kube,
+                namespace=settings.namespace,
+                name=settings.lease_name,
+                identity=settings.holder,
+                duration=settings.lease_seconds,
+            ) as election,
+        ):
+            kube.fence = election.check
+            metrics.leader.set(1)
+            operator = Operator(kube, settings, metrics)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(election.hold(), name="lease")
+                tasks.create_task(operator.run(), name="operator")
+                tasks.create_task(_watch(kube, settings, operator), name="kopf")
+    except asyncio.CancelledError:
+        log.info("asked to end")
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
+    """kopf as the informer of VLLMEndpoints: it only feeds the queue."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return kopf.ConnectionInfo(**await kube.credentials())
+
+    @kopf.on.event(ENDPOINT.group, ENDPOINT.version, ENDPOINT.plural, registry=registry)
+    async def changed(event: Mapping[str, Any], **_: Any) -> None:
+        if event["type"] == "DELETED":
+            operator.deleted(dict(event["object"]))
+        else:
+            operator.seen(dict(event["object"]))
+
+    options = kopf.OperatorSettings()
+    options.posting.enabled = False
+    options.scanning.disabled = True
+    options.process.ultimate_exiting_timeout = None
+    await kopf.operator(
+        registry=registry,
+        settings=options,
+        standalone=True,
+        clusterwide=not settings.scopes,
+        namespaces=settings.scopes,
+    )

@@ -1,0 +1,122 @@
+"""Prometheus metrics, and the operator's own health."""
+
+import asyncio
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from vllmendpoint_api import Condition, ConditionStatus, VLLMEndpointStatus
+
+__all__ = ["Metrics", "serve"]
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self.reconciles = Counter(
+            "vllmendpoint_operator_reconcile_total", "Reconciles by result.", ["result"], registry=registry
+        )
+        self.reconcile_errors = Counter(
+            "vllmendpoint_operator_reconcile_errors_total",
+            "Reconciles that failed and are tried again.",
+            registry=registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "vllmendpoint_operator_reconcile_duration_seconds",
+            "Duration of a reconcile.",
+            registry=registry,
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+        )
+        self.queue_seconds = Histogram(
+            "vllmendpoint_operator_queue_duration_seconds",
+            "Time a key waited in the queue.",
+            registry=registry,
+            buckets=(0.001, 0.01, 0.1, 0.5, 1, 5, 30, 120),
+        )
+        self.queue_depth = Gauge("vllmendpoint_operator_queue_depth", "Keys that wait.", registry=registry)
+        self.requests = Counter(
+            "vllmendpoint_operator_api_requests_total",
+            "Requests to the API server.",
+            ["verb", "resource", "code"],
+            registry=registry,
+        )
+        self.leader = Gauge("vllmendpoint_operator_leader", "1 while this replica leads.", registry=registry)
+        self.conditions = Gauge(
+            "vllmendpoint_condition",
+            "1 for the status that a condition of an endpoint has.",
+            ["namespace", "name", "condition", "status"],
+            registry=registry,
+        )
+        self.replicas = Gauge(
+            "vllmendpoint_replicas",
+            "Replicas of an endpoint by state: wanted, current, ready, generating.",
+            ["namespace", "name", "state"],
+            registry=registry,
+        )
+
+    def request(self, verb: str, resource: str, status: int) -> None:
+        self.requests.labels(verb, resource, str(status)).inc()
+
+    def endpoint(self, key: tuple[str, str], wanted: int, status: VLLMEndpointStatus) -> None:
+        for entry in status.conditions:
+            for value in ConditionStatus:
+                self.conditions.labels(*key, entry.type, value.value).set(entry.status == value)
+        for state, count in (
+            ("wanted", wanted),
+            ("current", status.replicas),
+            ("ready", status.ready_replicas),
+            ("generating", status.generating_replicas),
+        ):
+            self.replicas.labels(*key, state).set(count)
+
+    def forget(self, key: tuple[str, str]) -> None:
+        for condition in Condition:
+            for value in ConditionStatus:
+                _remove(self.conditions, *key, condition.value, value.value)
+        for state in ("wanted", "current", "ready", "generating"):
+            _remove(self.replicas, *key, state)
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        return
+
+
+async def serve(
+    metrics: Metrics, ready: Callable[[], bool], *, address: str, metrics_port: int, health_port: int
+) -> list[web.AppRunner]:
+    """``/metrics`` on one port; ``/healthz`` and ``/readyz`` on the other. Clean the runners up."""
+
+    async def exposition(_: web.Request) -> web.Response:
+        body = await asyncio.to_thread(generate_latest, metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        if ready():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="not every watched kind has been listed yet\n")
+
+    runners = []
+    for port, routes in (
+        (metrics_port, [web.get("/metrics", exposition)]),
+        (health_port, [web.get("/healthz", healthz), web.get("/readyz", readyz)]),
+    ):
+        app = web.Application()
+        app.add_routes(routes)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, address, port).start()
+        runners.append(runner)
+    return runners

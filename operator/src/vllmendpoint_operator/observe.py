@@ -1,0 +1,138 @@
+"""Gather one endpoint's world from the cache and the workers' reports. Writes nothing."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from vllmendpoint_api import VLLMEndpointSpec, names
+
+from .cache import Cache
+from .errors import NotFound
+from .kinds import CLAIM, CONFIG_MAP, MANAGED, POD, REPLICA_SET
+from .kube import Kube, Object
+from .model import ConfigMapContent, Endpoint, Observed, Pod
+from .reports import Reports, Target
+
+__all__ = ["Observer", "claim_references", "config_map_references"]
+
+
+def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
+    """Names of the ConfigMaps whose content the plan needs."""
+    config = spec.engine.config
+    reference = config.config_map_key_ref if config is not None else None
+    return {reference.name} if reference is not None else set()
+
+
+def claim_references(spec: VLLMEndpointSpec) -> set[str]:
+    """Names of the PersistentVolumeClaims that the workers mount."""
+    found = set()
+    if spec.model.uri.startswith("pvc://"):
+        found.add(spec.model.uri.removeprefix("pvc://").split("/", 1)[0])
+    if spec.cache is not None and spec.cache.persistent_volume_claim is not None:
+        found.add(spec.cache.persistent_volume_claim.claim_name)
+    return found
+
+
+class Observer:
+    def __init__(self, kube: Kube, cache: Cache, reports: Reports) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._reports = reports
+        self._contents: dict[tuple[str, str, str], ConfigMapContent] = {}
+        """(namespace, name, uid/resourceVersion) -> content: each version is read once."""
+
+    async def observe(self, endpoint: Endpoint) -> Observed:
+        """The endpoint's world now; also makes the report streams follow its worker pods."""
+        namespace = endpoint.namespace
+        children = {
+            (kind.kind, obj["metadata"]["name"]): {"kind": kind.kind, **obj}
+            for kind in MANAGED
+            for obj in self._cache.store(kind, namespace).of(endpoint.key)
+            if _controller(obj) == endpoint.uid
+        }
+        deployments = {obj["metadata"]["uid"] for (kind, _), obj in children.items() if kind == "Deployment"}
+        replica_sets = [
+            obj
+            for obj in self._cache.store(REPLICA_SET, namespace).of(endpoint.key)
+            if _controller(obj) in deployments
+        ]
+        sets = {obj["metadata"]["uid"] for obj in replica_sets}
+        pods = [obj for obj in self._cache.store(POD, namespace).of(endpoint.key) if _controller(obj) in sets]
+        workers = [obj for obj in pods if _component(obj) == "worker"]
+        self._follow(endpoint, workers)
+        return Observed(
+            now=datetime.now(UTC),
+            children=children,
+            workers=tuple(self._pod(obj) for obj in _by_name(workers)),
+            frontends=tuple(self._pod(obj) for obj in _by_name(pods) if _component(obj) == "frontend"),
+            config_maps=await self._config_maps(endpoint),
+            claims=frozenset(
+                name
+                for name in claim_references(endpoint.spec)
+                if self._cache.reference(CLAIM, namespace).get((namespace, name)) is not None
+            ),
+            settings_in_use=frozenset(_mounted(pods, replica_sets)),
+        )
+
+    def forget(self, key: tuple[str, str]) -> None:
+        """The endpoint is gone: end its streams."""
+        self._reports.follow(key, {})
+
+    def _pod(self, obj: Object) -> Pod:
+        metadata = obj["metadata"]
+        return Pod(metadata["name"], metadata["uid"], obj, self._reports.link(metadata["uid"]))
+
+    def _follow(self, endpoint: Endpoint, workers: Iterable[Object]) -> None:
+        targets = {}
+        for obj in workers:
+            pod = self._pod(obj)
+            if pod.running and pod.address and not pod.terminating:
+                targets[pod.uid] = Target(pod.uid, pod.address, endpoint.key)
+        self._reports.follow(endpoint.key, targets)
+
+    async def _config_maps(self, endpoint: Endpoint) -> dict[str, ConfigMapContent]:
+        namespace = endpoint.namespace
+        found = {}
+        for name in config_map_references(endpoint.spec):
+            reference = self._cache.reference(CONFIG_MAP, namespace).get((namespace, name))
+            if reference is None:
+                continue
+            metadata = reference["metadata"]
+            version = (namespace, name, f"{metadata['uid']}/{metadata['resourceVersion']}")
+            content = self._contents.get(version)
+            if content is None:
+                try:
+                    obj = await self._kube.get(CONFIG_MAP, namespace, name)
+                except NotFound:
+                    continue
+                content = ConfigMapContent(obj.get("data") or {})
+                for old in [key for key in self._contents if key[:2] == version[:2]]:
+                    del self._contents[old]
+                self._contents[version] = content
+            found[name] = content
+        return found
+
+
+def _by_name(objects: Iterable[Object]) -> list[Object]:
+    return sorted(objects, key=lambda obj: str(obj["metadata"]["name"]))
+
+
+def _component(obj: Object) -> str:
+    return str((obj["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, ""))
+
+
+def _controller(obj: Object) -> str | None:
+    for owner in obj["metadata"].get("ownerReferences") or []:
+        if owner.get("controller"):
+            return str(owner["uid"])
+    return None
+
+
+def _mounted(pods: Iterable[Object], replica_sets: Iterable[Object]) -> set[str]:
+    specs = [pod.get("spec") or {} for pod in pods]
+    specs += [item["spec"]["template"]["spec"] for item in replica_sets if item["spec"]["replicas"]]
+    return {
+        volume["configMap"]["name"]
+        for spec in specs
+        for volume in spec.get("volumes") or []
+        if "name" in (volume.get("configMap") or {})
+    }

@@ -1,0 +1,141 @@
+"""The operator's engine room: stores, queue, workers and resync, wired together. Knows no kopf."""
+
+import asyncio
+import logging
+import random
+from time import perf_counter
+
+from .cache import Cache, Key
+from .errors import KubeError, LeaseLost
+from .kinds import ENDPOINT
+from .kube import Kube, Object
+from .metrics import Metrics
+from .observe import Observer
+from .queue import WorkQueue
+from .reconcile import Endpoints, Reconciler
+from .reports import Reports
+from .settings import Settings
+
+__all__ = ["Operator"]
+
+log = logging.getLogger(__name__)
+
+
+class Operator:
+    """Owns every task of the leading operator; :meth:`run` ends only by cancellation or failure."""
+
+    def __init__(self, kube: Kube, settings: Settings, metrics: Metrics) -> None:
+        self._kube = kube
+        self._settings = settings
+        self._metrics = metrics
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._endpoints = Endpoints()
+        self._cache = Cache(
+            kube, settings.scopes, changed=self._child_changed, referenced=self._reference_changed
+        )
+        self.ready = False
+        """Every watched kind has been listed once."""
+
+    # Fed by the VLLMEndpoint watch
+
+    def seen(self, obj: Object) -> None:
+        if self._endpoints.put(obj):
+            self._queue.add(_key(obj))
+
+    def deleted(self, obj: Object) -> None:
+        if self._endpoints.drop(_key(obj), obj["metadata"]["uid"]):
+            self._queue.add(_key(obj))
+
+    # Fed by the cache and the reports
+
+    def _child_changed(self, owner: Key, urgent: bool) -> None:
+        if self._endpoints.get(owner) is not None:
+            self._queue.add(owner, urgent=urgent)
+
+    def _reference_changed(self, kind: str, key: Key) -> None:
+        for owner in self._endpoints.referring(kind, *key):
+            self._queue.add(owner)
+
+    def _reported(self, owner: Key) -> None:
+        self._queue.add(owner, urgent=True)
+
+    async def run(self) -> None:
+        async with Reports(self._reported, port=self._settings.report_port) as reports:
+            reconciler = Reconciler(
+                kube=self._kube,
+                cache=self._cache,
+                observer=Observer(self._kube, self._cache, reports),
+                endpoints=self._endpoints,
+                options=self._settings.options,
+                metrics=self._metrics,
+                identity=self._settings.holder,
+            )
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for store in self._cache.stores:
+                        tasks.create_task(store.run(), name=f"watch-{store.kind.plural}")
+                    await self._cache.synced()
+                    self.ready = True
+                    log.info("every watched kind is listed")
+                    for number in range(self._settings.workers):
+                        tasks.create_task(self._work(reconciler), name=f"worker-{number}")
+                    tasks.create_task(self._resync(), name="resync")
+            finally:
+                self._queue.close()
+
+    async def _work(self, reconciler: Reconciler) -> None:
+        while True:
+            key, waited = await self._queue.get()
+            self._metrics.queue_seconds.observe(waited)
+            self._metrics.queue_depth.set(len(self._queue))
+            started = perf_counter()
+            try:
+                again = await reconciler.reconcile(key)
+            except LeaseLost:
+                raise
+            except KubeError as error:
+                delay = self._queue.retry(key)
+                self._failed(key, delay, error)
+            except Exception as error:
+                # A defect must not stop the other endpoints; it is loud, and tried again.
+                delay = self._queue.retry(key)
+                log.exception("%s/%s: a defect of the operator", *key)
+                self._failed(key, delay, error)
+            else:
+                self._queue.succeeded(key)
+                self._metrics.reconciles.labels("success").inc()
+                if again is not None:
+                    self._queue.add_after(key, again)
+            finally:
+                self._metrics.reconcile_seconds.observe(perf_counter() - started)
+                self._queue.done(key)
+
+    def _failed(self, key: Key, delay: float, error: Exception) -> None:
+        self._metrics.reconciles.labels("error").inc()
+        self._metrics.reconcile_errors.inc()
+        log.warning("%s/%s: %s; trying again in %.1f s", *key, error, delay)
+
+    async def _resync(self) -> None:
+        """Look at everything once in a while, and drop what went unnoticed during a gap of the watch."""
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds * random.uniform(0.9, 1.1))
+            try:
+                await self._drop_vanished()
+            except KubeError as error:
+                log.warning("resync: %s", error)
+            for key in self._endpoints:
+                self._queue.add(key)
+
+    async def _drop_vanished(self) -> None:
+        known = {key: self._endpoints.get(key) for key in self._endpoints}
+        listed = set()
+        for scope in self._settings.scopes or (None,):
+            items, _ = await self._kube.list(ENDPOINT, scope, metadata_only=True)
+            listed |= {item["metadata"]["uid"] for item in items}
+        for obj in known.values():
+            if obj is not None and obj["metadata"]["uid"] not in listed:
+                self.deleted(obj)
+
+
+def _key(obj: Object) -> Key:
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]

@@ -1,0 +1,143 @@
+"""From a spec and what was observed to the children that should exist. Pure: no I/O, no clock."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllmendpoint_api import (
+    Reason,
+    RevisionStatus,
+    WorkerSettings,
+    engine_arg_name,
+    names,
+    owned_engine_arg,
+    owned_env,
+)
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.model import Endpoint, Observed
+
+from . import access, configuration, frontend, network, workload
+from .options import Options
+from .revision import HISTORY, pinned, revisions
+
+__all__ = ["Options", "Plan", "PlanError", "invocations_url", "plan", "url", "worker_settings"]
+
+worker_settings = configuration.worker_settings
+
+_PRUNED: Final = ("ConfigMap", "ServiceAccount", "RoleBinding", "NetworkPolicy", "Service", "Deployment")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    children: tuple[dict[str, Any], ...]
+    """Complete objects with namespace and owner, in the order in which to apply them."""
+    prune: tuple[dict[str, Any], ...]
+    """Objects of ours that are no longer wanted."""
+    refresh: Mapping[str, str]
+    """Pod name -> settings hash to annotate it with, so that the kubelet brings the settings at once."""
+    settings: WorkerSettings
+    revision: RevisionStatus
+
+
+def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
+    """What should exist. Raises PlanError where the spec, or what it refers to, does not allow one."""
+    _check(endpoint)
+    text = configuration.config_file(endpoint.spec, observed)
+    config = None if text is None else configuration.config_name(endpoint, text)
+    settings = worker_settings(endpoint.spec)
+    revision = pinned(endpoint, observed, options, config)
+
+    children = [
+        revision.object(endpoint),
+        *access.accounts(endpoint, options),
+        configuration.settings_map(endpoint, settings),
+        *([] if text is None else [configuration.config_map(endpoint, text)]),
+        *network.network_policies(endpoint, options),
+        *network.services(endpoint),
+        workload.deployment(endpoint, revision.data["worker"]),
+    ]
+    if frontend.managed(endpoint):
+        children.append(frontend.deployment(endpoint, revision.data["frontend"]))
+    owned = tuple(_owned(endpoint, child) for child in children)
+    return Plan(
+        children=owned,
+        prune=_prune(owned, observed),
+        refresh=_refresh(observed, settings),
+        settings=settings,
+        revision=revision.status(),
+    )
+
+
+def url(endpoint: Endpoint) -> str:
+    """Base URL of the OpenAI API; without a frontend the workers' own."""
+    if frontend.managed(endpoint):
+        return f"http://{endpoint.name}.{endpoint.namespace}.svc:{names.FRONTEND_PORT}/v1"
+    return f"http://{workload.deployment_name(endpoint)}.{endpoint.namespace}.svc:{names.SAGEMAKER_PORT}/v1"
+
+
+def invocations_url(endpoint: Endpoint) -> str:
+    host = f"{workload.deployment_name(endpoint)}.{endpoint.namespace}.svc"
+    return f"http://{host}:{names.SAGEMAKER_PORT}/invocations"
+
+
+def _check(endpoint: Endpoint) -> None:
+    """What admission may have let pass: CEL sees neither every spelling nor a CRD of another version."""
+    for argument in endpoint.spec.engine.args:
+        if (instead := owned_engine_arg(argument)) is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                f"engine.args: {engine_arg_name(argument)} is set by the operator; remove it: {instead}",
+            )
+    for item in endpoint.spec.worker.env:
+        if (why := owned_env(item.name)) is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                f"worker.env: {item.name} is set by the operator; remove it: {why}",
+            )
+        if item.value is not None and item.value_from is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                f"worker.env: {item.name} has both value and valueFrom; remove one",
+            )
+
+
+def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
+    owner = {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": endpoint.name,
+        "uid": endpoint.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    metadata = {**child["metadata"], "namespace": endpoint.namespace, "ownerReferences": [owner]}
+    return {**child, "metadata": metadata}
+
+
+def _prune(children: tuple[dict[str, Any], ...], observed: Observed) -> tuple[dict[str, Any], ...]:
+    wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
+    gone = [
+        obj
+        for (kind, name), obj in observed.children.items()
+        if kind in _PRUNED
+        and (kind, name) not in wanted
+        # Old pods keep their config whatever happens, so that an evicted one can come back.
+        and not (kind == "ConfigMap" and name in observed.settings_in_use)
+    ]
+    history = [
+        obj for obj in revisions(observed) if ("ControllerRevision", obj["metadata"]["name"]) not in wanted
+    ]
+    return (*gone, *history[HISTORY - 1 :])
+
+
+def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:
+    """Pods whose worker says that it runs other settings, and that were not told yet."""
+    return {
+        pod.name: settings.hash
+        for pod in observed.workers
+        if not pod.terminating
+        and pod.link.report is not None
+        and pod.link.report.configuration.settings_hash != settings.hash
+        and (pod.obj["metadata"].get("annotations") or {}).get(names.ANNOTATION_SETTINGS_HASH)
+        != settings.hash
+    }

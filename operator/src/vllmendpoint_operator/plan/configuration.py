@@ -1,0 +1,90 @@
+"""The two ConfigMaps: hot settings that restart nothing, and the engine's config file, pinned by name."""
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from vllmendpoint_api import HealthCheckSettings, Reason, VLLMEndpointSpec, WorkerSettings, names
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.model import Endpoint, Observed
+
+__all__ = [
+    "config_file",
+    "config_map",
+    "config_name",
+    "digest",
+    "settings_map",
+    "settings_name",
+    "worker_settings",
+]
+
+
+def digest(value: Any) -> str:
+    """Ten hex digits that name a content."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def worker_settings(spec: VLLMEndpointSpec) -> WorkerSettings:
+    check = spec.health_check
+    hot = HealthCheckSettings.model_validate(check.wire()) if check else HealthCheckSettings()
+    return WorkerSettings(health_check=hot).sealed()
+
+
+def settings_name(endpoint: Endpoint) -> str:
+    return f"{endpoint.name}-settings"
+
+
+def settings_map(endpoint: Endpoint, settings: WorkerSettings) -> dict[str, Any]:
+    text = json.dumps(settings.wire(), sort_keys=True, indent=2) + "\n"
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": settings_name(endpoint), "labels": endpoint.labels("settings")},
+        "data": {names.SETTINGS_FILE: text},
+    }
+
+
+def config_file(spec: VLLMEndpointSpec, observed: Observed) -> str | None:
+    """Text of the engine's config file; None where the spec has none.
+
+    Raises PlanError where the ConfigMap or its key is not there.
+    """
+    config = spec.engine.config
+    if config is None:
+        return None
+    if config.inline is not None:
+        return yaml.safe_dump(config.inline, sort_keys=True)
+    reference = config.config_map_key_ref
+    if reference is None:
+        raise PlanError(Reason.INVALID_SPEC, "engine.config: set exactly one of inline and configMapKeyRef")
+    found = observed.config_maps.get(reference.name)
+    if found is None:
+        raise PlanError(
+            Reason.CONFIG_MAP_NOT_FOUND,
+            f"engine.config.configMapKeyRef: no ConfigMap {reference.name!r} in this namespace; create it, "
+            "or name another",
+        )
+    if reference.key not in found.data:
+        raise PlanError(
+            Reason.CONFIG_MAP_KEY_NOT_FOUND,
+            f"engine.config.configMapKeyRef: the ConfigMap {reference.name!r} has no key {reference.key!r}; "
+            f"it has: {', '.join(sorted(found.data)) or 'none'}",
+        )
+    return found.data[reference.key]
+
+
+def config_name(endpoint: Endpoint, text: str) -> str:
+    return f"{endpoint.name}-config-{digest(text)}"
+
+
+def config_map(endpoint: Endpoint, text: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": config_name(endpoint, text), "labels": endpoint.labels("config")},
+        "immutable": True,
+        "data": {names.CONFIG_FILE: text},
+    }

@@ -1,0 +1,89 @@
+"""The frontend: Dynamo's OpenAI HTTP server, for this endpoint's workers alone."""
+
+from typing import Any
+
+from vllmendpoint_api import FrontendMode, names
+from vllmendpoint_operator.model import Endpoint
+
+from .options import Options
+from .pods import (
+    FRONTEND,
+    RESPONSE_PORT,
+    container_security,
+    dynamo_env,
+    dynamo_labels,
+    pod_security,
+    resources,
+)
+from .template import customised
+from .workload import image
+
+__all__ = ["deployment", "frontend_name", "managed", "pod_template"]
+
+
+def managed(endpoint: Endpoint) -> bool:
+    return endpoint.spec.frontend.mode == FrontendMode.MANAGED
+
+
+def frontend_name(endpoint: Endpoint) -> str:
+    return f"{endpoint.name}-frontend"
+
+
+def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
+    frontend = endpoint.spec.frontend
+    main: dict[str, Any] = {
+        "name": names.MAIN_CONTAINER,
+        "image": image(endpoint, options),
+        "command": ["python3", "-m", "dynamo.frontend"],
+        "args": ["--http-port", str(names.FRONTEND_PORT)],
+        "env": [
+            *dynamo_env(endpoint),
+            {"name": "DYN_TCP_RESPONSE_STREAM_PORT", "value": str(RESPONSE_PORT)},
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+        ],
+        "ports": [{"name": "http", "containerPort": names.FRONTEND_PORT, "protocol": "TCP"}],
+        "startupProbe": {**_get("/live"), "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 120},
+        "readinessProbe": {**_get("/health"), "periodSeconds": 5, "timeoutSeconds": 3},
+        "livenessProbe": {
+            **_get("/live"),
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "securityContext": container_security(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    if found := resources(frontend.resources):
+        main["resources"] = found
+    pod: dict[str, Any] = {
+        "serviceAccountName": frontend_name(endpoint),
+        "securityContext": pod_security(),
+        "enableServiceLinks": False,
+        "containers": [main],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+    if endpoint.spec.worker.image_pull_secrets:
+        pod["imagePullSecrets"] = [item.wire() for item in endpoint.spec.worker.image_pull_secrets]
+    rendered = {
+        "metadata": {"labels": {**endpoint.labels(FRONTEND), **dynamo_labels(endpoint, FRONTEND)}},
+        "spec": pod,
+    }
+    return customised(rendered, frontend.pod_template, "frontend.podTemplate")
+
+
+def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": frontend_name(endpoint), "labels": endpoint.labels(FRONTEND)},
+        "spec": {
+            "replicas": endpoint.spec.frontend.replicas,
+            "selector": {"matchLabels": endpoint.selector(FRONTEND)},
+            "revisionHistoryLimit": 2,
+            "template": template,
+        },
+    }
+
+
+def _get(path: str) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}}

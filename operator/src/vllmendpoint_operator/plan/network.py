@@ -1,0 +1,106 @@
+"""Services, and who may reach which port."""
+
+from typing import Any
+
+from vllmendpoint_api import names
+from vllmendpoint_operator.model import Endpoint
+
+from .frontend import frontend_name, managed
+from .options import Options
+from .pods import FRONTEND, REQUEST_PORT, WORKER, dynamo_labels
+from .workload import deployment_name
+
+__all__ = ["network_policies", "services"]
+
+_LAST_PORT = 65_535
+
+
+def services(endpoint: Endpoint) -> list[dict[str, Any]]:
+    workers = _service(
+        endpoint,
+        deployment_name(endpoint),
+        WORKER,
+        [("http", names.SAGEMAKER_PORT, "sagemaker"), ("system", names.SYSTEM_PORT, "system")],
+    )
+    # Dynamo finds workers through the EndpointSlices of Services with these labels.
+    workers["metadata"]["labels"].update(dynamo_labels(endpoint, WORKER))
+    if not managed(endpoint):
+        return [workers]
+    return [workers, _service(endpoint, endpoint.name, FRONTEND, [("http", names.FRONTEND_PORT, "http")])]
+
+
+def _service(
+    endpoint: Endpoint, name: str, component: str, ports: list[tuple[str, int, str]]
+) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "labels": endpoint.labels(component)},
+        "spec": {
+            "type": "ClusterIP",
+            "selector": endpoint.selector(component),
+            "ports": [
+                {"name": port_name, "port": port, "targetPort": target, "protocol": "TCP"}
+                for port_name, port, target in ports
+            ],
+        },
+    }
+
+
+def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any]]:
+    """Serving ports are open; Dynamo's own only to this endpoint's pods; reports only to the operator.
+
+    The kubelet reaches the pods of its node whatever a policy says.
+    """
+    peers = {
+        "podSelector": {
+            "matchLabels": {
+                names.LABEL_NAME: endpoint.labels(WORKER)[names.LABEL_NAME],
+                names.LABEL_INSTANCE: endpoint.name,
+            }
+        }
+    }
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": options.operator_namespace}},
+        "podSelector": {"matchLabels": options.operator_labels},
+    }
+    dynamo = {"port": REQUEST_PORT, "endPort": _LAST_PORT, "protocol": "TCP"}
+    policies = [
+        _policy(
+            endpoint,
+            deployment_name(endpoint),
+            WORKER,
+            [
+                {"ports": [_port(names.SAGEMAKER_PORT)]},
+                {"from": [peers], "ports": [_port(names.SYSTEM_PORT), dynamo]},
+                {"from": [operator], "ports": [_port(names.REPORT_PORT)]},
+            ],
+        )
+    ]
+    if managed(endpoint):
+        policies.append(
+            _policy(
+                endpoint,
+                frontend_name(endpoint),
+                FRONTEND,
+                [{"ports": [_port(names.FRONTEND_PORT)]}, {"from": [peers], "ports": [dynamo]}],
+            )
+        )
+    return policies
+
+
+def _policy(endpoint: Endpoint, name: str, component: str, ingress: list[Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "labels": endpoint.labels(component)},
+        "spec": {
+            "podSelector": {"matchLabels": endpoint.selector(component)},
+            "policyTypes": ["Ingress"],
+            "ingress": ingress,
+        },
+    }
+
+
+def _port(number: int) -> dict[str, Any]:
+    return {"port": number, "protocol": "TCP"}

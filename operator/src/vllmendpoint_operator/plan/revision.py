@@ -1,0 +1,108 @@
+"""The pinned rendering: an upgrade of the operator changes no pod.
+
+What was rendered is kept in a ControllerRevision together with a digest of its inputs. As long as
+the inputs are the same, the kept templates are applied as they are, whatever this version of the
+operator would render.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllmendpoint_api import RevisionStatus, names
+from vllmendpoint_operator.model import Endpoint, Observed
+
+from .configuration import digest
+from .frontend import managed
+from .frontend import pod_template as frontend_template
+from .options import Options
+from .workload import image
+from .workload import pod_template as worker_template
+
+__all__ = ["HISTORY", "Revision", "pinned", "revisions"]
+
+HISTORY: Final = 3
+"""Revisions kept, the one in force included."""
+_INPUTS: Final = f"{names.GROUP}/inputs-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    name: str
+    number: int
+    inputs: str
+    data: dict[str, Any]
+    """``{"image": ..., "worker": PodTemplateSpec, "frontend": PodTemplateSpec or None}``"""
+    upgrade_available: bool
+
+    def status(self) -> RevisionStatus:
+        return RevisionStatus(
+            name=self.name, image=self.data["image"], upgrade_available=self.upgrade_available
+        )
+
+    def object(self, endpoint: Endpoint) -> dict[str, Any]:
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": {
+                "name": self.name,
+                "labels": endpoint.labels("revision"),
+                "annotations": {_INPUTS: self.inputs},
+            },
+            "revision": self.number,
+            "data": self.data,
+        }
+
+
+def revisions(observed: Observed) -> list[dict[str, Any]]:
+    """The endpoint's ControllerRevisions, newest first."""
+    found = [obj for (kind, _), obj in observed.children.items() if kind == "ControllerRevision"]
+    return sorted(found, key=lambda obj: (-int(obj.get("revision", 0)), obj["metadata"]["name"]))
+
+
+def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str | None) -> Revision:
+    """The rendering in force: the newest one kept if its inputs are today's, else a new one.
+
+    ``config`` is the name of the ConfigMap with the engine's config file (a digest of its content).
+    """
+    fresh: dict[str, Any] = {
+        "image": image(endpoint, options),
+        "worker": _restarting(worker_template(endpoint, options, config), endpoint.rollout),
+    }
+    if managed(endpoint):
+        fresh["frontend"] = frontend_template(endpoint, options)
+    inputs = _inputs(endpoint, config)
+    kept = revisions(observed)
+    if kept:
+        newest = kept[0]
+        if (newest["metadata"].get("annotations") or {}).get(_INPUTS) == inputs:
+            return Revision(
+                name=newest["metadata"]["name"],
+                number=int(newest["revision"]),
+                inputs=inputs,
+                data=newest["data"],
+                upgrade_available=newest["data"] != fresh,
+            )
+    number = int(kept[0]["revision"]) + 1 if kept else 1
+    # The inputs are part of the name: one rendering may come from two inputs (a rollout asked for
+    # that changes nothing else), and data of a ControllerRevision can never be changed.
+    name = f"{endpoint.name}-{digest([inputs, fresh])}"
+    return Revision(name, number, inputs, fresh, upgrade_available=False)
+
+
+def _restarting(template: dict[str, Any], rollout: str) -> dict[str, Any]:
+    """With the rollout annotation in it, so that it restarts the pods where nothing else changed."""
+    if not rollout:
+        return template
+    metadata = template["metadata"]
+    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_ROLLOUT: rollout}
+    return {**template, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _inputs(endpoint: Endpoint, config: str | None) -> str:
+    """Digest of all that asks for other pods: the cold part of the spec, config, rollout annotation."""
+    spec = endpoint.spec.wire()
+    for hot in ("replicas", "healthCheck", "strategy"):
+        spec.pop(hot, None)
+    spec.get("engine", {}).pop("config", None)
+    spec.get("frontend", {}).pop("replicas", None)
+    return digest([spec, config, endpoint.rollout])

@@ -1,0 +1,171 @@
+"""The workers: their pod template, and the Deployment around it."""
+
+import math
+from typing import Any, Final
+
+from vllmendpoint_api import Cache, ModelType, names
+from vllmendpoint_operator.model import Endpoint
+
+from .configuration import settings_name
+from .options import Options
+from .pods import (
+    REQUEST_PORT,
+    WORKER,
+    container_security,
+    dynamo_env,
+    dynamo_labels,
+    pod_security,
+    resources,
+)
+from .template import customised
+
+__all__ = ["deployment", "deployment_name", "image", "pod_template"]
+
+GRACE_SECONDS: Final = 60
+_STARTUP_PERIOD: Final = 5
+_CACHE_DIR: Final = "/var/cache/vllmendpoint"
+_MODELS_DIR: Final = "/var/lib/vllmendpoint/models"
+
+
+def deployment_name(endpoint: Endpoint) -> str:
+    return f"{endpoint.name}-workers"
+
+
+def image(endpoint: Endpoint, options: Options) -> str:
+    return endpoint.spec.worker.image or options.worker_image
+
+
+def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> dict[str, Any]:
+    """The worker's pod template; ``config`` names the ConfigMap with the engine's config file."""
+    spec = endpoint.spec
+    worker = spec.worker
+    path, claim = _model(spec.model.uri)
+    volumes: list[dict[str, Any]] = [
+        {"name": "settings", "configMap": {"name": settings_name(endpoint)}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(worker.shared_memory_size)}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "cache", **_cache(spec.cache)},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "settings", "mountPath": names.SETTINGS_DIR, "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "cache", "mountPath": _CACHE_DIR},
+    ]
+    env = [
+        *dynamo_env(endpoint),
+        {"name": names.ENV_SETTINGS_DIR, "value": names.SETTINGS_DIR},
+        {"name": names.ENV_REPORT_PORT, "value": str(names.REPORT_PORT)},
+        {"name": names.ENV_SAGEMAKER_PORT, "value": str(names.SAGEMAKER_PORT)},
+        {"name": "DYN_SYSTEM_PORT", "value": str(names.SYSTEM_PORT)},
+        {"name": "DYN_SYSTEM_HOST", "value": "0.0.0.0"},
+        {"name": "DYN_TCP_RPC_PORT", "value": str(REQUEST_PORT)},
+        {
+            "name": "VLLM_HOST_IP",
+            "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}},
+        },
+        {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+        {"name": "HF_HOME", "value": _CACHE_DIR},
+        {"name": "VLLM_CACHE_ROOT", "value": f"{_CACHE_DIR}/vllm"},
+        {"name": "XDG_CACHE_HOME", "value": "/tmp/.cache"},
+    ]
+    if spec.model.type is not None:
+        env.append({"name": names.ENV_MODEL_TYPE, "value": ModelType(spec.model.type).value})
+    if config is not None:
+        volumes.append({"name": "engine-config", "configMap": {"name": config}})
+        mounts.append({"name": "engine-config", "mountPath": names.CONFIG_DIR, "readOnly": True})
+        env.append({"name": names.ENV_CONFIG_FILE, "value": f"{names.CONFIG_DIR}/{names.CONFIG_FILE}"})
+    if claim is not None:
+        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+        mounts.append({"name": "model", "mountPath": f"{_MODELS_DIR}/{claim}", "readOnly": True})
+    env += [item.wire() for item in worker.env]
+
+    main: dict[str, Any] = {
+        "name": names.MAIN_CONTAINER,
+        "image": image(endpoint, options),
+        "command": ["python3", "-m", "vllmendpoint_worker"],
+        "args": ["--model", path, "--served-model-name", endpoint.model_name, *spec.engine.args],
+        "env": env,
+        "ports": [
+            {"name": "sagemaker", "containerPort": names.SAGEMAKER_PORT, "protocol": "TCP"},
+            {"name": "system", "containerPort": names.SYSTEM_PORT, "protocol": "TCP"},
+            {"name": "report", "containerPort": names.REPORT_PORT, "protocol": "TCP"},
+        ],
+        "startupProbe": {
+            **_get("/started"),
+            "periodSeconds": _STARTUP_PERIOD,
+            "timeoutSeconds": 3,
+            "failureThreshold": math.ceil(worker.startup_timeout_seconds / _STARTUP_PERIOD),
+        },
+        # The verdict has its own thresholds: readiness follows it at once.
+        "readinessProbe": {
+            **_get("/ready"),
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": 1,
+        },
+        "securityContext": container_security(),
+        "volumeMounts": mounts,
+    }
+    if found := resources(worker.resources):
+        main["resources"] = found
+    if worker.env_from:
+        main["envFrom"] = list(worker.env_from)
+
+    pod: dict[str, Any] = {
+        "serviceAccountName": f"{endpoint.name}-workers",
+        "securityContext": pod_security(),
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "enableServiceLinks": False,
+        "containers": [main],
+        "volumes": volumes,
+    }
+    if worker.image_pull_secrets:
+        pod["imagePullSecrets"] = [item.wire() for item in worker.image_pull_secrets]
+    rendered = {
+        "metadata": {"labels": {**endpoint.labels(WORKER), **dynamo_labels(endpoint, WORKER)}},
+        "spec": pod,
+    }
+    return customised(rendered, worker.pod_template, "worker.podTemplate")
+
+
+def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
+    spec = endpoint.spec
+    rolling = spec.strategy.rolling_update
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": deployment_name(endpoint), "labels": endpoint.labels(WORKER)},
+        "spec": {
+            "replicas": spec.replicas,
+            "selector": {"matchLabels": endpoint.selector(WORKER)},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
+            },
+            "progressDeadlineSeconds": spec.worker.startup_timeout_seconds + 600,
+            "revisionHistoryLimit": 2,
+            "template": template,
+        },
+    }
+
+
+def _get(path: str) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": "report", "scheme": "HTTP"}}
+
+
+def _model(uri: str) -> tuple[str, str | None]:
+    """What the engine gets as ``--model``, and the claim to mount for it."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "pvc":
+        claim, _, path = rest.partition("/")
+        return f"{_MODELS_DIR}/{claim}/{path}".rstrip("/"), claim
+    return rest, None
+
+
+def _cache(cache: Cache | None) -> dict[str, Any]:
+    if cache is not None and cache.persistent_volume_claim is not None:
+        return {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim.claim_name}}
+    if cache is not None and cache.empty_dir is not None and cache.empty_dir.size_limit is not None:
+        return {"emptyDir": {"sizeLimit": str(cache.empty_dir.size_limit)}}
+    return {"emptyDir": {}}

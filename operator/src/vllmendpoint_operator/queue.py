@@ -1,0 +1,100 @@
+"""A keyed work queue: a key waits at most once, runs at most once at a time, and backs off alone."""
+
+import asyncio
+import random
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Final, Generic, TypeVar
+
+__all__ = ["WorkQueue"]
+
+BACKOFF_FIRST_SECONDS: Final = 0.5
+BACKOFF_LAST_SECONDS: Final = 60.0
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class WorkQueue(Generic[Key]):
+    """``add`` while a key runs makes it run once more afterwards.
+
+    Urgent keys go first: what turned ready, or stalled, does not wait behind a burst of new ones.
+    """
+
+    def __init__(self) -> None:
+        self._urgent: OrderedDict[Key, float] = OrderedDict()
+        self._normal: OrderedDict[Key, float] = OrderedDict()
+        self._running: set[Key] = set()
+        self._again: dict[Key, bool] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._failures: dict[Key, int] = {}
+        self._wakeup = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._urgent) + len(self._normal)
+
+    def add(self, key: Key, *, urgent: bool = False) -> None:
+        if key in self._running:
+            self._again[key] = self._again.get(key, False) or urgent
+            return
+        now = asyncio.get_running_loop().time()
+        if urgent:
+            self._urgent.setdefault(key, self._normal.pop(key, now))
+        elif key not in self._urgent:
+            self._normal.setdefault(key, now)
+        self._wakeup.set()
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Add the key later; of several delays for a key the earliest holds."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        timer = self._timers.get(key)
+        if timer is not None:
+            if timer.when() <= due:
+                return
+            timer.cancel()
+        self._timers[key] = loop.call_at(due, self._fire, key)
+
+    def retry(self, key: Key) -> float:
+        """Add the key after its backoff: exponential, with jitter. Returns the delay in seconds."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        ceiling = min(BACKOFF_LAST_SECONDS, BACKOFF_FIRST_SECONDS * 2.0 ** min(failures - 1, 16))
+        delay = random.uniform(ceiling / 2, ceiling)
+        self.add_after(key, delay)
+        return delay
+
+    def succeeded(self, key: Key) -> None:
+        """Forget the key's failures."""
+        self._failures.pop(key, None)
+
+    def forget(self, key: Key) -> None:
+        """Drop the key: no timer, no failures, not waiting."""
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        for store in (self._urgent, self._normal, self._failures, self._again):
+            store.pop(key, None)
+
+    async def get(self) -> tuple[Key, float]:
+        """The next key and the seconds it waited. Call :meth:`done` when it has run."""
+        while not self._urgent and not self._normal:
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        store = self._urgent or self._normal
+        key, added = store.popitem(last=False)
+        self._running.add(key)
+        return key, asyncio.get_running_loop().time() - added
+
+    def done(self, key: Key) -> None:
+        self._running.discard(key)
+        if key in self._again:
+            self.add(key, urgent=self._again.pop(key))
+
+    def close(self) -> None:
+        """Cancel every timer."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _fire(self, key: Key) -> None:
+        del self._timers[key]
+        self.add(key)

@@ -1,0 +1,205 @@
+"""One endpoint, once: gather, decide, act."""
+
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
+
+from .apply import apply_plan
+from .cache import Cache, Key
+from .errors import KubeError, NotFound, PlanError
+from .events import event, transitions
+from .kinds import ENDPOINT, EVENT
+from .kube import FIELD_MANAGER, Kube, Object
+from .metrics import Metrics
+from .model import Endpoint
+from .observe import Observer, claim_references, config_map_references
+from .plan import Options, Plan, plan
+from .reports import CONNECTING_GRACE_SECONDS
+from .status import invalid_status, status
+
+__all__ = ["Endpoints", "Reconciler"]
+
+log = logging.getLogger(__name__)
+
+_NAME_TAKEN_RETRY_SECONDS: Final = 30.0
+_UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
+"""Stands in for a spec that this version cannot read; only names and counts are taken from it."""
+
+
+class Endpoints:
+    """The VLLMEndpoints as last seen; fed by kopf's watch and by the answers to our own writes."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Key, Object] = {}
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._objects))
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, key: Key) -> Object | None:
+        return self._objects.get(key)
+
+    def put(self, obj: Object) -> bool:
+        """False where what is known is as new."""
+        metadata = obj["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        old = self._objects.get(key)
+        if (
+            old is not None
+            and old["metadata"]["uid"] == metadata["uid"]
+            and int(old["metadata"]["resourceVersion"]) >= int(metadata["resourceVersion"])
+        ):
+            return False
+        self._objects[key] = {
+            "metadata": {k: v for k, v in metadata.items() if k != "managedFields"},
+            "spec": obj.get("spec") or {},
+            "status": obj.get("status") or {},
+        }
+        return True
+
+    def drop(self, key: Key, uid: str) -> bool:
+        """Forget that very object; one made anew under the name stays."""
+        old = self._objects.get(key)
+        if old is None or old["metadata"]["uid"] != uid:
+            return False
+        del self._objects[key]
+        return True
+
+    def referring(self, kind: str, namespace: str, name: str) -> list[Key]:
+        """Endpoints whose spec names that ConfigMap or PersistentVolumeClaim."""
+        return [
+            key for key, obj in self._objects.items() if key[0] == namespace and name in _named(kind, obj)
+        ]
+
+
+class Reconciler:
+    def __init__(
+        self,
+        *,
+        kube: Kube,
+        cache: Cache,
+        observer: Observer,
+        endpoints: Endpoints,
+        options: Options,
+        metrics: Metrics,
+        identity: str,
+    ) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._observer = observer
+        self._endpoints = endpoints
+        self._options = options
+        self._metrics = metrics
+        self._identity = identity
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring one endpoint a step on. Returns seconds after which to look again, if at all.
+
+        Raises KubeError where trying again may help.
+        """
+        obj = self._endpoints.get(key)
+        if obj is None or "deletionTimestamp" in obj["metadata"]:
+            # Its children go through their owner references; nothing is written any more.
+            self._observer.forget(key)
+            self._metrics.forget(key)
+            return None
+        before = _status(obj)
+        try:
+            spec = VLLMEndpointSpec.model_validate(obj["spec"])
+        except ValidationError as error:
+            endpoint = _endpoint(obj, _UNREADABLE, before)
+            await self._write(endpoint, invalid_status(endpoint, _sentence(error), datetime.now(UTC)))
+            return None
+        endpoint = _endpoint(obj, spec, before)
+        observed = await self._observer.observe(endpoint)
+        planned: Plan | None = None
+        problem: PlanError | None = None
+        try:
+            planned = plan(endpoint, observed, self._options)
+            done = await apply_plan(self._kube, self._cache, endpoint, planned)
+            if done.writes:
+                observed = await self._observer.observe(endpoint)
+        except PlanError as error:
+            problem = error
+        await self._write(endpoint, status(endpoint, observed, planned, problem))
+        if problem is not None and problem.reason is Reason.NAME_TAKEN:
+            return _NAME_TAKEN_RETRY_SECONDS
+        if any(pod.running and not pod.link.settled for pod in observed.workers):
+            return CONNECTING_GRACE_SECONDS
+        return None
+
+    async def _write(self, endpoint: Endpoint, new: VLLMEndpointStatus) -> None:
+        self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
+        if endpoint.status is not None and new == endpoint.status:
+            return
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {"namespace": endpoint.namespace, "name": endpoint.name, "uid": endpoint.uid},
+            "status": new.wire(),
+        }
+        try:
+            written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
+        except NotFound:
+            self._endpoints.drop(endpoint.key, endpoint.uid)
+            return
+        self._endpoints.put(written)
+        before = endpoint.status.conditions if endpoint.status is not None else ()
+        for transition in transitions(before, new.conditions):
+            log.info(
+                "%s: %s",
+                transition.reason,
+                transition.message,
+                extra={"endpoint": f"{endpoint.namespace}/{endpoint.name}"},
+            )
+            try:
+                await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
+            except KubeError as error:
+                # An Event is a courtesy: the condition has said it already.
+                log.warning("event %s not written: %s", transition.reason, error)
+
+
+def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:
+    metadata = obj["metadata"]
+    return Endpoint(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=int(metadata["generation"]),
+        spec=spec,
+        status=before,
+        rollout=(metadata.get("annotations") or {}).get(names.ANNOTATION_ROLLOUT, ""),
+    )
+
+
+def _status(obj: Object) -> VLLMEndpointStatus | None:
+    """None before the first visit; also where another version wrote what this one cannot read."""
+    found: dict[str, Any] = obj["status"]
+    if not found.get("conditions"):
+        return None
+    try:
+        return VLLMEndpointStatus.model_validate(found)
+    except ValidationError as error:
+        log.warning("%s: the old status is not understood and is written anew", error.title)
+        return None
+
+
+def _named(kind: str, obj: Object) -> set[str]:
+    try:
+        spec = VLLMEndpointSpec.model_validate(obj["spec"])
+    except ValidationError:
+        return set()
+    return config_map_references(spec) if kind == "ConfigMap" else claim_references(spec)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}; correct it, or bring the operator and the CRD to the same version"

@@ -1,0 +1,183 @@
+"""One streaming connection a worker pod: the newest report of each.
+
+A report is hostile input, since customer code runs in that pod: only pods whose owner chain is
+ours are asked, a line is capped, the schema checks enums and lengths, control characters go, and
+a report of another pod's UID is not believed.
+"""
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from pydantic import ValidationError
+
+from vllmendpoint_api import WorkerReport, names
+
+__all__ = ["Link", "Reports", "Target"]
+
+log = logging.getLogger(__name__)
+
+MAX_REPORT_BYTES: Final = 128 * 1024
+SILENCE_SECONDS: Final = 15.0
+"""A worker sends a line every 5 s at least; three missed and the stream counts as lost."""
+CONNECTING_GRACE_SECONDS: Final = 10.0
+"""How long a pod that was never heard may take until that counts as unreachable."""
+_RETRY_FIRST: Final = 0.5
+_RETRY_LAST: Final = 5.0
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one worker reports."""
+
+    uid: str
+    address: str
+    owner: tuple[str, str]
+    """(namespace, name) of the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What is known of one worker's stream."""
+
+    report: WorkerReport | None = None
+    connected: bool = False
+    settled: bool = False
+    """Heard once, or tried for longer than the grace: an absent report now means something."""
+    error: str = ""
+
+
+_NEW: Final = Link()
+
+
+class Reports:
+    """Owns the streams. ``changed`` is told of the endpoint whose worker has news."""
+
+    def __init__(self, changed: Callable[[tuple[str, str]], None], *, port: int = names.REPORT_PORT) -> None:
+        self._changed = changed
+        self._port = port
+        self._links: dict[str, Link] = {}
+        self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Reports":
+        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=SILENCE_SECONDS)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, read_bufsize=MAX_REPORT_BYTES // 2, trust_env=False
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._session is not None:
+            await self._session.close()
+
+    def link(self, uid: str) -> Link:
+        return self._links.get(uid, _NEW)
+
+    def follow(self, owner: tuple[str, str], targets: Mapping[str, Target]) -> None:
+        """Hold exactly these streams for the endpoint; those that stand already go on."""
+        for uid, (target, task) in list(self._tasks.items()):
+            if target.owner == owner and targets.get(uid) != target:
+                task.cancel()
+                del self._tasks[uid]
+                self._links.pop(uid, None)
+        for uid, target in targets.items():
+            if uid not in self._tasks:
+                self._tasks[uid] = (target, asyncio.create_task(self._stream(target)))
+
+    async def _stream(self, target: Target) -> None:
+        host = f"[{target.address}]" if ":" in target.address else target.address
+        url = f"http://{host}:{self._port}/status?watch=true"
+        loop = asyncio.get_running_loop()
+        first_try = loop.time()
+        delay = _RETRY_FIRST
+        while True:
+            try:
+                await self._read(url, target)
+                error = "the worker closed the stream"
+                delay = _RETRY_FIRST
+            except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
+                error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
+            old = self.link(target.uid)
+            late = loop.time() - first_try >= CONNECTING_GRACE_SECONDS
+            new = Link(old.report, False, old.settled or late, error[:300])
+            self._links[target.uid] = new
+            if old.connected or old.settled != new.settled:
+                log.info("worker stream lost", extra={"pod_uid": target.uid, "why": error})
+                self._changed(target.owner)
+            await asyncio.sleep(random.uniform(delay / 2, delay))
+            delay = min(delay * 2, _RETRY_LAST)
+
+    async def _read(self, url: str, target: Target) -> None:
+        assert self._session is not None
+        async with self._session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                raise ValueError(f"HTTP {response.status}")
+            buffer = bytearray()
+            async for chunk in response.content.iter_any():
+                buffer += chunk
+                *lines, rest = buffer.split(b"\n")
+                buffer = bytearray(rest)
+                if len(buffer) > MAX_REPORT_BYTES or any(len(line) > MAX_REPORT_BYTES for line in lines):
+                    raise ValueError(f"a report larger than {MAX_REPORT_BYTES} bytes")
+                for line in lines:
+                    if line.strip():
+                        self._take(target, parse(bytes(line), target.uid))
+
+    def _take(self, target: Target, report: WorkerReport) -> None:
+        old = self.link(target.uid)
+        self._links[target.uid] = Link(report, True, True)
+        if not old.connected or old.report is None or _news(old.report) != _news(report):
+            self._changed(target.owner)
+
+
+def parse(line: bytes, pod_uid: str) -> WorkerReport:
+    """One line of the stream. Raises ValueError, with a sentence that quotes nothing of the input."""
+    try:
+        report = WorkerReport.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the report"
+        raise ValueError(_clean(f"malformed report: {where}: {first['type']}")) from None
+    except RecursionError:
+        raise ValueError("malformed report: nested too deeply") from None
+    if report.pod_uid != pod_uid:
+        raise ValueError("the report is of another pod")
+    return WorkerReport.model_validate(_cleaned(report.model_dump()))
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, dict):
+        return {_clean(str(key)): _cleaned(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(item) for item in value]
+    return value
+
+
+def _clean(text: str) -> str:
+    return _CONTROL.sub(" ", text)
+
+
+def _news(report: WorkerReport) -> WorkerReport:
+    """The report without what moves all the time."""
+    verdict = report.verdict.model_copy(update={"last_proof_of_life": None})
+    probe = report.last_probe
+    if probe is not None:
+        probe = probe.model_copy(
+            update={"time": report.stage.since, "latency_milliseconds": 0.0, "tokens": 0}
+        )
+    return report.model_copy(update={"time": report.stage.since, "verdict": verdict, "last_probe": probe})

@@ -1,0 +1,133 @@
+"""From a spec and what was observed to the status. Pure: no I/O, no clock."""
+
+from datetime import datetime
+
+from vllmendpoint_api import (
+    Condition,
+    HandlersStatus,
+    HandlerStatus,
+    HealthCheckStatus,
+    IgnoredStatus,
+    Reason,
+    VLLMEndpointStatus,
+    WorkerReport,
+)
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.plan import Plan, invocations_url, url, worker_settings
+from vllmendpoint_operator.plan.pods import WORKER
+
+from .available import available
+from .conditions import Finding, entries, false, true, unknown
+from .configuration import configuration_resolved
+from .generating import generating
+from .ready import ready, reconciling, stalled
+from .refusals import accepted, resolved_refs
+from .up_to_date import up_to_date, updated_replicas
+from .workers import GENERATING, shown, workers
+
+__all__ = ["invalid_status", "status"]
+
+_PARTS = (
+    Condition.ACCEPTED,
+    Condition.RESOLVED_REFS,
+    Condition.CONFIGURATION_RESOLVED,
+    Condition.AVAILABLE,
+    Condition.GENERATING,
+    Condition.UP_TO_DATE,
+)
+
+
+def status(
+    endpoint: Endpoint, observed: Observed, plan: Plan | None, problem: PlanError | None
+) -> VLLMEndpointStatus:
+    """The whole status. ``problem`` is why there is no plan, or why it could not be applied."""
+    before = endpoint.status
+    spec = endpoint.spec
+    listed = workers(observed.workers, before, observed.now, spec.worker.startup_timeout_seconds)
+    settings = plan.settings if plan is not None else worker_settings(spec)
+    findings: dict[Condition, Finding] = {
+        Condition.ACCEPTED: accepted(problem),
+        Condition.RESOLVED_REFS: resolved_refs(endpoint, observed, problem),
+        Condition.CONFIGURATION_RESOLVED: configuration_resolved(observed, settings.hash),
+        Condition.AVAILABLE: available(endpoint, observed),
+        Condition.GENERATING: generating(spec.replicas, listed),
+        Condition.UP_TO_DATE: unknown(Reason.PENDING, "The current revision could not be applied.")
+        if problem is not None
+        else up_to_date(endpoint, observed),
+    }
+    findings |= {
+        Condition.READY: ready(findings),
+        Condition.RECONCILING: reconciling(findings),
+        Condition.STALLED: stalled(findings),
+    }
+    told, omitted = shown(listed)
+    report = _reporter(observed)
+    return VLLMEndpointStatus(
+        observed_generation=endpoint.generation,
+        replicas=len(listed),
+        updated_replicas=updated_replicas(endpoint, observed),
+        ready_replicas=sum(worker.ready for worker in listed),
+        generating_replicas=sum(worker.verdict in GENERATING for worker in listed),
+        selector=",".join(f"{key}={value}" for key, value in sorted(endpoint.selector(WORKER).items())),
+        model_name=endpoint.model_name,
+        url=url(endpoint),
+        invocations_url=invocations_url(endpoint),
+        revision=plan.revision if plan is not None else before.revision if before else None,
+        health_check=_health_check(report) or (before.health_check if before else None),
+        handlers=_handlers(report) or (before.handlers if before else None),
+        workers=told,
+        workers_omitted=omitted,
+        conditions=entries(findings, before.conditions if before else (), endpoint.generation, observed.now),
+    )
+
+
+def invalid_status(endpoint: Endpoint, message: str, now: datetime) -> VLLMEndpointStatus:
+    """The status of a spec that this operator cannot read: all else stays as it was."""
+    refused = false(Reason.INVALID_SPEC, message)
+    findings: dict[Condition, Finding] = {
+        Condition.ACCEPTED: refused,
+        **{part: unknown(Reason.PENDING, "Not looked at: the spec is not accepted.") for part in _PARTS[1:]},
+        Condition.READY: refused,
+        Condition.RECONCILING: false(Reason.SETTLED, "Nothing goes on by itself."),
+        Condition.STALLED: true(Reason.INVALID_SPEC, message),
+    }
+    before = endpoint.status or VLLMEndpointStatus()
+    return before.model_copy(
+        update={
+            "observed_generation": endpoint.generation,
+            "conditions": entries(findings, before.conditions, endpoint.generation, now),
+        }
+    )
+
+
+def _reporter(observed: Observed) -> WorkerReport | None:
+    """The worker that speaks for the configuration in force: the first that has resolved one."""
+    for pod in observed.workers:
+        if not pod.terminating and pod.link.report is not None and pod.link.report.health_check is not None:
+            return pod.link.report
+    return None
+
+
+def _health_check(report: WorkerReport | None) -> HealthCheckStatus | None:
+    check = report.health_check if report else None
+    if check is None:
+        return None
+    return HealthCheckStatus(
+        source=check.source,
+        level=check.level,
+        payload=check.payload,
+        payload_digest=check.payload_digest,
+        ignored=tuple(IgnoredStatus(source=item.source, reason=item.reason) for item in check.ignored),
+    )
+
+
+def _handlers(report: WorkerReport | None) -> HandlersStatus | None:
+    if report is None:
+        return None
+    handlers = report.handlers
+    return HandlersStatus(
+        script_digest=handlers.script_digest,
+        ping=HandlerStatus(source=handlers.ping.source, handler=handlers.ping.handler),
+        invocations=HandlerStatus(source=handlers.invocations.source, handler=handlers.invocations.handler),
+    )

@@ -1,0 +1,51 @@
+"""``ConfigurationResolved``: every started worker runs these settings."""
+
+from vllmendpoint_api import ConfigurationState, Reason, WorkerReport
+from vllmendpoint_operator.model import Observed, Pod
+
+from .conditions import Finding, false, true, unknown
+
+__all__ = ["configuration_resolved"]
+
+_KNOWN = {reason.value: reason for reason in Reason}
+
+
+def configuration_resolved(observed: Observed, settings_hash: str) -> Finding:
+    """``settings_hash``: that of the settings the spec asks for."""
+    told = [
+        pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
+    ]
+    started = [pod for pod in told if _report(pod).started]
+    refused = [pod for pod in told if _report(pod).configuration.state == ConfigurationState.REFUSED]
+    if refused:
+        return _refused(refused, len(told))
+    if not started:
+        return unknown(Reason.PENDING, "No worker has started yet.")
+    behind = [pod for pod in started if _report(pod).configuration.settings_hash != settings_hash]
+    if behind:
+        return unknown(
+            Reason.PENDING,
+            f"{len(behind)} of {len(started)} workers, {behind[0].name} among them, "
+            "have not taken in the newest settings yet.",
+        )
+    return true(Reason.RESOLVED, f"All {len(started)} started workers run the settings of this generation.")
+
+
+def _refused(refused: list[Pod], total: int) -> Finding:
+    pod = refused[0]
+    problems = _report(pod).configuration.problems
+    kept = "it keeps its last good settings" if _report(pod).health_check else "it serves nothing until then"
+    if not problems:
+        return false(Reason.INVALID_SETTING, f"pod {pod.name} refused its configuration; see its log.")
+    problem = problems[0]
+    more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
+    return false(
+        _KNOWN.get(problem.reason, Reason.INVALID_SETTING),
+        f"{problem.source}: {problem.field}: {problem.message} "
+        f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
+    )
+
+
+def _report(pod: Pod) -> WorkerReport:
+    assert pod.link.report is not None, "only pods that were heard come here"
+    return pod.link.report

@@ -1,0 +1,74 @@
+"""``Generating``: every started replica, routed or not, generates or is busy."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from vllmendpoint_api import ConditionStatus, Reason, Verdict, WorkerStatus
+
+from .conditions import Finding, false, true, unknown
+from .workers import GENERATING
+
+__all__ = ["generating"]
+
+_REASONS: Final = {
+    Verdict.DEAD: Reason.ENGINE_DEAD,
+    Verdict.STALLED: Reason.ENGINE_STALLED,
+    Verdict.FAILING: Reason.PROBE_FAILED,
+}
+_FIX: Final = {
+    Reason.ENGINE_DEAD: "The worker ends and is started again; see its log for the cause.",
+    Reason.ENGINE_STALLED: "It takes no traffic; it ends itself after healthCheck.restartAfterSeconds, "
+    "or delete the pod now.",
+    Reason.PROBE_FAILED: "Check healthCheck.payload against the model, and the worker's log.",
+    Reason.UNEXPECTED_ANSWER: "Check the model's weights and settings.",
+}
+
+
+def generating(replicas: int, workers: Sequence[WorkerStatus]) -> Finding:
+    """``workers``: every replica that is not on its way out, worst first."""
+    if replicas == 0 or not workers:
+        return unknown(Reason.NO_WORKERS, "There are no workers.")
+    started = [
+        worker
+        for worker in workers
+        if worker.verdict not in (None, Verdict.STARTING) or worker.reason == Reason.WORKER_UNREACHABLE
+    ]
+    if not started:
+        return unknown(Reason.NO_WORKERS, "No worker has started yet.")
+    total = len(started)
+    bad = [worker for worker in started if worker.verdict in _REASONS]
+    if bad:
+        worker = bad[0]
+        reason = _reason(worker)
+        return Finding(
+            ConditionStatus.FALSE,
+            reason,
+            f"{len(bad)} of {total} replicas do not generate: pod {worker.name}: "
+            f"{worker.message.rstrip('.') or worker.verdict}. {_FIX[reason]}",
+        )
+    lost = [worker for worker in started if worker.reason == Reason.WORKER_UNREACHABLE]
+    if lost:
+        return unknown(
+            Reason.WORKER_UNREACHABLE,
+            f"{len(lost)} of {total} replicas cannot be asked: pod {lost[0].name}: {lost[0].message}. "
+            "Check the node, and that the NetworkPolicy lets the operator reach it.",
+        )
+    if all(worker.verdict == Verdict.DISABLED for worker in started):
+        return unknown(
+            Reason.PROBING_DISABLED,
+            "Probing is off (healthCheck.mode, DYN_HEALTH_CHECK_ENABLED or "
+            "DYN_HEALTH_CHECK_PAYLOAD_DISABLED): whether the model generates is not known.",
+        )
+    busy = sum(worker.verdict == Verdict.BUSY for worker in started)
+    count = sum(worker.verdict in GENERATING for worker in started)
+    detail = f", {busy} of them busy" if busy else ""
+    if count < total:
+        return false(Reason.PROBE_FAILED, f"{total - count} of {total} replicas are not probed.")
+    return true(Reason.GENERATING, f"{count} of {total} started replicas generate{detail}.")
+
+
+def _reason(worker: WorkerStatus) -> Reason:
+    if worker.reason == Reason.UNEXPECTED_ANSWER:
+        return Reason.UNEXPECTED_ANSWER
+    assert worker.verdict is not None
+    return _REASONS[Verdict(worker.verdict)]

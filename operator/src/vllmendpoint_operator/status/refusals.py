@@ -1,0 +1,42 @@
+"""``Accepted`` and ``ResolvedRefs``: what the planner, the API server and the references said."""
+
+from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.model import Endpoint, Observed, Pod
+from vllmendpoint_operator.observe import claim_references
+
+from .conditions import Finding, false, true, unknown
+from .why import why
+
+__all__ = ["accepted", "resolved_refs"]
+
+
+def accepted(problem: PlanError | None) -> Finding:
+    if problem is not None and problem.reason in CONDITION_REASONS[Condition.ACCEPTED]:
+        return false(problem.reason, problem.message)
+    return true(Reason.ACCEPTED, "The spec is valid.")
+
+
+def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Finding:
+    if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
+        return false(problem.reason, problem.message)
+    if problem is not None:
+        return unknown(Reason.PENDING, "Not looked at: the spec is not accepted.")
+    missing = sorted(claim_references(endpoint.spec) - observed.claims)
+    if missing:
+        return false(
+            Reason.CLAIM_NOT_FOUND,
+            f"no PersistentVolumeClaim {missing[0]!r} in the namespace {endpoint.namespace}; "
+            "create it, or name another in model.uri or cache",
+        )
+    for pod in observed.workers:
+        secret = _missing_secret(pod, endpoint)
+        if secret is not None:
+            return false(Reason.SECRET_NOT_FOUND, secret)
+    return true(Reason.RESOLVED, "Every reference exists.")
+
+
+def _missing_secret(pod: Pod, endpoint: Endpoint) -> str | None:
+    """The operator reads no Secret: the kubelet says which one is not there."""
+    cause = why(pod, endpoint.spec.worker.startup_timeout_seconds)
+    return cause.message if cause is not None and cause.reason is Reason.SECRET_NOT_FOUND else None
