@@ -3,31 +3,30 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"syscall"
 
-	"context"
-
 	"serving.vllmendpoint.dev/hack/cluster/internal/control"
+	"serving.vllmendpoint.dev/hack/cluster/internal/netpol"
+	"serving.vllmendpoint.dev/hack/cluster/internal/node"
 )
 
 const usage = `usage: cluster COMMAND
 
+  up                start the node, if it does not run, and wait until it is ready
+  down [--purge]    remove it; with --purge, the images loaded into it too
+  status            what runs
+  kubeconfig        the path of its kubeconfig file
+  load IMAGE...     bring images from buildah's storage into the node
   controlplane --dir D [--port P]
                     etcd, kube-apiserver and kube-controller-manager alone, on 127.0.0.1, in the foreground;
                     prints "ready D/kubeconfig" when ready
 `
-
-func init() {
-	// Children die with the thread that started them: all are started from the main goroutine, and the main thread
-	// lives as long as the process.
-	runtime.LockOSThread()
-}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -48,6 +47,16 @@ func run(ctx context.Context, args []string) error {
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	switch command {
+	case "node-init": // the rest of up, in the node's namespaces
+		return node.Init(args[0])
+	case "node-supervise":
+		return node.Supervise(ctx, args[0])
+	case "netpol":
+		kubeconfig := flags.String("kubeconfig", "", "how to reach the API")
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		return netpol.Run(ctx, *kubeconfig)
 	case "controlplane":
 		dir := flags.String("dir", "", "folder for its files; emptied of an earlier run's")
 		port := flags.Int("port", 0, "port of the API on 127.0.0.1 (default: a free one)")
@@ -58,6 +67,33 @@ func run(ctx context.Context, args []string) error {
 			return errors.New("controlplane needs --dir, a folder for its files")
 		}
 		return control.Run(ctx, *dir, *port)
+	}
+	purge := false
+	if command == "down" {
+		flags.BoolVar(&purge, "purge", false, "remove the images too")
+	}
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if command != "load" && flags.NArg() > 0 {
+		return fmt.Errorf("%s takes no argument %q", command, flags.Arg(0))
+	}
+	c, err := node.ConfigFromEnv()
+	if err != nil {
+		return err
+	}
+	switch command {
+	case "up":
+		return node.Up(ctx, c)
+	case "down":
+		return node.Down(ctx, c, purge)
+	case "status":
+		return node.Status(ctx, c)
+	case "kubeconfig":
+		fmt.Println(c.Kubeconfig())
+		return nil
+	case "load":
+		return node.Load(ctx, c, flags.Args())
 	default:
 		fmt.Fprint(os.Stderr, usage)
 		return fmt.Errorf("unknown command %q", command)

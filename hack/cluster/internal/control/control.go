@@ -10,13 +10,8 @@ import (
 	"path/filepath"
 
 	"serving.vllmendpoint.dev/hack/cluster/internal/pki"
+	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
 )
-
-// Command is a program to run, argv[0] being the name of a link in the folder of binaries.
-type Command struct {
-	Name string
-	Args []string
-}
 
 // Plane describes one control plane.
 type Plane struct {
@@ -96,23 +91,23 @@ func (p *Plane) Prepare(adminFile string) (*pki.Dir, error) {
 }
 
 // Commands lists what to run, in order.
-func (p *Plane) Commands(d *pki.Dir) []Command {
+func (p *Plane) Commands(d *pki.Dir) []proc.Command {
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", p.EtcdPort)
 	peer := fmt.Sprintf("http://127.0.0.1:%d", p.EtcdPort+1)
-	commands := []Command{
-		{"etcd", []string{
+	commands := []proc.Command{
+		{Name: "etcd", Args: []string{
 			"--name=local", "--data-dir=" + p.path("etcd"), "--log-level=warn",
 			"--listen-client-urls=" + etcd, "--advertise-client-urls=" + etcd,
 			"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer,
 			"--initial-cluster=local=" + peer,
 			"--unsafe-no-fsync", // the data is not meant to outlive the machine
 		}},
-		{"kube-apiserver", p.apiserver(d, etcd)},
-		{"kube-controller-manager", p.controllerManager(d)},
+		{Name: "kube-apiserver", Args: p.apiserver(d, etcd)},
+		{Name: "kube-controller-manager", Args: p.controllerManager(d)},
 	}
 	if p.hasNode() {
 		config := p.path("scheduler.kubeconfig")
-		commands = append(commands, Command{"kube-scheduler", []string{
+		commands = append(commands, proc.Command{Name: "kube-scheduler", Args: []string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false",
 			"--tls-cert-file=" + d.File("scheduler.crt"), "--tls-private-key-file=" + d.File("scheduler.key"),

@@ -60,20 +60,14 @@ func runOnce(ctx context.Context, dir, binDir string, port int) error {
 	if err != nil {
 		return err
 	}
-	var children []*proc.Child
-	defer func() {
-		for _, c := range children { // SIGKILL: a polite API server takes eight seconds, and the data is thrown away
-			c.Kill()
-		}
-	}()
+	group := proc.NewGroup(binDir, filepath.Join(dir, "logs"))
+	defer group.Kill() // SIGKILL: a polite API server takes eight seconds, and the data is thrown away
 	for _, c := range p.Commands(pki) {
-		child, err := proc.Start(binDir, filepath.Join(dir, "logs"), c.Name, c.Args)
-		if err != nil {
+		if err := group.Start(c); err != nil {
 			return err
 		}
-		children = append(children, child)
 	}
-	if err := Ready(ctx, pending, 60*time.Second, children); err != nil {
+	if err := Ready(ctx, pending, 60*time.Second, group); err != nil {
 		if ctx.Err() != nil {
 			return nil // told to end before it was ready
 		}
@@ -83,11 +77,34 @@ func runOnce(ctx context.Context, dir, binDir string, port int) error {
 		return err
 	}
 	fmt.Println("ready", p.Kubeconfig())
-	return untilOneEnds(ctx, children)
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-group.Failed():
+		return err
+	}
 }
 
-// Ready waits until the API answers and the controller manager has made the first service account.
-func Ready(ctx context.Context, kubeconfig string, limit time.Duration, children []*proc.Child) error {
+// Answers waits until the API server says that it is ready.
+func Answers(ctx context.Context, kubeconfig string, limit time.Duration, group *proc.Group) error {
+	return await(ctx, "the API server to be ready", kubeconfig, limit, group, func(ctx context.Context, c *kubernetes.Clientset) error {
+		_, err := c.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		return err
+	})
+}
+
+// Ready waits, besides, until the controller manager has made the first service account.
+func Ready(ctx context.Context, kubeconfig string, limit time.Duration, group *proc.Group) error {
+	if err := Answers(ctx, kubeconfig, limit, group); err != nil {
+		return err
+	}
+	return await(ctx, "the controller manager to work", kubeconfig, limit, group, func(ctx context.Context, c *kubernetes.Clientset) error {
+		_, err := c.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
+		return err
+	})
+}
+
+func await(ctx context.Context, what, kubeconfig string, limit time.Duration, group *proc.Group, try func(context.Context, *kubernetes.Clientset) error) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return err
@@ -97,29 +114,7 @@ func Ready(ctx context.Context, kubeconfig string, limit time.Duration, children
 	if err != nil {
 		return err
 	}
-	return proc.Until(ctx, "the API server to be ready", limit, children, func(ctx context.Context) error {
-		if _, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
-			return err
-		}
-		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
-		return err
-	})
-}
-
-func untilOneEnds(ctx context.Context, children []*proc.Child) error {
-	failed := make(chan error, len(children))
-	for _, c := range children {
-		go func() {
-			<-c.Done
-			failed <- c.Failure()
-		}()
-	}
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-failed:
-		return err
-	}
+	return group.Until(ctx, what, limit, func(ctx context.Context) error { return try(ctx, client) })
 }
 
 // freePorts finds n free ports in a row, below those that the kernel gives to outgoing connections.

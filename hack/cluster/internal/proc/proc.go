@@ -1,4 +1,4 @@
-// Package proc starts child processes, each with a log file of its own, and waits for things with a bound.
+// Package proc keeps child processes running, each with a log file of its own, and waits for things with a bound.
 package proc
 
 import (
@@ -8,65 +8,133 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
-// Child is a running program.
-type Child struct {
+// Command is a program to run: argv[0] is the name of a binary, or of a link to one, in the group's folder.
+type Command struct {
 	Name string
-	Log  string
-	Done chan struct{} // closed when it has ended
-	Err  error         // how it ended; read it after Done
-	cmd  *exec.Cmd
+	Args []string
+	As   string // name of the log file; Name, if empty
 }
 
-// Start runs binDir/name with its output in logDir/name.log. The child is killed when the calling *thread* ends
-// (the only notice Linux gives of a parent that was killed), so call it from a goroutine that is locked to a thread
-// for as long as the child shall live.
-func Start(binDir, logDir, name string, args []string, env ...string) (*Child, error) {
-	if err := os.MkdirAll(logDir, 0o755); err != nil {
-		return nil, err
+// maxEnds is how often a program may end before the group says that it has failed.
+const maxEnds = 5
+
+// Group keeps programs running: one that ends starts again after half a second. (An API server that a test kills comes
+// back; a controller manager gives up by itself when the API server is slow to start.)
+type Group struct {
+	bin, logs string
+	start     chan func() // run on the one thread that starts children
+	mu        sync.Mutex
+	running   map[*exec.Cmd]chan struct{}
+	closed    bool
+	failed    chan error
+}
+
+// NewGroup makes a group whose programs lie in bin and whose output goes to logs/NAME.log.
+func NewGroup(bin, logs string) *Group {
+	g := &Group{bin: bin, logs: logs, start: make(chan func()), running: map[*exec.Cmd]chan struct{}{}, failed: make(chan error, 1)}
+	go func() {
+		// A child gets its death signal when the thread that started it ends: this one lives as long as the process.
+		runtime.LockOSThread()
+		for f := range g.start {
+			f()
+		}
+	}()
+	return g
+}
+
+// Start runs a command, and again whenever it ends.
+func (g *Group) Start(c Command) error {
+	if c.As == "" {
+		c.As = c.Name
 	}
-	path := filepath.Join(logDir, name+".log")
+	return g.launch(c, 0)
+}
+
+// Failed delivers the error of the first program that ended too often.
+func (g *Group) Failed() <-chan error { return g.failed }
+
+// Kill ends every program at once and waits until they are gone.
+func (g *Group) Kill() {
+	g.mu.Lock()
+	g.closed = true
+	var ends []chan struct{}
+	for cmd, end := range g.running {
+		_ = cmd.Process.Kill() // an error means that it has just ended
+		ends = append(ends, end)
+	}
+	g.mu.Unlock()
+	for _, end := range ends {
+		<-end
+	}
+}
+
+func (g *Group) launch(c Command, ends int) error {
+	done := make(chan error, 1)
+	g.start <- func() { done <- g.spawn(c, ends) }
+	return <-done
+}
+
+func (g *Group) spawn(c Command, ends int) error {
+	if err := os.MkdirAll(g.logs, 0o755); err != nil {
+		return err
+	}
+	path := filepath.Join(g.logs, c.As+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(binDir, name), args...)
+	cmd := exec.Command(filepath.Join(g.bin, c.Name), c.Args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return errors.New("the group has been ended")
+	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w (run hack/cluster/build.sh, which builds it)", name, err)
+		return fmt.Errorf("start %s: %w (hack/cluster/build.sh builds it)", c.Name, err)
 	}
-	c := &Child{Name: name, Log: path, Done: make(chan struct{}), cmd: cmd}
-	go func() {
-		c.Err = cmd.Wait()
-		close(c.Done)
-	}()
-	return c, nil
+	end := make(chan struct{})
+	g.running[cmd] = end
+	go g.watch(c, cmd, end, path, ends+1)
+	return nil
 }
 
-// Kill ends the child at once and waits for it.
-func (c *Child) Kill() {
-	_ = c.cmd.Process.Kill() // an error means that it has ended
-	<-c.Done
-}
-
-// Pid is the child's process id.
-func (c *Child) Pid() int { return c.cmd.Process.Pid }
-
-// Failure says how the child ended, with the last lines that it wrote.
-func (c *Child) Failure() error {
-	how := "exit status 0"
-	if c.Err != nil {
-		how = c.Err.Error()
+func (g *Group) watch(c Command, cmd *exec.Cmd, end chan struct{}, log string, ends int) {
+	started := time.Now()
+	how := cmd.Wait()
+	g.mu.Lock()
+	delete(g.running, cmd)
+	closed := g.closed
+	g.mu.Unlock()
+	close(end)
+	if closed {
+		return
 	}
-	return fmt.Errorf("%s ended (%s); the end of %s:\n%s", c.Name, how, c.Log, Tail(c.Log, 8))
+	if time.Since(started) > time.Minute {
+		ends = 1 // it had run well: this is a new matter
+	}
+	err := fmt.Errorf("%s ended (%v); the end of %s:\n%s", c.As, cmd.ProcessState, log, Tail(log, 8))
+	fmt.Fprintf(os.Stderr, "%s ended after %s (%v)\n", c.As, time.Since(started).Round(time.Millisecond), how)
+	if ends < maxEnds {
+		time.Sleep(500 * time.Millisecond)
+		if err = g.launch(c, ends); err == nil {
+			return
+		}
+	}
+	select {
+	case g.failed <- err:
+	default:
+	}
 }
 
 // Tail returns the last n lines of a file.
@@ -79,8 +147,8 @@ func Tail(path string, n int) string {
 	return "  " + strings.Join(lines[max(0, len(lines)-n):], "\n  ")
 }
 
-// Until calls try every 50 ms until it returns nil. It gives up after the limit, or when one of the children ends.
-func Until(ctx context.Context, what string, limit time.Duration, children []*Child, try func(context.Context) error) error {
+// Until calls try every 50 ms until it returns nil. It gives up after the limit, or when the group has failed.
+func (g *Group) Until(ctx context.Context, what string, limit time.Duration, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	last := errors.New("not tried yet")
@@ -92,14 +160,9 @@ func Until(ctx context.Context, what string, limit time.Duration, children []*Ch
 		if ctx.Err() == nil {
 			last = err // later errors only say that time is up
 		}
-		for _, c := range children {
-			select {
-			case <-c.Done:
-				return fmt.Errorf("while waiting for %s: %w", what, c.Failure())
-			default:
-			}
-		}
 		select {
+		case err := <-g.failed:
+			return fmt.Errorf("while waiting for %s: %w", what, err)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return fmt.Errorf("%s: not so within %s; the last answer was: %w", what, limit, last)

@@ -1,0 +1,101 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// cgroupRoots lists where control groups are mounted: one folder a controller with version 1, one with version 2, both
+// on hybrid machines.
+func cgroupRoots() ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil, err
+	}
+	var roots []string
+	for _, line := range strings.Split(string(b), "\n") {
+		f := strings.Fields(line)
+		if len(f) > 2 && (f[2] == "cgroup" || f[2] == "cgroup2") {
+			roots = append(roots, f[1])
+		}
+	}
+	if len(roots) == 0 {
+		return nil, errors.New("no control groups are mounted below /sys/fs/cgroup: the kubelet cannot do without")
+	}
+	return roots, nil
+}
+
+// makeCgroups makes NAME, for the pods, and NAME/daemons, into which pid moves.
+func makeCgroups(name string, pid int) error {
+	roots, err := cgroupRoots()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		parent := root
+		for _, dir := range []string{name, "daemons"} {
+			child := filepath.Join(parent, dir)
+			if err := os.Mkdir(child, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("make a control group: %w", err)
+			}
+			// Version 1 gives a new cpuset no processors and no memory; a task cannot enter before it has some.
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+				if b, err := os.ReadFile(filepath.Join(parent, file)); err == nil {
+					_ = os.WriteFile(filepath.Join(child, file), b, 0o644)
+				}
+			}
+			parent = child
+		}
+		if err := os.WriteFile(filepath.Join(parent, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+			return fmt.Errorf("enter the control group %s: %w", parent, err)
+		}
+	}
+	return nil
+}
+
+// removeCgroups removes NAME with all below. Its processes have just been killed; the kernel may need a moment.
+func removeCgroups(name string) error {
+	roots, err := cgroupRoots()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		dir := filepath.Join(root, name)
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			err := removeTree(dir)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+				return fmt.Errorf("remove the control group %s: %w", dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+// removeTree removes folders from the leaves up: the files in them are the kernel's.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return syscall.Rmdir(dir)
+}

@@ -1,0 +1,146 @@
+// Package node runs a Kubernetes node in namespaces of its own: up and down work from the host, the rest inside.
+package node
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Name is the node's name in Kubernetes.
+const Name = "vllmendpoint-local"
+
+const apiPort = 6443
+
+// Config is where a node lives and which addresses it uses.
+type Config struct {
+	Dir     string       // all state
+	Bin     string       // the programs
+	Nodes   netip.Prefix // the link between host (first address) and node (second)
+	Pods    netip.Prefix
+	Service netip.Prefix
+}
+
+// State is what must be known to undo a start, written before each step that it undoes.
+type State struct {
+	Config
+	Boot     string            // boots differ: then no process or setting of then is left
+	Pid      int               // the node's init, whose end ends everything in the node
+	Started  string            // its start time, since process ids come again
+	Sysctls  map[string]string // machine-wide settings before the kubelet changed them
+	MadeDirs []string          // mount points that did not exist
+}
+
+// ConfigFromEnv reads the knobs.
+func ConfigFromEnv() (Config, error) {
+	executable, err := os.Executable()
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{Dir: os.Getenv("VLLMENDPOINT_CLUSTER_DIR"), Bin: filepath.Dir(executable)}
+	if c.Dir == "" {
+		cache := os.Getenv("VLLMENDPOINT_CACHE")
+		if cache == "" {
+			base, err := os.UserCacheDir()
+			if err != nil {
+				return c, fmt.Errorf("no cache folder: %w; set VLLMENDPOINT_CACHE", err)
+			}
+			cache = filepath.Join(base, "vllmendpoint")
+		}
+		c.Dir = filepath.Join(cache, "cluster")
+	}
+	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
+		return c, err
+	}
+	for _, hidden := range hiddenInside {
+		if strings.HasPrefix(c.Dir+"/", hidden+"/") {
+			return c, fmt.Errorf("%s lies below %s, which the node replaces by its own: set VLLMENDPOINT_CLUSTER_DIR to another folder", c.Dir, hidden)
+		}
+	}
+	ranges := []struct {
+		env, otherwise string
+		to             *netip.Prefix
+		bits           int // the longest prefix that is large enough
+	}{
+		{"VLLMENDPOINT_NODE_CIDR", "10.99.0.0/30", &c.Nodes, 30},
+		{"VLLMENDPOINT_POD_CIDR", "10.244.0.0/24", &c.Pods, 26},
+		{"VLLMENDPOINT_SERVICE_CIDR", "10.96.0.0/16", &c.Service, 28},
+	}
+	for _, r := range ranges {
+		text := os.Getenv(r.env)
+		if text == "" {
+			text = r.otherwise
+		}
+		p, err := netip.ParsePrefix(text)
+		if err != nil || !p.Addr().Is4() || p.Bits() > r.bits {
+			return c, fmt.Errorf("%s=%q: want an IPv4 range of at least a /%d, like %s", r.env, text, r.bits, r.otherwise)
+		}
+		*r.to = p.Masked()
+	}
+	return c, nil
+}
+
+// id tells apart what clusters in different folders make outside of them.
+func (c Config) id() string {
+	sum := sha256.Sum256([]byte(c.Dir))
+	return "vllmendpoint-" + hex.EncodeToString(sum[:])[:6]
+}
+
+func (c Config) link() string   { return "vep" + strings.TrimPrefix(c.id(), "vllmendpoint-") }
+func (c Config) hostIP() string { return c.Nodes.Addr().Next().String() }
+func (c Config) nodeIP() string { return c.Nodes.Addr().Next().Next().String() }
+
+// dnsIP is the tenth address of the Services, as everywhere.
+func (c Config) dnsIP() string {
+	a := c.Service.Addr()
+	for range 10 {
+		a = a.Next()
+	}
+	return a.String()
+}
+
+func (c Config) path(parts ...string) string {
+	return filepath.Join(append([]string{c.Dir}, parts...)...)
+}
+
+// Kubeconfig is the administrator's kubeconfig file.
+func (c Config) Kubeconfig() string { return c.path("kubeconfig") }
+
+func (c Config) statePath() string { return c.path("state.json") }
+
+// readyPath exists once a start has come to its end.
+func (c Config) readyPath() string { return c.path("ready") }
+
+func (s *State) save() error {
+	b, err := json.MarshalIndent(s, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.statePath()+".new", b, 0o600); err != nil {
+		return fmt.Errorf("record the cluster's state: %w", err)
+	}
+	return os.Rename(s.statePath()+".new", s.statePath())
+}
+
+// load returns nil without an error where nothing has been started.
+func load(dir string) (*State, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "state.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &State{}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("read %s: %w", filepath.Join(dir, "state.json"), err)
+	}
+	return s, nil
+}

@@ -1,0 +1,147 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
+)
+
+// imageStore is containerd's root: the one thing that outlives a down.
+const imageStore = "containerd"
+
+// machineSysctls are what the kubelet changes for the whole machine.
+var machineSysctls = []string{
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+}
+
+// Down removes the node; with purge, its images too.
+func Down(ctx context.Context, c Config, purge bool) error {
+	unlock, err := lock(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	begun := time.Now()
+	if err := clean(c, purge); err != nil {
+		return err
+	}
+	fmt.Printf("down after %.1fs\n", time.Since(begun).Seconds())
+	return nil
+}
+
+// clean removes everything outside of Dir, and everything in it but the image store. It works from whatever state an
+// earlier run was left in.
+func clean(c Config, purge bool) error {
+	if err := kill(c); err != nil {
+		return err // the state stays, for another try
+	}
+	if purge {
+		return os.RemoveAll(c.Dir)
+	}
+	entries, err := os.ReadDir(c.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != imageStore {
+			if err := os.RemoveAll(c.path(e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// kill ends the node's processes and undoes what it changed outside of Dir.
+func kill(c Config) error {
+	s, err := load(c.Dir)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		s = &State{Config: c}
+	}
+	if s.alive() {
+		// The kernel kills the whole PID namespace with its first process; network and mounts go with the processes.
+		if err := syscall.Kill(s.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("kill the node's first process %d: %w", s.Pid, err)
+		}
+		for deadline := time.Now().Add(20 * time.Second); s.alive(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				return fmt.Errorf("the node's first process %d is still there 20 s after SIGKILL", s.Pid)
+			}
+		}
+	}
+	errs := []error{removeLink(s.link()), removeCgroups(s.id())}
+	if s.Boot == bootID() {
+		errs = append(errs, writeSysctls(s.Sysctls))
+	}
+	for _, dir := range s.MadeDirs {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func readSysctls() map[string]string {
+	values := map[string]string{}
+	for _, key := range machineSysctls {
+		if b, err := os.ReadFile("/proc/sys/" + key); err == nil {
+			values[key] = strings.TrimSpace(string(b))
+		}
+	}
+	return values
+}
+
+func writeSysctls(values map[string]string) error {
+	var errs []error
+	for key, value := range values {
+		if err := os.WriteFile("/proc/sys/"+key, []byte(value), 0o644); err != nil {
+			errs = append(errs, fmt.Errorf("restore %s=%s: %w", key, value, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lock lets one up or down work at a time. The file lies beside Dir, so that a purge does not remove it.
+func lock(ctx context.Context, c Config) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(c.Dir), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(c.Dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	group := &proc.Group{}
+	err = group.Until(ctx, "another up or down to end", upLimit, func(context.Context) error {
+		return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	})
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}

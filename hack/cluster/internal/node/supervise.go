@@ -1,0 +1,169 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"serving.vllmendpoint.dev/hack/cluster/internal/control"
+	"serving.vllmendpoint.dev/hack/cluster/internal/images"
+	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
+)
+
+const socket = "/run/containerd/containerd.sock"
+
+// supervisor starts the node's programs, inside.
+type supervisor struct {
+	*State
+	*proc.Group
+	plane    *control.Plane
+	progress *os.File
+}
+
+// Supervise brings the node up and then keeps its programs running; it returns only when it cannot.
+func Supervise(ctx context.Context, dir string) error {
+	const progressFD = 3
+	unix.CloseOnExec(progressFD) // no child shall hold it open
+	state, err := load(dir)
+	if err != nil {
+		return err
+	}
+	c := state.Config
+	s := &supervisor{
+		State:    state,
+		Group:    proc.NewGroup(c.Bin, c.path("log")),
+		progress: os.NewFile(progressFD, "progress"),
+		plane: &control.Plane{
+			Dir: c.Dir, IP: c.nodeIP(), Port: apiPort, EtcdPort: 2379, ServiceCIDR: c.Service, PodCIDR: c.Pods, ControllerQPS: 300,
+		},
+	}
+	if err := s.bringUp(ctx); err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.readyPath(), nil, 0o644); err != nil {
+		return err
+	}
+	s.say("ready")
+	s.progress.Close()
+	return <-s.Failed()
+}
+
+// say shows a line where up was called. Nobody may be left to read it.
+func (s *supervisor) say(line string) {
+	fmt.Println(time.Now().Format(time.RFC3339Nano), line)
+	fmt.Fprintln(s.progress, line)
+}
+
+func (s *supervisor) bringUp(ctx context.Context) error {
+	if err := connectNode(s.Config); err != nil {
+		return err
+	}
+	keys, err := s.plane.Prepare(s.Kubeconfig())
+	if err != nil {
+		return err
+	}
+	if err := s.writeFiles(keys); err != nil {
+		return err
+	}
+	if err := s.Start(proc.Command{Name: "containerd", Args: []string{"--config", s.path("containerd.toml")}}); err != nil {
+		return err
+	}
+	for _, c := range s.plane.Commands(keys) {
+		if err := s.Start(c); err != nil {
+			return err
+		}
+	}
+	coredns, err := s.containerd(ctx)
+	if err != nil {
+		return err
+	}
+	s.say("containerd is ready")
+	if err := control.Answers(ctx, s.Kubeconfig(), time.Minute, s.Group); err != nil {
+		return err
+	}
+	s.say("API server is ready")
+	for _, c := range s.nodePrograms() {
+		if err := s.Start(c); err != nil {
+			return err
+		}
+	}
+	if err := s.addons(ctx, coredns); err != nil {
+		return err
+	}
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	if err := s.Until(ctx, "the node to be Ready", time.Minute, func(ctx context.Context) error {
+		return nodeReady(ctx, client)
+	}); err != nil {
+		return err
+	}
+	s.say("node is Ready")
+	if err := control.Ready(ctx, s.Kubeconfig(), time.Minute, s.Group); err != nil {
+		return err
+	}
+	return s.dns(ctx)
+}
+
+// containerd waits for it, clears what an earlier node left in its store besides images, and adds the two images that
+// the node itself needs. It returns the name of CoreDNS's.
+func (s *supervisor) containerd(ctx context.Context) (string, error) {
+	var store *images.Store
+	err := s.Until(ctx, "containerd to answer", 30*time.Second, func(ctx context.Context) (err error) {
+		store, err = images.Connect(ctx, socket)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	defer store.Close()
+	if err := store.RemovePods(ctx); err != nil {
+		return "", err
+	}
+	if err := store.AddProgram(ctx, pauseImage, s.Config.binary("pause")); err != nil {
+		return "", err
+	}
+	return corednsImage, store.AddProgram(ctx, corednsImage, s.Config.binary("coredns"))
+}
+
+func (c Config) binary(name string) string { return filepath.Join(c.Bin, name) }
+
+// addons makes the objects that every cluster has besides what the API server makes.
+func (s *supervisor) addons(ctx context.Context, coredns string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.binary("kubectl"), "--kubeconfig", s.Kubeconfig(), "create", "--validate=false", "-f", s.path("addons.yaml"))
+	cmd.Dir = s.Dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("create the objects of addons.yaml: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// dns asks CoreDNS by its Service's address: then pods run, kube-proxy has done its work, and the API serves them.
+func (s *supervisor) dns(ctx context.Context) error {
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{Timeout: 500 * time.Millisecond}).DialContext(ctx, network, net.JoinHostPort(s.dnsIP(), "53"))
+	}}
+	err := s.Until(ctx, "cluster DNS to answer", time.Minute, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		defer cancel()
+		found, err := resolver.LookupHost(ctx, "kubernetes.default.svc.cluster.local.")
+		if err == nil && len(found) == 0 {
+			err = errors.New("an empty answer")
+		}
+		return err
+	})
+	if err == nil {
+		s.say("cluster DNS answers")
+	}
+	return err
+}

@@ -1,0 +1,224 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
+)
+
+// upLimit bounds a whole start; the parts have bounds of their own.
+const upLimit = 5 * time.Minute
+
+// Up starts the node and returns when it is ready. What it finds of an earlier one that is not healthy, it removes.
+func Up(ctx context.Context, c Config) error {
+	if os.Geteuid() != 0 {
+		return errors.New("up needs root: it makes network and mount namespaces")
+	}
+	unlock, err := lock(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s, err := load(c.Dir)
+	if err != nil {
+		return err
+	}
+	if s != nil {
+		if err := s.healthy(ctx, 10*time.Second); err == nil {
+			fmt.Printf("already up: %s\n", s.Kubeconfig())
+			return nil
+		} else {
+			fmt.Printf("removing what is left of an earlier start (%v)\n", firstLine(err))
+		}
+	}
+	if err := clean(c, false); err != nil {
+		return err
+	}
+	if err := checkRanges(c); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, upLimit)
+	defer cancel()
+	if err := start(ctx, c); err != nil {
+		if ctx.Err() != nil {
+			fmt.Println("interrupted: cleaning up")
+		}
+		return errors.Join(err, kill(c)) // the logs stay until the next up or down
+	}
+	return nil
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+func start(ctx context.Context, c Config) error {
+	begun := time.Now()
+	say := func(line string) { fmt.Printf("[up %5.1fs] %s\n", time.Since(begun).Seconds(), line) }
+	s := &State{Config: c, Boot: bootID(), Sysctls: readSysctls()}
+	if err := os.MkdirAll(c.path("log"), 0o755); err != nil {
+		return err
+	}
+	for target := range bindMounts {
+		if _, err := os.Stat(target); os.IsNotExist(err) {
+			s.MadeDirs = append(s.MadeDirs, target)
+		}
+	}
+	if err := s.save(); err != nil {
+		return err
+	}
+	for _, dir := range s.MadeDirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	node, err := spawn(s)
+	if err != nil {
+		return err
+	}
+	defer node.close()
+	if err := connectHost(c, s.Pid); err != nil {
+		return err
+	}
+	if err := makeCgroups(c.id(), s.Pid); err != nil {
+		return err
+	}
+	say("namespaces, control groups and the link to the host are there")
+	if _, err := node.start.Write([]byte{1}); err != nil {
+		return fmt.Errorf("start the node: %w", err)
+	}
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		for scanner := bufio.NewScanner(node.progress); scanner.Scan(); {
+			lines <- scanner.Text()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			go func() { // lets the reader end
+				for range lines {
+				}
+			}()
+			return fmt.Errorf("the cluster is not up: %w", context.Cause(ctx))
+		case line, ok := <-lines:
+			switch {
+			case !ok:
+				return fmt.Errorf("the node ended while it started; the end of %s:\n%s", c.path("log", "node.log"), proc.Tail(c.path("log", "node.log"), 12))
+			case line == "ready":
+				say("ready: KUBECONFIG=" + c.Kubeconfig())
+				return nil
+			default:
+				say(line)
+			}
+		}
+	}
+}
+
+// spawned is the node's init as up sees it.
+type spawned struct{ start, progress *os.File }
+
+func (n spawned) close() {
+	n.start.Close()
+	n.progress.Close()
+}
+
+// spawn makes the node's init in new namespaces, where it waits for a byte; if up dies before, it ends. So there is no
+// moment at which a node runs that the state does not know.
+func spawn(s *State) (spawned, error) {
+	none := spawned{}
+	startR, startW, err := os.Pipe()
+	if err != nil {
+		return none, err
+	}
+	defer startR.Close()
+	progressR, progressW, err := os.Pipe()
+	if err != nil {
+		return none, err
+	}
+	defer progressW.Close()
+	log, err := os.Create(s.path("log", "node.log"))
+	if err != nil {
+		return none, err
+	}
+	defer log.Close()
+	cmd := exec.Command("/proc/self/exe", "node-init", s.Dir)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{startR, progressW} // goFD, progressFD
+	cmd.Env = append(os.Environ(), "PATH="+s.Bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setsid:     true, // Ctrl-C is for up, which then cleans
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+	}
+	if err := cmd.Start(); err != nil {
+		return none, fmt.Errorf("make the node's namespaces: %w", err)
+	}
+	go cmd.Wait() // reaps it if it ends before up does
+	s.Pid, s.Started = cmd.Process.Pid, proc.StartTime(cmd.Process.Pid)
+	return spawned{startW, progressR}, s.save()
+}
+
+// alive says whether the node's init still runs.
+func (s *State) alive() bool {
+	return s.Pid != 0 && s.Boot == bootID() && s.Started != "" && proc.StartTime(s.Pid) == s.Started
+}
+
+// healthy returns nil when the start had come to its end, the API answers and the node is Ready; it asks for up to
+// limit, since a busy machine may need a moment.
+func (s *State) healthy(ctx context.Context, limit time.Duration) error {
+	if !s.alive() {
+		return errors.New("its first process has ended")
+	}
+	if _, err := os.Stat(s.readyPath()); err != nil {
+		return errors.New("its start had not come to its end")
+	}
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	group := &proc.Group{} // has no programs: only bounds the wait
+	return group.Until(ctx, "the running cluster to be healthy", limit, func(ctx context.Context) error {
+		return nodeReady(ctx, client)
+	})
+}
+
+func (s *State) client() (*kubernetes.Clientset, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig())
+	if err != nil {
+		return nil, err
+	}
+	config.Timeout = 5 * time.Second
+	return kubernetes.NewForConfig(config)
+}
+
+func nodeReady(ctx context.Context, client kubernetes.Interface) error {
+	n, err := client.CoreV1().Nodes().Get(ctx, Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	for _, condition := range n.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			if condition.Status == corev1.ConditionTrue {
+				return nil
+			}
+			return fmt.Errorf("the node is not Ready: %s: %s", condition.Reason, condition.Message)
+		}
+	}
+	return errors.New("the node has no Ready condition yet")
+}
