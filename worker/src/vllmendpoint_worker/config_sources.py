@@ -1,0 +1,262 @@
+"""Reads what the user set: the CR's ``settings.json``, the guide's environment variables, the config file.
+
+Reading only: what wins is :mod:`merge`'s to say. Everything is read anew at every load; the files are
+watched by their ``stat``, which follows symbolic links, so that a projected ConfigMap volume (which swaps a
+``..data`` link) is noticed like a plain file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import ValidationError
+
+from vllmendpoint_api import ModelType, PayloadSource, Problem, WorkerSettings, names
+
+from .merge import (
+    ABSENT,
+    ENV_ENABLED,
+    ENV_INTERVAL,
+    ENV_LEVEL,
+    ENV_PAYLOAD,
+    ENV_PAYLOAD_DISABLED,
+    Found,
+    Sources,
+)
+from .payload import Origin
+
+__all__ = ["GUIDE_VARIABLES", "ConfigSources", "Loaded"]
+
+GUIDE_VARIABLES: Final = (ENV_PAYLOAD, ENV_LEVEL, ENV_PAYLOAD_DISABLED, ENV_ENABLED, ENV_INTERVAL)
+"""The guide's variables; taken out of the environment before upstream, which some values crash, can see
+them.
+"""
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+
+_CONFIG_KEYS: Final = ("health_check_level", "health_check_payload")
+_ENVIRONMENT: Final = Origin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One reading of everything."""
+
+    sources: Sources
+    settings_hash: str = ""
+    warnings: tuple[str, ...] = ()
+    engine_config: Mapping[str, Any] = field(default_factory=dict)
+    """The rest of the config file: vLLM's."""
+
+
+class ConfigSources:
+    """``environ`` and ``argv`` as the process was given them; both are copied.
+
+    Environment: ``VLLMENDPOINT_SETTINGS_DIR`` (default ``/etc/vllmendpoint``; without a ``settings.json``
+    there the CR says nothing), ``VLLMENDPOINT_CONFIG_FILE`` (or ``--config`` among the engine's arguments,
+    not both).
+    """
+
+    def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
+        # An empty variable is an unset one, as upstream has it and as pod templates write it.
+        self._environment = {name: environ[name] for name in GUIDE_VARIABLES if environ.get(name, "").strip()}
+        directory = environ.get(names.ENV_SETTINGS_DIR) or names.SETTINGS_DIR
+        self._settings_file = Path(directory) / names.SETTINGS_FILE
+        self._model_type = environ.get(names.ENV_MODEL_TYPE, "").strip()
+        self.engine_arguments, flagged = _without_config(argv)
+        configured = environ.get(names.ENV_CONFIG_FILE)
+        self._two_files = bool(configured and flagged)
+        path = configured or flagged
+        self._config_file = Path(path) if path else None
+        raw = self._environment.get(ENV_PAYLOAD, "").strip()
+        self._payload_file = Path(raw[1:]) if raw.startswith("@") else None
+
+    def signature(self) -> tuple[object, ...]:
+        """Changes when one of the files does: identity, time and size of what the names now lead to."""
+        return tuple(_signature(path) for path in self._files())
+
+    def _files(self) -> list[Path]:
+        return [
+            path for path in (self._settings_file, self._config_file, self._payload_file) if path is not None
+        ]
+
+    def model_type(self) -> tuple[ModelType | None, tuple[Problem, ...]]:
+        """``VLLMENDPOINT_MODEL_TYPE``, None where it is to be told from the model."""
+        if not self._model_type:
+            return None, ()
+        for model_type in ModelType:
+            if model_type.value.lower() == self._model_type.lower():
+                return model_type, ()
+        origin = Origin(PayloadSource.ENVIRONMENT, names.ENV_MODEL_TYPE, confidential=True)
+        return None, (
+            origin.problem(
+                "is no type of model", "use Chat, Completion or Embedding", reason="InvalidEnvironment"
+            ),
+        )
+
+    def load(self) -> Loaded:
+        """Read everything. Blocks for the time of a few small file reads; call it off the event loop."""
+        settings, settings_hash, warnings, spec_problems = self._read_settings()
+        config, config_problems = self._read_config()
+        sources = Sources(
+            spec=settings.health_check,
+            spec_problems=tuple(spec_problems) + self.model_type()[1],
+            environment={name: value for name, value in self._environment.items() if name != ENV_PAYLOAD},
+            environment_payload=self._read_payload(),
+            config_level=config.pop("health_check_level", ABSENT),
+            config_payload=config.pop("health_check_payload", ABSENT),
+            config_problems=tuple(config_problems),
+        )
+        return Loaded(sources, settings_hash, tuple(warnings), config)
+
+    def _read_settings(self) -> tuple[WorkerSettings, str, list[str], list[Problem]]:
+        origin = Origin(PayloadSource.SPEC, names.SETTINGS_FILE)
+        reason = "InvalidSettings"
+        try:
+            data = _read(self._settings_file)
+        except FileNotFoundError:
+            return WorkerSettings(), "", [], []
+        except OSError as error:
+            what, fix = _unreadable(error), "see that the worker may read it"
+            return WorkerSettings(), "", [], [origin.problem(what, fix, reason=reason)]
+        value, wrong = _parse_json(data)
+        if wrong:
+            return WorkerSettings(), "", [], [origin.problem(wrong, "write it anew", reason=reason)]
+        settings_hash = str(value.get("hash") or "")[:128] if isinstance(value, dict) else ""
+        try:
+            settings = WorkerSettings.model_validate(value)
+        except ValidationError as error:
+            return WorkerSettings(), settings_hash, [], _settings_problems(error, origin, reason)
+        return settings, settings.hash[:128], _unknown(settings), []
+
+    def _read_payload(self) -> Found | None:
+        raw = self._environment.get(ENV_PAYLOAD, "").strip()
+        if not raw:
+            return None
+        data = raw.encode(errors="surrogateescape")
+        if self._payload_file is not None:
+            try:
+                data = _read(self._payload_file)
+            except (OSError, ValueError) as error:
+                return Found(
+                    problem=_ENVIRONMENT.problem(f"names a file that {_unreadable(error)}", "mount it")
+                )
+        value, wrong = _parse_json(data)
+        if wrong:
+            where = "names a file that " if self._payload_file is not None else ""
+            fix = 'give a JSON object such as {"prompt": "1"}, or @ and the path of a file that holds one'
+            return Found(problem=_ENVIRONMENT.problem(f"{where}{wrong}", fix))
+        return Found(value)
+
+    def _read_config(self) -> tuple[dict[str, Any], list[Problem]]:
+        origin = Origin(PayloadSource.CONFIG_FILE, names.CONFIG_FILE)
+        reason = "InvalidConfigFile"
+        if self._two_files:
+            what = f"is named twice, by {names.ENV_CONFIG_FILE} and by --config"
+            return {}, [origin.problem(what, "name one config file", reason=reason)]
+        if self._config_file is None:
+            return {}, []
+        try:
+            data = _read(self._config_file)
+            value = yaml.safe_load(data.decode())
+        except OSError as error:
+            return {}, [origin.problem(_unreadable(error), "mount it or do not name it", reason=reason)]
+        except UnicodeDecodeError:
+            return {}, [origin.problem("is not UTF-8 text", "save it as UTF-8", reason=reason)]
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+            return {}, [origin.problem(f"is not YAML{where}", "mend it there", reason=reason)]
+        if value is None:
+            return {}, []
+        if not isinstance(value, dict) or any(not isinstance(key, str) for key in value):
+            return {}, [
+                origin.problem("is not a mapping of names to values", "write name: value", reason=reason)
+            ]
+        # vLLM takes both spellings of a name, so both of ours are taken out.
+        config = {
+            key.replace("-", "_") if key.replace("-", "_") in _CONFIG_KEYS else key: value[key]
+            for key in value
+        }
+        return config, []
+
+
+def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The engine's arguments without vLLM's ``--config FILE``, and the file."""
+    rest: list[str] = []
+    path: str | None = None
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            path = next(arguments, "")
+        elif argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+        else:
+            rest.append(argument)
+    return rest, path
+
+
+def _signature(path: Path) -> object:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return error.errno
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(27, f"is larger than {MAX_FILE_BYTES} bytes")
+    return data
+
+
+def _unreadable(error: OSError | ValueError) -> str:
+    """What keeps a file from being read; never its name, which may come from a confidential value."""
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, PermissionError):
+        return "may not be read"
+    if isinstance(error, IsADirectoryError):
+        return "is a directory"
+    if isinstance(error, OSError) and error.errno == 27:
+        return f"is larger than {MAX_FILE_BYTES} bytes"
+    return "cannot be read"
+
+
+def _parse_json(data: bytes) -> tuple[Any, str]:
+    """The value and "", or None and what is wrong: where, never what stands there."""
+    try:
+        return json.loads(data.decode()), ""
+    except UnicodeDecodeError:
+        return None, "is not UTF-8 text"
+    except json.JSONDecodeError as error:
+        return None, f"is not JSON (line {error.lineno}, column {error.colno})"
+    except RecursionError:
+        return None, "is nested too deeply"
+
+
+def _settings_problems(error: ValidationError, origin: Origin, reason: str) -> list[Problem]:
+    problems = []
+    for detail in error.errors(include_input=False, include_url=False)[:8]:
+        path = ".".join(str(part) for part in detail["loc"])
+        problems.append(
+            origin.problem(
+                f"is not valid ({detail['type']})",
+                "correct it in the VLLMEndpoint",
+                reason=reason,
+                field=path,
+            )
+        )
+    return problems
+
+
+def _unknown(settings: WorkerSettings) -> list[str]:
+    """Settings of a newer operator that this worker does not know."""
+    extras = [*(settings.model_extra or {})]
+    extras += [f"healthCheck.{name}" for name in settings.health_check.model_extra or {}]
+    return [f"This version of the worker does not know the setting {name[:128]}." for name in extras][:16]

@@ -1,0 +1,49 @@
+"""The one tree of errors of the worker."""
+
+from collections.abc import Sequence
+
+from vllmendpoint_api import Problem
+
+__all__ = [
+    "ConfigurationRefusedError",
+    "EngineStartError",
+    "ProbeUnavailableError",
+    "TranslationError",
+    "UpstreamChangedError",
+    "WorkerError",
+]
+
+
+class WorkerError(Exception):
+    """Base of every error that the worker raises itself."""
+
+
+class ConfigurationRefusedError(WorkerError):
+    """The configuration is refused; ``problems`` says why, in sentences made for the report."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problem.message for problem in self.problems))
+
+
+class TranslationError(WorkerError):
+    """vLLM's own request models or renderers refuse the payload.
+
+    ``field`` is the payload's field at fault, or ``""``. The text never repeats a value of the payload.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        super().__init__(message)
+
+
+class EngineStartError(WorkerError):
+    """The engine could not be started, or its arguments are wrong."""
+
+
+class ProbeUnavailableError(WorkerError):
+    """A probe was asked for when none can run: probing is off, or the worker does not serve yet."""
+
+
+class UpstreamChangedError(WorkerError):
+    """Dynamo or vLLM no longer has what the worker composes: another version than the pinned one."""

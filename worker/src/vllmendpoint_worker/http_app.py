@@ -1,0 +1,93 @@
+"""The SageMaker port: vLLM's own app (``/ping``, ``/invocations``, ``/v1/...``) over Dynamo's engine client.
+
+Two things are put in front of it: nothing is served over a dead engine (invariant 8), and ``/ping`` is never
+200 over a stalled or dead one, which vLLM's own check does not see.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import uvicorn
+
+from vllmendpoint_api import Verdict
+
+from .errors import EngineStartError
+from .upstream import HttpApp, NoSignalServer
+
+__all__ = ["Guard", "HttpServer"]
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS: Final = 20.0
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+class Guard:
+    """The ASGI app in front of vLLM's. ``fit``: whether ``/ping`` may be answered; ``verdict``: the one in
+    force.
+    """
+
+    def __init__(self, app: App, *, fit: Callable[[], bool], verdict: Callable[[], Verdict]) -> None:
+        self._app = app
+        self._fit = fit
+        self._verdict = verdict
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            verdict = self._verdict()
+            if verdict is Verdict.DEAD or (scope["path"].rstrip("/") == "/ping" and not self._fit()):
+                await _refuse(send, f'{{"error": "the worker\'s verdict is {verdict.value}"}}')
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(send: Any, body: str) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})
+
+
+class HttpServer:
+    """A uvicorn server without signal handlers, on the running loop. ``stop`` ends what ``start`` began."""
+
+    def __init__(self, http: HttpApp, guard: Guard, host: str, port: int) -> None:
+        config = uvicorn.Config(
+            guard, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
+        )
+        config.h11_max_incomplete_event_size = http.max_event_bytes
+        self._server = NoSignalServer(config)
+        http.app.state.server = self._server  # vLLM stops it where the engine died under a stream
+        self._address = (host, port)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Bind and serve; returns when the port answers. Raises EngineStartError where it cannot."""
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(self._address)
+        except OSError as error:
+            listener.close()
+            raise EngineStartError(f"port {self._address[1]} cannot be bound: {error.strerror}") from error
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        async with asyncio.timeout(START_SECONDS):
+            while not self._server.started:
+                if self._task.done():
+                    raise EngineStartError("the HTTP server ended while it started")
+                await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Let what is being answered end (20 s at most), then close."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        done, _ = await asyncio.wait({self._task}, timeout=25.0)
+        if not done:
+            logger.warning("The HTTP server did not end in time and is cancelled")
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=1.0)

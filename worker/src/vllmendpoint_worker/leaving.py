@@ -1,0 +1,50 @@
+"""The end of the process, from wherever it is decided."""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NoReturn
+
+__all__ = ["leave"]
+
+logger = logging.getLogger(__name__)
+
+TERMINATION_LOG: Final = Path("/dev/termination-log")
+"""Kubernetes shows what a container wrote here as the reason of its end."""
+
+
+def leave(code: int, why: str = "") -> NoReturn:
+    """End the children and the process, at once. ``why``: one sentence, where the end is not asked for."""
+    if why:
+        logger.critical("%s", why)
+        _tell_kubernetes(why)
+    _end_children()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
+
+
+def _end_children() -> None:
+    """vLLM's engine core is a child of ours; it ends its own workers."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is None:
+        return
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(3.0)
+        if child.is_alive():
+            child.kill()
+            child.join(1.0)
+
+
+def _tell_kubernetes(why: str) -> None:
+    if TERMINATION_LOG.exists():
+        try:
+            TERMINATION_LOG.write_text(why[:2048])
+        except OSError as error:
+            logger.debug("The termination log cannot be written: %s", error.strerror)

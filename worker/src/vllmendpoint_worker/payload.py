@@ -1,0 +1,259 @@
+"""Is a health-check payload one that this model can be asked with? Pure.
+
+The guide ("Configuration Methods", "Troubleshooting: verify the payload format matches model expectations")
+leaves checking to the user; here a payload is held against the fields of vLLM's own request models, since
+vLLM lets unknown fields pass and Dynamo drops them in silence.
+
+No sentence made here repeats a value of the payload. Where the payload is confidential (an environment value,
+an ``@file``: it may hold a secret) it does not repeat names that are not vLLM's own either.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from vllmendpoint_api import ModelType, PayloadSource, Problem
+
+__all__ = ["MARKERS", "MAX_PAYLOAD_BYTES", "Form", "Origin", "RequestFields", "check", "form_of"]
+
+MARKERS: Final = frozenset({"_health_check", "_HEALTH_CHECK"})
+"""The guide's marker and upstream's (``dynamo.health_check.HEALTH_CHECK_KEY``); no request model knows
+them.
+"""
+
+MAX_PAYLOAD_BYTES: Final = 32 * 1024
+"""Largest payload, as JSON: it is carried in every report of the worker."""
+
+INVALID_PAYLOAD: Final = "InvalidPayload"
+
+_UNSUPPORTED: Final = {
+    "use_beam_search": "Dynamo's request path has no beam search",
+    "prompt_embeds": "a probe asks with text or token ids",
+}
+
+
+class Form(StrEnum):
+    """The three forms of payload, named after the field that carries the question."""
+
+    PROMPT = "prompt"
+    MESSAGES = "messages"
+    INPUT = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFields:
+    """Field names of vLLM's request models: ``CompletionRequest``, ``ChatCompletionRequest``,
+    ``Embedding...``.
+    """
+
+    completion: frozenset[str]
+    chat: frozenset[str]
+    embedding: frozenset[str]
+
+    def of(self, form: Form) -> frozenset[str]:
+        return {Form.PROMPT: self.completion, Form.MESSAGES: self.chat, Form.INPUT: self.embedding}[form]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a payload was read: for the sentence, and for what the sentence may repeat."""
+
+    source: PayloadSource
+    field: str
+    """As the user spells it: ``healthCheck.payload``, ``DYN_HEALTH_CHECK_PAYLOAD``, ..."""
+    confidential: bool = False
+
+    def problem(self, what: str, fix: str, *, reason: str = INVALID_PAYLOAD, field: str = "") -> Problem:
+        """One refused setting. ``field`` is a known field inside the payload, where one is at fault."""
+        where = f"{self.field}.{field}" if field else self.field
+        return Problem(
+            reason=reason, source=str(self.source), field=where[:128], message=f"{where} {what}: {fix}."
+        )
+
+
+def form_of(payload: Mapping[str, Any]) -> Form | None:
+    """The form of a checked payload, or None where it has none or several."""
+    forms = [form for form in Form if form.value in payload]
+    return forms[0] if len(forms) == 1 else None
+
+
+def check(
+    payload: object, origin: Origin, fields: RequestFields | None, model_type: ModelType | None
+) -> list[Problem]:
+    """All that is wrong with ``payload``; empty where nothing is.
+
+    ``fields`` is None before vLLM is imported, ``model_type`` None before the model's type is told; what
+    depends on them is then left to a later check.
+    """
+    if not isinstance(payload, Mapping):
+        return [origin.problem(f"is {_kind(payload)}", 'give a JSON object such as {"prompt": "1"}')]
+    if not payload:
+        return [origin.problem("is an empty object", "give at least prompt, messages or input, or remove it")]
+    problems = _shape(payload, origin)
+    if problems:
+        return problems
+    forms = [form for form in Form if form.value in payload]
+    if len(forms) != 1:
+        return [_form_problem(forms, origin)]
+    form = forms[0]
+    problems = [*_fit(form, origin, model_type), *_question(form, payload, origin), *_limits(payload, origin)]
+    if fields is not None:
+        problems += _unknown(payload, origin, form, fields.of(form))
+    return problems
+
+
+def _shape(payload: Mapping[Any, Any], origin: Origin) -> list[Problem]:
+    if any(not isinstance(key, str) for key in payload):
+        return [origin.problem("has a key that is not text", "quote every key")]
+    try:
+        size = len(json.dumps(payload).encode())  # first: it also refuses what contains itself
+    except (TypeError, ValueError, RecursionError):
+        return [origin.problem("holds something that JSON cannot carry", "use text, numbers, lists, objects")]
+    if not _finite(payload):
+        return [origin.problem("holds NaN or an infinite number", "use finite numbers")]
+    if size > MAX_PAYLOAD_BYTES:
+        return [origin.problem(f"takes {size} bytes", f"keep it within {MAX_PAYLOAD_BYTES} bytes")]
+    return []
+
+
+def _form_problem(forms: list[Form], origin: Origin) -> Problem:
+    if not forms:
+        return origin.problem(
+            "has none of prompt, messages and input",
+            "add prompt (completion), messages (chat) or input (embedding)",
+        )
+    names = " and ".join(form.value for form in forms)
+    return origin.problem(f"has both {names}", "keep one of them")
+
+
+def _fit(form: Form, origin: Origin, model_type: ModelType | None) -> list[Problem]:
+    if model_type is None:
+        return []
+    if model_type is ModelType.EMBEDDING and form is not Form.INPUT:
+        return [origin.problem("does not fit an embedding model", "ask with input", field=form.value)]
+    if model_type is not ModelType.EMBEDDING and form is Form.INPUT:
+        return [
+            origin.problem(
+                "does not fit a model that generates", "ask with prompt or messages", field=form.value
+            )
+        ]
+    if model_type is ModelType.COMPLETION and form is Form.MESSAGES:
+        return [
+            origin.problem(
+                "does not fit a completion model, which has no chat template",
+                "ask with prompt",
+                field=form.value,
+            )
+        ]
+    return []
+
+
+def _question(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
+    value = payload[form.value]
+    if form is Form.MESSAGES:
+        return _messages(value, origin)
+    if isinstance(value, str):
+        if value:
+            return []
+        return [origin.problem("is empty", "give at least one character", field=form.value)]
+    if isinstance(value, list) and value:
+        if all(_is_token(item) for item in value):
+            return []
+        if form is Form.INPUT and all(isinstance(item, str) and item for item in value):
+            return []
+        if all(isinstance(item, str | list) for item in value):
+            return [origin.problem("holds several prompts", "a probe asks one: give text", field=form.value)]
+    return [origin.problem(f"is {_kind(value)}", "give text, or a list of token ids", field=form.value)]
+
+
+def _messages(value: object, origin: Origin) -> list[Problem]:
+    fix = 'give a list such as [{"role": "user", "content": "Hi"}]'
+    if not isinstance(value, list) or not value:
+        return [origin.problem(f"is {_kind(value)}", fix, field="messages")]
+    for index, message in enumerate(value):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            return [
+                origin.problem(f"has an entry ({index}) that is no object with a role", fix, field="messages")
+            ]
+        if not message.get("content") and not message.get("tool_calls"):
+            return [origin.problem(f"has an entry ({index}) without content", fix, field="messages")]
+    return []
+
+
+def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
+    problems = []
+    for name in ("max_tokens", "max_completion_tokens"):
+        value = payload.get(name)
+        if value is not None and (not _is_token(value) or value < 1):
+            problems.append(origin.problem("is not a whole number above 0", "give at least 1", field=name))
+    for name in (
+        "temperature",
+        "top_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "min_p",
+        "repetition_penalty",
+    ):
+        value = payload.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            problems.append(origin.problem("is not a number", "give a number without quotes", field=name))
+    if (stream := payload.get("stream")) is not None and not isinstance(stream, bool):
+        problems.append(origin.problem("is not true or false", "give true or false", field="stream"))
+    for name, why in _UNSUPPORTED.items():
+        if payload.get(name):
+            problems.append(origin.problem("cannot be used in a probe", f"remove it, {why}", field=name))
+    return problems
+
+
+def _unknown(payload: Mapping[str, Any], origin: Origin, form: Form, known: frozenset[str]) -> list[Problem]:
+    problems = []
+    for position, name in enumerate(payload, start=1):
+        if name in known or name in MARKERS:
+            continue
+        close = difflib.get_close_matches(name, sorted(known), n=1)
+        fix = f"did you mean {close[0]}" if close else "remove it"
+        if origin.confidential:
+            what = f"has a field (number {position} of {len(payload)})"
+        else:
+            what = f"has the field {name[:64]!r}"
+        request = {Form.PROMPT: "completion", Form.MESSAGES: "chat", Form.INPUT: "embedding"}[form]
+        problems.append(origin.problem(f"{what} that vLLM's {request} request does not know", fix))
+    return problems
+
+
+def _finite(value: object) -> bool:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return False
+        if isinstance(item, Mapping):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+    return True
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _kind(value: object) -> str:
+    """What ``value`` is, never what it holds."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if isinstance(value, Mapping):
+        return "an object"
+    return f"of type {type(value).__name__}"

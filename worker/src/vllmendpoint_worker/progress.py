@@ -1,0 +1,73 @@
+"""What the engine's scheduler does, as vLLM's stat logger hands it over, once an engine step.
+
+Read by the prober to tell busy from stalled: a probe's timeout alone cannot. Filled in the worker's main
+process only (``vllm.stat_logger_plugins`` runs there), on the event loop's thread.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from .verdict import ProgressSeen
+
+__all__ = ["PROBE_PREFIX", "PROGRESS", "Progress"]
+
+PROBE_PREFIX: Final = "vllmendpoint-probe-"
+"""Start of a probe's request id, so that our own probes do not count as user traffic."""
+
+RECENT_SECONDS: Final = 60.0
+"""How long a step counts as recent."""
+
+_LONGEST: Final = 512
+
+
+class Progress:
+    """Tokens scheduled, steps and finished user requests. Times in seconds, monotonic."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_scheduled: float | None = None
+        self._steps: deque[tuple[float, float]] = deque(maxlen=_LONGEST)
+        self.tokens_scheduled = 0
+        self.users_finished = 0
+        """User requests that the engine finished (not aborted, not errors, not our probes)."""
+        self.last_user_finished: float | None = None
+        self.on_user_finished: Callable[[float], None] | None = None
+
+    def step(self, tokens: int, seconds: float) -> None:
+        """One engine step that scheduled ``tokens`` and took ``seconds``; a step without tokens is no
+        progress.
+        """
+        if tokens <= 0:
+            return
+        now = self._clock()
+        self._last_scheduled = now
+        self.tokens_scheduled += tokens
+        self._steps.append((now, max(seconds, 0.0)))
+
+    def finished(self, requests: Iterable[tuple[str, bool]]) -> None:
+        """Requests that ended in this step: (request id, whether it ended well)."""
+        users = sum(1 for request_id, well in requests if well and not request_id.startswith(PROBE_PREFIX))
+        if not users:
+            return
+        now = self._clock()
+        self.users_finished += users
+        self.last_user_finished = now
+        if self.on_user_finished is not None:
+            self.on_user_finished(now)
+
+    def seen(self) -> ProgressSeen:
+        horizon = self._clock() - RECENT_SECONDS
+        while self._steps and self._steps[0][0] < horizon:
+            self._steps.popleft()
+        longest = max((seconds for _, seconds in self._steps), default=0.0)
+        return ProgressSeen(self._last_scheduled, longest)
+
+    def forget_steps(self) -> None:
+        """Forget step lengths: warm-up compiles kernels, and those steps say nothing of later ones."""
+        self._steps.clear()
+
+
+PROGRESS: Final = Progress()
+"""The process's own: vLLM makes the stat logger itself, from an entry point, so it cannot be handed one."""

@@ -1,0 +1,117 @@
+"""First things first: the report port answers before anything heavy is imported.
+
+Then one event loop runs the worker; the process ends here, through ``os._exit``: Dynamo's runtime sometimes
+aborts at interpreter exit.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Final, NoReturn
+
+from vllmendpoint_api import Stage, names
+
+from .board import Board
+from .config_sources import GUIDE_VARIABLES, ConfigSources
+from .configuration import Configuration
+from .leaving import leave
+from .report_server import ReportServer
+
+__all__ = ["ENV_REPORT_HOST", "ENV_SAGEMAKER_HOST", "port_of", "start"]
+
+logger = logging.getLogger(__name__)
+
+ANY_HOST: Final = "0.0.0.0"
+ENV_REPORT_HOST: Final = "VLLMENDPOINT_REPORT_HOST"
+ENV_SAGEMAKER_HOST: Final = "VLLMENDPOINT_SAGEMAKER_HOST"
+"""Addresses to bind; default 0.0.0.0."""
+
+
+def start(argv: list[str]) -> NoReturn:
+    """Run the worker and end the process: 0 after a signal, else not."""
+    _log_to_stderr()
+    board = Board(worker_version=_version(), pod_uid=os.environ.get("POD_UID", ""))
+    _end_on_signals(board)
+    server = ReportServer(
+        board,
+        os.environ.get(ENV_REPORT_HOST) or ANY_HOST,
+        port_of(names.ENV_REPORT_PORT, names.REPORT_PORT),
+    )
+    try:
+        server.start()
+    except OSError as error:
+        leave(1, f"The report port cannot be bound: {error.strerror}.")
+    logger.info("The report port %d answers", server.port)
+
+    configuration = Configuration(ConfigSources(os.environ, argv), board)
+    for name in GUIDE_VARIABLES:
+        os.environ.pop(name, None)  # read already; upstream must not see them, not even while it is imported
+    try:
+        board.stage(Stage.CONFIGURING)
+        asyncio.run(configuration.preflight())
+        board.stage(Stage.IMPORTING)
+        from .compose import Worker  # noqa: PLC0415  (10-25 s: Dynamo, vLLM and torch)
+
+        code, why = Worker(
+            configuration,
+            os.environ,
+            board,
+            server,
+            host=os.environ.get(ENV_SAGEMAKER_HOST) or ANY_HOST,
+            port=port_of(names.ENV_SAGEMAKER_PORT, names.SAGEMAKER_PORT),
+        ).run()
+    except Exception as error:
+        logger.exception("The worker failed")
+        code, why = 1, f"{type(error).__name__}: {error}"
+    leave(code, why)
+
+
+def _end_on_signals(board: Board) -> None:
+    """Until the worker is registered nobody uses it: SIGTERM and SIGINT end it at once, with its children."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        logger.info("Signal %d during the start: the worker ends", number)
+        board.stage(Stage.STOPPING)
+        leave(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def port_of(name: str, default: int) -> int:
+    """A port from the environment; a malformed one ends the process, for no report could be reached."""
+    raw = os.environ.get(name, "").strip()
+    if not raw:
+        return default
+    if not raw.isdecimal() or int(raw) > 65535:
+        leave(1, f"{name} is not a port number from 0 to 65535.")
+    return int(raw)
+
+
+class _OneLine(logging.Formatter):
+    """One line a record, tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " | ".join(super().format(record).splitlines())
+
+
+def _log_to_stderr() -> None:
+    """Our own logger only: the root logger is upstream's."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger(__package__)
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def _version() -> str:
+    try:
+        return version("vllmendpoint-worker")
+    except PackageNotFoundError:
+        return "unknown"

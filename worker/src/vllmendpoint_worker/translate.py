@@ -1,0 +1,184 @@
+"""From a health-check payload to what Dynamo's request handler takes, with vLLM's own models and renderers.
+
+Chat templates, tokenizer and sampling rules are vLLM's, so that a probe asks what a user with the same body
+would ask. Every sampling field is carried: the handler sets whatever attribute of ``SamplingParams`` it is
+given.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from vllmendpoint_api import ModelType
+
+from .errors import TranslationError
+from .payload import MARKERS, Form, form_of
+from .upstream import (
+    HEALTH_CHECK_KEY,
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingCompletionRequest,
+    SamplingParams,
+    get_max_tokens,
+)
+
+__all__ = ["Translated", "Translator"]
+
+_OWN_FIELDS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
+"""Fields of ``SamplingParams`` that the handler reads from ``stop_conditions``."""
+
+_LEFT_OUT: Final = frozenset({"stop", "output_kind", "detokenize", "skip_clone", "stream_interval"})
+"""Dynamo's handler sets these itself: it streams token deltas and never detokenizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """``request`` for the handler; ``warm_up`` the same with sampling on; ``notes`` for the report's
+    warnings.
+    """
+
+    request: Mapping[str, Any]
+    warm_up: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+
+class Translator:
+    """``renderer``: vLLM's ``OnlineRenderer``; ``defaults``: the model's default sampling parameters."""
+
+    def __init__(
+        self,
+        renderer: Any,
+        *,
+        defaults: Mapping[str, Any],
+        max_model_len: int,
+        model_names: list[str],
+    ) -> None:
+        self._renderer = renderer
+        self._defaults = dict(defaults)
+        self._max_model_len = max_model_len
+        self._model_names = model_names
+
+    async def model_type(self, tasks: tuple[str, ...]) -> ModelType | None:
+        """Told from the model: embedding by its tasks, chat by its chat template, else completion.
+
+        None where it generates nothing and embeds nothing.
+        """
+        if "generate" not in tasks:
+            return ModelType.EMBEDDING if "embed" in tasks else None
+        request = ChatCompletionRequest(
+            model=self._model_names[0], messages=[{"role": "user", "content": "Hi"}]
+        )
+        try:
+            rendered = await self._renderer.render_chat(request)
+        except (ValueError, TypeError, KeyError):  # vLLM: no chat template
+            return ModelType.COMPLETION
+        return ModelType.CHAT if isinstance(rendered, tuple) else ModelType.COMPLETION
+
+    async def translate(self, payload: Mapping[str, Any]) -> Translated:
+        """Raises TranslationError where vLLM itself refuses the payload."""
+        body = {name: value for name, value in payload.items() if name not in MARKERS}
+        if (model := body.get("model")) is not None and model not in self._model_names:
+            raise TranslationError("model", "names a model that this worker does not serve")
+        body["model"] = self._model_names[0]
+        form = form_of(payload)
+        if form is Form.INPUT:
+            return self._embedding(body)
+        if form is None:
+            raise TranslationError("", "has no question")
+        request = _validated(ChatCompletionRequest if form is Form.MESSAGES else CompletionRequest, body)
+        tokens = await self._render(request, form)
+        maximum = request.max_tokens
+        if form is Form.MESSAGES and request.max_completion_tokens is not None:
+            maximum = request.max_completion_tokens
+        try:
+            maximum = get_max_tokens(self._max_model_len, maximum, len(tokens), self._defaults)
+        except ValueError:
+            maximum = 0
+        if maximum < 1:
+            raise TranslationError(
+                form.value,
+                f"takes {len(tokens)} tokens and the model's context is {self._max_model_len}: shorten it",
+            )
+        try:
+            params = request.to_sampling_params(maximum, self._defaults)
+        except (ValueError, TypeError) as error:
+            raise TranslationError(_named(error, body), "is refused by vLLM's sampling parameters") from error
+        return self._generation(tokens, params)
+
+    async def _render(self, request: Any, form: Form) -> list[int]:
+        try:
+            if form is Form.MESSAGES:
+                rendered = await self._renderer.render_chat(request)
+                inputs = rendered[1] if isinstance(rendered, tuple) else None
+            else:
+                rendered = await self._renderer.render_completion(request)
+                inputs = rendered if isinstance(rendered, list) else None
+        except (ValueError, TypeError, KeyError) as error:
+            raise TranslationError(form.value, "cannot be rendered by vLLM for this model") from error
+        if not inputs or len(inputs) != 1:
+            raise TranslationError(form.value, "cannot be rendered by vLLM for this model")
+        if inputs[0].get("type", "token") not in ("token", "tokens"):
+            raise TranslationError(form.value, "holds more than text, and a probe asks with text only")
+        return list(inputs[0]["prompt_token_ids"])
+
+    def _generation(self, tokens: list[int], params: Any) -> Translated:
+        plain = SamplingParams()
+        options = {
+            name: value
+            for name in params.__struct_fields__
+            if not name.startswith("_")
+            and name not in _OWN_FIELDS | _LEFT_OUT
+            and (value := getattr(params, name)) is not None
+            and value != getattr(plain, name)
+        }
+        # Said outright where they equal vLLM's defaults too: the model's own defaults must not come in
+        # instead.
+        options |= {name: getattr(params, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        request = {
+            "token_ids": tokens,
+            "sampling_options": options,
+            "stop_conditions": {
+                "max_tokens": params.max_tokens,
+                "min_tokens": params.min_tokens,
+                "ignore_eos": params.ignore_eos,
+                "stop_token_ids": list(params.stop_token_ids or []),
+            },
+            "output_options": {},
+            "_health_check": True,
+            HEALTH_CHECK_KEY: True,
+        }
+        warm_up = request | {
+            "sampling_options": options | {"temperature": 0.0 if params.temperature > 0 else 0.7},
+            "stop_conditions": {"max_tokens": 1},
+        }
+        notes: tuple[str, ...] = ()
+        if params.stop:
+            notes = ("stop of the payload ends no probe, max_tokens does: Dynamo's worker sees no text.",)
+        return Translated(request, warm_up, notes)
+
+    def _embedding(self, body: dict[str, Any]) -> Translated:
+        _validated(EmbeddingCompletionRequest, body)
+        request = {name: value for name, value in body.items() if name != "user" and value is not None}
+        return Translated(request | {"_health_check": True, HEALTH_CHECK_KEY: True}, None)
+
+
+def _validated(model: Any, body: Mapping[str, Any]) -> Any:
+    try:
+        return model.model_validate(dict(body))
+    except ValidationError as error:
+        detail = error.errors(include_input=False, include_url=False)[0]
+        location = [str(part) for part in detail["loc"]]
+        field = location[0] if location and location[0] in body else ""
+        raise TranslationError(field, f"is refused by vLLM's {model.__name__} ({detail['type']})") from error
+    except (ValueError, TypeError) as error:
+        raise TranslationError(_named(error, body), f"is refused by vLLM's {model.__name__}") from error
+
+
+def _named(error: Exception, body: Mapping[str, Any]) -> str:
+    """The field that vLLM's own sentence names, if it is one of the payload's: the sentence repeats
+    values.
+    """
+    words = str(error).replace("`", " ").replace("'", " ").replace('"', " ").split()
+    return next((word.strip(".,:") for word in words if word.strip(".,:") in body), "")
