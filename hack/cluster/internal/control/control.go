@@ -109,7 +109,7 @@ func (p *Plane) Commands(d *pki.Dir) []proc.Command {
 		config := p.path("scheduler.kubeconfig")
 		commands = append(commands, proc.Command{Name: "kube-scheduler", Args: []string{
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
-			"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false",
+			"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false", "--authentication-skip-lookup",
 			"--tls-cert-file=" + d.File("scheduler.crt"), "--tls-private-key-file=" + d.File("scheduler.key"),
 		}})
 	}
@@ -152,9 +152,11 @@ func (p *Plane) controllerManager(d *pki.Dir) []string {
 	args := []string{
 		"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 		"--leader-elect=false", "--use-service-account-credentials",
+		"--authentication-skip-lookup", // it would give up at once where the API server is not ready yet
 		"--root-ca-file=" + d.File("ca.crt"),
 		"--service-account-private-key-file=" + d.File("service-account.key"),
 		"--cluster-signing-cert-file=" + d.File("ca.crt"), "--cluster-signing-key-file=" + d.File("ca.key"),
+		"--flex-volume-plugin-dir=" + p.path("volume-plugins"), // it makes the folder: not in /usr
 		"--profiling=false",
 	}
 	if p.ControllerQPS > 0 {

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +15,12 @@ import (
 // link, device or whiteout, is a hard link, which takes neither time nor disk. Nobody writes into either afterwards:
 // both are lower layers of overlays, which copy a file before they change it.
 func linkLayer(from, to string) error {
-	err := linkTree(from, to)
-	if !errors.Is(err, syscall.EXDEV) {
+	v, err := sideBySide(from, to)
+	if err == nil {
+		defer v.close()
+		return v.link(from, to, "")
+	}
+	if !errors.Is(err, unix.EXDEV) {
 		return err
 	}
 	fmt.Printf("copying %s: it lies on another file system than %s, so its files cannot be linked\n", from, to)
@@ -28,28 +31,30 @@ func linkLayer(from, to string) error {
 	return nil
 }
 
-func linkTree(from, to string) error {
-	entries, err := os.ReadDir(from)
+// link works on the folder dir below from and to.
+func (v *view) link(from, to, dir string) error {
+	entries, err := os.ReadDir(filepath.Join(from, dir))
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		source, target := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		path := filepath.Join(dir, e.Name())
 		if !e.IsDir() {
 			// Without flags it links a symbolic link itself, not what that points to.
-			if err := unix.Linkat(unix.AT_FDCWD, source, unix.AT_FDCWD, target, 0); err != nil {
-				return fmt.Errorf("link %s to %s: %w", target, source, err)
+			if err := unix.Linkat(v.fd, filepath.Join(v.from, path), v.fd, filepath.Join(v.to, path), 0); err != nil {
+				return fmt.Errorf("link %s from %s to %s: %w", path, from, to, err)
 			}
 			continue
 		}
-		if err := os.Mkdir(target, 0o700); err != nil {
+		if err := os.Mkdir(filepath.Join(to, path), 0o700); err != nil {
 			return err
 		}
-		if err := linkTree(source, target); err != nil {
+		if err := v.link(from, to, path); err != nil {
 			return err
 		}
 	}
-	return copyAttributes(from, to) // last: making the entries has changed the folder's time
+	// Last: making the entries has changed the folder's time.
+	return copyAttributes(filepath.Join(from, dir), filepath.Join(to, dir))
 }
 
 // copyAttributes gives a folder the other's owner, mode, extended attributes and times.

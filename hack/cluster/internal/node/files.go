@@ -35,8 +35,11 @@ func (s *supervisor) nodePrograms() []proc.Command {
 			"--hostname-override=" + Name, "--node-ip=" + s.nodeIP(),
 		}},
 		{Name: "kube-proxy", Args: []string{"--config=" + s.path("kube-proxy.json")}},
-		{Name: "cluster", Args: []string{"netpol", "--kubeconfig", s.path("netpol.kubeconfig")}, As: "netpol"},
 	}
+}
+
+func (s *supervisor) netpol() proc.Command {
+	return proc.Command{Name: "cluster", Args: []string{"netpol", "--kubeconfig", s.path("netpol.kubeconfig")}, As: "netpol"}
 }
 
 // writeFiles writes certificates and configuration of the node's programs.

@@ -80,8 +80,7 @@ func (s *supervisor) bringUp(ctx context.Context) error {
 			return err
 		}
 	}
-	coredns, err := s.containerd(ctx)
-	if err != nil {
+	if err := s.containerd(ctx); err != nil {
 		return err
 	}
 	s.say("containerd is ready")
@@ -94,7 +93,10 @@ func (s *supervisor) bringUp(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.addons(ctx, coredns); err != nil {
+	if err := s.addons(ctx); err != nil {
+		return err
+	}
+	if err := s.Start(s.netpol()); err != nil { // not before its rights are among the objects
 		return err
 	}
 	client, err := s.client()
@@ -114,30 +116,30 @@ func (s *supervisor) bringUp(ctx context.Context) error {
 }
 
 // containerd waits for it, clears what an earlier node left in its store besides images, and adds the two images that
-// the node itself needs. It returns the name of CoreDNS's.
-func (s *supervisor) containerd(ctx context.Context) (string, error) {
+// the node itself needs.
+func (s *supervisor) containerd(ctx context.Context) error {
 	var store *images.Store
 	err := s.Until(ctx, "containerd to answer", 30*time.Second, func(ctx context.Context) (err error) {
 		store, err = images.Connect(ctx, socket)
 		return err
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer store.Close()
 	if err := store.RemovePods(ctx); err != nil {
-		return "", err
+		return err
 	}
 	if err := store.AddProgram(ctx, pauseImage, s.Config.binary("pause")); err != nil {
-		return "", err
+		return err
 	}
-	return corednsImage, store.AddProgram(ctx, corednsImage, s.Config.binary("coredns"))
+	return store.AddProgram(ctx, corednsImage, s.Config.binary("coredns"))
 }
 
 func (c Config) binary(name string) string { return filepath.Join(c.Bin, name) }
 
 // addons makes the objects that every cluster has besides what the API server makes.
-func (s *supervisor) addons(ctx context.Context, coredns string) error {
+func (s *supervisor) addons(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.binary("kubectl"), "--kubeconfig", s.Kubeconfig(), "create", "--validate=false", "-f", s.path("addons.yaml"))
