@@ -111,7 +111,11 @@ def custom_resource_definition() -> dict[str, Any]:
                             "properties": {
                                 "apiVersion": {"type": "string"},
                                 "kind": {"type": "string"},
-                                "metadata": {"type": "object"},
+                                # A bound, for the cost estimate of the rules on the name.
+                                "metadata": {
+                                    "type": "object",
+                                    "properties": {"name": {"type": "string", "maxLength": 63}},
+                                },
                                 "spec": spec,
                                 "status": status,
                             },

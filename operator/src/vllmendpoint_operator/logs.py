@@ -34,5 +34,7 @@ def configure(level: str, style: str) -> None:
         _Json() if style == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s %(message)s")
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # kopf warns at every start that it leaves the signals to us; its other warnings matter.
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

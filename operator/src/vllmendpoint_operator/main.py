@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import kopf
 
 from .election import Election
-from .errors import LeaseLost
+from .errors import KubeError, LeaseLost, NotFound
 from .kinds import ENDPOINT
 from .kube import Kube
 from .logs import configure
@@ -39,9 +40,8 @@ async def run(settings: Settings) -> None:
     """Lead, and operate while leading; returns on SIGTERM or SIGINT."""
     task = asyncio.current_task()
     assert task is not None
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     metrics = Metrics()
     operator: Operator | None = None
     runners = await serve(
@@ -78,7 +78,13 @@ async def run(settings: Settings) -> None:
 
 
 async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
-    """kopf as the informer of VLLMEndpoints: it only feeds the queue."""
+    """kopf as the informer of VLLMEndpoints: it only feeds the queue.
+
+    On a thread and a loop of its own: kopf takes the process's signals, and when it ends it cancels
+    and awaits every task of its loop, ours among them.
+    """
+    await _served(kube, settings)
+    loop = asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -87,19 +93,57 @@ async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
 
     @kopf.on.event(ENDPOINT.group, ENDPOINT.version, ENDPOINT.plural, registry=registry)
     async def changed(event: Mapping[str, Any], **_: Any) -> None:
-        if event["type"] == "DELETED":
-            operator.deleted(dict(event["object"]))
-        else:
-            operator.seen(dict(event["object"]))
+        feed = operator.deleted if event["type"] == "DELETED" else operator.seen
+        loop.call_soon_threadsafe(feed, dict(event["object"]))
 
     options = kopf.OperatorSettings()
     options.posting.enabled = False
     options.scanning.disabled = True
-    options.process.ultimate_exiting_timeout = None
-    await kopf.operator(
-        registry=registry,
-        settings=options,
-        standalone=True,
-        clusterwide=not settings.scopes,
-        namespaces=settings.scopes,
-    )
+    stop = threading.Event()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def informer() -> None:
+        failure: BaseException | None = None
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=registry,
+                    settings=options,
+                    standalone=True,
+                    clusterwide=not settings.scopes,
+                    namespaces=settings.scopes,
+                    stop_flag=stop,
+                )
+            )
+        except Exception as error:  # noqa: BLE001  (handed on to the owner)
+            failure = error
+        if not stop.is_set():
+            loop.call_soon_threadsafe(
+                ended.set_exception, failure or RuntimeError("kopf ended without being asked to")
+            )
+
+    # A daemon: kopf takes seconds to end, and holds nothing that would be lost.
+    threading.Thread(target=informer, name="kopf", daemon=True).start()
+    try:
+        await ended
+    finally:
+        stop.set()
+
+
+async def _served(kube: Kube, settings: Settings) -> None:
+    """Wait for the CRD: kopf looks for it once, and waits in silence for ever if it comes later."""
+    while True:
+        try:
+            await kube.list(ENDPOINT, settings.scopes[0] if settings.scopes else None, metadata_only=True)
+        except NotFound:
+            log.warning(
+                "the API server does not know %s.%s yet: install the CRD (the chart does); "
+                "asking again in 5 s",
+                ENDPOINT.plural,
+                ENDPOINT.group,
+            )
+        except KubeError as error:
+            log.warning("%s: %s; asking again in 5 s", ENDPOINT.plural, error)
+        else:
+            return
+        await asyncio.sleep(5)
