@@ -31,7 +31,7 @@ from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
 from .configuration import Configuration, translation_problem
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
-from .http_app import Guard, HttpServer
+from .http_app import Guard, HttpServer, bound
 from .leaving import leave
 from .merge import Resolved
 from .metrics import Metrics
@@ -79,8 +79,7 @@ class Worker:
         self._environ = environ
         self._board = board
         self._server = server
-        self._host = host
-        self._port = port
+        self._listener = bound(host, port)
         self._clock = Clock()
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: upstream.WorkerEngine | None = None
@@ -208,7 +207,7 @@ class Worker:
         await self._first_probe(resolved)
         self._warmed = True
         guard = Guard(http.app, fit=self._fit, verdict=lambda: self._verdict)
-        self._http = HttpServer(http, guard, self._host, self._port)
+        self._http = HttpServer(http, guard, self._listener)
         await self._http.start()
         self._begin(self._watch_configuration(), "configuration")
         self._board.stage(Stage.REGISTERING)

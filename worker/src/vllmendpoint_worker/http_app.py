@@ -17,7 +17,7 @@ from vllmendpoint_api import Verdict
 from .errors import EngineStartError
 from .upstream import HttpApp, NoSignalServer
 
-__all__ = ["Guard", "HttpServer"]
+__all__ = ["Guard", "HttpServer", "bound"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +51,37 @@ async def _refuse(send: Any, body: str) -> None:
     await send({"type": "http.response.body", "body": body.encode()})
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that holds the port and does not listen yet, so that a taken port is known before the load.
+
+    Raises EngineStartError.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise EngineStartError(f"port {port} cannot be bound: {error.strerror}") from error
+    return listener
+
+
 class HttpServer:
     """A uvicorn server without signal handlers, on the running loop. ``stop`` ends what ``start`` began."""
 
-    def __init__(self, http: HttpApp, guard: Guard, host: str, port: int) -> None:
+    def __init__(self, http: HttpApp, guard: Guard, listener: socket.socket) -> None:
         config = uvicorn.Config(
             guard, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
         )
         config.h11_max_incomplete_event_size = http.max_event_bytes
         self._server = NoSignalServer(config)
         http.app.state.server = self._server  # vLLM stops it where the engine died under a stream
-        self._address = (host, port)
+        self._listener = listener
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bind and serve; returns when the port answers. Raises EngineStartError where it cannot."""
-        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(self._address)
-        except OSError as error:
-            listener.close()
-            raise EngineStartError(f"port {self._address[1]} cannot be bound: {error.strerror}") from error
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http")
+        """Serve; returns when the port answers."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http")
         async with asyncio.timeout(START_SECONDS):
             while not self._server.started:
                 if self._task.done():

@@ -83,7 +83,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
     main: dict[str, Any] = {
         "name": names.MAIN_CONTAINER,
         "image": image(endpoint, options),
-        "command": ["python3", "-m", "vllmendpoint_worker"],
+        # No command: the image's entry point starts the worker below an init that reaps.
         "args": ["--model", path, "--served-model-name", endpoint.model_name, *spec.engine.args],
         "env": env,
         "ports": [
