@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Everything up to a running operator: tools, images, model, cluster, Helm release. Safe to repeat; a change of our
+# code alone builds and loads two small layers. CLUSTER=local (default: hack/cluster, no Docker) or kind.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
+bin=$cache/bin
+export PATH=$bin:$PATH
+cluster=${CLUSTER:-local}
+namespace=vllmendpoint-system
+model=SmolLM2-135M-Instruct
+started=$SECONDS
+
+stage() { printf '\n\033[1m[%4ds] %s\033[0m\n' $((SECONDS - started)) "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# Runs a command in the background with its lines marked; `settle NAME` waits for it.
+declare -A pids=()
+together() {
+  local name=$1
+  shift
+  { "$@" 2>&1 | sed -u "s/^/  $name: /"; } &
+  pids[$name]=$!
+}
+settle() { wait "${pids[$1]}" || die "$1 failed, see its lines above"; }
+
+# The model is a file tree on this machine; the node sees it through a hostPath volume.
+prepare_model() {
+  hack/setup.sh
+  .venv/bin/python hack/model.py chat "$cache/models/$model"
+}
+
+build_local() {
+  [[ $EUID == 0 ]] || die "the local cluster needs root (or use CLUSTER=kind with Docker)"
+  together cluster hack/cluster/build.sh
+  together model prepare_model
+  settle model
+  hack/images.sh buildah >"$cache/images.txt"
+  settle cluster
+}
+up_local() {
+  cluster up
+  export KUBECONFIG
+  KUBECONFIG=$(cluster kubeconfig)
+}
+
+build_kind() {
+  command -v kind >/dev/null || die "kind is not installed: https://kind.sigs.k8s.io (or use CLUSTER=local, without Docker)"
+  command -v kubectl >/dev/null || die "kubectl is not installed"
+  hack/tools.sh
+  prepare_model
+  hack/images.sh docker >"$cache/images.txt"
+}
+up_kind() {
+  export KUBECONFIG=$cache/kind/kubeconfig
+  mkdir -p "$cache/kind"
+  kind get clusters 2>/dev/null | grep -qx vllmendpoint && return
+  sed "s|@MODELS@|$cache/models|" hack/kind.yaml >"$cache/kind/config.yaml"
+  kind create cluster --name vllmendpoint --kubeconfig "$KUBECONFIG" --config "$cache/kind/config.yaml" --wait 120s
+}
+
+case $cluster in local | kind) ;; *) die "CLUSTER=$cluster: local or kind" ;; esac
+
+stage "tools, images and model (from nothing about 20 minutes on two cores, else seconds)"
+mkdir -p "$cache"
+"build_$cluster"
+
+stage "Kubernetes ($cluster)"
+"up_$cluster"
+
+stage "images into the node"
+# Tagged by content: what runs keeps its image, what changed is rolled out.
+declare -A tags=()
+while read -r name id; do
+  image=${name%:*} tag=${id:0:12}
+  tags[${image##*/}]=$tag
+  if [[ $cluster == kind ]]; then
+    docker tag "$name" "$image:$tag"
+    kind load docker-image --name vllmendpoint "$image:$tag"
+  else
+    buildah tag "$name" "$image:$tag"
+    cluster load "$image:$tag"
+  fi
+done <"$cache/images.txt"
+
+stage "helm install"
+helm upgrade --install vllmendpoint charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
+  --set global.imageRegistry=localhost \
+  --set image.repository=vllmendpoint/operator --set image.tag="${tags[operator]}" \
+  --set worker.image.repository=vllmendpoint/worker-cpu --set worker.image.tag="${tags[worker-cpu]}" \
+  --wait --timeout 3m >/dev/null
+kubectl -n "$namespace" get pods
+printf '\n[%4ds] the operator runs\n' $((SECONDS - started))
