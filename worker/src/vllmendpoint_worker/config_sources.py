@@ -204,6 +204,8 @@ def _signature(path: Path) -> object:
         stat = path.stat()
     except OSError as error:
         return error.errno
+    except ValueError:  # no name that a file can have
+        return None
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 

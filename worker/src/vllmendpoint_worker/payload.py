@@ -98,7 +98,7 @@ def check(
         return problems
     forms = [form for form in Form if form.value in payload]
     if len(forms) != 1:
-        return [_form_problem(forms, origin)]
+        return [_form_problem(payload, forms, origin)]
     form = forms[0]
     problems = [*_fit(form, origin, model_type), *_question(form, payload, origin), *_limits(payload, origin)]
     if fields is not None:
@@ -120,14 +120,15 @@ def _shape(payload: Mapping[Any, Any], origin: Origin) -> list[Problem]:
     return []
 
 
-def _form_problem(forms: list[Form], origin: Origin) -> Problem:
-    if not forms:
-        return origin.problem(
-            "has none of prompt, messages and input",
-            "add prompt (completion), messages (chat) or input (embedding)",
-        )
-    names = " and ".join(form.value for form in forms)
-    return origin.problem(f"has both {names}", "keep one of them")
+def _form_problem(payload: Mapping[str, Any], forms: list[Form], origin: Origin) -> Problem:
+    if forms:
+        names = " and ".join(form.value for form in forms)
+        return origin.problem(f"has both {names}", "keep one of them")
+    fix = "add prompt (completion), messages (chat) or input (embedding)"
+    meant = [close[0] for name in payload if (close := difflib.get_close_matches(name, list(Form), n=1))]
+    if meant:
+        fix = f"did you mean {meant[0]}"
+    return origin.problem("has none of prompt, messages and input", fix)
 
 
 def _fit(form: Form, origin: Origin, model_type: ModelType | None) -> list[Problem]:

@@ -202,7 +202,6 @@ class Prober:
                 waiting.set_exception(ProbeUnavailableError("probing is off"))
             self._wanted.clear()
         elif before != settings:
-            self.last = None if before.request != settings.request else self.last
             self._want()
         self._publish()
 

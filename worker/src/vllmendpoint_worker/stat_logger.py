@@ -2,7 +2,7 @@
 
 Loaded by vLLM in the process of the engine client only. ``SchedulerStats`` and ``IterationStats`` are no
 stable
-interface: ``tests/unit/worker/test_upstream_contract.py`` holds every field read here.
+interface: ``tests/worker/test_upstream_contract.py`` holds every field read here.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The only importer of ``dynamo.*`` and of vLLM's launchers, request models and renderers.
 
 Most of what is named here is no public interface of theirs. The versions are pinned, nothing of theirs is
-rebound, and ``tests/unit/worker/test_upstream_contract.py`` holds every name and signature used, so that an
+rebound, and ``tests/worker/test_upstream_contract.py`` holds every name and signature used, so that an
 upgrade fails there and not in a pod. Importing this module takes 10-25 s: it is imported late.
 """
 
@@ -359,10 +359,9 @@ def _answer_canary(generate: Any, gate: Gate) -> Any:
 
     async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
         if isinstance(request, Mapping) and request.get(HEALTH_CHECK_KEY) is True:
-            if not gate():
-                raise RuntimeError("the worker's verdict is not healthy")
-            yield {"index": 0, "token_ids": [0], "finish_reason": "stop"}
-            return
+            if gate():
+                yield {"index": 0, "token_ids": [0], "finish_reason": "stop"}
+            return  # an empty stream is "not ready" to the canary; an error would be logged every second
         async for chunk in generate(request, context):
             yield chunk
 

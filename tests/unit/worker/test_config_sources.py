@@ -1,0 +1,200 @@
+"""config_sources: what is read, how a change is noticed, and that a value is never repeated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import Level, ModelType, WorkerSettings
+from vllmendpoint_worker.config_sources import MAX_FILE_BYTES, ConfigSources
+from vllmendpoint_worker.configuration import model_conflict
+from vllmendpoint_worker.merge import ABSENT, Refused, merge
+
+
+def sources(tmp_path: Path, argv: list[str] | None = None, **environ: str) -> ConfigSources:
+    return ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(tmp_path), **environ}, argv or [])
+
+
+def settings(tmp_path: Path, content: Any) -> None:
+    data = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (tmp_path / "settings.json").write_bytes(data)
+
+
+def test_nothing_set_is_nothing_said(tmp_path: Path) -> None:
+    loaded = sources(tmp_path).load()
+    assert loaded.settings_hash == ""
+    assert loaded.sources.environment_payload is None
+    assert loaded.sources.config_payload is ABSENT
+    assert loaded.sources.spec_problems == ()
+
+
+def test_what_the_operator_seals_the_worker_reads(tmp_path: Path) -> None:
+    sealed = WorkerSettings.model_validate(
+        {"healthCheck": {"level": "Standard", "periodSeconds": 7}}
+    ).sealed()
+    settings(tmp_path, sealed.wire())
+    loaded = sources(tmp_path).load()
+    assert loaded.settings_hash == sealed.hash
+    assert loaded.sources.spec.level == Level.STANDARD
+    assert loaded.sources.spec.period_seconds == 7
+
+
+def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) -> None:
+    settings(tmp_path, {"healthCheck": {"expect": {"regex": "x"}}, "handlers": {}, "hash": "h"})
+    loaded = sources(tmp_path).load()
+    assert loaded.settings_hash == "h"
+    assert loaded.sources.spec_problems == ()
+    assert [
+        word for warning in loaded.warnings for word in ("handlers", "healthCheck.expect") if word in warning
+    ] == [
+        "handlers",
+        "healthCheck.expect",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "is not JSON (line 1, column 2)"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"[]", "is not valid"),
+        (b'{"hash": "h", "healthCheck": {"periodSeconds": 0}}', "healthCheck.periodSeconds"),
+        (b'{"hash": "h", "healthCheck": {"level": "hunter2"}}', "healthCheck.level"),
+        (b" " * (MAX_FILE_BYTES + 1), "is larger than"),
+    ],
+)
+def test_unreadable_settings_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    settings(tmp_path, content)
+    loaded = sources(tmp_path).load()
+    assert says in loaded.sources.spec_problems[0].message
+    assert "hunter2" not in loaded.sources.spec_problems[0].message
+    assert isinstance(merge(loaded.sources), Refused)
+    if b"hash" in content:
+        assert loaded.settings_hash == "h"  # reported even when refused
+
+
+@pytest.mark.parametrize("value", ['{"prompt": "test", "max_tokens": 1, "temperature": 0}', "@file"])
+def test_the_environments_payload_inline_and_from_a_file(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "payload.json"
+    file.write_text('{"prompt": "test", "max_tokens": 1, "temperature": 0}')
+    found = (
+        sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD=value.replace("@file", f"@{file}"))
+        .load()
+        .sources.environment_payload
+    )
+    assert found is not None
+    assert found.value == {"prompt": "test", "max_tokens": 1, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["{hunter2", "hunter2", "@/nowhere/hunter2", "@bad", "@folder", "@\x00hunter2", "{'prompt': 'hunter2'}"],
+)
+def test_a_payload_that_cannot_be_read_is_refused_and_not_repeated(tmp_path: Path, value: str) -> None:
+    (tmp_path / "bad").write_bytes(b"\xffhunter2")
+    value = value.replace("@bad", f"@{tmp_path}/bad").replace("@folder", f"@{tmp_path}")
+    given = sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD=value)
+    result = merge(given.load().sources)
+    assert isinstance(result, Refused)
+    assert result.problems[0].source == "Environment"
+    assert result.problems[0].field == "DYN_HEALTH_CHECK_PAYLOAD"
+    assert "hunter2" not in result.problems[0].message
+    assert str(tmp_path) not in result.problems[0].message
+    given.signature()
+
+
+def test_an_empty_variable_is_unset(tmp_path: Path) -> None:
+    loaded = sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD="", DYN_HEALTH_CHECK_LEVEL=" ").load()
+    assert loaded.sources.environment_payload is None
+    assert loaded.sources.environment == {}
+
+
+def test_the_guides_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        'model: "gpt2"\nhealth_check_level: "standard"\nhealth_check_payload:\n'
+        '  prompt: "The weather is"\n  max_tokens: 3\n  temperature: 0.5\n'
+    )
+    for given in (
+        sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)),
+        sources(tmp_path, ["--config", str(file)]),
+        sources(tmp_path, [f"--config={file}", "--model", "gpt2"]),
+    ):
+        loaded = given.load()
+        assert loaded.sources.config_level == "standard"
+        assert loaded.sources.config_payload == {
+            "prompt": "The weather is",
+            "max_tokens": 3,
+            "temperature": 0.5,
+        }
+        assert loaded.engine_config == {"model": "gpt2"}
+        assert "--config" not in " ".join(given.engine_arguments)
+    file.write_text("health-check-level: minimal\n")
+    assert sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_level == "minimal"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"a: [", "line 1"), (b"- 1", "mapping"), (b"\xff", "UTF-8"), (None, "does not exist")],
+)
+def test_a_bad_config_file_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    problems = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_problems
+    assert problems[0].reason == "InvalidConfigFile"
+    assert says in problems[0].message
+
+
+def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("model: gpt2\n")
+    two = sources(tmp_path, ["--config", str(file)], VLLMENDPOINT_CONFIG_FILE=str(file))
+    assert "twice" in two.load().sources.config_problems[0].message
+    loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
+    assert model_conflict(loaded, ["--model", "gpt2"]) is None
+    assert model_conflict(loaded, ["--seed", "1"]) is None
+    for argv in (["--model", "other"], ["--model=other"]):
+        problem = model_conflict(loaded, argv)
+        assert problem is not None
+        assert problem.reason == "InvalidConfigFile"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"), [("", None), ("chat", ModelType.CHAT), ("Embedding", ModelType.EMBEDDING)]
+)
+def test_the_models_type_from_the_environment(tmp_path: Path, raw: str, expected: ModelType | None) -> None:
+    assert sources(tmp_path, VLLMENDPOINT_MODEL_TYPE=raw).model_type() == (expected, ())
+
+
+def test_a_wrong_type_of_model_is_refused(tmp_path: Path) -> None:
+    assert isinstance(merge(sources(tmp_path, VLLMENDPOINT_MODEL_TYPE="hunter2").load().sources), Refused)
+
+
+def test_the_swap_of_a_projected_volume_is_noticed(tmp_path: Path) -> None:
+    """The kubelet writes a new folder and swaps the link ..data; settings.json is a link that stays."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text(f'{{"hash": "{name}"}}')
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "settings.json").symlink_to("..data/settings.json")
+    given = sources(tmp_path)
+    before = given.signature()
+    assert given.load().settings_hash == "one"
+    (tmp_path / "..new").symlink_to("two")
+    (tmp_path / "..new").replace(tmp_path / "..data")
+    assert given.signature() != before
+    assert given.load().settings_hash == "two"
+
+
+def test_a_file_that_comes_and_goes_is_noticed(tmp_path: Path) -> None:
+    given = sources(tmp_path)
+    gone = given.signature()
+    settings(tmp_path, {})
+    there = given.signature()
+    assert there != gone
+    settings(tmp_path, {"hash": "x"})
+    assert given.signature() != there
+    (tmp_path / "settings.json").unlink()
+    assert given.signature() == gone

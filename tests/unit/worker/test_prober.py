@@ -1,0 +1,272 @@
+"""The prober against an engine made of Python: when it asks, how it aborts, what it calls an answer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import Mode, Outcome, Verdict
+from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.errors import ProbeUnavailableError
+from vllmendpoint_worker.prober import Prober, ProbeSettings, ask, next_probe_at
+from vllmendpoint_worker.progress import PROBE_PREFIX, Progress
+from vllmendpoint_worker.verdict import Rules, State
+
+pytestmark = pytest.mark.timeout(30)
+GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
+
+
+class FakeEngine:
+    """``behaviour``: "answer", "hang", "raise"; ``users``: requests in flight that are not ours."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.behaviour = "answer"
+        self.chunks: list[dict[str, Any]] = list(GOOD)
+        self.users = 0
+        self.gone: str | None = None
+        self.asked: list[float] = []
+        self.requests: list[Mapping[str, Any]] = []
+        self.running = 0
+        self.most_running = 0
+        self.aborted = 0
+        self.ids: list[str] = []
+        self.progress = progress or Progress()
+
+    async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        self.asked.append(time.monotonic())
+        self.requests.append(request)
+        self.ids.append(request_id)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            if self.behaviour == "hang":
+                await asyncio.Event().wait()
+            if self.behaviour == "raise":
+                raise ValueError("hunter2")
+            for chunk in self.chunks:
+                self.progress.step(1, 0.001)
+                yield chunk
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+
+    def in_flight(self) -> int:
+        return self.users + self.running
+
+    def dead(self) -> str | None:
+        return self.gone
+
+
+def settings(
+    period: float = 0.5, timeout: float = 0.3, mode: Mode = Mode.ENFORCE, **request: Any
+) -> ProbeSettings:
+    return ProbeSettings(request or {"token_ids": [1]}, mode, period, Rules(timeout, 2, 1))
+
+
+@asynccontextmanager
+async def probing(engine: FakeEngine, given: ProbeSettings) -> AsyncIterator[Prober]:
+    prober = Prober(engine, given, progress=engine.progress, publish=lambda: None)
+    task = asyncio.create_task(prober.run())
+    try:
+        yield prober
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+
+
+async def until(condition: Any, seconds: float = 5.0) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "did not come about in time"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("chunks", "outcome", "tokens"),
+    [
+        (GOOD, Outcome.COMPLETE, 2),
+        ([], Outcome.UNEXPECTED_ANSWER, 0),
+        ([{"index": 0, "token_ids": [], "finish_reason": "stop"}], Outcome.UNEXPECTED_ANSWER, 0),
+        ([{"index": 0, "token_ids": [5]}], Outcome.UNEXPECTED_ANSWER, 1),
+        ([{"index": 0, "token_ids": [5]}, {"index": 0, "finish_reason": "error: no luck"}], Outcome.ERROR, 1),
+        ([{"index": 0, "token_ids": [5], "finish_reason": "stop"}, {"event": "error"}], Outcome.ERROR, 1),
+        ([{"index": 0, "token_ids": [5], "finish_reason": "cancelled"}], Outcome.ERROR, 1),
+        ([{"token_ids": [5], "finish_reason": "stop"}, {"index": 1, "token_ids": [6]}], Outcome.UNEXPECTED_ANSWER, 2),
+        ([{"data": [{"embedding": "AAAA"}]}], Outcome.COMPLETE, 0),
+    ],
+)  # fmt: skip
+async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome, tokens: int) -> None:
+    engine = FakeEngine()
+    engine.chunks = chunks
+    result = await ask(engine, {}, 1.0, Clock())
+    assert (result.outcome, result.tokens) == (outcome, tokens)
+    assert engine.ids[0].startswith(PROBE_PREFIX)
+
+
+async def test_a_probe_is_aborted_at_its_timeout() -> None:
+    engine = FakeEngine()
+    engine.behaviour = "hang"
+    result = await ask(engine, {}, 0.2, Clock())
+    assert result.outcome is Outcome.TIMEOUT
+    assert 0.2 <= result.latency < 0.5
+    assert (engine.aborted, engine.running) == (1, 0)
+
+
+async def test_an_error_is_named_by_its_type_only() -> None:
+    engine = FakeEngine()
+    engine.behaviour = "raise"
+    result = await ask(engine, {}, 1.0, Clock())
+    assert (result.outcome, result.detail) == (Outcome.ERROR, "ValueError")
+    engine.gone = "gone"
+    assert (await ask(engine, {}, 1.0, Clock())).outcome is Outcome.ENGINE_DEAD
+
+
+async def test_idle_it_asks_once_a_period_and_one_at_a_time() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.4)) as prober:
+        await until(lambda: len(engine.asked) >= 4)
+        gaps = [after - before for before, after in zip(engine.asked, engine.asked[1:], strict=False)]
+        assert all(0.35 <= gap <= 0.8 for gap in gaps), gaps
+        assert engine.most_running == 1
+        assert prober.state.verdict is Verdict.GENERATING
+
+
+async def test_a_stall_is_seen_within_period_and_timeout_and_probes_do_not_pile_up() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.5, timeout=0.3)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.5 + 0.3 + 1.0
+        await asyncio.sleep(1.5)
+        assert engine.most_running == 1
+        engine.behaviour = "answer"
+        assert await until(lambda: prober.state.verdict is Verdict.GENERATING) <= 1.6
+
+
+async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=0.3)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.users = 3
+        for _ in range(10):  # they are being served
+            engine.progress.step(3, 0.01)
+            await asyncio.sleep(0.1)
+        assert len(engine.asked) == 1
+        engine.behaviour = "hang"
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.3 + 1.0
+
+
+async def test_users_answers_spare_the_probe() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.4)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        for _ in range(15):
+            engine.progress.finished([("cmpl-1-0", True)])
+            await asyncio.sleep(0.1)
+        assert len(engine.asked) == 1
+        assert prober.last_proof == pytest.approx(time.monotonic(), abs=0.3)
+        assert await until(lambda: len(engine.asked) == 2) <= 0.8
+
+
+async def test_our_own_probes_and_bad_ends_are_no_users_answers() -> None:
+    progress = Progress()
+    progress.finished([(f"{PROBE_PREFIX}1", True), ("user", False)])
+    assert (progress.users_finished, progress.last_user_finished) == (0, None)
+
+
+async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.4, timeout=0.4)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour, engine.users = "hang", 8
+        seen = set()
+        for _ in range(30):
+            engine.progress.step(8, 0.02)
+            await asyncio.sleep(0.05)
+            seen.add(prober.state.verdict)
+        assert seen <= {Verdict.GENERATING, Verdict.BUSY}
+        assert Verdict.BUSY in seen
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.4 + 1.0
+
+
+async def test_a_changed_question_is_asked_at_once() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0)) as prober:
+        await until(lambda: len(engine.requests) == 1)
+        prober.configure(settings(period=60.0, token_ids=[9]))
+        await until(lambda: len(engine.requests) == 2)
+        assert engine.requests[1] == {"token_ids": [9]}
+
+
+async def test_disabled_asks_nothing() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(mode=Mode.DISABLED)) as prober:
+        with pytest.raises(ProbeUnavailableError):
+            await prober.probe_now()
+        await asyncio.sleep(0.3)
+        assert engine.asked == []
+        prober.configure(settings(mode=Mode.OBSERVE))
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        prober.configure(settings(mode=Mode.DISABLED))
+
+
+async def test_probe_now_is_shared_by_those_who_ask_together() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0)) as prober:
+        await until(lambda: len(engine.asked) == 1)
+        results = await asyncio.gather(*(prober.probe_now() for _ in range(5)))
+        assert len({id(result) for result in results}) == 1
+        assert len(engine.asked) == 2
+
+
+async def test_a_dead_engine_is_seen_while_a_probe_hangs() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(timeout=20.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        await until(lambda: engine.running == 1)
+        engine.gone = "gone"
+        assert await until(lambda: prober.state.verdict is Verdict.DEAD) < 0.5
+
+
+async def test_errors_fail_after_the_threshold_one_second_apart() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "raise"
+        with pytest.raises(asyncio.TimeoutError):
+            async with asyncio.timeout(0.0):
+                await prober.probe_now()
+        assert await until(lambda: prober.state.verdict is Verdict.FAILING) < 1.7
+        gap = engine.asked[-1] - engine.asked[-2]
+        assert 0.9 <= gap <= 1.4
+
+
+def test_schedule() -> None:
+    given = settings(period=30.0, timeout=5.0)
+    assert next_probe_at(State.start(0.0), None, None, given) == 0.0
+    assert next_probe_at(State(Verdict.GENERATING, 0), 100.0, None, given) == 130.0
+    assert next_probe_at(State(Verdict.GENERATING, 0), 100.0, 120.0, given) == 150.0
+    assert next_probe_at(State(Verdict.GENERATING, 0, failures=1), 100.0, 120.0, given) == 101.0
+    assert next_probe_at(State(Verdict.STALLED, 0), 100.0, 120.0, given) == 101.0
+    assert next_probe_at(State(Verdict.BUSY, 0), 100.0, None, given) == 105.0
+
+
+def test_progress_forgets_old_steps() -> None:
+    now = [1000.0]
+    progress = Progress(lambda: now[0])
+    progress.step(0, 9.0)
+    assert progress.seen().last_scheduled is None
+    progress.step(1, 9.0)
+    assert progress.seen().longest_step == 9.0
+    now[0] += 61.0
+    progress.step(1, 0.1)
+    assert (progress.seen().longest_step, progress.seen().last_scheduled) == (0.1, 1061.0)
+    progress.forget_steps()
+    assert progress.seen().longest_step == 0.0
