@@ -84,7 +84,7 @@ while read -r name id; do
 done <"$cache/images.txt"
 
 stage "helm install"
-helm upgrade --install vllmendpoint charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
+helm upgrade --install vllmendpoint-operator charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
   --set global.imageRegistry=localhost \
   --set image.repository=vllmendpoint/operator --set image.tag="${tags[operator]}" \
   --set worker.image.repository=vllmendpoint/worker-cpu --set worker.image.tag="${tags[worker-cpu]}" \

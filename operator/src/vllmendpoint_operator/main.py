@@ -110,6 +110,8 @@ async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
                     registry=registry,
                     settings=options,
                     standalone=True,
+                    # Else kopf asks for the user's name, and a pod's user has none.
+                    identity=settings.holder,  # type: ignore[arg-type]
                     clusterwide=not settings.scopes,
                     namespaces=settings.scopes,
                     stop_flag=stop,
