@@ -5,11 +5,14 @@ ARG BASE=docker.io/library/debian:bookworm-slim
 ARG GPU_BASE=nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.6.1
 ARG UV=ghcr.io/astral-sh/uv:0.13.9
 
+# WORKDIR does nothing here, but buildah leaves a container behind for every stage that has no step.
 FROM ${UV} AS uv
+WORKDIR /
 
+# libnuma1 is vLLM's; tini reaps what a killed engine leaves behind.
 FROM ${BASE} AS python
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 tini \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates libnuma1 python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
 
 # What the lock says for each image, with hashes, in files of their own: a change elsewhere in the lock leaves an image's
@@ -45,7 +48,7 @@ RUN uv pip install --no-deps --target /app /src/crds /src/worker
 
 FROM python AS operator
 COPY --from=lock /operator /opt/locked
-RUN --mount=type=bind,from=uv,source=/uv,target=/usr/local/bin/uv \
+RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
     --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=ca \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
@@ -67,7 +70,7 @@ LABEL org.opencontainers.image.title="vllmendpoint-operator" \
 # first request that samples.
 FROM python AS engine-cpu
 COPY --from=lock /worker /opt/locked
-RUN --mount=type=bind,from=uv,source=/uv,target=/usr/local/bin/uv \
+RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
     --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=ca \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
@@ -77,8 +80,7 @@ RUN --mount=type=bind,from=uv,source=/uv,target=/usr/local/bin/uv \
     && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
 ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1
 
-# NVIDIA's image brings the same for GPUs, and lacks only an init: without one, what a killed engine leaves behind would
-# stay a zombie.
+# NVIDIA's image brings the same for GPUs, and lacks only an init.
 FROM ${GPU_BASE} AS engine-gpu
 USER root
 COPY --from=python /usr/bin/tini-static /usr/bin/tini

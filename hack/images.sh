@@ -3,6 +3,7 @@
 #   hack/images.sh [buildah]   without Docker: as root, into containers-storage (Debian's packages, no image registry)
 #   hack/images.sh docker      with Docker (BuildKit); worker, for GPUs, is built too when it is named
 #   hack/images.sh buildah|docker IMAGE...   only these
+#   hack/images.sh clean       removes from containers-storage what was built, and every dangling image
 # The last lines say `NAME ID`, one image a line. Everything else goes to stderr.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +19,7 @@ die() { say "error: $*"; exit 1; }
 
 # Runs a command with its output in a log; tells its newest line now and then, and all of the end if it fails.
 quietly() {
-  local what=$1 log pid waited=0
+  local what=$1 log waited=0
   shift
   log=$(mktemp)
   say "$what"
@@ -29,10 +30,12 @@ quietly() {
     ((++waited % 20)) || say "$what: $(tail -n 1 "$log" | tr -d '\r' | cut -c 1-120)"
   done
   if ! wait "$pid"; then
+    pid=
     tail -n 40 "$log" >&2
     rm -f "$log"
     die "$what failed (above: the end of its output)"
   fi
+  pid=
   rm -f "$log"
 }
 
@@ -54,17 +57,24 @@ install_tools() {
     apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
+# from_scratch IMAGE SOURCE TARGET: an image of one file, or of an archive's content
+from_scratch() {
+  local container
+  container=$(buildah from scratch)
+  buildah add -q "$container" "$2" "$3" >/dev/null
+  buildah commit -q --rm "$container" "$1" >/dev/null
+}
+
 # The two images that the Dockerfile starts from, made here, since no image registry is asked.
 make_bases() {
-  local container uv_version
+  local uv_version
   base=$prefix/debian:bookworm-slim
   if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
-    quietly "Debian base" sh -c 'mmdebstrap --mode=root --variant=minbase \
-      --dpkgopt="path-exclude=/usr/share/man/*" --dpkgopt="path-exclude=/usr/share/locale/*" \
-      --dpkgopt="path-exclude=/usr/share/doc/*" --dpkgopt="path-include=/usr/share/doc/*/copyright" \
-      bookworm "$1" && { buildah rmi "$2" 2>/dev/null; container=$(buildah from scratch) &&
-      buildah add -q "$container" "$1" / && buildah config --cmd bash "$container" && buildah commit -q --rm "$container" "$2"; }' \
-      sh "$scratch/base.tar" "$base"
+    quietly "Debian base" mmdebstrap --mode=root --variant=minbase \
+      --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+      --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+      bookworm "$scratch/base.tar"
+    from_scratch "$base" "$scratch/base.tar" /
   fi
 
   [[ -x $cache/bin/uv ]] || quietly "uv" hack/tools.sh
@@ -72,14 +82,22 @@ make_bases() {
   uv=$prefix/uv:$uv_version
   if ! buildah inspect --type image "$uv" >/dev/null 2>&1; then
     say "uv $uv_version"
-    container=$(buildah from scratch)
-    buildah copy -q "$container" "$(readlink -f "$cache/bin/uv")" /uv >/dev/null
-    buildah commit -q --rm "$container" "$uv" >/dev/null
+    from_scratch "$uv" "$(readlink -f "$cache/bin/uv")" /uv
   fi
 }
 
+# Two builds at once would make the same layers twice.
+mkdir -p "$cache"
+exec 9>"$cache/images.lock"
+if ! flock -n 9; then
+  say "another build is under way: waiting for it"
+  flock -w 1800 9 || die "the other build did not end within half an hour; it holds $cache/images.lock"
+fi
+
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+pid=
+trap 'rm -rf "$scratch"; [[ -z $pid ]] || kill "$pid"' EXIT
+trap 'exit 130' INT TERM
 
 case $tool in
   buildah)
@@ -98,7 +116,14 @@ case $tool in
     build() { quietly "$1" env DOCKER_BUILDKIT=1 docker build "${options[@]}" --target "$1" -t "$prefix/$1:dev" .; }
     id() { docker image inspect --format '{{.Id}}' "$1" | cut -d : -f 2; }
     ;;
-  *) die "unknown builder '$tool': buildah or docker" ;;
+  clean)
+    command -v buildah >/dev/null || exit 0
+    mapfile -t built < <(buildah images --format '{{.Name}}:{{.Tag}}' --filter "reference=$prefix/*")
+    ((${#built[@]} == 0)) || quietly "removing ${built[*]}" buildah rmi -f "${built[@]}"
+    quietly "removing dangling images" buildah rmi --prune
+    exit
+    ;;
+  *) die "unknown builder '$tool': buildah, docker or clean" ;;
 esac
 
 for image in "${images[@]}"; do build "$image"; done
