@@ -99,10 +99,15 @@ def _restarting(template: dict[str, Any], rollout: str) -> dict[str, Any]:
 
 
 def _inputs(endpoint: Endpoint, config: str | None) -> str:
-    """Digest of all that asks for other pods: the cold part of the spec, config, rollout annotation."""
-    spec = endpoint.spec.wire()
+    """Digest of all that asks for other pods: the cold part of the spec, config, rollout annotation.
+
+    Without defaults: a field that a later version adds must not change the digest of what stands.
+    """
+    spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     for hot in ("replicas", "healthCheck", "strategy"):
         spec.pop(hot, None)
-    spec.get("engine", {}).pop("config", None)
-    spec.get("frontend", {}).pop("replicas", None)
+    for section, hot in (("engine", "config"), ("frontend", "replicas")):
+        rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}
+        if rest:
+            spec[section] = rest
     return digest([spec, config, endpoint.rollout])
