@@ -5,6 +5,8 @@ from typing import Any, Final
 from vllmendpoint_api import Resources
 from vllmendpoint_operator.model import Endpoint
 
+from .configuration import digest
+
 __all__ = [
     "FRONTEND",
     "REQUEST_PORT",
@@ -26,6 +28,7 @@ RESPONSE_PORT: Final = 9093
 """Dynamo's response plane: the frontend listens, the worker connects back."""
 
 _USER: Final = 1000
+_LABEL_LENGTH: Final = 63
 
 
 def dynamo_env(endpoint: Endpoint) -> list[dict[str, Any]]:
@@ -48,7 +51,9 @@ def dynamo_env(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 
 def dynamo_namespace(endpoint: Endpoint) -> str:
-    return f"{endpoint.namespace}-{endpoint.name}"
+    """It is a label's value too, hence at most 63 characters, while the parts may have 104."""
+    whole = f"{endpoint.namespace}-{endpoint.name}"
+    return whole if len(whole) <= _LABEL_LENGTH else f"{whole[: _LABEL_LENGTH - 11]}-{digest(whole)}"
 
 
 def dynamo_labels(endpoint: Endpoint, component: str) -> dict[str, str]:
