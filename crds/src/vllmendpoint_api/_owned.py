@@ -60,9 +60,19 @@ def engine_arg_name(argument: str) -> str | None:
 
 
 def owned_engine_arg(argument: str) -> str | None:
-    """What to do instead, if the operator owns this argument."""
+    """What to do instead, if the operator owns this argument, or what vLLM's parser takes for it.
+
+    The parser takes a unique beginning for the whole: ``--served-model`` is ``--served-model-name``.
+    """
     name = engine_arg_name(argument)
-    return None if name is None else OWNED_ENGINE_ARGS.get(name)
+    if name is None or name == "--":
+        return None
+    if name in OWNED_ENGINE_ARGS:
+        return OWNED_ENGINE_ARGS[name]
+    for owned, instead in OWNED_ENGINE_ARGS.items():
+        if owned.startswith(name):
+            return f"it stands for {owned}: {instead}"
+    return None
 
 
 def owned_env(name: str) -> str | None:
