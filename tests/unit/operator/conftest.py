@@ -1,0 +1,229 @@
+"""Builders of the frozen views that the operator's pure parts decide from."""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import (
+    Condition,
+    ConditionEntry,
+    VLLMEndpointSpec,
+    VLLMEndpointStatus,
+    WorkerReport,
+    names,
+)
+from vllmendpoint_operator.model import ConfigMapContent, Endpoint, Observed, Pod
+from vllmendpoint_operator.plan import Options, Plan, plan, worker_settings
+from vllmendpoint_operator.reports import Link
+from vllmendpoint_operator.status import status
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+Object = dict[str, Any]
+
+
+@pytest.fixture
+def noon() -> datetime:
+    return NOON
+
+
+@pytest.fixture
+def options() -> Options:
+    return Options(worker_image="registry.example/worker:1", operator_labels={"app": "operator"})
+
+
+@pytest.fixture
+def make_endpoint() -> Callable[..., Endpoint]:
+    """``make_endpoint(replicas=3)``: keywords are fields of the spec, as on the wire."""
+
+    def make(
+        *,
+        name: str = "smollm",
+        namespace: str = "team-a",
+        generation: int = 1,
+        rollout: str = "",
+        before: VLLMEndpointStatus | None = None,
+        **spec: Any,
+    ) -> Endpoint:
+        full = {"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}, **spec}
+        parsed = VLLMEndpointSpec.model_validate(full)
+        return Endpoint(namespace, name, "uid-1", generation, parsed, before, rollout)
+
+    return make
+
+
+@pytest.fixture
+def make_plan(options: Options) -> Callable[..., Plan]:
+    def make(endpoint: Endpoint, observed: Observed | None = None, **changed: Any) -> Plan:
+        chosen = Options(**{**vars_of(options), **changed})
+        return plan(endpoint, observed or Observed(now=NOON), chosen)
+
+    return make
+
+
+def vars_of(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in options.__dataclass_fields__}
+
+
+@pytest.fixture
+def child() -> Callable[[Plan, str, str], Object]:
+    """One object of a plan, by kind and name."""
+
+    def find(planned: Plan, kind: str, name: str) -> Object:
+        found = [c for c in planned.children if (c["kind"], c["metadata"]["name"]) == (kind, name)]
+        assert found, f"no {kind} {name} in {[(c['kind'], c['metadata']['name']) for c in planned.children]}"
+        return found[0]
+
+    return find
+
+
+@pytest.fixture
+def living() -> Callable[..., Observed]:
+    """What is observed after a plan was applied: its children, with a Deployment status all done."""
+
+    def make(planned: Plan, *, pods: Iterable[Pod] = (), **more: Any) -> Observed:
+        children = {}
+        for child in planned.children:
+            live = {**child, "metadata": {**child["metadata"], "generation": 1}}
+            if child["kind"] == "Deployment":
+                count = child["spec"]["replicas"]
+                live["status"] = {"observedGeneration": 1, "replicas": count, "updatedReplicas": count}
+            children[child["kind"], child["metadata"]["name"]] = live
+        frontend = ready_pod("frontend-1")
+        return Observed(
+            **{
+                "now": NOON,
+                "children": children,
+                "workers": tuple(pods),
+                "frontends": (frontend,),
+                **more,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def config_maps() -> Callable[..., dict[str, ConfigMapContent]]:
+    return lambda **data: {name: ConfigMapContent(content) for name, content in data.items()}
+
+
+def report_of(verdict: str = "Generating", *, settings_hash: str = "", **changed: Any) -> WorkerReport:
+    """A report as a worker sends it; keywords replace or, with ``a__b``, reach into it."""
+    since = (NOON - timedelta(minutes=10)).isoformat()
+    wire: dict[str, Any] = {
+        "version": 1,
+        "workerVersion": "0.1.0",
+        "podUid": "uid-worker",
+        "time": NOON.isoformat(),
+        "started": verdict != "Starting",
+        "ready": verdict in ("Generating", "Busy"),
+        "stage": {"name": "Serving", "since": since},
+        "configuration": {"state": "Resolved", "settingsHash": settings_hash},
+        "healthCheck": {
+            "source": "ModelDefault",
+            "level": "Minimal",
+            "payload": {"prompt": "1"},
+            "payloadDigest": "d1",
+            "periodSeconds": 30,
+            "timeoutSeconds": 5,
+            "failureThreshold": 2,
+            "successThreshold": 1,
+            "restartAfterSeconds": 600,
+        },
+        "verdict": {"state": verdict, "since": since},
+        "lastProbe": {
+            "time": NOON.isoformat(),
+            "latencyMilliseconds": 12.4,
+            "tokens": 1,
+            "outcome": "Complete",
+        },
+    }
+    for path, value in changed.items():
+        *parents, last = path.split("__")
+        at = wire
+        for parent in parents:
+            at = at[parent]
+        at[last] = value
+    return WorkerReport.model_validate(wire)
+
+
+@pytest.fixture
+def make_report() -> Callable[..., WorkerReport]:
+    return report_of
+
+
+def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
+    """A pod that runs and is ready; keywords replace parts of its status."""
+    container = {
+        "name": names.MAIN_CONTAINER,
+        "image": "registry.example/worker:1",
+        "restartCount": 0,
+        "started": True,
+        "state": {"running": {"startedAt": "2026-01-01T11:50:00Z"}},
+        **changed.pop("container", {}),
+    }
+    ready = changed.pop("ready", True)
+    metadata = {"name": name, "uid": f"uid-{name}", "namespace": "team-a", **changed.pop("metadata", {})}
+    obj = {
+        "metadata": metadata,
+        "spec": {"nodeName": "node-1", **changed.pop("spec", {})},
+        "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+            "containerStatuses": [container],
+            **changed,
+        },
+    }
+    return Pod(name, metadata["uid"], obj, link or Link())
+
+
+@pytest.fixture
+def make_pod() -> Callable[..., Pod]:
+    return ready_pod
+
+
+@pytest.fixture
+def make_worker() -> Callable[..., Pod]:
+    """A worker that is heard: ``make_worker("w-1", "Stalled", settings=endpoint)``."""
+
+    def make(
+        name: str = "w-1",
+        verdict: str = "Generating",
+        *,
+        ready: bool | None = None,
+        settings: Endpoint | None = None,
+        said: dict[str, Any] | None = None,
+        connected: bool = True,
+        settled: bool = True,
+        error: str = "",
+        **pod: Any,
+    ) -> Pod:
+        hash_ = worker_settings(settings.spec).hash if settings else ""
+        report = report_of(verdict, settings_hash=hash_, **(said or {}))
+        good = verdict in ("Generating", "Busy", "Disabled") if ready is None else ready
+        return ready_pod(name, Link(report, connected, settled, error), ready=good, **pod)
+
+    return make
+
+
+@pytest.fixture
+def make_status(make_plan: Callable[..., Plan], living: Callable[..., Observed]) -> Callable[..., Any]:
+    """The status of an endpoint all of whose children stand, with these worker pods."""
+
+    def make(endpoint: Endpoint, *pods: Pod, problem: Any = None, **more: Any) -> VLLMEndpointStatus:
+        planned = make_plan(endpoint)
+        observed = living(planned, pods=pods, **more)
+        return status(endpoint, observed, None if problem else planned, problem)
+
+    return make
+
+
+@pytest.fixture
+def condition() -> Callable[[VLLMEndpointStatus, str], ConditionEntry]:
+    def find(of: VLLMEndpointStatus, kind: str) -> ConditionEntry:
+        return next(entry for entry in of.conditions if entry.type == Condition(kind).value)
+
+    return find

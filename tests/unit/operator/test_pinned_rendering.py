@@ -1,0 +1,195 @@
+"""Invariants 3 and 4: what renders pods anew, and what never does."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import vllmendpoint_operator.plan.revision as revision_module
+
+
+@pytest.fixture
+def templates(child):
+    def read(planned):
+        return [c["spec"]["template"] for c in planned.children if c["kind"] == "Deployment"]
+
+    return read
+
+
+def test_another_default_image_changes_no_template(make_endpoint, make_plan, living, templates):
+    first = make_plan(make_endpoint())
+    assert not first.revision.upgrade_available
+    second = make_plan(make_endpoint(), living(first), worker_image="registry.example/worker:2")
+    assert templates(second) == templates(first)
+    assert second.revision.name == first.revision.name
+    assert second.revision.image == "registry.example/worker:1"
+    assert second.revision.upgrade_available
+
+
+def test_a_changed_renderer_changes_no_template(make_endpoint, make_plan, living, templates, monkeypatch):
+    first = make_plan(make_endpoint())
+    old = revision_module.worker_template
+
+    def newer(*args):
+        rendered = old(*args)
+        rendered["spec"]["terminationGracePeriodSeconds"] = 1
+        return rendered
+
+    monkeypatch.setattr(revision_module, "worker_template", newer)
+    second = make_plan(make_endpoint(), living(first))
+    assert templates(second) == templates(first)
+    assert second.revision.upgrade_available
+
+
+def test_rollout_annotation_renders_anew_and_restarts(make_endpoint, make_plan, living, templates):
+    first = make_plan(make_endpoint())
+    second = make_plan(make_endpoint(rollout="1"), living(first), worker_image="registry.example/worker:2")
+    assert second.revision.image == "registry.example/worker:2"
+    assert not second.revision.upgrade_available
+    assert second.revision.name != first.revision.name
+    third = make_plan(make_endpoint(rollout="2"), living(second), worker_image="registry.example/worker:2")
+    assert templates(third)[0] != templates(second)[0], (
+        "a restart asked for restarts, though nothing else changed"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"replicas": 5},
+        {"healthCheck": {"level": "Comprehensive"}},
+        {"strategy": {"rollingUpdate": {"maxSurge": 1}}},
+        {"frontend": {"replicas": 4}},
+    ],
+)
+def test_hot_changes_touch_no_template(make_endpoint, make_plan, living, templates, change):
+    first = make_plan(make_endpoint())
+    second = make_plan(make_endpoint(**change), living(first), worker_image="registry.example/worker:2")
+    assert templates(second) == templates(first)
+    assert second.revision.name == first.revision.name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"uri": "hf://o/other"}},
+        {"engine": {"args": ["--seed", "1"]}},
+        {"engine": {"config": {"inline": {"seed": 1}}}},
+        {"worker": {"image": "x:9"}},
+        {"worker": {"startupTimeoutSeconds": 60}},
+        {"cache": {"emptyDir": {"sizeLimit": "1Gi"}}},
+        {"frontend": {"resources": {"limits": {"cpu": 1}}}},
+    ],
+)
+def test_cold_changes_render_anew(make_endpoint, make_plan, living, templates, change):
+    first = make_plan(make_endpoint())
+    second = make_plan(make_endpoint(**change), living(first))
+    assert templates(second) != templates(first)
+    assert second.revision.name != first.revision.name
+
+
+def test_the_digest_of_the_inputs_is_the_same_in_every_version(make_endpoint):
+    """These literals may never change: on upgrade every endpoint of that kind would be restarted.
+
+    A field that a later version adds must not show in them while it has its default.
+    """
+    plain = make_endpoint()
+    rich = make_endpoint(
+        model={"uri": "pvc://c/p", "name": "n", "type": "Chat"},
+        engine={"args": ["--seed", "1"]},
+        worker={"resources": {"limits": {"nvidia.com/gpu": 1}}, "env": [{"name": "A", "value": "b"}]},
+        cache={"emptyDir": {}},
+        frontend={"mode": "None"},
+    )
+    found = [revision_module._inputs(plain, None), revision_module._inputs(rich, "config-1")]
+    assert found == ["b1ab5f5683", "9e576495c1"]
+
+
+def test_a_default_set_outright_is_no_change(make_endpoint, make_plan, living):
+    first = make_plan(make_endpoint())
+    worker = {"sharedMemorySize": "8Gi", "startupTimeoutSeconds": 1800, "resources": {}}
+    second = make_plan(make_endpoint(worker=worker, frontend={"mode": "Managed"}), living(first))
+    assert second.revision.name == first.revision.name
+
+
+def test_going_back_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_plan, living, child):
+    first = make_plan(make_endpoint())
+    changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), living(first))
+    observed = living(changed)
+    both = replace(observed, children={**living(first).children, **observed.children})
+    back = make_plan(make_endpoint(), both)
+    assert back.revision.name == first.revision.name
+    assert child(back, "ControllerRevision", back.revision.name)["revision"] == 3
+
+
+def test_stored_rendering_survives_json(make_endpoint, make_plan, living):
+    """The API server gives back JSON: an upgrade must not be seen where there is none."""
+    first = make_plan(
+        make_endpoint(worker={"envFrom": [{"secretRef": {"name": "s"}}]}, engine={"args": ["--x"]})
+    )
+    observed = living(first)
+    stored = {key: json.loads(json.dumps(obj)) for key, obj in observed.children.items()}
+    again = make_plan(
+        make_endpoint(worker={"envFrom": [{"secretRef": {"name": "s"}}]}, engine={"args": ["--x"]}),
+        replace(observed, children=stored),
+    )
+    assert not again.revision.upgrade_available
+
+
+def config_of(number: int) -> dict:
+    return {"config": {"inline": {"seed": number}}}
+
+
+def test_old_config_stays_while_a_pod_mounts_it(make_endpoint, make_plan, living):
+    first = make_plan(make_endpoint(engine=config_of(1)))
+    (old,) = [
+        c["metadata"]["name"]
+        for c in first.children
+        if c["kind"] == "ConfigMap" and "-config-" in c["metadata"]["name"]
+    ]
+    second = make_endpoint(engine=config_of(2))
+    mounted = make_plan(second, living(first, settings_in_use=frozenset({old})))
+    assert not mounted.prune
+    free = make_plan(second, living(first))
+    assert [(o["kind"], o["metadata"]["name"]) for o in free.prune] == [("ConfigMap", old)]
+
+
+def test_frontend_switched_off_is_pruned(make_endpoint, make_plan, living):
+    observed = living(make_plan(make_endpoint()))
+    gone = {
+        (o["kind"], o["metadata"]["name"])
+        for o in make_plan(make_endpoint(frontend={"mode": "None"}), observed).prune
+    }
+    assert gone == {
+        ("ServiceAccount", "smollm-frontend"),
+        ("RoleBinding", "smollm-frontend"),
+        ("NetworkPolicy", "smollm-frontend"),
+        ("Service", "smollm"),
+        ("Deployment", "smollm-frontend"),
+    }
+
+
+def test_three_revisions_are_kept_the_one_in_force_included(make_endpoint, make_plan, living):
+    children: dict = {}
+    for number in range(6):
+        endpoint = make_endpoint(engine={"args": ["--seed", str(number)]})
+        planned = make_plan(endpoint, replace(living(make_plan(endpoint)), children=children))
+        children |= living(planned).children
+        for obj in planned.prune:
+            del children[obj["kind"], obj["metadata"]["name"]]
+    kept = sorted(obj["revision"] for (kind, _), obj in children.items() if kind == "ControllerRevision")
+    assert kept == [4, 5, 6]
+
+
+def test_pods_are_told_of_new_settings_once(make_endpoint, make_plan, living, make_worker):
+    endpoint = make_endpoint(healthCheck={"level": "Standard"})
+    planned = make_plan(endpoint)
+    key = "serving.vllmendpoint.dev/settings-hash"
+    told = {"annotations": {key: planned.settings.hash}}
+    pods = [
+        make_worker("behind"),
+        make_worker("current", settings=endpoint),
+        make_worker("told", metadata=told),
+        make_worker("going", metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"}),
+    ]
+    assert make_plan(endpoint, living(planned, pods=pods)).refresh == {"behind": planned.settings.hash}

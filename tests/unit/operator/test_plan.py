@@ -1,0 +1,291 @@
+"""Where each field of the spec shows, and what a plan refuses."""
+
+import json
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.plan import PlanError, invocations_url, url
+
+
+def walk(value: Any, path: str) -> Any:
+    """``spec.containers.0.image`` of a nested object; ``[name=x]`` finds an item of a list."""
+    for step in path.split("."):
+        if step.startswith("["):
+            key, _, wanted = step[1:-1].partition("=")
+            value = next(item for item in value if item[key] == wanted)
+        else:
+            value = value[int(step) if isinstance(value, list) else step]
+    return value
+
+
+MAIN = "spec.template.spec.containers.0"
+CASES = [
+    (
+        {"model": {"uri": "hf://o/n"}},
+        "workers",
+        f"{MAIN}.args",
+        ["--model", "o/n", "--served-model-name", "smollm"],
+    ),
+    ({"model": {"uri": "file:///m"}}, "workers", f"{MAIN}.args.1", "/m"),
+    ({"model": {"uri": "pvc://c/p/q"}}, "workers", f"{MAIN}.args.1", "/var/lib/vllmendpoint/models/c/p/q"),
+    (
+        {"model": {"uri": "pvc://c/p/q"}},
+        "workers",
+        "spec.template.spec.volumes.[name=model].persistentVolumeClaim",
+        {"claimName": "c", "readOnly": True},
+    ),
+    ({"model": {"uri": "hf://o/n", "name": "x"}}, "workers", f"{MAIN}.args.3", "x"),
+    (
+        {"model": {"uri": "hf://o/n", "type": "Chat"}},
+        "workers",
+        f"{MAIN}.env.[name=VLLMENDPOINT_MODEL_TYPE].value",
+        "Chat",
+    ),
+    ({"engine": {"args": ["--seed", "1"]}}, "workers", f"{MAIN}.args.5", "1"),
+    ({"replicas": 3}, "workers", "spec.replicas", 3),
+    ({"worker": {"image": "x:2"}}, "workers", f"{MAIN}.image", "x:2"),
+    ({"worker": {"image": "x:2"}}, "frontend", f"{MAIN}.image", "x:2"),
+    ({}, "workers", f"{MAIN}.image", "registry.example/worker:1"),
+    (
+        {"worker": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
+        "workers",
+        f"{MAIN}.resources",
+        {"limits": {"nvidia.com/gpu": "1"}},
+    ),
+    ({"worker": {"env": [{"name": "A", "value": "b"}]}}, "workers", f"{MAIN}.env.[name=A].value", "b"),
+    (
+        {"worker": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},
+        "workers",
+        f"{MAIN}.env.[name=A].valueFrom.secretKeyRef.key",
+        "k",
+    ),
+    (
+        {"worker": {"envFrom": [{"secretRef": {"name": "s"}}]}},
+        "workers",
+        f"{MAIN}.envFrom.0.secretRef.name",
+        "s",
+    ),
+    (
+        {"worker": {"imagePullSecrets": [{"name": "s"}]}},
+        "workers",
+        "spec.template.spec.imagePullSecrets",
+        [{"name": "s"}],
+    ),
+    (
+        {"worker": {"imagePullSecrets": [{"name": "s"}]}},
+        "frontend",
+        "spec.template.spec.imagePullSecrets",
+        [{"name": "s"}],
+    ),
+    (
+        {"worker": {"sharedMemorySize": "1Gi"}},
+        "workers",
+        "spec.template.spec.volumes.[name=shm].emptyDir.sizeLimit",
+        "1Gi",
+    ),
+    ({"worker": {"startupTimeoutSeconds": 101}}, "workers", f"{MAIN}.startupProbe.failureThreshold", 21),
+    (
+        {"worker": {"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}}},
+        "workers",
+        "spec.template.spec.nodeSelector",
+        {"a": "b"},
+    ),
+    (
+        {"cache": {"persistentVolumeClaim": {"claimName": "c"}}},
+        "workers",
+        "spec.template.spec.volumes.[name=cache].persistentVolumeClaim.claimName",
+        "c",
+    ),
+    (
+        {"cache": {"emptyDir": {"sizeLimit": "9Gi"}}},
+        "workers",
+        "spec.template.spec.volumes.[name=cache].emptyDir.sizeLimit",
+        "9Gi",
+    ),
+    ({}, "workers", "spec.template.spec.volumes.[name=cache].emptyDir", {}),
+    ({"frontend": {"replicas": 2}}, "frontend", "spec.replicas", 2),
+    (
+        {"frontend": {"resources": {"requests": {"cpu": 2}}}},
+        "frontend",
+        f"{MAIN}.resources",
+        {"requests": {"cpu": "2"}},
+    ),
+    (
+        {"frontend": {"podTemplate": {"spec": {"priorityClassName": "p"}}}},
+        "frontend",
+        "spec.template.spec.priorityClassName",
+        "p",
+    ),
+    (
+        {"strategy": {"rollingUpdate": {"maxUnavailable": "25%", "maxSurge": 2}}},
+        "workers",
+        "spec.strategy.rollingUpdate",
+        {"maxUnavailable": "25%", "maxSurge": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "deployment", "path", "value"), CASES)
+def test_every_field_shows_where_it_must(make_endpoint, make_plan, child, spec, deployment, path, value):
+    planned = make_plan(make_endpoint(**spec))
+    assert walk(child(planned, "Deployment", f"smollm-{deployment}"), path) == value
+
+
+def test_health_check_goes_into_the_settings_alone(make_endpoint, make_plan, child):
+    check = {"level": "Standard", "periodSeconds": 7, "mode": "Observe"}
+    planned = make_plan(make_endpoint(healthCheck=check))
+    text = child(planned, "ConfigMap", "smollm-settings")["data"]["settings.json"]
+    assert json.loads(text) == {"healthCheck": check, "hash": planned.settings.hash}
+    assert "Standard" not in json.dumps(child(planned, "Deployment", "smollm-workers"))
+
+
+def test_settings_hold_only_what_the_user_set(make_endpoint, make_plan, child):
+    text = child(make_plan(make_endpoint()), "ConfigMap", "smollm-settings")["data"]["settings.json"]
+    assert json.loads(text)["healthCheck"] == {}, "a default would outrank environment and config file"
+
+
+def test_inline_config_is_an_immutable_map_named_by_its_content(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(engine={"config": {"inline": {"max-model-len": 512}}}))
+    volume = walk(
+        child(planned, "Deployment", "smollm-workers"),
+        "spec.template.spec.volumes.[name=engine-config].configMap.name",
+    )
+    config = child(planned, "ConfigMap", volume)
+    assert config["immutable"]
+    assert config["data"] == {"config.yaml": "max-model-len: 512\n"}
+    other = make_plan(make_endpoint(engine={"config": {"inline": {"max-model-len": 513}}}))
+    assert volume not in [c["metadata"]["name"] for c in other.children]
+
+
+def test_every_child_is_owned_and_in_the_namespace(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(engine={"config": {"inline": {"a": 1}}}))
+    for obj in planned.children:
+        (owner,) = obj["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("VLLMEndpoint", "uid-1", True)
+        assert obj["metadata"]["namespace"] == "team-a"
+        assert obj["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "vllmendpoint-operator"
+
+
+def test_rendering_is_written_first_and_pods_last(make_endpoint, make_plan):
+    kinds = [obj["kind"] for obj in make_plan(make_endpoint()).children]
+    assert kinds[0] == "ControllerRevision", "it is the write-ahead log"
+    assert kinds[-2:] == ["Deployment", "Deployment"]
+
+
+def test_without_frontend_the_workers_are_the_url(make_endpoint, make_plan):
+    endpoint = make_endpoint(frontend={"mode": "None"})
+    kinds = {(c["kind"], c["metadata"]["name"]) for c in make_plan(endpoint).children}
+    assert not [name for _, name in kinds if "frontend" in name]
+    assert ("Service", "smollm") not in kinds
+    assert url(endpoint) == "http://smollm-workers.team-a.svc:8080/v1"
+    assert url(make_endpoint()) == "http://smollm.team-a.svc:8000/v1"
+    assert invocations_url(endpoint) == "http://smollm-workers.team-a.svc:8080/invocations"
+
+
+def test_ports_of_dynamo_are_open_to_this_endpoint_alone(make_endpoint, make_plan, child):
+    policy = child(make_plan(make_endpoint()), "NetworkPolicy", "smollm-workers")
+    opened = {}
+    for rule in policy["spec"]["ingress"]:
+        for port in rule["ports"]:
+            opened[port["port"]] = rule.get("from")
+    assert opened[8080] is None
+    peers = {"app.kubernetes.io/name": "vllmendpoint", "app.kubernetes.io/instance": "smollm"}
+    assert opened[9090] == opened[9092] == [{"podSelector": {"matchLabels": peers}}]
+    (operator,) = opened[9091]
+    assert operator["podSelector"]["matchLabels"] == {"app": "operator"}
+    assert operator["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "vllmendpoint-system"
+    }
+
+
+def test_role_binding_names_the_static_role(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(), role_kind="Role", role_name="r")
+    for name in ("smollm-workers", "smollm-frontend"):
+        binding = child(planned, "RoleBinding", name)
+        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", "r")
+        assert [s["name"] for s in binding["subjects"]] == [name]
+
+
+def test_labels_stay_within_63_characters_in_the_longest_namespace(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(namespace="n" * 63, name="e" * 40))
+    texts = [obj["metadata"]["labels"] for obj in planned.children]
+    texts += [
+        obj["spec"]["template"]["metadata"]["labels"]
+        for obj in planned.children
+        if obj["kind"] == "Deployment"
+    ]
+    assert max(len(value) for labels in texts for value in labels.values()) <= 63
+    names = [obj["metadata"]["name"] for obj in planned.children]
+    assert max(map(len, names)) <= 63
+
+
+def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, child):
+    def namespace(**where: str) -> str:
+        deployment = child(make_plan(make_endpoint(**where)), "Deployment", f"{where['name']}-workers")
+        return walk(deployment, f"{MAIN}.env.[name=DYN_NAMESPACE].value")
+
+    long = "n" * 63
+    assert namespace(namespace="a", name="b") == "a-b"
+    assert namespace(namespace=long, name="e" * 39 + "a") != namespace(namespace=long, name="e" * 39 + "b")
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--model", "--model is set by the operator; remove it: set spec.model.uri instead"),
+        ("--model=x", "--model is set by the operator"),
+        ("--served-model-name", "set spec.model.name instead"),
+        ("--served_model_name=x", "--served-model-name is set by the operator"),
+        ("--served-model", "--served-model"),
+        ("--disaggregation_mode", "not supported yet"),
+        ("--health-check-payload={}", "spec.healthCheck.payload"),
+        ("--config=x.yaml", "spec.engine.config"),
+        ("--nnodes", "multi-node workers are not supported yet"),
+        ("--namespace", "Dynamo namespace of its own"),
+    ],
+)
+def test_arguments_that_the_operator_owns_are_refused(make_endpoint, make_plan, argument, told):
+    with pytest.raises(PlanError) as refused:
+        make_plan(make_endpoint(engine={"args": ["--seed", "1", argument]}))
+    assert refused.value.reason is Reason.INVALID_SPEC
+    assert refused.value.message.startswith("engine.args: ")
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "argument", ["--model-impl", "--max-model-len", "x --model", "-O3", "--", "--config-format", "--no-x"]
+)
+def test_other_arguments_pass_verbatim(make_endpoint, make_plan, child, argument):
+    planned = make_plan(make_endpoint(engine={"args": [argument]}))
+    assert walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.args")[-1] == argument
+
+
+@pytest.mark.parametrize("name", ["DYN_NAMESPACE", "POD_UID", "DYN_SYSTEM_PORT", "VLLMENDPOINT_ANYTHING"])
+def test_environment_that_the_operator_owns_is_refused(make_endpoint, make_plan, name):
+    with pytest.raises(PlanError, match=f"worker.env: {name} is set by the operator; remove it: "):
+        make_plan(make_endpoint(worker={"env": [{"name": name, "value": "x"}]}))
+
+
+def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):
+    item = {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    with pytest.raises(PlanError, match="worker.env: A has both value and valueFrom; remove one"):
+        make_plan(make_endpoint(worker={"env": [item]}))
+
+
+@pytest.mark.parametrize(
+    ("maps", "reason", "told"),
+    [
+        ({}, Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap 'c' in this namespace; create it"),
+        ({"c": {"a": "1", "b": "2"}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "no key 'k'; it has: a, b"),
+        ({"c": {}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "it has: none"),
+    ],
+)
+def test_missing_references_are_named(make_endpoint, make_plan, living, config_maps, maps, reason, told):
+    endpoint = make_endpoint(engine={"config": {"configMapKeyRef": {"name": "c", "key": "k"}}})
+    observed = living(make_plan(make_endpoint()), config_maps=config_maps(**maps))
+    with pytest.raises(PlanError) as refused:
+        make_plan(endpoint, observed)
+    assert refused.value.reason is reason
+    assert told in refused.value.message
