@@ -19,9 +19,11 @@ watched() {
   local name=$1 log pid ticks=0 rc=0
   shift
   log=$(mktemp "$cache/build.XXXXXX")
-  "$@" >"$log" 2>&1 &
+  set -m # a process group of its own, so that an interrupt ends all of it; and without the lock
+  "$@" >"$log" 2>&1 </dev/null 9>&- &
   pid=$!
-  trap 'kill '"$pid"' 2>/dev/null; rm -f '"$log"'; exit 130' INT TERM
+  set +m
+  trap "kill -- -$pid 2>/dev/null; rm -f '$log'; exit 130" INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.2
     ((++ticks % 100)) || say "$name: still at it, $(wc -l <"$log") packages compiled"
