@@ -27,6 +27,7 @@ _MERGE_KEYS: Final[dict[str, str]] = {
     "hostAliases": "ip",
     "topologySpreadConstraints": "topologyKey",
     "resourceClaims": "name",
+    "schedulingGates": "name",
     "ownerReferences": "uid",
     **_CONTAINER,
 }
@@ -36,53 +37,79 @@ def strategic_merge(base: Any, patch: Any, field: str = "") -> Any:
     """``patch`` over ``base``, as kubectl's strategic merge patch does for pod templates.
 
     Objects merge by field, null deletes, keyed lists merge by their key, other lists are
-    replaced. The directives ``$patch: delete`` and ``$patch: replace`` are honoured.
+    replaced. The directives ``$patch`` and ``$retainKeys`` are honoured. Raises PlanError where the
+    shapes do not fit.
     """
-    if isinstance(base, dict) and isinstance(patch, dict):
-        if patch.get("$patch") == "replace":
-            return {key: value for key, value in patch.items() if key != "$patch"}
-        merged = dict(base)
-        for key, value in patch.items():
-            if value is None:
-                merged.pop(key, None)
-            elif key in merged:
-                merged[key] = strategic_merge(merged[key], value, key)
-            else:
-                merged[key] = _without_nulls(value)
-        return merged
+    if isinstance(base, dict):
+        if not isinstance(patch, dict):
+            raise _misshapen(field, "an object")
+        return _merge_objects(base, patch)
     key = _MERGE_KEYS.get(field)
-    if key and isinstance(base, list) and isinstance(patch, list):
-        return _merge_lists(base, patch, key)
+    if key and isinstance(base, list):
+        if not isinstance(patch, list):
+            raise _misshapen(field, "a list")
+        return _merge_lists(base, patch, field, key)
     return copy.deepcopy(patch)
 
 
-def _merge_lists(base: list[Any], patch: list[Any], key: str) -> list[Any]:
-    if any(isinstance(item, dict) and item.get("$patch") == "replace" for item in patch):
-        return [item for item in patch if not (isinstance(item, dict) and "$patch" in item)]
+def _merge_objects(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    directive = patch.get("$patch")
+    if directive in ("replace", "delete"):
+        return {} if directive == "delete" else _without_directives(patch)
+    kept = patch.get("$retainKeys")
+    merged = {key: value for key, value in base.items() if not isinstance(kept, list) or key in kept}
+    for key, value in patch.items():
+        if key.startswith("$"):
+            continue
+        if value is None:
+            merged.pop(key, None)
+        elif key in merged:
+            merged[key] = strategic_merge(merged[key], value, key)
+        else:
+            merged[key] = _without_directives(value)
+    return merged
+
+
+def _merge_lists(base: list[Any], patch: list[Any], field: str, key: str) -> list[Any]:
+    if {"$patch": "replace"} in patch:
+        base = []
     merged = list(base)
     for item in patch:
-        if not isinstance(item, dict) or key not in item:
+        if item == {"$patch": "replace"}:
+            continue
+        if not isinstance(item, dict) or not isinstance(item.get(key), str | int):
             raise PlanError(
                 Reason.INVALID_POD_TEMPLATE,
-                f"podTemplate: an item of a list keyed by {key!r} has no {key!r}; add it",
+                f"podTemplate: an item of {field} has no {key}; add it",
             )
         at = next((i for i, other in enumerate(merged) if other.get(key) == item[key]), None)
         if item.get("$patch") == "delete":
             if at is not None:
                 del merged[at]
         elif at is None:
-            merged.append(_without_nulls(item))
+            merged.append(_without_directives(item))
         else:
             merged[at] = strategic_merge(merged[at], item)
     return merged
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_directives(value: Any) -> Any:
+    """What is new: no nulls in it, and no directives, which had nothing to act on."""
     if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+        return {
+            k: _without_directives(v) for k, v in value.items() if v is not None and not k.startswith("$")
+        }
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [
+            _without_directives(item)
+            for item in value
+            if not (isinstance(item, dict) and item.get("$patch") in ("delete", "replace"))
+        ]
     return value
+
+
+def _misshapen(field: str, wanted: str) -> PlanError:
+    return PlanError(Reason.INVALID_POD_TEMPLATE, f"podTemplate: {field} must be {wanted}")
 
 
 def customised(rendered: dict[str, Any], patch: dict[str, Any] | None, field: str) -> dict[str, Any]:
@@ -106,14 +133,22 @@ def customised(rendered: dict[str, Any], patch: dict[str, Any] | None, field: st
 def _check_main(before: dict[str, Any] | None, after: dict[str, Any] | None, field: str) -> None:
     if after is None or before is None:
         raise _refused(field, "spec.containers: the container main must stay; remove its $patch")
-    ours = {item["name"]: item for item in before["env"] if owned_env(item["name"])}
-    theirs = {item["name"]: item for item in after.get("env", []) if owned_env(item["name"])}
+    ours, theirs = _owned(before), _owned(after)
     for name in ours.keys() | theirs.keys():
         if ours.get(name) != theirs.get(name):
             raise _refused(field, f"container main, env: {name} is the operator's; leave it as it is")
     for part in ("command", "args"):
         if after.get(part) != before.get(part):
             raise _refused(field, f"container main: {part} is set by the operator; use engine.args")
+
+
+def _owned(container: dict[str, Any]) -> dict[str, Any]:
+    """The environment of the operator's own, by name."""
+    env = container.get("env") or []
+    if not isinstance(env, list):
+        raise _misshapen("env", "a list")
+    named = [item for item in env if isinstance(item, dict) and isinstance(item.get("name"), str)]
+    return {item["name"]: item for item in named if owned_env(item["name"])}
 
 
 def _main(template: dict[str, Any]) -> dict[str, Any] | None:
