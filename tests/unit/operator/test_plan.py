@@ -270,7 +270,7 @@ def test_environment_that_the_operator_owns_is_refused(make_endpoint, make_plan,
 
 def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):
     item = {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
-    with pytest.raises(PlanError, match="worker.env: A has both value and valueFrom; remove one"):
+    with pytest.raises(PlanError, match="A has both value and valueFrom; remove one"):
         make_plan(make_endpoint(worker={"env": [item]}))
 
 
