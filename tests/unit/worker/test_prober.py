@@ -16,6 +16,7 @@ from vllmendpoint_worker.progress import PROBE_PREFIX, Progress
 from vllmendpoint_worker.verdict import Rules, State
 
 pytestmark = pytest.mark.timeout(30)
+UNEXPECTED = Outcome.UNEXPECTED_ANSWER
 GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
 
 
@@ -97,7 +98,7 @@ async def until(condition: Any, seconds: float = 5.0) -> float:
         ([{"index": 0, "token_ids": [5]}, {"index": 0, "finish_reason": "error: no luck"}], Outcome.ERROR, 1),
         ([{"index": 0, "token_ids": [5], "finish_reason": "stop"}, {"event": "error"}], Outcome.ERROR, 1),
         ([{"index": 0, "token_ids": [5], "finish_reason": "cancelled"}], Outcome.ERROR, 1),
-        ([{"token_ids": [5], "finish_reason": "stop"}, {"index": 1, "token_ids": [6]}], Outcome.UNEXPECTED_ANSWER, 2),
+        ([{"token_ids": [5], "finish_reason": "stop"}, {"index": 1, "token_ids": [6]}], UNEXPECTED, 2),
         ([{"data": [{"embedding": "AAAA"}]}], Outcome.COMPLETE, 0),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ a signal starts Dynamo's graceful shutdown.
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Coroutine, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -50,6 +51,9 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 0.25
 WARM_UP_SECONDS: Final = 600.0
 """Bound on one warm-up request: the first with a temperature compiles the sampler (14-30 s without a GPU)."""
+
+SHUTDOWN_SECONDS: Final = 75.0
+"""Bound on what follows the grace period: 30 s of clean-up, the HTTP server's 25 s, the engine's end."""
 
 EXIT_DEAD: Final = 1
 EXIT_STALLED: Final = 3
@@ -183,6 +187,10 @@ class Worker:
         engine, arguments = self._engine, self._arguments
         if engine is None or arguments is None:
             raise EngineStartError("the engine was not set up")
+        if not PROGRESS.attached:
+            raise EngineStartError(
+                "vLLM did not load the plugin vllmendpoint_progress: install vllmendpoint-worker as a package"
+            )
         self._board.stage(Stage.WARMING)
         http = await upstream.build_http_app(engine, arguments.frontend)
         self._translator = Translator(
@@ -383,6 +391,13 @@ class Worker:
         self._board.stage(Stage.STOPPING)
         self._publish()
         self._board.update(ready=False, why_not_ready="the worker is stopping")
+        last_resort = threading.Timer(
+            upstream.grace_seconds() + SHUTDOWN_SECONDS,
+            leave,
+            (EXIT_DEAD, "The worker did not stop in time."),
+        )
+        last_resort.daemon = True
+        last_resort.start()
         self._ending = asyncio.get_running_loop().create_task(
             self._shutdown.run(self._cleanup), name="shutdown"
         )

@@ -29,11 +29,12 @@ class Progress:
         self._clock = clock
         self._last_scheduled: float | None = None
         self._steps: deque[tuple[float, float]] = deque(maxlen=_LONGEST)
+        self.attached = False
+        """vLLM has made our stat logger. Without it every timeout would look like a stall."""
         self.tokens_scheduled = 0
         self.users_finished = 0
         """User requests that the engine finished (not aborted, not errors, not our probes)."""
         self.last_user_finished: float | None = None
-        self.on_user_finished: Callable[[float], None] | None = None
 
     def step(self, tokens: int, seconds: float) -> None:
         """One engine step that scheduled ``tokens`` and took ``seconds``; a step without tokens is no
@@ -51,11 +52,8 @@ class Progress:
         users = sum(1 for request_id, well in requests if well and not request_id.startswith(PROBE_PREFIX))
         if not users:
             return
-        now = self._clock()
         self.users_finished += users
-        self.last_user_finished = now
-        if self.on_user_finished is not None:
-            self.on_user_finished(now)
+        self.last_user_finished = self._clock()
 
     def seen(self) -> ProgressSeen:
         horizon = self._clock() - RECENT_SECONDS

@@ -24,6 +24,7 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         del vllm_config, engine_index
+        PROGRESS.attached = True
 
     def record(
         self,

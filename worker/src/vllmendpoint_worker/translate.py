@@ -5,7 +5,9 @@ would ask. Every sampling field is carried: the handler sets whatever attribute 
 given.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +27,8 @@ from .upstream import (
 )
 
 __all__ = ["Translated", "Translator"]
+
+logger = logging.getLogger(__name__)
 
 _OWN_FIELDS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
 """Fields of ``SamplingParams`` that the handler reads from ``stop_conditions``."""
@@ -72,7 +76,8 @@ class Translator:
         )
         try:
             rendered = await self._renderer.render_chat(request)
-        except (ValueError, TypeError, KeyError):  # vLLM: no chat template
+        except Exception as error:  # noqa: BLE001  (whatever the template is, it is none to chat with)
+            logger.info("The model has no chat template that vLLM can use (%s)", type(error).__name__)
             return ModelType.COMPLETION
         return ModelType.CHAT if isinstance(rendered, tuple) else ModelType.COMPLETION
 
@@ -101,24 +106,23 @@ class Translator:
                 form.value,
                 f"takes {len(tokens)} tokens and the model's context is {self._max_model_len}: shorten it",
             )
-        try:
+        with _refusals(body, "", "is refused by vLLM's sampling parameters"):
             params = request.to_sampling_params(maximum, self._defaults)
-        except (ValueError, TypeError) as error:
-            raise TranslationError(_named(error, body), "is refused by vLLM's sampling parameters") from error
         return self._generation(tokens, params)
 
     async def _render(self, request: Any, form: Form) -> list[int]:
-        try:
+        failed = (
+            f"cannot be rendered by vLLM for this model, or takes more than its {self._max_model_len} tokens"
+        )
+        with _refusals({}, form.value, failed):
             if form is Form.MESSAGES:
                 rendered = await self._renderer.render_chat(request)
                 inputs = rendered[1] if isinstance(rendered, tuple) else None
             else:
                 rendered = await self._renderer.render_completion(request)
                 inputs = rendered if isinstance(rendered, list) else None
-        except (ValueError, TypeError, KeyError) as error:
-            raise TranslationError(form.value, "cannot be rendered by vLLM for this model") from error
         if not inputs or len(inputs) != 1:
-            raise TranslationError(form.value, "cannot be rendered by vLLM for this model")
+            raise TranslationError(form.value, failed)
         if inputs[0].get("type", "token") not in ("token", "tokens"):
             raise TranslationError(form.value, "holds more than text, and a probe asks with text only")
         return list(inputs[0]["prompt_token_ids"])
@@ -165,20 +169,35 @@ class Translator:
 
 
 def _validated(model: Any, body: Mapping[str, Any]) -> Any:
+    with _refusals(body, "", f"is refused by vLLM's {model.__name__}"):
+        try:
+            return model.model_validate(dict(body))
+        except ValidationError as error:
+            detail = error.errors(include_input=False, include_url=False)[0]
+            location = [str(part) for part in detail["loc"]]
+            field = location[0] if location and location[0] in body else ""
+            raise TranslationError(
+                field, f"is refused by vLLM's {model.__name__} ({detail['type']})"
+            ) from error
+
+
+@contextmanager
+def _refusals(body: Mapping[str, Any], field: str, what: str) -> Iterator[None]:
+    """vLLM's validators, renderers and the model's own template raise what they like: a payload must be
+    refused by it and never end the worker.
+    """
     try:
-        return model.model_validate(dict(body))
-    except ValidationError as error:
-        detail = error.errors(include_input=False, include_url=False)[0]
-        location = [str(part) for part in detail["loc"]]
-        field = location[0] if location and location[0] in body else ""
-        raise TranslationError(field, f"is refused by vLLM's {model.__name__} ({detail['type']})") from error
-    except (ValueError, TypeError) as error:
-        raise TranslationError(_named(error, body), f"is refused by vLLM's {model.__name__}") from error
+        yield
+    except TranslationError:
+        raise
+    except Exception as error:
+        raise TranslationError(field or _named(error, body), what) from error
 
 
 def _named(error: Exception, body: Mapping[str, Any]) -> str:
-    """The field that vLLM's own sentence names, if it is one of the payload's: the sentence repeats
-    values.
-    """
-    words = str(error).replace("`", " ").replace("'", " ").replace('"', " ").split()
-    return next((word.strip(".,:") for word in words if word.strip(".,:") in body), "")
+    """The payload's field that vLLM names, by itself or in its sentence (which repeats values)."""
+    parameter = getattr(error, "parameter", None)
+    if parameter in body:
+        return str(parameter)
+    words = [word.strip(".,:`'\"()") for word in str(error).split()]
+    return next((word for word in words if word in body), "")

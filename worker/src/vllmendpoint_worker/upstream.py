@@ -21,7 +21,7 @@ from dynamo._core import Context
 from dynamo.common.config_dump import dump_config
 from dynamo.common.configuration.groups.runtime_args import DynamoRuntimeArgGroup
 from dynamo.common.model_fetch import fetch_model, needs_local_model_path
-from dynamo.common.utils.graceful_shutdown import graceful_shutdown_with_discovery
+from dynamo.common.utils.graceful_shutdown import get_grace_period_seconds, graceful_shutdown_with_discovery
 from dynamo.common.utils.runtime import create_runtime
 from dynamo.health_check import HEALTH_CHECK_KEY
 from dynamo.vllm import main as dynamo_main
@@ -70,6 +70,7 @@ __all__ = [
     "config_arguments",
     "dynamo_main",
     "get_max_tokens",
+    "grace_seconds",
     "parse_arguments",
     "prepare_engine",
     "request_fields",
@@ -280,6 +281,11 @@ class Shutdown:
             pre_shutdown_callback=self._lifecycle.close,
             cleanup_callback=cleanup,
         )
+
+
+def grace_seconds() -> float:
+    """``DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS``, default 5: between unregistering and the end."""
+    return float(get_grace_period_seconds())
 
 
 async def serve(arguments: Arguments, hooks: Hooks, gate: Gate) -> None:

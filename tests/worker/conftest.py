@@ -1,0 +1,270 @@
+"""Real worker processes on loopback: Dynamo's runtime, a real vLLM engine on CPU, the toy model.
+
+Every process started here is ended by pid, with its children, also after a failure.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import WorkerReport
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 240.0
+ENGINE_ARGUMENTS = [
+    "--served-model-name", "toy", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8",
+    "--kv-cache-memory-bytes", "67108864",
+]  # fmt: skip
+LOOPBACK = {
+    "DYN_DISCOVERY_BACKEND": "file",
+    "DYN_EVENT_PLANE": "zmq",
+    "DYN_EVENT_PLANE_HOST": "127.0.0.1",
+    "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "1",
+    "DYN_HTTP_RPC_HOST": "127.0.0.1",
+    "DYN_REQUEST_PLANE": "tcp",
+    "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
+    "DYN_SYSTEM_HOST": "127.0.0.1",
+    "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
+    "DYN_TCP_RPC_HOST": "127.0.0.1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLMENDPOINT_REPORT_HOST": "127.0.0.1",
+    "VLLMENDPOINT_SAGEMAKER_HOST": "127.0.0.1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def free_port() -> int:
+    """Below 32768: Dynamo reads its system port as a signed 16-bit number."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+
+
+def descendants(pid: int) -> list[int]:
+    """All live processes below ``pid``."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, IndexError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] != "Z":
+                    parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        children = parents.get(queue.pop(), [])
+        found += children
+        queue += children
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class WorkerProcess:
+    """One worker. ``environ`` and ``arguments`` come on top of the loopback set and the toy engine's."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        environ: dict[str, str] | None = None,
+        arguments: list[str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.settings_file = folder / "settings" / "settings.json"
+        self.settings_file.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file = folder / "worker.log"
+        self.ports = {name: free_port() for name in ("report", "http", "system", "rpc")}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DYN_", "VLLM", "SAGEMAKER"))
+        }
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.environ = kept | LOOPBACK | {
+            "DYN_FILE_KV": str(folder / "discovery"),
+            "DYN_SYSTEM_PORT": str(self.ports["system"]),
+            "DYN_TCP_RPC_PORT": str(self.ports["rpc"]),
+            "VLLMENDPOINT_REPORT_PORT": str(self.ports["report"]),
+            "VLLMENDPOINT_SAGEMAKER_PORT": str(self.ports["http"]),
+            "VLLMENDPOINT_SETTINGS_DIR": str(self.settings_file.parent),
+        } | (environ or {})  # fmt: skip
+        self.arguments = ["--model", str(model), *ENGINE_ARGUMENTS, *(arguments or [])]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started_at = 0.0
+        self._seen: set[int] = set()
+
+    def settings(self, health_check: dict[str, Any], digest: str = "") -> str:
+        """Write ``settings.json`` as a whole; the hash to wait for in the report."""
+        digest = digest or f"h{time.monotonic_ns()}"
+        text = json.dumps({"healthCheck": health_check, "hash": digest})
+        temporary = self.settings_file.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.replace(self.settings_file)
+        return digest
+
+    def start(self) -> None:
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vllmendpoint_worker", *self.arguments],
+                env=self.environ, stdout=log, stderr=log, cwd=self.folder,
+            )  # fmt: skip
+        self.started_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def engine_core(self) -> int:
+        """vLLM's engine core, by the name it gives itself."""
+        for pid in self.children():
+            with contextlib.suppress(OSError):
+                if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        raise AssertionError("no engine core among the children")
+
+    def children(self) -> list[int]:
+        found = descendants(self.pid)
+        self._seen |= set(found)
+        return found
+
+    def exit_code(self, seconds: float) -> int:
+        assert self.process is not None
+        return self.process.wait(seconds)
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def log_lines(self) -> list[str]:
+        """The worker's own lines, not upstream's."""
+        return [line for line in self.log().splitlines() if " vllmendpoint_worker." in line]
+
+    def ask(
+        self, port: str, path: str, body: Any = None, *, method: str = "", seconds: float = 30.0
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[port], timeout=seconds)
+        with contextlib.closing(connection):
+            data = None if body is None else json.dumps(body)
+            headers = {"content-type": "application/json"} if data else {}
+            connection.request(method or ("POST" if data else "GET"), path, data, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def status(self, port: str, path: str) -> int:
+        return self.ask(port, path)[0]
+
+    def report(self) -> WorkerReport:
+        return WorkerReport.model_validate_json(self.ask("report", "/status")[1])
+
+    def until(self, condition: Callable[[WorkerReport], Any], seconds: float) -> float:
+        """Seconds until the report fulfils ``condition``."""
+        began = time.monotonic()
+        last: WorkerReport | str = "no answer"
+        while time.monotonic() - began < seconds:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the worker ended: {self.log_lines()[-5:]}"
+            with contextlib.suppress(OSError):
+                last = self.report()
+                if condition(last):
+                    return time.monotonic() - began
+            time.sleep(0.05)
+        raise AssertionError(f"did not come about in {seconds} s: {last!r} {self.log_lines()[-5:]}")
+
+    def until_ready(self) -> float:
+        return self.until(lambda report: report.ready, START_SECONDS)
+
+    def stop(self) -> None:
+        """By pid: the worker, then whatever of its children is left."""
+        if self.process is None:
+            return
+        with contextlib.suppress(OSError):
+            self.children()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(20)
+        for pid in self._seen:
+            if alive(pid):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+class Load:
+    """User traffic on the SageMaker port from threads; ends with the ``with``."""
+
+    def __init__(
+        self, worker: WorkerProcess, clients: int, body: dict[str, Any], path: str = "/v1/completions"
+    ) -> None:
+        self._worker = worker
+        self._body = body
+        self._path = path
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+        self.answers = 0
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                status, _ = self._worker.ask("http", self._path, self._body, seconds=60.0)
+            except OSError:
+                time.sleep(0.1)
+            else:
+                self.answers += status == 200
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> Path:
+    """The toy model of hack/model.py, made where it is not there yet."""
+    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "toy"], timeout=300, check=True)
+    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
+    return cache / "models" / "toy-llama"
+
+
+@pytest.fixture(scope="module")
+def make_worker(
+    tmp_path_factory: pytest.TempPathFactory, toy_model: Path
+) -> Iterator[Callable[..., WorkerProcess]]:
+    workers: list[WorkerProcess] = []
+
+    def make(environ: dict[str, str] | None = None, arguments: list[str] | None = None) -> WorkerProcess:
+        worker = WorkerProcess(tmp_path_factory.mktemp("worker"), toy_model, environ, arguments)
+        workers.append(worker)
+        return worker
+
+    try:
+        yield make
+    finally:
+        for worker in workers:
+            worker.stop()

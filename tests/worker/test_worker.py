@@ -1,0 +1,359 @@
+"""One worker from its first second to its end: start, serving, hot configuration, stalls, SIGTERM.
+
+The tests share one process and run in the order of the file.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from vllmendpoint_api import (
+    ConfigurationState,
+    Level,
+    Mode,
+    ModelType,
+    Outcome,
+    PayloadSource,
+    Stage,
+    Verdict,
+    WorkerReport,
+    payload_for,
+)
+
+from .conftest import START_SECONDS, Load, WorkerProcess, alive
+
+pytestmark = pytest.mark.timeout(300)
+TIMEOUT = 2
+PERIOD = 3
+QUICK = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT, "restartAfterSeconds": 0}
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+COMPLETION = {"model": "toy", "prompt": "hello", "max_tokens": 4}
+
+
+def slack() -> float:
+    """Seconds on top of the contract's bounds: 0.7, and more where others keep the processors busy."""
+    return 0.7 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="module")
+def worker(make_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    worker = make_worker({"POD_UID": "the-uid"})
+    worker.settings(QUICK)
+    worker.start()
+    return worker
+
+
+class Watch:
+    """The watch stream, read by a thread."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self.lines: list[tuple[float, WorkerReport]] = []
+        self._socket = socket.create_connection(("127.0.0.1", worker.ports["report"]), timeout=60)
+        self._socket.sendall(b"GET /status?watch=true HTTP/1.1\r\nHost: worker\r\n\r\n")
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as stream:
+            while stream.readline().strip():
+                pass
+            for line in stream:
+                self.lines.append((time.monotonic(), WorkerReport.model_validate(json.loads(line))))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def watch(worker: WorkerProcess) -> Iterator[Watch]:
+    watch = Watch(worker)
+    yield watch
+    watch.close()
+
+
+def test_it_answers_before_anything_heavy_is_imported(worker: WorkerProcess) -> None:
+    worker.until(lambda report: not report.started, 10.0)
+    assert time.monotonic() - worker.started_at < 1.0 + 2 * slack()  # 0.6 s on an idle machine
+    report = worker.report()
+    assert (report.pod_uid, report.ready, report.verdict.state) == ("the-uid", False, Verdict.STARTING)
+    assert worker.status("report", "/live") == 200
+    assert worker.status("report", "/ready") == 503
+    assert worker.status("report", "/started") == 503
+
+
+def test_it_tells_its_stages_while_the_engine_loads_and_is_ready_after_a_probe(worker: WorkerProcess) -> None:
+    watch = Watch(worker)
+    slowest = 0.0
+    ready = False
+    while not ready:
+        began = time.monotonic()
+        assert began - worker.started_at < START_SECONDS
+        ready = worker.report().ready
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.1)
+    watch.close()
+    stages = [report.stage.name for _, report in watch.lines]
+    for stage in (
+        Stage.STARTING_ENGINE,
+        Stage.LOADING_WEIGHTS,
+        Stage.ALLOCATING_CACHE,
+        Stage.WARMING,
+        Stage.SERVING,
+    ):
+        assert stage in stages, stages
+    assert all(report.last_probe for _, report in watch.lines if report.ready)
+    assert slowest < 2.0 + slack()
+    report = worker.report()
+    assert report.verdict.state == Verdict.GENERATING
+    assert report.model_type == ModelType.CHAT
+    assert report.health_check is not None
+    assert report.health_check.source == PayloadSource.MODEL_DEFAULT
+    assert report.health_check.payload == payload_for(Level.MINIMAL, ModelType.CHAT)
+    assert worker.status("report", "/started") == 200
+
+
+def test_it_serves_the_openai_and_the_sagemaker_routes(worker: WorkerProcess) -> None:
+    for path, body in (
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", COMPLETION),
+        ("/invocations", CHAT),
+    ):
+        status, answer = worker.ask("http", path, body)
+        assert status == 200, answer
+        assert json.loads(answer)["usage"]["completion_tokens"] > 0
+    assert worker.status("http", "/ping") == 200
+    assert worker.ask("http", "/ping", method="POST")[0] == 200
+    assert worker.status("http", "/v1/models") == 200
+    assert worker.ask("http", "/invocations", {"nonsense": 1})[0] == 400
+
+
+def test_dynamos_own_health_follows_the_verdict_and_its_control_routes_are_gone(
+    worker: WorkerProcess,
+) -> None:
+    deadline = time.monotonic() + 10
+    while worker.status("system", "/health") != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert worker.ask("system", "/engine/control/sleep", {})[0] == 404
+
+
+def test_the_payload_in_force_is_logged_once_with_level_and_source(worker: WorkerProcess) -> None:
+    lines = [line for line in worker.log_lines() if "Health check payload" in line]
+    assert len(lines) == 1
+    assert "source=ModelDefault level=Minimal" in lines[0]
+
+
+def test_probe_on_demand_and_metrics(worker: WorkerProcess) -> None:
+    status, body = worker.ask("report", "/probe", {}, method="POST")
+    assert status == 200
+    assert json.loads(body)["outcome"] == Outcome.COMPLETE
+    assert b'vllmendpoint_probes_total{outcome="Complete"}' in worker.ask("report", "/metrics")[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "payload"),
+    [
+        ({"level": "Standard"}, Level.STANDARD, payload_for(Level.STANDARD, ModelType.CHAT)),
+        ({"level": "Comprehensive"}, Level.COMPREHENSIVE, payload_for(Level.COMPREHENSIVE, ModelType.CHAT)),
+        (
+            {"payload": {"prompt": "What is 1+1?", "max_tokens": 2, "temperature": 0.0, "seed": 42}},
+            None,
+            {"prompt": "What is 1+1?", "max_tokens": 2, "temperature": 0.0, "seed": 42},
+        ),
+    ],
+)
+def test_a_changed_cr_is_in_force_within_two_seconds(
+    worker: WorkerProcess,
+    watch: Watch,
+    settings: dict[str, object],
+    level: Level | None,
+    payload: dict[str, object],
+) -> None:
+    since = worker.report().time
+    digest = worker.settings(QUICK | settings)
+    took = worker.until(lambda report: report.configuration.settings_hash == digest, 10.0)
+    assert took < 2.0 + slack()
+    report = worker.report()
+    assert report.health_check is not None
+    assert (report.health_check.source, report.health_check.level) == (PayloadSource.SPEC, level)
+    assert report.health_check.payload == payload
+    worker.until(lambda report: report.last_probe and report.last_probe.time > since, TIMEOUT + slack())
+    assert worker.report().last_probe.outcome == Outcome.COMPLETE
+    assert worker.report().last_probe.tokens == payload.get("max_tokens")
+    assert any(line.configuration.settings_hash == digest for _, line in watch.lines)
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        ({"prompt": "x", "max_tokenz": 1}, "did you mean max_tokens"),
+        ({"input": "x"}, "does not fit a model that generates"),
+        ({"prompt": "x", "temperature": -1.0}, "healthCheck.payload.temperature"),
+        ({"prompt": "x " * 3000}, "more than its 1024 tokens"),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "tool_choice": "auto", "tools": []},
+            "healthCheck.payload",
+        ),
+    ],
+)
+def test_a_refused_change_keeps_the_last_good_one(
+    worker: WorkerProcess, payload: dict[str, object], says: str
+) -> None:
+    before = worker.report().health_check
+    digest = worker.settings(QUICK | {"payload": payload})
+    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    report = worker.report()
+    assert report.configuration.state == ConfigurationState.REFUSED
+    problem = report.configuration.problems[0]
+    assert (problem.reason, problem.source) == ("InvalidPayload", "Spec")
+    assert says in problem.message, problem.message
+    assert report.health_check == before
+    assert report.ready
+    mended = worker.settings(QUICK)
+    worker.until(
+        lambda report: (
+            report.configuration.settings_hash == mended
+            and report.configuration.state == ConfigurationState.RESOLVED
+        ),
+        5.0,
+    )
+
+
+def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
+    digest = worker.settings(QUICK | {"mode": "Disabled"})
+    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    report = worker.report()
+    assert (report.ready, report.verdict.state) == (True, Verdict.DISABLED)
+    last = report.last_probe
+    time.sleep(PERIOD + 1.0)
+    assert worker.report().last_probe == last
+    assert worker.ask("report", "/probe", {}, method="POST")[0] == 503
+    digest = worker.settings(QUICK | {"mode": "Enforce"})
+    worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.last_probe != last, 5.0)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[float]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield time.monotonic()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def assert_stalled_then_back(worker: WorkerProcess, bound: float) -> float:
+    with stopped(worker.engine_core()):
+        took = worker.until(lambda report: report.verdict.state == Verdict.STALLED, bound + slack() + 5.0)
+        assert took <= bound + slack()
+        report = worker.report()
+        assert (report.ready, report.verdict.reason) == (False, "EngineStalled")
+        assert report.last_probe is not None
+        assert report.last_probe.outcome == Outcome.TIMEOUT
+        assert worker.status("report", "/ready") == 503
+        assert worker.status("report", "/live") == 200
+        assert worker.status("http", "/ping") == 503
+        deadline = time.monotonic() + 6
+        while worker.status("system", "/health") != 503:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    back = worker.until(lambda report: report.ready, TIMEOUT + 1.0 + slack())
+    assert worker.status("http", "/ping") == 200
+    return back
+
+
+def test_a_stopped_engine_is_stalled_when_idle_and_comes_back_without_a_restart(
+    worker: WorkerProcess,
+) -> None:
+    pid = worker.engine_core()
+    assert_stalled_then_back(worker, PERIOD + TIMEOUT + 1.0)
+    assert worker.engine_core() == pid
+
+
+def test_a_stopped_engine_is_stalled_sooner_under_traffic(worker: WorkerProcess) -> None:
+    digest = worker.settings(QUICK | {"periodSeconds": 60})
+    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    with Load(worker, 3, {"model": "toy", "prompt": "hello", "max_tokens": 64, "ignore_eos": True}) as load:
+        time.sleep(3.0)
+        assert load.answers > 0
+        assert_stalled_then_back(worker, TIMEOUT + 1.0)
+    worker.settings(QUICK)
+
+
+def test_users_answers_spare_the_probe(worker: WorkerProcess) -> None:
+    worker.until(lambda report: report.health_check and report.health_check.period_seconds == PERIOD, 5.0)
+    time.sleep(1.0)
+    with Load(worker, 1, COMPLETION):
+        time.sleep(0.5)
+        before = worker.report().last_probe
+        time.sleep(2.0 * PERIOD)
+        report = worker.report()
+        assert report.last_probe == before
+        assert report.verdict.last_proof_of_life is not None
+        assert (report.time - report.verdict.last_proof_of_life).total_seconds() < 1.5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({"max_tokens": 400, "prompt": "hello", "ignore_eos": True}, id="decode"),
+        pytest.param({"max_tokens": 1, "prompt": "the sky is blue " * 120}, id="prefill"),
+    ],
+)
+def test_a_saturated_engine_is_busy_not_stalled(worker: WorkerProcess, body: dict[str, object]) -> None:
+    seen: list[Verdict | str] = []
+    with Load(worker, 24, body | {"model": "toy"}):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            report = worker.report()
+            seen.append(report.verdict.state)
+            assert report.ready, report.verdict
+            time.sleep(0.1)
+    assert set(seen) <= {Verdict.GENERATING, Verdict.BUSY}
+
+
+def test_watch_sends_heartbeats(worker: WorkerProcess, watch: Watch) -> None:
+    digest = worker.settings(QUICK | {"periodSeconds": 60})
+    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    time.sleep(1.5)
+    before = len(watch.lines)
+    time.sleep(6.0)
+    assert len(watch.lines) > before
+    times = [line.time for _, line in watch.lines]
+    assert times == sorted(times)
+
+
+def test_sigterm_drains_and_ends_with_zero_and_no_orphans(worker: WorkerProcess) -> None:
+    children = worker.children()
+    assert children
+    answers: list[tuple[int, bytes]] = []
+    body = {"model": "toy", "prompt": "hello", "max_tokens": 200, "ignore_eos": True}
+    user = threading.Thread(target=lambda: answers.append(worker.ask("http", "/v1/completions", body)))
+    user.start()
+    time.sleep(0.3)
+    os.kill(worker.pid, signal.SIGTERM)
+    time.sleep(0.3)
+    with contextlib.suppress(OSError):
+        assert worker.status("report", "/ready") == 503
+        assert worker.report().stage.name == Stage.STOPPING
+    assert worker.exit_code(30.0) == 0
+    user.join(10)
+    assert [status for status, _ in answers] == [200]
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in children):
+        assert time.monotonic() < deadline, [pid for pid in children if alive(pid)]
+        time.sleep(0.1)
+    assert "Traceback" not in "".join(worker.log_lines())
+
+
+def test_mode_names_are_the_contracts() -> None:
+    assert {mode.value for mode in Mode} == {"Enforce", "Observe", "Disabled"}
