@@ -84,8 +84,8 @@ ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1
 FROM ${GPU_BASE} AS engine-gpu
 USER root
 COPY --from=python /usr/bin/tini-static /usr/bin/tini
-RUN python3 -c "import importlib.metadata as m, sysconfig; print(m.version('ai-dynamo'), m.version('vllm')); \
-        open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\n')"
+# In exec form: NVIDIA's image makes RUN a login shell, which may find another python3 than its PATH says.
+RUN ["python3", "-c", "import importlib.metadata as m, sysconfig; print(m.version('ai-dynamo'), m.version('vllm')); open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\\n')"]
 
 
 # The two workers differ in the engine alone. 1000 is the user of NVIDIA's image; USER names it for libraries that ask
