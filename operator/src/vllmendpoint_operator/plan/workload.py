@@ -78,6 +78,9 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
     if claim is not None:
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
         mounts.append({"name": "model", "mountPath": f"{_MODELS_DIR}/{claim}", "readOnly": True})
+    # A default of ours gives way: server-side apply refuses one name twice.
+    theirs = {item.name for item in worker.env}
+    env = [item for item in env if item["name"] not in theirs]
     env += [item.wire() for item in worker.env]
 
     main: dict[str, Any] = {
