@@ -43,7 +43,7 @@ async def apply_plan(kube: Kube, cache: Cache, endpoint: Endpoint, plan: Plan) -
         if live is None:
             await _ensure_free(kube, kind, child)
         elif not _is_ours(live, endpoint):
-            raise _taken(kind, child)
+            raise _taken(kind, child, live)
         elif not differs(desired, live):
             continue
         store.absorb(await _apply(kube, kind, desired, live))
@@ -87,11 +87,15 @@ async def _ensure_free(kube: Kube, kind: Kind, child: Object) -> None:
         return
     uid = metadata["ownerReferences"][0]["uid"]
     if _controller(found) != uid or "deletionTimestamp" in found["metadata"]:
-        raise _taken(kind, child)
+        raise _taken(kind, child, found)
 
 
-def _taken(kind: Kind, child: Object) -> PlanError:
+def _taken(kind: Kind, child: Object, live: Object) -> PlanError:
     name = child["metadata"]["name"]
+    if "deletionTimestamp" in live["metadata"] or _was_ours(child, live):
+        return PlanError(
+            Reason.PENDING, f"the {kind.kind} {name!r} is being deleted; this goes on when it is gone."
+        )
     return PlanError(
         Reason.NAME_TAKEN,
         f"metadata.name: the {kind.kind} {name!r} exists and is not this endpoint's; "
@@ -133,6 +137,15 @@ def _is_ours(live: Object, endpoint: Endpoint) -> bool:
     return _controller(live) == endpoint.uid and "deletionTimestamp" not in live["metadata"]
 
 
+def _was_ours(child: Object, live: Object) -> bool:
+    """An endpoint that had this name before owns it: the garbage collector is on its way."""
+    (wanted,) = child["metadata"]["ownerReferences"]
+    return any(
+        owner["kind"] == wanted["kind"] and owner["name"] == wanted["name"] and owner["uid"] != wanted["uid"]
+        for owner in live["metadata"].get("ownerReferences") or []
+    )
+
+
 def _controller(obj: Object) -> str | None:
     for owner in obj["metadata"].get("ownerReferences") or []:
         if owner.get("controller"):
@@ -140,18 +153,23 @@ def _controller(obj: Object) -> str | None:
     return None
 
 
-def differs(desired: Any, live: Any) -> bool:
+def differs(desired: Any, live: Any, field: str = "") -> bool:
     """Whether applying ``desired`` would change ``live``: something of it is absent or different.
 
-    What the API server adds (defaults, status) does not count; a field taken out shows in the
-    digest that every child carries. Quantities compare by value.
+    What the API server adds (defaults, status) does not count, nor what others added to a keyed list,
+    since an apply leaves it there; a field taken out shows in the digest that every child carries.
+    Quantities compare by value.
     """
     if isinstance(desired, dict) and isinstance(live, dict):
         return any(
-            differs(value, live[key]) if key in live else not _dropped(value)
+            differs(value, live[key], key) if key in live else not _dropped(value)
             for key, value in desired.items()
         )
     if isinstance(desired, list) and isinstance(live, list):
+        key = _LIST_KEYS.get(field)
+        if key is not None:
+            by_key = {item.get(key): item for item in live}
+            return any(differs(item, by_key.get(item[key], {})) for item in desired)
         return len(desired) != len(live) or any(
             differs(item, other) for item, other in zip(desired, live, strict=True)
         )
@@ -160,12 +178,19 @@ def differs(desired: Any, live: Any) -> bool:
     return not _same_quantity(desired, live)
 
 
+_LIST_KEYS: Final = {
+    **dict.fromkeys(("containers", "initContainers", "env", "volumes", "imagePullSecrets"), "name"),
+    "volumeMounts": "mountPath",
+}
+"""Lists that server-side apply merges by a key; all others it replaces (``subjects``, for instance)."""
+
+
 def _dropped(value: Any) -> bool:
     """The API server leaves zero values out: an absent and an empty field are one."""
     return value in ({}, [], "", None, 0, False)
 
 
-_QUANTITY = re.compile(r"^([+-]?[0-9.]+)([a-zA-Z]*)$")
+_QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)$")
 _SUFFIX: Final = {
     "": Decimal(1),
     "n": Decimal("1e-9"),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
+from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .apply import apply_plan
 from .cache import Cache, Key
@@ -26,7 +26,8 @@ __all__ = ["Endpoints", "Reconciler"]
 
 log = logging.getLogger(__name__)
 
-_NAME_TAKEN_RETRY_SECONDS: Final = 30.0
+_UNAPPLIED_RETRY_SECONDS: Final = 30.0
+"""What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
 """Stands in for a spec that this version cannot read; only names and counts are taken from it."""
 
@@ -129,8 +130,8 @@ class Reconciler:
         except PlanError as error:
             problem = error
         await self._write(endpoint, status(endpoint, observed, planned, problem))
-        if problem is not None and problem.reason is Reason.NAME_TAKEN:
-            return _NAME_TAKEN_RETRY_SECONDS
+        if problem is not None and planned is not None:
+            return _UNAPPLIED_RETRY_SECONDS
         if any(pod.running and not pod.link.settled for pod in observed.workers):
             return CONNECTING_GRACE_SECONDS
         return None

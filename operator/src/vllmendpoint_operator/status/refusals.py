@@ -20,7 +20,7 @@ def accepted(problem: PlanError | None) -> Finding:
 def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Finding:
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
         return false(problem.reason, problem.message)
-    if problem is not None:
+    if problem is not None and problem.reason is not Reason.PENDING:
         return unknown(Reason.PENDING, "Not looked at: the spec is not accepted.")
     missing = sorted(claim_references(endpoint.spec) - observed.claims)
     if missing:
