@@ -268,6 +268,12 @@ def test_environment_that_the_operator_owns_is_refused(make_endpoint, make_plan,
         make_plan(make_endpoint(worker={"env": [{"name": name, "value": "x"}]}))
 
 
+def test_the_users_environment_outranks_our_defaults(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]}))
+    env = walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.env")
+    assert [item["value"] for item in env if item["name"] == "HF_HOME"] == ["/mine"]
+
+
 def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):
     item = {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
     with pytest.raises(PlanError, match="A has both value and valueFrom; remove one"):

@@ -1,0 +1,211 @@
+"""When a child differs from what is live, and what an apply does about it."""
+
+from dataclasses import replace
+
+import pytest
+
+from vllmendpoint_api import Reason, names
+from vllmendpoint_operator.apply import apply_plan, differs
+from vllmendpoint_operator.cache import Cache
+from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
+from vllmendpoint_operator.kinds import MANAGED, by_name
+
+
+@pytest.mark.parametrize(
+    ("desired", "live", "different"),
+    [
+        ({"a": 1}, {"a": 1, "default": True}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, True),
+        ({"a": 1}, {}, True),
+        # zero values, which the API server leaves out
+        ({"a": ""}, {}, False),
+        ({"a": 0}, {}, False),
+        ({"a": False}, {}, False),
+        ({"a": {}}, {}, False),
+        ({"a": []}, {}, False),
+        ({"a": None}, {}, False),
+        ({"a": {"b": {}}}, {"a": {}}, False),
+        ({"a": 0}, {"a": 1}, True),
+        ({"a": False}, {"a": True}, True),
+        # atomic lists
+        ({"l": [1, 2]}, {"l": [1, 2]}, False),
+        ({"l": [1, 2]}, {"l": [2, 1]}, True),
+        ({"l": [1]}, {"l": [1, 2]}, True),
+        ({"l": [{"a": 1}]}, {"l": [{"a": 1, "protocol": "TCP"}]}, False),
+        ({"subjects": [{"name": "a"}]}, {"subjects": [{"name": "a"}, {"name": "intruder"}]}, True),
+        # keyed lists: another manager's items stay whatever we apply
+        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}, {"name": "A"}]}, False),
+        ({"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": "2"}]}, True),
+        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}]}, True),
+        (
+            {"ports": [{"containerPort": 1, "name": "a"}]},
+            {"ports": [{"containerPort": 1, "name": "b", "protocol": "TCP"}]},
+            True,
+        ),
+        (
+            {"volumeMounts": [{"mountPath": "/a", "name": "v"}]},
+            {"volumeMounts": [{"mountPath": "/b", "name": "w"}, {"mountPath": "/a", "name": "v"}]},
+            False,
+        ),
+        # quantities
+        ({"cpu": "1000m"}, {"cpu": "1"}, False),
+        ({"cpu": "0.5"}, {"cpu": "500m"}, False),
+        ({"memory": "1024Mi"}, {"memory": "1Gi"}, False),
+        ({"memory": "1.5Gi"}, {"memory": "1536Mi"}, False),
+        ({"memory": "1E3"}, {"memory": "1e3"}, False),
+        ({"memory": "2e3"}, {"memory": "2k"}, False),
+        ({"cpu": "1"}, {"cpu": "2"}, True),
+        ({"cpu": "1"}, {"cpu": "1Gi"}, True),
+        ({"count": 1}, {"count": "1"}, False),
+        ({"image": "a:1"}, {"image": "a:2"}, True),
+        ({"text": "..."}, {"text": "...."}, True),
+    ],
+)
+def test_differs(desired, live, different):
+    assert differs(desired, live) is different
+
+
+class FakeKube:
+    """Objects by (kind, name); answers of the API server by hand."""
+
+    def __init__(self):
+        self.objects = {}
+        self.writes = []
+        self.refuse = {}
+        self.version = 0
+
+    async def get(self, kind, namespace, name):
+        if (kind.kind, name) not in self.objects:
+            raise NotFound(404, "no")
+        return self.objects[kind.kind, name]
+
+    async def apply(self, kind, body, **options):
+        metadata = body["metadata"]
+        self.writes.append(("apply", kind.kind, metadata["name"]))
+        if kind.kind in self.refuse:
+            raise self.refuse[kind.kind]
+        old = self.objects.get((kind.kind, metadata["name"]), {"metadata": {"uid": f"u{len(self.objects)}"}})
+        if metadata.get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
+            raise Conflict(409, "another object")
+        self.version += 1
+        new = {
+            **body,
+            "metadata": {**metadata, "uid": old["metadata"]["uid"], "resourceVersion": str(self.version)},
+        }
+        self.objects[kind.kind, metadata["name"]] = new
+        return new
+
+    async def delete(self, kind, namespace, name, *, uid):
+        self.writes.append(("delete", kind.kind, name))
+        if self.objects.pop((kind.kind, name), None) is None:
+            raise NotFound(404, "no")
+
+
+@pytest.fixture
+def kube():
+    return FakeKube()
+
+
+@pytest.fixture
+def cache(kube):
+    return Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+
+
+@pytest.fixture
+def put(kube, cache):
+    """Put an object into the cluster and the cache, as the watch would."""
+
+    def into(obj, **metadata):
+        kube.version += 1
+        metadata = {**obj["metadata"], "uid": "x", "resourceVersion": str(kube.version), **metadata}
+        live = {**obj, "metadata": metadata}
+        kube.objects[obj["kind"], metadata["name"]] = live
+        if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY):
+            cache.store(by_name(obj["kind"]), "team-a").absorb(live)
+        return live
+
+    return into
+
+
+async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    assert (await apply_plan(kube, cache, endpoint, planned)).writes == len(planned.children)
+    assert (await apply_plan(kube, cache, endpoint, planned)).writes == 0
+    assert {kind for _, kind, _ in kube.writes} == {kind.kind for kind in MANAGED}
+
+
+async def test_a_field_taken_out_shows_in_the_digest(kube, cache, make_endpoint, make_plan):
+    with_selector = make_endpoint(worker={"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})
+    await apply_plan(kube, cache, with_selector, make_plan(with_selector))
+    kube.writes.clear()
+    without = make_endpoint()
+    await apply_plan(kube, cache, without, make_plan(without))
+    assert ("apply", "Deployment", "smollm-workers") in kube.writes
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", ["Service", "ConfigMap", "Deployment", "ServiceAccount"])
+async def test_anothers_object_is_left_alone(kube, cache, put, make_endpoint, make_plan, kind, labelled):
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    wanted = next(c for c in planned.children if c["kind"] == kind)
+    labels = wanted["metadata"]["labels"] if labelled else {}
+    put({**wanted, "metadata": {**wanted["metadata"], "labels": labels, "ownerReferences": []}})
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, planned)
+    assert refused.value.reason is Reason.NAME_TAKEN
+    assert (
+        f"the {kind} {wanted['metadata']['name']!r} exists and is not this endpoint's"
+        in refused.value.message
+    )
+    assert ("apply", kind, wanted["metadata"]["name"]) not in kube.writes
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"deletionTimestamp": "2026-01-01T12:00:00Z"}, {"ownerReferences": "earlier"}],
+    ids=["a child on its way out", "a child of the endpoint that had this name before"],
+)
+async def test_what_is_on_its_way_out_is_waited_for(kube, cache, put, make_endpoint, make_plan, metadata):
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    service = next(c for c in planned.children if c["kind"] == "Service")
+    if metadata.get("ownerReferences"):
+        (owner,) = service["metadata"]["ownerReferences"]
+        metadata = {"ownerReferences": [{**owner, "uid": "uid-0"}]}
+    put(service, **metadata)
+    with pytest.raises(PlanError) as waiting:
+        await apply_plan(kube, cache, endpoint, planned)
+    assert waiting.value.reason is Reason.PENDING, "nobody has to do anything"
+    assert "is being deleted" in waiting.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("Deployment", Reason.INVALID_POD_TEMPLATE), ("Service", Reason.INVALID_SPEC)],
+)
+async def test_a_refusal_of_the_api_server_is_told(kube, cache, make_endpoint, make_plan, kind, reason):
+    endpoint = make_endpoint()
+    kube.refuse[kind] = Rejected(422, "spec.x: must be y")
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert refused.value.reason is reason
+    assert "the API server refuses the" in refused.value.message
+    assert "spec.x: must be y" in refused.value.message
+
+
+async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    none = make_endpoint(frontend={"mode": "None"})
+    children = {key: {"kind": key[0], **obj} for key, obj in kube.objects.items()}
+    planned = make_plan(none, replace(living(make_plan(endpoint)), children=children))
+    kube.writes.clear()
+    await apply_plan(kube, cache, none, planned)
+    assert [verb for verb, _, _ in kube.writes][-5:] == ["delete"] * 5
+    assert ("Deployment", "smollm-frontend") not in kube.objects
+    kube.writes.clear()
+    await apply_plan(kube, cache, none, planned)
+    assert all(verb == "delete" for verb, _, _ in kube.writes), "already gone is no error"
