@@ -114,6 +114,9 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.STARTUP_TIMEOUT,
         Reason.STARTING,
         Reason.NOT_READY,
+        Reason.ENGINE_STALLED,
+        Reason.PROBE_FAILED,
+        Reason.ENGINE_DEAD,
         Reason.FRONTEND_UNAVAILABLE,
     ),
     Condition.GENERATING: (

@@ -6,15 +6,11 @@ from typing import Final
 from vllmendpoint_api import ConditionStatus, Reason, Verdict, WorkerStatus
 
 from .conditions import Finding, false, true, unknown
+from .why import VERDICT_REASONS
 from .workers import GENERATING
 
 __all__ = ["generating"]
 
-_REASONS: Final = {
-    Verdict.DEAD: Reason.ENGINE_DEAD,
-    Verdict.STALLED: Reason.ENGINE_STALLED,
-    Verdict.FAILING: Reason.PROBE_FAILED,
-}
 _FIX: Final = {
     Reason.ENGINE_DEAD: "The worker ends and is started again; see its log for the cause.",
     Reason.ENGINE_STALLED: "It takes no traffic; it ends itself after healthCheck.restartAfterSeconds, "
@@ -36,7 +32,7 @@ def generating(replicas: int, workers: Sequence[WorkerStatus]) -> Finding:
     if not started:
         return unknown(Reason.NO_WORKERS, "No worker has started yet.")
     total = len(started)
-    bad = [worker for worker in started if worker.verdict in _REASONS]
+    bad = [worker for worker in started if worker.verdict in VERDICT_REASONS]
     if bad:
         worker = bad[0]
         reason = _reason(worker)
@@ -71,4 +67,4 @@ def _reason(worker: WorkerStatus) -> Reason:
     if worker.reason == Reason.UNEXPECTED_ANSWER:
         return Reason.UNEXPECTED_ANSWER
     assert worker.verdict is not None
-    return _REASONS[Verdict(worker.verdict)]
+    return VERDICT_REASONS[Verdict(worker.verdict)]

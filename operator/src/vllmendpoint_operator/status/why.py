@@ -8,7 +8,7 @@ from typing import Any, Final
 from vllmendpoint_api import Reason, Stage, Verdict
 from vllmendpoint_operator.model import Pod
 
-__all__ = ["Cause", "why", "worst"]
+__all__ = ["VERDICT_REASONS", "Cause", "why", "worst"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,13 @@ class Cause:
     reason: Reason
     message: str
 
+
+VERDICT_REASONS: Final = {
+    Verdict.DEAD: Reason.ENGINE_DEAD,
+    Verdict.STALLED: Reason.ENGINE_STALLED,
+    Verdict.FAILING: Reason.PROBE_FAILED,
+}
+"""What a verdict that keeps a replica from serving is called in a condition."""
 
 _PULL: Final = {
     "ErrImagePull",
@@ -42,6 +49,9 @@ _RANK: Final = {
             Reason.POD_FAILED,
             Reason.INSUFFICIENT_GPU,
             Reason.UNSCHEDULABLE,
+            Reason.ENGINE_DEAD,
+            Reason.ENGINE_STALLED,
+            Reason.PROBE_FAILED,
             Reason.NOT_READY,
             Reason.STARTING,
         )
@@ -158,10 +168,12 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
             f"pod {pod.name} is starting: {report.stage.name}{detail} since "
             f"{report.stage.since:%H:%M:%S} UTC, budget {startup_timeout_seconds} s.",
         )
+    if report.ready:
+        return Cause(Reason.STARTING, f"pod {pod.name} generates; the kubelet has yet to see it ready.")
     if report.verdict.state == Verdict.STARTING:
         return Cause(Reason.STARTING, f"pod {pod.name} serves; its first probe is not back yet.")
     return Cause(
-        Reason.NOT_READY,
+        VERDICT_REASONS.get(Verdict(report.verdict.state), Reason.NOT_READY),
         f"pod {pod.name} is not ready: {report.verdict.message or report.verdict.state}",
     )
 
