@@ -1,0 +1,211 @@
+"""A cluster with the operator in it (``hack/deploy.sh``), and one namespace for a module's tests."""
+
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CACHE = Path(
+    os.environ.get("VLLMENDPOINT_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllmendpoint"
+)
+SYSTEM = "vllmendpoint-system"
+TOY = "pvc://models/toy-llama"
+T = TypeVar("T")
+CHAT = "pvc://models/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """kubectl on the deployed cluster; nothing else of this machine's contexts is looked at."""
+
+    kubeconfig: str
+    namespace: str = "default"
+
+    def kubectl(self, *args: str, stdin: str = "", check: bool = True, timeout: float = 60) -> str:
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    def get(self, *args: str) -> Any:
+        return json.loads(self.kubectl("get", *args, "-o", "json"))
+
+    def apply(self, obj: dict[str, Any]) -> None:
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump(obj))
+
+    def endpoint(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("vep", name)
+        return found
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        for condition in self.endpoint(name).get("status", {}).get("conditions", []):
+            if condition["type"] == kind:
+                return dict(condition)
+        return {"status": "", "reason": "", "message": ""}
+
+    def workers(self, name: str, component: str = "worker") -> list[dict[str, Any]]:
+        selector = f"app.kubernetes.io/instance={name},app.kubernetes.io/component={component}"
+        return list(self.get("pods", "-l", selector)["items"])
+
+    def wait_ready(self, name: str, seconds: int = 600) -> None:
+        out = self.kubectl(
+            "wait",
+            "--for=condition=Ready",
+            f"vep/{name}",
+            f"--timeout={seconds}s",
+            check=False,
+            timeout=seconds + 30,
+        )
+        if "condition met" not in out:
+            raise AssertionError(f"{out}\n{self.kubectl('describe', 'vep', name)}")
+
+    def signal_engine(self, pod: str, signal: str) -> None:
+        """Send a signal to the engine's core process in a worker pod."""
+        script = (
+            "import os, pathlib, signal, sys\n"
+            "found = [int(p.parent.name) for p in pathlib.Path('/proc').glob('[0-9]*/comm')"
+            " if 'EngineCor' in p.read_text()]\n"
+            "[os.kill(pid, getattr(signal, sys.argv[1])) for pid in found]\n"
+            "sys.exit(0 if found else 'no engine core process')"
+        )
+        self.kubectl("exec", pod, "-c", "main", "--", "python3", "-c", script, signal)
+
+    @contextmanager
+    def forward(self, service: str, port: int) -> Iterator[str]:
+        """Base URL of a port-forward to a Service."""
+        process = subprocess.Popen(
+            [
+                "kubectl",
+                "--kubeconfig",
+                self.kubeconfig,
+                "-n",
+                self.namespace,
+                "port-forward",
+                service,
+                f":{port}",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.search(r"127\.0\.0\.1:(\d+)", line)
+            assert match, f"port-forward to {service}: {line}"
+            yield f"http://127.0.0.1:{match[1]}"
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:
+    """Status and body; 0 where nobody answers in time."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(errors="replace")
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        return 0, str(error)
+
+
+def chat(
+    base: str, model: str, question: str = "What is the capital of France?", **extra: Any
+) -> tuple[int, str]:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 24,
+        "temperature": 0,
+        **extra,
+    }
+    return post(f"{base}/v1/chat/completions", body)
+
+
+def eventually(probe: Callable[[], T], want: Callable[[T], bool], seconds: float, every: float = 0.3) -> T:
+    """The first value that is wanted; fails with the last one seen after that many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        value = probe()
+        if want(value):
+            return value
+        assert time.monotonic() < end, f"not within {seconds} s; last seen: {value}"
+        time.sleep(every)
+
+
+def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
+    """A VLLMEndpoint that fits a small machine; keyword arguments go over the spec."""
+    base: dict[str, Any] = {
+        "model": {"uri": uri},
+        "engine": {
+            "args": ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
+            + "--kv-cache-memory-bytes 67108864".split()
+        },
+        "worker": {"sharedMemorySize": "1Gi", "resources": {"limits": {"memory": "5Gi"}}},
+        "healthCheck": {"periodSeconds": 5, "timeoutSeconds": 3},
+        **spec,
+    }
+    return {
+        "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
+        "kind": "VLLMEndpoint",
+        "metadata": {"name": name},
+        "spec": base,
+    }
+
+
+def make_volume(cluster: Cluster) -> None:
+    """A claim `models` in the namespace, bound to this machine's models."""
+    models = "/var/lib/vllmendpoint/models" if os.environ.get("CLUSTER") == "kind" else str(CACHE / "models")
+    text = (ROOT / "samples/models-volume.yaml").read_text()
+    text = text.replace("@MODELS@", models).replace("vllmendpoint-models", f"models-{cluster.namespace}")
+    cluster.kubectl("apply", "-f", "-", stdin=text)
+
+
+@pytest.fixture(scope="session")
+def deployed() -> Cluster:
+    """The cluster as ``make deploy`` leaves it."""
+    if os.environ.get("CLUSTER") == "kind":
+        return Cluster(str(CACHE / "kind/kubeconfig"))
+    path = subprocess.run(
+        [CACHE / "bin/cluster", "kubeconfig"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert Path(path).exists(), "no cluster is up: run `make deploy` first (`make test` does)"
+    return Cluster(path)
+
+
+@pytest.fixture(scope="module")
+def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A namespace for the module, under Pod Security "restricted", gone afterwards."""
+    name = "e2e-" + request.module.__name__.rsplit("test_", 1)[-1].replace("_", "-")
+    deployed.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait", timeout=180)
+    deployed.kubectl("delete", "pv", f"models-{name}", "--ignore-not-found")
+    deployed.kubectl("create", "namespace", name)
+    deployed.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    scoped = Cluster(deployed.kubeconfig, name)
+    make_volume(scoped)
+    yield scoped
+    deployed.kubectl("delete", "namespace", name, "--wait", timeout=180)
+    deployed.kubectl("delete", "pv", f"models-{name}", "--ignore-not-found")
