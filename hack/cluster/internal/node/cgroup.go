@@ -32,6 +32,26 @@ func cgroupRoots() ([]string, error) {
 	return roots, nil
 }
 
+// otherNodes says whether nodes of other folders run on this machine.
+func otherNodes(name string) (bool, error) {
+	roots, err := cgroupRoots()
+	if err != nil {
+		return false, err
+	}
+	for _, root := range roots {
+		found, err := filepath.Glob(filepath.Join(root, namePrefix+"*"))
+		if err != nil {
+			return false, err
+		}
+		for _, f := range found {
+			if filepath.Base(f) != name {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
 // makeCgroups makes NAME, for the pods, and NAME/daemons, into which pid moves.
 func makeCgroups(name string, pid int) error {
 	roots, err := cgroupRoots()

@@ -19,6 +19,8 @@ const Name = "vllmendpoint-local"
 
 const apiPort = 6443
 
+const namePrefix = "vllmendpoint-" // of control groups
+
 // Config is where a node lives and which addresses it uses.
 type Config struct {
 	Dir     string       // all state
@@ -31,11 +33,10 @@ type Config struct {
 // State is what must be known to undo a start, written before each step that it undoes.
 type State struct {
 	Config
-	Boot     string            // boots differ: then no process or setting of then is left
-	Pid      int               // the node's init, whose end ends everything in the node
-	Started  string            // its start time, since process ids come again
-	Sysctls  map[string]string // machine-wide settings before the kubelet changed them
-	MadeDirs []string          // mount points that did not exist
+	Boot    string            // boots differ: then no process or setting of then is left
+	Pid     int               // the node's init, whose end ends everything in the node
+	Started string            // its start time, since process ids come again
+	Sysctls map[string]string // machine-wide settings before the kubelet changed them
 }
 
 // ConfigFromEnv reads the knobs.
@@ -90,10 +91,10 @@ func ConfigFromEnv() (Config, error) {
 // id tells apart what clusters in different folders make outside of them.
 func (c Config) id() string {
 	sum := sha256.Sum256([]byte(c.Dir))
-	return "vllmendpoint-" + hex.EncodeToString(sum[:])[:6]
+	return namePrefix + hex.EncodeToString(sum[:])[:6]
 }
 
-func (c Config) link() string   { return "vep" + strings.TrimPrefix(c.id(), "vllmendpoint-") }
+func (c Config) link() string   { return "vep" + strings.TrimPrefix(c.id(), namePrefix) }
 func (c Config) hostIP() string { return c.Nodes.Addr().Next().String() }
 func (c Config) nodeIP() string { return c.Nodes.Addr().Next().Next().String() }
 

@@ -90,11 +90,6 @@ func kill(c Config) error {
 	if s.Boot == bootID() {
 		errs = append(errs, writeSysctls(s.Sysctls))
 	}
-	for _, dir := range s.MadeDirs {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-			errs = append(errs, err)
-		}
-	}
 	return errors.Join(errs...)
 }
 

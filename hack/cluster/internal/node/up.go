@@ -70,22 +70,25 @@ func firstLine(err error) string {
 func start(ctx context.Context, c Config) error {
 	begun := time.Now()
 	say := func(line string) { fmt.Printf("[up %5.1fs] %s\n", time.Since(begun).Seconds(), line) }
-	s := &State{Config: c, Boot: bootID(), Sysctls: readSysctls()}
+	s := &State{Config: c, Boot: bootID()}
+	others, err := otherNodes(c.id())
+	if err != nil {
+		return err
+	}
+	if !others { // else the settings are the kubelet's already, and it is for that other node to restore them
+		s.Sysctls = readSysctls()
+	}
 	if err := os.MkdirAll(c.path("log"), 0o755); err != nil {
 		return err
 	}
+	// Mount points have to exist on the host. They stay: a folder that one node removes loses what another has mounted.
 	for target := range bindMounts {
-		if _, err := os.Stat(target); os.IsNotExist(err) {
-			s.MadeDirs = append(s.MadeDirs, target)
+		if err := os.MkdirAll(target, 0o755); err != nil {
+			return err
 		}
 	}
 	if err := s.save(); err != nil {
 		return err
-	}
-	for _, dir := range s.MadeDirs {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
 	}
 	node, err := spawn(s)
 	if err != nil {
