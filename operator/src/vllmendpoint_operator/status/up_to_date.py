@@ -13,9 +13,10 @@ __all__ = ["up_to_date", "updated_replicas"]
 
 
 def updated_replicas(endpoint: Endpoint, observed: Observed) -> int:
-    deployment = observed.child("Deployment", deployment_name(endpoint)) or {}
-    status = deployment.get("status") or {}
-    return int(status.get("updatedReplicas", 0)) if _seen(deployment) else 0
+    deployment = observed.child("Deployment", deployment_name(endpoint))
+    if deployment is None or not _seen(deployment):
+        return 0
+    return int((deployment.get("status") or {}).get("updatedReplicas", 0))
 
 
 def up_to_date(endpoint: Endpoint, observed: Observed) -> Finding:
