@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from vllmendpoint_api import Reason, Stage, Verdict
 from vllmendpoint_operator.model import Pod
+from vllmendpoint_operator.plan.workload import GRACE_SECONDS
 
 __all__ = ["VERDICT_REASONS", "Cause", "why", "worst"]
 
@@ -32,8 +34,10 @@ _PULL: Final = {
     "ImageInspectError",
 }
 _CONFIG: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-_GPU = re.compile(r"Insufficient (nvidia\.com/\S+?|amd\.com/gpu|gpu\.intel\.com/\S+?)[,.\s]")
+_GPU = re.compile(r"Insufficient ((?:nvidia|amd|gpu\.intel)\.com/\S*[^,.\s])")
+_NO_SECRET = re.compile(r'secret ".*" not found|in Secret \S+$')
 _INSUFFICIENT = re.compile(r"Insufficient ([^,.\s]+(?:\.[^,.\s]+)*(?:/[^,.\s]+)?)")
+_SLACK_SECONDS: Final = 10
 _NODES = re.compile(r"0/(\d+) nodes")
 
 _RANK: Final = {
@@ -71,7 +75,7 @@ def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
     if pod.phase == "Failed":
         reason = str(pod.status.get("reason", "")) or "Failed"
         message = str(pod.status.get("message", ""))
-        return Cause(Reason.POD_FAILED, f"pod {pod.name} {reason}: {message}".rstrip(": ") + ".")
+        return Cause(Reason.POD_FAILED, f"pod {pod.name} {reason}: {message}".rstrip(": .") + ".")
     scheduled = pod.condition("PodScheduled")
     if scheduled.get("status") == "False":
         return _unschedulable(pod, str(scheduled.get("message", "")))
@@ -81,7 +85,7 @@ def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
 def _unschedulable(pod: Pod, message: str) -> Cause:
     nodes = _NODES.search(message)
     count = f"{nodes[1]} nodes" if nodes else "the nodes"
-    gpu = _GPU.search(message + " ")
+    gpu = _GPU.search(message)
     if gpu:
         wanted = _wanted(pod, gpu[1])
         return Cause(
@@ -114,22 +118,18 @@ def _container(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
             "Check worker.image and worker.imagePullSecrets.",
         )
     if reason in _CONFIG:
-        kind = (
-            Reason.SECRET_NOT_FOUND
-            if "secret" in message and "not found" in message
-            else (Reason.CONTAINER_CONFIG_ERROR)
-        )
+        kind = Reason.SECRET_NOT_FOUND if _NO_SECRET.search(message) else (Reason.CONTAINER_CONFIG_ERROR)
         return Cause(kind, f"pod {pod.name} cannot start its container: {message or reason}.")
     ended = state.get("terminated") or (pod.main.get("lastState") or {}).get("terminated")
     if ended and not pod.running:
-        return _ended(pod, ended)
+        return _ended(pod, ended, startup_timeout_seconds)
     if ended and pod.restarts and not pod.started:
         cause = _ended(pod, ended, startup_timeout_seconds)
         return Cause(cause.reason, f"{cause.message} It is starting again.")
     return None
 
 
-def _ended(pod: Pod, ended: dict[str, Any], startup_timeout_seconds: int = 0) -> Cause:
+def _ended(pod: Pod, ended: dict[str, Any], startup_timeout_seconds: int) -> Cause:
     code = int(ended.get("exitCode", 0))
     times = f"{pod.restarts} restart" + ("" if pod.restarts == 1 else "s")
     said = str(ended.get("message", "")).strip().splitlines()
@@ -141,17 +141,30 @@ def _ended(pod: Pod, ended: dict[str, Any], startup_timeout_seconds: int = 0) ->
             f"pod {pod.name} was killed for memory (OOMKilled, exit code {code}, limit {limit}, {times}). "
             "Raise worker.resources.limits.memory, or lower --max-model-len or --max-num-seqs.",
         )
-    if code == 137 and not said and startup_timeout_seconds:
+    if _used_up(ended, startup_timeout_seconds):
         return Cause(
             Reason.STARTUP_TIMEOUT,
-            f"pod {pod.name} was ended by the kubelet (exit code 137, {times}) before it served: the budget "
-            f"worker.startupTimeoutSeconds is {startup_timeout_seconds} s.",
+            f"pod {pod.name} was ended by the kubelet (exit code {code}, {times}) before it served: "
+            f"the budget worker.startupTimeoutSeconds is {startup_timeout_seconds} s.",
         )
     return Cause(
         Reason.CRASH_LOOPING,
         f"pod {pod.name} ended with exit code {code} ({times}).{last} "
         f"See `kubectl logs {pod.name} --previous`.",
     )
+
+
+def _used_up(ended: dict[str, Any], startup_timeout_seconds: int) -> bool:
+    """It lived just as long as the start-up budget allows, and the time to end in: the kubelet ended it.
+
+    The exit code does not tell: 137 is any kill, and a worker that heeds SIGTERM has its own.
+    """
+    try:
+        lived = datetime.fromisoformat(ended["finishedAt"]) - datetime.fromisoformat(ended["startedAt"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    over = lived.total_seconds() - startup_timeout_seconds
+    return -_SLACK_SECONDS <= over <= GRACE_SECONDS + _SLACK_SECONDS
 
 
 def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
