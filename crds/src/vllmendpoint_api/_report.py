@@ -4,10 +4,12 @@ One additive version: an operator reads the report of every worker ever shipped 
 so a field is only ever added, and unknown fields are ignored by the reader.
 """
 
+import math
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
 from ._base import Contract, JsonObject
 from ._health import Level, Mode, PayloadSource
@@ -30,12 +32,36 @@ __all__ = [
     "WorkerReport",
 ]
 
+_MAX_DEPTH: Final = 32
+
+
+def _utc(value: datetime) -> datetime:
+    if not 1970 <= value.year <= 2200:
+        raise ValueError("a time outside of the years 1970 to 2200")
+    return value.astimezone(UTC)
+
+
+def _storable(value: Any, depth: int = 0) -> Any:
+    """Raises ValueError for what JSON or the API server has no place for: a status must be writable."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("a number too large")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a number")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _storable(inner, depth + 1)
+    return value
+
+
 Text = Annotated[str, Field(max_length=2048)]
 Word = Annotated[str, Field(max_length=128)]
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+Figure = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class _Report(Contract):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class Stage(StrEnum):
@@ -114,7 +140,7 @@ class HealthCheckReport(_Report):
     source: PayloadSource
     level: Level | None = None
     """Set where the payload is a level's."""
-    payload: JsonObject | None = None
+    payload: Annotated[JsonObject | None, AfterValidator(_storable)] = None
     """Only when it came from the spec or a default: elsewhere it may be secret."""
     payload_digest: Word
     ignored: Annotated[tuple[Ignored, ...], Field(max_length=16)] = ()
@@ -145,15 +171,15 @@ class HandlersReport(_Report):
 
 
 class ProbeReport(_Report):
-    time: AwareDatetime
-    latency_milliseconds: float
-    tokens: int
+    time: Moment
+    latency_milliseconds: Figure
+    tokens: Annotated[int, Field(ge=0, le=1_000_000_000)]
     outcome: Outcome
 
 
 class StageReport(_Report):
     name: Stage
-    since: AwareDatetime
+    since: Moment
     detail: Text = ""
 
 
@@ -162,8 +188,8 @@ class VerdictReport(_Report):
     reason: Word = ""
     """A reason of the ``Generating`` condition where the state is not Generating or Busy."""
     message: Text = ""
-    since: AwareDatetime
-    last_proof_of_life: AwareDatetime | None = None
+    since: Moment
+    last_proof_of_life: Moment | None = None
     """When the engine last finished a probe or a user's request."""
 
 
@@ -171,7 +197,7 @@ class WorkerReport(_Report):
     version: int = 1
     worker_version: Word
     pod_uid: Word = ""
-    time: AwareDatetime
+    time: Moment
     started: bool = False
     """The worker serves, or has refused its configuration (then it stays up, unready)."""
     ready: bool = False
