@@ -25,8 +25,10 @@ log = logging.getLogger(__name__)
 MAX_REPORT_BYTES: Final = 128 * 1024
 SILENCE_SECONDS: Final = 15.0
 """A worker sends a line every 5 s at least; three missed and the stream counts as lost."""
+MAX_REPORTS_A_SECOND: Final = 50
+"""Each costs the operator work, and may cost a write: a worker that floods is cut off."""
 CONNECTING_GRACE_SECONDS: Final = 10.0
-"""How long a pod that was never heard may take until that counts as unreachable."""
+"""How long a pod that was never heard, or whose stream ended, may take until it counts as unreachable."""
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 5.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -49,7 +51,7 @@ class Link:
     report: WorkerReport | None = None
     connected: bool = False
     settled: bool = False
-    """Heard once, or tried for longer than the grace: an absent report now means something."""
+    """Heard, or tried for longer than the grace: an absent stream now means something."""
     error: str = ""
 
 
@@ -101,7 +103,7 @@ class Reports:
         host = f"[{target.address}]" if ":" in target.address else target.address
         url = f"http://{host}:{self._port}/status?watch=true"
         loop = asyncio.get_running_loop()
-        first_try = loop.time()
+        lost = loop.time()
         delay = _RETRY_FIRST
         while True:
             try:
@@ -111,11 +113,12 @@ class Reports:
             except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
                 error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
             old = self.link(target.uid)
-            late = loop.time() - first_try >= CONNECTING_GRACE_SECONDS
-            new = Link(old.report, False, old.settled or late, error[:300])
-            self._links[target.uid] = new
-            if old.connected or old.settled != new.settled:
+            if old.connected:
                 log.info("worker stream lost", extra={"pod_uid": target.uid, "why": error})
+                lost = loop.time()
+            late = loop.time() - lost >= CONNECTING_GRACE_SECONDS
+            self._links[target.uid] = Link(old.report, False, late, error[:300])
+            if late and (old.connected or not old.settled):
                 self._changed(target.owner)
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, _RETRY_LAST)
@@ -126,13 +129,20 @@ class Reports:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
             buffer = bytearray()
+            loop = asyncio.get_running_loop()
+            second, count = loop.time(), 0
             async for chunk in response.content.iter_any():
                 buffer += chunk
                 *lines, rest = buffer.split(b"\n")
                 buffer = bytearray(rest)
                 if len(buffer) > MAX_REPORT_BYTES or any(len(line) > MAX_REPORT_BYTES for line in lines):
                     raise ValueError(f"a report larger than {MAX_REPORT_BYTES} bytes")
+                if loop.time() - second >= 1:
+                    second, count = loop.time(), 0
                 for line in lines:
+                    count += 1
+                    if count > MAX_REPORTS_A_SECOND:
+                        raise ValueError(f"more than {MAX_REPORTS_A_SECOND} reports a second")
                     if line.strip():
                         self._take(target, parse(bytes(line), target.uid))
 
