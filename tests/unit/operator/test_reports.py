@@ -1,0 +1,265 @@
+"""Reports are hostile input: customer code runs in the pod that sends them."""
+
+import asyncio
+import contextlib
+import json
+from datetime import UTC, datetime
+
+import pytest
+from aiohttp import web
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import vllmendpoint_operator.reports as reports_module
+from vllmendpoint_operator.model import Observed
+from vllmendpoint_operator.reports import MAX_REPORT_BYTES, Link, Reports, Target, parse
+from vllmendpoint_operator.status import status
+
+SINCE = "2026-01-01T11:50:00+00:00"
+WIRE = {
+    "workerVersion": "1",
+    "podUid": "u",
+    "time": SINCE,
+    "stage": {"name": "Serving", "since": SINCE},
+    "configuration": {},
+    "healthCheck": {
+        "source": "Spec",
+        "payload": {"prompt": "1"},
+        "payloadDigest": "d",
+        "periodSeconds": 30,
+        "timeoutSeconds": 5,
+        "failureThreshold": 2,
+        "successThreshold": 1,
+        "restartAfterSeconds": 600,
+    },
+    "verdict": {"state": "Generating", "since": SINCE},
+    "lastProbe": {"time": SINCE, "latencyMilliseconds": 1.5, "tokens": 1, "outcome": "Complete"},
+}
+
+
+def changed(path: str, value: object) -> dict:
+    wire = json.loads(json.dumps(WIRE))
+    *parents, last = path.split(".")
+    at = wire
+    for parent in parents:
+        at = at[parent]
+    at[last] = value
+    return wire
+
+
+def test_a_report_of_a_later_version_is_read():
+    wire = {**changed("verdict.confidence", 0.9), "version": 2, "novelty": {"a": [1]}}
+    assert parse(json.dumps(wire).encode(), "u").verdict.state == "Generating"
+
+
+def test_times_are_told_in_utc():
+    report = parse(json.dumps(changed("stage.since", "2026-01-01T13:00:00+02:00")).encode(), "u")
+    assert report.stage.since == datetime(2026, 1, 1, 11, tzinfo=UTC)
+    assert report.stage.since.tzinfo is UTC
+
+
+def test_control_characters_go():
+    wire = changed("verdict.message", "a\x1b[31m\r\nb\u2028c\x00\x9bd")
+    wire["healthCheck"]["payload"] = {"k\n": ["v\x07"]}
+    report = parse(json.dumps(wire).encode(), "u")
+    assert report.verdict.message == "a [31m b c d"
+    assert report.health_check.payload == {"k ": ["v "]}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"", "malformed report"),
+        (b"hello", "malformed report"),
+        (b"[]", "malformed report"),
+        (b"null", "malformed report"),
+        (b"{}", "malformed report"),
+        (b"\xff\xfe", "malformed report"),
+        (b"[" * 100_000, "malformed report"),
+        (b'{"a":' * 100_000, "malformed report"),
+        (json.dumps(WIRE).encode()[:-1], "malformed report"),
+        (changed("podUid", "another"), "the report is of another pod"),
+        (changed("podUid", ""), "the report is of another pod"),
+        (changed("verdict.state", "Splendid"), "verdict.state: enum"),
+        (changed("lastProbe.outcome", "Good"), "lastProbe.outcome: enum"),
+        (changed("stage.name", "Sleeping"), "stage.name: enum"),
+        (changed("verdict.message", "x" * 2049), "verdict.message: string_too_long"),
+        (changed("verdict.reason", "x" * 129), "verdict.reason: string_too_long"),
+        (changed("verdict.message", "\ud800"), "malformed report"),
+        (changed("time", "yesterday"), "time: "),
+        (changed("time", "2026-01-01T00:00:00"), "time: timezone_aware"),
+        (changed("lastProbe.time", "0001-01-01T00:00:00Z"), "lastProbe.time: value_error"),
+        (changed("lastProbe.time", "9999-12-31T23:59:59-12:00"), "lastProbe.time: value_error"),
+        (changed("lastProbe.latencyMilliseconds", float("nan")), "lastProbe.latencyMilliseconds"),
+        (changed("lastProbe.latencyMilliseconds", 1e300), "lastProbe.latencyMilliseconds"),
+        (changed("lastProbe.latencyMilliseconds", -1), "lastProbe.latencyMilliseconds"),
+        (changed("lastProbe.tokens", 10**30), "lastProbe.tokens"),
+        (changed("healthCheck.payload", {"a": float("inf")}), "healthCheck.payload"),
+        (changed("healthCheck.payload", {"a": [10**30]}), "healthCheck.payload"),
+        (changed("healthCheck.payload", json.loads('{"a":' * 40 + "1" + "}" * 40)), "healthCheck.payload"),
+        (changed("configuration.problems", [{}] * 17), "configuration.problems"),
+    ],
+)
+def test_what_is_malformed_is_refused_and_never_quoted(line, told):
+    raw = line if isinstance(line, bytes) else json.dumps(line).encode()
+    with pytest.raises(ValueError) as refused:  # noqa: PT011
+        parse(raw, "u")
+    message = str(refused.value)
+    assert told in message
+    assert "Splendid" not in message
+    assert len(message) < 300
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.datetimes().map(str)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+PATHS = [
+    *WIRE,
+    *(f"{key}.{inner}" for key, value in WIRE.items() if isinstance(value, dict) for inner in value),
+]
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_anything_at_all_is_a_value_error_at_worst(line):
+    with contextlib.suppress(ValueError):
+        parse(line, "u")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(PATHS), JSON, min_size=1, max_size=3))
+def test_what_is_let_in_makes_a_status_that_can_be_written(make_endpoint, make_pod, noon, changes):
+    wire = json.loads(json.dumps(WIRE))
+    for path, value in changes.items():
+        outer, _, inner = path.partition(".")
+        if not inner:
+            wire[outer] = value
+        elif isinstance(wire.get(outer), dict):
+            wire[outer][inner] = value
+    try:
+        report = parse(json.dumps(wire).encode(), "u")
+    except ValueError:
+        return
+    for ready in (True, False):
+        pod = make_pod("w-1", Link(report, True, True), ready=ready)
+        found = status(make_endpoint(), Observed(now=noon, workers=(pod,)), None, None).wire()
+        assert len(json.dumps(found, allow_nan=False)) < 200_000
+
+
+class Worker:
+    """A worker's report port: sends ``greeting``, then what is put into ``lines``; None ends the stream."""
+
+    def __init__(self):
+        self.greeting = b""
+        self.lines = asyncio.Queue()
+
+    async def __aenter__(self):
+        app = web.Application()
+        app.add_routes([web.get("/status", self.stream)])
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        await self.runner.cleanup()
+
+    async def stream(self, request):
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(self.greeting)
+        while (line := await self.lines.get()) is not None:
+            await response.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
+        return response
+
+
+@pytest.fixture
+async def worker():
+    async with Worker() as running:
+        yield running
+
+
+@pytest.fixture
+async def followed(worker, monkeypatch):
+    """The reports of one pod that is followed; ``news`` holds what was told."""
+    monkeypatch.setattr(reports_module, "CONNECTING_GRACE_SECONDS", 0.6)
+    monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.1)
+    news = []
+    async with Reports(news.append, port=worker.port) as reports:
+        reports.news = news
+        reports.follow(("ns", "e"), {"u": Target("u", "127.0.0.1", ("ns", "e"))})
+        yield reports
+
+
+async def until(holds, seconds=5.0):
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def test_news_is_told_once_and_figures_are_none(worker, followed):
+    await worker.lines.put(WIRE)
+    await until(lambda: followed.link("u").connected)
+    assert len(followed.news) == 1
+    await worker.lines.put(changed("lastProbe.latencyMilliseconds", 99))
+    await worker.lines.put(changed("verdict.lastProofOfLife", SINCE))
+    await until(lambda: followed.link("u").report.verdict.last_proof_of_life is not None)
+    assert len(followed.news) == 1, "a probe's figures are no news"
+    await worker.lines.put(changed("verdict.state", "Stalled"))
+    await until(lambda: len(followed.news) == 2)
+
+
+async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
+    await worker.lines.put(WIRE)
+    await until(lambda: followed.link("u").connected)
+    await worker.lines.put(None)
+    await until(lambda: not followed.link("u").connected)
+    assert not followed.link("u").settled, "within the grace the last report stands"
+    assert followed.link("u").report is not None
+    await worker.lines.put(WIRE)
+    await until(lambda: followed.link("u").connected)
+    assert len(followed.news) == 2
+    await worker.runner.cleanup()
+    await until(lambda: followed.link("u").settled and not followed.link("u").connected)
+    assert len(followed.news) == 3
+    assert followed.link("u").error
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"x" * (MAX_REPORT_BYTES + 1), "larger than"),
+        (b"x" * (MAX_REPORT_BYTES + 1) + b"\n", "larger than"),
+        (b"nonsense\n", "malformed report"),
+        (changed("podUid", "v"), "of another pod"),
+    ],
+)
+async def test_a_bad_stream_is_not_believed(worker, followed, line, told):
+    worker.greeting = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+    await until(lambda: told in followed.link("u").error)
+    assert followed.link("u").report is None
+    await until(lambda: followed.link("u").settled)
+    assert followed.news == [("ns", "e")]
+
+
+async def test_a_flood_is_cut(worker, followed):
+    flood = b"".join(
+        json.dumps(changed("verdict.message", str(number))).encode() + b"\n" for number in range(500)
+    )
+    await worker.lines.put(flood)
+    await until(lambda: "reports a second" in followed.link("u").error)
+    assert len(followed.news) < 100
+
+
+async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
+    await worker.lines.put(WIRE)
+    await until(lambda: followed.link("u").connected)
+    followed.follow(("ns", "other"), {})
+    assert followed.link("u").connected, "another endpoint's streams stay"
+    followed.follow(("ns", "e"), {})
+    assert followed.link("u") == Link()

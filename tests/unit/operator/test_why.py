@@ -1,0 +1,216 @@
+"""The one sentence, from pod statuses as kubelets and schedulers write them."""
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.status.why import why, worst
+
+BUDGET = 600
+
+
+def waiting(reason, message="", *, restarts=0, last=None):
+    container = {
+        "started": False,
+        "restartCount": restarts,
+        "state": {"waiting": {"reason": reason, "message": message}},
+    }
+    return {"container": {**container, "lastState": {"terminated": last} if last else {}}, "phase": "Pending"}
+
+
+def ended(code, reason="Error", message="", *, seconds=42):
+    return {
+        "exitCode": code,
+        "reason": reason,
+        "message": message,
+        "startedAt": "2026-01-01T11:00:00Z",
+        "finishedAt": f"2026-01-01T11:{seconds // 60:02}:{seconds % 60:02}Z",
+    }
+
+
+def again(last, restarts=1):
+    """Restarted after ``last``, and not started yet."""
+    return {"container": {"started": False, "restartCount": restarts, "lastState": {"terminated": last}}}
+
+
+def unscheduled(message, **spec):
+    conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]
+    return {"phase": "Pending", "conditions": conditions, "containerStatuses": [], "spec": spec}
+
+
+GPU = {"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}
+MEMORY = {"containers": [{"name": "main", "resources": {"limits": {"memory": "4Gi"}}}]}
+CASES = {
+    "no cpu": (
+        unscheduled(
+            "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available: 3 No victims."
+        ),
+        Reason.UNSCHEDULABLE,
+        ["pod w-1 waits for cpu: none of 3 nodes fits", "Scheduler: 0/3 nodes"],
+    ),
+    "no gpu": (
+        unscheduled(
+            "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. no new claims to deallocate.", **GPU
+        ),
+        Reason.INSUFFICIENT_GPU,
+        ["pod w-1 waits for 8 nvidia.com/gpu: none of 4 nodes", "device plugin"],
+    ),
+    "no mig slice": (
+        unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb."),
+        Reason.INSUFFICIENT_GPU,
+        ["some nvidia.com/mig-1g.10gb"],
+    ),
+    "tainted": (
+        unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint {gpu: true}."),
+        Reason.UNSCHEDULABLE,
+        ["cannot be scheduled: none of 2 nodes fits", "untolerated taint"],
+    ),
+    "claim not bound": (
+        unscheduled("pod has unbound immediate PersistentVolumeClaims. not found"),
+        Reason.UNSCHEDULABLE,
+        ["none of the nodes fits", "unbound immediate"],
+    ),
+    "image pull": (
+        waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/worker:1"'),
+        Reason.IMAGE_PULL_FAILED,
+        ["cannot pull the image registry.example/worker:1", "Check worker.image and worker.imagePullSecrets"],
+    ),
+    "image name": (
+        waiting("InvalidImageName", "couldn't parse image name"),
+        Reason.IMAGE_PULL_FAILED,
+        ["couldn't parse image name"],
+    ),
+    "secret": (
+        waiting("CreateContainerConfigError", 'secret "hf" not found'),
+        Reason.SECRET_NOT_FOUND,
+        ['secret "hf" not found'],
+    ),
+    "secret key": (
+        waiting("CreateContainerConfigError", "couldn't find key token in Secret team-a/hf"),
+        Reason.SECRET_NOT_FOUND,
+        ["couldn't find key token in Secret team-a/hf"],
+    ),
+    "not root": (
+        waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
+        Reason.CONTAINER_CONFIG_ERROR,
+        ["runAsNonRoot"],
+    ),
+    "killed for memory, between restarts": (
+        {**waiting("CrashLoopBackOff", restarts=3, last=ended(137, "OOMKilled")), "spec": MEMORY},
+        Reason.OOM_KILLED,
+        ["limit 4Gi, 3 restarts", "Raise worker.resources.limits.memory, or lower --max-model-len"],
+    ),
+    "killed for memory, starting again": (
+        again(ended(137, "OOMKilled")),
+        Reason.OOM_KILLED,
+        ["limit none set: the node's, 1 restart)", "It is starting again."],
+    ),
+    "crash with a message": (
+        waiting(
+            "CrashLoopBackOff", restarts=5, last=ended(1, message="Traceback\nValueError: no such model\n")
+        ),
+        Reason.CRASH_LOOPING,
+        ["exit code 1 (5 restarts)", "It said: ValueError: no such model", "kubectl logs w-1 --previous"],
+    ),
+    "just ended": (
+        {"container": {"started": False, "state": {"terminated": ended(2)}}},
+        Reason.CRASH_LOOPING,
+        ["exit code 2"],
+    ),
+    "killed at the end of the start-up budget": (
+        again(ended(137, seconds=BUDGET + 30)),
+        Reason.STARTUP_TIMEOUT,
+        ["before it served: the budget worker.startupTimeoutSeconds is 600 s"],
+    ),
+    "ended by SIGTERM at the end of the start-up budget": (
+        again(ended(143, seconds=BUDGET + 2)),
+        Reason.STARTUP_TIMEOUT,
+        ["worker.startupTimeoutSeconds is 600 s"],
+    ),
+    "at the end of the budget, waiting to start again": (
+        waiting("CrashLoopBackOff", restarts=2, last=ended(137, seconds=BUDGET + 30)),
+        Reason.STARTUP_TIMEOUT,
+        ["2 restarts"],
+    ),
+    "killed long before the budget": (again(ended(137, seconds=20)), Reason.CRASH_LOOPING, ["exit code 137"]),
+    "killed after hours of service": (
+        again(ended(137, seconds=3500)),
+        Reason.CRASH_LOOPING,
+        ["exit code 137"],
+    ),
+    "evicted": (
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        Reason.POD_FAILED,
+        ["pod w-1 Evicted: The node was low on resource: memory."],
+    ),
+    "creating": (
+        {**waiting("ContainerCreating")},
+        Reason.STARTING,
+        ["pod w-1 is starting (Pending)."],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pod(make_pod, case):
+    status, reason, parts = CASES[case]
+    found = why(make_pod("w-1", ready=False, **status), BUDGET)
+    assert found.reason is reason
+    for part in parts:
+        assert part in found.message
+    assert "\n" not in found.message
+    assert ".." not in found.message.replace("...", "")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said", "reason", "parts"),
+    [
+        (
+            "Starting",
+            {"stage__name": "LoadingWeights", "stage__detail": "3 of 8 shards"},
+            Reason.STARTING,
+            ["LoadingWeights (3 of 8 shards) since 11:50:00 UTC, budget 600 s"],
+        ),
+        ("Starting", {"stage__since": "2026-01-01T13:50:00+02:00"}, Reason.STARTING, ["since 11:50:00 UTC"]),
+        ("Starting", {"started": True}, Reason.STARTING, ["its first probe is not back yet"]),
+        (
+            "Stalled",
+            {"verdict__message": "no token for 12 s"},
+            Reason.ENGINE_STALLED,
+            ["not ready: no token for 12 s"],
+        ),
+        ("Dead", {}, Reason.ENGINE_DEAD, ["not ready: Dead"]),
+        (
+            "Starting",
+            {
+                "started": True,
+                "stage__name": "Refused",
+                "configuration__problems": [
+                    {"reason": "InvalidPayload", "source": "Spec", "field": "f", "message": "m"}
+                ],
+            },
+            Reason.NOT_READY,
+            ["waits for a valid configuration"],
+        ),
+    ],
+)
+def test_worker_that_speaks(make_worker, verdict, said, reason, parts):
+    found = why(make_worker("w-1", verdict, ready=False, said=said), BUDGET)
+    assert found.reason is reason
+    for part in parts:
+        assert part in found.message
+
+
+def test_ready_and_going_need_no_reason(make_pod):
+    assert why(make_pod("w-1"), BUDGET) is None
+    assert why(make_pod("w-1", ready=False, metadata={"deletionTimestamp": "x"}), BUDGET) is None
+
+
+def test_what_only_the_user_can_mend_goes_first(make_pod):
+    causes = [
+        why(make_pod(case, ready=False, **CASES[case][0]), BUDGET)
+        for case in ("creating", "no cpu", "crash with a message", "image pull")
+    ]
+    assert worst(causes).reason is Reason.IMAGE_PULL_FAILED
+    assert worst(causes[:3]).reason is Reason.CRASH_LOOPING
+    assert worst(causes[:2]).reason is Reason.UNSCHEDULABLE
+    assert worst([]) is None
