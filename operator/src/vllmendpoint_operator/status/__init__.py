@@ -49,7 +49,7 @@ def status(
     findings: dict[Condition, Finding] = {
         Condition.ACCEPTED: accepted(problem),
         Condition.RESOLVED_REFS: resolved_refs(endpoint, observed, problem),
-        Condition.CONFIGURATION_RESOLVED: configuration_resolved(observed, settings.hash),
+        Condition.CONFIGURATION_RESOLVED: configuration_resolved(endpoint, observed, settings.hash),
         Condition.AVAILABLE: available(endpoint, observed),
         Condition.GENERATING: generating(spec.replicas, listed),
         Condition.UP_TO_DATE: unknown(Reason.PENDING, "The current revision could not be applied.")

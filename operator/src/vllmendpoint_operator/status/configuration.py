@@ -1,17 +1,39 @@
 """``ConfigurationResolved``: every started worker runs these settings."""
 
-from vllmendpoint_api import ConfigurationState, Reason, WorkerReport
-from vllmendpoint_operator.model import Observed, Pod
+from vllmendpoint_api import (
+    CONDITION_REASONS,
+    Condition,
+    ConditionStatus,
+    ConfigurationState,
+    Reason,
+    WorkerReport,
+)
+from vllmendpoint_operator.model import Endpoint, Observed, Pod
+from vllmendpoint_operator.reports import Link
 
 from .conditions import Finding, false, true, unknown
 
 __all__ = ["configuration_resolved"]
 
-_KNOWN = {reason.value: reason for reason in Reason}
+_KNOWN = {
+    reason.value: reason
+    for reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
+    if reason not in (Reason.RESOLVED, Reason.PENDING)
+}
 
 
-def configuration_resolved(observed: Observed, settings_hash: str) -> Finding:
+def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash: str) -> Finding:
     """``settings_hash``: that of the settings the spec asks for."""
+    if any(pod.running and not pod.terminating and pod.link == Link() for pod in observed.workers):
+        # A new leader has not heard this worker yet: what was known of this generation still stands.
+        before = endpoint.status.conditions if endpoint.status is not None else ()
+        for entry in before:
+            if (
+                entry.type == Condition.CONFIGURATION_RESOLVED
+                and entry.observed_generation == endpoint.generation
+                and entry.reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
+            ):
+                return Finding(ConditionStatus(entry.status), Reason(entry.reason), entry.message)
     told = [
         pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
     ]

@@ -5,9 +5,8 @@ from typing import Final
 
 from vllmendpoint_api import ConditionStatus, Reason, Verdict, WorkerStatus
 
-from .conditions import Finding, false, true, unknown
+from .conditions import Finding, true, unknown
 from .why import VERDICT_REASONS
-from .workers import GENERATING
 
 __all__ = ["generating"]
 
@@ -49,18 +48,16 @@ def generating(replicas: int, workers: Sequence[WorkerStatus]) -> Finding:
             f"{len(lost)} of {total} replicas cannot be asked: pod {lost[0].name}: {lost[0].message}. "
             "Check the node, and that the NetworkPolicy lets the operator reach it.",
         )
-    if all(worker.verdict == Verdict.DISABLED for worker in started):
+    off = sum(worker.verdict == Verdict.DISABLED for worker in started)
+    if off:
         return unknown(
             Reason.PROBING_DISABLED,
-            "Probing is off (healthCheck.mode, DYN_HEALTH_CHECK_ENABLED or "
+            f"Probing is off in {off} of {total} replicas (healthCheck.mode, DYN_HEALTH_CHECK_ENABLED or "
             "DYN_HEALTH_CHECK_PAYLOAD_DISABLED): whether the model generates is not known.",
         )
     busy = sum(worker.verdict == Verdict.BUSY for worker in started)
-    count = sum(worker.verdict in GENERATING for worker in started)
     detail = f", {busy} of them busy" if busy else ""
-    if count < total:
-        return false(Reason.PROBE_FAILED, f"{total - count} of {total} replicas are not probed.")
-    return true(Reason.GENERATING, f"{count} of {total} started replicas generate{detail}.")
+    return true(Reason.GENERATING, f"{total} of {total} started replicas generate{detail}.")
 
 
 def _reason(worker: WorkerStatus) -> Reason:
