@@ -150,6 +150,8 @@ class Store:
         old = self._objects.get(key)
         if old is not None and not _newer(obj, old):
             return
+        if old is not None:
+            self._unindex(key, old)
         new = self._objects[key] = self._trim(obj)
         owner = _owner_key(new)
         if owner is not None:
@@ -161,14 +163,17 @@ class Store:
         old = self._objects.pop(key, None)
         if old is None:
             return
+        self._unindex(key, old)
+        if notify:
+            self._changed(old, old)
+
+    def _unindex(self, key: Key, old: Object) -> None:
         owner = _owner_key(old)
         if owner is not None:
             keys = self._by_owner[owner]
             keys.discard(key)
             if not keys:
                 del self._by_owner[owner]
-        if notify:
-            self._changed(old, old)
 
 
 class Cache:
@@ -187,9 +192,10 @@ class Cache:
         referenced: Callable[[str, Key], None],
     ) -> None:
         def ours(new: Object, old: Object | None) -> None:
-            owner = _owner_key(new)
-            if owner is not None:
-                changed(owner, _is_urgent(new, old))
+            # Both, where somebody changed the label: the one that lost it puts it back.
+            for owner in {_owner_key(new), _owner_key(old or new)}:
+                if owner is not None:
+                    changed(owner, _is_urgent(new, old))
 
         def refers(kind: Kind) -> Changed:
             return lambda new, old: referenced(kind.kind, _key(new))

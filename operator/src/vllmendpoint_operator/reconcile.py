@@ -52,11 +52,8 @@ class Endpoints:
         metadata = obj["metadata"]
         key = (metadata["namespace"], metadata["name"])
         old = self._objects.get(key)
-        if (
-            old is not None
-            and old["metadata"]["uid"] == metadata["uid"]
-            and int(old["metadata"]["resourceVersion"]) >= int(metadata["resourceVersion"])
-        ):
+        # Across UIDs too: kopf may bring the last news of the one before after the one made anew.
+        if old is not None and int(old["metadata"]["resourceVersion"]) >= int(metadata["resourceVersion"]):
             return False
         self._objects[key] = {
             "metadata": {k: v for k, v in metadata.items() if k != "managedFields"},
