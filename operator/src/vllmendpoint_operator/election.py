@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from .errors import Conflict, KubeError, LeaseLost, NotFound
+from .errors import KubeError, LeaseLost, NotFound
 from .kinds import LEASE
 from .kube import Kube
 
@@ -51,8 +51,16 @@ class Election:
     def _retry(self) -> float:
         return self._duration / 6
 
+    def remaining(self) -> float:
+        """Seconds that a write begun now may take, so that it cannot land after the lease has run out.
+
+        Raises LeaseLost where that is too short to begin one.
+        """
+        self.check()
+        return self._valid_until - self._clock()
+
     def check(self) -> None:
-        """Raises LeaseLost when a write begun now could land after the lease has run out."""
+        """Raises LeaseLost when the lease is about to run out."""
         if self._clock() >= self._valid_until - self._duration / 3:
             raise LeaseLost("the lease was not renewed in time: nothing is written any more")
 
@@ -115,13 +123,11 @@ class Election:
             "renewTime": now,
             "leaseTransitions": int(old.get("leaseTransitions") or 0) + (0 if same else 1),
         }
-        try:
-            if lease is None:
-                await self._create(spec)
-            else:
-                await self._kube.replace(LEASE, {**lease, "spec": spec})
-        except Conflict:
-            return False
+        # A Conflict is no loss: whoever wrote in between, the next look tells who holds the lease.
+        if lease is None:
+            await self._create(spec)
+        else:
+            await self._kube.replace(LEASE, {**lease, "spec": spec})
         return True
 
     async def _create(self, spec: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ Object = dict[str, Any]
 FIELD_MANAGER: Final = "vllmendpoint-operator"
 
 _PAGE: Final = 500
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=30, connect=10)
+_SECONDS: Final = 30.0
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
 _WATCH_SECONDS: Final = 300
 _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SECONDS + 30)
 _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
@@ -43,7 +44,8 @@ _ERRORS: Final[dict[int, type[KubeError]]] = {
 class Kube:
     """One connection pool to one API server.
 
-    ``fence`` is called before every write and raises when nothing may be written any more;
+    ``fence`` is called before every write: it gives the seconds that the write may take, and raises
+    when nothing may be written any more;
     ``observe`` is told of every request (verb, plural, HTTP status).
     """
 
@@ -51,7 +53,7 @@ class Kube:
         self,
         configuration: Configuration,
         *,
-        fence: Callable[[], None] = lambda: None,
+        fence: Callable[[], float] = lambda: _SECONDS,
         observe: Callable[[str, str, int], None] = lambda verb, plural, status: None,
     ) -> None:
         self._configuration = configuration
@@ -213,7 +215,7 @@ class Kube:
         self, kind: Kind, body: Object, *, subresource: str | None = None, manager: str = FIELD_MANAGER
     ) -> Object:
         """Server-side apply, forced: what we send is ours."""
-        self.fence()
+        limits = self._limits()
         metadata = body["metadata"]
         return await self._json(
             "apply",
@@ -223,10 +225,11 @@ class Kube:
             params={"fieldManager": manager, "force": "true"},
             body=body,
             headers={"Content-Type": "application/apply-patch+yaml"},
+            limits=limits,
         )
 
     async def create(self, kind: Kind, body: Object) -> Object:
-        self.fence()
+        limits = self._limits()
         return await self._json(
             "create",
             kind,
@@ -235,6 +238,7 @@ class Kube:
             params={"fieldManager": FIELD_MANAGER},
             body=body,
             headers={"Content-Type": "application/json"},
+            limits=limits,
         )
 
     async def replace(self, kind: Kind, body: Object) -> Object:
@@ -252,7 +256,7 @@ class Kube:
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         """Delete that very object: another one under the same name stays (:class:`Conflict`)."""
-        self.fence()
+        limits = self._limits()
         await self._json(
             "delete",
             kind,
@@ -260,7 +264,12 @@ class Kube:
             kind.path(namespace, name),
             body={"preconditions": {"uid": uid}, "propagationPolicy": "Background"},
             headers={"Content-Type": "application/json"},
+            limits=limits,
         )
+
+    def _limits(self) -> aiohttp.ClientTimeout:
+        """A write is given up before the lease runs out."""
+        return aiohttp.ClientTimeout(total=min(self.fence(), _SECONDS), connect=10)
 
 
 def _ssl_context(configuration: Configuration) -> ssl.SSLContext:

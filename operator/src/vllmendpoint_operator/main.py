@@ -63,7 +63,7 @@ async def run(settings: Settings) -> None:
                 duration=settings.lease_seconds,
             ) as election,
         ):
-            kube.fence = election.check
+            kube.fence = election.remaining
             metrics.leader.set(1)
             operator = Operator(kube, settings, metrics)
             async with asyncio.TaskGroup() as tasks:
