@@ -1,0 +1,194 @@
+"""What the stores hold, whom they tell, and when."""
+
+import pytest
+
+from vllmendpoint_api import names
+from vllmendpoint_operator.cache import Cache
+from vllmendpoint_operator.errors import Gone, KubeError
+from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, POD, REPLICA_SET, SERVICE
+from vllmendpoint_operator.reconcile import Endpoints
+
+
+def obj(name="s", *, instance="e", uid="u1", version=1, **more):
+    labels = {names.LABEL_INSTANCE: instance, names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    metadata = {
+        "namespace": "ns",
+        "name": name,
+        "uid": uid,
+        "resourceVersion": str(version),
+        "labels": labels,
+    }
+    return {"metadata": {**metadata, "managedFields": [{}]}, **more}
+
+
+class Api:
+    """Scripted answers: each list, then each watch, is the next in line."""
+
+    def __init__(self, lists=(), watches=()):
+        self.lists, self.watches = list(lists), list(watches)
+        self.asked = []
+
+    async def list(self, kind, namespace, **options):
+        self.asked.append(("list", None))
+        answer = self.lists.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer, "10"
+
+    async def watch(self, kind, namespace, version, **options):
+        self.asked.append(("watch", version))
+        if not self.watches:
+            raise StopTest
+        for item in self.watches.pop(0):
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+class StopTest(Exception):
+    pass
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def store(told):
+    def make(api, kind=SERVICE):
+        cache = Cache(
+            api,
+            (),
+            changed=lambda owner, urgent: told.append((owner, urgent)),
+            referenced=lambda kind, key: told.append((kind, key)),
+        )
+        return cache.store(kind, "ns") if kind not in (CLAIM, CONFIG_MAP) else cache.reference(kind, "ns")
+
+    return make
+
+
+async def run(store):
+    with pytest.raises(StopTest):
+        await store.run()
+
+
+async def test_lists_then_watches(store, told):
+    changes = [("MODIFIED", obj(version=11)), ("DELETED", obj(version=12)), ("ADDED", obj("t", version=13))]
+    services = store(api := Api([[obj()]], [changes]))
+    assert not services.synced.is_set()
+    await run(services)
+    assert services.synced.is_set()
+    assert [o["metadata"]["name"] for o in services.of(("ns", "e"))] == ["t"]
+    assert told == [(("ns", "e"), False)] * 4
+    assert api.asked[-1] == ("watch", "13"), "it goes on from where the last stream ended"
+    assert "managedFields" not in services.get(("ns", "t"))["metadata"]
+
+
+async def test_what_vanished_during_a_gap_is_noticed(store, told):
+    services = store(Api([[obj("a"), obj("b", version=2)], [obj("b", version=2)]], [[Gone(410, "old")]]))
+    await run(services)
+    assert services.get(("ns", "a")) is None
+    assert len(told) == 3, "came, came, went"
+
+
+async def test_a_failed_list_is_tried_again(store, monkeypatch):
+    monkeypatch.setattr("vllmendpoint_operator.cache._RELIST_FIRST", 0.01)
+    services = store(Api([KubeError(500, "x"), KubeError(0, "y"), [obj()]]))
+    await run(services)
+    assert services.synced.is_set()
+
+
+async def test_old_news_is_no_news(store, told):
+    services = store(Api([[obj(version=5)]], [[("MODIFIED", obj(version=4)), ("MODIFIED", obj(version=5))]]))
+    await run(services)
+    assert len(told) == 1
+
+
+async def test_the_answer_to_our_own_write_is_no_news(store, told):
+    services = store(Api([[obj(version=5)]], [[("MODIFIED", obj(version=6))]]))
+    services.absorb(obj(version=6))
+    await run(services)
+    assert told == []
+
+
+async def test_another_object_under_the_name_is_another(store, told):
+    services = store(Api([[obj(version=5)]], [[("ADDED", obj(uid="u2", version=4))]]))
+    await run(services)
+    assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
+
+
+async def test_an_object_whose_label_was_changed_is_told_to_both_and_left_by_none(store, told):
+    taken = [("MODIFIED", obj(instance="other", version=6))]
+    services = store(Api([[obj(version=5)]], [taken]))
+    await run(services)
+    assert {owner for owner, _ in told} == {("ns", "e"), ("ns", "other")}
+    assert list(services.of(("ns", "e"))) == []
+    services = store(Api([[obj(version=5)]], [taken, [("DELETED", obj(instance="other", version=7))]]))
+    await run(services)
+    assert list(services.of(("ns", "e"))) == []
+    assert list(services.of(("ns", "other"))) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "urgent"), [("False", "True", True), ("True", "False", True), ("True", "True", False)]
+)
+async def test_readiness_is_urgent(store, told, before, after, urgent):
+    def pod(ready, version):
+        return obj(version=version, status={"conditions": [{"type": "Ready", "status": ready}]})
+
+    pods = store(Api([[pod(before, 1)]], [[("MODIFIED", pod(after, 11))]]), POD)
+    await run(pods)
+    assert told[-1] == (("ns", "e"), urgent)
+
+
+async def test_references_and_replica_sets_are_trimmed(store, told):
+    maps = store(Api([[obj("c", data={"secret": "x"})]]), CONFIG_MAP)
+    await run(maps)
+    assert set(maps.get(("ns", "c"))) == {"metadata"}
+    assert set(maps.get(("ns", "c"))["metadata"]) == {"namespace", "name", "uid", "resourceVersion"}
+    assert told == [("ConfigMap", ("ns", "c"))]
+    template = {"spec": {"volumes": [{"name": "v"}], "containers": [{"name": "main"}]}}
+    sets = store(Api([[obj("r", spec={"replicas": 2, "template": template})]]), REPLICA_SET)
+    await run(sets)
+    assert sets.get(("ns", "r"))["spec"] == {
+        "replicas": 2,
+        "template": {"spec": {"volumes": [{"name": "v"}]}},
+    }
+
+
+def test_endpoints_take_only_what_is_newer():
+    endpoints = Endpoints()
+    assert endpoints.put(obj("e", version=5, spec={}))
+    assert not endpoints.put(obj("e", version=5, spec={}))
+    assert not endpoints.put(obj("e", version=4, spec={}))
+    assert endpoints.put(obj("e", uid="u2", version=9, spec={}))
+    assert not endpoints.put(obj("e", uid="u1", version=7, spec={})), "late news of the one before"
+    assert not endpoints.drop(("ns", "e"), "u1")
+    assert endpoints.get(("ns", "e"))["metadata"]["uid"] == "u2"
+    assert endpoints.drop(("ns", "e"), "u2")
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "name"),
+    [
+        ({"model": {"uri": "pvc://c/p"}}, "PersistentVolumeClaim", "c"),
+        (
+            {"model": {"uri": "hf://o/n"}, "cache": {"persistentVolumeClaim": {"claimName": "c"}}},
+            "PersistentVolumeClaim",
+            "c",
+        ),
+        (
+            {"model": {"uri": "hf://o/n"}, "engine": {"config": {"configMapKeyRef": {"name": "c"}}}},
+            "ConfigMap",
+            "c",
+        ),
+    ],
+)
+def test_who_refers_to_what(spec, kind, name):
+    endpoints = Endpoints()
+    endpoints.put(obj("e", spec=spec))
+    endpoints.put(obj("f", spec={"model": "unreadable"}))
+    assert endpoints.referring(kind, "ns", name) == [("ns", "e")]
+    assert endpoints.referring(kind, "ns", "other") == []
+    assert endpoints.referring(kind, "elsewhere", name) == []

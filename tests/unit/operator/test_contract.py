@@ -1,0 +1,122 @@
+"""The committed CRD is the generated one, and the guide's payloads are the guide's to the letter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for, rank
+
+ROOT = Path(__file__).parents[3]
+COMMITTED = ["crds/vllmendpoints.yaml", "charts/vllmendpoint-operator/files/crds/vllmendpoints.yaml"]
+
+
+@pytest.fixture(scope="module")
+def generated() -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllmendpoint_api"], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", COMMITTED)
+def test_committed_is_generated(generated, path):
+    assert (ROOT / path).read_text() == generated, f"{path} is stale: `make generate`"
+
+
+def test_the_crd_is_small(generated):
+    assert len(generated) < 64 * 1024
+
+
+def properties(node):
+    if isinstance(node, dict):
+        if isinstance(node.get("properties"), dict):
+            yield from node["properties"]
+        for value in node.values():
+            yield from properties(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from properties(value)
+
+
+def test_no_property_reads_as_a_boolean_in_yaml(generated):
+    found = set(properties(yaml.safe_load(generated)))
+    assert "replicas" in found
+    assert not {str(name).lower() for name in found} & {"n", "y", "no", "yes", "on", "off", "true", "false"}
+
+
+def test_health_check_has_no_defaults(generated):
+    schema = yaml.safe_load(generated)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    check = schema["properties"]["spec"]["properties"]["healthCheck"]
+    assert not [name for name, field in check["properties"].items() if "default" in field]
+    assert schema["properties"]["status"]["default"] == {"observedGeneration": -1}
+
+
+MINIMAL = {"prompt": "1", "max_tokens": 1, "temperature": 0.0, "stream": False, "_health_check": True}
+STANDARD = {
+    "prompt": "The sky is",
+    "max_tokens": 5,
+    "temperature": 0.7,
+    "stream": False,
+    "_health_check": True,
+}
+COMPREHENSIVE = {
+    "prompt": "Write a haiku about artificial intelligence:",
+    "max_tokens": 50,
+    "temperature": 0.8,
+    "top_p": 0.95,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "stream": False,
+    "_health_check": True,
+}
+CHAT = {
+    "messages": [{"role": "user", "content": "Hi"}],
+    "max_tokens": 1,
+    "temperature": 0.0,
+    "stream": False,
+    "_health_check": True,
+}
+EMBEDDING = {"input": "test", "_health_check": True}
+
+
+def as_chat(payload):
+    rest = {key: value for key, value in payload.items() if key != "prompt"}
+    return {"messages": [{"role": "user", "content": payload["prompt"]}], **rest}
+
+
+@pytest.mark.parametrize(
+    ("level", "model_type", "payload"),
+    [
+        (Level.MINIMAL, ModelType.COMPLETION, MINIMAL),
+        (Level.MINIMAL, None, MINIMAL),
+        (Level.STANDARD, ModelType.COMPLETION, STANDARD),
+        (Level.STANDARD, None, STANDARD),
+        (Level.COMPREHENSIVE, ModelType.COMPLETION, COMPREHENSIVE),
+        (Level.MINIMAL, ModelType.CHAT, CHAT),
+        (Level.STANDARD, ModelType.CHAT, as_chat(STANDARD)),
+        (Level.COMPREHENSIVE, ModelType.CHAT, as_chat(COMPREHENSIVE)),
+        (Level.MINIMAL, ModelType.EMBEDDING, EMBEDDING),
+        (Level.COMPREHENSIVE, ModelType.EMBEDDING, EMBEDDING),
+    ],
+)
+def test_payloads_are_the_guides(level, model_type, payload):
+    found = payload_for(level, model_type)
+    assert found == payload
+    assert [(key, type(value)) for key, value in found.items()] == [(k, type(v)) for k, v in payload.items()]
+    found["max_tokens"] = 99
+    assert payload_for(level, model_type) == payload, "a new one on every call"
+
+
+def test_precedence_is_the_guides():
+    assert sorted(PayloadSource, key=rank) == [
+        PayloadSource.SPEC,
+        PayloadSource.RUNTIME,
+        PayloadSource.ENVIRONMENT,
+        PayloadSource.CONFIG_FILE,
+        PayloadSource.CUSTOM_DEFAULT,
+        PayloadSource.MODEL_DEFAULT,
+        PayloadSource.GENERIC_DEFAULT,
+    ]

@@ -1,0 +1,63 @@
+"""One Event a transition: what broke, what was mended, and Ready."""
+
+import pytest
+
+from vllmendpoint_api import ConditionEntry
+from vllmendpoint_operator.events import event, transitions
+
+
+def entry(kind, status, reason):
+    return ConditionEntry(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=f"{reason}!",
+        last_transition_time="2026-01-01T12:00:00Z",
+        observed_generation=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "expected"),
+    [
+        ("Generating", ("True", "Generating"), ("False", "EngineStalled"), ("Warning", "EngineStalled")),
+        ("Generating", ("False", "EngineStalled"), ("False", "EngineStalled"), None),
+        ("Generating", ("False", "EngineStalled"), ("False", "EngineDead"), ("Warning", "EngineDead")),
+        ("Generating", ("False", "EngineStalled"), ("True", "Generating"), ("Normal", "Generating")),
+        ("Generating", ("Unknown", "NoWorkers"), ("True", "Generating"), None),
+        ("Generating", ("True", "Generating"), ("Unknown", "WorkerUnreachable"), None),
+        ("Available", None, ("False", "Starting"), None),
+        ("Available", ("False", "Starting"), ("False", "ImagePullFailed"), ("Warning", "ImagePullFailed")),
+        ("Available", ("False", "ImagePullFailed"), ("False", "Starting"), None),
+        ("Available", ("False", "Starting"), ("True", "Available"), None),
+        ("Accepted", None, ("True", "Accepted"), None),
+        ("Accepted", None, ("False", "NameTaken"), ("Warning", "NameTaken")),
+        ("Accepted", ("False", "NameTaken"), ("True", "Accepted"), ("Normal", "Accepted")),
+        ("ResolvedRefs", ("True", "Resolved"), ("False", "ClaimNotFound"), ("Warning", "ClaimNotFound")),
+        ("UpToDate", ("True", "UpToDate"), ("False", "RollingOut"), None),
+        ("Ready", ("False", "Starting"), ("True", "Ready"), ("Normal", "Ready")),
+        ("Ready", ("True", "Ready"), ("False", "EngineStalled"), None),
+        ("Stalled", ("False", "Settled"), ("True", "InvalidSpec"), None),
+        ("Reconciling", ("False", "Settled"), ("True", "RollingOut"), None),
+    ],
+)
+def test_transition(kind, before, after, expected):
+    old = [entry(kind, *before)] if before else []
+    found = transitions(old, [entry(kind, *after)])
+    assert [(t.type, t.reason, t.message) for t in found] == (
+        [] if expected is None else [(*expected, f"{expected[1]}!")]
+    )
+
+
+def test_event_speaks_of_the_endpoint(make_endpoint, noon):
+    (transition,) = transitions([], [entry("Accepted", "False", "NameTaken")])
+    body = event(make_endpoint(), transition, noon, "operator-1")
+    assert body["involvedObject"]["uid"] == "uid-1"
+    assert body["metadata"]["namespace"] == "team-a"
+    assert (body["type"], body["reason"], body["firstTimestamp"]) == (
+        "Warning",
+        "NameTaken",
+        "2026-01-01T12:00:00Z",
+    )
+    other = event(make_endpoint(), transition, noon, "operator-1")
+    assert body["metadata"]["name"] != other["metadata"]["name"]
