@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -57,29 +57,39 @@ def free_port() -> int:
             return port
 
 
-def descendants(pid: int) -> list[int]:
+class Process(NamedTuple):
+    """A process told from a later one with the same number by when it began (clock ticks since boot)."""
+
+    pid: int
+    began: int
+
+
+def descendants(pid: int) -> list[Process]:
     """All live processes below ``pid``."""
-    parents: dict[int, list[int]] = {}
+    below: dict[int, list[Process]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError, IndexError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if fields[0] != "Z":
-                    parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: list[int] = []
+        if entry.name.isdecimal() and (fields := _stat(int(entry.name))) and fields[0] != "Z":
+            below.setdefault(int(fields[1]), []).append(Process(int(entry.name), int(fields[19])))
+    found: list[Process] = []
     queue = [pid]
     while queue:
-        children = parents.get(queue.pop(), [])
+        children = below.get(queue.pop(), [])
         found += children
-        queue += children
+        queue += [child.pid for child in children]
     return found
 
 
-def alive(pid: int) -> bool:
+def alive(process: Process) -> bool:
+    fields = _stat(process.pid)
+    return bool(fields) and fields[0] != "Z" and int(fields[19]) == process.began
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, ... of ``/proc/PID/stat``; empty where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return []
 
 
 class WorkerProcess:
@@ -114,7 +124,7 @@ class WorkerProcess:
         self.arguments = ["--model", str(model), *ENGINE_ARGUMENTS, *(arguments or [])]
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
-        self._seen: set[int] = set()
+        self._seen: set[Process] = set()
 
     def settings(self, health_check: dict[str, Any], digest: str = "") -> str:
         """Write ``settings.json`` as a whole; the hash to wait for in the report."""
@@ -140,13 +150,13 @@ class WorkerProcess:
 
     def engine_core(self) -> int:
         """vLLM's engine core, by the name it gives itself."""
-        for pid in self.children():
+        for child in self.children():
             with contextlib.suppress(OSError):
-                if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
+                if b"EngineCore" in Path(f"/proc/{child.pid}/cmdline").read_bytes():
+                    return child.pid
         raise AssertionError("no engine core among the children")
 
-    def children(self) -> list[int]:
+    def children(self) -> list[Process]:
         found = descendants(self.pid)
         self._seen |= set(found)
         return found
@@ -200,15 +210,14 @@ class WorkerProcess:
         """By pid: the worker, then whatever of its children is left."""
         if self.process is None:
             return
-        with contextlib.suppress(OSError):
-            self.children()
         if self.process.poll() is None:
+            self.children()
             self.process.kill()
             self.process.wait(20)
-        for pid in self._seen:
-            if alive(pid):
+        for child in self._seen:
+            if alive(child):
                 with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(child.pid, signal.SIGKILL)
 
 
 class Load:

@@ -15,16 +15,16 @@ import pytest
 
 from vllmendpoint_api import ConfigurationState, Level, PayloadSource, Stage, Verdict
 
-from .conftest import START_SECONDS, WorkerProcess, alive
+from .conftest import START_SECONDS, Process, WorkerProcess, alive
 
 pytestmark = pytest.mark.timeout(300)
 SECRET = "hunter2-is-never-repeated"
 Make = Callable[..., WorkerProcess]
 
 
-def until_gone(pids: list[int], seconds: float = 8.0) -> None:
+def until_gone(processes: list[Process], seconds: float = 8.0) -> None:
     deadline = time.monotonic() + seconds
-    while left := [pid for pid in pids if alive(pid)]:
+    while left := [process for process in processes if alive(process)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 

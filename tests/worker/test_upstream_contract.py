@@ -1,0 +1,254 @@
+"""Every name and signature of Dynamo's and vLLM's internals that the worker composes, held against the pinned
+versions: an upgrade that moves one fails here, and not in a pod.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import FinishReason
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.stats import (
+        FinishedRequestStats,
+        IterationStats,
+        SchedulerIterationDetails,
+        SchedulerStats,
+    )
+
+    from vllmendpoint_worker import stat_logger, upstream
+    from vllmendpoint_worker.payload import Origin, check
+    from vllmendpoint_worker.progress import PROGRESS
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "needed"),
+    [
+        (
+            upstream.WorkerFactory.__init__,
+            [
+                "setup_vllm_engine_fn",
+                "setup_kv_event_publisher_fn",
+                "setup_kv_state_attachment_owner_fn",
+                "register_vllm_model_fn",
+                "setup_fpm_relay_fn",
+                "setup_metrics_collection_fn",
+                "state_agent_lifecycle",
+            ],
+        ),
+        (upstream.WorkerFactory.create, ["runtime", "config", "shutdown_event", "shutdown_endpoints"]),
+        (
+            upstream.WorkerFactory.register_engine_routes,
+            ["runtime", "generate_endpoint", "handler", "lora_enabled"],
+        ),
+        (upstream.create_runtime, ["discovery_backend", "request_plane", "event_plane", "response_plane"]),
+        (
+            upstream.graceful_shutdown_with_discovery,
+            [
+                "runtime",
+                "endpoints",
+                "shutdown_event",
+                "pre_shutdown_callback",
+                "cleanup_callback",
+            ],
+        ),
+        (upstream.get_grace_period_seconds, []),
+        (upstream.dynamo_main.setup_vllm_engine, ["config", "stat_logger", "fpm_worker_id"]),
+        (
+            upstream.dynamo_main.register_vllm_model,
+            ["model_input", "model_type", "generate_endpoint", "config"],
+        ),
+        (upstream.dynamo_main.setup_kv_event_publisher, ["config"]),
+        (upstream.dynamo_main.setup_kv_state_attachment_owner, ["config"]),
+        (upstream.dynamo_main.setup_fpm_relay, ["config"]),
+        (upstream.dynamo_main.setup_metrics_collection, ["config"]),
+        (upstream.dynamo_main.should_prefetch_model, ["config"]),
+        (upstream.parse_args_with_model_fetch, ["argv"]),
+        (upstream.configure_rl_logprobs_mode, ["config"]),
+        (upstream.fetch_model, ["remote_name"]),
+        (upstream.dump_config, ["dump_config_to", "config"]),
+        (upstream.EmbeddingWorkerHandler.__init__, ["runtime", "engine", "config", "shutdown_event"]),
+        (upstream.EmbeddingWorkerHandler.generate, ["request", "context"]),
+        (upstream.register_api_routers, ["args", "app", "supported_tasks", "model_config"]),
+        (upstream.attach_endpoint_plugins, ["app", "supported_tasks"]),
+        (upstream.init_exception_handler, ["app"]),
+        (upstream.init_entrypoints_middleware, ["args", "app", "supported_tasks"]),
+        (upstream.init_app_state, ["engine_client", "state", "args", "supported_tasks"]),
+        (upstream.get_max_tokens, ["max_model_len", "max_tokens", "input_length", "default_sampling_params"]),
+        (upstream.ChatCompletionRequest.to_sampling_params, ["max_tokens", "default_sampling_params"]),
+        (upstream.CompletionRequest.to_sampling_params, ["max_tokens", "default_sampling_params"]),
+        (StatLoggerBase.record, ["scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"]),
+    ],
+)
+def test_signatures(function: Any, needed: list[str]) -> None:
+    assert [name for name in needed if name not in parameters(function)] == []
+
+
+def test_what_the_engine_client_and_its_stats_have() -> None:
+    for name in ("get_num_unfinished_requests", "get_supported_tasks", "errored"):
+        assert hasattr(AsyncLLM, name)
+    for record, fields in (
+        (SchedulerStats, {"iteration_details"}),
+        (
+            SchedulerIterationDetails,
+            {
+                "num_ctx_tokens",
+                "num_generation_tokens",
+                "num_encoder_output_tokens",
+                "elapsed_ms",
+                "is_dummy",
+            },
+        ),
+        (FinishedRequestStats, {"request_id", "finish_reason"}),
+    ):
+        assert fields <= {field.name for field in dataclasses.fields(record)}
+    assert "finished_requests" in vars(IterationStats())
+    arguments = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    assert {
+        "enable_logging_iteration_details",
+        "served_model_name",
+        "model",
+        "disable_log_stats",
+    } <= arguments
+    assert {"temperature", "top_p", "top_k", "min_p", "stop", "max_tokens", "min_tokens"} <= set(
+        SamplingParams.__struct_fields__
+    )
+
+
+def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered() -> None:
+    """The factory calls register_engine_routes, then register_vllm_model, then serves handler.generate."""
+    source = inspect.getsource(upstream.WorkerFactory._run_decode_worker)
+    places = [
+        source.index(text)
+        for text in ("self.register_engine_routes(", "self.register_vllm_model(", "handler.generate,")
+    ]
+    assert places == sorted(places)
+    embedding = inspect.getsource(upstream.WorkerFactory._create_embedding_worker)
+    assert "self.register_vllm_model(" in embedding
+
+
+def test_request_fields_hold_the_guides_payloads() -> None:
+    fields = upstream.request_fields()
+    origin = Origin(PayloadSource.SPEC, "payload")
+    for level in Level:
+        for model_type in ModelType:
+            assert check(payload_for(level, model_type), origin, fields, model_type) == []
+    assert len(check({"prompt": "x", "promptt": "y"}, origin, fields, None)) == 1
+
+
+def test_canary_marker_is_upstreams() -> None:
+    assert upstream.HEALTH_CHECK_KEY == "_HEALTH_CHECK"
+
+
+async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engine() -> None:
+    asked: list[Any] = []
+
+    async def generate(request: Any, context: Any) -> Any:
+        asked.append((request, context))
+        yield {"token_ids": [7]}
+
+    healthy = True
+    answer = upstream._answer_canary(generate, lambda: healthy)
+    assert parameters(answer) == ["request", "context"]
+    canary = {"token_ids": [1], "_HEALTH_CHECK": True}
+    chunks = [chunk async for chunk in answer(canary, context="c")]
+    assert [chunk["finish_reason"] for chunk in chunks] == ["stop"]
+    healthy = False
+    assert [chunk async for chunk in answer(canary, context="c")] == []
+    assert asked == []
+    assert [chunk async for chunk in answer({"token_ids": [1]}, context="c")] == [{"token_ids": [7]}]
+
+
+def test_arguments_are_split_between_engine_and_http_server() -> None:
+    engine, frontend = upstream._split_frontend(
+        [
+            "--model",
+            "m",
+            "--chat-template",
+            "t.jinja",
+            "-tp",
+            "2",
+            "--api_key",
+            "k1",
+            "k2",
+            "--max-model-len=64",
+            "--allowed-origins",
+            '["*"]',
+            "--kv-cache-memory-bytes",
+            "64M",
+            "--seed",
+            "-1",
+        ]
+    )
+    assert engine == [
+        "--model",
+        "m",
+        "-tp",
+        "2",
+        "--max-model-len=64",
+        "--kv-cache-memory-bytes",
+        "64M",
+        "--seed",
+        "-1",
+    ]
+    assert frontend == ["--chat-template", "t.jinja", "--api_key", "k1", "k2", "--allowed-origins", '["*"]']
+
+
+def test_the_config_file_becomes_arguments() -> None:
+    config = {
+        "max_model_len": 64,
+        "enforce-eager": True,
+        "enable_prefix_caching": False,
+        "served-model-name": ["a", "b"],
+        "compilation-config": {"mode": 0},
+        "quantization": None,
+    }
+    assert upstream.config_arguments(config) == [
+        "--max-model-len",
+        "64",
+        "--enforce-eager",
+        "--no-enable-prefix-caching",
+        "--served-model-name",
+        "a",
+        "b",
+        "--compilation-config",
+        '{"mode": 0}',
+    ]
+
+
+def test_the_environment_is_made_one_that_upstream_survives() -> None:
+    environ = {"DYN_HEALTH_CHECK_ENABLED": "1", "DYN_CANARY_WAIT_TIME": "0.5", "VLLM_PLUGINS": "a", "X": "y"}
+    upstream.clear_environment(environ, ["DYN_HEALTH_CHECK_LEVEL"], ["ours"], canary=True)
+    assert environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
+    assert environ["DYN_CANARY_WAIT_TIME"].isdecimal()
+    assert environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"].isdecimal()
+    assert environ["VLLM_PLUGINS"] == "a,ours"
+    assert environ["X"] == "y"
+
+
+def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
+    logger = stat_logger.ProgressLogger(None)
+    assert PROGRESS.attached
+    before = (PROGRESS.tokens_scheduled, PROGRESS.users_finished)
+    details = SchedulerIterationDetails(1, 1, 7, 1, 3, 12.5)
+    iteration = IterationStats()
+    iteration.finished_requests.append(FinishedRequestStats(FinishReason.LENGTH, request_id="user"))
+    iteration.finished_requests.append(FinishedRequestStats(FinishReason.ABORT, request_id="gone"))
+    logger.record(SchedulerStats(iteration_details=details), iteration)
+    logger.record(None, None)
+    assert (PROGRESS.tokens_scheduled, PROGRESS.users_finished) == (before[0] + 10, before[1] + 1)
