@@ -5,6 +5,12 @@ cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 hack/tools.sh
 
+# vLLM's CPU kernels are linked with it.
+if ! ldconfig -p | grep -q libnuma.so.1; then
+  echo "[setup] installing libnuma1"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends libnuma1 >/dev/null
+fi
+
 stamp=.venv/.synced
 sum=$(cat uv.lock pyproject.toml ./*/pyproject.toml "$0" | sha256sum | cut -c1-64)
 [[ -f $stamp && $(<"$stamp") == "$sum" ]] && exit 0

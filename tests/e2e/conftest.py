@@ -93,30 +93,18 @@ class Cluster:
     @contextmanager
     def forward(self, service: str, port: int) -> Iterator[str]:
         """Base URL of a port-forward to a Service."""
-        process = subprocess.Popen(
-            [
-                "kubectl",
-                "--kubeconfig",
-                self.kubeconfig,
-                "-n",
-                self.namespace,
-                "port-forward",
-                service,
-                f":{port}",
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            match = re.search(r"127\.0\.0\.1:(\d+)", line)
-            assert match, f"port-forward to {service}: {line}"
-            yield f"http://127.0.0.1:{match[1]}"
-        finally:
-            process.kill()
-            process.wait(10)
+        command = ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, "port-forward"]
+        with subprocess.Popen(
+            [*command, service, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                match = re.search(r"127\.0\.0\.1:(\d+)", line)
+                assert match, f"port-forward to {service}: {line}"
+                yield f"http://127.0.0.1:{match[1]}"
+            finally:
+                process.kill()
 
 
 def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:
@@ -165,7 +153,7 @@ def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
             + "--kv-cache-memory-bytes 67108864".split()
         },
         "worker": {"sharedMemorySize": "1Gi", "resources": {"limits": {"memory": "5Gi"}}},
-        "healthCheck": {"periodSeconds": 5, "timeoutSeconds": 3},
+        "healthCheck": {"periodSeconds": 5, "timeoutSeconds": 5},
         **spec,
     }
     return {

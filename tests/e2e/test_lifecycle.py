@@ -50,8 +50,13 @@ def test_status_tells_the_whole_story(cluster: Cluster, pod: str) -> None:
     assert status["healthCheck"]["source"] == "ModelDefault"
     assert status["healthCheck"]["payload"]["messages"] == [{"role": "user", "content": "Hi"}]
     (worker,) = status["workers"]
-    assert (worker["name"], worker["verdict"], worker["ready"]) == (pod, "Generating", True)
-    assert worker["lastProbe"]["outcome"] == "Complete"
+    assert (worker["name"], worker["ready"]) == (pod, True)
+    # A machine that does other work too may answer a probe late: that is Busy, and serves.
+    assert (worker["verdict"], worker["lastProbe"]["outcome"]) in {
+        ("Generating", "Complete"),
+        ("Busy", "Timeout"),
+        ("Busy", "Complete"),
+    }
     wide = cluster.kubectl("get", "vep", NAME, "-o", "wide").splitlines()
     assert wide[0].split() == [
         "NAME",
@@ -89,8 +94,8 @@ def test_frozen_engine_is_noticed_and_unrouted_and_comes_back_without_restart(
         assert found["reason"] == "EngineStalled"
         assert pod in found["message"]
         assert "1 of 1" in found["message"]
-        # period 5 + timeout 3 + 1, and what kubectl and the operator add on a busy machine
-        assert took < 14, took
+        # period 5 + timeout 5 + 1, and what kubectl and the operator add on a busy machine
+        assert took < 16, took
         assert cluster.condition(NAME, "Ready")["reason"] == "EngineStalled"
         eventually(lambda: chat(url, NAME)[0], lambda code: code in (404, 503), 20)
         with cluster.forward(f"pod/{pod}", 8080) as base:
