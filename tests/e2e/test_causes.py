@@ -99,7 +99,7 @@ CASES: list[tuple[str, dict[str, Any], str, str, str, str]] = [
         },
         "ConfigurationResolved",
         "False",
-        "InvalidEngineArgument",
+        "InvalidEngineArguments",
         "--no-such-argument",
     ),
 ]

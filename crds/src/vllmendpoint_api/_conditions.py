@@ -52,7 +52,8 @@ class Reason(StrEnum):
     INVALID_PAYLOAD = "InvalidPayload"
     INVALID_SETTING = "InvalidSetting"
     INVALID_CONFIG_FILE = "InvalidConfigFile"
-    INVALID_ENGINE_ARGUMENT = "InvalidEngineArgument"
+    INVALID_ENVIRONMENT = "InvalidEnvironment"
+    INVALID_ENGINE_ARGUMENTS = "InvalidEngineArguments"
     # Available
     UNSCHEDULABLE = "Unschedulable"
     INSUFFICIENT_GPU = "InsufficientGPU"
@@ -98,7 +99,8 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.INVALID_PAYLOAD,
         Reason.INVALID_SETTING,
         Reason.INVALID_CONFIG_FILE,
-        Reason.INVALID_ENGINE_ARGUMENT,
+        Reason.INVALID_ENVIRONMENT,
+        Reason.INVALID_ENGINE_ARGUMENTS,
     ),
     Condition.AVAILABLE: (
         Reason.AVAILABLE,
