@@ -196,6 +196,22 @@ async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -
         assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.4 + 1.0
 
 
+async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_probe() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=2.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour, engine.users = "hang", 8
+        probe = asyncio.create_task(prober.probe_now())
+        began = time.monotonic()
+        while not probe.done():
+            if time.monotonic() - began < 1.5:  # the last tokens come before the probe ends
+                engine.progress.step(8, 0.02)
+            await asyncio.sleep(0.02)
+        assert prober.state.verdict is Verdict.BUSY
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) < 1.9
+        assert all(asked >= prober.state.since for asked in engine.asked[2:])
+
+
 async def test_a_changed_question_is_asked_at_once() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
