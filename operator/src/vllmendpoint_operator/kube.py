@@ -158,7 +158,9 @@ class Kube:
         items: list[Object] = []
         while True:
             page = await self._json("list", kind, "GET", kind.path(namespace), params=params, headers=headers)
-            items += page.get("items") or []
+            # A list says once what its items are; whoever compares them wants it on each.
+            what = {"apiVersion": kind.api_version, "kind": kind.kind}
+            items += [{**what, **item} for item in page.get("items") or []]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion", ""))
