@@ -50,6 +50,8 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
+        # The last lines of the log say why it ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": container_security(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }

@@ -107,6 +107,8 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
             "timeoutSeconds": 2,
             "failureThreshold": 1,
         },
+        # The last lines of the log say why it ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": container_security(),
         "volumeMounts": mounts,
     }
