@@ -121,7 +121,7 @@ def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]
 
 
 def chat(
-    base: str, model: str, question: str = "What is the capital of France?", **extra: Any
+    base: str, model: str, question: str = "What is the capital of France?", seconds: float = 60, **extra: Any
 ) -> tuple[int, str]:
     body = {
         "model": model,
@@ -130,7 +130,7 @@ def chat(
         "temperature": 0,
         **extra,
     }
-    return post(f"{base}/v1/chat/completions", body)
+    return post(f"{base}/v1/chat/completions", body, seconds)
 
 
 def eventually(probe: Callable[[], T], want: Callable[[T], bool], seconds: float, every: float = 0.3) -> T:

@@ -97,7 +97,7 @@ def test_frozen_engine_is_noticed_and_unrouted_and_comes_back_without_restart(
         # period 5 + timeout 5 + 1, and what kubectl and the operator add on a busy machine
         assert took < 16, took
         assert cluster.condition(NAME, "Ready")["reason"] == "EngineStalled"
-        eventually(lambda: chat(url, NAME)[0], lambda code: code in (404, 503), 20)
+        eventually(lambda: chat(url, NAME, seconds=3)[0], lambda code: code in (404, 503), 20)
         with cluster.forward(f"pod/{pod}", 8080) as base:
             assert post(f"{base}/ping", {}, 10)[0] != 200
     finally:

@@ -20,7 +20,7 @@ def test_each_answers_for_itself_alone(cluster: Cluster) -> None:
         (pod,) = cluster.workers("one")
         cluster.signal_engine(pod["metadata"]["name"], "SIGSTOP")
         try:
-            eventually(lambda: chat(one, "shared", "Hi")[0], lambda code: code in (404, 503), 60)
+            eventually(lambda: chat(one, "shared", "Hi", 3)[0], lambda code: code in (404, 503), 60)
             for _ in range(20):
                 assert chat(two, "shared", "Hi")[0] == 200
                 assert chat(one, "shared", "Hi")[0] in (404, 503)

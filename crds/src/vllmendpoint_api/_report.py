@@ -118,7 +118,7 @@ class Problem(_Report):
     """``Spec``, ``Environment``, ``ConfigFile`` ..."""
     field: Word
     message: Text
-    """What is wrong and what to do, as one sentence."""
+    """The field, what is wrong and what to do, as one sentence."""
 
 
 class ConfigurationReport(_Report):

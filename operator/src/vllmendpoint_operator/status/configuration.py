@@ -63,7 +63,7 @@ def _refused(refused: list[Pod], total: int) -> Finding:
     more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
     return false(
         _KNOWN.get(problem.reason, Reason.INVALID_SETTING),
-        f"{problem.source}: {problem.field}: {problem.message} "
+        f"{problem.source}: {problem.message} "
         f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
     )
 
