@@ -25,7 +25,8 @@ with warnings.catch_warnings():
         SchedulerStats,
     )
 
-    from vllmendpoint_worker import stat_logger, upstream
+    from vllmendpoint_worker import upstream
+    from vllmendpoint_worker.arguments import clear_environment
     from vllmendpoint_worker.payload import Origin, check
     from vllmendpoint_worker.progress import PROGRESS
 
@@ -175,7 +176,7 @@ async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engin
 
 
 def test_arguments_are_split_between_engine_and_http_server() -> None:
-    engine, frontend = upstream._split_frontend(
+    engine, frontend = upstream.split_frontend(
         [
             "--model",
             "m",
@@ -233,7 +234,7 @@ def test_the_config_file_becomes_arguments() -> None:
 
 def test_the_environment_is_made_one_that_upstream_survives() -> None:
     environ = {"DYN_HEALTH_CHECK_ENABLED": "1", "DYN_CANARY_WAIT_TIME": "0.5", "VLLM_PLUGINS": "a", "X": "y"}
-    upstream.clear_environment(environ, ["DYN_HEALTH_CHECK_LEVEL"], ["ours"], canary=True)
+    clear_environment(environ, ["DYN_HEALTH_CHECK_LEVEL"], ["ours"], canary=True)
     assert environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
     assert environ["DYN_CANARY_WAIT_TIME"].isdecimal()
     assert environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"].isdecimal()
@@ -242,7 +243,7 @@ def test_the_environment_is_made_one_that_upstream_survives() -> None:
 
 
 def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
-    logger = stat_logger.ProgressLogger(None)
+    logger = upstream.ProgressLogger(None)
     assert PROGRESS.attached
     before = (PROGRESS.tokens_scheduled, PROGRESS.users_finished)
     details = SchedulerIterationDetails(1, 1, 7, 1, 3, 12.5)

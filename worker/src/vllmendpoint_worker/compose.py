@@ -28,6 +28,7 @@ from vllmendpoint_api import (
 )
 
 from . import upstream
+from .arguments import clear_environment
 from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
 from .configuration import Configuration, translation_problem
@@ -110,7 +111,7 @@ class Worker:
         await self._configuration.accepted(self._check)
         if (arguments := self._arguments) is None:
             raise EngineStartError("the engine's arguments were not parsed")
-        upstream.clear_environment(
+        clear_environment(
             self._environ, GUIDE_VARIABLES, PLUGINS, canary=not arguments.dynamo.embedding_worker
         )
         if not await asyncio.to_thread(Path(arguments.dynamo.model).exists):

@@ -10,10 +10,9 @@ import contextlib
 import copy
 import dataclasses
 import io
-import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -46,11 +45,15 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine import FinishReason
+from vllm.v1.metrics.loggers import StatLoggerBase
 
 from vllmendpoint_api import ModelType
 
+from . import arguments
 from .errors import EngineStartError
 from .payload import RequestFields
+from .progress import PROGRESS
 
 __all__ = [
     "HEALTH_CHECK_KEY",
@@ -62,11 +65,11 @@ __all__ = [
     "Hooks",
     "HttpApp",
     "NoSignalServer",
+    "ProgressLogger",
     "SamplingParams",
     "Shutdown",
     "WorkerEngine",
     "build_http_app",
-    "clear_environment",
     "config_arguments",
     "dynamo_main",
     "get_max_tokens",
@@ -75,6 +78,7 @@ __all__ = [
     "prepare_engine",
     "request_fields",
     "serve",
+    "split_frontend",
 ]
 
 logger = logging.getLogger(__name__)
@@ -117,23 +121,7 @@ def _names(model: Any) -> frozenset[str]:
 
 def config_arguments(config: Mapping[str, Any]) -> list[str]:
     """The config file as arguments, the way vLLM's own ``--config`` turns it into them."""
-    parser = make_arg_parser(FlexibleArgumentParser())
-    arguments: list[str] = []
-    for key, value in config.items():
-        name = f"--{key.replace('_', '-')}"
-        if isinstance(value, bool):
-            negative = f"--no-{key.replace('_', '-')}"
-            if value:
-                arguments.append(name)
-            elif negative in parser._option_string_actions:
-                arguments.append(negative)
-        elif isinstance(value, list):
-            arguments += [name, *(str(item) for item in value)] if value else []
-        elif isinstance(value, dict):
-            arguments += [name, json.dumps(value)]
-        elif value is not None:
-            arguments += [name, str(value)]
-    return arguments
+    return arguments.from_config(config, _flags(make_arg_parser))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +137,7 @@ async def parse_arguments(argv: Sequence[str], model_type: ModelType | None) -> 
 
     Raises EngineStartError with the parser's own sentence.
     """
-    engine_argv, frontend = _split_frontend(argv)
+    engine_argv, frontend = split_frontend(argv)
     if model_type is ModelType.EMBEDDING and "--embedding-worker" not in engine_argv:
         engine_argv.append("--embedding-worker")
     said = io.StringIO()
@@ -176,43 +164,21 @@ def _no_iteration_lines(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("%sIteration(")
 
 
-def _split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The engine's arguments and the HTTP server's; a flag that both know (a few are) goes to both."""
-    frontend_flags = _flags(FrontendArgs.add_cli_args)
-    shared = frontend_flags & (
+    frontend = _flags(FrontendArgs.add_cli_args)
+    engine = (
         _flags(DynamoRuntimeArgGroup().add_arguments)
         | _flags(DynamoVllmArgGroup().add_arguments)
         | _flags(lambda parser: AsyncEngineArgs.add_cli_args(parser, async_args_only=False))
     )
-    engine: list[str] = []
-    frontend: list[str] = []
-    targets = [engine]
-    for argument in argv:
-        if argument.startswith("--"):
-            name = "--" + argument[2:].partition("=")[0].partition(".")[0].replace("_", "-")
-            if name in shared:
-                targets = [engine, frontend]
-            else:
-                targets = [frontend] if name in frontend_flags else [engine]
-        elif argument.startswith("-") and not _is_number(argument):
-            targets = [engine]
-        for target in targets:
-            target.append(argument)
-    return engine, frontend
+    return arguments.split(argv, engine, frontend)
 
 
 def _flags(add_arguments: Callable[[Any], Any]) -> frozenset[str]:
     parser = FlexibleArgumentParser(add_help=False)
     add_arguments(parser)
     return frozenset(parser._option_string_actions)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -230,9 +196,9 @@ def _refuse_unsupported(config: Any) -> None:
             raise EngineStartError(f"{name} is not supported by this worker yet")
 
 
-async def prepare_engine(arguments: Arguments) -> None:
+async def prepare_engine(parsed: Arguments) -> None:
     """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download."""
-    config: Config = arguments.dynamo
+    config: Config = parsed.dynamo
     dump_config(config.dump_config_to, config)
     if not config.served_model_name:
         config.served_model_name = config.engine_args.served_model_name = config.model
@@ -288,11 +254,11 @@ def grace_seconds() -> float:
     return float(get_grace_period_seconds())
 
 
-async def serve(arguments: Arguments, hooks: Hooks, gate: Gate) -> None:
+async def serve(parsed: Arguments, hooks: Hooks, gate: Gate) -> None:
     """Run Dynamo's worker until it is shut down: upstream's ``main.worker``, with our hooks between its
     steps.
     """
-    config = arguments.dynamo
+    config = parsed.dynamo
     event = asyncio.Event()
     endpoints: list[Any] = []
     lifecycle = StateAgentLifecycle()
@@ -471,19 +437,41 @@ def _http_arguments(engine: WorkerEngine, frontend_argv: Sequence[str]) -> Any:
     return args
 
 
-def clear_environment(
-    environ: MutableMapping[str, str], names: Sequence[str], plugins: Sequence[str], *, canary: bool
-) -> None:
-    """Make the environment one that upstream cannot trip over, before its runtime reads it.
+# --- what the scheduler does ---
 
-    The guide's variables (``names``) are ours: some of their values crash upstream
-    (``DYN_HEALTH_CHECK_ENABLED=1``). With ``canary``, upstream asks every second and is answered from our
-    verdict; its times are whole seconds. An allow-list of vLLM's plugins must name ours too.
+_ENDED_WELL = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
+
+
+class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
+    """vLLM's ``vllm.stat_logger_plugins`` entry point, loaded where the engine client is.
+
+    Hands over the tokens of each step (``--enable-logging-iteration-details``) and the requests that
+    ended.
     """
-    for name in names:
-        environ.pop(name, None)
-    environ["DYN_HEALTH_CHECK_ENABLED"] = "true" if canary else "false"
-    environ["DYN_CANARY_WAIT_TIME"] = "1"
-    environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"] = "2"
-    if (allowed := environ.get("VLLM_PLUGINS")) is not None:
-        environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*filter(None, allowed.split(",")), *plugins]))
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        del vllm_config, engine_index
+        PROGRESS.attached = True
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        del mm_cache_stats, engine_idx
+        details = scheduler_stats.iteration_details if scheduler_stats is not None else None
+        if details is not None and not details.is_dummy:
+            tokens = (
+                details.num_ctx_tokens + details.num_generation_tokens + details.num_encoder_output_tokens
+            )
+            PROGRESS.step(tokens, details.elapsed_ms / 1000.0)
+        if iteration_stats is not None and iteration_stats.finished_requests:
+            PROGRESS.finished(
+                (request.request_id or "", request.finish_reason in _ENDED_WELL)
+                for request in iteration_stats.finished_requests
+            )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to log."""

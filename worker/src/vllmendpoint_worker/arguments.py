@@ -1,0 +1,77 @@
+"""Arguments and environment for upstream. Pure: the flags that upstream knows are given in."""
+
+import json
+from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+__all__ = ["clear_environment", "from_config", "split"]
+
+
+def from_config(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]:
+    """A config file as arguments, as ``FlexibleArgumentParser.load_config_file`` makes them.
+
+    A false switch becomes its ``--no-`` form where ``flags`` knows one, else nothing.
+    """
+    arguments: list[str] = []
+    for key, value in config.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flag = f"--{name}" if value else f"--no-{name}"
+            arguments += [flag] if value or flag in flags else []
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *(str(item) for item in value)] if value else []
+        elif isinstance(value, dict):
+            arguments += [f"--{name}", json.dumps(value)]
+        elif value is not None:
+            arguments += [f"--{name}", str(value)]
+    return arguments
+
+
+def split(
+    argv: Sequence[str], engine_flags: AbstractSet[str], frontend_flags: AbstractSet[str]
+) -> tuple[list[str], list[str]]:
+    """``argv`` for the engine and for the HTTP server, whose flags Dynamo's parser refuses.
+
+    A flag that both know goes to both, one that neither knows to the engine, whose parser says so.
+    """
+    engine: list[str] = []
+    frontend: list[str] = []
+    targets = [engine]
+    for argument in argv:
+        if argument.startswith("--"):
+            name = "--" + argument[2:].partition("=")[0].partition(".")[0].replace("_", "-")
+            targets = [frontend] if name in frontend_flags else [engine]
+            if name in frontend_flags and name in engine_flags:
+                targets = [engine, frontend]
+        elif argument.startswith("-") and not _is_number(argument):
+            targets = [engine]
+        for target in targets:
+            target.append(argument)
+    return engine, frontend
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def clear_environment(
+    environ: MutableMapping[str, str], names: Sequence[str], plugins: Sequence[str], *, canary: bool
+) -> None:
+    """Make the environment one that upstream cannot trip over, before its runtime reads it.
+
+    The guide's variables (``names``) are ours: some of their values crash upstream
+    (``DYN_HEALTH_CHECK_ENABLED=1``). With ``canary``, upstream asks every second and is answered from our
+    verdict; its times are whole seconds. An allow-list of vLLM's plugins must name ours too.
+    """
+    for name in names:
+        environ.pop(name, None)
+    environ["DYN_HEALTH_CHECK_ENABLED"] = "true" if canary else "false"
+    environ["DYN_CANARY_WAIT_TIME"] = "1"
+    environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"] = "2"
+    if (allowed := environ.get("VLLM_PLUGINS")) is not None:
+        environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*filter(None, allowed.split(",")), *plugins]))
