@@ -1,0 +1,459 @@
+"""A real API server with its controllers, the operator as a process, and the test as kubelet and worker.
+
+No pod runs here: a test patches ``pods/status``, and answers on a loopback address as the worker.
+"""
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+import yaml
+
+Object = dict[str, Any]
+
+CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+BIN = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path(CACHE) / "vllmendpoint") / "bin"
+ROOT = Path(__file__).parents[2]
+REPORT_PORT = 19091
+GROUP = "serving.vllmendpoint.dev"
+PATHS = {
+    "VLLMEndpoint": f"/apis/{GROUP}/v1alpha1/namespaces/{{}}/vllmendpoints",
+    "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+    "ReplicaSet": "/apis/apps/v1/namespaces/{}/replicasets",
+    "ControllerRevision": "/apis/apps/v1/namespaces/{}/controllerrevisions",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
+    "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+    **{
+        kind: f"/api/v1/namespaces/{{}}/{kind.lower()}s"
+        for kind in ("Pod", "Service", "ConfigMap", "ServiceAccount", "Event", "PersistentVolumeClaim")
+    },
+}
+MANAGED = (
+    "ControllerRevision",
+    "ServiceAccount",
+    "RoleBinding",
+    "ConfigMap",
+    "NetworkPolicy",
+    "Service",
+    "Deployment",
+)
+
+
+def until(check: Callable[[], Any], what: object = "", seconds: float = 20.0) -> Any:
+    """Poll until ``check`` gives something true; what it gave last is told otherwise."""
+    end = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what() if callable(what) else what}"
+        time.sleep(0.05)
+    return found
+
+
+class Api:
+    """A running API server. ``audit`` is its log: one line of JSON a request."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kubeconfig = folder / "kubeconfig"
+        self.audit = folder / "audit.log"
+        config = yaml.safe_load(self.kubeconfig.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        files = {}
+        for name, data in {**cluster, **user}.items():
+            if name.endswith("-data"):
+                files[name] = folder / f"test-{name}"
+                files[name].write_bytes(base64.b64decode(data))
+        self._url = cluster["server"]
+        self._http = urllib3.PoolManager(
+            maxsize=4,
+            ca_certs=str(files["certificate-authority-data"]),
+            cert_file=str(files["client-certificate-data"]),
+            key_file=str(files["client-key-data"]),
+            headers={"User-Agent": "tests"},
+            retries=False,
+            timeout=30,
+        )
+
+    def close(self) -> None:
+        self._http.clear()
+
+    def kubectl(self, *arguments: str, text: str = "", check: bool = True) -> str:
+        """What kubectl prints; with ``check=False`` also what it complains of."""
+        done = subprocess.run(
+            [BIN / "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr}")
+        return done.stdout if check else done.stdout + done.stderr
+
+    def call(self, method: str, path: str, body: Object | None = None, *, as_: str = "json") -> Object:
+        kind = "application/json" if as_ == "json" else f"application/{as_}-patch+json"
+        data = None if body is None else json.dumps(body)
+        answer = self._http.request(method, self._url + path, body=data, headers={"Content-Type": kind})
+        found: Object = json.loads(answer.data)
+        if answer.status >= 400:
+            raise LookupError(f"{method} {path}: {answer.status}: {found.get('message')}")
+        return found
+
+    def path(self, kind: str, namespace: str, name: str = "") -> str:
+        return PATHS[kind].format(namespace) + (f"/{name}" if name else "")
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        try:
+            return self.call("GET", self.path(kind, namespace, name))
+        except LookupError:
+            return None
+
+    def all(self, kind: str, namespace: str) -> list[Object]:
+        return list(self.call("GET", self.path(kind, namespace))["items"])
+
+    def create(self, kind: str, namespace: str, name: str, **more: Any) -> Object:
+        path = self.path(kind, namespace)
+        version = "/".join(path.split("/")[2:-3])
+        metadata = {"name": name, **more.pop("metadata", {})}
+        return self.call("POST", path, {"apiVersion": version, "kind": kind, "metadata": metadata, **more})
+
+    def patch(self, kind: str, namespace: str, name: str, body: Object) -> Object:
+        return self.call("PATCH", self.path(kind, namespace, name), body, as_="merge")
+
+    def delete(self, kind: str, namespace: str, name: str, propagation: str = "Background") -> None:
+        self.call("DELETE", self.path(kind, namespace, name), {"propagationPolicy": propagation})
+
+    def mark(self) -> int:
+        """Now, as a place in the audit log."""
+        return self.audit.stat().st_size
+
+    def requests(self, since: int, *, namespace: str) -> list[Object]:
+        """What operators asked for since then: no watches, nothing of the lease."""
+        with self.audit.open("rb") as log:
+            log.seek(since)
+            lines = log.read().split(b"\n")[:-1]
+        found = [json.loads(line) for line in lines if b"aiohttp" in line or b"kopf" in line]
+        return [
+            entry
+            for entry in found
+            if entry["verb"] != "watch"
+            and entry.get("objectRef", {}).get("namespace") == namespace
+            and entry["objectRef"]["resource"] != "leases"
+        ]
+
+    def writes(self, since: int, *, namespace: str) -> list[str]:
+        """``verb resource name`` of every write of an operator since then."""
+        return [
+            f"{entry['verb']} {entry['objectRef']['resource']} {entry['objectRef'].get('name', '')}"
+            for entry in self.requests(since, namespace=namespace)
+            if entry["verb"] in ("create", "update", "patch", "delete")
+        ]
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    if not (BIN / "cluster").exists():
+        pytest.skip(f"no control plane in {BIN}: `hack/cluster/build.sh` builds it")
+    folder = tmp_path_factory.mktemp("controlplane")
+    with (folder.parent / "controlplane.err").open("wb") as errors:
+        process = subprocess.Popen(
+            [BIN / "cluster", "controlplane", "--dir", folder], stdout=subprocess.PIPE, stderr=errors
+        )
+        try:
+            assert process.stdout is not None
+            readable, _, _ = select.select([process.stdout], [], [], 120)
+            assert readable, "the control plane was not ready within 120 s"
+            assert process.stdout.readline().startswith(b"ready ")
+            running = Api(folder)
+            running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "vllmendpoints.yaml"))
+            running.kubectl(
+                "wait", "--for=condition=Established", f"crd/vllmendpoints.{GROUP}", "--timeout=30s"
+            )
+            yield running
+            running.close()
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            process.wait(10)
+            process.stdout.close()
+
+
+class Operator:
+    """``python -m vllmendpoint_operator`` for one namespace."""
+
+    def __init__(self, api: Api, namespace: str, log: Path, **flags: Any) -> None:
+        self.log = log
+        flags = {
+            "worker-image": "registry.example/worker:1",
+            "namespaces": namespace,
+            "namespace": namespace,
+            "kubeconfig": api.kubeconfig,
+            "lease-seconds": 6,
+            "metrics-port": 0,
+            "health-port": 0,
+            "bind-address": "127.0.0.1",
+            "report-port": REPORT_PORT,
+            **{name.replace("_", "-"): value for name, value in flags.items()},
+        }
+        command = [sys.executable, "-m", "vllmendpoint_operator"]
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def leads(self, seconds: float = 30) -> "Operator":
+        until(
+            lambda: "every watched kind is listed" in self.text() or self.process.poll() is not None,
+            self.text,
+            seconds,
+        )
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """Exit status after SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(10)
+
+
+@pytest.fixture
+def operate(api: Api, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
+    """``operate(namespace, flag=value)`` starts one; all end with the test, and none may have had a defect."""
+    started: list[Operator] = []
+
+    def start(namespace: str, **flags: Any) -> Operator:
+        log = tmp_path / f"operator-{len(started)}.log"
+        started.append(Operator(api, namespace, log, **flags))
+        return started[-1]
+
+    yield start
+    for operator in started:
+        operator.kill()
+        assert "a defect of the operator" not in operator.text(), operator.text()
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def namespace(api: Api) -> str:
+    name = f"ns-{next(_numbers)}"
+    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    return name
+
+
+@pytest.fixture(scope="session")
+def shared(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """One operator for all tests that need nothing of their own from it; namespace ``shared``."""
+    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "shared"}})
+    operator = Operator(api, "shared", tmp_path_factory.mktemp("shared") / "operator.log")
+    try:
+        yield operator.leads()
+        assert operator.stop() == 0, operator.text()
+        assert "a defect of the operator" not in operator.text(), operator.text()
+    finally:
+        operator.kill()
+
+
+class Worker(ThreadingHTTPServer):
+    """A worker's report port on a loopback address: streams ``report``, again at every change."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, address: str, pod_uid: str, settings_hash: str) -> None:
+        self.report = json.loads((Path(__file__).parent / "report.json").read_text())
+        self.report |= {"podUid": pod_uid}
+        self.report["configuration"]["settingsHash"] = settings_hash
+        self.raw: bytes | None = None
+        self.connections = 0
+        self.news = threading.Condition()
+        self.ended = False
+        super().__init__((address, REPORT_PORT), _Stream)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def say(self, verdict: str = "", **changed: Any) -> None:
+        with self.news:
+            if verdict:
+                self.report["verdict"] |= {"state": verdict, "message": f"{verdict} says the test"}
+            for path, value in changed.items():
+                outer, _, inner = path.partition("__")
+                if inner:
+                    self.report[outer][inner] = value
+                else:
+                    self.report[outer] = value
+            self.news.notify_all()
+
+    def cut(self) -> None:
+        """End every stream and listen no more."""
+        self.ended = True
+        with self.news:
+            self.news.notify_all()
+        self.shutdown()
+        self.server_close()
+
+
+class _Stream(BaseHTTPRequestHandler):
+    server: Worker
+
+    def do_GET(self) -> None:
+        worker = self.server
+        self.send_response(200)
+        self.end_headers()
+        worker.connections += 1
+        with contextlib.suppress(OSError):
+            while not worker.ended:
+                with worker.news:
+                    self.wfile.write(worker.raw or json.dumps(worker.report).encode() + b"\n")
+                    worker.news.wait(2)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Space:
+    """One endpoint of a test, and its kubelet."""
+
+    def __init__(self, api: Api, namespace: str, name: str) -> None:
+        self.api, self.namespace, self.name = api, namespace, name
+        self.started: list[Worker] = []
+
+    def create(self, **spec: Any) -> "Space":
+        body = {"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}, **spec}
+        self.api.create("VLLMEndpoint", self.namespace, self.name, spec=body)
+        return self
+
+    def patch(self, **body: Any) -> Object:
+        return self.api.patch("VLLMEndpoint", self.namespace, self.name, body)
+
+    def get(self) -> Object:
+        return self.api.call("GET", self.api.path("VLLMEndpoint", self.namespace, self.name))
+
+    def child(self, kind: str, suffix: str = "") -> Object | None:
+        return self.api.get(kind, self.namespace, self.name + suffix)
+
+    def condition(self, kind: str) -> Object:
+        conditions = self.get().get("status", {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    def until(self, kind: str, *wanted: str, seconds: float = 20) -> Object:
+        """Wait until the condition has that status and, where given, that reason."""
+
+        def holds() -> Object | None:
+            found = self.condition(kind)
+            return found if (found.get("status"), found.get("reason"))[: len(wanted)] == wanted else None
+
+        found: Object = until(holds, lambda: f"{kind} {wanted}: {self.get().get('status')}", seconds)
+        return found
+
+    def owned(self) -> list[Object]:
+        uid = self.get()["metadata"]["uid"]
+        return [
+            {**obj, "kind": kind}
+            for kind in MANAGED
+            for obj in self.api.all(kind, self.namespace)
+            if any(owner["uid"] == uid for owner in obj["metadata"].get("ownerReferences", []))
+        ]
+
+    def pods(self, component: str = "worker") -> list[Object]:
+        labels = {"app.kubernetes.io/instance": self.name, "app.kubernetes.io/component": component}
+        return [
+            pod
+            for pod in self.api.all("Pod", self.namespace)
+            if labels.items() <= pod["metadata"].get("labels", {}).items()
+        ]
+
+    def play(self, pod: Object, *, ready: bool = True, address: str = "127.0.0.1", **main: Any) -> None:
+        """What a kubelet would write."""
+        container = {
+            "name": "main",
+            "image": "i",
+            "imageID": "i",
+            "ready": ready,
+            "started": True,
+            "restartCount": 0,
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+            **main,
+        }
+        status = {
+            "phase": "Running",
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [container],
+        }
+        path = self.api.path("Pod", self.namespace, pod["metadata"]["name"])
+        self.api.call("PATCH", f"{path}/status", {"status": status}, as_="merge")
+
+    def serve(self, count: int = 1) -> list[Worker]:
+        """Run that many workers and the frontend: all ready, all heard."""
+        for pod in until(lambda: self.pods("frontend"), "frontend pods"):
+            self.play(pod)
+        pods = until(lambda: (found := self.pods()) and len(found) == count and found, f"{count} workers")
+        return [self.work(pod) for pod in pods]
+
+    def work(self, pod: Object, *, uid: str = "") -> Worker:
+        settings = self.child("ConfigMap", "-settings")
+        assert settings is not None
+        hash_ = json.loads(settings["data"]["settings.json"])["hash"]
+        number = next(_numbers)
+        address = f"127.1.{number // 200}.{number % 200 + 1}"
+        worker = Worker(address, uid or pod["metadata"]["uid"], hash_)
+        self.started.append(worker)
+        self.play(pod, address=address)
+        return worker
+
+
+@pytest.fixture(scope="module")
+def spaces(api: Api) -> Iterator[Callable[..., Space]]:
+    """``spaces(namespace)`` is a new endpoint's place there; it and its workers end with the module."""
+    yield from _spaces(api)
+
+
+@pytest.fixture
+def space(api: Api) -> Iterator[Callable[..., Space]]:
+    """As ``spaces``, for one test."""
+    yield from _spaces(api)
+
+
+def _spaces(api: Api) -> Iterator[Callable[..., Space]]:
+    made: list[Space] = []
+
+    def make(namespace: str = "shared", name: str = "") -> Space:
+        made.append(Space(api, namespace, name or f"e-{next(_numbers)}"))
+        return made[-1]
+
+    yield make
+    for item in made:
+        with contextlib.suppress(LookupError):
+            api.delete("VLLMEndpoint", item.namespace, item.name)
+        for worker in item.started:
+            if not worker.ended:
+                worker.cut()
+
+
+@pytest.fixture(name="until", scope="session")
+def until_fixture() -> Callable[..., Any]:
+    return until

@@ -1,0 +1,208 @@
+"""From creation to deletion: what is made, who owns it, what is written, and what is not."""
+
+import json
+import time
+
+import pytest
+
+
+def test_creates_all_and_becomes_ready(shared, space, api, until):
+    endpoint = space().create(replicas=1, healthCheck={"level": "Standard"})
+    first = until(lambda: endpoint.get().get("status", {}).get("conditions"))
+    assert len(first) == 9, "all conditions stand from the first status write"
+    assert all(entry["reason"] for entry in first)
+    endpoint.serve()
+    ready = endpoint.until("Ready", "True")
+    assert ready["reason"] == "Ready"
+    found = endpoint.get()
+    status = found["status"]
+    assert status["observedGeneration"] == found["metadata"]["generation"] == 1
+    assert (status["replicas"], status["readyReplicas"], status["generatingReplicas"]) == (1, 1, 1)
+    assert status["modelName"] == endpoint.name
+    assert status["workers"][0]["verdict"] == "Generating"
+    kinds = sorted(
+        (obj["kind"], obj["metadata"]["name"].removeprefix(endpoint.name)) for obj in endpoint.owned()
+    )
+    assert [item for item in kinds if item[0] != "ControllerRevision"] == [
+        ("ConfigMap", "-settings"),
+        ("Deployment", "-frontend"),
+        ("Deployment", "-workers"),
+        ("NetworkPolicy", "-frontend"),
+        ("NetworkPolicy", "-workers"),
+        ("RoleBinding", "-frontend"),
+        ("RoleBinding", "-workers"),
+        ("Service", ""),
+        ("Service", "-workers"),
+        ("ServiceAccount", "-frontend"),
+        ("ServiceAccount", "-workers"),
+    ]
+    for obj in endpoint.owned():
+        (owner,) = obj["metadata"]["ownerReferences"]
+        assert (owner["controller"], owner["blockOwnerDeletion"]) == (True, True)
+        assert owner["uid"] == found["metadata"]["uid"]
+
+
+def test_kubectl_waits_and_shows_the_columns(shared, space, api):
+    endpoint = space().create(model={"uri": "hf://o/n", "name": "the-model"})
+    endpoint.serve()
+    where = ("-n", "shared", "vep", endpoint.name)
+    api.kubectl("wait", "--for=condition=Ready", "--timeout=20s", *where)
+    header, row = api.kubectl("get", *where).splitlines()
+    assert header.split() == ["NAME", "MODEL", "READY", "REPLICAS", "GENERATING", "REASON", "AGE"]
+    assert row.split()[:6] == [endpoint.name, "the-model", "True", "1", "1", "Ready"]
+    header, row = api.kubectl("get", *where, "-o", "wide").splitlines()
+    assert header.split()[7:] == ["URL", "PAYLOAD", "HANDLERS"]
+    assert row.split()[7:] == [f"http://{endpoint.name}.shared.svc:8000/v1", "ModelDefault", "Default"]
+
+
+def test_an_unchanged_resource_costs_nothing(shared, space, api, until):
+    endpoint = space().create()
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    settled(api, "shared", until)
+    mark = api.mark()
+    endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
+    time.sleep(2)  # nothing happens, so nothing tells that it has not
+    assert api.requests(mark, namespace="shared") == []
+
+
+def settled(api, namespace, until):
+    """No request of an operator for two seconds."""
+    state = {"mark": api.mark(), "since": time.monotonic()}
+
+    def quiet():
+        if api.requests(state["mark"], namespace=namespace):
+            state.update(mark=api.mark(), since=time.monotonic())
+        return time.monotonic() - state["since"] > 1.5
+
+    until(quiet, "the operator comes to rest")
+
+
+def test_a_restart_writes_nothing(operate, space, api, namespace, until):
+    operator = operate(namespace).leads()
+    endpoint = space(namespace).create(engine={"config": {"inline": {"seed": 1}}}, replicas=2)
+    endpoint.serve(2)
+    endpoint.until("Ready", "True")
+    settled(api, namespace, until)
+    before = endpoint.get()
+    assert operator.stop() == 0
+    mark = api.mark()
+    operate(namespace).leads()
+    until(lambda: all(worker.connections == 2 for worker in endpoint.started), "both workers are heard again")
+    settled(api, namespace, until)
+    assert api.writes(mark, namespace=namespace) == []
+    assert endpoint.get()["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "edit", "path"),
+    [
+        ("Service", "", {"spec": {"selector": {"app.kubernetes.io/component": "x"}}}, ("spec", "selector")),
+        ("Deployment", "-workers", {"spec": {"replicas": 5}}, ("spec", "replicas")),
+        ("ConfigMap", "-settings", {"data": {"settings.json": "{}"}}, ("data",)),
+        ("RoleBinding", "-workers", {"subjects": []}, ("subjects",)),
+        ("NetworkPolicy", "-workers", {"spec": {"ingress": [{}]}}, ("spec", "ingress")),
+        (
+            "Service",
+            "-workers",
+            {"metadata": {"labels": {"app.kubernetes.io/managed-by": None}}},
+            ("metadata", "labels"),
+        ),
+        (
+            "Service",
+            "-workers",
+            {"metadata": {"labels": {"app.kubernetes.io/instance": "x"}}},
+            ("metadata", "labels"),
+        ),
+    ],
+)
+def test_drift_is_put_back(shared, settled_endpoint, api, until, kind, suffix, edit, path):
+    endpoint = settled_endpoint
+
+    def value():
+        found = endpoint.child(kind, suffix)
+        for step in path:
+            found = found.get(step)
+        return found
+
+    before = value()
+    api.patch(kind, "shared", endpoint.name + suffix, edit)
+    until(lambda: value() == before, value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("Service", ""), ("Deployment", "-frontend"), ("ServiceAccount", "-workers")]
+)
+def test_what_was_deleted_comes_back(shared, settled_endpoint, api, until, kind, suffix):
+    endpoint = settled_endpoint
+    old = endpoint.child(kind, suffix)["metadata"]["uid"]
+    api.delete(kind, "shared", endpoint.name + suffix)
+    until(lambda: (new := endpoint.child(kind, suffix)) and new["metadata"]["uid"] != old, f"{kind} again")
+    assert endpoint.condition("Accepted")["status"] == "True"
+
+
+def test_what_others_add_is_no_drift(shared, settled_endpoint, api, until):
+    endpoint = settled_endpoint
+    deployment = endpoint.child("Deployment", "-frontend")
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    containers[0]["env"].append({"name": "ADDED", "value": "by hand"})
+    body = {
+        "metadata": {"annotations": {"a": "b"}},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+    mark = api.mark()
+    api.patch("Deployment", "shared", f"{endpoint.name}-frontend", body)
+    until(lambda: len(endpoint.pods("frontend")) >= 1)
+    settled(api, "shared", until)
+    assert not [write for write in api.writes(mark, namespace="shared") if "deployments" in write]
+
+
+@pytest.fixture(scope="module")
+def settled_endpoint(shared, spaces):
+    endpoint = spaces().create()
+    endpoint.until("Available", "False", "Starting")
+    return endpoint
+
+
+def test_settings_of_the_health_check_restart_nothing(shared, space, api, until):
+    endpoint = space().create()
+    (worker,) = endpoint.serve()
+    endpoint.until("Ready", "True")
+    deployment = endpoint.child("Deployment", "-workers")
+    mark = api.mark()
+    endpoint.patch(spec={"healthCheck": {"periodSeconds": 7, "payload": {"prompt": "x", "max_tokens": 2}}})
+
+    def text():
+        return json.loads(endpoint.child("ConfigMap", "-settings")["data"]["settings.json"])
+
+    until(lambda: text()["healthCheck"].get("periodSeconds") == 7, text)
+    pending = endpoint.until("ConfigurationResolved", "Unknown", "Pending")
+    assert "have not taken in the newest settings yet" in pending["message"]
+    (pod,) = endpoint.pods()
+    annotations = until(lambda: endpoint.pods()[0]["metadata"].get("annotations"))
+    assert annotations["serving.vllmendpoint.dev/settings-hash"] == text()["hash"]
+    worker.say(configuration__settingsHash=text()["hash"])
+    endpoint.until("Ready", "True")
+    after = endpoint.child("Deployment", "-workers")
+    assert after["metadata"]["generation"] == deployment["metadata"]["generation"]
+    assert endpoint.pods()[0]["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert not [write for write in api.writes(mark, namespace="shared") if "deployments" in write]
+
+
+def test_scaling_changes_replicas_alone(shared, space, api, until):
+    endpoint = space().create()
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    before = endpoint.child("Deployment", "-workers")
+    mark = api.mark()
+    api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=3")
+    until(lambda: len(endpoint.pods()) == 3, "three pods")
+    after = endpoint.child("Deployment", "-workers")
+    assert after["spec"] == {**before["spec"], "replicas": 3}
+    written = {write for write in api.writes(mark, namespace="shared") if endpoint.name in write}
+    assert written <= {
+        f"patch deployments {endpoint.name}-workers",
+        f"patch vllmendpoints {endpoint.name}",
+    }
+    api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=0")
+    endpoint.until("Ready", "True", "ScaledToZero")

@@ -1,0 +1,150 @@
+"""What the user got wrong: told in a condition, nothing harmed, mended by itself."""
+
+
+def test_a_name_that_is_taken(shared, space, api, until):
+    """A Service and a ConfigMap of somebody else's, one of them with our labels."""
+    first, second = space(), space()
+    service = {"spec": {"ports": [{"port": 1}], "selector": {"a": "b"}}}
+    api.create("Service", "shared", first.name, **service)
+    labels = {
+        "app.kubernetes.io/managed-by": "vllmendpoint-operator",
+        "app.kubernetes.io/instance": second.name,
+    }
+    data = {"mine": "1"}
+    api.create("ConfigMap", "shared", f"{second.name}-settings", metadata={"labels": labels}, data=data)
+    for endpoint in (first, second):
+        endpoint.create()
+        taken = endpoint.until("Accepted", "False", "NameTaken")
+        assert (
+            "exists and is not this endpoint's; delete it, or give the endpoint another name"
+            in taken["message"]
+        )
+        endpoint.until("Ready", "False", "NameTaken")
+        assert endpoint.condition("Stalled")["status"] == "True"
+    assert first.child("Service")["spec"]["selector"] == {"a": "b"}
+    assert second.child("ConfigMap", "-settings")["data"] == data
+    assert first.child("Deployment", "-workers") is None
+    api.delete("Service", "shared", first.name)
+    api.delete("ConfigMap", "shared", f"{second.name}-settings")
+    # Nothing tells of an object without our labels: it is looked for every 30 s.
+    for endpoint in (second, first):
+        endpoint.until("Accepted", "True", seconds=40)
+        until(lambda endpoint=endpoint: endpoint.child("Deployment", "-workers"), "its Deployment")
+
+
+def test_a_config_map_that_is_not_there_yet(shared, space, api, until):
+    reference = {"name": "engine-config", "key": "c.yaml"}
+    endpoint = space().create(engine={"config": {"configMapKeyRef": reference}})
+    missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
+    assert missing["message"].startswith(
+        "engine.config.configMapKeyRef: no ConfigMap 'engine-config' in this namespace; create it"
+    )
+    assert endpoint.condition("Stalled")["status"] == "True"
+    assert len(endpoint.get()["status"]["conditions"]) == 9
+    api.create("ConfigMap", "shared", "engine-config", data={"other": "x"})
+    wrong = endpoint.until("ResolvedRefs", "False", "ConfigMapKeyNotFound")
+    assert "has no key 'c.yaml'; it has: other" in wrong["message"]
+    api.patch("ConfigMap", "shared", "engine-config", {"data": {"c.yaml": "seed: 1\n"}})
+    endpoint.until("ResolvedRefs", "True")
+    until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
+
+    def mounted():
+        volumes = endpoint.child("Deployment", "-workers")["spec"]["template"]["spec"]["volumes"]
+        return next(v["configMap"]["name"] for v in volumes if v["name"] == "engine-config")
+
+    old = mounted()
+    assert api.get("ConfigMap", "shared", old)["data"] == {"config.yaml": "seed: 1\n"}
+    until(endpoint.pods, "pods")
+    api.patch("ConfigMap", "shared", "engine-config", {"data": {"c.yaml": "seed: 2\n"}})
+    until(lambda: mounted() != old, "a rollout with the new content")
+    until(lambda: api.get("ConfigMap", "shared", old) is None, "the old content pruned with its last pod")
+
+
+def test_a_claim_that_is_not_there_yet(shared, space, api):
+    endpoint = space().create(model={"uri": "pvc://weights/m"})
+    missing = endpoint.until("ResolvedRefs", "False", "ClaimNotFound")
+    assert "no PersistentVolumeClaim 'weights' in the namespace shared; create it" in missing["message"]
+    size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    api.create("PersistentVolumeClaim", "shared", "weights", spec=size)
+    endpoint.until("ResolvedRefs", "True")
+
+
+def test_a_pod_template_that_the_api_server_refuses(shared, space, api, until):
+    endpoint = space().create()
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    before = endpoint.child("Deployment", "-workers")
+    bad = {"spec": {"containers": [{"name": "main", "image": "x", "imagePullPolicy": "Sometimes"}]}}
+    endpoint.patch(spec={"worker": {"podTemplate": bad}})
+    refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
+    assert "the API server refuses the Deployment" in refused["message"]
+    assert "imagePullPolicy" in refused["message"]
+    assert 'supported values: "Always"' in refused["message"]
+    after = endpoint.child("Deployment", "-workers")
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    assert endpoint.condition("Available")["status"] == "True", "what runs goes on"
+    endpoint.patch(spec={"worker": {"podTemplate": None}})
+    endpoint.until("Ready", "True")
+    assert endpoint.child("Deployment", "-workers")["spec"]["template"] == before["spec"]["template"]
+
+
+def test_a_pod_template_that_the_operator_refuses(shared, space):
+    bad = {"spec": {"containers": [{"name": "main", "args": ["sleep"]}]}}
+    endpoint = space().create(worker={"podTemplate": bad})
+    refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
+    assert (
+        refused["message"]
+        == "worker.podTemplate: container main: args is set by the operator; use engine.args"
+    )
+    endpoint.patch(spec={"worker": {"podTemplate": {"spec": "text"}}})
+    endpoint.until("Accepted", "False")
+    endpoint.patch(spec={"worker": {"podTemplate": None}})
+    endpoint.until("Accepted", "True")
+
+
+def test_environment_that_stands_in_our_defaults_is_taken(shared, space, until):
+    endpoint = space().create(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]})
+    endpoint.until("Accepted", "True")
+    until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
+
+
+def test_an_argument_that_admission_let_pass(shared, space):
+    endpoint = space().create(engine={"args": ["--served-model", "x"]})
+    refused = endpoint.until("Accepted", "False", "InvalidSpec")
+    assert "it stands for --served-model-name: set spec.model.name instead" in refused["message"]
+
+
+def test_a_pod_that_cannot_be_scheduled(shared, space, api, until):
+    endpoint = space().create(worker={"resources": {"limits": {"nvidia.com/gpu": 8}}})
+    (pod,) = until(endpoint.pods, "its pod")
+    message = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    path = api.path("Pod", "shared", pod["metadata"]["name"])
+    api.call("PATCH", f"{path}/status", {"status": {"conditions": [scheduled]}}, as_="merge")
+    found = endpoint.until("Available", "False", "InsufficientGPU")
+    assert f"pod {pod['metadata']['name']} waits for 8 nvidia.com/gpu: none of 4 nodes" in found["message"]
+    endpoint.until("Ready", "False", "InsufficientGPU")
+    worker = endpoint.get()["status"]["workers"][0]
+    assert (worker["ready"], worker["reason"]) == (False, "InsufficientGPU")
+
+
+def test_a_quota_is_told_and_overcome(shared, space, api, until):
+    endpoint = space().create()
+    endpoint.until("Accepted", "True")
+    path = "/api/v1/namespaces/shared/resourcequotas"
+    body = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "q"},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    api.call("POST", path, body)
+    try:
+        until(lambda: api.call("GET", f"{path}/q").get("status", {}).get("hard"), "the quota in force")
+        api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=0")
+        until(lambda: not endpoint.pods(), "no pods")
+        api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=1")
+        found = endpoint.until("Available", "False", "PodCreationFailed")
+        assert "exceeded quota" in found["message"]
+    finally:
+        api.call("DELETE", f"{path}/q")
