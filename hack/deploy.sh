@@ -81,7 +81,8 @@ while read -r name id; do
     buildah tag "$name" "$image:$tag"
     cluster load "$image:$tag"
     # Each old build that has a name keeps its layers, 6 GB of them where dependencies changed.
-    buildah images --format '{{.Name}}:{{.Tag}}' "$image" | grep -vxE "$image:(dev|$tag)" | xargs -r buildah rmi >/dev/null
+    buildah images --format '{{.Name}}:{{.Tag}}' | grep "^$image:" | { grep -vxE "$image:(dev|$tag)" || true; } |
+      xargs -r buildah rmi >/dev/null
   fi
 done <"$cache/images.txt"
 

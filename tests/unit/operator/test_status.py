@@ -208,7 +208,7 @@ PROBLEM = {
             {"configuration__state": "Refused", "configuration__problems": [PROBLEM]},
             ("False", "InvalidPayload"),
             [
-                "Spec: payload.temprature: unknown field.",
+                "Spec: unknown field.",
                 "1 of 1 workers, pod w-1; it keeps its last good settings",
             ],
         ),
