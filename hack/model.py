@@ -111,7 +111,10 @@ def answer(directory, question, max_new_tokens):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory)
     inputs = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[0]
     return tokenizer.decode(output[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -169,7 +172,9 @@ def cache_dir():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("directory", nargs="?", type=Path, help="default: models/NAME in the project's cache")
     arguments = parser.parse_args()
@@ -192,8 +197,12 @@ def main():
         make(new)
         good, what = check(new)
         if not good:
-            sys.exit(f"the {arguments.kind} model made from {weights} {wanted[weights]} does not work: {what}")
-        for file in new.rglob("*"):  # a pod that mounts them runs as another user, and weights are saved as 0600
+            sys.exit(
+                f"the {arguments.kind} model made from {weights} {wanted[weights]} does not work: {what}"
+            )
+        for file in new.rglob(
+            "*"
+        ):  # a pod that mounts them runs as another user, and weights are saved as 0600
             file.chmod(0o755 if file.is_dir() else 0o644)
         (new / MARKER).write_text(json.dumps(wanted, indent=2) + "\n")
         if directory.exists():

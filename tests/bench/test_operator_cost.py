@@ -52,8 +52,9 @@ def test_cost_at_rest_and_for_one_life(cluster: Cluster) -> None:
         )
         lease = sum(n for what, n in found.items() if what.endswith("leases"))
         print(
-            f"\n{name}: CPU {after - cpu:.2f} s, RSS {memory:.0f} MB, {writes} writes; {dict(found)} (leases: {lease})"
+            f"\n{name}: CPU {after - cpu:.2f} s, RSS {memory:.0f} MB, {writes} writes, {lease} calls for the lease"
         )
+        print("  " + ", ".join(f"{what} {n}" for what, n in sorted(found.items())))
 
     start, (cpu, _) = AUDIT.stat().st_size, figures(cluster)
     time.sleep(REST_SECONDS)

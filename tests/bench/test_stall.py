@@ -65,7 +65,7 @@ def test_seconds_to_notice_a_stall(cluster: Cluster, pod: str, traffic: bool) ->
     print(
         f"\n{'traffic' if traffic else 'idle'}: noticed after "
         + ", ".join(f"{seconds:.1f}" for seconds in noticed)
-        + f" s (median {statistics.median(noticed):.1f}, the longest {max(noticed) / bound:.2f} of the bound, "
+        + f" s (median {statistics.median(noticed):.1f}, longest {max(noticed) / bound:.2f} of the bound, "
         + f"{bound} s); Ready again after "
         + ", ".join(f"{row[1]:.1f}" for row in rows)
         + " s"

@@ -150,7 +150,7 @@ def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
         "model": {"uri": uri},
         "engine": {
             "args": ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
-            + "--kv-cache-memory-bytes 67108864".split()
+            + ["--kv-cache-memory-bytes", "67108864"]
         },
         "worker": {"sharedMemorySize": "1Gi", "resources": {"limits": {"memory": "5Gi"}}},
         "healthCheck": {"periodSeconds": 5, "timeoutSeconds": 5},

@@ -101,7 +101,8 @@ def late_writes(api, mark, namespace, name):
             and ("aiohttp" in entry["userAgent"] or "kopf" in entry["userAgent"])
             and entry["verb"] in ("create", "patch", "update", "delete")
             and reference.get("namespace") == namespace
-            and reference.get("resource") != "leases"
+            # An Event that follows its status write may cross with the deletion.
+            and reference.get("resource") not in ("leases", "events")
             and entry["requestReceivedTimestamp"] > deleted
             and entry["responseStatus"]["code"] < 400
         ):

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
@@ -12,7 +13,7 @@ from vllmendpoint_api import Reason, names
 
 from .cache import Cache
 from .errors import Conflict, NotFound, PlanError, Rejected
-from .kinds import CONTROLLER_REVISION, DEPLOYMENT, POD, Kind, by_name
+from .kinds import CONTROLLER_REVISION, DEPLOYMENT, ENDPOINT, POD, Kind, by_name
 from .kube import Kube, Object
 from .model import Endpoint
 from .plan import Plan
@@ -32,15 +33,28 @@ class Applied:
     writes: int = 0
 
 
-async def apply_plan(kube: Kube, cache: Cache, endpoint: Endpoint, plan: Plan) -> Applied:
-    """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise."""
+async def apply_plan(
+    kube: Kube, cache: Cache, endpoint: Endpoint, plan: Plan, wanted: Callable[[], bool] = lambda: True
+) -> Applied:
+    """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise.
+
+    Ends early once the endpoint is no longer ``wanted``. What is missing may be missing because the
+    garbage collector is at work and tells sooner than the endpoint's own watch: before anything is
+    made, the API server is asked for the endpoint.
+    """
     done = Applied()
+    asked = False
     for child in plan.children:
         kind = by_name(child["kind"])
         store = cache.store(kind, endpoint.namespace)
         desired = _stamped(child)
         live = store.get((endpoint.namespace, child["metadata"]["name"]))
+        if not wanted():
+            return done
         if live is None:
+            if not asked and not await _stands(kube, endpoint):
+                return done
+            asked = True
             await _ensure_free(kube, kind, child)
         elif not _is_ours(live, endpoint):
             raise _taken(kind, child, live)
@@ -76,6 +90,14 @@ async def _apply(kube: Kube, kind: Kind, desired: Object, live: Object | None) -
         )
         raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
     return applied
+
+
+async def _stands(kube: Kube, endpoint: Endpoint) -> bool:
+    try:
+        metadata = (await kube.get(ENDPOINT, endpoint.namespace, endpoint.name))["metadata"]
+    except NotFound:
+        return False
+    return metadata["uid"] == endpoint.uid and "deletionTimestamp" not in metadata
 
 
 async def _ensure_free(kube: Kube, kind: Kind, child: Object) -> None:

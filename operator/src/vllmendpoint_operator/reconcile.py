@@ -11,7 +11,7 @@ from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .apply import apply_plan
 from .cache import Cache, Key
-from .errors import KubeError, NotFound, PlanError
+from .errors import Conflict, KubeError, NotFound, PlanError
 from .events import event, transitions
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
@@ -70,6 +70,13 @@ class Endpoints:
         del self._objects[key]
         return True
 
+    def wants(self, key: Key, uid: str) -> bool:
+        """That very object stands and is not being deleted, as far as is known."""
+        obj = self._objects.get(key)
+        return (
+            obj is not None and obj["metadata"]["uid"] == uid and "deletionTimestamp" not in obj["metadata"]
+        )
+
     def referring(self, kind: str, namespace: str, name: str) -> list[Key]:
         """Endpoints whose spec names that ConfigMap or PersistentVolumeClaim."""
         return [
@@ -113,7 +120,7 @@ class Reconciler:
             spec = VLLMEndpointSpec.model_validate(obj["spec"])
         except ValidationError as error:
             endpoint = _endpoint(obj, _UNREADABLE, before)
-            await self._write(endpoint, invalid_status(endpoint, _sentence(error), datetime.now(UTC)))
+            await self._write(obj, endpoint, invalid_status(endpoint, _sentence(error), datetime.now(UTC)))
             return None
         endpoint = _endpoint(obj, spec, before)
         observed = await self._observer.observe(endpoint)
@@ -121,26 +128,34 @@ class Reconciler:
         problem: PlanError | None = None
         try:
             planned = plan(endpoint, observed, self._options)
-            done = await apply_plan(self._kube, self._cache, endpoint, planned)
+            done = await apply_plan(
+                self._kube, self._cache, endpoint, planned, lambda: self._endpoints.wants(key, endpoint.uid)
+            )
             if done.writes:
                 observed = await self._observer.observe(endpoint)
         except PlanError as error:
             problem = error
-        await self._write(endpoint, status(endpoint, observed, planned, problem))
+        await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
         if problem is not None and planned is not None:
             return _UNAPPLIED_RETRY_SECONDS
         if any(pod.running and not pod.link.settled for pod in observed.workers):
             return CONNECTING_GRACE_SECONDS
         return None
 
-    async def _write(self, endpoint: Endpoint, new: VLLMEndpointStatus) -> None:
+    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> None:
         self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
         if endpoint.status is not None and new == endpoint.status:
             return
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
-            "metadata": {"namespace": endpoint.namespace, "name": endpoint.name, "uid": endpoint.uid},
+            "metadata": {
+                "namespace": endpoint.namespace,
+                "name": endpoint.name,
+                "uid": endpoint.uid,
+                # Of the very object that was looked at: one changed or deleted since is looked at again.
+                "resourceVersion": obj["metadata"]["resourceVersion"],
+            },
             "status": new.wire(),
         }
         try:
@@ -148,9 +163,15 @@ class Reconciler:
         except NotFound:
             self._endpoints.drop(endpoint.key, endpoint.uid)
             return
+        except Conflict:
+            # The watch brings, or has brought, what is newer.
+            log.debug("status not written: %s/%s has changed", *endpoint.key)
+            return
         self._endpoints.put(written)
         before = endpoint.status.conditions if endpoint.status is not None else ()
         for transition in transitions(before, new.conditions):
+            if not self._endpoints.wants(endpoint.key, endpoint.uid):
+                return
             log.info(
                 "%s: %s",
                 transition.reason,

@@ -8,7 +8,7 @@ from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.apply import apply_plan, differs
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
-from vllmendpoint_operator.kinds import MANAGED, by_name
+from vllmendpoint_operator.kinds import ENDPOINT, MANAGED, by_name
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,14 @@ class FakeKube:
 
     def __init__(self):
         self.objects = {}
+        self.endpoint = {"metadata": {"uid": "uid-1"}}
         self.writes = []
         self.refuse = {}
         self.version = 0
 
     async def get(self, kind, namespace, name):
+        if kind is ENDPOINT and self.endpoint:
+            return self.endpoint
         if (kind.kind, name) not in self.objects:
             raise NotFound(404, "no")
         return self.objects[kind.kind, name]
@@ -134,6 +137,25 @@ async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_
     assert (await apply_plan(kube, cache, endpoint, planned)).writes == len(planned.children)
     assert (await apply_plan(kube, cache, endpoint, planned)).writes == 0
     assert {kind for _, kind, _ in kube.writes} == {kind.kind for kind in MANAGED}
+
+
+@pytest.mark.parametrize(
+    "endpoint_now",
+    [None, {"metadata": {"uid": "uid-2"}}, {"metadata": {"uid": "uid-1", "deletionTimestamp": "x"}}],
+    ids=["gone", "made anew", "being deleted"],
+)
+async def test_nothing_is_made_for_an_endpoint_that_goes(kube, cache, make_endpoint, make_plan, endpoint_now):
+    """The garbage collector's deletions may be told before the endpoint's own."""
+    endpoint = make_endpoint()
+    kube.endpoint = endpoint_now
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert kube.writes == []
+
+
+async def test_ends_once_the_endpoint_is_known_to_go(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint), lambda: len(kube.writes) < 3)
+    assert len(kube.writes) == 3
 
 
 async def test_a_field_taken_out_shows_in_the_digest(kube, cache, make_endpoint, make_plan):
