@@ -6,6 +6,7 @@ OperatorError
 │   ├── Conflict             409
 │   ├── Gone                 410: a watch's resourceVersion is too old
 │   ├── Rejected             400, 403, 422: the object itself is refused; trying again does not help
+│   ├── NamespaceGoing       403, since the namespace is being deleted: there is nothing left to do
 │   └── Throttled            429
 ├── LeaseLost                the lease ran out: nothing may be written any more
 └── PlanError                the spec cannot be planned; carries a condition's reason
@@ -18,6 +19,7 @@ __all__ = [
     "Gone",
     "KubeError",
     "LeaseLost",
+    "NamespaceGoing",
     "NotFound",
     "OperatorError",
     "PlanError",
@@ -54,6 +56,10 @@ class Gone(KubeError):
 
 
 class Rejected(KubeError):
+    pass
+
+
+class NamespaceGoing(KubeError):
     pass
 
 

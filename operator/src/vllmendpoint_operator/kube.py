@@ -16,7 +16,7 @@ import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 
-from .errors import Conflict, Gone, KubeError, NotFound, Rejected, Throttled
+from .errors import Conflict, Gone, KubeError, NamespaceGoing, NotFound, Rejected, Throttled
 from .kinds import Kind
 
 __all__ = ["FIELD_MANAGER", "Kube", "Object"]
@@ -287,9 +287,13 @@ def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
 async def _error(response: aiohttp.ClientResponse) -> KubeError:
     text = (await response.content.read(65_536)).decode(errors="replace")
     try:
-        message = str(json.loads(text).get("message", text))
+        status = json.loads(text)
+        message = str(status.get("message", text))
+        causes = {cause.get("reason") for cause in (status.get("details") or {}).get("causes") or []}
     except (ValueError, AttributeError):
-        message = text[:500]
+        message, causes = text[:500], set()
+    if "NamespaceTerminating" in causes:
+        return NamespaceGoing(response.status, message)
     retry_after = response.headers.get("Retry-After", "")
     return _typed(response.status, message, float(retry_after) if retry_after.isdigit() else None)
 

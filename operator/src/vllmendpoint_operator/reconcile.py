@@ -11,7 +11,7 @@ from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .apply import apply_plan
 from .cache import Cache, Key
-from .errors import Conflict, KubeError, NotFound, PlanError
+from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError
 from .events import event, transitions
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
@@ -135,6 +135,8 @@ class Reconciler:
                 observed = await self._observer.observe(endpoint)
         except PlanError as error:
             problem = error
+        except NamespaceGoing:
+            return None
         await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
         if problem is not None and planned is not None:
             return _UNAPPLIED_RETRY_SECONDS
