@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["CONDITION_REASONS", "Condition", "ConditionStatus", "Reason"]
+__all__ = ["CONDITION_REASONS", "READY_PARTS", "Condition", "ConditionStatus", "Reason"]
 
 
 class ConditionStatus(StrEnum):
@@ -26,6 +26,17 @@ class Condition(StrEnum):
     """kstatus: work is under way (True is abnormal)."""
     STALLED = "Stalled"
     """kstatus: a terminal error that only the user can mend (True is abnormal)."""
+
+
+READY_PARTS: Final = (
+    Condition.ACCEPTED,
+    Condition.RESOLVED_REFS,
+    Condition.CONFIGURATION_RESOLVED,
+    Condition.AVAILABLE,
+    Condition.GENERATING,
+    Condition.UP_TO_DATE,
+)
+"""What ``Ready`` is made of, in the order in which it looks for what is wrong."""
 
 
 class Reason(StrEnum):

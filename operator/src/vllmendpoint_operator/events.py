@@ -6,20 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from vllmendpoint_api import Condition, ConditionEntry, ConditionStatus, Reason, names
+from vllmendpoint_api import READY_PARTS, Condition, ConditionEntry, ConditionStatus, Reason, names
 
 from .model import Endpoint
 from .status.conditions import timestamp
 
 __all__ = ["Transition", "event", "transitions"]
 
-_PARTS: Final = (
-    Condition.ACCEPTED,
-    Condition.RESOLVED_REFS,
-    Condition.CONFIGURATION_RESOLVED,
-    Condition.AVAILABLE,
-    Condition.GENERATING,
-)
+_PARTS: Final = READY_PARTS[:-1]
+"""A rollout's steps are the Deployment's own Events."""
 _ON_THE_WAY: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS})
 
 

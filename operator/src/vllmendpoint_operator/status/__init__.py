@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from vllmendpoint_api import (
+    READY_PARTS,
     Condition,
     HandlersStatus,
     HandlerStatus,
@@ -27,15 +28,6 @@ from .up_to_date import up_to_date, updated_replicas
 from .workers import GENERATING, shown, workers
 
 __all__ = ["invalid_status", "status"]
-
-_PARTS = (
-    Condition.ACCEPTED,
-    Condition.RESOLVED_REFS,
-    Condition.CONFIGURATION_RESOLVED,
-    Condition.AVAILABLE,
-    Condition.GENERATING,
-    Condition.UP_TO_DATE,
-)
 
 
 def status(
@@ -87,7 +79,10 @@ def invalid_status(endpoint: Endpoint, message: str, now: datetime) -> VLLMEndpo
     refused = false(Reason.INVALID_SPEC, message)
     findings: dict[Condition, Finding] = {
         Condition.ACCEPTED: refused,
-        **{part: unknown(Reason.PENDING, "Not looked at: the spec is not accepted.") for part in _PARTS[1:]},
+        **{
+            part: unknown(Reason.PENDING, "Not looked at: the spec is not accepted.")
+            for part in READY_PARTS[1:]
+        },
         Condition.READY: refused,
         Condition.RECONCILING: false(Reason.SETTLED, "Nothing goes on by itself."),
         Condition.STALLED: true(Reason.INVALID_SPEC, message),

@@ -3,20 +3,12 @@
 from collections.abc import Mapping
 from typing import Final
 
-from vllmendpoint_api import Condition, ConditionStatus, Reason
+from vllmendpoint_api import READY_PARTS, Condition, ConditionStatus, Reason
 
 from .conditions import Finding, false, true
 
 __all__ = ["ready", "reconciling", "stalled"]
 
-_PARTS: Final = (
-    Condition.ACCEPTED,
-    Condition.RESOLVED_REFS,
-    Condition.CONFIGURATION_RESOLVED,
-    Condition.AVAILABLE,
-    Condition.GENERATING,
-    Condition.UP_TO_DATE,
-)
 _HARMLESS: Final = frozenset({Reason.PROBING_DISABLED})
 _TERMINAL: Final = (Condition.ACCEPTED, Condition.RESOLVED_REFS, Condition.CONFIGURATION_RESOLVED)
 _WORKING: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT})
@@ -30,7 +22,7 @@ def ready(parts: Mapping[Condition, Finding]) -> Finding:
     scaled_to_zero = parts[Condition.AVAILABLE].reason is Reason.SCALED_TO_ZERO
     open_parts = [
         parts[part]
-        for part in _PARTS
+        for part in READY_PARTS
         if not parts[part].holds
         and parts[part].reason not in _HARMLESS
         and not (
@@ -62,7 +54,7 @@ def stalled(parts: Mapping[Condition, Finding]) -> Finding:
 def reconciling(parts: Mapping[Condition, Finding]) -> Finding:
     if stalled(parts).holds:
         return false(Reason.SETTLED, "Nothing goes on by itself.")
-    for part in _PARTS:
+    for part in READY_PARTS:
         finding = parts[part]
         if not finding.holds and finding.reason in _WORKING:
             if part is Condition.CONFIGURATION_RESOLVED and (
