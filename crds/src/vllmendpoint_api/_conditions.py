@@ -61,7 +61,7 @@ class Reason(StrEnum):
     SECRET_NOT_FOUND = "SecretNotFound"
     # ConfigurationResolved
     INVALID_PAYLOAD = "InvalidPayload"
-    INVALID_SETTING = "InvalidSetting"
+    INVALID_SETTINGS = "InvalidSettings"
     INVALID_CONFIG_FILE = "InvalidConfigFile"
     INVALID_ENVIRONMENT = "InvalidEnvironment"
     INVALID_ENGINE_ARGUMENTS = "InvalidEngineArguments"
@@ -108,7 +108,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.RESOLVED,
         Reason.PENDING,
         Reason.INVALID_PAYLOAD,
-        Reason.INVALID_SETTING,
+        Reason.INVALID_SETTINGS,
         Reason.INVALID_CONFIG_FILE,
         Reason.INVALID_ENVIRONMENT,
         Reason.INVALID_ENGINE_ARGUMENTS,

@@ -221,13 +221,13 @@ PROBLEM = {
             ("False", "InvalidPayload"),
             ["it serves nothing until then", "(2 more problems.)"],
         ),
-        ({"configuration__state": "Refused"}, ("False", "InvalidSetting"), ["see its log"]),
+        ({"configuration__state": "Refused"}, ("False", "InvalidSettings"), ["see its log"]),
         (
             {
                 "configuration__state": "Refused",
                 "configuration__problems": [{**PROBLEM, "reason": "Nonsense"}],
             },
-            ("False", "InvalidSetting"),
+            ("False", "InvalidSettings"),
             [],
         ),
         (
@@ -235,7 +235,7 @@ PROBLEM = {
                 "configuration__state": "Refused",
                 "configuration__problems": [{**PROBLEM, "reason": "ProbingDisabled"}],
             },
-            ("False", "InvalidSetting"),
+            ("False", "InvalidSettings"),
             [],
         ),
     ],

@@ -58,11 +58,11 @@ def _refused(refused: list[Pod], total: int) -> Finding:
     problems = _report(pod).configuration.problems
     kept = "it keeps its last good settings" if _report(pod).health_check else "it serves nothing until then"
     if not problems:
-        return false(Reason.INVALID_SETTING, f"pod {pod.name} refused its configuration; see its log.")
+        return false(Reason.INVALID_SETTINGS, f"pod {pod.name} refused its configuration; see its log.")
     problem = problems[0]
     more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
     return false(
-        _KNOWN.get(problem.reason, Reason.INVALID_SETTING),
+        _KNOWN.get(problem.reason, Reason.INVALID_SETTINGS),
         f"{problem.source}: {problem.message} "
         f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
     )
