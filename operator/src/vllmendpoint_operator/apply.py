@@ -93,11 +93,11 @@ async def _apply(kube: Kube, kind: Kind, desired: Object, live: Object | None) -
 
 
 async def _stands(kube: Kube, endpoint: Endpoint) -> bool:
-    try:
-        metadata = (await kube.get(ENDPOINT, endpoint.namespace, endpoint.name))["metadata"]
-    except NotFound:
-        return False
-    return metadata["uid"] == endpoint.uid and "deletionTimestamp" not in metadata
+    found, _ = await kube.list(ENDPOINT, endpoint.namespace, name=endpoint.name, metadata_only=True)
+    return any(
+        item["metadata"]["uid"] == endpoint.uid and "deletionTimestamp" not in item["metadata"]
+        for item in found
+    )
 
 
 async def _ensure_free(kube: Kube, kind: Kind, child: Object) -> None:

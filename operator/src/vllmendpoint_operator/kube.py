@@ -148,10 +148,13 @@ class Kube:
         namespace: str | None,
         *,
         selector: str = "",
+        name: str = "",
         metadata_only: bool = False,
     ) -> tuple[list[Object], str]:
-        """All objects, and the resourceVersion to watch from."""
+        """All objects, or the one of that name, and the resourceVersion to watch from."""
         params = {"limit": str(_PAGE)}
+        if name:
+            params["fieldSelector"] = f"metadata.name={name}"
         if selector:
             params["labelSelector"] = selector
         headers = {"Accept": _METADATA.format("List")} if metadata_only else None
