@@ -31,9 +31,16 @@ def main() -> int:
     try:
         asyncio.run(run(settings))
     except* LeaseLost as lost:
-        log.error("%s", lost.exceptions[0])
+        log.error("%s", _first(lost))
         code = 1
     return code
+
+
+def _first(error: BaseException) -> BaseException:
+    """What happened, out of the groups that it came up in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def run(settings: Settings) -> None:
