@@ -240,7 +240,7 @@ class Operator:
 
 @pytest.fixture
 def operate(api: Api, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
-    """``operate(namespace, flag=value)`` starts one; all end with the test, and none may have had a defect."""
+    """``operate(namespace, flag=value)`` starts one; all end with the test, none may have had a defect."""
     started: list[Operator] = []
 
     def start(namespace: str, **flags: Any) -> Operator:

@@ -77,11 +77,13 @@ class FakeKube:
         self.version = 0
 
     async def get(self, kind, namespace, name):
-        if kind is ENDPOINT and self.endpoint:
-            return self.endpoint
         if (kind.kind, name) not in self.objects:
             raise NotFound(404, "no")
         return self.objects[kind.kind, name]
+
+    async def list(self, kind, namespace, *, name, metadata_only):
+        assert kind is ENDPOINT
+        return [self.endpoint] if self.endpoint else [], "1"
 
     async def apply(self, kind, body, **options):
         metadata = body["metadata"]
