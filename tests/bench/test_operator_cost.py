@@ -32,7 +32,7 @@ def calls(log: Path, start: int) -> collections.Counter[str]:
 
 def figures(cluster: Cluster) -> tuple[float, float]:
     """CPU seconds and resident MB of the operator's process."""
-    path = f"/api/v1/namespaces/{SYSTEM}/services/vllmendpoint-operator-metrics:8080/proxy/metrics"
+    path = f"/api/v1/namespaces/{SYSTEM}/services/vllmendpoint-operator:8080/proxy/metrics"
     text = cluster.kubectl("get", "--raw", path)
 
     def value(name: str) -> float:
