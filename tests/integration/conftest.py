@@ -12,23 +12,21 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
 import yaml
+from fake_worker import REPORT_PORT, Worker
 
 Object = dict[str, Any]
 
 CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
 BIN = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path(CACHE) / "vllmendpoint") / "bin"
 ROOT = Path(__file__).parents[2]
-REPORT_PORT = 19091
 GROUP = "serving.vllmendpoint.dev"
 PATHS = {
     "VLLMEndpoint": f"/apis/{GROUP}/v1alpha1/namespaces/{{}}/vllmendpoints",
@@ -275,62 +273,6 @@ def shared(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opera
         assert "a defect of the operator" not in operator.text(), operator.text()
     finally:
         operator.kill()
-
-
-class Worker(ThreadingHTTPServer):
-    """A worker's report port on a loopback address: streams ``report``, again at every change."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, address: str, pod_uid: str, settings_hash: str) -> None:
-        self.report = json.loads((Path(__file__).parent / "report.json").read_text())
-        self.report |= {"podUid": pod_uid}
-        self.report["configuration"]["settingsHash"] = settings_hash
-        self.raw: bytes | None = None
-        self.connections = 0
-        self.news = threading.Condition()
-        self.ended = False
-        super().__init__((address, REPORT_PORT), _Stream)
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    def say(self, verdict: str = "", **changed: Any) -> None:
-        with self.news:
-            if verdict:
-                self.report["verdict"] |= {"state": verdict, "message": f"{verdict} says the test"}
-            for path, value in changed.items():
-                outer, _, inner = path.partition("__")
-                if inner:
-                    self.report[outer][inner] = value
-                else:
-                    self.report[outer] = value
-            self.news.notify_all()
-
-    def cut(self) -> None:
-        """End every stream and listen no more."""
-        self.ended = True
-        with self.news:
-            self.news.notify_all()
-        self.shutdown()
-        self.server_close()
-
-
-class _Stream(BaseHTTPRequestHandler):
-    server: Worker
-
-    def do_GET(self) -> None:
-        worker = self.server
-        self.send_response(200)
-        self.end_headers()
-        worker.connections += 1
-        with contextlib.suppress(OSError):
-            while not worker.ended:
-                with worker.news:
-                    self.wfile.write(worker.raw or json.dumps(worker.report).encode() + b"\n")
-                    worker.news.wait(2)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 class Space:

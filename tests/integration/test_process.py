@@ -46,7 +46,7 @@ def test_answers_for_itself_and_ends_within_two_seconds(operate, space, api, nam
     assert condition in text
     assert "vllmendpoint_replicas{" + where + ',state="wanted"} 1.0' in text
     api.delete("VLLMEndpoint", namespace, endpoint.name)
-    until(lambda: where not in ask(metrics, "/metrics")[1], "no series of what is gone")
+    until(lambda: where not in ask(metrics, "/metrics")[1], lambda: ask(metrics, "/metrics")[1])
     started = time.monotonic()
     assert operator.stop() == 0, operator.text()
     assert time.monotonic() - started < 2

@@ -162,13 +162,12 @@ class Reconciler:
         }
         try:
             written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
-        except NotFound:
-            self._endpoints.drop(endpoint.key, endpoint.uid)
-            return
-        except Conflict:
-            # The watch brings, or has brought, what is newer.
+        except (Conflict, NotFound):
+            # The watch brings, or has brought, what is newer; on DELETED all that is kept of it goes.
             log.debug("status not written: %s/%s has changed", *endpoint.key)
             return
+        if not self._endpoints.wants(endpoint.key, endpoint.uid):
+            return  # deleted while the answer was on its way: it must not come back to life here
         self._endpoints.put(written)
         before = endpoint.status.conditions if endpoint.status is not None else ()
         for transition in transitions(before, new.conditions):

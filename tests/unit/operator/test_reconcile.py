@@ -1,0 +1,128 @@
+"""What a reconcile does with news that come in while it waits for an answer."""
+
+import pytest
+
+from vllmendpoint_operator.cache import Cache
+from vllmendpoint_operator.errors import Conflict, NotFound
+from vllmendpoint_operator.metrics import Metrics
+from vllmendpoint_operator.observe import Observer
+from vllmendpoint_operator.plan import Options
+from vllmendpoint_operator.reconcile import Endpoints, Reconciler
+from vllmendpoint_operator.reports import Reports
+
+KEY = ("ns", "e")
+
+
+def endpoint(**spec):
+    metadata = {"namespace": "ns", "name": "e", "uid": "u", "resourceVersion": "5", "generation": 1}
+    return {"metadata": metadata, "spec": {"model": {"uri": "hf://o/n"}, **spec}}
+
+
+class Api:
+    """Takes everything; ``meanwhile`` is called while a status is on its way."""
+
+    def __init__(self):
+        self.version = 10
+        self.events = []
+        self.status = None
+        self.meanwhile = lambda: None
+
+    async def list(self, kind, namespace, **options):
+        return [endpoint()], "1"
+
+    async def get(self, kind, namespace, name):
+        raise NotFound(404, "no")
+
+    async def apply(self, kind, body, *, subresource=None, manager=""):
+        self.version += 1
+        if subresource == "status":
+            self.status = body
+            self.meanwhile()
+            body = {**endpoint(), "status": body["status"]}
+        metadata = {"uid": body["metadata"]["name"], **body["metadata"], "resourceVersion": str(self.version)}
+        return {**body, "metadata": metadata}
+
+    async def create(self, kind, body):
+        self.events.append(body["reason"])
+
+
+@pytest.fixture
+async def world():
+    api, endpoints, metrics = Api(), Endpoints(), Metrics()
+    cache = Cache(api, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    async with Reports(lambda owner: None) as reports:
+        reconciler = Reconciler(
+            kube=api,
+            cache=cache,
+            observer=Observer(api, cache, reports),
+            endpoints=endpoints,
+            options=Options("image"),
+            metrics=metrics,
+            identity="test",
+        )
+        yield api, endpoints, metrics, reconciler
+
+
+def series(metrics):
+    return [
+        sample
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+        if "name" in sample.labels
+    ]
+
+
+async def test_status_is_written_over_what_was_looked_at(world):
+    api, endpoints, _, reconciler = world
+    endpoints.put(endpoint())
+    assert await reconciler.reconcile(KEY) is None
+    metadata = api.status["metadata"]
+    assert (metadata["uid"], metadata["resourceVersion"]) == ("u", "5")
+    api.status = None
+    await reconciler.reconcile(KEY)
+    assert api.status is None, "the second one writes nothing"
+
+
+async def test_deleted_while_its_status_is_on_its_way_it_stays_deleted(world):
+    api, endpoints, metrics, reconciler = world
+    endpoints.put(endpoint(engine={"args": ["--model"]}))
+    api.meanwhile = lambda: endpoints.drop(KEY, "u")
+    await reconciler.reconcile(KEY)
+    assert endpoints.get(KEY) is None
+    assert api.events == []
+    assert series(metrics)
+    await reconciler.reconcile(KEY)
+    assert series(metrics) == []
+
+
+@pytest.mark.parametrize("answer", [Conflict(409, "changed"), NotFound(404, "gone")])
+async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answer):
+    api, endpoints, _, reconciler = world
+    endpoints.put(endpoint())
+
+    def refuse():
+        raise answer
+
+    api.meanwhile = refuse
+    assert await reconciler.reconcile(KEY) is None
+    assert endpoints.get(KEY) is not None, "DELETED tells, and takes all else along"
+
+
+async def test_nothing_for_what_is_being_deleted(world):
+    api, endpoints, _, reconciler = world
+    going = endpoint()
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    endpoints.put(going)
+    await reconciler.reconcile(KEY)
+    assert api.version == 10
+
+
+async def test_a_spec_of_another_version_is_told(world):
+    api, endpoints, _, reconciler = world
+    endpoints.put(endpoint(novelty=1))
+    await reconciler.reconcile(KEY)
+    (accepted,) = [c for c in api.status["status"]["conditions"] if c["type"] == "Accepted"]
+    assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
+    assert "novelty" in accepted["message"]
+    assert "the operator and the CRD to the same version" in accepted["message"]
+    assert api.events == ["InvalidSpec"]
