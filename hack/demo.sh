@@ -25,14 +25,17 @@ for pid in found: os.kill(pid, getattr(signal, sys.argv[1]))
 sys.exit(0 if found else "no engine core process found")' "$2"
 }
 
-# Polls until CONDITION has STATUS; prints each new reason and message on the way. Seconds at most: $3.
+# Polls until CONDITION has STATUS; prints each new reason and message on the way, and a line every 20 s at least.
 await() {
-  local from said="" line
+  local from said="" spoke=0 line
   from=$(now)
   while [[ $(condition "$1" status) != "$2" ]]; do
     line="$(condition Ready reason): $(condition Ready message)"
-    [[ $line == "$said" ]] || printf '  [%4ss] %s\n' "$(since "$from")" "$line"
-    said=$line
+    [[ $line != ": " ]] || line="the operator has not looked at it yet"
+    if [[ $line != "$said" ]] || ((SECONDS - spoke >= 20)); then
+      printf '  [%4ss] %s\n' "$(since "$from")" "$line"
+      said=$line spoke=$SECONDS
+    fi
     awk -v t="$(since "$from")" -v m="$3" 'BEGIN { exit t > m }' || die "$1 is not $2 after $3 s; see kubectl describe vep $endpoint"
     sleep "${4:-1}"
   done
