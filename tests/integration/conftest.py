@@ -231,7 +231,6 @@ class Operator:
         self.process.wait(10)
 
     def stop(self) -> int:
-        """Exit status after SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(10)
 
@@ -328,7 +327,6 @@ class Space:
         ]
 
     def play(self, pod: Object, *, ready: bool = True, address: str = "127.0.0.1", **main: Any) -> None:
-        """What a kubelet would write."""
         container = {
             "name": "main",
             "image": "i",

@@ -167,6 +167,7 @@ def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, space, ap
     first.process.send_signal(signal.SIGSTOP)
     second = operate(namespace, identity="second").leads()
     second.process.send_signal(signal.SIGSTOP)  # so that every write is the first one's
+    time.sleep(0.5)  # for what it had sent already
     endpoint.patch(spec={"replicas": 2})
     mark = api.mark()
     first.process.send_signal(signal.SIGCONT)
