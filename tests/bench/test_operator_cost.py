@@ -51,9 +51,7 @@ def test_cost_at_rest_and_for_one_life(cluster: Cluster) -> None:
             n for what, n in found.items() if what.split()[0] in ("create", "patch", "delete", "update")
         )
         lease = sum(n for what, n in found.items() if what.endswith("leases"))
-        print(
-            f"\n{name}: CPU {after - cpu:.2f} s, RSS {memory:.0f} MB, {writes} writes, {lease} calls for the lease"
-        )
+        print(f"\n{name}: CPU {after - cpu:.2f} s, RSS {memory:.0f} MB, {writes} writes, {lease} lease calls")
         print("  " + ", ".join(f"{what} {n}" for what, n in sorted(found.items())))
 
     start, (cpu, _) = AUDIT.stat().st_size, figures(cluster)
