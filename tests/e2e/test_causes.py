@@ -84,11 +84,11 @@ CASES: list[tuple[str, dict[str, Any], str, str, str, str]] = [
     ),
     (
         "out-of-memory",
-        {"worker": worker(resources={"limits": {"memory": "100Mi"}}), "frontend": {"mode": "None"}},
+        {"worker": worker(resources={"limits": {"memory": "48Mi"}}), "frontend": {"mode": "None"}},
         "Available",
         "False",
         "OOMKilled",
-        "100Mi",
+        "48Mi",
     ),
     (
         "bad-argument",

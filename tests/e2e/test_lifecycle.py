@@ -85,17 +85,16 @@ def test_frozen_engine_is_noticed_and_unrouted_and_comes_back_without_restart(
     cluster: Cluster, pod: str, url: str
 ) -> None:
     cluster.signal_engine(pod, "SIGSTOP")
-    frozen = time.monotonic()
     try:
         found = eventually(
-            lambda: cluster.condition(NAME, "Generating"), lambda c: c["status"] == "False", 30
+            # period 5 + timeout 5 + 1, and what a busy machine adds; tests/bench measures
+            lambda: cluster.condition(NAME, "Generating"),
+            lambda c: c["status"] == "False",
+            30,
         )
-        took = time.monotonic() - frozen
         assert found["reason"] == "EngineStalled"
         assert pod in found["message"]
         assert "1 of 1" in found["message"]
-        # period 5 + timeout 5 + 1, and what kubectl and the operator add on a busy machine
-        assert took < 16, took
         assert cluster.condition(NAME, "Ready")["reason"] == "EngineStalled"
         eventually(lambda: chat(url, NAME, seconds=3)[0], lambda code: code in (404, 503), 20)
         with cluster.forward(f"pod/{pod}", 8080) as base:

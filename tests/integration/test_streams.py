@@ -51,6 +51,9 @@ def test_the_worst_replica_goes_first_and_order_is_no_change(shared, space, api,
     endpoint = space().create(replicas=3)
     workers = endpoint.serve(3)
     endpoint.until("Ready", "True")
+    # Two of three are enough for Ready: the third may still be on its way.
+    whole = {"readyReplicas": 3, "generatingReplicas": 3}
+    until(lambda: whole.items() <= endpoint.get()["status"].items(), "all three generate")
     names = [w["name"] for w in endpoint.get()["status"]["workers"]]
     assert names == sorted(names)
     uids = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in endpoint.pods()}
