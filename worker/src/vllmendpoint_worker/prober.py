@@ -313,6 +313,8 @@ class Prober:
         before, self.state = self.state, state
         if before.verdict is state.verdict:
             return
+        if state.verdict is Verdict.STALLED:
+            self._progress.stalled()
         level = logging.INFO if state.verdict in (Verdict.GENERATING, Verdict.BUSY) else logging.WARNING
         logger.log(level, "Verdict %s -> %s %s", before.verdict, state.verdict, state.message)
         self._publish()

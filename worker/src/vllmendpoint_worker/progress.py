@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from .verdict import ProgressSeen
+from .verdict import CRITICAL_STEPS, ProgressSeen
 
 __all__ = ["PROBE_PREFIX", "PROGRESS", "Progress"]
 
@@ -29,6 +29,7 @@ class Progress:
         self._clock = clock
         self._last_scheduled: float | None = None
         self._steps: deque[tuple[float, float]] = deque(maxlen=_LONGEST)
+        self._stalled_at: float | None = None
         self.attached = False
         """vLLM has made our stat logger. Without it every timeout would look like a stall."""
         self.tokens_scheduled = 0
@@ -45,7 +46,16 @@ class Progress:
         now = self._clock()
         self._last_scheduled = now
         self.tokens_scheduled += tokens
+        if self._stalled_at is not None and now - seconds <= self._stalled_at:
+            # The step that the stall was: it ends now, with the stall in it. Counted whole it would hide the
+            # next stall for three times as long as this one lasted; left out, a prefill that really is so
+            # long would be called a stall every time. So the window becomes its length, not three of it.
+            seconds /= CRITICAL_STEPS
         self._steps.append((now, max(seconds, 0.0)))
+
+    def stalled(self) -> None:
+        """The engine has just been found stalled."""
+        self._stalled_at = self._clock()
 
     def finished(self, requests: Iterable[tuple[str, bool]]) -> None:
         """Requests that ended in this step: (request id, whether it ended well)."""
