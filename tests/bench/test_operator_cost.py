@@ -23,7 +23,7 @@ def calls(log: Path, start: int) -> collections.Counter[str]:
         file.seek(start)
         for line in file:
             entry = json.loads(line)
-            if entry["user"]["username"] == USER and entry["stage"] == "ResponseComplete":
+            if entry["user"].get("username") == USER and entry["stage"] == "ResponseComplete":
                 what = entry.get("objectRef", {})
                 resource = "/".join(filter(None, (what.get("resource"), what.get("subresource"))))
                 counted[f"{entry['verb']} {resource}"] += 1
