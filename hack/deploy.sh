@@ -61,7 +61,7 @@ up_kind() {
 
 case $cluster in local | kind) ;; *) die "CLUSTER=$cluster: local or kind" ;; esac
 
-stage "tools, images and model (from nothing about 20 minutes on two cores, else seconds)"
+stage "tools, images and model (from nothing about 15 minutes on two cores, else seconds)"
 mkdir -p "$cache"
 "build_$cluster"
 

@@ -162,8 +162,8 @@ class _Answer:
 class Prober:
     """Owns the verdict. ``run`` is one task; its owner cancels and awaits it.
 
-    ``publish`` is called after every change of state and every probe; ``end`` (once) when the process must
-    end, with the reason: a dead engine, or a certain stall of ``restart_after`` seconds.
+    ``publish`` is called after every change of state and every probe. Whether the process must end is its
+    caller's to decide.
     """
 
     def __init__(

@@ -137,7 +137,8 @@ def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:
         for pod in observed.workers
         if not pod.terminating
         and pod.link.report is not None
-        and pod.link.report.configuration.settings_hash != settings.hash
+        # Empty: it has not read them yet, and will find the newest.
+        and pod.link.report.configuration.settings_hash not in ("", settings.hash)
         and (pod.obj["metadata"].get("annotations") or {}).get(names.ANNOTATION_SETTINGS_HASH)
         != settings.hash
     }
