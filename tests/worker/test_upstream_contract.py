@@ -41,7 +41,7 @@ def parameters(function: Any) -> list[str]:
     ("function", "needed"),
     [
         (
-            upstream.WorkerFactory.__init__,
+            upstream._serve.WorkerFactory.__init__,
             [
                 "setup_vllm_engine_fn",
                 "setup_kv_event_publisher_fn",
@@ -52,14 +52,17 @@ def parameters(function: Any) -> list[str]:
                 "state_agent_lifecycle",
             ],
         ),
-        (upstream.WorkerFactory.create, ["runtime", "config", "shutdown_event", "shutdown_endpoints"]),
+        (upstream._serve.WorkerFactory.create, ["runtime", "config", "shutdown_event", "shutdown_endpoints"]),
         (
-            upstream.WorkerFactory.register_engine_routes,
+            upstream._serve.WorkerFactory.register_engine_routes,
             ["runtime", "generate_endpoint", "handler", "lora_enabled"],
         ),
-        (upstream.create_runtime, ["discovery_backend", "request_plane", "event_plane", "response_plane"]),
         (
-            upstream.graceful_shutdown_with_discovery,
+            upstream._serve.create_runtime,
+            ["discovery_backend", "request_plane", "event_plane", "response_plane"],
+        ),
+        (
+            upstream._serve.graceful_shutdown_with_discovery,
             [
                 "runtime",
                 "endpoints",
@@ -68,28 +71,28 @@ def parameters(function: Any) -> list[str]:
                 "cleanup_callback",
             ],
         ),
-        (upstream.get_grace_period_seconds, []),
-        (upstream.dynamo_main.setup_vllm_engine, ["config", "stat_logger", "fpm_worker_id"]),
+        (upstream._serve.get_grace_period_seconds, []),
+        (upstream._serve.dynamo_main.setup_vllm_engine, ["config", "stat_logger", "fpm_worker_id"]),
         (
-            upstream.dynamo_main.register_vllm_model,
+            upstream._serve.dynamo_main.register_vllm_model,
             ["model_input", "model_type", "generate_endpoint", "config"],
         ),
-        (upstream.dynamo_main.setup_kv_event_publisher, ["config"]),
-        (upstream.dynamo_main.setup_kv_state_attachment_owner, ["config"]),
-        (upstream.dynamo_main.setup_fpm_relay, ["config"]),
-        (upstream.dynamo_main.setup_metrics_collection, ["config"]),
-        (upstream.dynamo_main.should_prefetch_model, ["config"]),
-        (upstream.parse_args_with_model_fetch, ["argv"]),
-        (upstream.configure_rl_logprobs_mode, ["config"]),
-        (upstream.fetch_model, ["remote_name"]),
-        (upstream.dump_config, ["dump_config_to", "config"]),
-        (upstream.EmbeddingWorkerHandler.__init__, ["runtime", "engine", "config", "shutdown_event"]),
-        (upstream.EmbeddingWorkerHandler.generate, ["request", "context"]),
-        (upstream.register_api_routers, ["args", "app", "supported_tasks", "model_config"]),
-        (upstream.attach_endpoint_plugins, ["app", "supported_tasks"]),
-        (upstream.init_exception_handler, ["app"]),
-        (upstream.init_entrypoints_middleware, ["args", "app", "supported_tasks"]),
-        (upstream.init_app_state, ["engine_client", "state", "args", "supported_tasks"]),
+        (upstream._serve.dynamo_main.setup_kv_event_publisher, ["config"]),
+        (upstream._serve.dynamo_main.setup_kv_state_attachment_owner, ["config"]),
+        (upstream._serve.dynamo_main.setup_fpm_relay, ["config"]),
+        (upstream._serve.dynamo_main.setup_metrics_collection, ["config"]),
+        (upstream._serve.dynamo_main.should_prefetch_model, ["config"]),
+        (upstream._arguments.parse_args_with_model_fetch, ["argv"]),
+        (upstream._arguments.configure_rl_logprobs_mode, ["config"]),
+        (upstream._arguments.fetch_model, ["remote_name"]),
+        (upstream._arguments.dump_config, ["dump_config_to", "config"]),
+        (upstream._serve.EmbeddingWorkerHandler.__init__, ["runtime", "engine", "config", "shutdown_event"]),
+        (upstream._serve.EmbeddingWorkerHandler.generate, ["request", "context"]),
+        (upstream._http.register_api_routers, ["args", "app", "supported_tasks", "model_config"]),
+        (upstream._http.attach_endpoint_plugins, ["app", "supported_tasks"]),
+        (upstream._http.init_exception_handler, ["app"]),
+        (upstream._http.init_entrypoints_middleware, ["args", "app", "supported_tasks"]),
+        (upstream._http.init_app_state, ["engine_client", "state", "args", "supported_tasks"]),
         (upstream.get_max_tokens, ["max_model_len", "max_tokens", "input_length", "default_sampling_params"]),
         (upstream.ChatCompletionRequest.to_sampling_params, ["max_tokens", "default_sampling_params"]),
         (upstream.CompletionRequest.to_sampling_params, ["max_tokens", "default_sampling_params"]),
@@ -133,13 +136,13 @@ def test_what_the_engine_client_and_its_stats_have() -> None:
 
 def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered() -> None:
     """The factory calls register_engine_routes, then register_vllm_model, then serves handler.generate."""
-    source = inspect.getsource(upstream.WorkerFactory._run_decode_worker)
+    source = inspect.getsource(upstream._serve.WorkerFactory._run_decode_worker)
     places = [
         source.index(text)
         for text in ("self.register_engine_routes(", "self.register_vllm_model(", "handler.generate,")
     ]
     assert places == sorted(places)
-    embedding = inspect.getsource(upstream.WorkerFactory._create_embedding_worker)
+    embedding = inspect.getsource(upstream._serve.WorkerFactory._create_embedding_worker)
     assert "self.register_vllm_model(" in embedding
 
 
@@ -164,7 +167,7 @@ async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engin
         yield {"token_ids": [7]}
 
     healthy = True
-    answer = upstream._answer_canary(generate, lambda: healthy)
+    answer = upstream._serve._answer_canary(generate, lambda: healthy)
     assert parameters(answer) == ["request", "context"]
     canary = {"token_ids": [1], "_HEALTH_CHECK": True}
     chunks = [chunk async for chunk in answer(canary, context="c")]

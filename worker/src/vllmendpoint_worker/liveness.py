@@ -1,0 +1,53 @@
+"""The main loop's sign of life, and the two ends of the process that are liveness's: a dead engine, and a
+certain stall of ``restartAfterSeconds``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from vllmendpoint_api import Mode, Verdict
+
+from .board import Board, Clock
+from .leaving import leave
+from .publish import Publisher
+from .verdict import stalled_for
+
+__all__ = ["EXIT_DEAD", "EXIT_STALLED", "Liveness"]
+
+BEAT_SECONDS: Final = 0.25
+EXIT_DEAD: Final = 1
+EXIT_STALLED: Final = 3
+
+
+class Liveness:
+    """``restart_after`` gives the seconds of stall that end the process, 0 for never."""
+
+    def __init__(
+        self, board: Board, shown: Publisher, restart_after: Callable[[], float], clock: Clock
+    ) -> None:
+        self._board = board
+        self._shown = shown
+        self._restart_after = restart_after
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Beat until cancelled, or until the process must end."""
+        while True:
+            self._board.beat()
+            if (prober := self._shown.prober) is not None and not self._shown.stopping:
+                if prober.state.verdict is Verdict.DEAD:
+                    await asyncio.sleep(0.1)  # the watchers hear of it
+                    leave(EXIT_DEAD, "The engine is gone: vLLM reports EngineDeadError.")
+                stalled = stalled_for(prober.state, self._clock.monotonic())
+                if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
+                    leave(
+                        EXIT_STALLED,
+                        f"The engine has been stalled for {stalled:.0f} s (restartAfterSeconds).",
+                    )
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def blocked(self, seconds: float) -> None:
+        """On the report's thread: the main loop cannot end the process, if it is blocked for too long."""
+        if 0 < self._restart_after() <= seconds:
+            leave(EXIT_STALLED, f"The worker's event loop has been blocked for {seconds:.0f} s.")

@@ -1,0 +1,50 @@
+"""The only importer of ``dynamo.*`` and of vLLM's launchers, request models and renderers.
+
+Most of what is named here is no public interface of theirs. The versions are pinned, nothing of theirs is
+rebound, and ``tests/worker/test_upstream_contract.py`` holds every name and signature used, so that an
+upgrade fails there and not in a pod. Importing this package takes 10-25 s: it is imported late.
+"""
+
+from vllm.entrypoints.launchers.launcher import NoSignalServer
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.sampling_params import SamplingParams
+
+from ._arguments import (
+    Arguments,
+    config_arguments,
+    parse_arguments,
+    prepare_engine,
+    request_fields,
+    split_frontend,
+)
+from ._http import HttpApp, build_http_app
+from ._progress import ProgressLogger
+from ._serve import HEALTH_CHECK_KEY, Gate, Hooks, Shutdown, WorkerEngine, grace_seconds, serve
+
+__all__ = [
+    "HEALTH_CHECK_KEY",
+    "Arguments",
+    "ChatCompletionRequest",
+    "CompletionRequest",
+    "EmbeddingCompletionRequest",
+    "Gate",
+    "Hooks",
+    "HttpApp",
+    "NoSignalServer",
+    "ProgressLogger",
+    "SamplingParams",
+    "Shutdown",
+    "WorkerEngine",
+    "build_http_app",
+    "config_arguments",
+    "get_max_tokens",
+    "grace_seconds",
+    "parse_arguments",
+    "prepare_engine",
+    "request_fields",
+    "serve",
+    "split_frontend",
+]

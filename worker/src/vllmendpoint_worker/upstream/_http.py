@@ -1,0 +1,62 @@
+"""vLLM's own HTTP app over Dynamo's engine client."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.api_server.routers import register_api_routers
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
+from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from ._serve import WorkerEngine
+
+__all__ = ["HttpApp", "build_http_app"]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpApp:
+    """``app``: vLLM's routes; ``renderer``: vLLM's own, for the probe's prompt."""
+
+    app: Any
+    renderer: Any
+    max_event_bytes: int
+    max_headers: int
+
+
+async def build_http_app(engine: WorkerEngine, frontend_argv: Sequence[str]) -> HttpApp:
+    """vLLM's routes, middleware and exception handlers around Dynamo's engine client.
+
+    Built from the parts of ``vllm.entrypoints.launchers.app.build_app`` without the SageMaker bootstrap,
+    whose override of ``/ping`` and ``/invocations`` depends on FastAPI's version.
+    """
+    args = _http_arguments(engine, frontend_argv)
+    tasks: Any = await engine.tasks()
+    documented: dict[str, Any] = {"openapi_url": None} if args.disable_fastapi_docs else {}
+    app = FastAPI(**documented)
+    app.state.args = args
+    app.root_path = args.root_path or ""
+    register_api_routers(args, app, tasks, engine.client.model_config)
+    attach_endpoint_plugins(app, tasks)
+    init_exception_handler(app)
+    init_entrypoints_middleware(args, app, tasks)
+    await init_app_state(engine.client, app.state, args, tasks)
+    return HttpApp(
+        app, app.state.online_renderer, args.h11_max_incomplete_event_size, args.h11_max_header_count
+    )
+
+
+def _http_arguments(engine: WorkerEngine, frontend_argv: Sequence[str]) -> Any:
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(list(frontend_argv))
+    config = engine.config
+    for field in dataclasses.fields(config.engine_args):
+        setattr(args, field.name, getattr(config.engine_args, field.name))
+    args.served_model_name = engine.model_names
+    if args.chat_template is None:
+        args.chat_template = config.custom_jinja_template
+    return args

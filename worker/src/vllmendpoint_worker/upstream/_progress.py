@@ -1,0 +1,47 @@
+"""What vLLM's scheduler does, for :mod:`vllmendpoint_worker.progress`."""
+
+from typing import Any
+
+from vllm.v1.engine import FinishReason
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from vllmendpoint_worker.progress import PROGRESS
+
+__all__ = ["ProgressLogger"]
+
+_ENDED_WELL = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
+
+
+class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
+    """vLLM's ``vllm.stat_logger_plugins`` entry point, loaded where the engine client is.
+
+    Hands over the tokens of each step (``--enable-logging-iteration-details``) and the requests that
+    ended.
+    """
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        del vllm_config, engine_index
+        PROGRESS.attached = True
+
+    def record(
+        self,
+        scheduler_stats: Any,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        del mm_cache_stats, engine_idx
+        details = scheduler_stats.iteration_details if scheduler_stats is not None else None
+        if details is not None and not details.is_dummy:
+            tokens = (
+                details.num_ctx_tokens + details.num_generation_tokens + details.num_encoder_output_tokens
+            )
+            PROGRESS.step(tokens, details.elapsed_ms / 1000.0)
+        if iteration_stats is not None and iteration_stats.finished_requests:
+            PROGRESS.finished(
+                (request.request_id or "", request.finish_reason in _ENDED_WELL)
+                for request in iteration_stats.finished_requests
+            )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to log."""

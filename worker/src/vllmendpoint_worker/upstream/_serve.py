@@ -1,0 +1,199 @@
+"""Dynamo's worker, composed of its own building blocks, with our hooks between its steps."""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
+
+from dynamo._core import Context
+from dynamo.common.utils.graceful_shutdown import get_grace_period_seconds, graceful_shutdown_with_discovery
+from dynamo.common.utils.runtime import create_runtime
+from dynamo.health_check import HEALTH_CHECK_KEY
+from dynamo.vllm import main as dynamo_main
+from dynamo.vllm.handlers import EmbeddingWorkerHandler
+from dynamo.vllm.state_agent import StateAgentLifecycle
+from dynamo.vllm.worker_factory import WorkerFactory
+
+from ._arguments import Arguments
+
+__all__ = ["HEALTH_CHECK_KEY", "Gate", "Hooks", "Shutdown", "WorkerEngine", "grace_seconds", "serve"]
+
+Gate = Callable[[], bool]
+"""Whether the worker may be called healthy now."""
+
+
+class Hooks(Protocol):
+    """What the worker does at the points where upstream's composition lets it in."""
+
+    def runtime_made(self, shutdown: "Shutdown") -> None:
+        """The runtime stands; signals stay the worker's: upstream's handlers are not installed."""
+        ...
+
+    def engine_loaded(self, engine: "WorkerEngine") -> None: ...
+
+    async def before_register(self) -> None:
+        """The engine and its handler stand; nothing is registered yet."""
+        ...
+
+    def registered(self) -> None: ...
+
+
+class Shutdown:
+    """Dynamo's graceful shutdown: unregister, grace period, stop the endpoints, end the engine."""
+
+    def __init__(self, runtime: Any, endpoints: list[Any], event: asyncio.Event, lifecycle: Any) -> None:
+        self._runtime = runtime
+        self._endpoints = endpoints
+        self._event = event
+        self._lifecycle = lifecycle
+
+    async def run(self, cleanup: Callable[[], Any]) -> None:
+        """``cleanup`` is awaited (30 s at most) after the grace period, before the runtime goes."""
+        await graceful_shutdown_with_discovery(
+            self._runtime,
+            self._endpoints,
+            shutdown_event=self._event,
+            pre_shutdown_callback=self._lifecycle.close,
+            cleanup_callback=cleanup,
+        )
+
+
+def grace_seconds() -> float:
+    """``DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS``, default 5: between unregistering and the end."""
+    return float(get_grace_period_seconds())
+
+
+async def serve(parsed: Arguments, hooks: Hooks, gate: Gate) -> None:
+    """Run Dynamo's worker until it is shut down: upstream's ``main.worker``, with our hooks between its
+    steps.
+    """
+    config = parsed.dynamo
+    event = asyncio.Event()
+    endpoints: list[Any] = []
+    lifecycle = StateAgentLifecycle()
+    runtime, _ = create_runtime(
+        discovery_backend=config.discovery_backend,
+        request_plane=config.request_plane,
+        event_plane=config.event_plane,
+        response_plane=config.response_plane,
+    )
+    hooks.runtime_made(Shutdown(runtime, endpoints, event, lifecycle))
+    engine = WorkerEngine(config, event)
+
+    def setup(*args: Any, **kwargs: Any) -> Any:
+        result = dynamo_main.setup_vllm_engine(*args, **kwargs)  # blocks the event loop for the whole load
+        engine.loaded(result[0], result[1], result[2])
+        hooks.engine_loaded(engine)
+        return result
+
+    async def register(*args: Any, **kwargs: Any) -> None:
+        if config.embedding_worker:
+            engine.use(
+                EmbeddingWorkerHandler(
+                    runtime=runtime, engine=engine.client, config=config, shutdown_event=event
+                )
+            )
+        await hooks.before_register()
+        await dynamo_main.register_vllm_model(*args, **kwargs)
+        hooks.registered()
+
+    factory = _Factory(
+        engine,
+        gate,
+        setup_vllm_engine_fn=setup,
+        setup_kv_event_publisher_fn=dynamo_main.setup_kv_event_publisher,
+        setup_kv_state_attachment_owner_fn=dynamo_main.setup_kv_state_attachment_owner,
+        register_vllm_model_fn=register,
+        setup_fpm_relay_fn=dynamo_main.setup_fpm_relay,
+        setup_metrics_collection_fn=dynamo_main.setup_metrics_collection,
+        state_agent_lifecycle=lifecycle,
+    )
+    await factory.create(runtime, config, event, endpoints)
+
+
+class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
+    """Catches the request handler, and leaves out the unauthenticated ``/engine/*`` routes.
+
+    ``POST /engine/control/sleep`` or ``pause_generation`` on the system port would stop the engine for anyone
+    who reaches it.
+    """
+
+    def __init__(self, engine: "WorkerEngine", gate: Gate, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._engine = engine
+        self._gate = gate
+
+    def register_engine_routes(
+        self, runtime: Any, generate_endpoint: Any, handler: Any, lora_enabled: bool = False
+    ) -> None:
+        del runtime, generate_endpoint, lora_enabled
+        self._engine.use(handler)
+        # The factory serves ``handler.generate``: the canary's requests are answered from our verdict there.
+        handler.generate = _answer_canary(handler.generate, self._gate)
+
+
+def _answer_canary(generate: Any, gate: Gate) -> Any:
+    """Upstream's canary costs the engine nothing: where its marker is seen, our verdict answers.
+
+    Dynamo passes the context by the name ``context``.
+    """
+
+    async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+        if isinstance(request, Mapping) and request.get(HEALTH_CHECK_KEY) is True:
+            if gate():
+                yield {"index": 0, "token_ids": [0], "finish_reason": "stop"}
+            return  # an empty stream is "not ready" to the canary; an error would be logged every second
+        async for chunk in generate(request, context):
+            yield chunk
+
+    return answer
+
+
+class WorkerEngine:
+    """The engine client and Dynamo's request handler, as the prober and the HTTP server need them."""
+
+    def __init__(self, config: Any, shutdown_event: asyncio.Event) -> None:
+        self.config = config
+        self.client: Any = None
+        self.vllm_config: Any = None
+        self.default_sampling: dict[str, Any] = {}
+        self._shutdown_event = shutdown_event
+        self._generate: Any = None
+        self._handler: Any = None
+
+    def loaded(self, client: Any, vllm_config: Any, default_sampling: Any) -> None:
+        self.client = client
+        self.vllm_config = vllm_config
+        self.default_sampling = dict(default_sampling or {})
+
+    def use(self, handler: Any) -> None:
+        """Keep the handler alive and its own ``generate``, without the canary's answer."""
+        self._handler = handler
+        self._generate = handler.generate
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.vllm_config.model_config.max_model_len)
+
+    @property
+    def model_names(self) -> list[str]:
+        return [self.config.served_model_name, *(self.config.served_model_aliases or [])]
+
+    def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Dynamo's own handler, called as Dynamo calls it. It may change the request: it gets a copy."""
+        stream: AsyncIterator[Mapping[str, Any]] = self._generate(
+            copy.deepcopy(dict(request)), Context(id=request_id)
+        )
+        return stream
+
+    def in_flight(self) -> int:
+        return int(self.client.get_num_unfinished_requests()) if self.client is not None else 0
+
+    def dead(self) -> str | None:
+        """vLLM's ``errored`` turns true when the core is gone, and when we shut it down ourselves."""
+        if self.client is None or self._shutdown_event.is_set() or not self.client.errored:
+            return None
+        return "vLLM reports EngineDeadError"
+
+    async def tasks(self) -> tuple[str, ...]:
+        return tuple(await self.client.get_supported_tasks())
