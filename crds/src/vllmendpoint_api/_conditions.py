@@ -65,6 +65,11 @@ class Reason(StrEnum):
     INVALID_CONFIG_FILE = "InvalidConfigFile"
     INVALID_ENVIRONMENT = "InvalidEnvironment"
     INVALID_ENGINE_ARGUMENTS = "InvalidEngineArguments"
+    SCRIPT_NOT_FOUND = "ScriptNotFound"
+    INVALID_HANDLER = "InvalidHandler"
+    HANDLER_NOT_FOUND = "HandlerNotFound"
+    HANDLER_IMPORT_FAILED = "HandlerImportFailed"
+    ARTIFACTS_NOT_FETCHED = "ArtifactsNotFetched"
     # Available
     UNSCHEDULABLE = "Unschedulable"
     INSUFFICIENT_GPU = "InsufficientGPU"
@@ -77,6 +82,7 @@ class Reason(StrEnum):
     STARTING = "Starting"
     STARTUP_TIMEOUT = "StartupTimeout"
     NOT_READY = "NotReady"
+    PING_FAILED = "PingFailed"
     FRONTEND_UNAVAILABLE = "FrontendUnavailable"
     # Generating
     ENGINE_STALLED = "EngineStalled"
@@ -112,6 +118,11 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.INVALID_CONFIG_FILE,
         Reason.INVALID_ENVIRONMENT,
         Reason.INVALID_ENGINE_ARGUMENTS,
+        Reason.SCRIPT_NOT_FOUND,
+        Reason.INVALID_HANDLER,
+        Reason.HANDLER_NOT_FOUND,
+        Reason.HANDLER_IMPORT_FAILED,
+        Reason.ARTIFACTS_NOT_FETCHED,
     ),
     Condition.AVAILABLE: (
         Reason.AVAILABLE,
@@ -130,6 +141,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.ENGINE_STALLED,
         Reason.PROBE_FAILED,
         Reason.ENGINE_DEAD,
+        Reason.PING_FAILED,
         Reason.FRONTEND_UNAVAILABLE,
     ),
     Condition.GENERATING: (

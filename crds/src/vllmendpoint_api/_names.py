@@ -25,6 +25,8 @@ FRONTEND_PORT: Final = 8000
 # Files that the operator mounts into a worker.
 SETTINGS_DIR: Final = "/etc/vllmendpoint"
 SETTINGS_FILE: Final = "settings.json"
+SCRIPT_FILE: Final = "model.py"
+"""The CR's handler script, beside the settings."""
 CONFIG_DIR: Final = "/etc/vllmendpoint-engine"
 CONFIG_FILE: Final = "config.yaml"
 
@@ -32,6 +34,7 @@ CONFIG_FILE: Final = "config.yaml"
 ENV_SETTINGS_DIR: Final = "VLLMENDPOINT_SETTINGS_DIR"
 ENV_CONFIG_FILE: Final = "VLLMENDPOINT_CONFIG_FILE"
 ENV_MODEL_TYPE: Final = "VLLMENDPOINT_MODEL_TYPE"
+ENV_ARTIFACTS_URI: Final = "VLLMENDPOINT_ARTIFACTS_URI"
 ENV_REPORT_PORT: Final = "VLLMENDPOINT_REPORT_PORT"
 ENV_SAGEMAKER_PORT: Final = "VLLMENDPOINT_SAGEMAKER_PORT"
 

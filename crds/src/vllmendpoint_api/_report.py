@@ -17,12 +17,15 @@ from ._health import Level, Mode, PayloadSource
 __all__ = [
     "ConfigurationReport",
     "ConfigurationState",
+    "HandlerError",
     "HandlerReport",
     "HandlerSource",
     "HandlersReport",
     "HealthCheckReport",
     "Ignored",
     "Outcome",
+    "PingReport",
+    "PingState",
     "ProbeReport",
     "Problem",
     "Stage",
@@ -164,10 +167,35 @@ class HandlerReport(_Report):
     handler: Annotated[str, Field(max_length=512)] = ""
 
 
+class HandlerError(_Report):
+    """A custom handler raised, hung, or blocked the worker's thread."""
+
+    route: Word
+    """``/ping`` or ``/invocations``."""
+    message: Text
+    time: Moment
+
+
 class HandlersReport(_Report):
     script_digest: Word = ""
     ping: HandlerReport = HandlerReport()
     invocations: HandlerReport = HandlerReport()
+    last_error: HandlerError | None = None
+    """The newest failure of a custom handler."""
+
+
+class PingState(StrEnum):
+    PASSING = "Passing"
+    FAILING = "Failing"
+
+
+class PingReport(_Report):
+    """What the custom ping handler answers, asked by the worker itself: it takes part in readiness."""
+
+    state: PingState
+    message: Text = ""
+    """What it did instead of answering 200, where it fails."""
+    since: Moment
 
 
 class ProbeReport(_Report):
@@ -205,6 +233,8 @@ class WorkerReport(_Report):
     configuration: ConfigurationReport
     health_check: HealthCheckReport | None = None
     handlers: HandlersReport = HandlersReport()
+    custom_ping: PingReport | None = None
+    """Only where the ping handler is not the framework's."""
     verdict: VerdictReport
     last_probe: ProbeReport | None = None
     model_type: Word = ""

@@ -9,7 +9,12 @@ from pydantic import ConfigDict, Field
 from ._base import Contract, JsonObject
 from ._health import Level, Mode
 
-__all__ = ["HealthCheckSettings", "WorkerSettings"]
+__all__ = ["ExpectSettings", "HandlerSettings", "HealthCheckSettings", "WorkerSettings", "script_digest"]
+
+
+def script_digest(text: bytes) -> str:
+    """Sixteen hex digits that name a script's content, as report, status and Events show it."""
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 class _Hot(Contract):
@@ -18,12 +23,19 @@ class _Hot(Contract):
     model_config = ConfigDict(extra="allow")
 
 
+class ExpectSettings(_Hot):
+    """The CR's ``healthCheck.expect``."""
+
+    regex: str
+
+
 class HealthCheckSettings(_Hot):
     """The CR's ``healthCheck``, only what the user set: an absent field lets the next level speak."""
 
     mode: Mode | None = None
     level: Level | None = None
     payload: JsonObject | None = None
+    expect: ExpectSettings | None = None
     period_seconds: Annotated[int | None, Field(ge=1)] = None
     timeout_seconds: Annotated[int | None, Field(ge=1)] = None
     failure_threshold: Annotated[int | None, Field(ge=1)] = None
@@ -31,10 +43,20 @@ class HealthCheckSettings(_Hot):
     restart_after_seconds: Annotated[int | None, Field(ge=0)] = None
 
 
+class HandlerSettings(_Hot):
+    """The CR's ``handlers``. The script lies beside ``settings.json``, as ``names.SCRIPT_FILE``."""
+
+    script_digest: str | None = None
+    """Digest of the script (:func:`script_digest`), None where the CR brings none."""
+    ping: str | None = None
+    invocations: str | None = None
+
+
 class WorkerSettings(_Hot):
     """The content of ``settings.json``. No generation in it, so that scaling touches nothing."""
 
     health_check: HealthCheckSettings = HealthCheckSettings()
+    handlers: HandlerSettings = HandlerSettings()
     hash: str = ""
     """Digest of everything else in the file; the worker reports it back."""
 

@@ -19,14 +19,18 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EnvVar",
+    "Expect",
     "Frontend",
     "FrontendMode",
+    "HandlerScript",
+    "Handlers",
     "HealthCheck",
     "LocalObjectReference",
     "Model",
     "PersistentVolumeClaim",
     "Resources",
     "RollingUpdate",
+    "ScriptKeyRef",
     "Strategy",
     "VLLMEndpointSpec",
     "Worker",
@@ -120,6 +124,21 @@ class Model(Contract):
     type: Annotated[
         ModelType | None,
         Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
+    ] = None
+    artifacts_uri: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="Model data as SageMaker has it, s3://bucket/prefix/: fetched by each worker to "
+            "SAGEMAKER_MODEL_PATH (default /opt/ml/model) before the handlers are loaded.",
+            json_schema_extra=_rules(
+                {
+                    "rule": "self.matches('^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?$')",
+                    "message": "model.artifactsUri: give s3://bucket/prefix/, "
+                    "for instance s3://my-bucket/my-model/",
+                },
+            ),
+        ),
     ] = None
 
 
@@ -279,6 +298,25 @@ class Cache(Contract):
     empty_dir: Annotated[EmptyDir | None, Field(description="A directory of the pod's own.")] = None
 
 
+class Expect(Contract):
+    """What an answer must be to count as generating."""
+
+    regex: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Regular expression (RE2) that is searched for in the generated text.",
+            json_schema_extra=_rules(
+                {
+                    "rule": "''.matches(self) || true",
+                    "message": "healthCheck.expect.regex: not a regular expression (RE2 syntax)",
+                },
+            ),
+        ),
+    ]
+
+
 class HealthCheck(Contract):
     """How the engine is asked to generate. Nothing here has a default in the schema: a default
     would outrank the environment and the config file."""
@@ -311,6 +349,10 @@ class HealthCheck(Contract):
             json_schema_extra={"minProperties": 1, "maxProperties": 64},
         ),
     ] = None
+    expect: Annotated[
+        Expect | None,
+        Field(description="What the answer must be: generating garbage is not generating."),
+    ] = None
     period_seconds: Annotated[
         int | None, Field(ge=1, le=86_400, description="Time between probes when idle. Default: 30.")
     ] = None
@@ -331,6 +373,66 @@ class HealthCheck(Contract):
             ge=0,
             le=86_400,
             description="A worker that has certainly stalled this long ends itself. 0: never. Default: 600.",
+        ),
+    ] = None
+
+
+class ScriptKeyRef(Contract):
+    """A key of a ConfigMap in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the ConfigMap.")]
+    key: Annotated[Name, Field(description="Key in the ConfigMap.")] = "model.py"
+
+
+class HandlerScript(Contract):
+    """The script with the handlers (model.py). It takes the place of the one in the model's data."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            {
+                "rule": "has(self.inline) != has(self.configMapKeyRef)",
+                "message": "handlers.script: set exactly one of inline and configMapKeyRef",
+            }
+        )
+    )
+    inline: Annotated[
+        str | None, Field(min_length=1, max_length=262_144, description="The script itself.")
+    ] = None
+    config_map_key_ref: Annotated[
+        ScriptKeyRef | None, Field(description="A ConfigMap's key that holds the script.")
+    ] = None
+
+
+def _handler(field: str) -> Any:
+    return _rules(
+        {
+            "rule": "self.matches('^[^\\\\s:]+:[^\\\\s:]+$')",
+            "message": f"handlers.{field}: give where:function, for instance model:{field}_handler, "
+            "handlers.py:f, /opt/ml/model/handlers.py:f or package.module:f",
+        }
+    )
+
+
+class Handlers(Contract):
+    """Custom handlers for /ping and /invocations, as SageMaker's containers have them."""
+
+    script: Annotated[
+        HandlerScript | None, Field(description="The script; `model:` in a handler's path means it.")
+    ] = None
+    ping: Annotated[
+        str | None,
+        Field(
+            max_length=512,
+            description="Handler of /ping: model:f, file.py:f, /path/file.py:f or package.module:f.",
+            json_schema_extra=_handler("ping"),
+        ),
+    ] = None
+    invocations: Annotated[
+        str | None,
+        Field(
+            max_length=512,
+            description="Handler of /invocations: model:f, file.py:f, /path/file.py:f or package.module:f.",
+            json_schema_extra=_handler("invocations"),
         ),
     ] = None
 
@@ -392,6 +494,9 @@ class VLLMEndpointSpec(Contract):
         Cache | None, Field(description="Where downloaded models are kept. Default: an emptyDir.")
     ] = None
     health_check: Annotated[HealthCheck | None, Field(description="How the engine is asked to generate.")] = (
+        None
+    )
+    handlers: Annotated[Handlers | None, Field(description="Custom handlers for /ping and /invocations.")] = (
         None
     )
     frontend: Annotated[
