@@ -7,6 +7,7 @@ from vllmendpoint_api import Problem
 __all__ = [
     "ConfigurationRefusedError",
     "EngineStartError",
+    "HandlerTimeoutError",
     "ProbeUnavailableError",
     "TranslationError",
     "UpstreamChangedError",
@@ -39,6 +40,10 @@ class TranslationError(WorkerError):
 
 class EngineStartError(WorkerError):
     """The engine could not be started, or its arguments are wrong."""
+
+
+class HandlerTimeoutError(WorkerError):
+    """The customer's code did not end within its bound."""
 
 
 class ProbeUnavailableError(WorkerError):

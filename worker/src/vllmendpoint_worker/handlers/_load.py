@@ -1,0 +1,307 @@
+"""Runs the customer's code: imports the script and the named functions, on a thread, within a bound.
+
+A load that fails changes nothing: registries, modules and log levels are put back. A load that hangs is
+given up after :data:`IMPORT_SECONDS`; its thread is asked to end and then left alone.
+"""
+
+import asyncio
+import ctypes
+import importlib
+import inspect
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
+
+from ._standards import (
+    HandlerFileNotFoundError,
+    HandlerNotCallableError,
+    HandlerNotFoundError,
+    LoadFailedError,
+    MiddlewareError,
+    ModuleLoadError,
+    Resolution,
+    Scripts,
+    emptied_registries,
+    keeping_log_levels,
+    resolve,
+)
+from ._wanted import Route, Wanted
+
+__all__ = ["IMPORT_SECONDS", "Handler", "Loaded", "Loader", "failed_at"]
+
+logger = logging.getLogger("vllmendpoint_worker.handlers")
+
+IMPORT_SECONDS: Final = 120.0
+"""Bound on the import of the script and all that it imports."""
+
+_SHOWN: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError, MiddlewareError)
+"""Errors whose own text names code; that of others may hold data, and is in the worker's log only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A custom handler: ``name`` as the report shows it."""
+
+    source: HandlerSource
+    name: str
+    function: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What answers, once it is bound. ``files``: all of the customer's code that was imported."""
+
+    wanted: Wanted
+    handlers: Mapping[Route, Handler] = field(default_factory=dict)
+    middleware: Mapping[str, Any] = field(default_factory=dict)
+    files: frozenset[Path] = frozenset()
+
+
+class Loader:
+    """Loads one generation after another; one at a time. ``seconds``: the bound on an import."""
+
+    def __init__(self, seconds: float = IMPORT_SECONDS) -> None:
+        self._seconds = seconds
+        self._generation = 0
+        self._before = frozenset(sys.modules)
+
+    async def load(self, wanted: Wanted) -> Loaded:
+        """Raises ConfigurationRefusedError."""
+        self._generation += 1
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Loaded] = loop.create_future()
+
+        def work(generation: int) -> None:
+            outcome: Loaded | ConfigurationRefusedError
+            try:
+                outcome = self._load(wanted, generation)
+            except LoadFailedError as error:
+                outcome = ConfigurationRefusedError([_problem(error, wanted, self._seconds)])
+            except Exception as error:  # the standards package itself, or an injected end
+                logger.exception("Handlers cannot be loaded")
+                failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
+                failed.__cause__ = error
+                outcome = ConfigurationRefusedError([_problem(failed, wanted, self._seconds)])
+            loop.call_soon_threadsafe(_settle, done, outcome)
+
+        thread = threading.Thread(target=work, args=(self._generation,), name="handlers", daemon=True)
+        thread.start()
+        await asyncio.wait({done}, timeout=self._seconds)
+        if not done.done():
+            _interrupt(thread)
+            await asyncio.wait({done}, timeout=1.0)
+        if not done.done():
+            done.cancel()
+            hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
+            hung.__cause__ = HandlerTimeoutError()
+            raise ConfigurationRefusedError([_problem(hung, wanted, self._seconds)])
+        return done.result()
+
+    def _load(self, wanted: Wanted, generation: int) -> Loaded:
+        folders = _folders(wanted)
+        pruned = _prune(folders, self._before)
+        writing = sys.dont_write_bytecode
+        sys.dont_write_bytecode = True  # a .pyc goes by the second; a swap may be quicker
+        for folder in folders:
+            if str(folder) not in sys.path:
+                sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
+        importlib.invalidate_caches()
+        scripts = Scripts(wanted, generation)
+        try:
+            with keeping_log_levels(), emptied_registries():
+                resolution = resolve(wanted, scripts)
+                loaded = Loaded(
+                    wanted,
+                    _handlers(wanted, resolution),
+                    resolution.middleware,
+                    frozenset(_files(folders, self._before)) | frozenset(_own(scripts)),
+                )
+        except LoadFailedError:
+            _prune(folders, self._before)
+            for name in scripts.modules:
+                sys.modules.pop(name, None)
+            sys.modules.update(pruned)
+            raise
+        finally:
+            sys.dont_write_bytecode = writing
+        _set_level(wanted)
+        _tell(loaded, resolution)
+        return loaded
+
+
+def _settle(done: "asyncio.Future[Loaded]", outcome: Loaded | ConfigurationRefusedError) -> None:
+    if done.done():
+        return
+    if isinstance(outcome, ConfigurationRefusedError):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise in the thread, so that an endless loop ends and import locks are given back; a call into C that
+    never returns stays.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(HandlerTimeoutError)
+    )
+
+
+def _folders(wanted: Wanted) -> tuple[Path, ...]:
+    script = wanted.script
+    return tuple(dict.fromkeys([wanted.folder, *([script.path.parent] if script is not None else [])]))
+
+
+def _prune(folders: tuple[Path, ...], before: frozenset[str]) -> dict[str, ModuleType]:
+    """Forget the customer's modules, so that the next import sees what is in the files now."""
+    found = {
+        name: module for name, module in list(sys.modules.items()) if _theirs(name, module, folders, before)
+    }
+    for name in found:
+        del sys.modules[name]
+    return found
+
+
+def _theirs(
+    name: str, module: ModuleType | None, folders: tuple[Path, ...], before: frozenset[str]
+) -> Path | None:
+    """The file of a module that was imported from one of the folders, and is no installed library."""
+    file = getattr(module, "__file__", None)
+    if name in before or not isinstance(file, str) or name.startswith("vllmendpoint_handlers_"):
+        return None
+    path = Path(file)
+    if "site-packages" in path.parts or "dist-packages" in path.parts:
+        return None
+    return path if any(path.is_relative_to(folder) for folder in folders) else None
+
+
+def _files(folders: tuple[Path, ...], before: frozenset[str]) -> list[Path]:
+    modules = list(sys.modules.items())
+    return [path for name, module in modules if (path := _theirs(name, module, folders, before))]
+
+
+def _own(scripts: Scripts) -> list[Path]:
+    return [Path(str(module.__file__)) for module in scripts.modules.values() if module.__file__]
+
+
+def _set_level(wanted: Wanted) -> None:
+    """``SAGEMAKER_CONTAINER_LOG_LEVEL`` is that of the standards package and of our own lines on handlers."""
+    if wanted.log_level:
+        level = wanted.log_level
+        logger.setLevel(int(level) if level.isdecimal() else level)
+
+
+def _handlers(wanted: Wanted, resolution: Resolution) -> dict[Route, Handler]:
+    handlers = {}
+    for route, (source, function) in resolution.handlers.items():
+        choice = wanted.choices.get(route)
+        named = source in (HandlerSource.SPEC, HandlerSource.ENVIRONMENT) and choice is not None
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        field_ = choice.field if named and choice is not None else f"the {source.value.lower()} {name}"
+        if _needs_instance(function):
+            raise LoadFailedError(source, field_) from HandlerNotCallableError(name, "method")
+        shown = choice.path.text if named and choice is not None else f"model:{name}"
+        handlers[route] = Handler(source, shown[:512], function)
+    return handlers
+
+
+def _needs_instance(function: Callable[..., Any]) -> bool:
+    """A plain function taken from a class: its ``self`` would be taken for a request."""
+    if not inspect.isfunction(function) or "." not in function.__qualname__:
+        return False
+    return next(iter(inspect.signature(function).parameters), "") in ("self", "cls")
+
+
+def _tell(loaded: Loaded, resolution: Resolution) -> None:
+    """The guide's troubleshooting: which handler was selected, and at DEBUG why."""
+    for route, lines in resolution.considered.items():
+        logger.debug("Handler of %s: %s", route, "; ".join(lines))
+    for route in Route:
+        handler = loaded.handlers.get(route)
+        what = f"{handler.name} ({handler.source})" if handler else "vLLM's own (Default)"
+        logger.info("Handler of %s: %s", route, what)
+    if loaded.middleware:
+        logger.info("Middleware: %s", ", ".join(loaded.middleware))
+
+
+# --- what went wrong ---
+
+
+def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem:
+    error = failed.__cause__ or failed
+    reason, what, fix = _said(error, wanted, seconds)
+    if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, HandlerTimeoutError):
+        logger.error("The handlers' code failed", exc_info=error)
+    source = "Script" if failed.source is HandlerSource.DEFAULT else failed.source.value
+    return Problem(
+        reason=reason,
+        source=source,
+        field=failed.field[:128],
+        message=f"{failed.field} {what}: {fix}."[:2048],
+    )
+
+
+def _said(error: BaseException, wanted: Wanted, seconds: float) -> tuple[Reason, str, str]:
+    where = failed_at(error, wanted)
+    if isinstance(error, HandlerTimeoutError):
+        line = f" ({where})" if where else ""
+        what = f"were not imported within {seconds:.0f} s{line}"
+        return Reason.HANDLER_IMPORT_FAILED, what, "keep long work out of the module's level"
+    if isinstance(error, SystemExit):
+        return Reason.HANDLER_IMPORT_FAILED, f"calls sys.exit() while it is imported ({where})", "remove that"
+    if not where:
+        if isinstance(error, HandlerFileNotFoundError):
+            return Reason.SCRIPT_NOT_FOUND, "names a file that does not exist", f"put it in {wanted.folder}"
+        if isinstance(error, HandlerNotFoundError | AttributeError):
+            return (
+                Reason.HANDLER_NOT_FOUND,
+                "names a function that is not there",
+                "define it or correct the name",
+            )
+        if isinstance(error, HandlerNotCallableError):
+            if error.handler_type == "method":
+                what, fix = "is a method that needs an instance", "make it a staticmethod or a plain function"
+            else:
+                what, fix = f"is not callable (a {error.handler_type})", "name a function"
+            return Reason.INVALID_HANDLER, what, fix
+    if isinstance(error, ModuleLoadError) and error.__context__ is not None:
+        error = error.__context__
+    kind = type(error).__name__
+    text = (
+        f"{kind}: {error.msg if isinstance(error, SyntaxError) else error}"
+        if isinstance(error, _SHOWN)
+        else kind
+    )
+    at = f" at {where}" if where else ""
+    return (
+        Reason.HANDLER_IMPORT_FAILED,
+        f"failed{at}: {text[:300]}",
+        "mend the code; the worker's log has the traceback",
+    )
+
+
+def failed_at(error: BaseException, wanted: Wanted) -> str:
+    """``model.py line 3``: where in the customer's code ``error`` came from, or ``""``."""
+    chain = error.__context__ if isinstance(error, ModuleLoadError) and error.__context__ else error
+    folders = _folders(wanted)
+    if isinstance(chain, SyntaxError) and chain.filename and _inside(chain.filename, folders):
+        return f"{Path(chain.filename).name} line {chain.lineno}"
+    frames = [
+        frame for frame in traceback.extract_tb(chain.__traceback__) if _inside(frame.filename, folders)
+    ]
+    if not frames:
+        return ""
+    return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}"
+
+
+def _inside(file: str, folders: tuple[Path, ...]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)

@@ -1,0 +1,148 @@
+"""Asks the custom ping handler, since it takes part in readiness: anything but 200 is a failure."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllmendpoint_api import PingReport, PingState
+from vllmendpoint_worker.board import Clock
+
+from ._room import HandlerRoom
+from ._wanted import Route
+
+__all__ = ["PING_SECONDS", "PingWatch"]
+
+logger = logging.getLogger("vllmendpoint_worker.handlers")
+
+PING_SECONDS: Final = 2.0
+"""Time between two pings. SageMaker itself asks every few seconds, and wants an answer within two."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """The newest answers, counted."""
+
+    failures: int = 0
+    successes: int = 0
+    message: str = ""
+
+
+class PingWatch:
+    """``timeout`` gives the seconds a ping may take; ``thresholds`` the failures and successes in a row that
+    it takes to change the state. ``changed`` is called with every new :class:`PingReport`, None where the
+    ping handler is the framework's.
+    """
+
+    def __init__(
+        self,
+        room: HandlerRoom,
+        *,
+        timeout: Callable[[], float],
+        thresholds: Callable[[], tuple[int, int]],
+        changed: Callable[[PingReport | None], None],
+        clock: Clock | None = None,
+    ) -> None:
+        self._room = room
+        self._timeout = timeout
+        self._thresholds = thresholds
+        self._changed = changed
+        self._clock = clock or Clock()
+        self._answers = _Answers()
+        self.report: PingReport | None = None
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            await self.ask()
+            await asyncio.sleep(PING_SECONDS)
+
+    async def ask(self) -> None:
+        """One ping, where there is a custom handler."""
+        endpoint = self._room.custom(Route.PING)
+        if endpoint is None:
+            self._answers = _Answers()
+            self._show(None)
+            return
+        timeout = self._timeout()
+        running = endpoint.running_for()
+        if running > timeout:
+            wrong = f"{endpoint.handler.name} does not return"
+        else:
+            wrong = await self._wrong(endpoint.handler.name, timeout)
+        answers = self._answers
+        if wrong:
+            self._answers = _Answers(failures=answers.failures + 1, message=wrong)
+        else:
+            self._answers = _Answers(successes=answers.successes + 1)
+        self._decide()
+
+    async def _wrong(self, name: str, seconds: float) -> str:
+        """What is wrong with the answer, "" where it is 200. In process: no port, no proxy in between."""
+        status: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                status.append(message["status"])
+
+        try:
+            async with asyncio.timeout(seconds):
+                await self._room(_scope(), receive, send)
+        except TimeoutError:
+            return f"{name} did not answer within {seconds:g} s"
+        except Exception as error:
+            logger.debug("The ping handler failed", exc_info=error)
+            if not status:
+                return f"{name} raised {type(error).__name__}"
+        if not status:
+            return f"{name} did not answer"
+        return "" if status[0] == 200 else f"{name} answers {status[0]} instead of 200"
+
+    def _decide(self) -> None:
+        failure_threshold, success_threshold = self._thresholds()
+        answers, before = self._answers, self.report
+        passing = before is None or before.state == PingState.PASSING
+        if answers.failures and (not passing or before is None or answers.failures >= failure_threshold):
+            self._show(PingState.FAILING, answers.message)
+        elif answers.successes and (passing or answers.successes >= success_threshold):
+            self._show(PingState.PASSING)
+
+    def _show(self, state: PingState | None, message: str = "") -> None:
+        before = self.report
+        if state is None:
+            report = None
+        elif before is not None and before.state == state:
+            report = before if before.message == message else before.model_copy(update={"message": message})
+        else:
+            since = self._clock.wall().replace(microsecond=0)
+            report = PingReport(state=state, message=message, since=since)
+            logger.log(
+                logging.INFO if state is PingState.PASSING else logging.WARNING,
+                "Custom ping: %s %s",
+                state,
+                message,
+            )
+        if report is not before:
+            self.report = report
+            self._changed(report)
+
+
+def _scope() -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/ping",
+        "raw_path": b"/ping",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"worker"), (b"user-agent", b"vllmendpoint-worker")],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 0),
+    }

@@ -1,0 +1,181 @@
+"""Which handlers answer now: generations of the app, swapped whole.
+
+A generation is an app of its own over vLLM's: its state, exception handlers, middleware and routes are
+vLLM's, with the custom routes in front. A request stays in the generation it began in.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI
+
+from vllmendpoint_api import (
+    HandlerError,
+    HandlerReport,
+    HandlerSource,
+    HandlersReport,
+    Problem,
+    Reason,
+)
+from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.errors import ConfigurationRefusedError
+
+from ._endpoint import Endpoint
+from ._load import Handler, Loaded, Loader
+from ._standards import MIDDLEWARES, create_middleware_object
+from ._wanted import Route, Wanted
+
+__all__ = ["Generation", "HandlerRoom", "bind"]
+
+logger = logging.getLogger("vllmendpoint_worker.handlers")
+
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+METHODS: Final = {Route.PING: ["GET", "POST"], Route.INVOCATIONS: ["POST"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One choice of handlers, bound to the app."""
+
+    loaded: Loaded
+    app: App
+    endpoints: dict[Route, Endpoint] = field(default_factory=dict)
+
+
+def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
+    """The app of a generation. Raises ConfigurationRefusedError where FastAPI refuses a handler's
+    parameters.
+    """
+    if not loaded.handlers and not loaded.middleware:
+        return Generation(loaded, core)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.state = core.state
+    app.root_path = core.root_path
+    app.exception_handlers = dict(core.exception_handlers)
+    endpoints: dict[Route, Endpoint] = {}
+    for route, handler in loaded.handlers.items():
+        endpoint = Endpoint(route, handler, loaded.wanted, failed=failed, clock=clock)
+        try:
+            app.add_api_route(route, endpoint.function, methods=METHODS[route], response_model=None)
+        except Exception as error:  # what FastAPI and pydantic make of a customer's annotations
+            raise ConfigurationRefusedError([_unfit(handler, error)]) from error
+        endpoints[route] = endpoint
+    app.router.routes.extend(core.router.routes)
+    outer, inner = ([_middleware(loaded, name)] if name in loaded.middleware else [] for name in MIDDLEWARES)
+    app.user_middleware = [*outer, *core.user_middleware, *inner]
+    app.middleware_stack = app.build_middleware_stack()
+    return Generation(loaded, app, endpoints)
+
+
+def _middleware(loaded: Loaded, name: str) -> Any:
+    return create_middleware_object(loaded.middleware[name])
+
+
+def _unfit(handler: Handler, error: Exception) -> Problem:
+    first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return Problem(
+        reason=Reason.INVALID_HANDLER,
+        source=handler.source.value,
+        field=handler.name[:128],
+        message=f"{handler.name} has parameters that FastAPI refuses ({first}): take one, the request.",
+    )
+
+
+class HandlerRoom:
+    """Loads, binds and swaps; the ASGI app that stands for whichever generation is current.
+
+    ``changed`` is called after a swap and after an error of a handler.
+    """
+
+    def __init__(self, changed: Callable[[], None], clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._changed = changed
+        self._loader = Loader()
+        self._core: FastAPI | None = None
+        self._loaded: Loaded | None = None
+        self._signature: tuple[object, ...] = ()
+        self._last_error: HandlerError | None = None
+        self.current: Generation | None = None
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        generation = self.current
+        if generation is None:
+            raise RuntimeError("no handlers are bound yet")
+        scope["app"] = generation.app
+        await generation.app(scope, receive, send)
+
+    async def load(self, wanted: Wanted, signature: tuple[object, ...]) -> Loaded:
+        """The handlers wanted, imported anew only where something of theirs has changed: a script keeps its
+        state when the health check's settings change. ``signature``: of all files that matter.
+
+        Raises ConfigurationRefusedError.
+        """
+        if self._loaded is not None and (wanted, signature) == (self._loaded.wanted, self._signature):
+            return self._loaded
+        self._loaded, self._signature = await self._loader.load(wanted), signature
+        return self._loaded
+
+    @property
+    def watched(self) -> frozenset[Path]:
+        """Files of the customer's code that were imported last."""
+        return self._loaded.files if self._loaded is not None else frozenset()
+
+    def attach(self, core: FastAPI) -> None:
+        """vLLM's own app, once the engine stands."""
+        self._core = core
+
+    def bound(self, loaded: Loaded) -> Generation:
+        """Bind without swapping. Raises ConfigurationRefusedError."""
+        if self.current is not None and self.current.loaded is loaded:
+            return self.current
+        if self._core is None:
+            raise RuntimeError("no app to bind handlers to yet")
+        return bind(self._core, loaded, self._failed, self._clock)
+
+    def swap(self, generation: Generation) -> None:
+        """From now on requests go to ``generation``; those in flight end where they began."""
+        if self.current is generation:
+            return
+        if self.current is not None:
+            before, after = _digest(self.current), _digest(generation)
+            logger.info("Handlers swapped: script %s -> %s", before or "none", after or "none")
+        self.current = generation
+        self._last_error = None
+        self._changed()
+
+    def custom(self, route: Route) -> Endpoint | None:
+        """The custom handler's endpoint, None where vLLM's own answers."""
+        return self.current.endpoints.get(route) if self.current is not None else None
+
+    def report(self) -> HandlersReport:
+        generation = self.current
+        if generation is None:
+            return HandlersReport()
+        handlers = generation.loaded.handlers
+        return HandlersReport(
+            script_digest=_digest(generation),
+            ping=_handler_report(handlers.get(Route.PING)),
+            invocations=_handler_report(handlers.get(Route.INVOCATIONS)),
+            last_error=self._last_error,
+        )
+
+    def _failed(self, route: Route, sentence: str) -> None:
+        now = self._clock.wall().replace(microsecond=0)
+        self._last_error = HandlerError(route=route.value, message=sentence[:2048], time=now)
+        self._changed()
+
+
+def _digest(generation: Generation) -> str:
+    script = generation.loaded.wanted.script
+    return script.digest if script is not None else ""
+
+
+def _handler_report(handler: Handler | None) -> HandlerReport:
+    if handler is None:
+        return HandlerReport(source=HandlerSource.DEFAULT)
+    return HandlerReport(source=handler.source, handler=handler.name)
