@@ -237,7 +237,7 @@ def test_the_config_file_becomes_arguments() -> None:
 
 def test_the_environment_is_made_one_that_upstream_survives() -> None:
     environ = {"DYN_HEALTH_CHECK_ENABLED": "1", "DYN_CANARY_WAIT_TIME": "0.5", "VLLM_PLUGINS": "a", "X": "y"}
-    clear_environment(environ, ["DYN_HEALTH_CHECK_LEVEL"], ["ours"], canary=True)
+    clear_environment(environ, ["DYN_HEALTH_CHECK_LEVEL"], ["ours"])
     assert environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
     assert environ["DYN_CANARY_WAIT_TIME"].isdecimal()
     assert environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"].isdecimal()

@@ -32,13 +32,16 @@ def test_from_config() -> None:
     ]
 
 
-@pytest.mark.parametrize(("canary", "enabled"), [(True, "true"), (False, "false")])
-def test_clear_environment(canary: bool, enabled: str) -> None:
-    environ = {"DYN_HEALTH_CHECK_ENABLED": "1", "GUIDE": "x", "VLLM_PLUGINS": "a,ours", "KEPT": "y"}
-    clear_environment(environ, ["GUIDE"], ["ours", "more"], canary=canary)
-    assert environ["DYN_HEALTH_CHECK_ENABLED"] == enabled
+@pytest.mark.parametrize("crashing", ["1", "false", ""])
+def test_clear_environment(crashing: str) -> None:
+    environ = {"DYN_HEALTH_CHECK_ENABLED": crashing, "GUIDE": "x", "VLLM_PLUGINS": "a,ours", "KEPT": "y"}
+    environ |= {"DYN_CANARY_WAIT_TIME": "0", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.5"}
+    clear_environment(environ, ["GUIDE"], ["ours", "more"])
+    assert environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
+    assert int(environ["DYN_CANARY_WAIT_TIME"]) >= 1
+    assert int(environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"]) >= 1
     assert "GUIDE" not in environ
     assert (environ["VLLM_PLUGINS"], environ["KEPT"]) == ("a,ours,more", "y")
     unset: dict[str, str] = {}
-    clear_environment(unset, [], ["ours"], canary=canary)
+    clear_environment(unset, [], ["ours"])
     assert "VLLM_PLUGINS" not in unset

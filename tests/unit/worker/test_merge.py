@@ -7,6 +7,7 @@ import pytest
 
 from vllmendpoint_api import (
     PRECEDENCE,
+    ExpectSettings,
     HealthCheckSettings,
     Level,
     Mode,
@@ -53,16 +54,43 @@ def refused(given: Sources, model_type: ModelType | None = ModelType.COMPLETION)
 
 
 SET_BY_USERS = [row.source for row in PRECEDENCE if row.source in PAYLOADS]
+DEFAULTS = {S.MODEL_DEFAULT: ModelType.COMPLETION, S.GENERIC_DEFAULT: None}
+"""What is in force where nobody says anything, by what is known of the model."""
+PAIRS = [
+    (strong.source, weak.source)
+    for strong, weak in itertools.combinations(PRECEDENCE, 2)
+    if (strong.source, weak.source) != (S.MODEL_DEFAULT, S.GENERIC_DEFAULT)
+]
+"""Every two levels of the one table. The two defaults never meet: the model's type is told, or it is not."""
 
 
-@pytest.mark.parametrize(("strong", "weak"), list(itertools.combinations(SET_BY_USERS, 2)))
-def test_of_every_two_levels_the_stronger_wins_and_the_weaker_is_reported(
-    strong: PayloadSource, weak: PayloadSource
+def test_the_table_holds_every_source_and_the_guides_five_levels_in_order() -> None:
+    assert {row.source for row in PRECEDENCE} == set(PayloadSource) == set(PAYLOADS) | set(DEFAULTS)
+    assert [row.level for row in PRECEDENCE] == sorted(row.level for row in PRECEDENCE)
+    assert {row.level for row in PRECEDENCE} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(("strong", "weak"), PAIRS)
+@pytest.mark.parametrize("as_level", [False, True], ids=["payload", "level"])
+def test_of_every_two_levels_the_stronger_is_in_force(
+    strong: PayloadSource, weak: PayloadSource, as_level: bool
 ) -> None:
-    result = resolved(sources({strong: PAYLOADS[strong], weak: PAYLOADS[weak]}))
-    assert result.source is strong
-    assert result.payload == PAYLOADS[strong]
-    assert [ignored.source for ignored in result.ignored] == [weak]
+    """``as_level``: what the CR says it says as a level, which stands for a payload."""
+    model_type = DEFAULTS.get(weak, ModelType.COMPLETION)
+    said = {source: PAYLOADS[source] for source in (strong, weak) if source in PAYLOADS}
+    expected = PAYLOADS.get(strong, payload_for(Level.MINIMAL, model_type))
+    more: dict[str, Any] = {}
+    if as_level and strong is S.SPEC:
+        said.pop(S.SPEC)
+        more["spec"] = HealthCheckSettings(level=Level.STANDARD)
+        expected = payload_for(Level.STANDARD, model_type)
+    result = resolved(sources(said, **more), model_type)
+    assert (result.source, result.payload) == (strong, expected)
+    # A default that is not needed is no setting that anyone made.
+    assert [ignored.source for ignored in result.ignored] == ([] if weak in DEFAULTS else [weak])
+    # ... and without the stronger one, the weaker is.
+    alone = resolved(sources({weak: PAYLOADS[weak]} if weak in PAYLOADS else {}), model_type)
+    assert alone.source is weak
 
 
 @pytest.mark.parametrize(("strong", "weak"), list(itertools.combinations(SET_BY_USERS, 2)))
@@ -244,6 +272,33 @@ def test_only_a_payload_that_cannot_be_secret_is_reported(source: PayloadSource,
     report = resolved(sources({source: PAYLOADS[source]})).report()
     assert (report.payload is not None) is shown
     assert report.payload_digest
+
+
+@pytest.mark.parametrize("model_type", [ModelType.CHAT, ModelType.COMPLETION, None])
+def test_what_the_text_must_match(model_type: ModelType | None) -> None:
+    spec = HealthCheckSettings(expect=ExpectSettings(regex="(?i)paris"))
+    assert resolved(Sources(spec=spec), model_type).expect == "(?i)paris"
+    assert resolved(sources({S.ENVIRONMENT: {"prompt": "x"}}, spec=spec), model_type).expect == "(?i)paris"
+    assert resolved(Sources(), model_type).expect is None
+
+
+@pytest.mark.parametrize(
+    ("regex", "model_type", "payload", "field", "says"),
+    [
+        ("(paris", ModelType.CHAT, None, "healthCheck.expect.regex", "RE2 syntax (missing ): (paris)"),
+        ("(?=x)", None, None, "healthCheck.expect.regex", "RE2 syntax"),
+        ("", ModelType.COMPLETION, None, "healthCheck.expect.regex", "is empty"),
+        ("x", ModelType.EMBEDDING, None, "healthCheck.expect", "generates no text"),
+        ("x", None, {"input": "test"}, "healthCheck.expect", "generates no text"),
+    ],
+)
+def test_an_expectation_that_cannot_be_met_is_refused(
+    regex: str, model_type: ModelType | None, payload: dict[str, Any] | None, field: str, says: str
+) -> None:
+    spec = HealthCheckSettings(expect=ExpectSettings(regex=regex), payload=payload)
+    (problem,) = refused(Sources(spec=spec), model_type)
+    assert (problem.reason, problem.source, problem.field) == ("InvalidSettings", "Spec", field)
+    assert says in problem.message
 
 
 def test_the_form_is_held_against_the_model_once_it_is_known() -> None:

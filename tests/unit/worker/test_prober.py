@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from vllmendpoint_api import Mode, Outcome, Verdict
 from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.errors import ProbeUnavailableError
+from vllmendpoint_worker.expect import Expectation, regex_error
 from vllmendpoint_worker.prober import Prober, ProbeSettings, ask, next_probe_at
 from vllmendpoint_worker.progress import PROBE_PREFIX, Progress
 from vllmendpoint_worker.verdict import CRITICAL_STEPS, Rules, State
@@ -108,6 +110,122 @@ async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome,
     result = await ask(engine, {}, 1.0, Clock())
     assert (result.outcome, result.tokens) == (outcome, tokens)
     assert engine.ids[0].startswith(PROBE_PREFIX)
+
+
+def letters(tokens: Sequence[int]) -> str:
+    """A tokenizer: 5 is "e", 6 is "f"."""
+    return "".join(chr(96 + token) for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("regex", "chunks", "outcome"),
+    [
+        ("ef", GOOD, Outcome.COMPLETE),
+        ("f$", GOOD, Outcome.COMPLETE),
+        ("(?i)EF", GOOD, Outcome.COMPLETE),
+        ("^f", GOOD, UNEXPECTED),
+        ("x", GOOD, UNEXPECTED),
+        ("e", [{"index": 0, "token_ids": [5]}], UNEXPECTED),
+        (".*", [], UNEXPECTED),
+        (
+            "e",
+            [{"index": 0, "token_ids": [5], "finish_reason": "stop"}]
+            + [{"index": 1, "token_ids": [6], "finish_reason": "stop"}],
+            UNEXPECTED,
+        ),
+    ],
+)
+async def test_the_text_must_match_what_is_expected(
+    regex: str, chunks: list[dict[str, Any]], outcome: Outcome
+) -> None:
+    engine = FakeEngine()
+    engine.chunks = chunks
+    result = await ask(engine, {}, 1.0, Clock(), Expectation(regex, letters))
+    assert result.outcome is outcome
+
+
+async def test_an_answer_that_does_not_match_is_told_without_its_text() -> None:
+    engine = FakeEngine()
+    result = await ask(engine, {}, 1.0, Clock(), Expectation("hunter2", lambda tokens: "the secret"))
+    assert result.detail == "2 tokens that do not match healthCheck.expect.regex"
+    engine.chunks = GOOD[1:]
+    assert "1 token that does not" in (await ask(engine, {}, 1.0, Clock(), Expectation("x", letters))).detail
+
+
+async def test_a_tokenizer_that_raises_is_an_error() -> None:
+    def decode(tokens: Sequence[int]) -> str:
+        raise OverflowError("hunter2")
+
+    result = await ask(FakeEngine(), {}, 1.0, Clock(), Expectation("x", decode))
+    assert result.outcome is Outcome.ERROR
+    assert "OverflowError" in result.detail
+    assert "hunter2" not in result.detail
+
+
+def test_no_pattern_hangs_the_worker() -> None:
+    expectation = Expectation("(a+)+$", lambda tokens: "a" * 100_000 + "b")
+    began = time.monotonic()
+    assert not expectation.met([[1]])
+    assert time.monotonic() - began < 5.0  # Python's own re needs longer than the universe has
+
+
+def test_what_admission_takes_is_taken_and_the_rest_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    for regex in ("Paris", r"(?i)\bparis\b", r"^\s*\pL+", "[[:digit:]]{2}", "a|b"):
+        assert regex_error(regex) is None
+    for regex, says in (
+        ("(a", "missing )"),
+        ("(?=x)", "perl operator"),
+        (r"\1", "escape"),
+        ("\ud800", "UTF-8"),
+        ("a{1001}", "repet"),
+    ):
+        assert says in (regex_error(regex) or "")
+    assert capfd.readouterr().err == ""
+
+
+async def test_with_an_expected_text_users_answers_do_not_spare_the_probe() -> None:
+    engine = FakeEngine()
+    given = replace(settings(period=0.4), expect=Expectation("ef", letters))
+    async with probing(engine, given) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        began = time.monotonic()
+        while len(engine.asked) < 4:
+            engine.progress.finished([("cmpl-1-0", True)])
+            assert time.monotonic() - began < 5.0
+            await asyncio.sleep(0.05)
+
+
+async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
+    engine = FakeEngine()
+    given = settings(period=60.0)
+    async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
+        await until(lambda: prober.state.verdict is Verdict.FAILING)
+        assert prober.state.reason == "UnexpectedAnswer"
+        asked = len(engine.asked)
+        prober.configure(replace(given, expect=Expectation("e", letters)))
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        assert len(engine.asked) == asked + 1
+
+
+async def test_every_probe_that_ended_is_counted_once() -> None:
+    engine = FakeEngine()
+    ended: list[Any] = []
+    prober = Prober(
+        engine, settings(period=60.0), progress=engine.progress, publish=lambda: None, ended=ended.append
+    )
+    task = asyncio.create_task(prober.run())
+    await until(lambda: len(ended) == 1)
+    engine.behaviour = "hang"
+    probe = asyncio.create_task(prober.probe_now())
+    await until(lambda: engine.running == 1)
+    prober.configure(settings(period=60.0, token_ids=[9]))  # while the old question is being asked
+    engine.behaviour = "answer"
+    await until(lambda: len(ended) == 3)
+    assert [result.outcome for result in ended] == [Outcome.COMPLETE, Outcome.TIMEOUT, Outcome.COMPLETE]
+    assert len(engine.asked) == 3
+    await probe
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
 
 
 async def test_a_probe_is_aborted_at_its_timeout() -> None:

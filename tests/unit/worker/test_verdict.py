@@ -16,6 +16,7 @@ from vllmendpoint_worker.verdict import (
     State,
     Tick,
     UserFinished,
+    asked_anew,
     decide,
     fit_for_ping,
     ready,
@@ -41,6 +42,8 @@ START = State.start(0.0)
 GENERATING = run(START, probe(Outcome.COMPLETE, 1.0))
 STALLED = run(GENERATING, probe(Outcome.TIMEOUT, 50.0, last=10.0))
 FAILING = run(GENERATING, probe(Outcome.ERROR, 50.0), probe(Outcome.ERROR, 51.0))
+WRONG = run(GENERATING, probe(Outcome.UNEXPECTED_ANSWER, 50.0), probe(Outcome.UNEXPECTED_ANSWER, 51.0))
+WRONG_AND_STALLED = run(WRONG, probe(Outcome.TIMEOUT, 60.0, last=50.0))
 BUSY = run(GENERATING, probe(Outcome.TIMEOUT, 50.0, last=49.0))
 DEAD = run(GENERATING, EngineDied(50.0))
 
@@ -78,6 +81,15 @@ DEAD = run(GENERATING, EngineDied(50.0))
         (FAILING, probe(Outcome.COMPLETE), V.GENERATING),
         (FAILING, UserFinished(100.0), V.FAILING),
         (FAILING, probe(Outcome.TIMEOUT, last=10.0), V.STALLED),
+        (FAILING, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
+        (WRONG, UserFinished(100.0), V.FAILING),
+        (WRONG, probe(Outcome.TIMEOUT, last=99.0), V.FAILING),
+        (WRONG, probe(Outcome.TIMEOUT, last=10.0), V.STALLED),
+        (WRONG, probe(Outcome.COMPLETE), V.GENERATING),
+        (WRONG_AND_STALLED, UserFinished(100.0), V.STALLED),
+        (WRONG_AND_STALLED, probe(Outcome.TIMEOUT, last=99.0), V.FAILING),
+        (WRONG_AND_STALLED, probe(Outcome.COMPLETE), V.GENERATING),
+        (asked_anew(WRONG), probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
         (DEAD, probe(Outcome.COMPLETE), V.DEAD),
         (DEAD, UserFinished(100.0), V.DEAD),
     ],
@@ -93,6 +105,16 @@ def test_reasons_are_those_of_the_generating_condition() -> None:
     assert (GENERATING.reason, GENERATING.message) == ("", "")
     for state in (STALLED, DEAD, FAILING, BUSY):
         assert state.message.endswith(".")
+
+
+def test_an_unexpected_answer_keeps_its_reason_until_a_probe_is_complete() -> None:
+    """Garbage under load: timeouts and users' answers in between do not make it ready."""
+    state = run(WRONG, probe(Outcome.TIMEOUT, last=99.0), UserFinished(101.0), probe(Outcome.TIMEOUT, 102.0))
+    assert state.verdict is V.STALLED
+    state = run(state, UserFinished(103.0), probe(Outcome.TIMEOUT, 104.0, last=103.9))
+    assert (state.verdict, state.reason, state.message) == (V.FAILING, "UnexpectedAnswer", WRONG.message)
+    state = run(state, probe(Outcome.COMPLETE, 105.0), probe(Outcome.TIMEOUT, 110.0, last=109.0))
+    assert state.verdict is V.BUSY
 
 
 def test_failures_must_be_in_a_row() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-__all__ = ["clear_environment", "from_config", "split"]
+__all__ = ["clear_environment", "from_config", "is_number", "split"]
 
 
 def from_config(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]:
@@ -44,14 +44,15 @@ def split(
             targets = [frontend] if name in frontend_flags else [engine]
             if name in frontend_flags and name in engine_flags:
                 targets = [engine, frontend]
-        elif argument.startswith("-") and not _is_number(argument):
+        elif argument.startswith("-") and not is_number(argument):
             targets = [engine]
         for target in targets:
             target.append(argument)
     return engine, frontend
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether ``text`` is a value although it begins with a dash."""
     try:
         float(text)
     except ValueError:
@@ -60,17 +61,17 @@ def _is_number(text: str) -> bool:
 
 
 def clear_environment(
-    environ: MutableMapping[str, str], names: Sequence[str], plugins: Sequence[str], *, canary: bool
+    environ: MutableMapping[str, str], names: Sequence[str], plugins: Sequence[str]
 ) -> None:
     """Make the environment one that upstream cannot trip over, before its runtime reads it.
 
     The guide's variables (``names``) are ours: some of their values crash upstream
-    (``DYN_HEALTH_CHECK_ENABLED=1``). With ``canary``, upstream asks every second and is answered from our
-    verdict; its times are whole seconds. An allow-list of vLLM's plugins must name ours too.
+    (``DYN_HEALTH_CHECK_ENABLED=1``). Upstream's canary asks every second and is answered from our verdict;
+    its times are whole seconds. An allow-list of vLLM's plugins must name ours too.
     """
     for name in names:
         environ.pop(name, None)
-    environ["DYN_HEALTH_CHECK_ENABLED"] = "true" if canary else "false"
+    environ["DYN_HEALTH_CHECK_ENABLED"] = "true"
     environ["DYN_CANARY_WAIT_TIME"] = "1"
     environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"] = "2"
     if (allowed := environ.get("VLLM_PLUGINS")) is not None:

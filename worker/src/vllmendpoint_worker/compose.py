@@ -100,18 +100,16 @@ class Worker:
         await self._configuration.accepted(self._check)
         if (arguments := self._arguments) is None:
             raise EngineStartError("the engine's arguments were not parsed")
-        clear_environment(
-            self._environ, GUIDE_VARIABLES, PLUGINS, canary=not arguments.dynamo.embedding_worker
-        )
+        clear_environment(self._environ, GUIDE_VARIABLES, PLUGINS)
         if not await asyncio.to_thread(Path(arguments.dynamo.model).exists):
             self._board.stage(Stage.DOWNLOADING, arguments.dynamo.model)
-        await upstream.prepare_engine(arguments)
+        self._arguments = arguments = await upstream.prepare_engine(arguments)
         receiver = StageReceiver(self._engine_stage)
         receiver.start()
         self._environ[ENV_STAGE_SOCKET] = receiver.address
         self._board.stage(Stage.STARTING_ENGINE)
         try:
-            await upstream.serve(arguments, self, self._shown.healthy)
+            await upstream.serve(arguments, self, self._shown.healthy, self._shown.metrics.registry)
         finally:
             receiver.stop()
             await self._stop_tasks()
@@ -145,7 +143,7 @@ class Worker:
         if self._translator is None:
             raise EngineStartError("the model's renderer is not there yet")
         try:
-            return resolved, await self._translator.translate(resolved.payload)
+            return resolved, await self._translator.translate(resolved.payload, resolved.expect)
         except TranslationError as error:
             raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
 
@@ -199,7 +197,11 @@ class Worker:
         shown = self._shown
         self._server.metrics = shown.metrics.text
         shown.prober = Prober(
-            engine, _settings(resolved, translated), progress=PROGRESS, publish=shown.publish
+            engine,
+            _settings(resolved, translated),
+            progress=PROGRESS,
+            publish=shown.publish,
+            ended=shown.metrics.probed,
         )
         shown.resolved = True
         self._begin(shown.prober.run(), "prober")
@@ -323,7 +325,7 @@ class Worker:
 
 def _settings(resolved: Resolved, translated: Translated) -> ProbeSettings:
     rules = Rules(resolved.timeout_seconds, resolved.failure_threshold, resolved.success_threshold)
-    return ProbeSettings(translated.request, resolved.mode, resolved.period_seconds, rules)
+    return ProbeSettings(translated.request, resolved.mode, resolved.period_seconds, rules, translated.expect)
 
 
 def _unexpected_end(task: "asyncio.Task[None]") -> None:

@@ -30,7 +30,8 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .payload import Origin, RequestFields, check
+from .expect import regex_error
+from .payload import Form, Origin, RequestFields, check, form_of
 
 __all__ = ["ABSENT", "Found", "Refused", "Resolved", "Sources", "merge"]
 
@@ -105,6 +106,8 @@ class Resolved:
     failure_threshold: int
     success_threshold: int
     restart_after_seconds: float
+    expect: str | None = None
+    """RE2 expression that the generated text must match."""
 
     @property
     def confidential(self) -> bool:
@@ -182,7 +185,7 @@ def merge(
     problems += winner.problems or check(winner.payload, _ORIGINS[winner.source], fields, model_type)
     mode, mode_problems = _mode(sources)
     period, period_problems = _period(sources)
-    problems += [*mode_problems, *period_problems]
+    problems += [*mode_problems, *period_problems, *_expect(sources, winner.payload, model_type)]
     if problems or not isinstance(winner.payload, Mapping):
         return Refused(tuple(problems))
     return Resolved(
@@ -198,6 +201,7 @@ def merge(
         restart_after_seconds=float(
             _first(sources.spec.restart_after_seconds, DEFAULT_RESTART_AFTER_SECONDS)
         ),
+        expect=sources.spec.expect.regex if sources.spec.expect is not None else None,
     )
 
 
@@ -346,6 +350,27 @@ def _period(sources: Sources) -> tuple[float, list[Problem]]:
             )
         ]
     return period, []
+
+
+def _expect(sources: Sources, payload: object, model_type: ModelType | None) -> list[Problem]:
+    """The CR's alone: the guide has nothing like it."""
+    expect = sources.spec.expect
+    if expect is None:
+        return []
+    origin = Origin(PayloadSource.SPEC, "healthCheck.expect")
+    reason = "InvalidSettings"
+    embeds = isinstance(payload, Mapping) and form_of(payload) is Form.INPUT
+    if model_type is ModelType.EMBEDDING or (model_type is None and embeds):
+        what = "does not fit an embedding model, which generates no text to match"
+        return [origin.problem(what, "remove it", reason=reason)]
+    if not expect.regex:
+        return [
+            origin.problem("is empty, which every text matches", "remove it", reason=reason, field="regex")
+        ]
+    if (wrong := regex_error(expect.regex)) is not None:
+        what = f"is not a regular expression in RE2 syntax ({wrong})"
+        return [origin.problem(what, "correct it", reason=reason, field="regex")]
+    return []
 
 
 def _first(value: int | None, default: int) -> int:

@@ -1,6 +1,7 @@
-"""The worker's own Prometheus metrics, served on the report port (``GET /metrics``).
+"""What probing costs and finds, as Prometheus metrics (the guide, "Monitoring Impact").
 
-vLLM's and Dynamo's are on the system port; these answer while the engine starts or stalls.
+One registry, shown twice: on the report port (``GET /metrics``), which answers while the engine starts or
+stalls, and on Dynamo's system port, next to vLLM's and Dynamo's own.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._latency = Histogram(
             "vllmendpoint_probe_latency_seconds",
-            "Time a probe took to its end",
+            "Time a probe took to its end, aborted ones included",
             buckets=_BUCKETS,
             registry=self.registry,
         )

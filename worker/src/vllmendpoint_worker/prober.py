@@ -16,8 +16,9 @@ from vllmendpoint_api import Mode, Outcome, Verdict
 
 from .board import Clock
 from .errors import ProbeUnavailableError
+from .expect import Expectation
 from .progress import PROBE_PREFIX, Progress
-from .verdict import EngineDied, ProbeEnded, Rules, State, Tick, UserFinished, decide
+from .verdict import EngineDied, ProbeEnded, Rules, State, Tick, UserFinished, asked_anew, decide
 
 __all__ = ["Engine", "ProbeResult", "ProbeSettings", "Prober", "ask", "next_probe_at"]
 
@@ -60,6 +61,13 @@ class ProbeSettings:
     mode: Mode
     period: float
     rules: Rules
+    expect: Expectation | None = None
+    """What the generated text must be; None: any tokens with an end are an answer."""
+
+    @property
+    def question(self) -> tuple[Mapping[str, Any], Expectation | None]:
+        """What is asked and what counts as an answer: the verdict of one question says nothing of another."""
+        return self.request, self.expect
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +84,31 @@ class ProbeResult:
 def next_probe_at(
     state: State, last_end: float | None, last_user: float | None, settings: ProbeSettings
 ) -> float:
-    """When the next probe is due (monotonic seconds), stops of progress apart. Pure."""
+    """When the next probe is due (monotonic seconds), stops of progress apart. Pure.
+
+    Users' answers spare the probe, except where the text is expected to match: they prove that tokens come,
+    not that they make sense.
+    """
     if last_end is None:
         return 0.0
     if state.verdict is Verdict.BUSY:
         return last_end + min(settings.period, max(RETRY_SECONDS, settings.rules.timeout))
     if state.verdict is not Verdict.GENERATING or state.failures:
         return last_end + RETRY_SECONDS
-    return max(last_end, last_user or 0.0) + settings.period
+    spared = last_user if settings.expect is None else None
+    return max(last_end, spared or 0.0) + settings.period
 
 
-async def ask(engine: Engine, request: Mapping[str, Any], bound: float, clock: Clock) -> ProbeResult:
+async def ask(
+    engine: Engine,
+    request: Mapping[str, Any],
+    bound: float,
+    clock: Clock,
+    expect: Expectation | None = None,
+) -> ProbeResult:
     """One probe: read the whole stream within ``bound`` seconds, else abort it. Raises only on cancel."""
     began = clock.monotonic()
-    answer = _Answer()
+    answer = _Answer(expect)
     reading = asyncio.create_task(_read(engine, request, answer), name="probe")
     try:
         done, _ = await asyncio.wait({reading}, timeout=bound)
@@ -124,10 +143,14 @@ async def _read(engine: Engine, request: Mapping[str, Any], answer: "_Answer") -
 
 
 class _Answer:
-    """What came back, and whether it is an answer: tokens with an end, or an embedding."""
+    """What came back, and whether it is an answer: tokens with an end (that make the text expected), or an
+    embedding.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, expect: Expectation | None) -> None:
         self.tokens = 0
+        self._expect = expect
+        self._choices: dict[int, list[int]] = {}
         self._open: set[int] = set()
         self._ends: list[str] = []
         self._embedded = False
@@ -140,6 +163,8 @@ class _Answer:
         if tokens:
             self.tokens += len(tokens)
             self._open.add(index)
+            if self._expect is not None:
+                self._choices.setdefault(index, []).extend(tokens)
         if chunk.get("data"):
             self._embedded = True
         if finish := chunk.get("finish_reason"):
@@ -156,14 +181,27 @@ class _Answer:
             return Outcome.UNEXPECTED_ANSWER, "no token came back"
         if self._open or not self._ends:
             return Outcome.UNEXPECTED_ANSWER, "the stream ended before the answer did"
+        if self._expect is not None:
+            return self._judge_text(self._expect)
         return Outcome.COMPLETE, ""
+
+    def _judge_text(self, expect: Expectation) -> tuple[Outcome, str]:
+        try:
+            met = expect.met(self._choices.values())
+        except Exception as error:  # noqa: BLE001  (the tokenizer is the model's: it raises what it likes)
+            return Outcome.ERROR, f"the tokens cannot be read as text: {type(error).__name__}"
+        if met:
+            return Outcome.COMPLETE, ""
+        # Not the text: the report goes further than the answer of a user's own model should.
+        many = "1 token that does" if self.tokens == 1 else f"{self.tokens} tokens that do"
+        return Outcome.UNEXPECTED_ANSWER, f"{many} not match healthCheck.expect.regex"
 
 
 class Prober:
     """Owns the verdict. ``run`` is one task; its owner cancels and awaits it.
 
-    ``publish`` is called after every change of state and every probe. Whether the process must end is its
-    caller's to decide.
+    ``publish`` is called after every change of state and every probe; ``ended`` with every probe that ended,
+    its question still asked or not. Whether the process must end is its caller's to decide.
     """
 
     def __init__(
@@ -173,18 +211,19 @@ class Prober:
         *,
         progress: Progress,
         publish: Callable[[], None],
+        ended: Callable[[ProbeResult], None] = lambda result: None,
         clock: Clock | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._progress = progress
         self._publish = publish
+        self._ended = ended
         self._clock = clock or Clock()
         self.state = State.start(self._clock.monotonic())
         self.last: ProbeResult | None = None
         self.last_proof: float | None = None
         """Monotonic seconds of the last finished probe or user request."""
-        self.probes: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
         self._users_seen = progress.users_finished
         self._traffic_since: float | None = None
         self._wanted: list[asyncio.Future[ProbeResult]] = []
@@ -197,6 +236,8 @@ class Prober:
     def configure(self, settings: ProbeSettings) -> None:
         """Take up new settings; a changed question, or one asked again, is asked at once."""
         before, self._settings = self._settings, settings
+        if before.question != settings.question:
+            self.state = asked_anew(self.state)
         if settings.mode is Mode.DISABLED:
             for waiting in self._wanted:
                 waiting.set_exception(ProbeUnavailableError("probing is off"))
@@ -256,7 +297,8 @@ class Prober:
         wanted, self._wanted = self._wanted, []
         settings = self._settings
         asking = asyncio.create_task(
-            ask(self._engine, settings.request, settings.rules.timeout, self._clock), name="ask"
+            ask(self._engine, settings.request, settings.rules.timeout, self._clock, settings.expect),
+            name="ask",
         )
         try:
             while not asking.done():
@@ -276,8 +318,8 @@ class Prober:
                 waiting.set_result(result)
 
     def _account(self, result: ProbeResult, settings: ProbeSettings) -> None:
-        self.probes[result.outcome] += 1
-        if self._settings.request != settings.request:
+        self._ended(result)
+        if self._settings.question != settings.question:
             return  # the question changed while it was asked: its answer says nothing of the new one
         self.last = result
         if result.outcome is Outcome.COMPLETE:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllmendpoint_api import Mode, ProbeReport, Verdict, VerdictReport
+from vllmendpoint_api import Mode, PingReport, PingState, ProbeReport, Verdict, VerdictReport
 
 from .board import Board, Clock
 from .metrics import Metrics
@@ -27,6 +27,7 @@ class Publisher:
         self.warmed = False
         self.serving = False
         self.stopping = False
+        self._ping: PingReport | None = None
         self._probe: tuple[ProbeResult, ProbeReport] | None = None
         self._since: tuple[float, Any] | None = None
 
@@ -54,8 +55,6 @@ class Publisher:
         if prober is None:
             return
         state = prober.state
-        if prober.last is not None and (self._probe is None or self._probe[0] is not prober.last):
-            self.metrics.probed(prober.last)
         self.metrics.verdict(self.verdict)
         if self._since is None or self._since[0] != state.since:
             self._since = (state.since, self._clock.wall_of(state.since))
@@ -68,6 +67,8 @@ class Publisher:
             warmed=self.warmed,
             stopping=self.stopping,
         )
+        if is_ready and self._ping_fails():
+            is_ready, why = False, f"the custom ping handler fails: {self._ping.message if self._ping else ''}"
         proof = prober.last_proof
         self._board.update(
             verdict=VerdictReport(
@@ -81,6 +82,17 @@ class Publisher:
             ready=is_ready,
             why_not_ready=why,
         )
+
+    def pinged(self, report: PingReport | None) -> None:
+        """The custom ping handler's newest state; None where there is none."""
+        self._ping = report
+        self._board.update(custom_ping=report)
+        self.publish()
+
+    def _ping_fails(self) -> bool:
+        """It takes part in readiness, but for the mode that gates nothing."""
+        failing = self._ping is not None and self._ping.state == PingState.FAILING
+        return failing and self.mode is not Mode.OBSERVE
 
     def probe_report(self, result: ProbeResult) -> ProbeReport:
         """Made once a probe: the report must not change while nothing does."""

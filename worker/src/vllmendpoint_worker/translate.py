@@ -6,9 +6,9 @@ given.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from vllmendpoint_api import ModelType
 
 from .errors import TranslationError
+from .expect import Expectation
 from .payload import MARKERS, Form, form_of
 from .upstream import (
     HEALTH_CHECK_KEY,
@@ -39,13 +40,14 @@ _LEFT_OUT: Final = frozenset({"stop", "output_kind", "detokenize", "skip_clone",
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """``request`` for the handler; ``warm_up`` the same with sampling on; ``notes`` for the report's
-    warnings.
+    """``request`` for the handler; ``warm_up`` the same with sampling on; ``expect`` what the text of the
+    answer must be; ``notes`` for the report's warnings.
     """
 
     request: Mapping[str, Any]
     warm_up: Mapping[str, Any] | None
     notes: tuple[str, ...] = ()
+    expect: Expectation | None = None
 
 
 class Translator:
@@ -81,8 +83,21 @@ class Translator:
             return ModelType.COMPLETION
         return ModelType.CHAT if isinstance(rendered, tuple) else ModelType.COMPLETION
 
-    async def translate(self, payload: Mapping[str, Any]) -> Translated:
-        """Raises TranslationError where vLLM itself refuses the payload."""
+    async def translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
+        """``expect``: an RE2 expression that the generated text must match, checked already.
+
+        Raises TranslationError where vLLM itself refuses the payload.
+        """
+        translated = await self._translate(payload)
+        if expect is None:
+            return translated
+        return replace(translated, expect=Expectation(expect, self._text))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """As vLLM's own detokenizer gives it to a user: without special tokens."""
+        return str(self._renderer.renderer.get_tokenizer().decode(list(tokens), skip_special_tokens=True))
+
+    async def _translate(self, payload: Mapping[str, Any]) -> Translated:
         body = {name: value for name, value in payload.items() if name not in MARKERS}
         if (model := body.get("model")) is not None and model not in self._model_names:
             raise TranslationError("model", "names a model that this worker does not serve")

@@ -6,7 +6,8 @@ One frozen :class:`State`, one function :func:`decide`; time comes in with the e
 - timed out while the scheduler still schedules tokens -> ``Busy``;
 - timed out and no token scheduled for max(timeout, 3 x the longest recent step) -> ``Stalled``, at once, for
   two signals agree;
-- error or unexpected answer -> ``Failing`` after ``failure_threshold`` in a row;
+- error or unexpected answer -> ``Failing`` after ``failure_threshold`` in a row; an unexpected answer is
+  taken back by a complete probe only: users' answers, and tokens being scheduled, say nothing of their sense;
 - engine gone -> ``Dead``, for good; before the first probe ended -> ``Starting``.
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "State",
     "Tick",
     "UserFinished",
+    "asked_anew",
     "decide",
     "fit_for_ping",
     "ready",
@@ -33,6 +35,8 @@ __all__ = [
 
 CRITICAL_STEPS: Final = 3
 """A stop is certain after so many times the longest recent engine step (a long prefill is one step)."""
+
+UNEXPECTED_ANSWER: Final = "UnexpectedAnswer"
 
 HEALTHY: Final = frozenset({Verdict.GENERATING, Verdict.BUSY})
 
@@ -103,6 +107,8 @@ class State:
     """Proofs of life in a row since the last trouble."""
     unanswered: bool = False
     """The last probe timed out, and nothing has finished since."""
+    wrong: str = ""
+    """The sentence that made it Failing for unexpected answers, until a probe is complete again."""
 
     @staticmethod
     def start(at: float) -> "State":
@@ -133,16 +139,23 @@ def decide(state: State, event: Event, rules: Rules) -> State:
             return _probed(state, event, rules)
 
 
+def asked_anew(state: State) -> State:
+    """The state where another question is asked from now on: what the old answers were says nothing of it."""
+    return replace(state, failures=0, successes=0, wrong="")
+
+
 def _probed(state: State, event: ProbeEnded, rules: Rules) -> State:
     match event.outcome:
         case Outcome.COMPLETE:
-            return _proof(replace(state, failures=0, unanswered=False), event.at, rules)
+            return _proof(replace(state, failures=0, unanswered=False, wrong=""), event.at, rules)
         case Outcome.ENGINE_DEAD:
             return decide(state, EngineDied(event.at, event.detail), rules)
         case Outcome.TIMEOUT:
             state = replace(state, successes=0, unanswered=True)
             if _stopped(event.progress, event.at, rules):
                 return _stall(state, event.at, event.progress, rules)
+            if state.wrong:
+                return _to(state, Verdict.FAILING, event.at, UNEXPECTED_ANSWER, state.wrong)
             return _to(
                 replace(state, failures=0),
                 Verdict.BUSY,
@@ -156,17 +169,19 @@ def _probed(state: State, event: ProbeEnded, rules: Rules) -> State:
             if failures < rules.failure_threshold and state.verdict is not Verdict.FAILING:
                 return state
             unexpected = event.outcome is Outcome.UNEXPECTED_ANSWER
-            reason = "UnexpectedAnswer" if unexpected else "ProbeFailed"
+            reason = UNEXPECTED_ANSWER if unexpected else "ProbeFailed"
             what = "an unexpected answer" if unexpected else "an error"
             why = f" ({event.detail})" if event.detail else ""
-            return _to(state, Verdict.FAILING, event.at, reason, f"Probes end in {what}{why}.")
+            message = f"Probes end in {what}{why}."
+            state = replace(state, wrong=message if unexpected else state.wrong)
+            return _to(state, Verdict.FAILING, event.at, reason, message)
 
 
 def _finished(state: State, at: float, rules: Rules) -> State:
-    """A user's answer disproves a stall; it says nothing of why the probe itself errs, nor is it the first
-    probe.
+    """A user's answer disproves a stall; it says nothing of why the probe itself errs or what the answers
+    are, nor is it the first probe.
     """
-    if state.verdict in (Verdict.FAILING, Verdict.STARTING):
+    if state.verdict in (Verdict.FAILING, Verdict.STARTING) or state.wrong:
         return state
     return _proof(replace(state, unanswered=False), at, rules)
 

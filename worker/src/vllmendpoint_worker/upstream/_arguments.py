@@ -1,5 +1,6 @@
 """The engine's arguments: parsed by Dynamo's and vLLM's own parsers, split between engine and HTTP server."""
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -37,6 +38,8 @@ __all__ = [
     "split_frontend",
 ]
 
+logger = logging.getLogger(__name__)
+
 EMBEDDING_FIELDS: Final = frozenset(
     {
         "input",
@@ -73,10 +76,13 @@ def config_arguments(config: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """``dynamo``: the parsed worker configuration; ``frontend``: the arguments of vLLM's HTTP server."""
+    """``dynamo``: the parsed worker configuration; ``frontend``: the arguments of vLLM's HTTP server;
+    ``given``: what both were parsed from.
+    """
 
     dynamo: Any
     frontend: list[str]
+    given: Sequence[str]
 
 
 async def parse_arguments(argv: Sequence[str], model_type: ModelType | None) -> Arguments:
@@ -103,7 +109,7 @@ async def parse_arguments(argv: Sequence[str], model_type: ModelType | None) -> 
     # The verdict's second signal; without it vLLM does not say what the scheduler schedules.
     config.engine_args.enable_logging_iteration_details = True
     logging.getLogger("vllm.v1.metrics.loggers").addFilter(_no_iteration_lines)
-    return Arguments(config, frontend)
+    return Arguments(config, frontend, tuple(argv))
 
 
 def _no_iteration_lines(record: logging.LogRecord) -> bool:
@@ -143,9 +149,31 @@ def _refuse_unsupported(config: Any) -> None:
             raise EngineStartError(f"{name} is not supported by this worker yet")
 
 
-async def prepare_engine(parsed: Arguments) -> None:
-    """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download."""
-    config: Config = parsed.dynamo
+async def prepare_engine(parsed: Arguments) -> Arguments:
+    """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download.
+
+    Returns the arguments to go on with: a model that vLLM pools is given Dynamo's embedding worker, which
+    upstream wants to be told of (``--embedding-worker``). Raises EngineStartError.
+    """
+    await _fetch(parsed.dynamo)
+    if parsed.dynamo.embedding_worker or not await asyncio.to_thread(_pools, parsed.dynamo.engine_args):
+        return parsed
+    logger.info("vLLM pools this model: it is served by Dynamo's embedding worker")
+    parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING)
+    await _fetch(parsed.dynamo)
+    return parsed
+
+
+def _pools(engine_args: AsyncEngineArgs) -> bool:
+    """vLLM's own choice of runner, told from the model's configuration."""
+    try:
+        return bool(engine_args.create_model_config().runner_type == "pooling")
+    except Exception as error:  # noqa: BLE001  (of whatever kind: it is the engine's start that fails of it)
+        logger.info("vLLM tells no runner before the engine's start (%s)", type(error).__name__)
+        return False
+
+
+async def _fetch(config: Config) -> None:
     dump_config(config.dump_config_to, config)
     if not config.served_model_name:
         config.served_model_name = config.engine_args.served_model_name = config.model

@@ -2,21 +2,29 @@
 
 import asyncio
 import copy
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from dynamo._core import Context
 from dynamo.common.utils.graceful_shutdown import get_grace_period_seconds, graceful_shutdown_with_discovery
+from dynamo.common.utils.prometheus import register_engine_metrics_callback
 from dynamo.common.utils.runtime import create_runtime
 from dynamo.health_check import HEALTH_CHECK_KEY
+from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.vllm import main as dynamo_main
 from dynamo.vllm.handlers import EmbeddingWorkerHandler
+from dynamo.vllm.health_check import VllmEmbeddingHealthCheckPayload
+from dynamo.vllm.publisher import StatLoggerFactory
 from dynamo.vllm.state_agent import StateAgentLifecycle
 from dynamo.vllm.worker_factory import WorkerFactory
+from prometheus_client import CollectorRegistry
 
 from ._arguments import Arguments
 
 __all__ = ["HEALTH_CHECK_KEY", "Gate", "Hooks", "Shutdown", "WorkerEngine", "grace_seconds", "serve"]
+
+logger = logging.getLogger(__name__)
 
 Gate = Callable[[], bool]
 """Whether the worker may be called healthy now."""
@@ -63,9 +71,11 @@ def grace_seconds() -> float:
     return float(get_grace_period_seconds())
 
 
-async def serve(parsed: Arguments, hooks: Hooks, gate: Gate) -> None:
+async def serve(parsed: Arguments, hooks: Hooks, gate: Gate, metrics: CollectorRegistry) -> None:
     """Run Dynamo's worker until it is shut down: upstream's ``main.worker``, with our hooks between its
     steps.
+
+    ``gate`` decides what Dynamo's ``/health`` says; ``metrics`` are shown on its system port too.
     """
     config = parsed.dynamo
     event = asyncio.Event()
@@ -87,15 +97,20 @@ async def serve(parsed: Arguments, hooks: Hooks, gate: Gate) -> None:
         return result
 
     async def register(*args: Any, **kwargs: Any) -> None:
-        if config.embedding_worker:
-            engine.use(
-                EmbeddingWorkerHandler(
-                    runtime=runtime, engine=engine.client, config=config, shutdown_event=event
-                )
-            )
         await hooks.before_register()
         await dynamo_main.register_vllm_model(*args, **kwargs)
         hooks.registered()
+
+    def collect_metrics(of: Any, endpoint: Any, log: Any) -> None:
+        dynamo_main.setup_metrics_collection(of, endpoint, log)
+        register_engine_metrics_callback(
+            endpoint,
+            metrics,
+            namespace_name=config.namespace,
+            component_name=config.component,
+            endpoint_name=config.endpoint,
+            model_name=config.served_model_name,
+        )
 
     factory = _Factory(
         engine,
@@ -105,14 +120,15 @@ async def serve(parsed: Arguments, hooks: Hooks, gate: Gate) -> None:
         setup_kv_state_attachment_owner_fn=dynamo_main.setup_kv_state_attachment_owner,
         register_vllm_model_fn=register,
         setup_fpm_relay_fn=dynamo_main.setup_fpm_relay,
-        setup_metrics_collection_fn=dynamo_main.setup_metrics_collection,
+        setup_metrics_collection_fn=collect_metrics,
         state_agent_lifecycle=lifecycle,
     )
     await factory.create(runtime, config, event, endpoints)
 
 
 class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
-    """Catches the request handler, and leaves out the unauthenticated ``/engine/*`` routes.
+    """Catches the request handler, answers the canary from our verdict, and leaves out the unauthenticated
+    ``/engine/*`` routes.
 
     ``POST /engine/control/sleep`` or ``pause_generation`` on the system port would stop the engine for anyone
     who reaches it.
@@ -130,6 +146,54 @@ class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
         self._engine.use(handler)
         # The factory serves ``handler.generate``: the canary's requests are answered from our verdict there.
         handler.generate = _answer_canary(handler.generate, self._gate)
+
+    async def _create_embedding_worker(
+        self, runtime: Any, config: Any, shutdown_event: asyncio.Event, shutdown_endpoints: list[Any]
+    ) -> None:
+        """Upstream's steps, which leave no room for a hook: its handler goes from its constructor straight to
+        ``serve_endpoint``.
+
+        Other than upstream's: the canary is answered from our verdict; vLLM's metrics are shown; the model is
+        registered before it is served, as upstream does where it generates; no ``/engine/*`` route.
+        """
+        endpoint = runtime.endpoint(f"{config.namespace}.{config.component}.{config.endpoint}")
+        shutdown_endpoints[:] = [endpoint]
+        client, vllm_config, _, metrics_folder, _ = self.setup_vllm_engine(
+            config,
+            StatLoggerFactory(endpoint=endpoint, embedding_worker=True),
+            fpm_worker_id=str(endpoint.connection_id()),
+        )
+        handler = EmbeddingWorkerHandler(
+            runtime=runtime, engine=client, config=config, shutdown_event=shutdown_event
+        )
+        self._engine.use(handler)
+        self.setup_metrics_collection(config, endpoint, logger)
+        try:
+            await self.register_vllm_model(
+                ModelInput.Tokens if config.embedding_frontend_tokenization else ModelInput.Text,
+                ModelType.Embedding,
+                endpoint,
+                config,
+                client,
+                vllm_config,
+                worker_type=WorkerType.Aggregated,
+                needs=[],
+            )
+            await endpoint.serve_endpoint(
+                _answer_canary(handler.generate, self._gate),
+                graceful_shutdown=True,
+                metrics_labels=[("model", config.model)],
+                health_check_payload=VllmEmbeddingHealthCheckPayload(
+                    model_name=config.served_model_name or config.model
+                ).to_dict(),
+            )
+        finally:
+            handler.cleanup()
+            try:
+                client.shutdown()
+            finally:
+                if metrics_folder is not None:
+                    metrics_folder.cleanup()
 
 
 def _answer_canary(generate: Any, gate: Gate) -> Any:
