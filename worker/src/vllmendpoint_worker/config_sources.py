@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vllmendpoint_api import ModelType, PayloadSource, Problem, WorkerSettings, names
 
+from .custom_default import CUSTOM_DEFAULT
 from .merge import (
     ABSENT,
     ENV_ENABLED,
@@ -28,12 +29,15 @@ from .merge import (
 )
 from .payload import Origin
 
-__all__ = ["GUIDE_VARIABLES", "ConfigSources", "Loaded"]
+__all__ = ["GUIDE_VARIABLES", "TAKEN", "ConfigSources", "Loaded"]
 
 GUIDE_VARIABLES: Final = (ENV_PAYLOAD, ENV_LEVEL, ENV_PAYLOAD_DISABLED, ENV_ENABLED, ENV_INTERVAL)
 """The guide's variables; taken out of the environment before upstream, which some values crash, can see
 them.
 """
+
+TAKEN: Final[dict[str, str]] = {}
+"""What was taken out, for :mod:`vllmendpoint_worker.compat` in the worker's own process."""
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 
@@ -75,8 +79,10 @@ class ConfigSources:
         self._payload_file = Path(raw[1:]) if raw.startswith("@") else None
 
     def signature(self) -> tuple[object, ...]:
-        """Changes when one of the files does: identity, time and size of what the names now lead to."""
-        return tuple(_signature(path) for path in self._files())
+        """Changes when one of the files does: identity, time and size of what the names now lead to; and when
+        a custom default is set.
+        """
+        return (CUSTOM_DEFAULT.version, *(_signature(path) for path in self._files()))
 
     def _files(self) -> list[Path]:
         return [
@@ -109,6 +115,7 @@ class ConfigSources:
             config_level=config.pop("health_check_level", ABSENT),
             config_payload=config.pop("health_check_payload", ABSENT),
             config_problems=tuple(config_problems),
+            custom_default=CUSTOM_DEFAULT.value,
         )
         return Loaded(sources, settings_hash, tuple(warnings), config)
 

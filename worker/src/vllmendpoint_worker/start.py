@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from vllmendpoint_api import Stage, names
 
 from .board import Board
-from .config_sources import GUIDE_VARIABLES, ConfigSources
+from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
 from .configuration import Configuration
 from .leaving import leave
 from .report_server import ReportServer
@@ -48,8 +48,9 @@ def start(argv: list[str]) -> NoReturn:
     logger.info("The report port %d answers", server.port)
 
     configuration = Configuration(ConfigSources(os.environ, argv), board)
-    for name in GUIDE_VARIABLES:
-        os.environ.pop(name, None)  # read already; upstream must not see them, not even while it is imported
+    for name in GUIDE_VARIABLES:  # read already; upstream must not see them, not even while it is imported
+        if (value := os.environ.pop(name, None)) is not None:
+            TAKEN[name] = value
     try:
         board.stage(Stage.CONFIGURING)
         asyncio.run(configuration.preflight())
