@@ -56,7 +56,8 @@ class WorkerSettings(_Hot):
     """The content of ``settings.json``. No generation in it, so that scaling touches nothing."""
 
     health_check: HealthCheckSettings = HealthCheckSettings()
-    handlers: HandlerSettings = HandlerSettings()
+    handlers: HandlerSettings | None = None
+    """None where the CR says nothing of handlers."""
     hash: str = ""
     """Digest of everything else in the file; the worker reports it back."""
 

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from vllmendpoint_api import READY_PARTS, Condition, ConditionEntry, ConditionStatus, Reason, names
+from vllmendpoint_api import (
+    READY_PARTS,
+    Condition,
+    ConditionEntry,
+    ConditionStatus,
+    Reason,
+    VLLMEndpointStatus,
+    names,
+)
 
 from .model import Endpoint
 from .status.conditions import timestamp
 
-__all__ = ["Transition", "event", "transitions"]
+__all__ = ["Transition", "event", "handlers_changed", "transitions"]
 
 _PARTS: Final = READY_PARTS[:-1]
 """A rollout's steps are the Deployment's own Events."""
@@ -44,6 +52,16 @@ def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry
             elif entry.status == ConditionStatus.TRUE and _was_broken(previous):
                 found.append(Transition("Normal", entry.reason, entry.message))
     return found
+
+
+def handlers_changed(before: VLLMEndpointStatus | None, after: VLLMEndpointStatus) -> list[Transition]:
+    """The handlers' script was taken in while the workers served."""
+    old = before.handlers.script_digest if before is not None and before.handlers is not None else None
+    new = after.handlers.script_digest if after.handlers is not None else None
+    if old is None or new is None or old == new:
+        return []
+    said = f"The handlers' script changed from {old or 'none'} to {new or 'none'}; no worker was restarted."
+    return [Transition("Normal", "HandlersChanged", said)]
 
 
 def _was_broken(entry: ConditionEntry | None) -> bool:

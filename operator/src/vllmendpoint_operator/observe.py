@@ -18,8 +18,12 @@ __all__ = ["Observer", "claim_references", "config_map_references"]
 def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
     """Names of the ConfigMaps whose content the plan needs."""
     config = spec.engine.config
-    reference = config.config_map_key_ref if config is not None else None
-    return {reference.name} if reference is not None else set()
+    script = spec.handlers.script if spec.handlers is not None else None
+    references = (
+        config.config_map_key_ref if config is not None else None,
+        script.config_map_key_ref if script is not None else None,
+    )
+    return {reference.name for reference in references if reference is not None}
 
 
 def claim_references(spec: VLLMEndpointSpec) -> set[str]:

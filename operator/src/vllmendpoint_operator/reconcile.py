@@ -12,7 +12,7 @@ from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
 from .apply import apply_plan
 from .cache import Cache, Key
 from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError
-from .events import event, transitions
+from .events import event, handlers_changed, transitions
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
@@ -170,7 +170,8 @@ class Reconciler:
             return  # deleted while the answer was on its way: it must not come back to life here
         self._endpoints.put(written)
         before = endpoint.status.conditions if endpoint.status is not None else ()
-        for transition in transitions(before, new.conditions):
+        changed = handlers_changed(endpoint.status, new)
+        for transition in [*changed, *transitions(before, new.conditions)]:
             if not self._endpoints.wants(endpoint.key, endpoint.uid):
                 return
             log.info(

@@ -201,7 +201,7 @@ def make_worker() -> Callable[..., Pod]:
         error: str = "",
         **pod: Any,
     ) -> Pod:
-        hash_ = worker_settings(settings.spec).hash if settings else ""
+        hash_ = worker_settings(settings.spec, None).hash if settings else ""
         report = report_of(verdict, settings_hash=hash_, **(said or {}))
         good = verdict in ("Generating", "Busy", "Disabled") if ready is None else ready
         return ready_pod(name, Link(report, connected, settled, error), ready=good, **pod)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vllmendpoint_api import ConditionEntry
-from vllmendpoint_operator.events import event, transitions
+from vllmendpoint_api import ConditionEntry, HandlersStatus, HandlerStatus, VLLMEndpointStatus
+from vllmendpoint_operator.events import event, handlers_changed, transitions
 
 
 def entry(kind, status, reason):
@@ -61,3 +61,26 @@ def test_event_speaks_of_the_endpoint(make_endpoint, noon):
     )
     other = event(make_endpoint(), transition, noon, "operator-1")
     assert body["metadata"]["name"] != other["metadata"]["name"]
+
+
+def with_script(digest):
+    default = HandlerStatus(source="Default", handler="")
+    return VLLMEndpointStatus(
+        handlers=HandlersStatus(script_digest=digest, ping=default, invocations=default)
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (with_script("aaa"), with_script("bbb"), "from aaa to bbb"),
+        (with_script(""), with_script("bbb"), "from none to bbb"),
+        (with_script("aaa"), with_script("aaa"), None),
+        (None, with_script("bbb"), None),
+        (VLLMEndpointStatus(), with_script("bbb"), None),
+        (with_script("aaa"), VLLMEndpointStatus(), None),
+    ],
+)
+def test_a_swapped_script_is_told_with_both_digests(before, after, says):
+    found = handlers_changed(before, after)
+    assert [says in it.message for it in found] == ([True] if says else [])

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from vllmendpoint_api import Reason
+from vllmendpoint_api import Reason, script_digest
+from vllmendpoint_operator.model import Observed
 from vllmendpoint_operator.plan import PlanError, invocations_url, url
 
 
@@ -295,3 +296,34 @@ def test_missing_references_are_named(make_endpoint, make_plan, living, config_m
         make_plan(endpoint, observed)
     assert refused.value.reason is reason
     assert told in refused.value.message
+
+
+SCRIPT = "def custom_sagemaker_ping_handler(request):\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    "script", [{"inline": SCRIPT}, {"configMapKeyRef": {"name": "scripts", "key": "model.py"}}]
+)
+def test_handlers_travel_with_the_settings(make_endpoint, make_plan, child, config_maps, noon, script):
+    world = Observed(now=noon, config_maps=config_maps(scripts={"model.py": SCRIPT}))
+    handlers = {"script": script, "ping": "model:custom_sagemaker_ping_handler"}
+    planned = make_plan(make_endpoint(handlers=handlers), world)
+    data = child(planned, "ConfigMap", "smollm-settings")["data"]
+    assert data["model.py"] == SCRIPT
+    assert json.loads(data["settings.json"])["handlers"] == {
+        "scriptDigest": script_digest(SCRIPT.encode()),
+        "ping": "model:custom_sagemaker_ping_handler",
+    }
+    other = make_plan(make_endpoint(handlers={"script": {"inline": SCRIPT + "# changed\n"}}), world)
+    assert other.settings.hash != planned.settings.hash
+    workers = [child(it, "Deployment", "smollm-workers") for it in (planned, other)]
+    assert workers[0] == workers[1], "a change of handlers restarts nothing"
+
+
+@pytest.mark.parametrize(("data", "reason"), [(None, "ConfigMapNotFound"), ({}, "ConfigMapKeyNotFound")])
+def test_a_script_that_is_not_there(make_endpoint, make_plan, config_maps, noon, data, reason):
+    maps = {} if data is None else config_maps(scripts=data)
+    one = make_endpoint(handlers={"script": {"configMapKeyRef": {"name": "scripts"}}})
+    with pytest.raises(PlanError, match=r"handlers\.script\.configMapKeyRef") as caught:
+        make_plan(one, Observed(now=noon, config_maps=maps))
+    assert caught.value.reason == reason

@@ -214,3 +214,17 @@ def test_what_only_the_user_can_mend_goes_first(make_pod):
     assert worst(causes[:3]).reason is Reason.CRASH_LOOPING
     assert worst(causes[:2]).reason is Reason.UNSCHEDULABLE
     assert worst([]) is None
+
+
+def test_a_failing_custom_ping_is_named(make_worker):
+    said = "model:f answers 503 instead of 200"
+    ping = {"state": "Failing", "message": said, "since": "2026-01-01T12:00:00Z"}
+    pod = make_worker("w-1", ready=False, said={"ready": False, "customPing": ping})
+    cause = why(pod, 1800)
+    assert cause is not None
+    assert cause.reason is Reason.PING_FAILED
+    assert said in cause.message
+    stalled = make_worker("w-1", "Stalled", said={"customPing": ping})
+    cause = why(stalled, 1800)
+    assert cause is not None
+    assert cause.reason is Reason.ENGINE_STALLED, "the engine's own trouble goes first"

@@ -44,13 +44,14 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     _check(endpoint)
     text = configuration.config_file(endpoint.spec, observed)
     config = None if text is None else configuration.config_name(endpoint, text)
-    settings = worker_settings(endpoint.spec)
+    script = configuration.handler_script(endpoint.spec, observed)
+    settings = worker_settings(endpoint.spec, script)
     revision = pinned(endpoint, observed, options, config)
 
     children = [
         revision.object(endpoint),
         *access.accounts(endpoint, options),
-        configuration.settings_map(endpoint, settings),
+        configuration.settings_map(endpoint, settings, script),
         *([] if text is None else [configuration.config_map(endpoint, text)]),
         *network.network_policies(endpoint, options),
         *network.services(endpoint),

@@ -6,7 +6,17 @@ from typing import Any
 
 import yaml
 
-from vllmendpoint_api import HealthCheckSettings, Reason, VLLMEndpointSpec, WorkerSettings, names
+from vllmendpoint_api import (
+    ConfigMapKeyRef,
+    HandlerSettings,
+    HealthCheckSettings,
+    Reason,
+    ScriptKeyRef,
+    VLLMEndpointSpec,
+    WorkerSettings,
+    names,
+    script_digest,
+)
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
 
@@ -15,6 +25,7 @@ __all__ = [
     "config_map",
     "config_name",
     "digest",
+    "handler_script",
     "settings_map",
     "settings_name",
     "worker_settings",
@@ -27,23 +38,33 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def worker_settings(spec: VLLMEndpointSpec) -> WorkerSettings:
-    check = spec.health_check
+def worker_settings(spec: VLLMEndpointSpec, script: str | None) -> WorkerSettings:
+    """``script``: that of :func:`handler_script`."""
+    check, handlers = spec.health_check, spec.handlers
     hot = HealthCheckSettings.model_validate(check.wire()) if check else HealthCheckSettings()
-    return WorkerSettings(health_check=hot).sealed()
+    if handlers is None:
+        return WorkerSettings(health_check=hot).sealed()
+    said = HandlerSettings(
+        script_digest=None if script is None else script_digest(script.encode()),
+        ping=handlers.ping,
+        invocations=handlers.invocations,
+    )
+    return WorkerSettings(health_check=hot, handlers=said).sealed()
 
 
 def settings_name(endpoint: Endpoint) -> str:
     return f"{endpoint.name}-settings"
 
 
-def settings_map(endpoint: Endpoint, settings: WorkerSettings) -> dict[str, Any]:
+def settings_map(endpoint: Endpoint, settings: WorkerSettings, script: str | None) -> dict[str, Any]:
+    """Settings and script in one volume: the kubelet swaps both at once."""
     text = json.dumps(settings.wire(), sort_keys=True, indent=2) + "\n"
+    data = {names.SETTINGS_FILE: text} | ({} if script is None else {names.SCRIPT_FILE: script})
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": settings_name(endpoint), "labels": endpoint.labels("settings")},
-        "data": {names.SETTINGS_FILE: text},
+        "data": data,
     }
 
 
@@ -57,20 +78,36 @@ def config_file(spec: VLLMEndpointSpec, observed: Observed) -> str | None:
         return None
     if config.inline is not None:
         return yaml.safe_dump(config.inline, sort_keys=True)
-    reference = config.config_map_key_ref
+    return _referred(config.config_map_key_ref, "engine.config", observed)
+
+
+def handler_script(spec: VLLMEndpointSpec, observed: Observed) -> str | None:
+    """Text of the handlers' script; None where the spec has none.
+
+    Raises PlanError where the ConfigMap or its key is not there.
+    """
+    script = spec.handlers.script if spec.handlers is not None else None
+    if script is None:
+        return None
+    if script.inline is not None:
+        return script.inline
+    return _referred(script.config_map_key_ref, "handlers.script", observed)
+
+
+def _referred(reference: ConfigMapKeyRef | ScriptKeyRef | None, field: str, observed: Observed) -> str:
     if reference is None:
-        raise PlanError(Reason.INVALID_SPEC, "engine.config: set exactly one of inline and configMapKeyRef")
+        raise PlanError(Reason.INVALID_SPEC, f"{field}: set exactly one of inline and configMapKeyRef")
     found = observed.config_maps.get(reference.name)
     if found is None:
         raise PlanError(
             Reason.CONFIG_MAP_NOT_FOUND,
-            f"engine.config.configMapKeyRef: no ConfigMap {reference.name!r} in this namespace; create it, "
+            f"{field}.configMapKeyRef: no ConfigMap {reference.name!r} in this namespace; create it, "
             "or name another",
         )
     if reference.key not in found.data:
         raise PlanError(
             Reason.CONFIG_MAP_KEY_NOT_FOUND,
-            f"engine.config.configMapKeyRef: the ConfigMap {reference.name!r} has no key {reference.key!r}; "
+            f"{field}.configMapKeyRef: the ConfigMap {reference.name!r} has no key {reference.key!r}; "
             f"it has: {', '.join(sorted(found.data)) or 'none'}",
         )
     return found.data[reference.key]

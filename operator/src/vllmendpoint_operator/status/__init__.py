@@ -15,7 +15,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.plan import Plan, invocations_url, url, worker_settings
+from vllmendpoint_operator.plan import Plan, invocations_url, url
 from vllmendpoint_operator.plan.pods import WORKER
 
 from .available import available
@@ -37,11 +37,12 @@ def status(
     before = endpoint.status
     spec = endpoint.spec
     listed = workers(observed.workers, before, observed.now, spec.worker.startup_timeout_seconds)
-    settings = plan.settings if plan is not None else worker_settings(spec)
     findings: dict[Condition, Finding] = {
         Condition.ACCEPTED: accepted(problem),
         Condition.RESOLVED_REFS: resolved_refs(endpoint, observed, problem),
-        Condition.CONFIGURATION_RESOLVED: configuration_resolved(endpoint, observed, settings.hash),
+        Condition.CONFIGURATION_RESOLVED: configuration_resolved(
+            endpoint, observed, plan.settings.hash if plan is not None else None
+        ),
         Condition.AVAILABLE: available(endpoint, observed),
         Condition.GENERATING: generating(spec.replicas, listed),
         Condition.UP_TO_DATE: unknown(Reason.PENDING, "The current revision could not be applied.")

@@ -22,8 +22,8 @@ _KNOWN = {
 }
 
 
-def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash: str) -> Finding:
-    """``settings_hash``: that of the settings the spec asks for."""
+def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash: str | None) -> Finding:
+    """``settings_hash``: that of the settings the spec asks for; None where nobody can tell."""
     if any(pod.running and not pod.terminating and pod.link == Link() for pod in observed.workers):
         # A new leader has not heard this worker yet: what was known of this generation still stands.
         before = endpoint.status.conditions if endpoint.status is not None else ()
@@ -43,6 +43,8 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
         return _refused(refused, len(told))
     if not started:
         return unknown(Reason.PENDING, "No worker has started yet.")
+    if settings_hash is None:
+        return unknown(Reason.PENDING, "Not looked at: the settings that the spec asks for cannot be made.")
     behind = [pod for pod in started if _report(pod).configuration.settings_hash != settings_hash]
     if behind:
         return unknown(

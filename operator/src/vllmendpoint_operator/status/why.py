@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from vllmendpoint_api import Reason, Stage, Verdict
+from vllmendpoint_api import PingState, Reason, Stage, Verdict
 from vllmendpoint_operator.model import Pod
 from vllmendpoint_operator.plan.workload import GRACE_SECONDS
 
@@ -56,6 +56,7 @@ _RANK: Final = {
             Reason.ENGINE_DEAD,
             Reason.ENGINE_STALLED,
             Reason.PROBE_FAILED,
+            Reason.PING_FAILED,
             Reason.NOT_READY,
             Reason.STARTING,
         )
@@ -183,6 +184,13 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
         )
     if report.ready:
         return Cause(Reason.STARTING, f"pod {pod.name} generates; the kubelet has yet to see it ready.")
+    ping = report.custom_ping
+    if ping is not None and ping.state == PingState.FAILING and report.verdict.state not in VERDICT_REASONS:
+        return Cause(
+            Reason.PING_FAILED,
+            f"pod {pod.name} generates, but its custom ping handler fails: {ping.message}. "
+            "Mend the handler, or what it looks at.",
+        )
     if report.verdict.state == Verdict.STARTING:
         return Cause(Reason.STARTING, f"pod {pod.name} serves; its first probe is not back yet.")
     return Cause(

@@ -7,6 +7,7 @@ from vllmendpoint_api import (
     MAX_WORKERS_IN_STATUS,
     LastProbe,
     Outcome,
+    PingState,
     Reason,
     Stage,
     Verdict,
@@ -97,6 +98,12 @@ def _said(report: WorkerReport) -> tuple[Verdict | None, str, str, LastProbe | N
     if report.stage.name == Stage.REFUSED and report.configuration.problems:
         problem = report.configuration.problems[0]
         reason, message = problem.reason, problem.message
+    elif (
+        report.custom_ping is not None
+        and report.custom_ping.state == PingState.FAILING
+        and verdict in GENERATING
+    ):
+        reason, message = Reason.PING_FAILED.value, report.custom_ping.message
     elif verdict in GENERATING:
         reason, message = "", message if verdict is Verdict.BUSY else ""
     probe = report.last_probe
