@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from vllmendpoint_api import Problem
 
 __all__ = [
+    "ArtifactsError",
     "ConfigurationRefusedError",
     "EngineStartError",
     "HandlerTimeoutError",
@@ -17,6 +18,17 @@ __all__ = [
 
 class WorkerError(Exception):
     """Base of every error that the worker raises itself."""
+
+
+class ArtifactsError(WorkerError):
+    """The model's data could not be fetched. ``what`` and ``fix`` finish a sentence that begins with the
+    field.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        self.what = what
+        self.fix = fix
+        super().__init__(f"{what}: {fix}")
 
 
 class ConfigurationRefusedError(WorkerError):

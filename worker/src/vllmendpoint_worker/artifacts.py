@@ -1,0 +1,274 @@
+"""The model's data, from S3 to the folder of ``SAGEMAKER_MODEL_PATH``, before anything reads that folder.
+
+SageMaker does this for its containers (the guide's ``ModelDataSource``); in a pod the worker does it, since
+the operator fetches no URI of a user. The data is taken whole or not at all: everything is fetched into
+``.vllmendpoint`` within the folder (a mount point cannot be renamed) and moved into place once all of it is
+there. A manifest remembers what came from where, so that a restart fetches only what changed.
+"""
+
+import asyncio
+import logging
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from pydantic import BaseModel, ValidationError
+
+from vllmendpoint_api import PayloadSource, Problem, Reason
+
+from .archive import unpack
+from .errors import ArtifactsError
+from .payload import Origin
+from .s3 import Location, S3Store, Store, StoredObject, explained
+
+__all__ = ["Artifacts", "pause", "placed", "selected"]
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE: Final = ".tar.gz"
+"""A single object of this name is unpacked, as for SageMaker's ``CompressionType: Gzip``."""
+
+MAX_OBJECTS: Final = 100_000
+"""More is taken for a wrong prefix."""
+
+FIRST_PAUSE_SECONDS: Final = 1.0
+LONGEST_PAUSE_SECONDS: Final = 60.0
+PROGRESS_SECONDS: Final = 1.0
+
+_OWN: Final = ".vllmendpoint"
+_ORIGIN: Final = Origin(PayloadSource.SPEC, "model.artifactsUri")
+
+
+def pause(failures: int) -> float:
+    """Seconds until the next attempt: doubling, about a minute at most, a fifth of it by chance."""
+    doubled = FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16)
+    return min(doubled, LONGEST_PAUSE_SECONDS) * random.uniform(0.8, 1.2)
+
+
+def selected(objects: Iterable[StoredObject], key: str) -> list[StoredObject]:
+    """Of the objects that begin with ``key``: the one that is called so, or those in the folder so called.
+
+    Raises ArtifactsError where there is none, or where there are too many.
+    """
+    folder = _as_folder(key)
+    found: list[StoredObject] = []
+    for each in objects:
+        if each.key == key and not key.endswith("/"):
+            return [each]
+        if each.key.startswith(folder) and not each.key.endswith("/"):  # "a/" is a console's empty folder
+            found.append(each)
+        if len(found) > MAX_OBJECTS:
+            raise ArtifactsError(f"holds more than {MAX_OBJECTS} objects", "name the model's own prefix")
+    if not found:
+        raise ArtifactsError("names a prefix that holds no object", "upload the model's data, or correct it")
+    return found
+
+
+def placed(objects: Iterable[StoredObject], key: str) -> dict[str, StoredObject]:
+    """Path within the folder -> object. Raises ArtifactsError for a key that no such path is made of."""
+    paths: dict[str, StoredObject] = {}
+    for each in objects:
+        path = PurePosixPath(key).name if each.key == key else each.key.removeprefix(_as_folder(key))
+        parts = path.split("/")
+        unsafe = not {"", ".", ".."}.isdisjoint(parts) or parts[0] == _OWN or not path.isprintable()
+        if unsafe or any(len(part.encode()) > 255 for part in parts):
+            raise ArtifactsError(
+                f"holds an object whose key is no path within the folder ({ascii(path)[:128]})", "rename it"
+            )
+        paths[path] = each
+    for path in paths:
+        for parent in PurePosixPath(path).parents:
+            if str(parent) in paths:
+                raise ArtifactsError(
+                    f"holds {ascii(str(parent))[:128]} both as a file and as a folder", "rename one of them"
+                )
+    return paths
+
+
+def _as_folder(key: str) -> str:
+    return key if not key or key.endswith("/") else f"{key}/"
+
+
+class _Manifest(BaseModel):
+    """What the folder holds. Kept beside the files; what cannot be read counts as nothing."""
+
+    objects: dict[str, tuple[str, int]] = {}
+    """Path -> ETag and size of the object it was made of."""
+    files: dict[str, int] = {}
+    """Path -> size of the file."""
+
+    @classmethod
+    def read(cls, path: Path) -> "_Manifest":
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        temporary = path.with_suffix(".new")
+        temporary.write_text(self.model_dump_json())
+        temporary.replace(path)
+
+    def in_place(self, folder: Path, path: str) -> bool:
+        """Whether the file is there as it was put there, by its size."""
+        try:
+            return (folder / path).lstat().st_size == self.files.get(path)
+        except OSError:
+            return False
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Bytes that came, told once a second. Called from boto3's threads."""
+
+    tell: Callable[[str], None]
+    size: int
+    files: int
+    done: int = 0
+    told: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, more: int) -> None:
+        with self.lock:
+            self.done += more
+            now = time.monotonic()
+            if now - self.told < PROGRESS_SECONDS and self.done < self.size:
+                return
+            self.told = now
+            text = f"model data: {self.done} of {self.size} bytes, {self.files} objects"
+        self.tell(text)
+
+
+class Artifacts:
+    """``uri`` (``s3://bucket/prefix/``), to be in ``folder``.
+
+    ``open_store`` makes a client, which looks for credentials anew.
+    """
+
+    def __init__(self, uri: str, folder: str, *, open_store: Callable[[], Store] = S3Store) -> None:
+        self._uri = uri
+        self._folder = Path(folder)
+        self._own = self._folder / _OWN
+        self._new = self._own / "new"
+        self._unpacked = self._own / "unpacked"
+        self._manifest = self._own / "manifest.json"
+        self._open_store = open_store
+        self._staged: dict[str, StoredObject] = {}
+        """In ``_new``, fetched by this process: a second attempt does not fetch it again."""
+
+    async def fetched(self, refuse: Callable[[Problem], None], tell: Callable[[str], None]) -> None:
+        """Return when the data is there. Until then say why it is not, and try again, for ever.
+
+        Both functions are called from other threads or this one; ``tell`` gets one line of progress.
+        """
+        tell("model data: listing")
+        failures = 0
+        while True:
+            try:
+                await asyncio.to_thread(self.fetch, tell)
+            except ArtifactsError as error:
+                failures += 1
+                refuse(_ORIGIN.problem(error.what, error.fix, reason=Reason.ARTIFACTS_NOT_FETCHED))
+                await asyncio.sleep(pause(failures))
+            else:
+                return
+
+    def fetch(self, tell: Callable[[str], None]) -> None:
+        """One attempt, which blocks. Raises ArtifactsError."""
+        try:
+            self._fetch(tell)
+        except Exception as error:
+            raise explained(error) from error
+
+    def _fetch(self, tell: Callable[[str], None]) -> None:
+        began = time.monotonic()
+        location = Location.parse(self._uri)
+        store = self._open_store()
+        objects = placed(selected(store.objects(location), location.key), location.key)
+        there = _Manifest.read(self._manifest)
+        wanted = {path: (each.etag, each.size) for path, each in objects.items()}
+        if wanted == there.objects and all(there.in_place(self._folder, path) for path in there.files):
+            logger.info("Model data: %d objects, unchanged", len(objects))
+            return
+        archive = next(iter(objects)) if len(objects) == 1 and next(iter(objects)).endswith(ARCHIVE) else ""
+        missing = {
+            path: each
+            for path, each in objects.items()
+            if archive or there.objects.get(path) != wanted[path] or not there.in_place(self._folder, path)
+        }
+        self._download(store, location, missing, tell)
+        source, moved = self._new, {path: each.size for path, each in missing.items()}
+        if archive:
+            tell("model data: unpacking")
+            shutil.rmtree(self._unpacked, ignore_errors=True)
+            source, moved = self._unpacked, unpack(self._new / archive, self._unpacked, reserved=_OWN)
+        kept = {} if archive else {path: objects[path].size for path in objects.keys() - missing.keys()}
+        self._swap(source, moved, there, _Manifest(objects=wanted, files=kept | moved))
+        logger.info(
+            "Model data: %d objects, %d of them fetched, in %.1f s",
+            len(objects),
+            len(missing),
+            time.monotonic() - began,
+        )
+
+    def _download(
+        self,
+        store: Store,
+        location: Location,
+        missing: Mapping[str, StoredObject],
+        tell: Callable[[str], None],
+    ) -> None:
+        if not self._staged:
+            shutil.rmtree(self._new, ignore_errors=True)
+        self._new.mkdir(parents=True, exist_ok=True)
+        left = {path: each for path, each in missing.items() if self._staged.get(path) != each}
+        size = sum(each.size for each in left.values())
+        if size > (free := shutil.disk_usage(self._own).free):
+            raise ArtifactsError(
+                f"takes {size} bytes, and the disk has {free}",
+                "give the folder of SAGEMAKER_MODEL_PATH more room",
+            )
+        progress = _Progress(tell, size, len(left))
+        for path, each in left.items():
+            target = self._new / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.download(location, each, target, progress)
+            if target.stat().st_size != each.size:
+                raise ArtifactsError("changed while it was being fetched", "leave it as it is for a moment")
+            self._staged[path] = each
+
+    def _swap(self, source: Path, moved: Mapping[str, int], there: _Manifest, final: _Manifest) -> None:
+        """Put what was fetched in place and take away what is no longer wanted.
+
+        The manifest comes first and last: a process that ends in between leaves one that says of no changed
+        file that it is in place, and of every file that it is ours.
+        """
+        unchanged = {
+            path: each
+            for path, each in there.objects.items()
+            if path not in moved and final.objects.get(path) == each
+        }
+        _Manifest(objects=unchanged, files=there.files | final.files).write(self._manifest)
+        for path in there.files.keys() - final.files.keys():
+            self._remove(path)
+        for path in moved:
+            target = self._folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (source / path).replace(target)
+        final.write(self._manifest)
+        self._staged = {}
+        shutil.rmtree(self._new, ignore_errors=True)
+        shutil.rmtree(self._unpacked, ignore_errors=True)
+
+    def _remove(self, path: str) -> None:
+        target = self._folder / path
+        target.unlink(missing_ok=True)
+        for parent in target.parents:
+            if parent == self._folder or any(parent.iterdir()):
+                return
+            parent.rmdir()

@@ -1,0 +1,75 @@
+"""What the engine is started with: arguments, ``SM_VLLM_*``, and the model's folder if nobody names one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllmendpoint_api import Problem, names
+
+from . import sagemaker
+from .options import Given, from_arguments, from_config, named
+
+__all__ = ["CommandLine", "Engine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What the engine gets, but for the config file."""
+
+    arguments: tuple[str, ...] = ()
+    given: tuple[Given, ...] = ()
+    """Every option and where it is given, the higher place first, the config file last."""
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class CommandLine:
+    """``environ`` and ``argv`` as the process was given them.
+
+    Environment: ``SM_VLLM_*``, ``HF_MODEL_ID``, ``SAGEMAKER_MODEL_PATH`` (default ``/opt/ml/model``),
+    ``VLLMENDPOINT_ARTIFACTS_URI`` (then that folder will not be empty).
+    """
+
+    def __init__(self, environ: Mapping[str, str], argv: Sequence[str]) -> None:
+        given, self._warnings = sagemaker.options(environ)
+        self._problems = sagemaker.malformed(given)
+        self._given = [*from_arguments(argv), *sagemaker.owned(given, environ), *given]
+        self._arguments, self.config_file = _without_config(sagemaker.arguments(given, argv))
+        self._environ = dict(environ)
+        self._folder = sagemaker.model_path(environ)
+        self._will_be_filled = bool(environ.get(names.ENV_ARTIFACTS_URI, "").strip())
+
+    def engine(self, config: Mapping[str, Any]) -> Engine:
+        """Reads the names in the model's folder, nothing else."""
+        given = (*self._given, *from_config(config))
+        model: list[str] = []
+        problems = list(self._problems)
+        if named(given, "--model") is None:
+            model = sagemaker.fallback_model(self._environ, self._folder, self._files())
+            if not model:
+                problems.append(sagemaker.no_model(self._folder))
+        return Engine((*model, *self._arguments), given, tuple(problems), tuple(self._warnings))
+
+    def _files(self) -> list[str] | None:
+        """None where the folder is still to be filled."""
+        try:
+            found = [entry.name for entry in Path(self._folder).iterdir() if entry.name[0] != "."]
+        except OSError:
+            found = []
+        return found if found or not self._will_be_filled else None
+
+
+def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The engine's arguments without vLLM's ``--config FILE``, and the file."""
+    rest: list[str] = []
+    path: str | None = None
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            path = next(arguments, "")
+        elif argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+        else:
+            rest.append(argument)
+    return rest, path

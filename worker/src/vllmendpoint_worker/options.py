@@ -1,0 +1,145 @@
+"""The engine's options, wherever they are given: the same one with different values is refused, not merged.
+
+Pure. The order of places is the design's (section 4): arguments (``spec.model`` and ``engine.args`` of a
+VLLMEndpoint), ``SM_VLLM_*``, config file. Values that are equal are one value, whatever their spelling.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vllmendpoint_api import PayloadSource, Problem, Reason
+
+from .arguments import is_number
+from .payload import Origin
+
+__all__ = ["Given", "differing", "from_arguments", "from_config", "named"]
+
+FALSE: Final = ("false",)
+"""The value of a switch that is off; one that is on has none, as on a command line."""
+
+_SPEC_FIELDS: Final = {"--model": "model.uri", "--served-model-name": "model.name"}
+_REASONS: Final = {
+    PayloadSource.SPEC: Reason.INVALID_ENGINE_ARGUMENTS,
+    PayloadSource.ENVIRONMENT: Reason.INVALID_ENVIRONMENT,
+    PayloadSource.CONFIG_FILE: Reason.INVALID_CONFIG_FILE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One option, given in one place."""
+
+    option: str
+    """As on a command line, without a value: ``--max-model-len``, ``-tp``."""
+    value: tuple[str, ...]
+    origin: Origin
+    arguments: tuple[str, ...] = field(default=(), compare=False)
+    """What goes to the engine's parser for it."""
+
+
+def from_arguments(argv: Sequence[str]) -> list[Given]:
+    """The options of a command line; one that is given twice counts as last given, as for ``argparse``.
+
+    ``--json-arg.key 1`` is a part of ``--json-arg``'s value.
+    """
+    values: dict[str, tuple[str, ...]] = {}
+    option = ""
+    for argument in argv:
+        if argument.startswith("-") and not is_number(argument):
+            name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
+            base, dot, key = name.partition(".")
+            option = _folded(base)
+            values[option] = (*values.get(option, ()), f".{key}") if dot else ()
+            if equals:
+                values[option] += (value,)
+        elif option:
+            values[option] += (argument,)
+    return [_argument(option, value) for option, value in values.items()]
+
+
+def _argument(option: str, value: tuple[str, ...]) -> Given:
+    where = f"{_SPEC_FIELDS.get(option, 'engine.args')} ({option})"
+    return Given(option, value, Origin(PayloadSource.SPEC, where))
+
+
+def from_config(config: Mapping[str, Any]) -> list[Given]:
+    """The options of a config file, as vLLM turns it into arguments. What is null says nothing."""
+    return [
+        Given(_folded(f"--{key}"), _config_value(value), _config_origin(key))
+        for key, value in config.items()
+        if value is not None and value != []
+    ]
+
+
+def _config_origin(key: str) -> Origin:
+    return Origin(PayloadSource.CONFIG_FILE, f"{key} of the config file")
+
+
+def _config_value(value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return () if value else FALSE
+    if isinstance(value, list):
+        return tuple(str(item) for item in value)
+    return (json.dumps(value, default=str),) if isinstance(value, dict) else (str(value),)
+
+
+def named(given: Iterable[Given], option: str) -> Given | None:
+    """The first that gives ``option``."""
+    return next((each for each in given if each.option == option), None)
+
+
+def differing(given: Iterable[Given], names: Mapping[str, str]) -> list[Problem]:
+    """One problem for each option of which a later place says something else than an earlier one.
+
+    ``names``: option -> the parser's name for it, so that ``-tp`` is ``--tensor-parallel-size``; empty before
+    the engine's parsers are imported.
+    """
+    first: dict[str, tuple[Given, tuple[str, ...]]] = {}
+    problems: list[Problem] = []
+    for each in given:
+        name, value = _meaning(each, names)
+        before, said = first.setdefault(name, (each, value))
+        if said != value:
+            problems.append(
+                each.origin.problem(
+                    f"differs from {before.origin.field}",
+                    "remove one of them, or make them equal",
+                    reason=_REASONS[each.origin.source],
+                )
+            )
+    return problems
+
+
+def _meaning(given: Given, names: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """The parser's name of the option, and a value that is compared regardless of its spelling."""
+    option = _whole(given.option, names)
+    known = names.get(option)
+    if option.startswith("--no-") and not given.value and (known is None or known != _name(option)):
+        return known or _name(f"--{option.removeprefix('--no-')}"), FALSE
+    return known or _name(option), tuple(_plain(token) for token in given.value)
+
+
+def _whole(option: str, names: Mapping[str, str]) -> str:
+    """The parser takes a unique beginning for the whole."""
+    if option in names or not option.startswith("--"):
+        return option
+    meant = {names[known]: known for known in names if known.startswith(option)}
+    return next(iter(meant.values())) if len(meant) == 1 else option
+
+
+def _name(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
+def _folded(option: str) -> str:
+    return option.replace("_", "-")
+
+
+def _plain(token: str) -> str:
+    """JSON without its spelling: ``0.90`` is ``0.9``, and spaces in an object are none."""
+    try:
+        return json.dumps(json.loads(token), sort_keys=True)
+    except (ValueError, RecursionError):
+        return token
