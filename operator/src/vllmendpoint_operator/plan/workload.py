@@ -3,7 +3,8 @@
 import math
 from typing import Any, Final
 
-from vllmendpoint_api import Cache, ModelType, names
+from vllmendpoint_api import Cache, ModelType, Reason, Worker, names
+from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint
 
 from .configuration import settings_name
@@ -25,6 +26,9 @@ GRACE_SECONDS: Final = 60
 _STARTUP_PERIOD: Final = 5
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _MODELS_DIR: Final = "/var/lib/vllmendpoint/models"
+_MODEL_PATH_ENV: Final = "SAGEMAKER_MODEL_PATH"
+_MODEL_PATH: Final = "/opt/ml/model"
+"""Where SageMaker's containers have the model's data (guide, "Key Environment Variables")."""
 
 
 def deployment_name(endpoint: Endpoint) -> str:
@@ -78,6 +82,11 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
     if claim is not None:
         volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
         mounts.append({"name": "model", "mountPath": f"{_MODELS_DIR}/{claim}", "readOnly": True})
+    if spec.model.artifacts_uri is not None:
+        volumes.append({"name": "artifacts", "emptyDir": {}})
+        mounts.append({"name": "artifacts", "mountPath": _artifacts_path(worker)})
+        env.append({"name": names.ENV_ARTIFACTS_URI, "value": spec.model.artifacts_uri})
+        env.append({"name": _MODEL_PATH_ENV, "value": _MODEL_PATH})
     # A default of ours gives way: server-side apply refuses one name twice.
     theirs = {item.name for item in worker.env}
     env = [item for item in env if item["name"] not in theirs]
@@ -166,6 +175,23 @@ def _model(uri: str) -> tuple[str, str | None]:
         claim, _, path = rest.partition("/")
         return f"{_MODELS_DIR}/{claim}/{path}".rstrip("/"), claim
     return rest, None
+
+
+def _artifacts_path(worker: Worker) -> str:
+    """Where the worker puts the model's data: its own SAGEMAKER_MODEL_PATH, which needs a volume.
+
+    Raises PlanError where that cannot be told before the pod runs.
+    """
+    theirs = next((item for item in worker.env if item.name == _MODEL_PATH_ENV), None)
+    if theirs is None or (theirs.value_from is None and not theirs.value):
+        return _MODEL_PATH
+    if not (theirs.value or "").startswith("/"):
+        raise PlanError(
+            Reason.INVALID_SPEC,
+            f"worker.env: {_MODEL_PATH_ENV} must be an absolute path, given as a value: "
+            "model.artifactsUri is fetched to a volume that is mounted there",
+        )
+    return str(theirs.value)
 
 
 def _cache(cache: Cache | None) -> dict[str, Any]:

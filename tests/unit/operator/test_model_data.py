@@ -1,0 +1,101 @@
+"""model.artifactsUri: what the workers get for it, and that nothing else changes; SM_VLLM_* in worker.env."""
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.plan import PlanError
+
+URI = "s3://my-bucket/my-model/"
+HUB = "hf://o/n"
+
+
+@pytest.fixture
+def rendered(make_endpoint, make_plan, child):
+    """The pod's spec, and the environment, mounts and volumes by name."""
+
+    def render(**spec):
+        planned = make_plan(make_endpoint(**spec))
+        pod = child(planned, "Deployment", "smollm-workers")["spec"]["template"]["spec"]
+        main = pod["containers"][0]
+        env = {item["name"]: item.get("value") for item in main["env"]}
+        mounts = {item["name"]: item["mountPath"] for item in main["volumeMounts"]}
+        return pod, env, mounts, {item["name"]: item for item in pod["volumes"]}
+
+    return render
+
+
+def test_the_worker_is_told_and_has_a_folder(rendered):
+    _, env, mounts, volumes = rendered(model={"uri": HUB, "artifactsUri": URI})
+    assert env["VLLMENDPOINT_ARTIFACTS_URI"] == URI
+    assert env["SAGEMAKER_MODEL_PATH"] == mounts["artifacts"] == "/opt/ml/model"
+    assert volumes["artifacts"] == {"name": "artifacts", "emptyDir": {}}
+
+
+def test_without_it_nothing_of_it_is_there(rendered):
+    _, env, mounts, volumes = rendered(model={"uri": HUB})
+    assert not {"VLLMENDPOINT_ARTIFACTS_URI", "SAGEMAKER_MODEL_PATH"} & set(env)
+    assert "artifacts" not in mounts
+    assert "artifacts" not in volumes
+
+
+def test_the_users_folder_is_the_mounts(rendered):
+    where = {"name": "SAGEMAKER_MODEL_PATH", "value": "/data/model"}
+    pod, env, mounts, _ = rendered(model={"uri": HUB, "artifactsUri": URI}, worker={"env": [where]})
+    assert env["SAGEMAKER_MODEL_PATH"] == mounts["artifacts"] == "/data/model"
+    assert [item["name"] for item in pod["containers"][0]["env"]].count("SAGEMAKER_MODEL_PATH") == 1
+
+
+def test_an_empty_folder_is_the_default(rendered):
+    where = {"name": "SAGEMAKER_MODEL_PATH", "value": ""}
+    _, _, mounts, _ = rendered(model={"uri": HUB, "artifactsUri": URI}, worker={"env": [where]})
+    assert mounts["artifacts"] == "/opt/ml/model"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"value": "data/model"}, {"valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}],
+)
+def test_a_folder_that_cannot_be_mounted_is_refused(rendered, where):
+    env = [{"name": "SAGEMAKER_MODEL_PATH", **where}]
+    with pytest.raises(PlanError, match="SAGEMAKER_MODEL_PATH must be an absolute path") as raised:
+        rendered(model={"uri": HUB, "artifactsUri": URI}, worker={"env": env})
+    assert raised.value.reason == Reason.INVALID_SPEC
+    rendered(model={"uri": HUB}, worker={"env": env})  # nothing is mounted: the worker's own business
+
+
+def test_another_uri_renders_anew(make_endpoint, make_plan, living):
+    first = make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}))
+    observed = living(first)
+    assert make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}), observed).revision.name == (
+        first.revision.name
+    )
+    second = make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": f"{URI}v2/"}), observed)
+    assert second.revision.name != first.revision.name
+
+
+def test_workers_may_reach_the_store(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}))
+    policies = [each["spec"] for each in planned.children if each["kind"] == "NetworkPolicy"]
+    assert policies
+    assert all(policy["policyTypes"] == ["Ingress"] and "egress" not in policy for policy in policies)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("SM_VLLM_NAMESPACE", "Dynamo namespace"),
+        ("SM_VLLM_CONFIG", "spec.engine.config"),
+        ("SM_VLLM_SERVED_MODEL", "it stands for --served-model-name"),
+        ("SM_VLLM_HEALTH_CHECK_PAYLOAD", "spec.healthCheck.payload"),
+    ],
+)
+def test_the_operators_arguments_are_not_for_the_environment(rendered, name, told):
+    with pytest.raises(PlanError, match=f"worker.env: {name}.*{told}"):
+        rendered(worker={"env": [{"name": name, "value": "x"}]})
+
+
+@pytest.mark.parametrize(
+    "name", ["SM_VLLM_MODEL", "SM_VLLM_SERVED_MODEL_NAME", "SM_VLLM_MAX_MODEL_LEN", "SM_X"]
+)
+def test_other_variables_pass(rendered, name):
+    assert rendered(worker={"env": [{"name": name, "value": "x"}]})[1][name] == "x"
