@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from vllmendpoint_api import WorkerReport
+from vllmendpoint_api import Verdict, WorkerReport
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240.0
@@ -126,10 +126,10 @@ class WorkerProcess:
         self.started_at = 0.0
         self._seen: set[Process] = set()
 
-    def settings(self, health_check: dict[str, Any], digest: str = "") -> str:
+    def settings(self, health_check: dict[str, Any], digest: str = "", **more: Any) -> str:
         """Write ``settings.json`` as a whole; the hash to wait for in the report."""
         digest = digest or f"h{time.monotonic_ns()}"
-        text = json.dumps({"healthCheck": health_check, "hash": digest})
+        text = json.dumps({"healthCheck": health_check, "hash": digest, **more})
         temporary = self.settings_file.with_suffix(".new")
         temporary.write_text(text)
         temporary.replace(self.settings_file)
@@ -218,6 +218,40 @@ class WorkerProcess:
             if alive(child):
                 with contextlib.suppress(OSError):
                     os.kill(child.pid, signal.SIGKILL)
+
+
+def wait(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Until ``condition`` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not come about"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[float]:
+    """A process that is frozen (SIGSTOP) for as long as the ``with`` lasts."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield time.monotonic()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def assert_health_follows(worker: WorkerProcess) -> None:
+    """Dynamo's own ``/health``: frozen -> 503, and nothing else while it lasts; thawed -> 200."""
+    wait(lambda: worker.status("system", "/health") == 200)
+    with stopped(worker.engine_core()) as began:
+        wait(lambda: worker.status("system", "/health") == 503)
+        print(f"SIGSTOP -> /health 503 in {time.monotonic() - began:.1f} s")
+        assert worker.report().verdict.state == Verdict.STALLED
+        until = time.monotonic() + 4.0
+        while time.monotonic() < until:
+            assert worker.status("system", "/health") == 503
+            time.sleep(0.2)
+    wait(lambda: worker.status("system", "/health") == 200)
+    worker.until(lambda report: report.ready, 30.0)
 
 
 class Load:

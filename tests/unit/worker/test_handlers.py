@@ -23,7 +23,8 @@ from vllmendpoint_api import (
     script_digest,
 )
 from vllmendpoint_worker.errors import ConfigurationRefusedError
-from vllmendpoint_worker.handlers import HandlerRoom, PingWatch, Route, _load, read
+from vllmendpoint_worker.handler_sources import Route, read
+from vllmendpoint_worker.handlers import HandlerRoom, PingWatch, _load
 
 GUIDE = Path(__file__).parents[2] / "guide"
 PING = "CUSTOM_FASTAPI_PING_HANDLER"
@@ -85,15 +86,15 @@ class Served:
     def wrong(self) -> tuple[Problem, ...]:
         return read(self.settings, self.settings_dir, self.environ)[1]
 
-    async def start(self, signature: tuple[object, ...] = ()) -> None:
+    async def start(self) -> None:
         wanted, problems = read(self.settings, self.settings_dir, self.environ)
         if problems:
             raise ConfigurationRefusedError(problems)
-        self.room.swap(self.room.bound(await self.room.load(wanted, signature)))
+        self.room.swap(self.room.bound(await self.room.load(wanted)))
 
     async def refused(self) -> Problem:
         with pytest.raises(ConfigurationRefusedError) as caught:
-            await self.start((object(),))
+            await self.start()
         return caught.value.problems[0]
 
     def client(self) -> httpx.AsyncClient:
@@ -308,7 +309,7 @@ async def custom_sagemaker_invocation_handler(payload: dict, again: int = 2):
     assert (await served.ask("/invocations", {"a": 1})).json() == [{"a": 1}, 2]
     assert served.folder / "neighbour.py" in served.room.watched
     served.script("WORD = 'other'\n", "neighbour.py")  # as long, within the same second
-    await served.start(("changed",))
+    await served.start()
     assert (await served.ask()).json() == {"word": "other", "count": 1}
 
 
@@ -458,7 +459,7 @@ async def test_an_import_that_hangs_is_given_up(served: Served, monkeypatch: pyt
             thread.join(5)
             assert not thread.is_alive(), "an endless loop is ended"
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'mended'\n")
-    await served.start(("mended",))
+    await served.start()
     assert (await served.ask()).json() == "mended"
 
 
@@ -466,7 +467,7 @@ async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
     served.script((GUIDE / "decorators.py").read_text() + "\nimport no_such_module_here\n")
     await served.refused()
     served.script("x = 1\n")
-    await served.start(("second",))
+    await served.start()
     assert served.room.report().ping.source == HandlerSource.DEFAULT
 
 
@@ -493,7 +494,7 @@ async def custom_sagemaker_invocation_handler(request):
     while not gates:
         await asyncio.sleep(0.01)
     served.script(code.replace("VERSION", "two"))
-    await served.start(("two",))
+    await served.start()
     assert served.room.report().script_digest != first
     second = asyncio.create_task(served.ask("/invocations", {}))
     while len(gates) < 2:
@@ -507,9 +508,9 @@ async def test_a_script_keeps_its_state_while_nothing_of_it_changes(served: Serv
     served.script(
         "calls = []\ndef custom_sagemaker_ping_handler(r):\n    calls.append(1)\n    return len(calls)\n"
     )
-    await served.start(("same",))
+    await served.start()
     assert (await served.ask()).json() == 1
-    await served.start(("same",))
+    await served.start()
     assert (await served.ask()).json() == 2
 
 
@@ -585,18 +586,18 @@ async def test_a_failing_ping(
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING
     served.script(f"def custom_sagemaker_ping_handler(request):\n    {body}\n")
-    await served.start(("bad",))
+    await served.start()
     await watch.ask()
     assert watch.report.state == PingState.PASSING, "one failure is below the threshold"
     await watch.ask()
     assert watch.report.state == PingState.FAILING
     assert says in watch.report.message or "does not return" in watch.report.message
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
-    await served.start(("good",))
+    await served.start()
     await watch.ask()
     assert watch.report.state == PingState.PASSING
     served.script("x = 1\n")
-    await served.start(("none",))
+    await served.start()
     await watch.ask()
     assert watch.report is None, "vLLM's own ping is the verdict's to answer"
 
@@ -669,7 +670,7 @@ async def test_processing_before_and_after(
     served.environ |= environ
     served.script(MIDDLEWARE + decorated)
     for generation in ("one", "two"):  # the second load must not be refused as a duplicate
-        await served.start((generation,))
+        await served.start()
         answer = await served.ask("/invocations", {"a": 1})
         assert answer.json() == {"seen": "pre", "body": {"a": 1}}
         assert answer.headers["x-post"] == "post"

@@ -15,7 +15,9 @@ from typing import Any, Final
 from vllmendpoint_api import (
     DEFAULT_TIMEOUT_SECONDS,
     ConfigurationReport,
+    HandlersReport,
     HealthCheckReport,
+    PingReport,
     ProbeReport,
     Stage,
     StageReport,
@@ -57,6 +59,8 @@ class Facts:
     why_not_ready: str = "the worker is starting"
     started: bool = False
     model_type: str = ""
+    handlers: HandlersReport = field(default_factory=HandlersReport)
+    custom_ping: PingReport | None = None
 
 
 class Board:
@@ -73,6 +77,8 @@ class Board:
         self._lock = threading.Lock()
         self._subscribers: list[Callable[[], None]] = []
         self._last_beat: float | None = None
+        self.culprit: Callable[[], str] = str
+        """Where the main thread is, if it is in a custom handler's code: asked where the loop is blocked."""
         now = self._clock.wall()
         self._facts = Facts(
             stage=StageReport(name=Stage.IMPORTING, since=now),
@@ -127,6 +133,10 @@ class Board:
         facts = self._facts
         return facts.ready, facts.why_not_ready
 
+    def _blocked_in(self) -> str:
+        where = self.culprit()
+        return f" by a custom handler, {where}" if where else ""
+
     def report(self) -> WorkerReport:
         facts = self._facts
         ready, verdict = facts.ready, facts.verdict
@@ -136,7 +146,8 @@ class Board:
                 verdict = VerdictReport(
                     state=Verdict.STALLED,
                     reason="EngineStalled",
-                    message="The worker's own event loop is blocked: nothing can be asked or answered.",
+                    message=f"The worker's own event loop is blocked{self._blocked_in()}: "
+                    "nothing can be asked or answered.",
                     since=self._clock.wall_of(self._clock.monotonic() - blocked).replace(microsecond=0),
                     last_proof_of_life=verdict.last_proof_of_life,
                 )
@@ -152,6 +163,8 @@ class Board:
             verdict=verdict,
             last_probe=facts.last_probe,
             model_type=facts.model_type,
+            handlers=facts.handlers,
+            custom_ping=facts.custom_ping,
         )
 
 

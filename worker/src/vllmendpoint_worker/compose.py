@@ -13,6 +13,7 @@ import threading
 from collections.abc import Coroutine, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,9 @@ from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
 from .configuration import Configuration, translation_problem
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
+from .handler_sources import Route
+from .handlers import Generation, HandlerRoom, PingWatch
+from .handlers import Loaded as Handlers
 from .http_app import Guard, HttpServer, bound
 from .leaving import leave
 from .liveness import EXIT_DEAD, Liveness
@@ -61,6 +65,16 @@ _ENGINE_STAGES: Final = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """One configuration, checked as a whole: it comes into force as a whole, or not at all."""
+
+    loaded: Loaded
+    resolved: Resolved
+    translated: Translated
+    handlers: Generation
+
+
 class Worker:
     """``argv``: the engine's arguments; ``environ`` is changed: what upstream must not see is taken out."""
 
@@ -86,6 +100,14 @@ class Worker:
         self._translator: Translator | None = None
         self._shown = Publisher(board, self._clock)
         self._liveness = Liveness(board, self._shown, self._restart_after, self._clock)
+        self._room = HandlerRoom(self._handlers_changed, self._clock)
+        self._ping = PingWatch(
+            self._room,
+            timeout=lambda: self._resolved.timeout_seconds,
+            thresholds=lambda: (self._resolved.failure_threshold, self._resolved.success_threshold),
+            changed=self._shown.pinged,
+            clock=self._clock,
+        )
         self._http: HttpServer | None = None
         self._shutdown: upstream.Shutdown | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -97,6 +119,7 @@ class Worker:
     async def _run(self) -> tuple[int, str]:
         self._board.stage(Stage.CONFIGURING)
         self._configuration.fields = upstream.request_fields()
+        self._configuration.option_names = upstream.option_names()
         await self._configuration.accepted(self._check)
         if (arguments := self._arguments) is None:
             raise EngineStartError("the engine's arguments were not parsed")
@@ -126,7 +149,7 @@ class Worker:
         self._configuration.check(loaded)
         argv = [
             *upstream.config_arguments(loaded.engine_config),
-            *self._configuration.engine_arguments,
+            *loaded.engine.arguments,
         ]
         try:
             self._arguments = await upstream.parse_arguments(argv, self._configuration.model_type)
@@ -136,16 +159,34 @@ class Worker:
                 f"are refused ({error})", "correct them", reason="InvalidEngineArguments"
             )
             raise ConfigurationRefusedError([problem]) from error
+        await self._load_handlers(loaded)
 
-    async def _resolve(self, loaded: Loaded) -> tuple[Resolved, Translated]:
-        """Merge and translate. Raises ConfigurationRefusedError."""
+    async def _load_handlers(self, loaded: Loaded) -> Handlers:
+        """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
+        if loaded.handlers is None:
+            raise EngineStartError("the handlers' settings were not read")
+        handlers = await self._room.load(loaded.handlers)
+        self._configuration.watch(self._room.watched)
+        return handlers
+
+    async def _resolve(self, loaded: Loaded) -> _Accepted:
+        """Merge, translate, load and bind. Raises ConfigurationRefusedError."""
         resolved = self._configuration.merge(loaded)
         if self._translator is None:
             raise EngineStartError("the model's renderer is not there yet")
         try:
-            return resolved, await self._translator.translate(resolved.payload, resolved.expect)
+            translated = await self._translator.translate(resolved.payload, resolved.expect)
         except TranslationError as error:
             raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
+        generation = self._room.bound(await self._load_handlers(loaded))
+        return _Accepted(loaded, resolved, translated, generation)
+
+    def _take(self, accepted: _Accepted) -> None:
+        """Put an accepted configuration into force."""
+        self._room.swap(accepted.handlers)
+        self._configuration.accept(accepted.resolved, accepted.loaded, accepted.translated.notes)
+        if self._shown.prober is not None:
+            self._shown.prober.configure(_settings(accepted.resolved, accepted.translated))
 
     async def _watch_configuration(self) -> None:
         """Hot reload. A refused change leaves the last good configuration in force."""
@@ -153,13 +194,22 @@ class Worker:
             await self._configuration.changed()
             loaded = await self._configuration.load()
             try:
-                resolved, translated = await self._resolve(loaded)
+                accepted = await self._resolve(loaded)
             except ConfigurationRefusedError as error:
                 self._configuration.refuse(error.problems, loaded, first=False)
-                continue
-            self._configuration.accept(resolved, loaded, translated.notes)
-            if self._shown.prober is not None:
-                self._shown.prober.configure(_settings(resolved, translated))
+            else:
+                self._take(accepted)
+
+    def _handlers_changed(self) -> None:
+        self._board.update(handlers=self._room.report())
+
+    @property
+    def _resolved(self) -> Resolved:
+        """The configuration in force, once there is one."""
+        resolved = self._configuration.resolved
+        if resolved is None:
+            raise EngineStartError("no configuration is in force yet")
+        return resolved
 
     # --- upstream's hooks
     # --------------------------------------------------------------------------------------
@@ -190,7 +240,9 @@ class Worker:
         if self._configuration.model_type is None:
             self._configuration.model_type = await self._translator.model_type(await engine.tasks())
         self._board.update(model_type=str(self._configuration.model_type or ""))
-        resolved, translated = await self._first_resolution()
+        self._room.attach(http.app)
+        accepted = await self._first_resolution()
+        resolved, translated = accepted.resolved, accepted.translated
         self._board.stage(Stage.WARMING)
         if resolved.mode is not Mode.DISABLED:
             await self._warm_up(engine, translated)
@@ -207,22 +259,28 @@ class Worker:
         self._begin(shown.prober.run(), "prober")
         await self._first_probe(shown.prober, resolved)
         shown.warmed = True
-        guard = Guard(http.app, fit=shown.fit, verdict=lambda: shown.verdict)
+        await self._ping.ask()
+        self._board.culprit = self._room.culprit
+        guard = Guard(self._room, fit=self._fit_for_ping, verdict=lambda: shown.verdict)
         self._http = HttpServer(http, guard, self._listener)
         await self._http.start()
         self._begin(self._watch_configuration(), "configuration")
+        self._begin(self._ping.run(), "ping")
         self._board.stage(Stage.REGISTERING)
 
-    async def _first_resolution(self) -> tuple[Resolved, Translated]:
-        found: list[tuple[Resolved, Translated]] = []
+    async def _first_resolution(self) -> _Accepted:
+        found: list[_Accepted] = []
 
         async def check(loaded: Loaded) -> None:
             found.append(await self._resolve(loaded))
 
-        loaded = await self._configuration.accepted(check)
-        resolved, translated = found[-1]
-        self._configuration.accept(resolved, loaded, translated.notes)
-        return resolved, translated
+        await self._configuration.accepted(check)
+        self._take(found[-1])
+        return found[-1]
+
+    def _fit_for_ping(self) -> bool:
+        """A custom ping handler answers for itself; vLLM's own would not see a stall."""
+        return self._room.custom(Route.PING) is not None or self._shown.fit()
 
     async def _warm_up(self, engine: upstream.WorkerEngine, translated: Translated) -> None:
         """Once as asked and once with sampling the other way round, so that no user pays for the

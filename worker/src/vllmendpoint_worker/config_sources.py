@@ -14,9 +14,12 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from vllmendpoint_api import ModelType, PayloadSource, Problem, WorkerSettings, names
+from vllmendpoint_api import HandlerSettings, ModelType, PayloadSource, Problem, WorkerSettings, names
 
+from .command_line import CommandLine, Engine
 from .custom_default import CUSTOM_DEFAULT
+from .handler_sources import Wanted, stamp
+from .handler_sources import read as read_handlers
 from .merge import (
     ABSENT,
     ENV_ENABLED,
@@ -52,8 +55,13 @@ class Loaded:
     sources: Sources
     settings_hash: str = ""
     warnings: tuple[str, ...] = ()
+    handlers: Wanted | None = None
+    """The handlers asked for; ``handler_problems`` is what can be told to be wrong with them unrun."""
+    handler_problems: tuple[Problem, ...] = ()
     engine_config: Mapping[str, Any] = field(default_factory=dict)
     """The rest of the config file: vLLM's."""
+    engine: Engine = field(default_factory=Engine)
+    """What the engine gets besides the config file, and where each option is given."""
 
 
 class ConfigSources:
@@ -67,10 +75,13 @@ class ConfigSources:
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
         # An empty variable is an unset one, as upstream has it and as pod templates write it.
         self._environment = {name: environ[name] for name in GUIDE_VARIABLES if environ.get(name, "").strip()}
-        directory = environ.get(names.ENV_SETTINGS_DIR) or names.SETTINGS_DIR
-        self._settings_file = Path(directory) / names.SETTINGS_FILE
+        self._settings_dir = Path(environ.get(names.ENV_SETTINGS_DIR) or names.SETTINGS_DIR)
+        self._settings_file = self._settings_dir / names.SETTINGS_FILE
+        self._environ = dict(environ)
+        self._handler_files: frozenset[Path] = frozenset()
         self._model_type = environ.get(names.ENV_MODEL_TYPE, "").strip()
-        self.engine_arguments, flagged = _without_config(argv)
+        self._command_line = CommandLine(environ, argv)
+        flagged = self._command_line.config_file
         configured = environ.get(names.ENV_CONFIG_FILE)
         self._two_files = bool(configured and flagged)
         path = configured or flagged
@@ -82,12 +93,15 @@ class ConfigSources:
         """Changes when one of the files does: identity, time and size of what the names now lead to; and when
         a custom default is set.
         """
-        return (CUSTOM_DEFAULT.version, *(_signature(path) for path in self._files()))
+        return (CUSTOM_DEFAULT.version, *(stamp(path) for path in self._files()))
+
+    def watch(self, files: frozenset[Path]) -> None:
+        """Files of handlers that were imported: a change in one of them is a change too."""
+        self._handler_files |= files
 
     def _files(self) -> list[Path]:
-        return [
-            path for path in (self._settings_file, self._config_file, self._payload_file) if path is not None
-        ]
+        named = (self._settings_file, self._config_file, self._payload_file)
+        return [*(path for path in named if path is not None), *sorted(self._handler_files)]
 
     def model_type(self) -> tuple[ModelType | None, tuple[Problem, ...]]:
         """``VLLMENDPOINT_MODEL_TYPE``, None where it is to be told from the model."""
@@ -106,6 +120,9 @@ class ConfigSources:
     def load(self) -> Loaded:
         """Read everything. Blocks for the time of a few small file reads; call it off the event loop."""
         settings, settings_hash, warnings, spec_problems = self._read_settings()
+        handlers = settings.handlers or HandlerSettings()
+        wanted, handler_problems = read_handlers(handlers, self._settings_dir, self._environ)
+        self.watch(frozenset(wanted.watched))
         config, config_problems = self._read_config()
         sources = Sources(
             spec=settings.health_check,
@@ -117,7 +134,16 @@ class ConfigSources:
             config_problems=tuple(config_problems),
             custom_default=CUSTOM_DEFAULT.value,
         )
-        return Loaded(sources, settings_hash, tuple(warnings), config)
+        engine = self._command_line.engine(config)
+        return Loaded(
+            sources,
+            settings_hash,
+            (*warnings, *engine.warnings),
+            handlers=wanted,
+            handler_problems=handler_problems,
+            engine_config=config,
+            engine=engine,
+        )
 
     def _read_settings(self) -> tuple[WorkerSettings, str, list[str], list[Problem]]:
         origin = Origin(PayloadSource.SPEC, names.SETTINGS_FILE)
@@ -173,6 +199,9 @@ class ConfigSources:
             return {}, [origin.problem(_unreadable(error), "mount it or do not name it", reason=reason)]
         except UnicodeDecodeError:
             return {}, [origin.problem("is not UTF-8 text", "save it as UTF-8", reason=reason)]
+        except (ValueError, LookupError, AttributeError, RecursionError):  # what PyYAML lets pass
+            what = "holds a value that YAML cannot read, or is nested too deeply"
+            return {}, [origin.problem(what, "quote text that looks like a date or a number", reason=reason)]
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
@@ -189,31 +218,6 @@ class ConfigSources:
             for key in value
         }
         return config, []
-
-
-def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The engine's arguments without vLLM's ``--config FILE``, and the file."""
-    rest: list[str] = []
-    path: str | None = None
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--config":
-            path = next(arguments, "")
-        elif argument.startswith("--config="):
-            path = argument.removeprefix("--config=")
-        else:
-            rest.append(argument)
-    return rest, path
-
-
-def _signature(path: Path) -> object:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        return error.errno
-    except ValueError:  # no name that a file can have
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _read(path: Path) -> bytes:
@@ -240,13 +244,17 @@ def _unreadable(error: OSError | ValueError) -> str:
 def _parse_json(data: bytes) -> tuple[Any, str]:
     """The value and "", or None and what is wrong: where, never what stands there."""
     try:
-        return json.loads(data.decode()), ""
+        value = json.loads(data.decode())
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return None, "holds text that UTF-8 cannot carry (half of a surrogate pair)"
     except UnicodeDecodeError:
         return None, "is not UTF-8 text"
     except json.JSONDecodeError as error:
         return None, f"is not JSON (line {error.lineno}, column {error.colno})"
     except RecursionError:
         return None, "is nested too deeply"
+    return value, ""
 
 
 def _settings_problems(error: ValidationError, origin: Origin, reason: str) -> list[Problem]:
@@ -268,4 +276,7 @@ def _unknown(settings: WorkerSettings) -> list[str]:
     """Settings of a newer operator that this worker does not know."""
     extras = [*(settings.model_extra or {})]
     extras += [f"healthCheck.{name}" for name in settings.health_check.model_extra or {}]
+    extras += [
+        f"handlers.{name}" for name in (settings.handlers.model_extra if settings.handlers else None) or {}
+    ]
     return [f"This version of the worker does not know the setting {name[:128]}." for name in extras][:16]

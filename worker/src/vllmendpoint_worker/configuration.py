@@ -6,14 +6,15 @@ health check to whoever runs it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from vllmendpoint_api import (
     ConfigurationReport,
     ConfigurationState,
     ModelType,
-    PayloadSource,
     Problem,
     Stage,
 )
@@ -22,9 +23,10 @@ from .board import Board
 from .config_sources import ConfigSources, Loaded
 from .errors import ConfigurationRefusedError, TranslationError
 from .merge import Refused, Resolved, merge
-from .payload import Origin, RequestFields
+from .options import differing
+from .payload import RequestFields
 
-__all__ = ["POLL_SECONDS", "Configuration", "model_conflict", "translation_problem"]
+__all__ = ["POLL_SECONDS", "Configuration", "translation_problem"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +35,18 @@ POLL_SECONDS: Final = 0.5
 
 
 class Configuration:
-    """``fields`` and ``model_type`` sharpen the check as they become known during the start."""
+    """``fields``, ``option_names`` and ``model_type`` sharpen the check as they become known during the
+    start.
+    """
 
     def __init__(self, sources: ConfigSources, board: Board) -> None:
         self._sources = sources
         self._board = board
         self._signature: tuple[object, ...] = ()
         self.fields: RequestFields | None = None
+        self.option_names: Mapping[str, str] = {}
         self.model_type: ModelType | None = sources.model_type()[0]
         self.resolved: Resolved | None = None
-
-    @property
-    def engine_arguments(self) -> list[str]:
-        """The engine's arguments as given, without ``--config``."""
-        return self._sources.engine_arguments
 
     async def accepted(self, check: Callable[[Loaded], Awaitable[None]]) -> Loaded:
         """Load until ``check`` accepts; while it refuses, stay up, say why, and watch the files."""
@@ -58,36 +58,49 @@ class Configuration:
                 self.refuse(error.problems, loaded, first=True)
             else:
                 self._board.update(started=False, why_not_ready="the worker is starting")
+                if self._board.facts.configuration.state == ConfigurationState.REFUSED:
+                    self._board.update(configuration=ConfigurationReport(settings_hash=loaded.settings_hash))
                 return loaded
             await self.changed()
 
-    async def preflight(self) -> None:
-        """What can be told before anything heavy is imported: the report says it within a second."""
+    async def preflight(self, *, handlers: bool = True) -> Loaded:
+        """What can be told before anything heavy is imported: the report says it within a second.
+
+        Without ``handlers``: before the model's data, which may hold them, is there.
+        """
 
         async def light(loaded: Loaded) -> None:
-            self.check(loaded)
+            self.check(loaded if handlers else replace(loaded, handler_problems=()))
 
-        await self.accepted(light)
+        return await self.accepted(light)
 
     def check(self, loaded: Loaded) -> None:
         """Raises ConfigurationRefusedError."""
         self.merge(loaded)
-        if (problem := model_conflict(loaded, self.engine_arguments)) is not None:
-            raise ConfigurationRefusedError([problem])
+        if problems := [*loaded.engine.problems, *differing(loaded.engine.given, self.option_names)]:
+            raise ConfigurationRefusedError(problems)
 
     async def load(self) -> Loaded:
         """Read everything, off the loop. The signature is taken first: a change in between is seen later."""
-        signature = await asyncio.to_thread(self._sources.signature)
-        loaded = await asyncio.to_thread(self._sources.load)
-        self._signature = signature
-        return loaded
+        while True:
+            signature = await asyncio.to_thread(self._sources.signature)
+            loaded = await asyncio.to_thread(self._sources.load)
+            if len(signature) == len(await asyncio.to_thread(self._sources.signature)):
+                self._signature = signature
+                return loaded  # else the load named more files to watch
 
     def merge(self, loaded: Loaded) -> Resolved:
         """Raises ConfigurationRefusedError."""
         result = merge(loaded.sources, self.fields, self.model_type)
-        if isinstance(result, Refused):
-            raise ConfigurationRefusedError(result.problems)
+        problems = result.problems if isinstance(result, Refused) else ()
+        if isinstance(result, Refused) or loaded.handler_problems:
+            raise ConfigurationRefusedError((*problems, *loaded.handler_problems))
         return result
+
+    def watch(self, files: frozenset[Path]) -> None:
+        """Files of imported handlers count from now on; that they do is no change."""
+        self._sources.watch(files)
+        self._signature = self._sources.signature()
 
     async def changed(self) -> None:
         """Return when a file has changed since the last load."""
@@ -138,21 +151,3 @@ class Configuration:
 def translation_problem(resolved: Resolved, error: TranslationError) -> Problem:
     """What vLLM refused, said of the setting the payload came from."""
     return resolved.origin.problem(str(error), "correct the payload", field=error.field)
-
-
-def model_conflict(loaded: Loaded, argv: list[str]) -> Problem | None:
-    """The model named twice and differently is refused, not merged (design, section 4)."""
-    configured = loaded.engine_config.get("model")
-    given = [
-        argv[index + 1] if argument == "--model" else argument.removeprefix("--model=")
-        for index, argument in enumerate(argv)
-        if argument.startswith("--model=") or (argument == "--model" and index + 1 < len(argv))
-    ]
-    if configured is None or not given or str(configured) == given[-1]:
-        return None
-    origin = Origin(PayloadSource.CONFIG_FILE, "model")
-    return origin.problem(
-        "of the config file differs from the model that the worker was given",
-        "remove it from the config file",
-        reason="InvalidConfigFile",
-    )

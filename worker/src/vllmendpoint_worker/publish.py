@@ -67,8 +67,8 @@ class Publisher:
             warmed=self.warmed,
             stopping=self.stopping,
         )
-        if is_ready and self._ping_fails():
-            is_ready, why = False, f"the custom ping handler fails: {self._ping.message if self._ping else ''}"
+        if is_ready and (failing := self._failing_ping()):
+            is_ready, why = False, f"the custom ping handler fails: {failing}"
         proof = prober.last_proof
         self._board.update(
             verdict=VerdictReport(
@@ -89,10 +89,11 @@ class Publisher:
         self._board.update(custom_ping=report)
         self.publish()
 
-    def _ping_fails(self) -> bool:
-        """It takes part in readiness, but for the mode that gates nothing."""
-        failing = self._ping is not None and self._ping.state == PingState.FAILING
-        return failing and self.mode is not Mode.OBSERVE
+    def _failing_ping(self) -> str:
+        """What is wrong with it, where that gates readiness: in every mode but Observe."""
+        if self._ping is None or self._ping.state == PingState.PASSING or self.mode is Mode.OBSERVE:
+            return ""
+        return self._ping.message
 
     def probe_report(self, result: ProbeResult) -> ProbeReport:
         """Made once a probe: the report must not change while nothing does."""

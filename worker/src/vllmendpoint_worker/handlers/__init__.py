@@ -1,21 +1,19 @@
 """SageMaker-style custom handlers of ``/ping`` and ``/invocations`` (the guide "Customize Handlers").
 
-Reading what is asked for (:func:`read`) runs none of the user's code; :class:`HandlerRoom` imports, binds and
-swaps; :class:`PingWatch` asks the custom ping handler. Who decides between environment, decorator and
-function name is SageMaker's own package, through ``_standards``.
+:class:`HandlerRoom` imports, binds and swaps what :mod:`vllmendpoint_worker.handler_sources` has read;
+:class:`PingWatch` asks the custom ping handler. Who decides between environment, decorator and function name
+is SageMaker's own package, through ``_standards``.
 """
 
+from ._load import Loaded
 from ._ping import PingWatch
 from ._room import Generation, HandlerRoom
-from ._wanted import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route, Wanted, read
+from ._standards import keeping_log_levels
 
 __all__ = [
-    "HANDLER_VARIABLES",
-    "MIDDLEWARE_VARIABLES",
     "Generation",
     "HandlerRoom",
+    "Loaded",
     "PingWatch",
-    "Route",
-    "Wanted",
-    "read",
+    "keeping_log_levels",
 ]

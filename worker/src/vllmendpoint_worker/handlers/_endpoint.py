@@ -15,9 +15,9 @@ import anyio.to_thread
 from fastapi import HTTPException, Request
 
 from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.handler_sources import Route, Wanted
 
 from ._load import Handler, failed_at
-from ._wanted import Route, Wanted
 
 __all__ = ["MAX_THREADS", "Endpoint"]
 

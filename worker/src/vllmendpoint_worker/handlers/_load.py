@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource, Problem, Reason
 from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
+from vllmendpoint_worker.handler_sources import Route, Wanted
 
 from ._standards import (
     HandlerFileNotFoundError,
@@ -34,7 +35,6 @@ from ._standards import (
     keeping_log_levels,
     resolve,
 )
-from ._wanted import Route, Wanted
 
 __all__ = ["IMPORT_SECONDS", "Handler", "Loaded", "Loader", "failed_at"]
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from vllmendpoint_api import PingReport, PingState
 from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.handler_sources import Route
 
 from ._room import HandlerRoom
-from ._wanted import Route
 
 __all__ = ["PING_SECONDS", "PingWatch"]
 

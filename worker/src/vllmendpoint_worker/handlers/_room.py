@@ -4,7 +4,10 @@ A generation is an app of its own over vLLM's: its state, exception handlers, mi
 vLLM's, with the custom routes in front. A request stays in the generation it began in.
 """
 
+import asyncio
 import logging
+import sys
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +25,11 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
 
 from ._endpoint import Endpoint
 from ._load import Handler, Loaded, Loader
 from ._standards import MIDDLEWARES, create_middleware_object
-from ._wanted import Route, Wanted
 
 __all__ = ["Generation", "HandlerRoom", "bind"]
 
@@ -98,7 +101,7 @@ class HandlerRoom:
         self._loader = Loader()
         self._core: FastAPI | None = None
         self._loaded: Loaded | None = None
-        self._signature: tuple[object, ...] = ()
+        self._stamps: tuple[object, ...] = ()
         self._last_error: HandlerError | None = None
         self.current: Generation | None = None
 
@@ -109,16 +112,18 @@ class HandlerRoom:
         scope["app"] = generation.app
         await generation.app(scope, receive, send)
 
-    async def load(self, wanted: Wanted, signature: tuple[object, ...]) -> Loaded:
+    async def load(self, wanted: Wanted) -> Loaded:
         """The handlers wanted, imported anew only where something of theirs has changed: a script keeps its
-        state when the health check's settings change. ``signature``: of all files that matter.
+        state when the health check's settings change.
 
         Raises ConfigurationRefusedError.
         """
-        if self._loaded is not None and (wanted, signature) == (self._loaded.wanted, self._signature):
-            return self._loaded
-        self._loaded, self._signature = await self._loader.load(wanted), signature
-        return self._loaded
+        last = self._loaded
+        if last is not None and last.wanted == wanted and await _stamps(last.files) == self._stamps:
+            return last
+        loaded = await self._loader.load(wanted)
+        self._loaded, self._stamps = loaded, await _stamps(loaded.files)
+        return loaded
 
     @property
     def watched(self) -> frozenset[Path]:
@@ -152,6 +157,17 @@ class HandlerRoom:
         """The custom handler's endpoint, None where vLLM's own answers."""
         return self.current.endpoints.get(route) if self.current is not None else None
 
+    def culprit(self) -> str:
+        """``model.py line 12``, where the main thread is in the customer's code now; on any thread."""
+        main = threading.main_thread().ident
+        frame = sys._current_frames().get(main) if main is not None else None
+        files = self.current.loaded.files if self.current is not None else frozenset()
+        while frame is not None:
+            if Path(frame.f_code.co_filename) in files:
+                return f"{Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
+            frame = frame.f_back
+        return ""
+
     def report(self) -> HandlersReport:
         generation = self.current
         if generation is None:
@@ -168,6 +184,10 @@ class HandlerRoom:
         now = self._clock.wall().replace(microsecond=0)
         self._last_error = HandlerError(route=route.value, message=sentence[:2048], time=now)
         self._changed()
+
+
+async def _stamps(files: frozenset[Path]) -> tuple[object, ...]:
+    return await asyncio.to_thread(lambda: tuple(stamp(path) for path in sorted(files)))
 
 
 def _digest(generation: Generation) -> str:

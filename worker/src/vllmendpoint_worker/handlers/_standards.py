@@ -19,9 +19,8 @@ from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.errors import WorkerError
-
-from ._path import HandlerPath, Kind
-from ._wanted import ENV_SCRIPT, Choice, Route, Wanted
+from vllmendpoint_worker.handler_path import HandlerPath, Kind
+from vllmendpoint_worker.handler_sources import ENV_SCRIPT, Choice, Route, Wanted
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Final
 
 from vllmendpoint_api import HandlerSettings, HandlerSource, Problem, Reason, names, script_digest
 
-from ._path import FORMATS, HandlerPath, Kind, parse
+from .handler_path import FORMATS, HandlerPath, Kind, parse
 
 __all__ = [
     "DEFAULT_MODEL_PATH",
@@ -28,6 +28,7 @@ __all__ = [
     "Script",
     "Wanted",
     "read",
+    "stamp",
 ]
 
 ENV_MODEL_PATH: Final = "SAGEMAKER_MODEL_PATH"
@@ -195,6 +196,17 @@ def _script(
         what = f"is not Python: {path.name}{line}: {said}"
         return None, [_problem(Reason.HANDLER_IMPORT_FAILED, source, field_, what, "mend the script")]
     return script, []
+
+
+def stamp(path: Path) -> object:
+    """Changes when the file does: identity, time and size of what the name now leads to."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return error.errno
+    except ValueError:  # no name that a file can have
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _missing(choice: Choice, script_path: Path) -> Problem:
