@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllmendpoint_api import Level, ModelType, payload_for
+from vllmendpoint_api import HandlerSettings, Level, ModelType, payload_for
 from vllmendpoint_worker.compat import (
     HealthCheckRefusedError,
     get_health_check_payload,
@@ -24,7 +25,9 @@ from vllmendpoint_worker.compat._payloads import sent
 from vllmendpoint_worker.compat.runtime import _callable
 from vllmendpoint_worker.config_sources import TAKEN, ConfigSources
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.errors import WorkerError
+from vllmendpoint_worker.errors import ConfigurationRefusedError, WorkerError
+from vllmendpoint_worker.handler_sources import read as read_handlers
+from vllmendpoint_worker.handlers import HandlerRoom
 from vllmendpoint_worker.merge import ABSENT
 
 PAYLOAD = {"prompt": "What is 1+1?", "max_tokens": 2, "temperature": 0.0}
@@ -341,6 +344,62 @@ def test_a_bad_custom_default_is_refused_at_once_and_changes_nothing(payload: An
     with pytest.raises(HealthCheckRefusedError, match=r"^CustomDefault: set_custom_health_check_payload\(\)"):
         set_custom_health_check_payload(payload)
     assert CUSTOM_DEFAULT.value == OTHER
+
+
+def test_the_same_again_is_no_change() -> None:
+    """Or a script that is read again at every change would be one itself."""
+    set_custom_health_check_payload(OTHER)
+    version = CUSTOM_DEFAULT.version
+    set_custom_health_check_payload(dict(OTHER))
+    assert CUSTOM_DEFAULT.version == version
+
+
+def test_a_script_that_is_imported_takes_the_place_of_the_one_before() -> None:
+    with CUSTOM_DEFAULT.importing():
+        set_custom_health_check_payload(OTHER)
+        assert get_health_check_payload(None, "completion") == OTHER
+        with ThreadPoolExecutor() as others:
+            assert others.submit(lambda: CUSTOM_DEFAULT.value).result() is ABSENT
+    assert CUSTOM_DEFAULT.value == OTHER
+    with pytest.raises(KeyError), CUSTOM_DEFAULT.importing():  # noqa: PT012
+        set_custom_health_check_payload(PAYLOAD)
+        raise KeyError
+    assert CUSTOM_DEFAULT.value == OTHER
+    with CUSTOM_DEFAULT.importing():
+        pass  # a script that sets none
+    assert CUSTOM_DEFAULT.value is ABSENT
+
+
+SCRIPT = """
+import vllmendpoint_worker.compat
+from dynamo.vllm.health_check import set_custom_health_check_payload
+
+set_custom_health_check_payload({"prompt": "ping", "max_tokens": 1, "temperature": 0.0})
+
+async def ping():
+    return "pong"
+"""
+
+
+async def test_a_handler_script_of_the_worker_sets_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = tmp_path / "model.py"
+
+    async def load(text: str) -> object:
+        script.write_text(text)
+        environ = {"SAGEMAKER_MODEL_PATH": str(tmp_path)}
+        wanted, problems = read_handlers(HandlerSettings(), tmp_path / "settings", environ)
+        assert problems == ()
+        await HandlerRoom(lambda: None).load(wanted)
+        return CUSTOM_DEFAULT.value
+
+    assert await load(SCRIPT) == OTHER
+    with pytest.raises(ConfigurationRefusedError):
+        await load(SCRIPT.replace("ping", "other") + "raise RuntimeError")
+    assert CUSTOM_DEFAULT.value == OTHER
+    assert await load(SCRIPT.replace("set_custom_health_check_payload(", "print(")) is ABSENT
 
 
 # --- serve_endpoint

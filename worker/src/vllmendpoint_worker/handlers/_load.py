@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
@@ -117,7 +118,7 @@ class Loader:
         importlib.invalidate_caches()
         scripts = Scripts(wanted, generation)
         try:
-            with keeping_log_levels(), emptied_registries():
+            with keeping_log_levels(), emptied_registries(), CUSTOM_DEFAULT.importing():
                 resolution = resolve(wanted, scripts)
                 loaded = Loaded(
                     wanted,
