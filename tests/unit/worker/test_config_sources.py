@@ -8,8 +8,8 @@ import pytest
 
 from vllmendpoint_api import Level, ModelType, WorkerSettings
 from vllmendpoint_worker.config_sources import MAX_FILE_BYTES, ConfigSources
-from vllmendpoint_worker.configuration import model_conflict
 from vllmendpoint_worker.merge import ABSENT, Refused, merge
+from vllmendpoint_worker.options import differing
 
 
 def sources(tmp_path: Path, argv: list[str] | None = None, **environ: str) -> ConfigSources:
@@ -129,7 +129,7 @@ def test_the_guides_config_file(tmp_path: Path) -> None:
             "temperature": 0.5,
         }
         assert loaded.engine_config == {"model": "gpt2"}
-        assert "--config" not in " ".join(given.engine_arguments)
+        assert "--config" not in " ".join(loaded.engine.arguments)
     file.write_text("health-check-level: minimal\n")
     assert sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_level == "minimal"
 
@@ -152,13 +152,10 @@ def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) 
     file.write_text("model: gpt2\n")
     two = sources(tmp_path, ["--config", str(file)], VLLMENDPOINT_CONFIG_FILE=str(file))
     assert "twice" in two.load().sources.config_problems[0].message
-    loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
-    assert model_conflict(loaded, ["--model", "gpt2"]) is None
-    assert model_conflict(loaded, ["--seed", "1"]) is None
-    for argv in (["--model", "other"], ["--model=other"]):
-        problem = model_conflict(loaded, argv)
-        assert problem is not None
-        assert problem.reason == "InvalidConfigFile"
+    for argv in (["--model", "gpt2"], ["--seed", "1"], ["--model", "other"], ["--model=other"]):
+        loaded = sources(tmp_path, argv, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
+        reasons = [problem.reason for problem in differing(loaded.engine.given, {})]
+        assert reasons == (["InvalidConfigFile"] if "other" in argv[-1] else [])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Files and folders only. The standard library's ``data`` filter would let links w
 Debian 12's Python has none.
 """
 
+import gzip
 import shutil
 import tarfile
 import zlib
@@ -23,7 +24,8 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
     files: dict[str, int] = {}
     folder.mkdir(parents=True)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        # As a stream, so that it can be read to its end, where the checksum is.
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 path = _path(member, reserved)
                 if path is None:
@@ -39,6 +41,8 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
                 with content, target.open("wb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
                 files[str(path)] = target.stat().st_size
+            while stream.read(1 << 20):
+                pass
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise _damaged() from error
     except OSError as error:

@@ -5,6 +5,7 @@ account (a web identity token, or EKS Pod Identity), ``AWS_ENDPOINT_URL`` for a 
 """
 
 import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,6 +88,8 @@ class S3Store:
     """One session: credentials are looked up anew with each store."""
 
     def __init__(self) -> None:
+        for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+            del os.environ[name]  # empty is unset; boto3 would look for a profile without a name
         self._client: Any = boto3.session.Session().client("s3", config=_CONFIG)
 
     def objects(self, location: Location) -> Iterator[StoredObject]:

@@ -20,6 +20,7 @@ from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
 from .configuration import Configuration
 from .leaving import leave
 from .report_server import ReportServer
+from .sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
 
 __all__ = ["ENV_REPORT_HOST", "ENV_SAGEMAKER_HOST", "port_of", "start"]
 
@@ -27,8 +28,7 @@ logger = logging.getLogger(__name__)
 
 ANY_HOST: Final = "0.0.0.0"
 ENV_REPORT_HOST: Final = "VLLMENDPOINT_REPORT_HOST"
-ENV_SAGEMAKER_HOST: Final = "VLLMENDPOINT_SAGEMAKER_HOST"
-"""Addresses to bind; default 0.0.0.0."""
+"""Address of the report port; default 0.0.0.0."""
 
 
 def start(argv: list[str]) -> NoReturn:
@@ -47,13 +47,14 @@ def start(argv: list[str]) -> NoReturn:
         leave(1, f"The report port cannot be bound: {error.strerror}.")
     logger.info("The report port %d answers", server.port)
 
-    configuration = Configuration(ConfigSources(os.environ, argv), board)
+    configuration = Configuration(ConfigSources(os.environ, without_serve(argv)), board)
     for name in GUIDE_VARIABLES:  # read already; upstream must not see them, not even while it is imported
         if (value := os.environ.pop(name, None)) is not None:
             TAKEN[name] = value
+    os.environ.update(container_environment(os.environ))
     try:
         board.stage(Stage.CONFIGURING)
-        asyncio.run(configuration.preflight())
+        asyncio.run(_configured(configuration, board))
         board.stage(Stage.IMPORTING)
         from .compose import Worker  # noqa: PLC0415  (10-25 s: Dynamo, vLLM and torch)
 
@@ -69,6 +70,19 @@ def start(argv: list[str]) -> NoReturn:
         logger.exception("The worker failed")
         code, why = 1, f"{type(error).__name__}: {error}"
     leave(code, why)
+
+
+async def _configured(configuration: Configuration, board: Board) -> None:
+    """What can be told before anything heavy is imported, and the model's data, which may hold handlers."""
+    if uri := os.environ.get(names.ENV_ARTIFACTS_URI, "").strip():
+        from .artifacts import Artifacts  # noqa: PLC0415  (half a second: boto3)
+
+        loaded = await configuration.preflight(handlers=False)
+        await Artifacts(uri, model_path(os.environ)).fetched(
+            lambda problem: configuration.refuse((problem,), loaded, first=True),
+            lambda line: board.stage(Stage.DOWNLOADING, line),
+        )
+    await configuration.preflight()
 
 
 def _end_on_signals(board: Board) -> None:

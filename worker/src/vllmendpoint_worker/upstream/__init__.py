@@ -15,6 +15,7 @@ from vllm.sampling_params import SamplingParams
 from ._arguments import (
     Arguments,
     config_arguments,
+    option_names,
     parse_arguments,
     prepare_engine,
     request_fields,
@@ -42,6 +43,7 @@ __all__ = [
     "config_arguments",
     "get_max_tokens",
     "grace_seconds",
+    "option_names",
     "parse_arguments",
     "prepare_engine",
     "request_fields",

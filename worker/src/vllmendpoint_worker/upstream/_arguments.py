@@ -32,6 +32,7 @@ __all__ = [
     "EMBEDDING_FIELDS",
     "Arguments",
     "config_arguments",
+    "option_names",
     "parse_arguments",
     "prepare_engine",
     "request_fields",
@@ -120,18 +121,31 @@ def _no_iteration_lines(record: logging.LogRecord) -> bool:
 def split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The engine's arguments and the HTTP server's; a flag that both know (a few are) goes to both."""
     frontend = _flags(FrontendArgs.add_cli_args)
-    engine = (
-        _flags(DynamoRuntimeArgGroup().add_arguments)
-        | _flags(DynamoVllmArgGroup().add_arguments)
-        | _flags(lambda parser: AsyncEngineArgs.add_cli_args(parser, async_args_only=False))
-    )
+    engine = frozenset(_engine_names())
     return arguments.split(argv, engine, frontend)
 
 
-def _flags(add_arguments: Callable[[Any], Any]) -> frozenset[str]:
+def option_names() -> dict[str, str]:
+    """Every option of engine and HTTP server, ``-tp`` and ``--no-...`` too -> the parser's name for it."""
+    return _names_of(FrontendArgs.add_cli_args) | _engine_names()
+
+
+def _engine_names() -> dict[str, str]:
+    return (
+        _names_of(DynamoRuntimeArgGroup().add_arguments)
+        | _names_of(DynamoVllmArgGroup().add_arguments)
+        | _names_of(lambda parser: AsyncEngineArgs.add_cli_args(parser, async_args_only=False))
+    )
+
+
+def _names_of(add_arguments: Callable[[Any], Any]) -> dict[str, str]:
     parser = FlexibleArgumentParser(add_help=False)
     add_arguments(parser)
-    return frozenset(parser._option_string_actions)
+    return {option: action.dest for option, action in parser._option_string_actions.items()}
+
+
+def _flags(add_arguments: Callable[[Any], Any]) -> frozenset[str]:
+    return frozenset(_names_of(add_arguments))
 
 
 def _refuse_unsupported(config: Any) -> None:

@@ -1,0 +1,395 @@
+"""artifacts, archive, s3: what is fetched, that it is taken whole or not at all, and what a failure says."""
+
+import asyncio
+import errno
+import gzip
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from botocore import exceptions as aws
+from botocore.exceptions import ClientError
+
+from vllmendpoint_api import Problem
+from vllmendpoint_worker import artifacts as artifacts_module
+from vllmendpoint_worker.artifacts import Artifacts, pause, placed, selected
+from vllmendpoint_worker.errors import ArtifactsError
+from vllmendpoint_worker.s3 import Location, S3Store, StoredObject, explained
+
+URI = "s3://bucket/my-model/"
+
+
+class Bucket:
+    """Objects by key; ``broken`` is raised instead of an object's content."""
+
+    def __init__(self, **contents: bytes) -> None:
+        self.contents: dict[str, bytes] = {key.replace("__", "/"): value for key, value in contents.items()}
+        self.broken: dict[str, Exception] = {}
+        self.fetched: list[str] = []
+
+    def objects(self, location: Location) -> Iterator[StoredObject]:
+        for key, content in sorted(self.contents.items()):
+            if key.startswith(location.key):
+                yield StoredObject(key, f"etag-{hash(content)}", len(content))
+
+    def download(
+        self, location: Location, stored: StoredObject, path: Path, progress: Callable[[int], None]
+    ) -> None:
+        if stored.key in self.broken:
+            raise self.broken[stored.key]
+        self.fetched.append(stored.key)
+        path.write_bytes(self.contents[stored.key])
+        progress(stored.size)
+
+
+def nothing(_: str) -> None:
+    return None
+
+
+def fetch(bucket: Bucket, folder: Path, uri: str = URI) -> None:
+    Artifacts(uri, str(folder), open_store=lambda: bucket).fetch(nothing)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Files but for the worker's own."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".vllmendpoint" not in path.parts
+    }
+
+
+# --- which objects, and where they go
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://b-1.c/a/b/", ("b-1.c", "a/b/")),
+        ("s3://bucket", ("bucket", "")),
+        ("s3://bucket/", ("bucket", "")),
+        ("S3://bucket/a", None),
+        ("s3://b/a", None),
+        ("https://bucket/a", None),
+        ("s3:///a", None),
+        ("s3://Bucket/a", None),
+    ],
+)
+def test_uris(uri: str, expected: tuple[str, str] | None) -> None:
+    if expected is None:
+        with pytest.raises(ArtifactsError, match="is no S3 URI"):
+            Location.parse(uri)
+    else:
+        assert Location.parse(uri) == Location(*expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "keys", "expected"),
+    [
+        ("m/", ["m/", "m/a", "m/b/c", "m/d/"], ["m/a", "m/b/c"]),
+        ("m", ["m-2/a", "m.txt", "m/a"], ["m/a"]),  # S3 lists by beginning, a folder is meant
+        ("m.tar.gz", ["m.tar.gz", "m.tar.gz.old"], ["m.tar.gz"]),
+        ("", ["a", "b/c"], ["a", "b/c"]),
+    ],
+)
+def test_which_objects(key: str, keys: list[str], expected: list[str]) -> None:
+    found = selected((StoredObject(each, "e", 1) for each in keys), key)
+    assert [each.key for each in found] == expected
+
+
+@pytest.mark.parametrize("keys", [[], ["m/"], ["m-2/a"]])
+def test_an_empty_prefix(keys: list[str]) -> None:
+    with pytest.raises(ArtifactsError, match="holds no object"):
+        selected((StoredObject(each, "e", 1) for each in keys), "m")
+
+
+def test_a_prefix_that_is_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts_module, "MAX_OBJECTS", 3)
+    with pytest.raises(ArtifactsError, match="more than 3 objects"):
+        selected((StoredObject(f"m/{n}", "e", 1) for n in range(4)), "m/")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("m/../a", "m/a/../../b", "m//etc/passwd", "m/./a", "m/a//b", "m/.vllmendpoint/manifest.json"),
+        *("m/a\nb", "m/a\0b", "m/" + "x" * 256),
+    ],
+)
+def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
+    with pytest.raises(ArtifactsError, match="no path within the folder") as raised:
+        placed([StoredObject(key, "e", 1)], "m/")
+    assert raised.value.what.isprintable()
+
+
+def test_a_file_cannot_be_a_folder_too() -> None:
+    with pytest.raises(ArtifactsError, match="both as a file and as a folder"):
+        placed([StoredObject("m/a/b", "e", 1), StoredObject("m/a", "e", 1)], "m/")
+
+
+# --- fetching
+
+
+def test_all_of_it_arrives(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    told: list[str] = []
+    bucket = Bucket(**{"my-model__model.py": b"code", "my-model__sub__w": b"weights", "other": b"no"})
+    Artifacts(URI, str(folder), open_store=lambda: bucket).fetch(told.append)
+    assert content(folder) == {"model.py": "code", "sub/w": "weights"}
+    assert told[-1] == "model data: 11 of 11 bytes, 2 objects"
+    assert sorted(path.name for path in (folder / ".vllmendpoint").iterdir()) == ["manifest.json"]
+
+
+def test_a_restart_fetches_what_changed_and_takes_away_what_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("the user's own")
+    bucket = Bucket(**{"my-model__a": b"1", "my-model__b": b"2", "my-model__c__d": b"3", "my-model__e": b"4"})
+    fetch(bucket, tmp_path)
+    bucket.fetched.clear()
+    fetch(bucket, tmp_path)
+    assert bucket.fetched == []
+    del bucket.contents["my-model/c/d"], bucket.contents["my-model/b"]
+    bucket.contents |= {"my-model/a": b"new", "my-model/b/f": b"5", "my-model/c": b"6"}
+    (tmp_path / "e").unlink()  # somebody took it away
+    fetch(bucket, tmp_path)
+    assert bucket.fetched == ["my-model/a", "my-model/b/f", "my-model/c", "my-model/e"]
+    assert content(tmp_path) == {"a": "new", "b/f": "5", "c": "6", "e": "4", "mine": "the user's own"}
+
+
+def test_half_of_it_is_never_taken(tmp_path: Path) -> None:
+    bucket = Bucket(**{"my-model__a": b"1", "my-model__b": b"2"})
+    fetch(bucket, tmp_path)
+    bucket.contents |= {"my-model/a": b"new", "my-model/b": b"new"}
+    bucket.broken["my-model/b"] = aws.EndpointConnectionError(endpoint_url="http://hunter2")
+    worker = Artifacts(URI, str(tmp_path), open_store=lambda: bucket)
+    with pytest.raises(ArtifactsError, match="cannot be reached"):
+        worker.fetch(nothing)
+    assert content(tmp_path) == {"a": "1", "b": "2"}
+    bucket.broken.clear()
+    bucket.fetched.clear()
+    worker.fetch(nothing)
+    assert bucket.fetched == ["my-model/b"]  # a is there from the first attempt
+    assert content(tmp_path) == {"a": "new", "b": "new"}
+
+
+def test_killed_while_files_are_moved_it_is_made_whole_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket(**{"my-model__a": b"1", "my-model__b": b"2", "my-model__old": b"3"})
+    fetch(bucket, tmp_path)
+    del bucket.contents["my-model/old"]
+    bucket.contents |= {"my-model/a": b"A", "my-model/b": b"B", "my-model/c": b"C"}
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "b" and "new" in self.parts:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(bucket, tmp_path)
+    fetch(bucket, tmp_path)
+    assert content(tmp_path) == {"a": "A", "b": "B", "c": "C"}
+
+
+def test_an_object_that_changes_meanwhile(tmp_path: Path) -> None:
+    bucket = Bucket(**{"my-model__a": b"1"})
+    download = bucket.download
+
+    def changed(
+        location: Location, stored: StoredObject, path: Path, progress: Callable[[int], None]
+    ) -> None:
+        download(location, stored, path, progress)
+        path.write_bytes(b"longer")
+
+    bucket.download = changed  # type: ignore[method-assign]
+    with pytest.raises(ArtifactsError, match="changed while"):
+        fetch(bucket, tmp_path)
+    assert content(tmp_path) == {}
+
+
+def test_a_manifest_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+    bucket = Bucket(**{"my-model__a": b"1"})
+    fetch(bucket, tmp_path)
+    for wrong in ("{", "[]", '{"files": 1}'):
+        (tmp_path / ".vllmendpoint" / "manifest.json").write_text(wrong)
+        bucket.fetched.clear()
+        fetch(bucket, tmp_path)
+        assert bucket.fetched == ["my-model/a"]
+
+
+def test_more_than_the_disk_holds(tmp_path: Path) -> None:
+    class Huge(Bucket):
+        def objects(self, location: Location) -> Iterator[StoredObject]:
+            yield StoredObject("my-model/a", "e", 1 << 60)
+
+    with pytest.raises(ArtifactsError, match=r"takes \d+ bytes, and the disk has \d+"):
+        fetch(Huge(), tmp_path)
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactsError, match="NotADirectoryError"):
+        fetch(Bucket(**{"my-model__a": b"1"}), tmp_path / "file")
+
+
+# --- model.tar.gz
+
+
+def packed(*members: tuple[str, bytes | None, str]) -> bytes:
+    """Members: name, content, type (``f``, ``d``, or a link's target)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, data, kind in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data or b"")
+            if kind == "d":
+                info.type = tarfile.DIRTYPE
+            elif kind != "f":
+                info.type, info.linkname = tarfile.SYMTYPE, kind
+            tar.addfile(info, io.BytesIO(data or b""))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("uri", [URI, "s3://bucket/my-model/model.tar.gz"])
+def test_one_archive_is_unpacked(tmp_path: Path, uri: str) -> None:
+    bucket = Bucket()
+    key = "my-model/model.tar.gz"
+    bucket.contents[key] = packed((".", None, "d"), ("./model.py", b"code", "f"), ("sub/w", b"1", "f"))
+    fetch(bucket, tmp_path, uri)
+    assert content(tmp_path) == {"model.py": "code", "sub/w": "1"}
+    fetch(bucket, tmp_path, uri)
+    assert bucket.fetched == [key]
+    bucket.contents[key] = packed(("other.py", b"new", "f"))
+    fetch(bucket, tmp_path, uri)
+    assert content(tmp_path) == {"other.py": "new"}
+    (tmp_path / "other.py").unlink()
+    fetch(bucket, tmp_path, uri)
+    assert content(tmp_path) == {"other.py": "new"}
+
+
+def test_an_archive_among_others_is_a_file(tmp_path: Path) -> None:
+    bucket = Bucket(**{"my-model__model.tar.gz": b"x", "my-model__model.py": b"y"})
+    fetch(bucket, tmp_path)
+    assert content(tmp_path) == {"model.tar.gz": "x", "model.py": "y"}
+
+
+@pytest.mark.parametrize(
+    ("archive", "says"),
+    [
+        (packed(("../a", b"1", "f")), "leaves the folder"),
+        (packed(("/etc/a", b"1", "f")), "leaves the folder"),
+        (packed(("a\nb", b"1", "f")), "leaves the folder"),
+        (packed(("a", None, "/etc"), ("a/b", b"1", "f")), "a link or a device"),
+        (packed((".vllmendpoint/manifest.json", b"1", "f")), "the worker's own"),
+        (packed(("a", None, "d")), "without a file"),
+        (packed(("a", b"1" * 9999, "f"))[:60], "is damaged"),
+        (packed(("a", b"1", "f"))[:-6] + b"xxxxxx", "is damaged"),
+        (b"no archive", "is damaged"),
+        (gzip.compress(b"no archive" * 100), "is damaged"),
+    ],
+)
+def test_bad_archives_are_refused_whole(tmp_path: Path, archive: bytes, says: str) -> None:
+    bucket = Bucket()
+    bucket.contents["my-model/model.tar.gz"] = archive
+    folder = tmp_path / "model"
+    with pytest.raises(ArtifactsError, match=says):
+        fetch(bucket, folder)
+    assert content(folder) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# --- what a failure says
+
+
+def refusal(code: str, status: int = 400, operation: str = "ListObjectsV2") -> ClientError:
+    return ClientError(
+        {"Error": {"Code": code, "Message": "hunter2"}, "ResponseMetadata": {"HTTPStatusCode": status}},
+        operation,
+    )  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (refusal("NoSuchBucket", 404), "a bucket that does not exist"),
+        (refusal("AccessDenied", 403), "may not be read"),
+        (refusal("403", 403, "HeadObject"), "may not be read"),
+        (refusal("InvalidAccessKeyId", 403), "credentials are not valid (InvalidAccessKeyId)"),
+        (refusal("SignatureDoesNotMatch", 403), "credentials are not valid"),
+        (refusal("ExpiredToken"), "credentials are not valid"),
+        (refusal("AccessDenied", 403, "AssumeRoleWithWebIdentity"), "role cannot be assumed (AccessDenied)"),
+        (refusal("404", 404, "HeadObject"), "changed while"),
+        (refusal("SlowDown", 503), "S3 answers SlowDown (HTTP 503)"),
+        (refusal("<html>hunter2"), "an unknown error"),
+        (aws.NoCredentialsError(), "no AWS credentials"),
+        (aws.PartialCredentialsError(provider="env", cred_var="hunter2"), "not complete"),
+        (aws.CredentialRetrievalError(provider="x", error_msg="hunter2"), "not complete"),
+        (aws.NoRegionError(), "AWS_REGION"),
+        (aws.EndpointConnectionError(endpoint_url="http://hunter2"), "(EndpointConnectionError)"),
+        (aws.ConnectTimeoutError(endpoint_url="http://hunter2"), "cannot be reached"),
+        (aws.ReadTimeoutError(endpoint_url="http://hunter2"), "cannot be reached"),
+        (aws.SSLError(endpoint_url="http://hunter2", error="x"), "AWS_CA_BUNDLE"),
+        (aws.ParamValidationError(report="hunter2"), "no valid bucket"),
+        (ValueError("Invalid endpoint: hunter2"), "AWS_ENDPOINT_URL is no URL"),
+        (OSError(errno.ENOSPC, "hunter2"), "does not fit on the disk"),
+        (OSError(errno.EDQUOT, "hunter2"), "does not fit on the disk"),
+        (PermissionError(errno.EACCES, "hunter2"), "cannot be written"),
+        (OSError(errno.EROFS, "hunter2"), "cannot be written"),
+        (aws.FlexibleChecksumError(error_msg="hunter2"), "(FlexibleChecksumError)"),
+    ],
+)
+def test_every_failure_is_one_sentence_without_secrets(error: Exception, says: str) -> None:
+    told = explained(error)
+    assert says in f"{told.what}: {told.fix}"
+    assert "hunter2" not in str(told)
+
+
+def test_a_mistake_of_ours_is_no_failure_of_the_stores() -> None:
+    with pytest.raises(ZeroDivisionError):
+        explained(ZeroDivisionError())
+
+
+@pytest.mark.parametrize("endpoint", ["hunter2", "http://"])
+def test_an_endpoint_that_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ArtifactsError, match="AWS_ENDPOINT_URL is no URL") as raised:
+        Artifacts(URI, str(tmp_path)).fetch(nothing)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_CA_BUNDLE"):
+        monkeypatch.setenv(name, "")
+    S3Store()
+
+
+def test_the_pause_doubles_to_a_minute() -> None:
+    assert all(0.8 <= pause(1) <= 1.2 for _ in range(50))
+    assert 3.2 <= pause(3) <= 4.8
+    assert 48 <= pause(10_000) <= 72
+
+
+async def test_it_tries_again_until_the_data_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket()
+    problems: list[Problem] = []
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            bucket.contents["my-model/a"] = b"1"
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await Artifacts(URI, str(tmp_path), open_store=lambda: bucket).fetched(problems.append, nothing)
+    assert content(tmp_path) == {"a": "1"}
+    assert len(problems) == len(waited) == 3
+    assert (problems[0].reason, problems[0].source, problems[0].field, problems[0].message) == (
+        "ArtifactsNotFetched", "Spec", "model.artifactsUri",
+        "model.artifactsUri names a prefix that holds no object: upload the model's data, or correct it.",
+    )  # fmt: skip
