@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import LOOPBACK, free_port
+from .conftest import LOOPBACK, ROOT, free_port
 
 SECONDS = 60.0
 
@@ -302,6 +302,17 @@ def test_health_follows_the_handler(run: Callable[..., Program]) -> None:
     assert all(request == marked(MINIMAL) for request in program.requests())
 
 
+def test_the_documents_example_as_printed(run: Callable[..., Program]) -> None:
+    """docs/health-checks.md, "From Python"."""
+    section = (ROOT / "docs/health-checks.md").read_text().split("## From Python", 1)[1].split("\n## ", 1)[0]
+    block = section.split("```python\n", 1)[1].split("```", 1)[0]
+    program = run(block, environ=EACH_SECOND | {"DYN_HEALTH_CHECK_LEVEL": "standard"})
+    program.until_health(200, "ready")
+    assert program.requests()[0] == marked(
+        MINIMAL | {"prompt": "The sky is", "max_tokens": 5, "temperature": 0.7}
+    )
+
+
 def test_users_requests_and_the_canarys_reach_the_same_handler(run: Callable[..., Program]) -> None:
     """What Dynamo's endpoint has upstream works through ours: here ``client()``."""
     ask = """
@@ -378,9 +389,10 @@ def test_the_other_blocks_as_printed(
     assert program.requests()[0] == marked(payload)
 
 
-def test_disabled_means_that_nobody_asks(run: Callable[..., Program]) -> None:
-    """With probing on and no payload, Dynamo calls an endpoint ready once it is registered."""
-    program = run(COMPLETE_EXAMPLE, environ={"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true"})
+@pytest.mark.parametrize("environ", [{}, {"DYN_HEALTH_CHECK_ENABLED": "0"}], ids=["unset", "off"])
+def test_disabled_means_that_nobody_asks(run: Callable[..., Program], environ: dict[str, str]) -> None:
+    """Dynamo calls the endpoint ready once it is registered, as it does one that is not checked."""
+    program = run(CUSTOM_PAYLOAD, environ=environ | {"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true"})
     program.until_health(200, "ready")
     assert "Health check payload: disabled, endpoint=vllm.inference.generate" in program.output()
     assert "Health check task started" not in program.output()

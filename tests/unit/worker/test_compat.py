@@ -543,6 +543,12 @@ def test_a_handler_that_dynamo_can_call_is_not_wrapped() -> None:
             {"DYN_HEALTH_CHECK_INTERVAL": "", "DYN_CANARY_WAIT_TIME": "2"},
         ),
         ({"DYN_HEALTH_CHECK_INTERVAL": ""}, {"DYN_HEALTH_CHECK_INTERVAL": ""}),
+        ({"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "1"}, {"DYN_HEALTH_CHECK_ENABLED": "true"}),
+        ({"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "0"}, {}),
+        (
+            {"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true", "DYN_HEALTH_CHECK_ENABLED": "false"},
+            {"DYN_HEALTH_CHECK_ENABLED": "true"},
+        ),
     ],
 )
 def test_what_dynamo_reads(environ: dict[str, str], variables: dict[str, str]) -> None:
@@ -557,6 +563,7 @@ def test_what_dynamo_reads(environ: dict[str, str], variables: dict[str, str]) -
         ("INTERVAL", "nan"),
         ("INTERVAL", "thirty"),
         ("ENABLED", "maybe"),
+        ("PAYLOAD_DISABLED", "maybe"),
     ],
 )
 def test_what_dynamo_must_not_read(name: str, value: str) -> None:

@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from typing import Final
 
 from vllmendpoint_api import Mode
-from vllmendpoint_worker.merge import ENV_ENABLED, ENV_INTERVAL, Refused, Sources, merge
+from vllmendpoint_worker.merge import (
+    ENV_ENABLED,
+    ENV_INTERVAL,
+    ENV_PAYLOAD_DISABLED,
+    Refused,
+    Resolved,
+    Sources,
+    merge,
+)
 
 from ._errors import HealthCheckRefusedError
 
@@ -31,24 +39,37 @@ def dynamo_variables(environ: Mapping[str, str]) -> dict[str, str]:
     ``DYN_HEALTH_CHECK_ENABLED``: true, 1, yes, on and their opposites, in any case; unset leaves Dynamo's
     default (off). ``DYN_HEALTH_CHECK_INTERVAL``: 1 to 86400 seconds, rounded up to whole ones; unset leaves
     ``DYN_CANARY_WAIT_TIME`` or its default (10). Where checks are on and no system port is named, port 8082
-    of 127.0.0.1. Raises HealthCheckRefusedError.
+    of 127.0.0.1. ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED``: an endpoint is ready once it is registered. Raises
+    HealthCheckRefusedError.
     """
-    names = (ENV_ENABLED, ENV_INTERVAL)
+    names = (ENV_ENABLED, ENV_INTERVAL, ENV_PAYLOAD_DISABLED)
     said = {name: environ[name] for name in names if environ.get(name, "").strip()}
     settings = merge(Sources(environment=said))
     if isinstance(settings, Refused):
         raise HealthCheckRefusedError(settings.problems)
-    variables = {name: "" for name in names if name in environ}  # Dynamo takes an empty one as unset
+    variables = {name: "" for name in names[:2] if name in environ}  # Dynamo takes an empty one as unset
     if ENV_ENABLED in said:
-        enabled = settings.mode is not Mode.DISABLED
+        enabled = not _off(said, ENV_ENABLED)
         variables[ENV_ENABLED] = str(enabled).lower()
         if enabled and not environ.get(_PORT):
             variables[_PORT] = SYSTEM_PORT
             if not environ.get(_HOST):
                 variables[_HOST] = "127.0.0.1"  # nobody asked for a port that others can reach
+    if _off(said, ENV_PAYLOAD_DISABLED):
+        # No payload is sent. With checking on, Dynamo then asks nothing and calls an endpoint ready once it
+        # is registered; with checking off, never.
+        variables[ENV_ENABLED] = "true"
     if ENV_INTERVAL in said:
         variables[_WAIT_TIME] = str(math.ceil(settings.period_seconds))
     return variables
+
+
+def _off(said: Mapping[str, str], name: str) -> bool:
+    """Whether this one variable turns the checks off."""
+    if name not in said:
+        return False
+    settings = merge(Sources(environment={name: said[name]}))
+    return isinstance(settings, Resolved) and settings.mode is Mode.DISABLED
 
 
 @contextmanager

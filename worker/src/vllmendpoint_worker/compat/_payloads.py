@@ -124,8 +124,8 @@ def _resolve(sources: Sources, model_type: ModelType | None) -> Resolved | None:
     resolved = merge(sources, None, model_type)
     if isinstance(resolved, Refused):
         raise HealthCheckRefusedError(resolved.problems)
-    # DYN_HEALTH_CHECK_ENABLED=false is Dynamo's to obey: it asks nothing, and an endpoint with a payload is
-    # ready once it is registered, one without is never ready.
+    # DYN_HEALTH_CHECK_ENABLED=false is Dynamo's to obey: it then asks nothing, and calls an endpoint ready
+    # that has a payload.
     others = {name: value for name, value in sources.environment.items() if name != ENV_ENABLED}
     switched = merge(replace(sources, environment=others), None, model_type)
     return None if isinstance(switched, Resolved) and switched.mode is Mode.DISABLED else resolved
