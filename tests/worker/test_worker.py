@@ -27,7 +27,7 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .conftest import START_SECONDS, Load, WorkerProcess, alive
+from .conftest import START_SECONDS, Load, WorkerProcess, alive, stopped
 
 pytestmark = pytest.mark.timeout(300)
 TIMEOUT = 2
@@ -240,15 +240,6 @@ def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
     assert worker.ask("report", "/probe", {}, method="POST")[0] == 503
     digest = worker.settings(QUICK | {"mode": "Enforce"})
     worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.last_probe != last, 5.0)
-
-
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[float]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield time.monotonic()
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def assert_stalled_then_back(worker: WorkerProcess, bound: float) -> float:

@@ -1,6 +1,7 @@
 """payload.check: what is refused, what is said, and what is never repeated."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,11 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
         ({"prompt": "a" * MAX_PAYLOAD_BYTES}, "healthCheck.payload", "bytes"),
         ({"prompt": "a", "max_token": 1}, "healthCheck.payload", "did you mean max_tokens"),
         ({"prompt": object()}, "healthCheck.payload", "JSON cannot carry"),
+        ({"prompt": "a", "logit_bias": {5: 1}}, "healthCheck.payload", "key that is not text"),
+        ({"prompt": "a", "seed": 2**63}, "healthCheck.payload", "more than 64 bits"),
+        ({"prompt": "\ud800"}, "healthCheck.payload", "UTF-8 cannot carry"),
+        ({"prompt": "a", "\udfff": 1}, "healthCheck.payload", "UTF-8 cannot carry"),
+        ({"prompt": "a", "stop": [[] for _ in range(MAX_PAYLOAD_BYTES)]}, "healthCheck.payload", "too large"),
     ],
 )
 def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: str) -> None:
@@ -90,7 +96,22 @@ def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: s
 def test_a_payload_that_contains_itself_is_refused() -> None:
     payload: dict[str, object] = {"prompt": "a"}
     payload["self"] = payload
-    assert "JSON cannot carry" in check(payload, SPEC, FIELDS, None)[0].message
+    assert "nested deeper than 32 levels" in check(payload, SPEC, FIELDS, None)[0].message
+
+
+def test_a_payload_that_is_small_and_endless_to_write_out_is_refused() -> None:
+    """YAML's aliases: ten times ten times ten ..."""
+    value: list[Any] = ["a"]
+    for _ in range(20):
+        value = [value] * 10
+    assert "too large" in check({"prompt": "a", "stop": value}, SPEC, FIELDS, None)[0].message
+
+
+def test_many_unknown_fields_are_counted_not_listed() -> None:
+    payload = {"prompt": "a"} | {f"zzz{number}": 1 for number in range(2000)}
+    problems = check(payload, SPEC, FIELDS, None)
+    assert len(problems) == 9
+    assert "has 1992 more" in problems[-1].message
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic.alias_generators import to_camel
+
 from vllmendpoint_api import (
     DEFAULT_FAILURE_THRESHOLD,
     DEFAULT_LEVEL,
@@ -40,6 +42,9 @@ ENV_LEVEL: Final = "DYN_HEALTH_CHECK_LEVEL"
 ENV_PAYLOAD_DISABLED: Final = "DYN_HEALTH_CHECK_PAYLOAD_DISABLED"
 ENV_ENABLED: Final = "DYN_HEALTH_CHECK_ENABLED"
 ENV_INTERVAL: Final = "DYN_HEALTH_CHECK_INTERVAL"
+
+MAX_NUMBER: Final = 2**31 - 1
+"""Largest threshold, and largest number of seconds."""
 
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off", ""})
@@ -148,7 +153,7 @@ _ORIGINS: Final = {
     PayloadSource.SPEC: Origin(PayloadSource.SPEC, "healthCheck.payload"),
     PayloadSource.RUNTIME: Origin(PayloadSource.RUNTIME, "health_check_payload"),
     PayloadSource.ENVIRONMENT: Origin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True),
-    PayloadSource.CONFIG_FILE: Origin(PayloadSource.CONFIG_FILE, "health_check_payload"),
+    PayloadSource.CONFIG_FILE: Origin(PayloadSource.CONFIG_FILE, "health_check_payload", confidential=True),
     PayloadSource.CUSTOM_DEFAULT: Origin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()"),
     PayloadSource.MODEL_DEFAULT: Origin(PayloadSource.MODEL_DEFAULT, "the default payload"),
     PayloadSource.GENERIC_DEFAULT: Origin(PayloadSource.GENERIC_DEFAULT, "the default payload"),
@@ -172,7 +177,7 @@ def merge(
     checked). ``model_type``: None where it is not told yet, or cannot be told (then the generic default).
     Only what is in force is checked: an outranked value that is invalid too is reported as ignored.
     """
-    problems = [*sources.spec_problems, *sources.config_problems]
+    problems = [*sources.spec_problems, *sources.config_problems, *_numbers(sources.spec)]
     if sources.spec.payload is not None and sources.spec.level is not None:
         problems.append(
             _ORIGINS[PayloadSource.SPEC].problem("and healthCheck.level are both set", "keep one of them")
@@ -350,6 +355,17 @@ def _period(sources: Sources) -> tuple[float, list[Problem]]:
             )
         ]
     return period, []
+
+
+def _numbers(spec: HealthCheckSettings) -> list[Problem]:
+    """What admission bounds; a file written by hand may not."""
+    return [
+        Origin(PayloadSource.SPEC, f"healthCheck.{to_camel(name)}").problem(
+            f"is larger than {MAX_NUMBER}", "use a smaller number", reason="InvalidSettings"
+        )
+        for name in HealthCheckSettings.model_fields
+        if isinstance(value := getattr(spec, name), int) and value > MAX_NUMBER
+    ]
 
 
 def _expect(sources: Sources, payload: object, model_type: ModelType | None) -> list[Problem]:

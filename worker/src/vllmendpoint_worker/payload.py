@@ -28,6 +28,12 @@ them.
 MAX_PAYLOAD_BYTES: Final = 32 * 1024
 """Largest payload, as JSON: it is carried in every report of the worker."""
 
+MAX_DEPTH: Final = 32
+"""Deepest nesting: a report carries it, and the operator reads no deeper."""
+
+MAX_UNKNOWN: Final = 8
+"""Unknown fields that are named one by one."""
+
 INVALID_PAYLOAD: Final = "InvalidPayload"
 
 _UNSUPPORTED: Final = {
@@ -107,17 +113,52 @@ def check(
 
 
 def _shape(payload: Mapping[Any, Any], origin: Origin) -> list[Problem]:
-    if any(not isinstance(key, str) for key in payload):
-        return [origin.problem("has a key that is not text", "quote every key")]
-    try:
-        size = len(json.dumps(payload).encode())  # first: it also refuses what contains itself
-    except (TypeError, ValueError, RecursionError):
-        return [origin.problem("holds something that JSON cannot carry", "use text, numbers, lists, objects")]
-    if not _finite(payload):
-        return [origin.problem("holds NaN or an infinite number", "use finite numbers")]
+    if (unfit := _unfit(payload)) is not None:
+        return [origin.problem(*unfit)]
+    size = len(json.dumps(payload).encode())
     if size > MAX_PAYLOAD_BYTES:
         return [origin.problem(f"takes {size} bytes", f"keep it within {MAX_PAYLOAD_BYTES} bytes")]
     return []
+
+
+def _unfit(payload: Mapping[Any, Any]) -> tuple[str, str] | None:
+    """What JSON, or the status of a resource, has no place for (what, fix); None where all is well.
+
+    Every value is looked at once more for every way that leads to it, in a bounded number of steps: YAML and
+    code can make a value that contains itself, or that is small and endless to write out.
+    """
+    stack: list[tuple[object, int]] = [(payload, 1)]
+    for _ in range(MAX_PAYLOAD_BYTES):  # each step stands for a byte at least
+        if not stack:
+            return None
+        item, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            return f"is nested deeper than {MAX_DEPTH} levels", "make it flatter"
+        if isinstance(item, Mapping):
+            if any(not isinstance(key, str) for key in item):
+                return "has a key that is not text", "quote every key"
+            stack.extend((inner, depth + 1) for pair in item.items() for inner in pair)
+        elif isinstance(item, list | tuple):
+            stack.extend((inner, depth + 1) for inner in item)
+        elif (unfit := _unfit_scalar(item)) is not None:
+            return unfit
+    return "is too large", f"keep it within {MAX_PAYLOAD_BYTES} bytes"
+
+
+def _unfit_scalar(item: object) -> tuple[str, str] | None:
+    if isinstance(item, str):
+        # Half of a surrogate pair is a character to Python and JSON, and to nobody else.
+        if any("\ud800" <= character <= "\udfff" for character in item):
+            return "holds text that UTF-8 cannot carry", "remove what is half of a surrogate pair"
+    elif isinstance(item, float):
+        if not math.isfinite(item):
+            return "holds NaN or an infinite number", "use finite numbers"
+    elif isinstance(item, int):
+        if abs(item) >= 2**63:
+            return "holds a number of more than 64 bits", "use a smaller one"
+    elif item is not None:
+        return "holds something that JSON cannot carry", "use text, numbers, lists, objects"
+    return None
 
 
 def _form_problem(payload: Mapping[str, Any], forms: list[Form], origin: Origin) -> Problem:
@@ -211,32 +252,25 @@ def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
 
 
 def _unknown(payload: Mapping[str, Any], origin: Origin, form: Form, known: frozenset[str]) -> list[Problem]:
+    unknown = [
+        (position, name)
+        for position, name in enumerate(payload, start=1)
+        if name not in known and name not in MARKERS
+    ]
+    request = {Form.PROMPT: "completion", Form.MESSAGES: "chat", Form.INPUT: "embedding"}[form]
     problems = []
-    for position, name in enumerate(payload, start=1):
-        if name in known or name in MARKERS:
-            continue
-        close = difflib.get_close_matches(name, sorted(known), n=1)
+    for position, name in unknown[:MAX_UNKNOWN]:
+        close = difflib.get_close_matches(name[:64], sorted(known), n=1)
         fix = f"did you mean {close[0]}" if close else "remove it"
         if origin.confidential:
             what = f"has a field (number {position} of {len(payload)})"
         else:
             what = f"has the field {name[:64]!r}"
-        request = {Form.PROMPT: "completion", Form.MESSAGES: "chat", Form.INPUT: "embedding"}[form]
         problems.append(origin.problem(f"{what} that vLLM's {request} request does not know", fix))
+    if len(unknown) > MAX_UNKNOWN:
+        what = f"has {len(unknown) - MAX_UNKNOWN} more that vLLM's {request} request does not know"
+        problems.append(origin.problem(what, "remove them"))
     return problems
-
-
-def _finite(value: object) -> bool:
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            return False
-        if isinstance(item, Mapping):
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(item)
-    return True
 
 
 def _is_token(value: object) -> bool:

@@ -1,0 +1,182 @@
+"""An embedding worker on a real model (all-MiniLM-L6-v2): told from the model, asked with ``input``, served,
+and never called healthy over a frozen engine. The tests share one process and run in the order of the file.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict
+
+from .conftest import ROOT, Load, WorkerProcess, assert_health_follows, free_port, stopped, wait
+
+pytestmark = pytest.mark.timeout(300)
+TIMEOUT = 2
+PERIOD = 3
+QUICK = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT, "restartAfterSeconds": 0}
+BODY = {"model": "minilm", "input": "a cat"}
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
+    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
+    worker = WorkerProcess(
+        tmp_path_factory.mktemp("embedding"),
+        cache / "models" / "all-MiniLM-L6-v2",
+        {"DYN_HEALTH_CHECK_LEVEL": "comprehensive"},
+        ["--max-model-len", "256", "--served-model-name", "minilm"],
+    )
+    worker.settings(QUICK)
+    worker.start()
+    try:
+        worker.until_ready()
+        yield worker
+    finally:
+        worker.stop()
+
+
+def vector(answer: bytes) -> list[float]:
+    return list(json.loads(answer)["data"][0]["embedding"])
+
+
+def test_the_type_is_told_from_the_model_and_so_is_the_payload(worker: WorkerProcess) -> None:
+    report = worker.report()
+    assert report.model_type == ModelType.EMBEDDING
+    assert report.verdict.state == Verdict.GENERATING
+    assert report.last_probe is not None
+    assert report.last_probe.outcome == Outcome.COMPLETE
+    check = report.health_check
+    assert check is not None
+    assert (check.source, check.level) == (PayloadSource.MODEL_DEFAULT, None)
+    assert check.payload == {"input": "test", "_health_check": True}
+    (ignored,) = check.ignored
+    assert ignored.source == PayloadSource.ENVIRONMENT
+    assert "DYN_HEALTH_CHECK_LEVEL" in ignored.reason
+    assert "one payload" in ignored.reason
+
+
+def test_it_serves_embeddings_and_invocations(worker: WorkerProcess) -> None:
+    vectors = []
+    for path in ("/v1/embeddings", "/invocations"):
+        status, answer = worker.ask("http", path, BODY)
+        assert status == 200, answer
+        vectors.append(vector(answer))
+    assert len(vectors[0]) == 384
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-3)
+    assert worker.status("http", "/ping") == 200
+
+
+def test_it_serves_dynamos_frontend(worker: WorkerProcess) -> None:
+    port = free_port()
+    environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
+    with (worker.folder / "frontend.log").open("wb") as log:
+        frontend = subprocess.Popen(
+            [sys.executable, "-m", "dynamo.frontend", "--http-port", str(port), "--http-host", "127.0.0.1"],
+            env=environ, stdout=log, stderr=log,
+        )  # fmt: skip
+    answers: list[bytes] = []
+
+    def answered() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request(
+                "POST", "/v1/embeddings", json.dumps(BODY), {"content-type": "application/json"}
+            )
+            answer = connection.getresponse()
+            answers[:] = [answer.read()]
+            return answer.status == 200
+        return False
+
+    try:
+        wait(answered, 60.0)
+        assert len(vector(answers[0])) == 384
+    finally:
+        frontend.kill()
+        frontend.wait(20)
+
+
+def test_its_metrics_stand_next_to_vllms(worker: WorkerProcess) -> None:
+    text = worker.ask("system", "/metrics")[1].decode()
+    for name in ("vllmendpoint_probe_latency_seconds_bucket", "vllmendpoint_probes_total", "vllm:"):
+        assert any(line.startswith(name) for line in text.splitlines()), name
+
+
+def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerProcess) -> None:
+    assert worker.ask("system", "/engine/update/model_taints", {"taints": ["x"]})[0] == 404
+    assert worker.ask("system", "/engine/control/sleep", {})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "says"),
+    [
+        ({"payload": {"prompt": "test"}}, "healthCheck.payload.prompt", "does not fit an embedding model"),
+        (
+            {"payload": {"messages": [{"role": "user", "content": "Hi"}]}},
+            "healthCheck.payload.messages",
+            "does not fit an embedding model: ask with input",
+        ),
+        (
+            {"expect": {"regex": "Paris"}},
+            "healthCheck.expect",
+            "does not fit an embedding model, which generates no text to match: remove it",
+        ),
+    ],
+)
+def test_what_asks_for_text_is_refused(
+    worker: WorkerProcess, settings: dict[str, Any], field: str, says: str
+) -> None:
+    digest = worker.settings(QUICK | settings)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    report = worker.report()
+    (problem,) = report.configuration.problems
+    assert problem.field == field
+    assert says in problem.message
+    assert report.ready
+    worker.settings(QUICK)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 5.0)
+
+
+def test_users_embeddings_spare_the_probe(worker: WorkerProcess) -> None:
+    with Load(worker, 1, BODY, "/v1/embeddings") as load:
+        wait(lambda: load.answers > 0)
+        worker.ask("report", "/probe", {}, method="POST")
+        before = worker.report().last_probe
+        time.sleep(2.0 * PERIOD)
+        report = worker.report()
+        assert report.last_probe == before
+        assert report.verdict.last_proof_of_life is not None
+        assert (report.time - report.verdict.last_proof_of_life).total_seconds() < PERIOD
+
+
+def test_a_frozen_engine_is_stalled_and_comes_back(worker: WorkerProcess) -> None:
+    with stopped(worker.engine_core()):
+        # The contract's bound (period + timeout + 1), and room for a slow machine.
+        took = worker.until(lambda report: report.verdict.state == Verdict.STALLED, PERIOD + TIMEOUT + 6.0)
+        print(f"SIGSTOP -> Stalled in {took:.1f} s")
+        report = worker.report()
+        assert (report.ready, report.verdict.reason) == (False, "EngineStalled")
+        assert worker.status("http", "/ping") == 503
+        assert worker.status("report", "/ready") == 503
+    worker.until(lambda report: report.ready, 10.0)
+    assert worker.ask("http", "/v1/embeddings", BODY)[0] == 200
+
+
+def test_dynamos_health_is_never_ready_over_a_frozen_engine(worker: WorkerProcess) -> None:
+    assert_health_follows(worker)
+
+
+def test_sigterm_ends_it_with_zero(worker: WorkerProcess) -> None:
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.exit_code(40.0) == 0
+    assert "Traceback" not in "".join(worker.log_lines())

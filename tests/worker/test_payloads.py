@@ -1,0 +1,422 @@
+"""The guide's payloads on a real engine: what the engine itself receives, what a probe costs, what is
+refused.
+
+A scheduler of ours (``engine_spy``) writes down each request as it reaches the engine core. Two workers: a
+chat model, whose settings change while it runs, and one without a chat template, configured by the
+environment with values that crash or flood upstream. The tests of one worker run in the order of the file.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import re2
+from tokenizers import Tokenizer
+
+from vllmendpoint_api import (
+    ConfigurationState,
+    Level,
+    ModelType,
+    Outcome,
+    PayloadSource,
+    Stage,
+    Verdict,
+    payload_for,
+)
+
+from .conftest import Load, WorkerProcess, assert_health_follows, wait
+
+pytestmark = pytest.mark.timeout(300)
+SECRET = "hunter2-is-never-repeated"
+QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
+SPY = Path(__file__).parent / "engine_spy"
+
+
+class Spied(WorkerProcess):
+    """A worker whose engine writes down what it receives."""
+
+    def __init__(self, folder: Path, model: Path, environ: dict[str, str] | None = None) -> None:
+        self._seen_file = folder / "seen.jsonl"
+        spying = {"PYTHONPATH": str(SPY), "ENGINE_SPY_FILE": str(self._seen_file)}
+        super().__init__(
+            folder, model, spying | (environ or {}), ["--scheduler-cls", "engine_spy.SpyScheduler"]
+        )
+        self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+
+    def probes_seen(self) -> list[dict[str, Any]]:
+        """Every probe that reached the engine core, oldest first."""
+        seen = [json.loads(line) for line in self._seen_file.read_text().splitlines()]
+        return [request for request in seen if request["id"].startswith("vllmendpoint-probe-")]
+
+    def prompt(self, request: dict[str, Any]) -> str:
+        return str(self._tokenizer.decode(request["tokens"], skip_special_tokens=False))
+
+    def metric(self, name: str, port: str = "report") -> float:
+        """The sum of a metric's series."""
+        text = self.ask(port, "/metrics")[1].decode()
+        values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+        assert values, name
+        return sum(map(float, values))
+
+    def apply(self, **health_check: Any) -> int:
+        """Put settings in force; the number of probes seen by then."""
+        digest = self.settings(QUICK | health_check)
+        self.until(
+            lambda report: (
+                report.configuration.settings_hash == digest
+                and report.configuration.state == ConfigurationState.RESOLVED
+            ),
+            10.0,
+        )
+        return len(self.probes_seen())
+
+
+# --- refused, before anything heavy is imported
+# -----------------------------------------------------------------------------------------------------------
+
+
+def test_values_that_upstream_takes_in_silence_or_crashes_on_are_refused_each_with_its_sentence(
+    make_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    file = tmp_path / "payload.json"
+    file.write_bytes(b"{}")
+    worker = make_worker({"DYN_HEALTH_CHECK_PAYLOAD": f"@{file}"})
+    worker.start()
+    for content, says in (
+        (b"{}", "is an empty object"),
+        (b"\xff\xfe" + SECRET.encode("utf-16-le"), "names a file that is not UTF-8 text"),
+        (f'["{SECRET}"]'.encode(), "is a list"),
+        (f'"{SECRET}"'.encode(), "is text"),
+        (b"7", "is a number"),
+        (f'{{"prompt": "{SECRET}"'.encode(), "names a file that is not JSON (line 1, column"),
+        (f'{{"prompt": "{SECRET}", "max_tokens": 0}}'.encode(), "max_tokens is not a whole number above 0"),
+        (b"[" * 100_000, "names a file that is nested too deeply"),
+    ):
+        file.write_bytes(content)
+        worker.until(
+            lambda report: any(says in problem.message for problem in report.configuration.problems),  # noqa: B023
+            10.0,
+        )
+        report = worker.report()
+        assert report.configuration.state == ConfigurationState.REFUSED
+        assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REFUSED)
+        (problem,) = report.configuration.problems
+        assert (problem.reason, problem.source) == ("InvalidPayload", "Environment")
+        assert problem.field.startswith("DYN_HEALTH_CHECK_PAYLOAD")
+    assert SECRET not in worker.log() + worker.ask("report", "/status")[1].decode()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.exit_code(10.0) == 0
+
+
+def test_every_bad_variable_is_named_at_once(make_worker: Callable[..., WorkerProcess]) -> None:
+    bad = {
+        "DYN_HEALTH_CHECK_LEVEL": "huge",
+        "DYN_HEALTH_CHECK_ENABLED": "maybe",
+        "DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "perhaps",
+        "DYN_HEALTH_CHECK_INTERVAL": "0",
+    }
+    worker = make_worker(bad)
+    worker.start()
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 10.0)
+    problems = worker.report().configuration.problems
+    assert {problem.field for problem in problems} == set(bad)
+    assert {problem.reason for problem in problems} == {"InvalidEnvironment"}
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.exit_code(10.0) == 0
+
+
+# --- a chat model
+# -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[Spied]:
+    worker = Spied(tmp_path_factory.mktemp("chat"), toy_model)
+    worker.settings(QUICK)
+    worker.start()
+    try:
+        worker.until_ready()
+        yield worker
+    finally:
+        worker.stop()
+
+
+GUIDE = [
+    pytest.param({"level": "Minimal"}, "user\nHi", {"max_tokens": 1, "temperature": 0.0}, id="minimal"),
+    pytest.param(
+        {"level": "Standard"}, "user\nThe sky is", {"max_tokens": 5, "temperature": 0.7}, id="standard"
+    ),
+    pytest.param(
+        {"level": "Comprehensive"},
+        "user\nWrite a haiku about artificial intelligence:",
+        {
+            "max_tokens": 50,
+            "temperature": 0.8,
+            "top_p": 0.95,
+            "frequency_penalty": 0.5,
+            "presence_penalty": 0.5,
+        },
+        id="comprehensive",
+    ),
+    pytest.param(
+        {"payload": {"prompt": "Test", "max_tokens": 1, "temperature": 0.0, "seed": 42}},
+        "Test",
+        {"max_tokens": 1, "temperature": 0.0, "seed": 42},
+        id="seed",
+    ),
+    pytest.param(
+        {"payload": {"prompt": "Hello world", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9}},
+        "Hello world",
+        {"max_tokens": 3, "temperature": 0.5, "top_p": 0.9},
+        id="completion-of-a-chat-model",
+    ),
+    pytest.param(
+        {
+            "payload": {
+                "messages": [{"role": "user", "content": "Say hi"}],
+                "max_tokens": 2,
+                "temperature": 0.3,
+                "top_p": 0.8,
+                "top_k": 7,
+                "min_p": 0.1,
+                "seed": 7,
+                "frequency_penalty": 0.25,
+                "presence_penalty": -0.25,
+                "repetition_penalty": 1.1,
+                "logit_bias": {"5": -1.0},
+            }
+        },
+        "user\nSay hi",
+        {
+            "max_tokens": 2,
+            "temperature": 0.3,
+            "top_p": 0.8,
+            "top_k": 7,
+            "min_p": 0.1,
+            "seed": 7,
+            "frequency_penalty": 0.25,
+            "presence_penalty": -0.25,
+            "repetition_penalty": 1.1,
+            "logit_bias": {"5": -1.0},
+        },
+        id="every-field",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "prompt", "sampling"), GUIDE)
+def test_every_sampling_field_reaches_the_engine(
+    chat: Spied, settings: dict[str, Any], prompt: str, sampling: dict[str, Any]
+) -> None:
+    chat.apply(payload={"prompt": "another question", "max_tokens": 1})
+    before = chat.apply(**settings)
+
+    def arrived() -> bool:
+        return len(chat.probes_seen()) > before or prompt in chat.prompt(chat.probes_seen()[-1])
+
+    wait(arrived)
+    seen = chat.probes_seen()[-1]
+    received = {name: seen["sampling"][name] for name in sampling}
+    assert received == sampling
+    assert prompt in chat.prompt(seen)
+    if "level" in settings:
+        line = [line for line in chat.log_lines() if "Health check payload" in line][-1]
+        assert f"source=Spec level={settings['level']} " in line
+
+
+def test_a_lower_level_costs_fewer_tokens_and_a_longer_interval_fewer_probes(chat: Spied) -> None:
+    def cost(probes: int) -> float:
+        """Tokens a probe, over at least so many."""
+        count, tokens = (chat.metric(f"vllmendpoint_probe{what}_total") for what in ("s", "_tokens"))
+        wait(lambda: chat.metric("vllmendpoint_probes_total") >= count + probes)
+        spent = chat.metric("vllmendpoint_probe_tokens_total") - tokens
+        return spent / (chat.metric("vllmendpoint_probes_total") - count)
+
+    chat.apply(level="Comprehensive", periodSeconds=1)
+    chat.ask("report", "/probe", {}, method="POST")
+    high = cost(3)
+    chat.apply(level="Minimal", periodSeconds=1)
+    chat.ask("report", "/probe", {}, method="POST")
+    assert cost(3) == 1.0 < high
+    chat.apply(level="Minimal", periodSeconds=60)
+    chat.ask("report", "/probe", {}, method="POST")
+    count = chat.metric("vllmendpoint_probes_total")
+    time.sleep(3.0)
+    assert chat.metric("vllmendpoint_probes_total") == count
+
+
+def test_what_probing_costs_stands_next_to_vllms_and_dynamos_own_metrics(chat: Spied) -> None:
+    names = (
+        "vllmendpoint_probe_latency_seconds_bucket",
+        "vllmendpoint_probe_latency_seconds_count",
+        "vllmendpoint_probe_tokens_total",
+        "vllmendpoint_probes_total",
+        "vllmendpoint_seconds_since_proof_of_life",
+        "vllmendpoint_verdict",
+    )
+    for port in ("report", "system"):
+        for name in names:
+            assert chat.metric(name, port) > 0, (port, name)
+    assert chat.metric("vllmendpoint_probes_total") == chat.metric("vllmendpoint_probe_latency_seconds_count")
+    text = chat.ask("system", "/metrics")[1].decode()
+    assert "vllm:generation_tokens_total" in text
+    assert "dynamo_component_" in text
+    line = next(line for line in text.splitlines() if line.startswith("vllmendpoint_probe_tokens_total"))
+    assert 'dynamo_endpoint="generate"' in line
+    assert 'model="toy"' in line
+
+
+def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
+    body = {"model": "toy", "prompt": "hello", "max_tokens": 4}
+    chat.apply(level="Minimal")
+    with Load(chat, 1, body) as load:
+        wait(lambda: load.answers > 0)
+        chat.ask("report", "/probe", {}, method="POST")
+        count, began = chat.metric("vllmendpoint_probes_total"), time.monotonic()
+        longest = 0.0
+        while time.monotonic() - began < 3 * QUICK["periodSeconds"]:
+            longest = max(longest, chat.metric("vllmendpoint_seconds_since_proof_of_life"))
+            time.sleep(0.1)
+        if longest < QUICK["periodSeconds"]:  # else a machine so slow that a probe was due
+            assert chat.metric("vllmendpoint_probes_total") == count
+    # Where the text is expected to match, tokens are no proof: the probe goes on.
+    chat.apply(payload={"prompt": "hello", "max_tokens": 4, "temperature": 0}, expect={"regex": "(?s)."})
+    with Load(chat, 1, body) as load:
+        count = chat.metric("vllmendpoint_probes_total")
+        wait(lambda: chat.metric("vllmendpoint_probes_total") >= count + 3)
+        assert load.answers > 0
+
+
+def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
+    question = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0.0}
+    answer = json.loads(chat.ask("http", "/v1/completions", question | {"model": "toy"})[1])
+    text = answer["choices"][0]["text"]
+    word = max(re.findall(r"[A-Za-z0-9]+", text), key=len)
+    chat.apply(payload=question, expect={"regex": re2.escape(word)})
+    chat.until(lambda report: report.last_probe and report.last_probe.tokens == 8, 10.0)
+    report = chat.report()
+    assert (report.verdict.state, report.last_probe and report.last_probe.outcome) == (
+        Verdict.GENERATING,
+        Outcome.COMPLETE,
+    )
+
+    chat.apply(payload=question, expect={"regex": r"(?i)\bParis\b"})
+    chat.until(lambda report: report.verdict.state == Verdict.FAILING, 15.0)
+    report = chat.report()
+    assert (report.ready, report.verdict.reason) == (False, "UnexpectedAnswer")
+    assert "8 tokens that do not match healthCheck.expect.regex" in report.verdict.message
+    assert word not in report.verdict.message
+    assert chat.status("report", "/ready") == 503
+    with Load(chat, 1, {"model": "toy", "prompt": "hello", "max_tokens": 4}) as load:
+        count = chat.metric("vllmendpoint_probes_total")
+        wait(lambda: load.answers > 3 and chat.metric("vllmendpoint_probes_total") > count + 1)
+        assert chat.report().verdict.state == Verdict.FAILING  # users' answers do not take it back
+    chat.apply()
+    chat.until(lambda report: report.ready, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "says"),
+    [
+        ({"payload": {"input": "test"}}, "healthCheck.payload.input", "does not fit a model that generates"),
+        ({"expect": {"regex": "(paris"}}, "healthCheck.expect.regex", "missing )"),
+        ({"expect": {"regex": "(?=paris)"}}, "healthCheck.expect.regex", "RE2 syntax"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_last_good_check_stays(
+    chat: Spied, settings: dict[str, Any], field: str, says: str
+) -> None:
+    chat.apply()
+    before = chat.report().health_check
+    digest = chat.settings(QUICK | settings)
+    chat.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    report = chat.report()
+    assert report.configuration.state == ConfigurationState.REFUSED
+    (problem,) = report.configuration.problems
+    assert problem.field == field
+    assert says in problem.message
+    assert (report.health_check, report.ready) == (before, True)
+
+
+# --- a model without a chat template
+# -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[Spied]:
+    model = tmp_path_factory.mktemp("model") / "plain"
+    shutil.copytree(toy_model, model, ignore=shutil.ignore_patterns("chat_template*", "made-by.json"))
+    worker = Spied(
+        tmp_path_factory.mktemp("completion"),
+        model,
+        {
+            "DYN_HEALTH_CHECK_LEVEL": "comprehensive",
+            "DYN_HEALTH_CHECK_ENABLED": "1",  # crashes upstream
+            "DYN_HEALTH_CHECK_INTERVAL": "2",
+            "DYN_CANARY_WAIT_TIME": "0",  # floods the engine upstream
+            "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.5",  # crashes upstream
+        },
+    )
+    worker.start()
+    try:
+        worker.until_ready()
+        yield worker
+    finally:
+        worker.stop()
+
+
+def test_the_environments_level_for_a_model_without_a_chat_template(completion: Spied) -> None:
+    report = completion.report()
+    assert report.model_type == ModelType.COMPLETION
+    assert report.health_check is not None
+    assert (report.health_check.source, report.health_check.level) == (
+        PayloadSource.MODEL_DEFAULT,
+        Level.COMPREHENSIVE,
+    )
+    assert report.health_check.payload == payload_for(Level.COMPREHENSIVE, ModelType.COMPLETION)
+    assert report.health_check.period_seconds == 2.0
+    line = next(line for line in completion.log_lines() if "Health check payload" in line)
+    assert "source=ModelDefault level=Comprehensive" in line
+
+    seen = completion.probes_seen()[-1]
+    assert completion.prompt(seen).endswith("Write a haiku about artificial intelligence:")
+    wanted = {
+        "max_tokens": 50,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.5,
+    }
+    assert {name: seen["sampling"][name] for name in wanted} == wanted
+
+
+def test_nothing_but_our_probes_asks_the_engine(completion: Spied) -> None:
+    """Upstream's canary, at its busiest, is answered without the engine."""
+    wait(lambda: completion.status("system", "/health") == 200)
+    before = len(completion._seen_file.read_text().splitlines())
+    probes = len(completion.probes_seen())
+    wait(lambda: len(completion.probes_seen()) >= probes + 2)
+    new = completion._seen_file.read_text().splitlines()[before:]
+    assert all('"vllmendpoint-probe-' in line for line in new)
+
+
+def test_chat_messages_do_not_fit_it_and_it_is_said_so(completion: Spied) -> None:
+    digest = completion.settings({"payload": {"messages": [{"role": "user", "content": "Hi"}]}})
+    completion.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    (problem,) = completion.report().configuration.problems
+    assert problem.field == "healthCheck.payload.messages"
+    assert "does not fit a completion model, which has no chat template: ask with prompt" in problem.message
+    assert completion.report().ready
+    completion.settings_file.unlink()
+    completion.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 5.0)
+
+
+def test_dynamos_health_is_never_ready_over_a_frozen_engine(completion: Spied) -> None:
+    assert_health_follows(completion)
