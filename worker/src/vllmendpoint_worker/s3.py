@@ -34,17 +34,9 @@ _TRANSFER: Final = TransferConfig(
 )
 
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden", "AccessDeniedException"})
-_BAD_CREDENTIALS: Final = frozenset(
-    {
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidIdentityToken",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-    }
+_BAD_CREDENTIALS: Final = re.compile(
+    "AuthorizationHeaderMalformed|ExpiredToken|ExpiredTokenException|SignatureDoesNotMatch"
+    "|Invalid(AccessKeyId|ClientTokenId|IdentityToken|Token)"
 )
 _UNREACHABLE: Final = (aws.ConnectionError, aws.HTTPClientError)
 
@@ -162,7 +154,7 @@ def _refused(error: Any) -> ArtifactsError:
             f"may not be read with the worker's credentials ({code})",
             "allow s3:ListBucket on the bucket and s3:GetObject on its objects",
         )
-    if code in _BAD_CREDENTIALS:
+    if _BAD_CREDENTIALS.fullmatch(code):
         return ArtifactsError(
             f"cannot be fetched, the AWS credentials are not valid ({code})",
             "renew them where the pod has them from",
