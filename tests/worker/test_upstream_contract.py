@@ -3,6 +3,7 @@ versions: an upgrade that moves one fails here, and not in a pod.
 """
 
 import dataclasses
+import hashlib
 import inspect
 import warnings
 from typing import Any
@@ -14,7 +15,9 @@ from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
+    from vllm.tokenizers import TokenizerLike
     from vllm.v1.engine import FinishReason
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.loggers import StatLoggerBase
@@ -88,6 +91,14 @@ def parameters(function: Any) -> list[str]:
         (upstream._arguments.dump_config, ["dump_config_to", "config"]),
         (upstream._serve.EmbeddingWorkerHandler.__init__, ["runtime", "engine", "config", "shutdown_event"]),
         (upstream._serve.EmbeddingWorkerHandler.generate, ["request", "context"]),
+        (upstream._serve.EmbeddingWorkerHandler.cleanup, []),
+        (upstream._serve.StatLoggerFactory.__init__, ["endpoint", "embedding_worker"]),
+        (upstream._serve.VllmEmbeddingHealthCheckPayload.__init__, ["model_name"]),
+        (
+            upstream._serve.register_engine_metrics_callback,
+            ["endpoint", "registry", "namespace_name", "component_name", "endpoint_name", "model_name"],
+        ),
+        (AsyncEngineArgs.create_model_config, []),
         (upstream._http.register_api_routers, ["args", "app", "supported_tasks", "model_config"]),
         (upstream._http.attach_endpoint_plugins, ["app", "supported_tasks"]),
         (upstream._http.init_exception_handler, ["app"]),
@@ -142,8 +153,22 @@ def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered()
         for text in ("self.register_engine_routes(", "self.register_vllm_model(", "handler.generate,")
     ]
     assert places == sorted(places)
-    embedding = inspect.getsource(upstream._serve.WorkerFactory._create_embedding_worker)
-    assert "self.register_vllm_model(" in embedding
+
+
+def test_upstreams_embedding_worker_is_the_one_that_ours_stands_for() -> None:
+    """``_Factory`` has steps of its own in their place: where upstream's change, ours must be looked at."""
+    ours, theirs = upstream._serve._Factory, upstream._serve.WorkerFactory
+    assert parameters(ours._create_embedding_worker) == parameters(theirs._create_embedding_worker)
+    assert "self._create_embedding_worker(" in inspect.getsource(theirs.create)
+    _, _, steps = inspect.getsource(theirs._create_embedding_worker).split('"""')  # without the docstring
+    assert hashlib.sha256(" ".join(steps.split()).encode()).hexdigest()[:16] == "ead58c5fb7c4f081", steps
+
+
+def test_what_is_given_to_users_as_text_is_decoded_by_the_models_own_tokenizer() -> None:
+    source = inspect.getsource(OnlineRenderer)
+    assert "self.renderer.get_tokenizer()" in source
+    assert "skip_special_tokens" in parameters(TokenizerLike.decode)
+    assert SamplingParams().skip_special_tokens is True
 
 
 def test_request_fields_hold_the_guides_payloads() -> None:
