@@ -309,7 +309,7 @@ class Expect(Contract):
             description="Regular expression (RE2) that is searched for in the generated text.",
             json_schema_extra=_rules(
                 {
-                    "rule": "''.matches(self) || true",
+                    "rule": "''.matches(self) in [true, false]",
                     "message": "healthCheck.expect.regex: not a regular expression (RE2 syntax)",
                 },
             ),
