@@ -1,5 +1,6 @@
 """compat: the guide's functions, level by level; real Dynamo is tests/worker/test_python_api.py's."""
 
+import asyncio
 import itertools
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from vllmendpoint_api import HandlerSettings, Level, ModelType, payload_for
+from vllmendpoint_worker.board import Board
 from vllmendpoint_worker.compat import (
     HealthCheckRefusedError,
     get_health_check_payload,
@@ -24,6 +26,7 @@ from vllmendpoint_worker.compat._model import told_type
 from vllmendpoint_worker.compat._payloads import sent
 from vllmendpoint_worker.compat.runtime import _callable
 from vllmendpoint_worker.config_sources import TAKEN, ConfigSources
+from vllmendpoint_worker.configuration import Configuration
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError, WorkerError
 from vllmendpoint_worker.handler_sources import read as read_handlers
@@ -325,15 +328,18 @@ def test_a_model_that_is_none_cannot_be_told(model: object) -> None:
 # --- set_custom_health_check_payload
 
 
-def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
+async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
     sources = ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(tmp_path)})
     assert sources.load().sources.custom_default is ABSENT
-    before = sources.signature()
+    configuration = Configuration(sources, Board(worker_version="test"))
+    await configuration.load()
+    changed = asyncio.create_task(configuration.changed())
     mine = dict(OTHER)
     set_custom_health_check_payload(mine)
     mine["prompt"] = "changed after the call"
     assert sources.load().sources.custom_default == OTHER
-    assert sources.signature() != before
+    configuration.watch(frozenset())  # as after the import of a handler script: no change of the files
+    await asyncio.wait_for(changed, 20)
     set_custom_health_check_payload(None)
     assert sources.load().sources.custom_default is ABSENT
 

@@ -90,10 +90,8 @@ class ConfigSources:
         self._payload_file = Path(raw[1:]) if raw.startswith("@") else None
 
     def signature(self) -> tuple[object, ...]:
-        """Changes when one of the files does: identity, time and size of what the names now lead to; and when
-        a custom default is set.
-        """
-        return (CUSTOM_DEFAULT.version, *(stamp(path) for path in self._files()))
+        """Changes when one of the files does: identity, time and size of what the names now lead to."""
+        return tuple(stamp(path) for path in self._files())
 
     def watch(self, files: frozenset[Path]) -> None:
         """Files of handlers that were imported: a change in one of them is a change too."""

@@ -21,6 +21,7 @@ from vllmendpoint_api import (
 
 from .board import Board
 from .config_sources import ConfigSources, Loaded
+from .custom_default import CUSTOM_DEFAULT
 from .errors import ConfigurationRefusedError, TranslationError
 from .merge import Refused, Resolved, merge
 from .options import differing
@@ -43,6 +44,7 @@ class Configuration:
         self._sources = sources
         self._board = board
         self._signature: tuple[object, ...] = ()
+        self._custom_default = CUSTOM_DEFAULT.version
         self.fields: RequestFields | None = None
         self.option_names: Mapping[str, str] = {}
         self.model_type: ModelType | None = sources.model_type()[0]
@@ -83,6 +85,7 @@ class Configuration:
     async def load(self) -> Loaded:
         """Read everything, off the loop. The signature is taken first: a change in between is seen later."""
         while True:
+            self._custom_default = CUSTOM_DEFAULT.version
             signature = await asyncio.to_thread(self._sources.signature)
             loaded = await asyncio.to_thread(self._sources.load)
             if len(signature) == len(await asyncio.to_thread(self._sources.signature)):
@@ -103,9 +106,11 @@ class Configuration:
         self._signature = self._sources.signature()
 
     async def changed(self) -> None:
-        """Return when a file has changed since the last load."""
+        """Return when a file has changed since the last load, or a script has set another custom default."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
+            if CUSTOM_DEFAULT.version != self._custom_default:
+                return
             if await asyncio.to_thread(self._sources.signature) != self._signature:
                 return
 

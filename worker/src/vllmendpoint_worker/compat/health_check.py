@@ -33,7 +33,7 @@ def get_health_check_payload(
 def set_custom_health_check_payload(payload: Mapping[str, Any] | None) -> None:
     """A default for all endpoints of this process, instead of the model's; None takes it back.
 
-    In the worker (a handler script) it is in force within a second, where nothing stronger is set. Raises
+    In the worker (a handler script) it is in force within seconds, where nothing stronger is set. Raises
     HealthCheckRefusedError, a ValueError, and leaves what was set before.
     """
     if payload is not None:
