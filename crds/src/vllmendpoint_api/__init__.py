@@ -7,6 +7,8 @@ from . import _names as names
 from ._base import Contract, JsonObject, Quantity
 from ._conditions import *  # noqa: F403
 from ._conditions import __all__ as _conditions
+from ._handlers import *  # noqa: F403
+from ._handlers import __all__ as _handlers
 from ._health import *  # noqa: F403
 from ._health import __all__ as _health
 from ._owned import *  # noqa: F403
@@ -28,6 +30,7 @@ __all__ = [  # noqa: PLE0604
     "Quantity",
     "names",
     *_conditions,
+    *_handlers,
     *_health,
     *_owned,
     *_report,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
 from ._base import Contract, JsonObject
+from ._handlers import HandlerSource
 from ._health import Level, Mode, PayloadSource
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "ConfigurationState",
     "HandlerError",
     "HandlerReport",
-    "HandlerSource",
     "HandlersReport",
     "HealthCheckReport",
     "Ignored",
@@ -152,14 +152,6 @@ class HealthCheckReport(_Report):
     failure_threshold: int
     success_threshold: int
     restart_after_seconds: float
-
-
-class HandlerSource(StrEnum):
-    SPEC = "Spec"
-    ENVIRONMENT = "Environment"
-    DECORATOR = "Decorator"
-    FUNCTION = "Function"
-    DEFAULT = "Default"
 
 
 class HandlerReport(_Report):

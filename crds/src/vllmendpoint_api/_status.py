@@ -6,8 +6,9 @@ from pydantic import Field
 
 from ._base import Contract, JsonObject
 from ._conditions import ConditionStatus
+from ._handlers import HandlerSource
 from ._health import Level, PayloadSource
-from ._report import HandlerSource, Outcome, Verdict
+from ._report import Outcome, Verdict
 
 __all__ = [
     "MAX_WORKERS_IN_STATUS",

@@ -1,0 +1,82 @@
+"""Custom handlers without an engine: SageMaker's own resolver, our loading, binding and swapping, FastAPI."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+
+from vllmendpoint_api import HandlerSettings, Problem, script_digest
+from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.handler_sources import read
+from vllmendpoint_worker.handlers import HandlerRoom
+
+GUIDE = Path(__file__).parents[2] / "guide"
+PING = "CUSTOM_FASTAPI_PING_HANDLER"
+INVOCATIONS = "CUSTOM_FASTAPI_INVOCATION_HANDLER"
+
+
+class Served:
+    """vLLM's app stood in for by two routes; everything in front of it is ours."""
+
+    def __init__(self, folder: Path, environ: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.settings_dir = folder.parent / "settings"
+        self.settings_dir.mkdir(exist_ok=True)
+        self.environ = {"SAGEMAKER_MODEL_PATH": str(folder)} | (environ or {})
+        self.settings = HandlerSettings()
+        self.changes = 0
+        self.room = HandlerRoom(self._changed)
+        core = FastAPI()
+        core.state.engine_client = "the engine"
+
+        async def ping(request: Request) -> Response:
+            return Response("vLLM's ping")
+
+        async def invocations(request: Request) -> Response:
+            return Response("vLLM's invocations")
+
+        core.add_api_route("/ping", ping, methods=["GET", "POST"])
+        core.add_api_route("/invocations", invocations, methods=["POST"])
+        core.add_api_route("/v1/models", invocations, methods=["GET"])
+        self.room.attach(core)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def script(self, text: str, name: str = "model.py") -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def spec(
+        self, script: str | None = None, ping: str | None = None, invocations: str | None = None
+    ) -> None:
+        digest = None
+        if script is not None:
+            (self.settings_dir / "model.py").write_text(script)
+            digest = script_digest(script.encode())
+        self.settings = HandlerSettings(script_digest=digest, ping=ping, invocations=invocations)
+
+    def wrong(self) -> tuple[Problem, ...]:
+        return read(self.settings, self.settings_dir, self.environ)[1]
+
+    async def start(self) -> None:
+        wanted, problems = read(self.settings, self.settings_dir, self.environ)
+        if problems:
+            raise ConfigurationRefusedError(problems)
+        self.room.swap(self.room.bound(await self.room.load(wanted)))
+
+    async def refused(self) -> Problem:
+        with pytest.raises(ConfigurationRefusedError) as caught:
+            await self.start()
+        return caught.value.problems[0]
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=self.room, raise_app_exceptions=False)  # type: ignore[arg-type]
+        return httpx.AsyncClient(transport=transport, base_url="http://worker")
+
+    async def ask(self, path: str = "/ping", body: Any = None, method: str = "") -> httpx.Response:
+        async with self.client() as client:
+            return await client.request(method or ("GET" if path == "/ping" else "POST"), path, json=body)

@@ -1,0 +1,171 @@
+"""What is wrong with handlers is said, with file, line and fix, and nothing falls through."""
+
+import json
+import threading
+
+import pytest
+from handlers_served import GUIDE, PING, Served
+
+from vllmendpoint_api import HandlerSource, Reason
+from vllmendpoint_worker.handlers import _load
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("health_check", "has no colon"),
+        ("/health", "the path of a route"),
+        ("a:b:c", "more than one colon"),
+        ("model:health check", "has a space"),
+        (":health", "no file or module before"),
+        ("model:", "no function after"),
+        ("model:1f", "no function after"),
+        ("../x.py:f", "leaves the model's folder"),
+        ("no-module:f", "neither a .py file nor a module"),
+    ],
+)
+@pytest.mark.parametrize("where", ["environment", "spec"])
+def test_malformed_paths(served: Served, text: str, says: str, where: str) -> None:
+    served.script((GUIDE / "decorators.py").read_text())
+    if where == "spec":
+        served.spec(ping=text)
+    else:
+        served.environ[PING] = text
+    (problem,) = served.wrong()
+    assert problem.reason == Reason.INVALID_HANDLER
+    assert says in problem.message
+    assert problem.field == ("handlers.ping" if where == "spec" else PING)
+    assert problem.source == ("Spec" if where == "spec" else "Environment")
+    assert text not in problem.message.partition(": use")[0]
+    assert "use model:function" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("environ", "script", "reason", "says"),
+    [
+        ({"CUSTOM_SCRIPT_FILENAME": "gone.py"}, None, Reason.SCRIPT_NOT_FOUND, "a file that does not exist"),
+        ({"SAGEMAKER_MODEL_PATH": "/nowhere"}, None, Reason.SCRIPT_NOT_FOUND, "a folder that does not exist"),
+        ({PING: "model:f"}, None, Reason.SCRIPT_NOT_FOUND, "there is no"),
+        ({}, "def f(:\n", Reason.HANDLER_IMPORT_FAILED, "model.py line 1"),
+        (
+            {"SAGEMAKER_CONTAINER_LOG_LEVEL": "LOUD"},
+            None,
+            Reason.INVALID_ENVIRONMENT,
+            "use ERROR, INFO or DEBUG",
+        ),
+    ],
+)
+def test_told_before_anything_is_run(
+    served: Served, environ: dict[str, str], script: str | None, reason: Reason, says: str
+) -> None:
+    served.environ |= environ
+    if script is not None:
+        served.script(script)
+    (problem,) = served.wrong()
+    assert problem.reason == reason
+    assert says in problem.message
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "says"),
+    [
+        ("import no_such_module_here\n", Reason.HANDLER_IMPORT_FAILED,
+         "model.py line 1: ModuleNotFoundError: No module named 'no_such_module_here'"),
+        ("x = 1\ny = undefined\n", Reason.HANDLER_IMPORT_FAILED, "model.py line 2: NameError"),
+        ("raise ValueError('the secret token')\n", Reason.HANDLER_IMPORT_FAILED, "line 1: ValueError:"),
+        ("import sys\nsys.exit(3)\n", Reason.HANDLER_IMPORT_FAILED, "calls sys.exit() while it is imported"),
+        ("def g(request):\n    pass\n", Reason.HANDLER_NOT_FOUND, "names a function that is not there"),
+        ("f = 3\n", Reason.INVALID_HANDLER, "is not callable (a int)"),
+        ("class f:\n    def m(self, r):\n        pass\n\nf = f.m\n",
+         Reason.INVALID_HANDLER, "is a method that needs an instance"),
+        ("def f(*, request: 3):\n    pass\n", Reason.INVALID_HANDLER, "parameters that FastAPI refuses"),
+    ],
+)  # fmt: skip
+async def test_told_from_running_it(served: Served, script: str, reason: Reason, says: str) -> None:
+    served.script("def f(request):\n    return 'the last good one'\n")
+    served.environ[PING] = "model:f"
+    await served.start()
+    served.script(script)
+    problem = await served.refused()
+    assert problem.reason == reason, problem
+    assert says in problem.message
+    assert "secret" not in problem.message
+    assert (await served.ask()).json() == "the last good one"
+
+
+@pytest.mark.parametrize(
+    "path", ["gone.py:f", "/gone/away.py:f", "no_such_module_here:f", "json:gone", "json:A.b"]
+)
+async def test_what_a_path_names_is_not_there(served: Served, path: str) -> None:
+    served.spec(invocations=path)
+    problem = await served.refused()
+    assert problem.reason in (Reason.SCRIPT_NOT_FOUND, Reason.HANDLER_IMPORT_FAILED, Reason.HANDLER_NOT_FOUND)
+    assert problem.field == "handlers.invocations"
+
+
+async def test_function_found_by_name_that_is_no_function(served: Served) -> None:
+    served.script("custom_sagemaker_ping_handler = 'yes'\n")
+    problem = await served.refused()
+    assert problem.reason == Reason.INVALID_HANDLER
+    assert "custom_sagemaker_ping_handler is not callable" in problem.message
+
+
+async def test_an_import_that_hangs_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.room._loader, "_seconds", 0.3)
+    served.script("while True:\n    pass\n")
+    problem = await served.refused()
+    assert problem.reason == Reason.HANDLER_IMPORT_FAILED
+    assert "not imported within 0 s (model.py line" in problem.message
+    for thread in threading.enumerate():
+        if thread.name == "handlers":
+            thread.join(5)
+            assert not thread.is_alive(), "an endless loop is ended"
+    served.script("def custom_sagemaker_ping_handler(request):\n    return 'mended'\n")
+    await served.start()
+    assert (await served.ask()).json() == "mended"
+
+
+async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
+    served.script((GUIDE / "decorators.py").read_text() + "\nimport no_such_module_here\n")
+    await served.refused()
+    served.script("x = 1\n")
+    await served.start()
+    assert served.room.report().ping.source == HandlerSource.DEFAULT
+
+
+MIDDLEWARE = """
+from fastapi import Response
+from fastapi.responses import JSONResponse
+import model_hosting_container_standards.sagemaker as standards
+from model_hosting_container_standards.common.fastapi.middleware import (
+    custom_middleware, input_formatter, output_formatter,
+)
+
+async def custom_sagemaker_invocation_handler(request):
+    return {"seen": request.headers.get("x-seen", ""), "body": await request.json()}
+
+async def pre(request):
+    request.scope["headers"].append((b"x-seen", b"pre"))
+    return request
+
+async def post(response):
+    response.headers["x-post"] = "post"
+    return response
+
+async def throttle(request, call_next):
+    if request.headers.get("x-slow"):
+        return JSONResponse({"error": "slow down"}, status_code=429)
+    return await call_next(request)
+"""
+
+
+async def test_a_bad_middleware_is_refused(served: Served) -> None:
+    served.script(MIDDLEWARE)
+    served.environ["CUSTOM_PRE_PROCESS"] = "model:gone"
+    problem = await served.refused()
+    assert (problem.reason, problem.field) == (Reason.HANDLER_NOT_FOUND, "CUSTOM_PRE_PROCESS")
+    assert json.dumps(problem.wire())
+
+
+def test_the_bound_on_an_import_is_stated() -> None:
+    assert _load.IMPORT_SECONDS == 120.0

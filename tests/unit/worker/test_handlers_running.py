@@ -1,0 +1,167 @@
+"""Handlers in force: swapped under traffic, watched, and kept from stopping anybody else."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import pytest
+from handlers_served import Served
+
+from vllmendpoint_api import (
+    PingReport,
+    PingState,
+)
+from vllmendpoint_worker.handler_sources import Route
+from vllmendpoint_worker.handlers import PingWatch
+
+
+async def test_requests_in_flight_end_on_the_old_handlers(served: Served) -> None:
+    code = """
+import asyncio
+started = asyncio.Event()
+go = asyncio.Event()
+async def custom_sagemaker_invocation_handler(request):
+    request.app.state.gates.append((started, go))
+    started.set()
+    await go.wait()
+    return "VERSION"
+"""
+    gates: list[tuple[asyncio.Event, asyncio.Event]] = []
+    served.room._core.state.gates = gates  # type: ignore[union-attr]
+    served.script(code.replace("VERSION", "one"))
+    await served.start()
+    first = served.room.report().script_digest
+    under_way = asyncio.create_task(served.ask("/invocations", {}))
+    while not gates:
+        await asyncio.sleep(0.01)
+    served.script(code.replace("VERSION", "two"))
+    await served.start()
+    assert served.room.report().script_digest != first
+    second = asyncio.create_task(served.ask("/invocations", {}))
+    while len(gates) < 2:
+        await asyncio.sleep(0.01)
+    for _, go in gates:
+        go.set()
+    assert ((await under_way).json(), (await second).json()) == ("one", "two")
+
+
+async def test_a_script_keeps_its_state_while_nothing_of_it_changes(served: Served) -> None:
+    served.script(
+        "calls = []\ndef custom_sagemaker_ping_handler(r):\n    calls.append(1)\n    return len(calls)\n"
+    )
+    await served.start()
+    assert (await served.ask()).json() == 1
+    await served.start()
+    assert (await served.ask()).json() == 2
+
+
+# --- handlers that misbehave ---
+
+
+async def test_errors_reach_the_report_without_their_text(served: Served) -> None:
+    served.script("""
+from fastapi import HTTPException
+async def custom_sagemaker_invocation_handler(request):
+    if (await request.json()).get("http"):
+        raise HTTPException(418, "teapot")
+    raise RuntimeError("the secret token")
+""")
+    await served.start()
+    assert (await served.ask("/invocations", {"http": True})).status_code == 418
+    assert served.room.report().last_error is None
+    assert (await served.ask("/invocations", {})).status_code == 500
+    error = served.room.report().last_error
+    assert error is not None
+    assert error.route == "/invocations"
+    assert "raised RuntimeError at model.py line 6" in error.message
+    assert "secret" not in error.message
+
+
+async def test_hanging_threads_stop_nobody_else(served: Served) -> None:
+    served.script("""
+import threading
+release = threading.Event()
+def custom_sagemaker_invocation_handler(request):
+    release.wait(20)
+    return 1
+""")
+    await served.start()
+    hanging = [asyncio.create_task(served.ask("/invocations", {})) for _ in range(60)]
+    await asyncio.sleep(0.2)
+    assert (await asyncio.wait_for(served.ask("/v1/models", method="GET"), 5)).status_code == 200
+    endpoint = served.room.custom(Route.INVOCATIONS)
+    assert endpoint is not None
+    assert endpoint.running_for() > 0
+    module = next(m for name, m in sys.modules.items() if name.startswith("vllmendpoint_handlers"))
+    module.release.set()
+    assert {(await answer).json() for answer in hanging} == {1}
+    assert endpoint.running_for() == 0
+
+
+@pytest.fixture
+def watched(served: Served) -> Callable[..., PingWatch]:
+    def make(seconds: float = 0.2) -> PingWatch:
+        def changed(report: PingReport | None) -> None:
+            pass
+
+        return PingWatch(served.room, timeout=lambda: seconds, thresholds=lambda: (2, 1), changed=changed)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("from fastapi import Response\n    return Response(status_code=503)", "answers 503 instead of 200"),
+        ("raise KeyError('x')", "answers 500"),
+        ("import time\n    time.sleep(1)", "did not answer within 0.2 s"),
+    ],
+)
+async def test_a_failing_ping(
+    served: Served, watched: Callable[..., PingWatch], body: str, says: str
+) -> None:
+    served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
+    watch = watched()
+    await served.start()
+    await watch.ask()
+    assert watch.report is not None
+    assert watch.report.state == PingState.PASSING
+    served.script(f"def custom_sagemaker_ping_handler(request):\n    {body}\n")
+    await served.start()
+    await watch.ask()
+    assert watch.report.state == PingState.PASSING, "one failure is below the threshold"
+    await watch.ask()
+    assert watch.report.state == PingState.FAILING
+    assert says in watch.report.message or "does not return" in watch.report.message
+    served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
+    await served.start()
+    await watch.ask()
+    assert watch.report.state == PingState.PASSING
+    served.script("x = 1\n")
+    await served.start()
+    await watch.ask()
+    assert watch.report is None, "vLLM's own ping is the verdict's to answer"
+
+
+async def test_a_ping_that_never_returns_is_not_asked_again(
+    served: Served, watched: Callable[..., PingWatch]
+) -> None:
+    served.script("""
+import threading
+release = threading.Event()
+calls = []
+def custom_sagemaker_ping_handler(request):
+    calls.append(1)
+    release.wait(20)
+""")
+    await served.start()
+    watch = watched()
+    for _ in range(5):
+        await watch.ask()
+        await asyncio.sleep(0.1)
+    module = next(m for name, m in sys.modules.items() if name.startswith("vllmendpoint_handlers"))
+    assert len(module.calls) <= 2
+    assert watch.report is not None
+    assert watch.report.state == PingState.FAILING
+    assert "does not return" in watch.report.message
+    module.release.set()
