@@ -23,10 +23,13 @@ GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_r
 
 
 class FakeEngine:
-    """``behaviour``: "answer", "hang", "raise"; ``users``: requests in flight that are not ours."""
+    """``behaviour``: "answer", "hang", "raise", "wait" (for ``go``); ``users``: requests in flight that are
+    not ours.
+    """
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.behaviour = "answer"
+        self.go = asyncio.Event()
         self.chunks: list[dict[str, Any]] = list(GOOD)
         self.users = 0
         self.gone: str | None = None
@@ -47,6 +50,8 @@ class FakeEngine:
         try:
             if self.behaviour == "hang":
                 await asyncio.Event().wait()
+            if self.behaviour == "wait":
+                await self.go.wait()
             if self.behaviour == "raise":
                 raise ValueError("hunter2")
             for chunk in self.chunks:
@@ -205,6 +210,20 @@ async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
         prober.configure(replace(given, expect=Expectation("e", letters)))
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         assert len(engine.asked) == asked + 1
+
+
+async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
+    engine = FakeEngine()
+    engine.behaviour = "wait"
+    given = replace(settings(period=60.0, timeout=20.0), rules=Rules(20.0, failure_threshold=1))
+    async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
+        await until(lambda: engine.running == 1)
+        prober.configure(replace(given, expect=Expectation("e", letters)))
+        verdicts = set()
+        engine.go.set()
+        await until(lambda: verdicts.add(prober.state.verdict) or prober.last is not None)
+        assert verdicts == {Verdict.STARTING, Verdict.GENERATING}
+        assert len(engine.asked) == 2
 
 
 async def test_every_probe_that_ended_is_counted_once() -> None:
