@@ -1,4 +1,4 @@
-"""compat: the custom default, what Dynamo is sent, what it reads, and that the import changes nothing of it."""
+"""compat: the custom default, what Dynamo is sent and reads, and that the import changes nothing of it."""
 
 import asyncio
 import json
