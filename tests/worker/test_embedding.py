@@ -19,6 +19,7 @@ import pytest
 from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict
 
 from .conftest import ROOT, Load, WorkerProcess, assert_health_follows, free_port, stopped, wait
+from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
 TIMEOUT = 2
@@ -28,10 +29,10 @@ BODY = {"model": "minilm", "input": "a cat"}
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spied]:
     subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
     cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
-    worker = WorkerProcess(
+    worker = Spied(
         tmp_path_factory.mktemp("embedding"),
         cache / "models" / "all-MiniLM-L6-v2",
         {"DYN_HEALTH_CHECK_LEVEL": "comprehensive"},
@@ -64,6 +65,27 @@ def test_the_type_is_told_from_the_model_and_so_is_the_payload(worker: WorkerPro
     assert ignored.source == PayloadSource.ENVIRONMENT
     assert "DYN_HEALTH_CHECK_LEVEL" in ignored.reason
     assert "one payload" in ignored.reason
+
+
+@pytest.mark.parametrize(
+    ("payload", "prompt"),
+    [
+        (None, "[CLS] test [SEP]"),
+        ({"input": "health check", "encoding_format": "base64"}, "[CLS] health check [SEP]"),
+        ({"input": "one two three four five six", "truncate_prompt_tokens": 4}, "[CLS] one two [SEP]"),
+        ({"input": "cat", "add_special_tokens": False}, "cat"),
+        ({"input": [101, 4937, 102]}, "[CLS] cat [SEP]"),
+    ],
+)
+def test_every_field_reaches_the_engine(worker: Spied, payload: dict[str, Any] | None, prompt: str) -> None:
+    digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
+    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    assert worker.report().configuration.state == ConfigurationState.RESOLVED
+    wait(lambda: worker.prompt(worker.probes_seen()[-1]) == prompt)
+    seen = worker.probes_seen()[-1]
+    assert seen["sampling"] is None
+    assert seen["pooling"]["task"] == "embed"
+    worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.ready, 5.0)
 
 
 def test_it_serves_embeddings_and_invocations(worker: WorkerProcess) -> None:

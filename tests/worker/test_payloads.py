@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import re2
-from tokenizers import Tokenizer
 
 from vllmendpoint_api import (
     ConfigurationState,
@@ -32,50 +31,23 @@ from vllmendpoint_api import (
 )
 
 from .conftest import Load, WorkerProcess, assert_health_follows, wait
+from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
 SECRET = "hunter2-is-never-repeated"
 QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
-SPY = Path(__file__).parent / "engine_spy"
 
 
-class Spied(WorkerProcess):
-    """A worker whose engine writes down what it receives."""
-
-    def __init__(self, folder: Path, model: Path, environ: dict[str, str] | None = None) -> None:
-        self._seen_file = folder / "seen.jsonl"
-        spying = {"PYTHONPATH": str(SPY), "ENGINE_SPY_FILE": str(self._seen_file)}
-        super().__init__(
-            folder, model, spying | (environ or {}), ["--scheduler-cls", "engine_spy.SpyScheduler"]
-        )
-        self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-
-    def probes_seen(self) -> list[dict[str, Any]]:
-        """Every probe that reached the engine core, oldest first."""
-        seen = [json.loads(line) for line in self._seen_file.read_text().splitlines()]
-        return [request for request in seen if request["id"].startswith("vllmendpoint-probe-")]
-
-    def prompt(self, request: dict[str, Any]) -> str:
-        return str(self._tokenizer.decode(request["tokens"], skip_special_tokens=False))
-
-    def metric(self, name: str, port: str = "report") -> float:
-        """The sum of a metric's series."""
-        text = self.ask(port, "/metrics")[1].decode()
-        values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-        assert values, name
-        return sum(map(float, values))
-
-    def apply(self, **health_check: Any) -> int:
-        """Put settings in force; the number of probes seen by then."""
-        digest = self.settings(QUICK | health_check)
-        self.until(
-            lambda report: (
-                report.configuration.settings_hash == digest
-                and report.configuration.state == ConfigurationState.RESOLVED
-            ),
-            10.0,
-        )
-        return len(self.probes_seen())
+def apply(worker: Spied, **health_check: Any) -> None:
+    """Put settings in force."""
+    digest = worker.settings(QUICK | health_check)
+    worker.until(
+        lambda report: (
+            report.configuration.settings_hash == digest
+            and report.configuration.state == ConfigurationState.RESOLVED
+        ),
+        10.0,
+    )
 
 
 # --- refused, before anything heavy is imported
@@ -215,17 +187,12 @@ GUIDE = [
 def test_every_sampling_field_reaches_the_engine(
     chat: Spied, settings: dict[str, Any], prompt: str, sampling: dict[str, Any]
 ) -> None:
-    chat.apply(payload={"prompt": "another question", "max_tokens": 1})
-    before = chat.apply(**settings)
-
-    def arrived() -> bool:
-        return len(chat.probes_seen()) > before or prompt in chat.prompt(chat.probes_seen()[-1])
-
-    wait(arrived)
+    apply(chat, payload={"prompt": "another question", "max_tokens": 1})
+    apply(chat, **settings)
+    wait(lambda: prompt in chat.prompt(chat.probes_seen()[-1]))
     seen = chat.probes_seen()[-1]
     received = {name: seen["sampling"][name] for name in sampling}
     assert received == sampling
-    assert prompt in chat.prompt(seen)
     if "level" in settings:
         line = [line for line in chat.log_lines() if "Health check payload" in line][-1]
         assert f"source=Spec level={settings['level']} " in line
@@ -239,13 +206,13 @@ def test_a_lower_level_costs_fewer_tokens_and_a_longer_interval_fewer_probes(cha
         spent = chat.metric("vllmendpoint_probe_tokens_total") - tokens
         return spent / (chat.metric("vllmendpoint_probes_total") - count)
 
-    chat.apply(level="Comprehensive", periodSeconds=1)
+    apply(chat, level="Comprehensive", periodSeconds=1)
     chat.ask("report", "/probe", {}, method="POST")
     high = cost(3)
-    chat.apply(level="Minimal", periodSeconds=1)
+    apply(chat, level="Minimal", periodSeconds=1)
     chat.ask("report", "/probe", {}, method="POST")
     assert cost(3) == 1.0 < high
-    chat.apply(level="Minimal", periodSeconds=60)
+    apply(chat, level="Minimal", periodSeconds=60)
     chat.ask("report", "/probe", {}, method="POST")
     count = chat.metric("vllmendpoint_probes_total")
     time.sleep(3.0)
@@ -275,7 +242,7 @@ def test_what_probing_costs_stands_next_to_vllms_and_dynamos_own_metrics(chat: S
 
 def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
     body = {"model": "toy", "prompt": "hello", "max_tokens": 4}
-    chat.apply(level="Minimal")
+    apply(chat, level="Minimal")
     with Load(chat, 1, body) as load:
         wait(lambda: load.answers > 0)
         chat.ask("report", "/probe", {}, method="POST")
@@ -287,7 +254,7 @@ def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
         if longest < QUICK["periodSeconds"]:  # else a machine so slow that a probe was due
             assert chat.metric("vllmendpoint_probes_total") == count
     # Where the text is expected to match, tokens are no proof: the probe goes on.
-    chat.apply(payload={"prompt": "hello", "max_tokens": 4, "temperature": 0}, expect={"regex": "(?s)."})
+    apply(chat, payload={"prompt": "hello", "max_tokens": 4, "temperature": 0}, expect={"regex": "(?s)."})
     with Load(chat, 1, body) as load:
         count = chat.metric("vllmendpoint_probes_total")
         wait(lambda: chat.metric("vllmendpoint_probes_total") >= count + 3)
@@ -299,7 +266,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
     answer = json.loads(chat.ask("http", "/v1/completions", question | {"model": "toy"})[1])
     text = answer["choices"][0]["text"]
     word = max(re.findall(r"[A-Za-z0-9]+", text), key=len)
-    chat.apply(payload=question, expect={"regex": re2.escape(word)})
+    apply(chat, payload=question, expect={"regex": re2.escape(word)})
     chat.until(lambda report: report.last_probe and report.last_probe.tokens == 8, 10.0)
     report = chat.report()
     assert (report.verdict.state, report.last_probe and report.last_probe.outcome) == (
@@ -307,7 +274,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
         Outcome.COMPLETE,
     )
 
-    chat.apply(payload=question, expect={"regex": r"(?i)\bParis\b"})
+    apply(chat, payload=question, expect={"regex": r"(?i)\bParis\b"})
     chat.until(lambda report: report.verdict.state == Verdict.FAILING, 15.0)
     report = chat.report()
     assert (report.ready, report.verdict.reason) == (False, "UnexpectedAnswer")
@@ -318,7 +285,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
         count = chat.metric("vllmendpoint_probes_total")
         wait(lambda: load.answers > 3 and chat.metric("vllmendpoint_probes_total") > count + 1)
         assert chat.report().verdict.state == Verdict.FAILING  # users' answers do not take it back
-    chat.apply()
+    apply(chat)
     chat.until(lambda report: report.ready, 10.0)
 
 
@@ -333,7 +300,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
 def test_what_does_not_fit_is_refused_and_the_last_good_check_stays(
     chat: Spied, settings: dict[str, Any], field: str, says: str
 ) -> None:
-    chat.apply()
+    apply(chat)
     before = chat.report().health_check
     digest = chat.settings(QUICK | settings)
     chat.until(lambda report: report.configuration.settings_hash == digest, 5.0)
@@ -400,10 +367,10 @@ def test_the_environments_level_for_a_model_without_a_chat_template(completion: 
 def test_nothing_but_our_probes_asks_the_engine(completion: Spied) -> None:
     """Upstream's canary, at its busiest, is answered without the engine."""
     wait(lambda: completion.status("system", "/health") == 200)
-    before = len(completion._seen_file.read_text().splitlines())
+    before = len(completion.seen_lines())
     probes = len(completion.probes_seen())
     wait(lambda: len(completion.probes_seen()) >= probes + 2)
-    new = completion._seen_file.read_text().splitlines()[before:]
+    new = completion.seen_lines()[before:]
     assert all('"vllmendpoint-probe-' in line for line in new)
 
 

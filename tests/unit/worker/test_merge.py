@@ -235,6 +235,24 @@ def test_mode(environment: dict[str, str], spec: Mode | None, mode: Mode) -> Non
     assert resolved(Sources(environment=environment, spec=HealthCheckSettings(mode=spec))).mode is mode
 
 
+def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
+    environment = {
+        "DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true",
+        "DYN_HEALTH_CHECK_ENABLED": "hunter2",
+        "DYN_HEALTH_CHECK_INTERVAL": "60",
+    }
+    spec = HealthCheckSettings(mode=Mode.ENFORCE, period_seconds=7)
+    ignored = resolved(Sources(environment=environment, spec=spec)).ignored
+    assert {each.source for each in ignored} == {S.ENVIRONMENT}
+    assert [each.reason for each in ignored] == [
+        "`DYN_HEALTH_CHECK_PAYLOAD_DISABLED` is outranked by `healthCheck.mode`",
+        "`DYN_HEALTH_CHECK_ENABLED` is outranked by `healthCheck.mode`",
+        "`DYN_HEALTH_CHECK_INTERVAL` is outranked by `healthCheck.periodSeconds`",
+    ]
+    del environment["DYN_HEALTH_CHECK_ENABLED"]
+    assert resolved(Sources(environment=environment)).ignored == ()
+
+
 def test_a_payload_alone_does_not_turn_probing_on_again() -> None:
     given = sources({S.SPEC: {"prompt": "x"}}, environment={"DYN_HEALTH_CHECK_ENABLED": "false"})
     assert resolved(given).mode is Mode.DISABLED

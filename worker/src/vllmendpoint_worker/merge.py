@@ -11,12 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pydantic.alias_generators import to_camel
-
 from vllmendpoint_api import (
     DEFAULT_FAILURE_THRESHOLD,
     DEFAULT_LEVEL,
-    DEFAULT_PERIOD_SECONDS,
     DEFAULT_RESTART_AFTER_SECONDS,
     DEFAULT_SUCCESS_THRESHOLD,
     DEFAULT_TIMEOUT_SECONDS,
@@ -32,22 +29,35 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .expect import regex_error
-from .payload import Form, Origin, RequestFields, check, form_of
+from .payload import Origin, RequestFields, check
+from .probing import (
+    ENV_ENABLED,
+    ENV_INTERVAL,
+    ENV_PAYLOAD_DISABLED,
+    mode_of,
+    outranked_variables,
+    period_of,
+    too_large,
+    wrong_expectation,
+)
 
-__all__ = ["ABSENT", "Found", "Refused", "Resolved", "Sources", "merge"]
+__all__ = [
+    "ABSENT",
+    "ENV_ENABLED",
+    "ENV_INTERVAL",
+    "ENV_LEVEL",
+    "ENV_PAYLOAD",
+    "ENV_PAYLOAD_DISABLED",
+    "Found",
+    "Refused",
+    "Resolved",
+    "Sources",
+    "merge",
+]
 
 ENV_PAYLOAD: Final = "DYN_HEALTH_CHECK_PAYLOAD"
 ENV_LEVEL: Final = "DYN_HEALTH_CHECK_LEVEL"
-ENV_PAYLOAD_DISABLED: Final = "DYN_HEALTH_CHECK_PAYLOAD_DISABLED"
-ENV_ENABLED: Final = "DYN_HEALTH_CHECK_ENABLED"
-ENV_INTERVAL: Final = "DYN_HEALTH_CHECK_INTERVAL"
 
-MAX_NUMBER: Final = 2**31 - 1
-"""Largest threshold, and largest number of seconds."""
-
-_TRUE: Final = frozenset({"true", "1", "yes", "on"})
-_FALSE: Final = frozenset({"false", "0", "no", "off", ""})
 _LEVELS: Final = {level.value.lower(): level for level in Level}
 _SHOWN: Final = frozenset(
     {
@@ -177,7 +187,7 @@ def merge(
     checked). ``model_type``: None where it is not told yet, or cannot be told (then the generic default).
     Only what is in force is checked: an outranked value that is invalid too is reported as ignored.
     """
-    problems = [*sources.spec_problems, *sources.config_problems, *_numbers(sources.spec)]
+    problems = [*sources.spec_problems, *sources.config_problems, *too_large(sources.spec)]
     if sources.spec.payload is not None and sources.spec.level is not None:
         problems.append(
             _ORIGINS[PayloadSource.SPEC].problem("and healthCheck.level are both set", "keep one of them")
@@ -188,9 +198,13 @@ def merge(
     candidates = _candidates(sources, model_type)
     winner, outranked = candidates[0], candidates[1:]
     problems += winner.problems or check(winner.payload, _ORIGINS[winner.source], fields, model_type)
-    mode, mode_problems = _mode(sources)
-    period, period_problems = _period(sources)
-    problems += [*mode_problems, *period_problems, *_expect(sources, winner.payload, model_type)]
+    mode, mode_problems = mode_of(sources.spec, sources.environment)
+    period, period_problems = period_of(sources.spec, sources.environment)
+    problems += [
+        *mode_problems,
+        *period_problems,
+        *wrong_expectation(sources.spec, winner.payload, model_type),
+    ]
     if problems or not isinstance(winner.payload, Mapping):
         return Refused(tuple(problems))
     return Resolved(
@@ -307,86 +321,12 @@ def _ignored(
         elif model_type is ModelType.EMBEDDING:
             ignored.append(Ignored(source=source, reason=f"{where}: an embedding model has one payload"))
         stronger = stronger or where
+    ignored += outranked_variables(sources.spec, sources.environment)
     if sources.spec.level is not None and model_type is ModelType.EMBEDDING:
         ignored.append(
             Ignored(source=PayloadSource.SPEC, reason="healthCheck.level: an embedding model has one payload")
         )
     return ignored
-
-
-def _mode(sources: Sources) -> tuple[Mode, list[Problem]]:
-    """The CR's mode, else the guide's two switches; a payload alone does not turn probing on again."""
-    if sources.spec.mode is not None:
-        return Mode(sources.spec.mode), []
-    problems = []
-    off = False
-    for name, turns_off in ((ENV_PAYLOAD_DISABLED, True), (ENV_ENABLED, False)):
-        raw = sources.environment.get(name)
-        if raw is None:
-            continue
-        value = raw.strip().lower()
-        if value in _TRUE or (value in _FALSE and (value or turns_off)):
-            off = off or (value in _TRUE) is turns_off
-        elif value:
-            origin = Origin(PayloadSource.ENVIRONMENT, name, confidential=True)
-            problems.append(
-                origin.problem("is neither true nor false", "use true or false", reason="InvalidEnvironment")
-            )
-    return (Mode.DISABLED if off else Mode.ENFORCE), problems
-
-
-def _period(sources: Sources) -> tuple[float, list[Problem]]:
-    if sources.spec.period_seconds is not None:
-        return float(sources.spec.period_seconds), []
-    raw = sources.environment.get(ENV_INTERVAL)
-    if raw is None:
-        return float(DEFAULT_PERIOD_SECONDS), []
-    try:
-        period = float(raw)
-    except ValueError:
-        period = 0.0
-    if not 1.0 <= period <= 86400.0:  # False for NaN too
-        origin = Origin(PayloadSource.ENVIRONMENT, ENV_INTERVAL, confidential=True)
-        return 0.0, [
-            origin.problem(
-                "is not a number of seconds from 1 to 86400",
-                "use a number such as 30",
-                reason="InvalidEnvironment",
-            )
-        ]
-    return period, []
-
-
-def _numbers(spec: HealthCheckSettings) -> list[Problem]:
-    """What admission bounds; a file written by hand may not."""
-    return [
-        Origin(PayloadSource.SPEC, f"healthCheck.{to_camel(name)}").problem(
-            f"is larger than {MAX_NUMBER}", "use a smaller number", reason="InvalidSettings"
-        )
-        for name in HealthCheckSettings.model_fields
-        if isinstance(value := getattr(spec, name), int) and value > MAX_NUMBER
-    ]
-
-
-def _expect(sources: Sources, payload: object, model_type: ModelType | None) -> list[Problem]:
-    """The CR's alone: the guide has nothing like it."""
-    expect = sources.spec.expect
-    if expect is None:
-        return []
-    origin = Origin(PayloadSource.SPEC, "healthCheck.expect")
-    reason = "InvalidSettings"
-    embeds = isinstance(payload, Mapping) and form_of(payload) is Form.INPUT
-    if model_type is ModelType.EMBEDDING or (model_type is None and embeds):
-        what = "does not fit an embedding model, which generates no text to match"
-        return [origin.problem(what, "remove it", reason=reason)]
-    if not expect.regex:
-        return [
-            origin.problem("is empty, which every text matches", "remove it", reason=reason, field="regex")
-        ]
-    if (wrong := regex_error(expect.regex)) is not None:
-        what = f"is not a regular expression in RE2 syntax ({wrong})"
-        return [origin.problem(what, "correct it", reason=reason, field="regex")]
-    return []
 
 
 def _first(value: int | None, default: int) -> int:
