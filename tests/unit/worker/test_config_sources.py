@@ -41,16 +41,18 @@ def test_what_the_operator_seals_the_worker_reads(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) -> None:
-    settings(tmp_path, {"healthCheck": {"expect": {"regex": "x"}}, "handlers": {}, "hash": "h"})
+    newer = {"probeMode": 1, "expect": {"regex": "x", "language": "fr"}}
+    settings(tmp_path, {"healthCheck": newer, "handlers": {"warmUp": "f"}, "tuning": {}, "hash": "h"})
     loaded = sources(tmp_path).load()
     assert loaded.settings_hash == "h"
     assert loaded.sources.spec_problems == ()
-    assert [
-        word for warning in loaded.warnings for word in ("handlers", "healthCheck.expect") if word in warning
-    ] == [
-        "handlers",
-        "healthCheck.expect",
-    ]
+    said = "This version of the worker does not know the setting "
+    assert {warning.removeprefix(said).rstrip(".") for warning in loaded.warnings} == {
+        "tuning",
+        "healthCheck.probeMode",
+        "healthCheck.expect.language",
+        "handlers.warmUp",
+    }
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,8 @@ def _unknown(settings: WorkerSettings) -> list[str]:
     """Settings of a newer operator that this worker does not know."""
     extras = [*(settings.model_extra or {})]
     extras += [f"healthCheck.{name}" for name in settings.health_check.model_extra or {}]
+    if (expect := settings.health_check.expect) is not None:
+        extras += [f"healthCheck.expect.{name}" for name in expect.model_extra or {}]
     extras += [
         f"handlers.{name}" for name in (settings.handlers.model_extra if settings.handlers else None) or {}
     ]
