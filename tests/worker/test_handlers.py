@@ -210,3 +210,13 @@ def test_without_handlers_it_is_vllms_own_again(worker: WorkerProcess, folder: P
     status, body = worker.ask("http", "/invocations", {"model": "toy", "prompt": "hello", "max_tokens": 3})
     assert (status, json.loads(body)["usage"]["completion_tokens"]) == (200, 3)
     assert worker.report().custom_ping is None
+
+
+def test_the_guides_installed_module_still_resolves(worker: WorkerProcess) -> None:
+    digest = take(worker, None, ping="vllm.entrypoints.openai.api_server:health")
+    worker.until(lambda report: report.configuration.settings_hash == digest, 30)
+    report = worker.report()
+    assert report.configuration.state == ConfigurationState.RESOLVED
+    assert report.handlers.ping.source == HandlerSource.SPEC
+    assert report.handlers.ping.handler == "vllm.entrypoints.openai.api_server:health"
+    assert worker.ask("http", "/ping")[0] == 200

@@ -39,7 +39,7 @@ class Served:
 
         core.add_api_route("/ping", ping, methods=["GET", "POST"])
         core.add_api_route("/invocations", invocations, methods=["POST"])
-        core.add_api_route("/v1/models", invocations, methods=["GET"])
+        core.add_api_route("/v1/models", lambda: "vLLM's models", methods=["GET"])  # on a thread of FastAPI's
         self.room.attach(core)
 
     def _changed(self) -> None:

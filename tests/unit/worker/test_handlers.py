@@ -37,7 +37,7 @@ async def test_the_guides_scripts(
     report = served.room.report()
     assert report.ping.source == report.invocations.source == source
     assert report.script_digest == script_digest((GUIDE / example).read_bytes())
-    assert (await served.ask("/v1/models", method="GET")).text == "vLLM's invocations"
+    assert (await served.ask("/v1/models", method="GET")).json() == "vLLM's models"
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ async def test_the_crs_script_takes_the_place_of_the_one_in_the_model(served: Se
 async def test_decorators_of_other_files_do_not_count(served: Served) -> None:
     served.script("def plain(request):\n    return 'plain'\n")
     served.script((GUIDE / "decorators.py").read_text(), "others.py")
-    served.environ |= {INVOCATIONS: "others.py:my_invoke"}
+    served.environ |= {PING: "others.py:my_ping"}
     await served.start()
-    assert served.room.report().ping.source == HandlerSource.DEFAULT
-    assert (await served.ask("/invocations", {})).json() == {"result": "processed"}
+    assert served.room.report().invocations.source == HandlerSource.DEFAULT
+    assert (await served.ask()).json() == {"status": "ok"}
 
 
 async def test_what_vllm_has_moved_still_resolves(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
