@@ -99,6 +99,7 @@ class Worker:
         self._arguments: upstream.Arguments | None = None
         self._translator: Translator | None = None
         self._shown = Publisher(board, self._clock)
+        server.metrics = self._shown.metrics.text
         self._liveness = Liveness(board, self._shown, self._restart_after, self._clock)
         self._room = HandlerRoom(self._handlers_changed, self._clock)
         self._ping = PingWatch(
@@ -247,7 +248,6 @@ class Worker:
         if resolved.mode is not Mode.DISABLED:
             await self._warm_up(engine, translated)
         shown = self._shown
-        self._server.metrics = shown.metrics.text
         shown.prober = Prober(
             engine,
             _settings(resolved, translated),

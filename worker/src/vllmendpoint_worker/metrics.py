@@ -44,6 +44,7 @@ class Metrics:
         ).set_function(since_proof)
         for outcome in Outcome:
             self._probes.labels(outcome.value)
+        self.verdict(Verdict.STARTING)
 
     def probed(self, result: ProbeResult) -> None:
         self._latency.observe(result.latency)
