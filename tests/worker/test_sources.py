@@ -127,7 +127,7 @@ def test_config_file_and_values_that_crash_upstream_to_a_stall_that_lasts_too_lo
         '  prompt: "The weather is"\n'
         "  max_tokens: 3\n"
         "  temperature: 0.5\n"
-        "max_model_len: 512\n"
+        "max_model_len: 1024\n"
     )
     worker = make_worker(
         {
@@ -146,7 +146,7 @@ def test_config_file_and_values_that_crash_upstream_to_a_stall_that_lasts_too_lo
     assert report.last_probe is not None
     assert report.last_probe.tokens == 3
     models = json.loads(worker.ask("http", "/v1/models")[1])["data"]
-    assert models[0]["max_model_len"] == 1024  # an argument outranks the config file
+    assert models[0]["max_model_len"] == 1024  # said by an argument too: alike, or it is refused
 
     digest = worker.settings({"periodSeconds": 1, "timeoutSeconds": 1, "restartAfterSeconds": 3})
     worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)

@@ -323,6 +323,8 @@ def refusal(code: str, status: int = 400, operation: str = "ListObjectsV2") -> C
         (refusal("ExpiredToken"), "credentials are not valid"),
         (refusal("AccessDenied", 403, "AssumeRoleWithWebIdentity"), "role cannot be assumed (AccessDenied)"),
         (refusal("404", 404, "HeadObject"), "changed while"),
+        (refusal("404", 404), "S3 answers 404 (HTTP 404): correct it, or AWS_ENDPOINT_URL"),
+        (FileNotFoundError(errno.ENOENT, "hunter2", "hunter2"), "AWS_WEB_IDENTITY_TOKEN_FILE"),
         (refusal("SlowDown", 503), "S3 answers SlowDown (HTTP 503)"),
         (refusal("<html>hunter2"), "an unknown error"),
         (aws.NoCredentialsError(), "no AWS credentials"),

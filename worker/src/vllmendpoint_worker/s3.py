@@ -126,8 +126,8 @@ def explained(error: Exception) -> ArtifactsError:
         return ArtifactsError("cannot be fetched, the AWS region is not valid", "correct AWS_REGION")
     if isinstance(error, aws.SSLError):
         return ArtifactsError(
-            "cannot be fetched, the S3 endpoint's certificate is not trusted",
-            "mount its CA and name it in AWS_CA_BUNDLE",
+            "cannot be fetched, there is no trusted TLS connection to the S3 endpoint",
+            "see AWS_ENDPOINT_URL, and name the endpoint's CA in AWS_CA_BUNDLE",
         )
     if isinstance(error, _UNREACHABLE):
         return ArtifactsError(
@@ -159,15 +159,21 @@ def _refused(error: Any) -> ArtifactsError:
             f"cannot be fetched, the AWS credentials are not valid ({code})",
             "renew them where the pod has them from",
         )
-    if code in ("NoSuchKey", "404", "PreconditionFailed", "412"):
+    reading = error.operation_name in ("GetObject", "HeadObject")
+    if reading and code in ("NoSuchKey", "404", "PreconditionFailed", "412"):
         return ArtifactsError("changed while it was being fetched", "leave it as it is for a moment")
     return ArtifactsError(
         f"cannot be fetched, S3 answers {code} (HTTP {status})",
-        "see the store's log" if status >= 500 else "correct model.artifactsUri",
+        "see the store's log" if status >= 500 else "correct it, or AWS_ENDPOINT_URL and AWS_REGION",
     )
 
 
 def _other(error: Exception) -> ArtifactsError:
+    if isinstance(error, FileNotFoundError):
+        return ArtifactsError(
+            "cannot be fetched, a file that the AWS_* variables name is not there",
+            "mount the token (AWS_WEB_IDENTITY_TOKEN_FILE) or the CA (AWS_CA_BUNDLE)",
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactsError("does not fit on the disk", "give the folder of SAGEMAKER_MODEL_PATH more room")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -180,5 +186,7 @@ def _other(error: Exception) -> ArtifactsError:
     if isinstance(error, ValueError) and "endpoint" in str(error).lower():
         return ArtifactsError("cannot be fetched, AWS_ENDPOINT_URL is no URL", "give http(s)://host:port")
     if isinstance(error, aws.BotoCoreError | Boto3Error | OSError):
-        return ArtifactsError(f"cannot be fetched ({type(error).__name__})", "see the worker's log")
+        return ArtifactsError(
+            f"cannot be fetched ({type(error).__name__})", "see the AWS_* variables and the folder"
+        )
     raise error
