@@ -13,12 +13,11 @@ from typing import Final
 from vllmendpoint_api import HandlerSettings, HandlerSource, Problem, Reason, names, script_digest
 
 from .handler_path import FORMATS, HandlerPath, Kind, parse
+from .sagemaker import DEFAULT_MODEL_PATH, ENV_MODEL_PATH, model_path
 
 __all__ = [
-    "DEFAULT_MODEL_PATH",
     "DEFAULT_SCRIPT",
     "ENV_LOG_LEVEL",
-    "ENV_MODEL_PATH",
     "ENV_SCRIPT",
     "HANDLER_VARIABLES",
     "MAX_SCRIPT_BYTES",
@@ -31,10 +30,8 @@ __all__ = [
     "stamp",
 ]
 
-ENV_MODEL_PATH: Final = "SAGEMAKER_MODEL_PATH"
 ENV_SCRIPT: Final = "CUSTOM_SCRIPT_FILENAME"
 ENV_LOG_LEVEL: Final = "SAGEMAKER_CONTAINER_LOG_LEVEL"
-DEFAULT_MODEL_PATH: Final = "/opt/ml/model"
 DEFAULT_SCRIPT: Final = "model.py"
 MAX_SCRIPT_BYTES: Final = 1024 * 1024
 
@@ -109,7 +106,7 @@ def read(
 ) -> tuple[Wanted, tuple[Problem, ...]]:
     """What is asked for, and all that can be told to be wrong with it without running it."""
     set_ = {name: value.strip() for name, value in environ.items() if value.strip()}
-    folder = Path(set_.get(ENV_MODEL_PATH, DEFAULT_MODEL_PATH))
+    folder = Path(model_path(environ))
     problems: list[Problem] = []
     if ENV_MODEL_PATH in set_ and not folder.is_dir():
         problems.append(
