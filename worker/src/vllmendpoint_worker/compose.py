@@ -19,11 +19,7 @@ from typing import Any, Final
 
 import uvloop
 
-from vllmendpoint_api import (
-    Mode,
-    PayloadSource,
-    Stage,
-)
+from vllmendpoint_api import Mode, PayloadSource, Stage, Verdict
 
 from . import upstream
 from .arguments import clear_environment
@@ -35,7 +31,7 @@ from .handler_sources import Route
 from .handlers import Generation, HandlerRoom, PingWatch
 from .handlers import Loaded as Handlers
 from .http_app import Guard, HttpServer, bound
-from .leaving import leave
+from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
 from .merge import Resolved
 from .payload import Origin
@@ -54,8 +50,8 @@ logger = logging.getLogger(__name__)
 WARM_UP_SECONDS: Final = 600.0
 """Bound on one warm-up request: the first with a temperature compiles the sampler (14-30 s without a GPU)."""
 
-SHUTDOWN_SECONDS: Final = 75.0
-"""Bound on what follows the grace period: 30 s of clean-up, the HTTP server's 25 s, the engine's end."""
+SHUTDOWN_SECONDS: Final = 50.0
+"""Bound on what follows the grace period: with its 5 s, less than the 60 s after which the kubelet kills."""
 
 _ENGINE_STAGES: Final = [
     Stage.STARTING_ENGINE,
@@ -166,6 +162,8 @@ class Worker:
         """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
         if loaded.handlers is None:
             raise EngineStartError("the handlers' settings were not read")
+        if (script := loaded.handlers.script) is not None and not self._shown.warmed:
+            self._board.stage(Stage(self._board.facts.stage.name), f"importing {script.path.name}")
         handlers = await self._room.load(loaded.handlers)
         self._configuration.watch(self._room.watched)
         return handlers
@@ -358,11 +356,18 @@ class Worker:
         last_resort.daemon = True
         last_resort.start()
         self._ending = asyncio.get_running_loop().create_task(
-            self._shutdown.run(self._cleanup), name="shutdown"
+            self._shutdown.run(self._drain, self._cleanup), name="shutdown"
         )
 
+    async def _drain(self) -> None:
+        """After the grace period, before upstream aborts what is in flight: users are answered."""
+        if self._engine is not None and self._http is not None:
+            shown = self._shown
+            rest = drained(self._engine.unfinished, lambda: shown.verdict is Verdict.STALLED, self._clock)
+            await asyncio.gather(self._http.stop(), rest)
+
     async def _cleanup(self) -> None:
-        """After the grace period, before the runtime and the engine go."""
+        """After the requests in flight, before the runtime and the engine go."""
         self._board.rest()
         if self._http is not None:
             await self._http.stop()
