@@ -244,8 +244,11 @@ def assert_health_follows(worker: WorkerProcess) -> None:
     wait(lambda: worker.status("system", "/health") == 200)
     with stopped(worker.engine_core()) as began:
         wait(lambda: worker.status("system", "/health") == 503)
-        print(f"SIGSTOP -> /health 503 in {time.monotonic() - began:.1f} s")
-        assert worker.report().verdict.state == Verdict.STALLED
+        took = time.monotonic() - began
+        report = worker.report()
+        assert report.verdict.state == Verdict.STALLED
+        lag = (report.time - report.verdict.since).total_seconds()
+        print(f"SIGSTOP -> /health 503 in {took:.1f} s, {lag:.1f} s after the verdict")
         until = time.monotonic() + 4.0
         while time.monotonic() < until:
             assert worker.status("system", "/health") == 503
