@@ -1,1 +1,20 @@
-from tests.e2e.conftest import cluster, deployed  # noqa: F401  (the same cluster, a namespace for each module)
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import (  # noqa: F401  (the same cluster, a namespace for each module)
+    CACHE,
+    ROOT,
+    cluster,
+    deployed,
+)
+from tests.worker.conftest import make_worker, toy_model  # noqa: F401  (workers on loopback)
+
+
+@pytest.fixture(scope="session")
+def chat_model() -> Path:
+    """The chat model of hack/model.py, made where it is not there yet."""
+    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "chat"], timeout=600, check=True)
+    return CACHE / "models" / "SmolLM2-135M-Instruct"

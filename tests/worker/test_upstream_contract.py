@@ -70,6 +70,7 @@ def parameters(function: Any) -> list[str]:
                 "runtime",
                 "endpoints",
                 "shutdown_event",
+                "drain_callback",
                 "pre_shutdown_callback",
                 "cleanup_callback",
             ],

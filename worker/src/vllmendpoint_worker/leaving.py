@@ -1,18 +1,37 @@
 """The end of the process, from wherever it is decided."""
 
+import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-__all__ = ["leave"]
+from .board import Clock
+
+__all__ = ["drained", "leave"]
 
 logger = logging.getLogger(__name__)
 
+DRAIN_SECONDS: Final = 25.0
+"""Bound on the requests in flight."""
+
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Kubernetes shows what a container wrote here as the reason of its end."""
+
+
+async def drained(unfinished: Callable[[], int], in_vain: Callable[[], bool], clock: Clock) -> None:
+    """Return once no request is unfinished, or waiting is ``in_vain`` (a stalled engine answers nobody), or
+    after :data:`DRAIN_SECONDS`.
+    """
+    deadline = clock.monotonic() + DRAIN_SECONDS
+    while left := unfinished():
+        if in_vain() or clock.monotonic() >= deadline:
+            logger.warning("Requests in flight that are cut off: %d", left)
+            return
+        await asyncio.sleep(0.05)
 
 
 def leave(code: int, why: str = "") -> NoReturn:

@@ -55,12 +55,15 @@ class Shutdown:
         self._event = event
         self._lifecycle = lifecycle
 
-    async def run(self, cleanup: Callable[[], Any]) -> None:
-        """``cleanup`` is awaited (30 s at most) after the grace period, before the runtime goes."""
+    async def run(self, drain: Callable[[], Any], cleanup: Callable[[], Any]) -> None:
+        """Each is awaited for 30 s at most: ``drain`` after the grace period, before upstream aborts what is
+        in flight; ``cleanup`` then, before the runtime goes.
+        """
         await graceful_shutdown_with_discovery(
             self._runtime,
             self._endpoints,
             shutdown_event=self._event,
+            drain_callback=drain,
             pre_shutdown_callback=self._lifecycle.close,
             cleanup_callback=cleanup,
         )
@@ -145,7 +148,7 @@ class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
         del runtime, generate_endpoint, lora_enabled
         self._engine.use(handler)
         # The factory serves ``handler.generate``: the canary's requests are answered from our verdict there.
-        handler.generate = _answer_canary(handler.generate, self._gate)
+        handler.generate = _answer_canary(self._engine.counted(handler.generate), self._gate)
 
     async def _create_embedding_worker(
         self, runtime: Any, config: Any, shutdown_event: asyncio.Event, shutdown_endpoints: list[Any]
@@ -180,7 +183,7 @@ class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
                 needs=[],
             )
             await endpoint.serve_endpoint(
-                _answer_canary(handler.generate, self._gate),
+                _answer_canary(self._engine.counted(handler.generate), self._gate),
                 graceful_shutdown=True,
                 metrics_labels=[("model", config.model)],
                 health_check_payload=VllmEmbeddingHealthCheckPayload(
@@ -221,6 +224,7 @@ class WorkerEngine:
         self.client: Any = None
         self.vllm_config: Any = None
         self.default_sampling: dict[str, Any] = {}
+        self._served = 0
         self._shutdown_event = shutdown_event
         self._generate: Any = None
         self._handler: Any = None
@@ -252,6 +256,23 @@ class WorkerEngine:
 
     def in_flight(self) -> int:
         return int(self.client.get_num_unfinished_requests()) if self.client is not None else 0
+
+    def counted(self, generate: Any) -> Any:
+        """Dynamo's own ``generate``, for its frontends; :meth:`unfinished` knows of its requests."""
+
+        async def counting(request: Any, context: Any) -> AsyncIterator[Any]:
+            self._served += 1
+            try:
+                async for chunk in generate(request, context):
+                    yield chunk
+            finally:
+                self._served -= 1
+
+        return counting
+
+    def unfinished(self) -> int:
+        """Requests that somebody waits for: one of :meth:`counted` until its last chunk is taken."""
+        return max(self._served, self.in_flight())
 
     def dead(self) -> str | None:
         """vLLM's ``errored`` turns true when the core is gone, and when we shut it down ourselves."""
