@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,33 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
         while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
             assert time.monotonic() < deadline, "the child outlived its parent"
             time.sleep(0.02)
+
+
+def test_a_child_whose_parent_is_dead_already_ends(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "import multiprocessing, os, pathlib, time\n"
+        "from vllmendpoint_worker.stages import install\n"
+        "def child():\n"
+        "    pathlib.Path('up').write_text(str(os.getpid()))\n"
+        "    while os.getppid() == multiprocessing.parent_process().pid:\n"
+        "        time.sleep(0.01)\n"
+        "    install()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=child).start()\n"
+        "    time.sleep(60)\n"
+    )
+    environ = {ENV_STAGE_SOCKET: f"1:{tmp_path}/none", "PYTHONPATH": ":".join(sys.path)}
+    with subprocess.Popen([sys.executable, "late.py"], env=environ, cwd=tmp_path) as process:
+        up = tmp_path / "up"
+        wait(lambda: up.exists() and up.read_text())
+        process.kill()
+    stat = Path(f"/proc/{up.read_text()}/stat")
+    wait(lambda: not stat.exists() or stat.read_text().split()[2] == "Z")
+
+
+def wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "did not come about"
+        time.sleep(0.02)
