@@ -113,6 +113,8 @@ def test_where_the_model_is(
     "environ", [{}, {"SM_VLLM_MODEL": "", "HF_MODEL_ID": "", "VLLMENDPOINT_ARTIFACTS_URI": ""}]
 )
 def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / ".hidden").touch()
+    assert CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path), **environ}, []).engine({}).problems
     command_line = CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path / "nowhere"), **environ}, [])
     (problem,) = command_line.engine({}).problems
     assert "SM_VLLM_MODEL" in problem.message

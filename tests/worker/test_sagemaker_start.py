@@ -1,0 +1,311 @@
+"""The guide's Quick Start, as printed, up to a container that serves; and ``model.artifactsUri``.
+
+S3 is a real server (hack/s3); of SageMaker's own API only ``CreateModel``'s wire format is played. What
+SageMaker does with it is done here: the model's data in ``/opt/ml/model``, the environment of
+``PrimaryContainer`` and nothing of Dynamo's or ours, ``serve`` as the argument; in a network and a mount
+namespace, since the guide's ports are taken as they are.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from vllmendpoint_api import ConfigurationState, HandlerSource, Stage
+
+from .conftest import ROOT, START_SECONDS, WorkerProcess, free_port
+
+pytestmark = pytest.mark.timeout(300)
+GUIDE = ROOT / "tests" / "guide"
+CACHE = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
+MODEL_DATA = Path("/opt/ml/model")
+CLONE_NEWNET = 0x40000000
+Make = Callable[..., WorkerProcess]
+
+# An engine for two cores without a GPU, asked for as SageMaker's users do.
+SMALL_ENGINE = {
+    "SM_VLLM_ENFORCE_EAGER": "true",
+    "SM_VLLM_MAX_MODEL_LEN": "1024",
+    "SM_VLLM_MAX_NUM_SEQS": "8",
+    "SM_VLLM_KV_CACHE_MEMORY_BYTES": "67108864",
+}
+IMAGE = {  # what the Dockerfile sets
+    "HOME": "/tmp", "USER": "worker", "PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1", "TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"],
+}  # fmt: skip
+CONTAINER = """
+ip link set lo up
+ip link add eth0 type veth peer name outside
+ip addr add 192.0.2.2/24 dev eth0
+ip link set eth0 up
+ip link set outside up
+mount --bind "$1" /opt/ml/model
+shift
+exec "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment with which boto3 finds the server."""
+    subprocess.run([ROOT / "hack" / "tools.sh", "s3"], timeout=600, check=True)
+    port = free_port()
+    buckets, metadata = tmp_path_factory.mktemp("buckets"), tmp_path_factory.mktemp("metadata")
+    program = [CACHE / "bin" / "versitygw", "--quiet", "--port", f"127.0.0.1:{port}"]
+    server = subprocess.Popen(
+        [*program, "posix", "--sidecar", metadata, buckets],
+        env={"ROOT_ACCESS_KEY": "key-of-the-test", "ROOT_SECRET_KEY": "hunter2"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: socket.create_connection(("127.0.0.1", port), 1.0).close())
+        yield {
+            "AWS_ACCESS_KEY_ID": "key-of-the-test",
+            "AWS_SECRET_ACCESS_KEY": "hunter2",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        }
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def until(call: Callable[[], None], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def client(environ: dict[str, str]) -> Any:
+    return boto3.session.Session(
+        environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
+    ).client("s3", endpoint_url=environ["AWS_ENDPOINT_URL"])
+
+
+@pytest.fixture
+def sagemaker() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of an API that takes CreateModel, and what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked.append({"target": self.headers["x-amz-target"], **body})
+            answer = json.dumps({"ModelArn": f"arn:aws:sagemaker:::model/{body['ModelName']}"}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            del format, args
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Api)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
+
+
+@pytest.fixture
+def mount_point() -> Iterator[None]:
+    """/opt/ml/model as a place to mount at; what has to be made is taken away again."""
+    made = [path for path in (MODEL_DATA, *MODEL_DATA.parents) if not path.exists()]
+    MODEL_DATA.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            path.rmdir()
+
+
+class Container(WorkerProcess):
+    """The worker in namespaces of its own, with the guide's ports."""
+
+    def __init__(self, folder: Path, model_data: Path, environ: dict[str, str]) -> None:
+        super().__init__(folder, Path("unused"))
+        self.environ = IMAGE | environ
+        self.ports = {"http": 8080, "system": 8082, "report": 9091}
+        self._model_data = model_data
+
+    def start(self) -> None:
+        namespaces = [
+            "unshare",
+            "--net",
+            "--mount",
+            "--",
+            "sh",
+            "-ec",
+            CONTAINER,
+            "sh",
+            str(self._model_data),
+        ]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*namespaces, sys.executable, "-m", "vllmendpoint_worker", "serve"],
+                env=self.environ, stdout=log, stderr=log, cwd=self.folder,
+            )  # fmt: skip
+        self.started_at = time.monotonic()
+
+    def ask(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        """On a thread within the container's network."""
+
+        def inside() -> tuple[int, bytes]:
+            with Path(f"/proc/{self.pid}/ns/net").open() as namespace:
+                assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0
+            return super(Container, self).ask(*args, **kwargs)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(inside).result()
+
+
+def test_the_quick_start_as_printed_up_to_a_container_that_serves(
+    s3: dict[str, str],
+    sagemaker: tuple[str, list[dict[str, Any]]],
+    toy_model: Path,
+    mount_point: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Steps 1 to 3 of the guide, by its own code.
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", sagemaker[0])
+    monkeypatch.chdir(tmp_path)
+    client(s3).create_bucket(Bucket="my-bucket")
+    (tmp_path / "model.py").write_text((GUIDE / "quick_start.py").read_text())
+    names: dict[str, Any] = {"account_id": "123456789012", "region": "us-east-1"}
+    for step in ("upload.py", "create_model.py"):
+        exec((GUIDE / step).read_text(), names)
+    (asked,) = sagemaker[1]
+    assert asked["target"] == "SageMaker.CreateModel"
+    primary = asked["PrimaryContainer"]
+    assert set(primary["Environment"]) == {
+        "SM_VLLM_MODEL",
+        "HUGGING_FACE_HUB_TOKEN",
+        "CUSTOM_SCRIPT_FILENAME",
+    }
+
+    # SageMaker's part: the data of S3DataSource in /opt/ml/model, the environment, `serve`.
+    source = primary["ModelDataSource"]["S3DataSource"]
+    bucket, _, prefix = source["S3Uri"].removeprefix("s3://").partition("/")
+    data = tmp_path / "model-data"
+    data.mkdir()
+    for found in client(s3).list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
+        client(s3).download_file(bucket, found["Key"], str(data / found["Key"].removeprefix(prefix)))
+    environment = primary["Environment"] | {"SM_VLLM_MODEL": str(toy_model)} | SMALL_ENGINE
+    container = Container(tmp_path, data, environment)
+    try:
+        container.start()
+        container.until(lambda report: report.ready, START_SECONDS)
+
+        assert json.loads(container.ask("http", "/ping")[1]) == {"status": "healthy", "custom": True}
+        status, body = container.ask("http", "/invocations", {"prompt": "x"})
+        assert (status, json.loads(body)) == (200, {"predictions": ["custom response"]})
+        report = container.report()
+        assert (report.handlers.ping.source, report.handlers.invocations.source) == (
+            HandlerSource.DECORATOR,
+            HandlerSource.DECORATOR,
+        )
+        assert report.stage.name == Stage.SERVING
+        (model,) = json.loads(container.ask("http", "/v1/models")[1])["data"]
+        assert (model["id"], model["max_model_len"]) == (str(toy_model), 1024)
+        asked_of_vllm = {"model": str(toy_model), "prompt": "a", "max_tokens": 3, "temperature": 0}
+        assert container.ask("http", "/v1/completions", asked_of_vllm)[0] == 200
+        health = until_healthy(container)
+        assert json.loads(health)["status"] == "ready"  # the guide's localhost:8082/health
+        # Not of the engine's core: its title is written over it.
+        environs = [Path(f"/proc/{child.pid}/environ").read_bytes() for child in container.children()]
+        assert any(b"HF_TOKEN=hf_your_token_here" in each.split(b"\0") for each in environs)
+        assert "hf_your_token_here" not in container.log()
+        assert "kubernetes" not in container.log().lower()
+
+        os.kill(container.pid, signal.SIGTERM)
+        assert container.exit_code(60.0) == 0
+    finally:
+        container.stop()
+
+
+def until_healthy(container: WorkerProcess) -> bytes:
+    """Dynamo's own canary asks once a second."""
+    deadline = time.monotonic() + 30.0
+    while (answer := container.ask("system", "/health"))[0] != 200:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.2)
+    return answer[1]
+
+
+def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
+    s3: dict[str, str], make_worker: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    worker = make_worker(
+        s3 | {"VLLMENDPOINT_ARTIFACTS_URI": "s3://not-yet/my-model/", "SAGEMAKER_MODEL_PATH": str(folder)}
+    )
+    worker.start()
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 20.0)
+    report = worker.report()
+    (problem,) = report.configuration.problems
+    assert (problem.reason, problem.source, problem.field) == (
+        "ArtifactsNotFetched",
+        "Spec",
+        "model.artifactsUri",
+    )
+    assert "a bucket that does not exist" in problem.message
+    assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REFUSED)
+    assert worker.status("report", "/started") == 200
+    assert worker.status("report", "/ready") == 503
+
+    # A bucket without the data is another sentence.
+    client(s3).create_bucket(Bucket="not-yet")
+    worker.until(lambda report: "holds no object" in said(report), 90.0)
+    # Mended: it goes on by itself, and the script that came is looked at (it is not a good one).
+    client(s3).put_object(Bucket="not-yet", Key="my-model/weights/part-1", Body=os.urandom(40_000_000))
+    client(s3).put_object(Bucket="not-yet", Key="my-model/model.py", Body=b"def f(:\n")
+    worker.until(lambda report: (folder / "model.py").exists(), 90.0)
+    assert (folder / "weights" / "part-1").stat().st_size == 40_000_000
+    worker.until(lambda report: "model.py line 1" in said(report), 120.0)
+    assert "ArtifactsNotFetched" not in {each.reason for each in worker.report().configuration.problems}
+    assert worker.status("report", "/ready") == 503
+    for secret in ("hunter2", "key-of-the-test"):
+        assert secret not in worker.log() + worker.ask("report", "/status")[1].decode()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert worker.exit_code(10.0) == 0
+
+
+def said(report: Any) -> str:
+    return " ".join(problem.message for problem in report.configuration.problems)
+
+
+def test_one_option_from_two_places_is_refused_by_the_parsers_own_names(make_worker: Make) -> None:
+    worker = make_worker({"SM_VLLM_TENSOR_PARALLEL_SIZE": "2"}, ["-tp", "1"])
+    worker.start()
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 120.0)
+    assert said(worker.report()) == (
+        "SM_VLLM_TENSOR_PARALLEL_SIZE differs from engine.args (-tp): remove one of them, or make them equal."
+    )
+    with contextlib.suppress(OSError):
+        os.kill(worker.pid, signal.SIGTERM)
+    assert worker.exit_code(10.0) == 0
