@@ -32,6 +32,7 @@ __all__ = [
     "RollingUpdate",
     "ScriptKeyRef",
     "Strategy",
+    "TokenKeyRef",
     "VLLMEndpointSpec",
     "Worker",
 ]
@@ -73,6 +74,13 @@ _ENV_RULE: Final = {
     "messageExpression": "'worker.env: ' + self + ' is set by the operator; remove it'",
     "message": "worker.env: this name is set by the operator; remove it",
 }
+
+
+class TokenKeyRef(Contract):
+    """A key of a Secret in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the Secret.")]
+    key: Annotated[Name, Field(description="Key in the Secret.")] = "token"
 
 
 class Model(Contract):
@@ -124,6 +132,13 @@ class Model(Contract):
     type: Annotated[
         ModelType | None,
         Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
+    ] = None
+    token_secret_ref: Annotated[
+        TokenKeyRef | None,
+        Field(
+            description="Access token for the model hub: HF_TOKEN of the workers, given by the kubelet. "
+            "The operator reads no Secret."
+        ),
     ] = None
     artifacts_uri: Annotated[
         str | None,
@@ -486,6 +501,15 @@ class Strategy(Contract):
 class VLLMEndpointSpec(Contract):
     """What the user wants."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            {
+                "rule": "!has(self.model.tokenSecretRef) || !has(self.worker) || !has(self.worker.env) || "
+                "!self.worker.env.exists(item, item.name == 'HF_TOKEN')",
+                "message": "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
+            },
+        )
+    )
     model: Annotated[Model, Field(description="What to serve.")]
     engine: Annotated[Engine, Field(description="How vLLM runs.")] = Engine()
     replicas: Annotated[Count, Field(description="Number of workers. Default: 1.")] = 1

@@ -44,6 +44,18 @@ CASES = [
         f"{MAIN}.env.[name=VLLMENDPOINT_MODEL_TYPE].value",
         "Chat",
     ),
+    (
+        {"model": {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf", "key": "k"}}},
+        "workers",
+        f"{MAIN}.env.[name=HF_TOKEN]",
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "k"}}},
+    ),
+    (
+        {"model": {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}},
+        "workers",
+        f"{MAIN}.env.[name=HF_TOKEN].valueFrom.secretKeyRef.key",
+        "token",
+    ),
     ({"engine": {"args": ["--seed", "1"]}}, "workers", f"{MAIN}.args.5", "1"),
     ({"replicas": 3}, "workers", "spec.replicas", 3),
     ({"worker": {"image": "x:2"}}, "workers", f"{MAIN}.image", "x:2"),
@@ -273,6 +285,19 @@ def test_the_users_environment_outranks_our_defaults(make_endpoint, make_plan, c
     planned = make_plan(make_endpoint(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]}))
     env = walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.env")
     assert [item["value"] for item in env if item["name"] == "HF_HOME"] == ["/mine"]
+
+
+def test_the_token_goes_to_the_workers_alone_and_into_nothing_else(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(model={"uri": "hf://o/n", "tokenSecretRef": {"name": "the-secret"}}))
+    naming = {(c["kind"], c["metadata"]["name"]) for c in planned.children if "the-secret" in json.dumps(c)}
+    assert naming == {("ControllerRevision", planned.revision.name), ("Deployment", "smollm-workers")}
+
+
+def test_a_token_given_twice_is_refused(make_endpoint, make_plan):
+    model = {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}
+    env = [{"name": "HF_TOKEN", "value": "x"}]
+    with pytest.raises(PlanError, match=r"tokenSecretRef: HF_TOKEN is set in worker\.env too; remove one"):
+        make_plan(make_endpoint(model=model, worker={"env": env}))
 
 
 def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):

@@ -100,6 +100,10 @@ def _check(endpoint: Endpoint) -> None:
                 Reason.INVALID_SPEC,
                 f"worker.env: {item.name} is an engine argument of the operator's; remove it: {instead}",
             )
+        if item.name == "HF_TOKEN" and endpoint.spec.model.token_secret_ref is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC, "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one"
+            )
         if item.value is not None and item.value_from is not None:
             raise PlanError(
                 Reason.INVALID_SPEC,

@@ -75,6 +75,10 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
     ]
     if spec.model.type is not None:
         env.append({"name": names.ENV_MODEL_TYPE, "value": ModelType(spec.model.type).value})
+    if (token := spec.model.token_secret_ref) is not None:
+        env.append(
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}}
+        )
     if config is not None:
         volumes.append({"name": "engine-config", "configMap": {"name": config}})
         mounts.append({"name": "engine-config", "mountPath": names.CONFIG_DIR, "readOnly": True})
