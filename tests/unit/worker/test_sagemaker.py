@@ -151,6 +151,13 @@ def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> 
         (["--no-enable-prefix-caching"], {}, {"enable-prefix-caching": True},
          [("enable-prefix-caching of the config file", "engine.args (--no-enable-prefix-caching)")]),
         (["--no-such-thing"], {}, {"such_thing": True}, []),  # another option
+        (["-tp", "1", "--tensor-parallel-size", "2"], {"SM_VLLM_TENSOR_PARALLEL_SIZE": "2"}, {}, []),
+        (["-tp=1"], {"SM_VLLM_TENSOR_PARALLEL_SIZE": "2"}, {},
+         [("SM_VLLM_TENSOR_PARALLEL_SIZE", "engine.args (-tp)")]),
+        (["-O3"], {"SM_VLLM_OPTIMIZATION_LEVEL": "2"}, {},
+         [("SM_VLLM_OPTIMIZATION_LEVEL", "engine.args (--optimization-level)")]),
+        (["-O", "3"], {"SM_VLLM_OPTIMIZATION_LEVEL": "3"}, {}, []),
+        (["-O=3"], {}, {"optimization_level": 3}, []),
         # against the config file
         (["--model", "a"], {}, {"model": "b"}, [("model of the config file", "model.uri (--model)")]),
         ([], {"SM_VLLM_MODEL": "a"}, {"model": "b"}, [("model of the config file", "SM_VLLM_MODEL")]),
@@ -198,8 +205,11 @@ def test_an_option_said_twice_alike_goes_to_the_engine_once() -> None:
 def test_options_of_arguments_and_config_file_are_spelled_alike() -> None:
     given = from_arguments(["stray", "--json-arg.a", "1", "--json-arg.b", "2", "-O3", "--x_y", "-", "a"])
     assert [(each.option, each.value) for each in given] == [
-        ("--json-arg", (".a", "1", ".b", "2")), ("-O3", ()), ("--x-y", ()), ("-", ("a",)),
-    ]  # fmt: skip
+        ("--json-arg", (".a", "1", ".b", "2")),
+        ("--optimization-level", ("3",)),
+        ("--x-y", ()),
+        ("-", ("a",)),
+    ]
     assert [each.option for each in from_config({"x_y": 1})] == ["--x-y"]
 
 

@@ -42,13 +42,14 @@ class Given:
 def from_arguments(argv: Sequence[str]) -> list[Given]:
     """The options of a command line; one that is given twice counts as last given, as for ``argparse``.
 
-    ``--json-arg.key 1`` is a part of ``--json-arg``'s value.
+    As vLLM's parser has it, ``--json-arg.key 1`` is a part of ``--json-arg``'s value, and ``-O3`` is
+    ``--optimization-level 3``.
     """
     values: dict[str, tuple[str, ...]] = {}
     option = ""
     for argument in argv:
         if argument.startswith("-") and not is_number(argument):
-            name, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
+            name, equals, value = _spelled_out(argument).partition("=")
             base, dot, key = name.partition(".")
             option = _folded(base)
             values[option] = (*values.get(option, ()), f".{key}") if dot else ()
@@ -57,6 +58,13 @@ def from_arguments(argv: Sequence[str]) -> list[Given]:
         elif option:
             values[option] += (argument,)
     return [_argument(option, value) for option, value in values.items()]
+
+
+def _spelled_out(argument: str) -> str:
+    if not argument.startswith("-O"):
+        return argument
+    level = argument[2:].removeprefix("=")
+    return f"--optimization-level={level}" if level else "--optimization-level"
 
 
 def _argument(option: str, value: tuple[str, ...]) -> Given:
@@ -101,7 +109,9 @@ def differing(given: Iterable[Given], names: Mapping[str, str]) -> list[Problem]
     for each in given:
         name, value = _meaning(each, names)
         before, said = first.setdefault(name, (each, value))
-        if said != value:
+        if each.origin.source is before.origin.source is PayloadSource.SPEC:
+            first[name] = each, value  # one command line, of which the last word counts
+        elif said != value:
             problems.append(
                 each.origin.problem(
                     f"differs from {before.origin.field}",
