@@ -7,7 +7,7 @@ import pytest
 
 from vllmendpoint_worker import sagemaker
 from vllmendpoint_worker.command_line import CommandLine
-from vllmendpoint_worker.options import differing, from_arguments, from_config
+from vllmendpoint_worker.options import differing, from_arguments, from_config, refused
 from vllmendpoint_worker.sagemaker import container_environment, options, without_serve
 
 
@@ -196,6 +196,25 @@ def test_a_problem_has_source_and_reason_and_no_value() -> None:
     assert "hunter" not in problem.message
     (problem,) = differing(CommandLine({}, ["--seed", "1"]).engine({"seed": 2}).given, {})
     assert (problem.source, problem.reason) == ("ConfigFile", "InvalidConfigFile")
+
+
+@pytest.mark.parametrize(
+    ("sentence", "field"),
+    [
+        ("argument -mml/--max-model-len: invalid int value: 'hunter2'", "SM_VLLM_MAX_MODEL_LEN"),
+        ("unrecognized arguments: --no-such hunter3", "SM_VLLM_NO_SUCH"),
+        ("hunter3 is no such thing", "SM_VLLM_NO_SUCH"),
+        ("argument --seed: invalid int value: 'hunter4'", "seed of the config file"),
+        ("unrecognized arguments: --mine 1", "engine.args"),
+        ("argument --max-model-length: expected one argument", "engine.args"),
+    ],
+)
+def test_what_the_parser_repeats_of_the_environment_is_not_told(sentence: str, field: str) -> None:
+    environ = {"SM_VLLM_MAX_MODEL_LEN": "hunter2", "SM_VLLM_NO_SUCH": "hunter3", "SM_VLLM_TP": "1"}
+    problem = refused(sentence, CommandLine(environ, ["--mine", "1"]).engine({"seed": "hunter4"}).given)
+    assert problem.field == field
+    assert "hunter" not in problem.message
+    assert ("1)" in problem.message or "argument)" in problem.message) == (field == "engine.args")
 
 
 def test_an_option_said_twice_alike_goes_to_the_engine_once() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import uvloop
 
-from vllmendpoint_api import Mode, PayloadSource, Stage, Verdict
+from vllmendpoint_api import Mode, Stage, Verdict
 
 from . import upstream
 from .arguments import clear_environment
@@ -34,7 +34,7 @@ from .http_app import Guard, HttpServer, bound
 from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
 from .merge import Resolved
-from .payload import Origin
+from .options import refused
 from .prober import Prober, ProbeSettings, ask
 from .progress import PROGRESS
 from .publish import Publisher
@@ -151,11 +151,7 @@ class Worker:
         try:
             self._arguments = await upstream.parse_arguments(argv, self._configuration.model_type)
         except EngineStartError as error:
-            origin = Origin(PayloadSource.SPEC, "engine.args")
-            problem = origin.problem(
-                f"are refused ({error})", "correct them", reason="InvalidEngineArguments"
-            )
-            raise ConfigurationRefusedError([problem]) from error
+            raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
         await self._load_handlers(loaded)
 
     async def _load_handlers(self, loaded: Loaded) -> Handlers:

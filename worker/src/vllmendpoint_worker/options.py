@@ -5,6 +5,7 @@ VLLMEndpoint), ``SM_VLLM_*``, config file. Values that are equal are one value, 
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,7 +15,7 @@ from vllmendpoint_api import PayloadSource, Problem, Reason
 from .arguments import is_number
 from .payload import Origin
 
-__all__ = ["Given", "differing", "from_arguments", "from_config", "named"]
+__all__ = ["Given", "differing", "from_arguments", "from_config", "named", "refused"]
 
 FALSE: Final = ("false",)
 """The value of a switch that is off; one that is on has none, as on a command line."""
@@ -120,6 +121,30 @@ def differing(given: Iterable[Given], names: Mapping[str, str]) -> list[Problem]
                 )
             )
     return problems
+
+
+def refused(sentence: str, given: Iterable[Given]) -> Problem:
+    """What the engine's parser said. Of an option of the environment or the config file, whose value the
+    sentence may repeat, only the name is told.
+    """
+    for each in given:
+        if each.origin.source is not PayloadSource.SPEC and _speaks_of(each, sentence):
+            return each.origin.problem(
+                "is refused by the engine's parser",
+                "correct its name or its value",
+                reason=_REASONS[each.origin.source],
+            )
+    return Origin(PayloadSource.SPEC, "engine.args").problem(
+        f"are refused ({sentence})", "correct them", reason=Reason.INVALID_ENGINE_ARGUMENTS
+    )
+
+
+def _speaks_of(given: Given, sentence: str) -> bool:
+    """By the option, or by a value that could be a secret."""
+    telling = [token for token in given.value if len(token) > 2 and not is_number(token)]
+    return any(
+        re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", sentence) for word in (given.option, *telling)
+    )
 
 
 def _meaning(given: Given, names: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
