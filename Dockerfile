@@ -28,7 +28,7 @@ RUN cd /src \
     && export="uv export --quiet --frozen --no-dev --no-emit-workspace --no-header --python /usr/bin/python3" \
     && $export --package vllmendpoint-operator -o /operator/requirements.txt \
     && $export --package vllmendpoint-worker --extra cpu -o /worker/requirements.txt \
-    && $export --package vllmendpoint-worker --only-group s3 -o /s3/requirements.txt \
+    && $export --package vllmendpoint-worker --only-group gpu -o /extra/requirements.txt \
     && mkdir /worker/worker && cp -r worker/cpu /worker/worker/
 
 # Our own code in a folder of its own (with its metadata: vLLM finds our stat logger by entry point). A .pth file makes
@@ -81,22 +81,27 @@ RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/u
     && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
 ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1
 
-# What the worker asks for and NVIDIA's image does not promise: pure Python, whatever Python that image has.
-FROM python AS s3
-COPY --from=lock /s3 /opt/locked
+# What the worker asks for and NVIDIA's image does not promise, for whatever Python that image has: google-re2 is one
+# compiled module a version, which lie side by side; the rest is pure Python.
+FROM python AS extra
+COPY --from=lock /extra /opt/locked
 RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
     --mount=type=cache,target=/root/.cache/uv \
     --mount=type=secret,id=ca \
     if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
-    && uv pip install --python /usr/bin/python3 --no-deps --link-mode copy --target /opt/s3 -r /opt/locked/requirements.txt
+    && for version in 3.11 3.12 3.13; do \
+        uv pip install --python /usr/bin/python3 --python-version $version --only-binary :all: --no-deps --link-mode copy \
+            --target /opt/$version -r /opt/locked/requirements.txt && mkdir -p /opt/extra && cp -r /opt/$version/. /opt/extra/ \
+            || exit 1; \
+    done
 
 # NVIDIA's image brings the same for GPUs, and lacks only an init. What it has itself comes first on the path.
 FROM ${GPU_BASE} AS engine-gpu
 USER root
 COPY --from=python /usr/bin/tini-static /usr/bin/tini
-COPY --from=s3 /opt/s3 /opt/s3
+COPY --from=extra /opt/extra /opt/extra
 # In exec form: NVIDIA's image makes RUN a login shell, which may find another python3 than its PATH says.
-RUN ["python3", "-c", "import importlib.metadata as m, sysconfig; print(m.version('ai-dynamo'), m.version('vllm')); open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\\n/opt/s3\\n')"]
+RUN ["python3", "-c", "import importlib.metadata as m, sysconfig; print(m.version('ai-dynamo'), m.version('vllm')); open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\\n/opt/extra\\n')"]
 
 
 # The two workers differ in the engine alone. 1000 is the user of NVIDIA's image; USER names it for libraries that ask
