@@ -1,0 +1,130 @@
+"""``/invocations`` of our worker against vLLM's own server: same engine settings, same model, same machine.
+
+Both engines are loaded; only one is asked at a time. Blocks of questions alternate, each block with its
+neighbour is a pair, and the interval of the ratio is a bootstrap over the pairs, so that what drifts on the
+machine drifts for both.
+"""
+
+import contextlib
+import http.client
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker.conftest import ENGINE_ARGUMENTS, LOOPBACK, START_SECONDS, WorkerProcess, free_port, wait
+
+pytestmark = pytest.mark.timeout(1800)
+PAIRS = 30
+GOAL = 0.05
+BODY = {"model": "toy", "prompt": "hello", "max_tokens": 32, "temperature": 0.0, "ignore_eos": True}
+Block = Callable[[int], float]
+"""Asks on that port; the figure of one block, of which less is better."""
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[int]:
+    """The port of vLLM's own server, without the access log, which our worker has not either."""
+    folder, port = tmp_path_factory.mktemp("vllm"), free_port()
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("DYN_", "VLLM", "SAGEMAKER"))
+    }
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    serve = ["-m", "vllm.entrypoints.cli.main", "serve", str(toy_model), *ENGINE_ARGUMENTS]
+    more = ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
+    with (
+        (folder / "vllm.log").open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, *serve, *more], env=kept | LOOPBACK, stdout=log, stderr=log, cwd=folder
+        ) as process,
+    ):
+        try:
+            wait(lambda: answers(port) or process.poll() is not None, START_SECONDS)
+            assert process.poll() is None, (folder / "vllm.log").read_text()[-2000:]
+            yield port
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def ours(make_worker: Callable[..., WorkerProcess]) -> int:
+    worker = make_worker()
+    worker.settings({})
+    worker.start()
+    worker.until_ready()
+    return worker.ports["http"]
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return asked(port, 1)[0] > 0
+    return False
+
+
+def asked(port: int, questions: int) -> list[float]:
+    """Seconds of each question, one after the other on one connection."""
+    seconds = []
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        for _ in range(questions):
+            began = time.perf_counter()
+            connection.request("POST", "/invocations", json.dumps(BODY), {"content-type": "application/json"})
+            answer = connection.getresponse()
+            body = answer.read()
+            seconds.append(time.perf_counter() - began)
+            assert answer.status == 200, body
+            assert json.loads(body)["usage"]["completion_tokens"] == BODY["max_tokens"]
+    return seconds
+
+
+def latency(port: int) -> float:
+    """Median seconds of a question, one user."""
+    return statistics.median(asked(port, 10))
+
+
+def seconds_for_eight(port: int) -> float:
+    """Seconds that eight users need for eight questions each: throughput, inverted."""
+    users = [threading.Thread(target=asked, args=(port, 8)) for _ in range(8)]
+    began = time.perf_counter()
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    return time.perf_counter() - began
+
+
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Geometric mean of the ratios, and its 95 % interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    dice = random.Random(0)
+    means = sorted(statistics.fmean(dice.choices(logs, k=len(logs))) for _ in range(5000))
+    return tuple(math.exp(mean) for mean in (statistics.fmean(logs), means[124], means[4875]))
+
+
+@pytest.mark.parametrize("block", [latency, seconds_for_eight], ids=["latency-1", "throughput-8"])
+def test_invocations_cost_no_more_than_vllms_own(ours: int, vllm: int, block: Block) -> None:
+    for port in (ours, vllm, ours, vllm):
+        block(port)
+    pairs = []
+    for number in range(PAIRS):
+        if number % 2:
+            pairs.append((block(ours), block(vllm)))
+        else:
+            theirs = block(vllm)
+            pairs.append((block(ours), theirs))
+    mean, low, high = interval([mine / theirs for mine, theirs in pairs])
+    mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(
+        f"\n{block.__doc__}\n  ours {1000 * mine:.1f} ms, vLLM's {1000 * theirs:.1f} ms, medians of {PAIRS} "
+        f"blocks; ours / vLLM's {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+    )
+    assert low < 1 + GOAL, "certainly more than 5 % slower"

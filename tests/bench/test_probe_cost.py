@@ -1,0 +1,103 @@
+"""Probing's share of the tokens that the engine schedules, at the default settings: idle, under light load.
+
+Tokens are vLLM's own counters (prompt and generation, on Dynamo's system port); a probe's are found while
+nobody else asks.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from tests.worker.conftest import WorkerProcess
+
+pytestmark = pytest.mark.timeout(1800)
+SECONDS = 120.0
+SHARE = 0.005
+TOKENS = 64
+"""What a user of the light load is answered, from a prompt of about as many."""
+_TOKENS = re.compile(r"^vllm:(?:prompt|generation)_tokens_total\{.*\} (\S+)$", re.MULTILINE)
+_PROBES = re.compile(r'^vllmendpoint_probes_total\{.*outcome="\w+".*\} (\S+)$', re.MULTILINE)
+_SECONDS = re.compile(r"^vllmendpoint_probe_latency_seconds_sum\{.*\} (\S+)$", re.MULTILINE)
+
+
+class Figures(NamedTuple):
+    """Counters at one moment, or between two: tokens of the engine, probes, and seconds they took."""
+
+    tokens: float
+    probes: float
+    seconds: float
+
+    @staticmethod
+    def of(worker: WorkerProcess) -> "Figures":
+        text = worker.ask("system", "/metrics")[1].decode()
+        found = [pattern.findall(text) for pattern in (_TOKENS, _PROBES, _SECONDS)]
+        assert all(found), text
+        return Figures(*(sum(map(float, values)) for values in found))
+
+    def since(self, before: "Figures") -> "Figures":
+        return Figures(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def worker(make_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    worker = make_worker()
+    worker.settings({})
+    worker.start()
+    worker.until_ready()
+    return worker
+
+
+@pytest.fixture(scope="module")
+def idle(worker: WorkerProcess) -> Figures:
+    return measured(worker, None)
+
+
+def measured(worker: WorkerProcess, every: float | None) -> Figures:
+    """While one user asks every so many seconds, or nobody does."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        body = {"model": "toy", "prompt": "the sky is blue " * 14, "max_tokens": TOKENS, "ignore_eos": True}
+        while not stop.wait(every):
+            status, answer = worker.ask("http", "/v1/completions", body)
+            assert status == 200, answer
+            assert json.loads(answer)["usage"]["completion_tokens"] == TOKENS
+
+    user = threading.Thread(target=ask, daemon=True)
+    before = Figures.of(worker)
+    if every is not None:
+        user.start()
+    time.sleep(SECONDS)
+    stop.set()
+    if every is not None:
+        user.join(30)
+    return Figures.of(worker).since(before)
+
+
+def test_idle(worker: WorkerProcess, idle: Figures) -> None:
+    health_check = worker.report().health_check
+    assert health_check is not None
+    assert idle.probes, "nothing was probed"
+    print(
+        f"\nidle, {SECONDS:.0f} s, a probe every {health_check.period_seconds:g} s: "
+        f"{idle.probes:.0f} probes, {idle.tokens / idle.probes:.1f} tokens each, "
+        f"{3600 * idle.tokens / SECONDS:.0f} an hour; "
+        f"{1000 * idle.seconds / idle.probes:.1f} ms each, {idle.seconds / SECONDS:.3%} of the time"
+    )
+
+
+@pytest.mark.parametrize("every", [1.0, 10.0])
+def test_share_under_a_light_load(worker: WorkerProcess, idle: Figures, every: float) -> None:
+    found = measured(worker, every)
+    spent = found.probes * idle.tokens / idle.probes
+    print(
+        f"\none user, a question every {every:g} s for {SECONDS:.0f} s: {found.tokens:.0f} tokens, of them "
+        f"{spent:.0f} for {found.probes:.0f} probes: {spent / found.tokens:.3%}"
+    )
+    assert found.tokens > SECONDS / every * TOKENS / 2, "the user was not answered"
+    assert spent / found.tokens < SHARE
