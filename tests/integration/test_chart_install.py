@@ -370,13 +370,18 @@ def test_dynamo_crd_of_another_is_left_alone(cluster: Cluster, namespaces: tuple
     assert f"{crd}/dynamoworkermetadatas.nvidia.com" in cluster.names("crd")
 
 
+@pytest.mark.parametrize("account", ["tiny-workers", "of-the-user"])
 def test_a_worker_writes_its_own_metadata_only(
-    cluster: Cluster, namespaces: tuple[str, str, str], tmp_path: Path
+    cluster: Cluster, namespaces: tuple[str, str, str], tmp_path: Path, account: str
 ) -> None:
     ops, a, _ = namespaces
     cluster.helm("install", NAME, str(CHART), "--namespace", ops)
+    worker = {}
+    if account == "of-the-user":
+        cluster.kubectl("create", "serviceaccount", account, "-n", a)
+        worker = {"serviceAccountName": account}
     with operating(cluster, ops, tmp_path):
-        cluster.kubectl("apply", "-f", "-", text=endpoint(a))
+        cluster.kubectl("apply", "-f", "-", text=endpoint(a, worker=worker))
         pod = (
             until(
                 "a pod",
@@ -386,8 +391,8 @@ def test_a_worker_writes_its_own_metadata_only(
             .removeprefix("pod/")
         )
     bound = ("--bound-object-kind=Pod", f"--bound-object-name={pod}")
-    token = cluster.kubectl("create", "token", "tiny-workers", "-n", a, *bound)
-    loose = cluster.kubectl("create", "token", "tiny-workers", "-n", a)
+    token = cluster.kubectl("create", "token", account, "-n", a, *bound)
+    loose = cluster.kubectl("create", "token", account, "-n", a)
     server = cluster.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
 
     def write(name: str, with_token: str, *verb: str) -> str:
@@ -420,4 +425,51 @@ def test_a_worker_writes_its_own_metadata_only(
     assert "serverside-applied" in write(pod, token)
     assert cluster.get("dwm", pod, "-n", a)["spec"]["data"] == {"any": {"thing": 1}}
     assert "deleted" in write(pod, token, "delete")
+    cluster.helm("uninstall", NAME, "--namespace", ops)
+
+
+def test_who_may_not_create_pods_gets_no_further_by_an_endpoint(
+    cluster: Cluster, namespaces: tuple[str, str, str]
+) -> None:
+    ops, a, _ = namespaces
+    cluster.helm("install", NAME, str(CHART), "--namespace", ops)
+    kind = "vllmendpoints.serving.vllmendpoint.dev"
+    verbs = ("--verb=create", "--verb=get", "--verb=patch", "--verb=update")
+    cluster.kubectl("create", "role", "owner", *verbs, f"--resource={kind}", "-n", a)
+    cluster.kubectl("create", "rolebinding", "owner", "--role=owner", "--user=bob", "-n", a)
+
+    def as_bob(*arguments: str, text: str = "") -> str:
+        command = (BIN / "kubectl", f"--kubeconfig={cluster.kubeconfig}", "--as=bob", "-n", a, *arguments)
+        done = run(*command, text=text, check=False)
+        return done.stdout + done.stderr
+
+    def create(**spec: Any) -> str:
+        return as_bob("create", "--dry-run=server", "-f", "-", text=endpoint(a, **spec))
+
+    def patch(**worker: Any) -> str:
+        return as_bob("patch", kind, "tiny", "--type=merge", "-p", json.dumps({"spec": worker}))
+
+    refused = "only who may create pods in this namespace may set or change it"
+    mine = {"serviceAccountName": "mine"}
+    until("the policy", lambda: refused in create(worker=mine), 60)
+    assert "created" in create()
+    assert "created" in create(worker={"sharedMemorySize": "1Gi"}, engine={"args": ["--seed", "1"]})
+    for spec in (
+        {"worker": mine},
+        {"worker": {"podTemplate": {"spec": {"hostNetwork": True}}}},
+        {"worker": {"envFrom": [{"secretRef": {"name": "anyone's"}}]}},
+        {"frontend": {"podTemplate": {"spec": {}}}},
+        {"handlers": {"ping": "model:f"}},
+        {"model": {"uri": "file:///m", "tokenSecretRef": {"name": "s"}}},
+    ):
+        assert refused in create(**spec), spec
+    # What somebody else has set stays as it is, and the rest is theirs to change.
+    cluster.kubectl("create", "-f", "-", text=endpoint(a, worker=mine))
+    assert "patched" in patch(replicas=2)
+    assert f"worker.serviceAccountName: {refused}" in patch(worker={"serviceAccountName": "other"})
+    assert "patched" in patch(worker={"serviceAccountName": None})
+    assert refused in patch(worker=mine)
+    cluster.kubectl("create", "role", "pods", "--verb=create", "--resource=pods", "-n", a)
+    cluster.kubectl("create", "rolebinding", "pods", "--role=pods", "--user=bob", "-n", a)
+    until("bob may create pods", lambda: "patched" in patch(worker=mine))
     cluster.helm("uninstall", NAME, "--namespace", ops)

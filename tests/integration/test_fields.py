@@ -53,3 +53,33 @@ def test_a_token_whose_secret_is_not_there(shared, space, api, until):
     endpoint.until("Ready", "False", "SecretNotFound")
     endpoint.serve()
     endpoint.until("Ready", "True")
+
+
+def test_a_named_service_account(shared, space, api, until):
+    """Missing, it is told; then used and bound, and the one that was made goes with its last pod."""
+    endpoint = space().create()
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    assert endpoint.child("ServiceAccount", "-workers")
+    account = f"{endpoint.name}-mine"
+    endpoint.patch(spec={"worker": {"serviceAccountName": account}})
+    missing = endpoint.until("ResolvedRefs", "False", "ServiceAccountNotFound")
+    assert (
+        f"no ServiceAccount {account!r} in the namespace shared, so no pod can be made" in missing["message"]
+    )
+    api.create("ServiceAccount", "shared", account)
+    pod = until(
+        lambda: next((p for p in endpoint.pods() if p["spec"]["serviceAccountName"] == account), None),
+        "a pod with that account",
+        60,
+    )
+    endpoint.until("ResolvedRefs", "True")
+    assert "deletionTimestamp" not in pod["metadata"]
+
+    def bound():
+        return [subject["name"] for subject in endpoint.child("RoleBinding", "-workers")["subjects"]]
+
+    until(lambda: bound() == [account], bound)
+    until(lambda: endpoint.child("ServiceAccount", "-workers") is None, "the account that was made is gone")
+    assert endpoint.child("ServiceAccount", "-frontend")
+    assert api.get("ServiceAccount", "shared", account)["metadata"].get("ownerReferences") is None

@@ -65,7 +65,7 @@ ALL_SET: Object = {
     "crds": {"enabled": True, "keep": False, "dynamo": True},
     "serviceAccount": {"create": True, "name": "account", "annotations": {"on-account": "1"}},
     "rbac": {"aggregateRoles": False},
-    "admissionPolicy": {"enabled": False},
+    "admissionPolicy": {"enabled": False, "podRights": ["engine.args"]},
     "extraArgs": ["--report-port=9191"],
     "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
     "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
@@ -192,6 +192,7 @@ def test_both_helms_render_alike(values: Object) -> None:
         {"watchNamespaces": ["a,b"]},
         {"image": {"digest": "abc"}},
         {"leaseSeconds": 1},
+        {"admissionPolicy": {"podRights": ["worker.env']"]}},
     ],
     ids=json.dumps,
 )
@@ -373,8 +374,10 @@ def test_namespaced_mode_makes_nothing_cluster_scoped() -> None:
 def test_the_rest_is_the_same_in_both_modes() -> None:
     cluster, namespaced = template(), template({"watchNamespaces": ["a"]})
     worker = f"{NAME}-worker"
-    assert one(cluster, "ClusterRole", worker)["rules"] == one(namespaced, "Role", worker)["rules"]
-    assert granted(one(cluster, "ClusterRole", worker)) == {
+    found = granted(one(cluster, "ClusterRole", worker))
+    assert found.pop(("serving.vllmendpoint.dev", "workers")) == {"run"}, "what the policy knows a worker by"
+    assert found == granted(one(namespaced, "Role", worker))
+    assert found == {
         ("", "endpoints"): {"get", "list", "watch"},
         ("", "pods"): {"get", "list", "watch"},
         ("discovery.k8s.io", "endpointslices"): {"get", "list", "watch"},
@@ -398,6 +401,32 @@ def test_aggregated_roles() -> None:
     without = template({"rbac": {"aggregateRoles": False}, "admissionPolicy": {"enabled": False}})
     names = {doc["metadata"]["name"] for doc in without if doc["kind"] in CLUSTER_SCOPED}
     assert names == {NAME, f"{NAME}-worker"}
+
+
+def spec_has(path: str) -> bool:
+    model: Any = VLLMEndpointSpec
+    for step in path.split("."):
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if step not in fields:
+            return False
+        kinds_ = [fields[step].annotation, *getattr(fields[step].annotation, "__args__", ())]
+        model = next((kind for kind in kinds_ if hasattr(kind, "model_fields")), None)
+    return True
+
+
+def test_fields_that_take_the_right_to_make_pods() -> None:
+    docs = template()
+    policy = one(docs, "ValidatingAdmissionPolicy", f"{NAME}-pod-rights")
+    told = [validation["message"].split(":")[0] for validation in policy["spec"]["validations"]]
+    assert told == VALUES["admissionPolicy"]["podRights"]
+    assert all(spec_has(path) for path in told)
+    assert not spec_has("worker.nothing")
+    first = policy["spec"]["validations"][0]["expression"]
+    assert "!object.spec.?worker.?serviceAccountName.hasValue()" in first
+    none = kinds_of(template({"admissionPolicy": {"podRights": []}}))
+    assert "ValidatingAdmissionPolicy" in none
+    names = {d["metadata"]["name"] for d in template({"admissionPolicy": {"podRights": []}})}
+    assert f"{NAME}-pod-rights" not in names
 
 
 # The operator's configuration

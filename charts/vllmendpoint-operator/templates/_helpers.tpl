@@ -109,4 +109,10 @@ imagePullSecrets:
 - apiGroups: [nvidia.com]
   resources: [dynamoworkermetadatas]
   verbs: [create, get, list, watch, update, patch, delete]
+{{- if empty .Values.watchNamespaces }}
+# No object: by this the admission policy knows a worker, whatever its service account is called.
+- apiGroups: [serving.vllmendpoint.dev]
+  resources: [workers]
+  verbs: [run]
+{{- end }}
 {{- end }}

@@ -59,6 +59,7 @@ class Reason(StrEnum):
     CONFIG_MAP_KEY_NOT_FOUND = "ConfigMapKeyNotFound"
     CLAIM_NOT_FOUND = "ClaimNotFound"
     SECRET_NOT_FOUND = "SecretNotFound"
+    SERVICE_ACCOUNT_NOT_FOUND = "ServiceAccountNotFound"
     # ConfigurationResolved
     INVALID_PAYLOAD = "InvalidPayload"
     INVALID_SETTINGS = "InvalidSettings"
@@ -73,11 +74,14 @@ class Reason(StrEnum):
     # Available
     UNSCHEDULABLE = "Unschedulable"
     INSUFFICIENT_GPU = "InsufficientGPU"
+    CLAIM_NOT_BOUND = "ClaimNotBound"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    MODEL_DOWNLOAD_FAILED = "ModelDownloadFailed"
     OOM_KILLED = "OOMKilled"
     CRASH_LOOPING = "CrashLooping"
     POD_FAILED = "PodFailed"
+    NODE_LOST = "NodeLost"
     POD_CREATION_FAILED = "PodCreationFailed"
     STARTING = "Starting"
     STARTUP_TIMEOUT = "StartupTimeout"
@@ -94,6 +98,8 @@ class Reason(StrEnum):
     NO_WORKERS = "NoWorkers"
     # UpToDate, Reconciling
     ROLLING_OUT = "RollingOut"
+    ROLLOUT_STOPPED = "RolloutStopped"
+    """A new replica does not become ready: the older ones serve on."""
 
 
 CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
@@ -109,6 +115,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.CONFIG_MAP_KEY_NOT_FOUND,
         Reason.CLAIM_NOT_FOUND,
         Reason.SECRET_NOT_FOUND,
+        Reason.SERVICE_ACCOUNT_NOT_FOUND,
     ),
     Condition.CONFIGURATION_RESOLVED: (
         Reason.RESOLVED,
@@ -129,11 +136,14 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.SCALED_TO_ZERO,
         Reason.UNSCHEDULABLE,
         Reason.INSUFFICIENT_GPU,
+        Reason.CLAIM_NOT_BOUND,
         Reason.IMAGE_PULL_FAILED,
         Reason.CONTAINER_CONFIG_ERROR,
+        Reason.MODEL_DOWNLOAD_FAILED,
         Reason.OOM_KILLED,
         Reason.CRASH_LOOPING,
         Reason.POD_FAILED,
+        Reason.NODE_LOST,
         Reason.POD_CREATION_FAILED,
         Reason.STARTUP_TIMEOUT,
         Reason.STARTING,
@@ -154,7 +164,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.PROBING_DISABLED,
         Reason.NO_WORKERS,
     ),
-    Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.ROLLING_OUT),
+    Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.ROLLING_OUT, Reason.ROLLOUT_STOPPED),
     Condition.READY: (Reason.READY, Reason.SCALED_TO_ZERO),
     Condition.RECONCILING: (Reason.SETTLED, Reason.ROLLING_OUT),
     Condition.STALLED: (Reason.SETTLED,),

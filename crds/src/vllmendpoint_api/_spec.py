@@ -264,6 +264,16 @@ class Worker(Contract):
             },
         ),
     ] = ()
+    service_account_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            description="An existing ServiceAccount for the workers; it is bound to the workers' role. "
+            "Default: one is made for the endpoint.",
+        ),
+    ] = None
     shared_memory_size: Annotated[
         Quantity, Field(description="Size of /dev/shm, in memory. Default: 8Gi.")
     ] = "8Gi"

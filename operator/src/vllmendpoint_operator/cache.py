@@ -51,7 +51,7 @@ def _trim_replica_set(obj: Object) -> Object:
         "metadata": _trim(obj)["metadata"],
         "spec": {
             "replicas": spec.get("replicas", 0),
-            "template": {"spec": {"volumes": pod.get("volumes", [])}},
+            "template": {"spec": {key: pod[key] for key in ("volumes", "serviceAccountName") if key in pod}},
         },
     }
 

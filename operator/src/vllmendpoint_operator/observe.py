@@ -75,6 +75,7 @@ class Observer:
                 if self._cache.reference(CLAIM, namespace).get((namespace, name)) is not None
             ),
             settings_in_use=frozenset(_mounted(pods, replica_sets)),
+            accounts_in_use=frozenset(_accounts(workers, replica_sets)),
         )
 
     def forget(self, key: tuple[str, str]) -> None:
@@ -129,6 +130,16 @@ def _controller(obj: Object) -> str | None:
         if owner.get("controller"):
             return str(owner["uid"])
     return None
+
+
+def _accounts(workers: Iterable[Object], replica_sets: Iterable[Object]) -> set[str]:
+    specs = [pod.get("spec") or {} for pod in workers]
+    specs += [
+        item["spec"]["template"]["spec"]
+        for item in replica_sets
+        if item["spec"]["replicas"] and _component(item) == "worker"
+    ]
+    return {str(spec["serviceAccountName"]) for spec in specs if spec.get("serviceAccountName")}
 
 
 def _mounted(pods: Iterable[Object], replica_sets: Iterable[Object]) -> set[str]:

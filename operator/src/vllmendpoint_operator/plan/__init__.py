@@ -50,7 +50,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
 
     children = [
         revision.object(endpoint),
-        *access.accounts(endpoint, options),
+        *access.accounts(endpoint, observed, options),
         configuration.settings_map(endpoint, settings, script),
         *([] if text is None else [configuration.config_map(endpoint, text)]),
         *network.network_policies(endpoint, options),

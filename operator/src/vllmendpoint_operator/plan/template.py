@@ -127,6 +127,9 @@ def customised(rendered: dict[str, Any], patch: dict[str, Any] | None, field: st
         if merged.get("metadata", {}).get("labels", {}).get(name) != value:
             raise _refused(field, f"metadata.labels: {name} is set by the operator; remove it")
     _check_main(_main(rendered), _main(merged), field)
+    if merged["spec"].get("serviceAccountName") != rendered["spec"].get("serviceAccountName"):
+        instead = "use worker.serviceAccountName" if field == "worker.podTemplate" else "remove it"
+        raise _refused(field, f"spec.serviceAccountName is set by the operator; {instead}")
     return merged
 
 

@@ -20,7 +20,7 @@ from .pods import (
 )
 from .template import customised
 
-__all__ = ["deployment", "deployment_name", "image", "pod_template"]
+__all__ = ["account_name", "deployment", "deployment_name", "image", "pod_template"]
 
 GRACE_SECONDS: Final = 60
 _STARTUP_PERIOD: Final = 5
@@ -33,6 +33,11 @@ _MODEL_PATH: Final = "/opt/ml/model"
 
 def deployment_name(endpoint: Endpoint) -> str:
     return f"{endpoint.name}-workers"
+
+
+def account_name(endpoint: Endpoint) -> str:
+    """The workers' ServiceAccount: the user's, else one that is made."""
+    return endpoint.spec.worker.service_account_name or deployment_name(endpoint)
 
 
 def image(endpoint: Endpoint, options: Options) -> str:
@@ -131,7 +136,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         main["envFrom"] = list(worker.env_from)
 
     pod: dict[str, Any] = {
-        "serviceAccountName": f"{endpoint.name}-workers",
+        "serviceAccountName": account_name(endpoint),
         "securityContext": pod_security(),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "enableServiceLinks": False,

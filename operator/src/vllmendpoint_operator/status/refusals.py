@@ -4,6 +4,7 @@ from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
 from vllmendpoint_operator.observe import claim_references
+from vllmendpoint_operator.plan.workload import deployment_name
 
 from .conditions import Finding, false, true, unknown
 from .why import why
@@ -29,11 +30,27 @@ def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | N
             f"no PersistentVolumeClaim {missing[0]!r} in the namespace {endpoint.namespace}; "
             "create it, or name another in model.uri or cache",
         )
+    if (account := _missing_account(endpoint, observed)) is not None:
+        return false(
+            Reason.SERVICE_ACCOUNT_NOT_FOUND,
+            f"worker.serviceAccountName: no ServiceAccount {account!r} in the namespace "
+            f"{endpoint.namespace}, so no pod can be made; create it, or name another",
+        )
     for pod in observed.workers:
         secret = _missing_secret(pod, endpoint)
         if secret is not None:
             return false(Reason.SECRET_NOT_FOUND, secret)
     return true(Reason.RESOLVED, "Every reference exists.")
+
+
+def _missing_account(endpoint: Endpoint, observed: Observed) -> str | None:
+    """The operator watches its own ServiceAccounts only: the ReplicaSet says that one is not there."""
+    named = endpoint.spec.worker.service_account_name
+    deployment = observed.child("Deployment", deployment_name(endpoint))
+    for condition in ((deployment or {}).get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return named if f'serviceaccount "{named}" not found' in condition.get("message", "") else None
+    return None
 
 
 def _missing_secret(pod: Pod, endpoint: Endpoint) -> str | None:
