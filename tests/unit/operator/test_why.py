@@ -45,7 +45,7 @@ CASES = {
             "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available: 3 No victims."
         ),
         Reason.UNSCHEDULABLE,
-        ["pod w-1 waits for cpu: none of 3 nodes fits", "Scheduler: 0/3 nodes"],
+        ["pod w-1 waits for cpu: none of 3 nodes has that much free", "Scheduler: 0/3 nodes"],
     ),
     "no gpu": (
         unscheduled(
@@ -57,7 +57,7 @@ CASES = {
     "no mig slice": (
         unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb."),
         Reason.INSUFFICIENT_GPU,
-        ["some nvidia.com/mig-1g.10gb"],
+        ["waits for nvidia.com/mig-1g.10gb: none of 1 nodes has that many free"],
     ),
     "tainted": (
         unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint {gpu: true}."),
@@ -66,8 +66,8 @@ CASES = {
     ),
     "claim not bound": (
         unscheduled("pod has unbound immediate PersistentVolumeClaims. not found"),
-        Reason.UNSCHEDULABLE,
-        ["none of the nodes fits", "unbound immediate"],
+        Reason.CLAIM_NOT_BOUND,
+        ["waits for a volume", "unbound immediate"],
     ),
     "image pull": (
         waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/worker:1"'),
@@ -140,7 +140,7 @@ CASES = {
     "evicted": (
         {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
         Reason.POD_FAILED,
-        ["pod w-1 Evicted: The node was low on resource: memory."],
+        ["failed on node node-1 (Evicted): The node was low on resource: memory. Ask for"],
     ),
     "creating": (
         {**waiting("ContainerCreating")},

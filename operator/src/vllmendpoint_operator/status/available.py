@@ -8,10 +8,11 @@ from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.plan.frontend import frontend_name
 from vllmendpoint_operator.plan.workload import deployment_name
 
+from .cause import one_line
 from .conditions import Finding, false, true
 from .why import Cause, why, worst
 
-__all__ = ["available", "required"]
+__all__ = ["available", "not_created", "required"]
 
 
 def required(replicas: int, max_unavailable: int | str) -> int:
@@ -32,24 +33,47 @@ def available(endpoint: Endpoint, observed: Observed) -> Finding:
     counts = f"{ready} of {replicas} replicas ready, {needed} needed"
     if ready < needed:
         budget = endpoint.spec.worker.startup_timeout_seconds
-        cause = worst(found for pod in observed.workers if (found := why(pod, budget)) is not None)
-        cause = cause or _not_created(observed, deployment_name(endpoint))
+        cause = _cause(endpoint, observed, budget)
         return false(cause.reason, f"{counts}: {cause.message}")
     if endpoint.spec.frontend.mode == FrontendMode.MANAGED and not any(
         pod.ready for pod in observed.frontends
     ):
-        cause = worst(found for pod in observed.frontends if (found := why(pod, 120)) is not None)
-        cause = cause or _not_created(observed, frontend_name(endpoint))
-        return false(Reason.FRONTEND_UNAVAILABLE, f"the frontend is not ready: {cause.message}")
+        down = worst(found for pod in observed.frontends if (found := why(pod, 120)) is not None)
+        down = down or not_created(observed, frontend_name(endpoint))
+        return false(Reason.FRONTEND_UNAVAILABLE, f"the frontend is not ready: {down.message}")
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
 
 
-def _not_created(observed: Observed, name: str) -> Cause:
-    deployment = observed.child("Deployment", name)
-    failure = _condition(deployment, "ReplicaFailure")
-    if failure.get("status") == "True":
-        return Cause(Reason.POD_CREATION_FAILED, f"pods cannot be created: {failure.get('message', '')}")
-    return Cause(Reason.STARTING, "its pods are being created.")
+def _cause(endpoint: Endpoint, observed: Observed, budget: int) -> Cause:
+    """What stands in the way of the pods that are there; else of those that are not."""
+    living = [pod for pod in observed.workers if pod.phase != "Failed"]
+    cause = worst(found for pod in living if (found := why(pod, budget)) is not None)
+    if cause is None or len(living) < endpoint.spec.replicas:
+        lacking = not_created(observed, deployment_name(endpoint))
+        cause = lacking if cause is None or lacking.reason is not Reason.STARTING else cause
+    # Kubernetes keeps a pod that was taken off its node, as a record: it tells why there is a new one.
+    gone = next((pod for pod in observed.workers if pod.phase == "Failed" and not pod.terminating), None)
+    before = why(gone, budget) if gone is not None else None
+    if before is None:
+        return cause
+    if cause.reason is Reason.STARTING:
+        return Cause(before.reason, f"{before.message} In its place: {cause.message}")
+    return Cause(cause.reason, f"{cause.message} Before: {before.message}")
+
+
+def not_created(observed: Observed, name: str) -> Cause:
+    """Why the Deployment ``name`` has fewer pods than it wants, as its controller says."""
+    failure = _condition(observed.child("Deployment", name), "ReplicaFailure")
+    if failure.get("status") != "True":
+        return Cause(Reason.STARTING, "its pods are being created.")
+    said = one_line(str(failure.get("message", "")))
+    if "exceeded quota" in said:
+        advice = "Raise the ResourceQuota, or ask for less."
+    elif "violates PodSecurity" in said:
+        advice = "Mend worker.podTemplate, or have the namespace's Pod Security level lowered."
+    else:
+        advice = "It is tried again."
+    return Cause(Reason.POD_CREATION_FAILED, f"pods cannot be created: {said}. {advice}")
 
 
 def _condition(obj: dict[str, Any] | None, kind: str) -> dict[str, Any]:

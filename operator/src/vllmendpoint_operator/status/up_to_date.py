@@ -3,11 +3,13 @@
 from typing import Any
 
 from vllmendpoint_api import FrontendMode, Reason
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.model import Endpoint, Observed, Pod
 from vllmendpoint_operator.plan.frontend import frontend_name
 from vllmendpoint_operator.plan.workload import deployment_name
 
+from .available import not_created
 from .conditions import Finding, false, true
+from .why import Cause, why, worst
 
 __all__ = ["up_to_date", "updated_replicas"]
 
@@ -33,10 +35,41 @@ def up_to_date(endpoint: Endpoint, observed: Observed) -> Finding:
         if not _seen(deployment) or updated < replicas or total > updated:
             old = max(0, total - updated)
             detail = f", {old} of an older one left" if old else ""
-            return false(
-                Reason.ROLLING_OUT, f"{updated} of {replicas} {what} run the current revision{detail}."
-            )
+            counts = f"{updated} of {replicas} {what} run the current revision{detail}"
+            pods = observed.workers if what == "replicas" else observed.frontends
+            stop = _stop(endpoint, observed, name, pods if updated else ()) if _seen(deployment) else None
+            if stop is not None:
+                serving = f"{sum(pod.ready for pod in pods)} of {replicas} serve on"
+                return false(
+                    Reason.ROLLOUT_STOPPED,
+                    f"{counts}; the rollout waits, {serving}: {stop.message}",
+                )
+            return false(Reason.ROLLING_OUT, f"{counts}.")
     return true(Reason.UP_TO_DATE, "All replicas run the current revision.")
+
+
+def _stop(endpoint: Endpoint, observed: Observed, name: str, pods: tuple[Pod, ...]) -> Cause | None:
+    """What keeps the newest pods from being ready; None while they are on their way.
+
+    A replica that does not become ready takes up what ``maxUnavailable`` allows: no other is replaced.
+    """
+    budget = endpoint.spec.worker.startup_timeout_seconds
+    causes = [found for pod in _newest(pods) if (found := why(pod, budget)) is not None]
+    cause = worst([*causes, not_created(observed, name)])
+    return cause if cause is not None and cause.reason is not Reason.STARTING else None
+
+
+def _newest(pods: tuple[Pod, ...]) -> list[Pod]:
+    """Those of the ReplicaSet that made a pod last: the current revision's, where it has any."""
+    living = [pod for pod in pods if pod.phase != "Failed" and not pod.terminating]
+    if not living:
+        return []
+    last = max(living, key=lambda pod: str(pod.obj["metadata"].get("creationTimestamp", "")))
+    return [pod for pod in living if _template(pod) == _template(last)]
+
+
+def _template(pod: Pod) -> str:
+    return str((pod.obj["metadata"].get("labels") or {}).get("pod-template-hash", ""))
 
 
 def _seen(deployment: dict[str, Any]) -> bool:

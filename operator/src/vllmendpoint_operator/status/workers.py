@@ -45,10 +45,15 @@ _WORST: Final = {
 def workers(
     pods: tuple[Pod, ...], before: VLLMEndpointStatus | None, now: datetime, startup_timeout_seconds: int
 ) -> tuple[WorkerStatus, ...]:
-    """All replicas that are not on their way out; the caller cuts the list."""
+    """All replicas that are not on their way out; the caller cuts the list.
+
+    A pod in the phase Failed is a record that Kubernetes keeps: another has taken its place.
+    """
     old = {worker.name: worker for worker in before.workers} if before else {}
     found = [
-        _worker(pod, old.get(pod.name), now, startup_timeout_seconds) for pod in pods if not pod.terminating
+        _worker(pod, old.get(pod.name), now, startup_timeout_seconds)
+        for pod in pods
+        if not pod.terminating and pod.phase != "Failed"
     ]
     return tuple(sorted(found, key=_badness))
 

@@ -1,0 +1,82 @@
+"""Why a container ended: its exit code, who ended it, and what it said last."""
+
+import re
+from datetime import datetime
+from typing import Any, Final
+
+from vllmendpoint_api import Reason, names
+from vllmendpoint_operator.model import Pod
+from vllmendpoint_operator.plan.workload import GRACE_SECONDS
+
+from .cause import Cause, one_line, wanted
+
+__all__ = ["ended", "failed"]
+
+_SLACK_SECONDS: Final = 10
+_DOWNLOAD: Final = f"{Reason.MODEL_DOWNLOAD_FAILED}: "
+"""How the worker's termination message begins where the model could not be fetched."""
+_ERROR_LINE: Final = re.compile(r"\b\w*(Error|Exception)\b: |\bFATAL\b|\bCRITICAL\b")
+
+
+def ended(pod: Pod, container: str, state: dict[str, Any], restarts: int, budget: int) -> Cause:
+    """``state``: the container's ``terminated``; ``budget``: worker.startupTimeoutSeconds."""
+    code = int(state.get("exitCode", 0))
+    times = f"{restarts} restart" + ("" if restarts == 1 else "s")
+    last = _last_words(str(state.get("message", "")))
+    what, log = f"pod {pod.name}", f"`kubectl logs {pod.name} --previous`"
+    if container != names.MAIN_CONTAINER:
+        what, log = f"{what}, container {container},", log.replace(" --", f" -c {container} --")
+    if state.get("reason") == "OOMKilled":
+        limit = wanted(pod, "memory", "limits") or "none set: the node's"
+        return Cause(
+            Reason.OOM_KILLED,
+            f"{what} was killed for memory (OOMKilled, exit code {code}, limit {limit}, {times}). "
+            "Raise worker.resources.limits.memory, or lower --max-model-len or --max-num-seqs.",
+        )
+    if last.startswith(_DOWNLOAD):
+        return Cause(
+            Reason.MODEL_DOWNLOAD_FAILED,
+            f"{what} ended ({times}): {last.removeprefix(_DOWNLOAD)}.",
+        )
+    said = f" It said: {last}." if last else ""
+    if container == names.MAIN_CONTAINER and _used_up(state, budget):
+        return Cause(
+            Reason.STARTUP_TIMEOUT,
+            f"{what} was ended by the kubelet (exit code {code}, {times}) before it served: "
+            f"the budget worker.startupTimeoutSeconds is {budget} s.{said} Raise it, or see {log}.",
+        )
+    return Cause(Reason.CRASH_LOOPING, f"{what} ended with exit code {code} ({times}).{said} See {log}.")
+
+
+def failed(pod: Pod) -> Cause:
+    """Of a pod in the phase Failed: it was taken off its node, and another takes its place."""
+    reason = one_line(str(pod.status.get("reason", ""))) or "Failed"
+    message = one_line(str(pod.status.get("message", "")))
+    where = f" on node {pod.node}" if pod.node else ""
+    advice = (
+        " Ask for what it needs in worker.resources.requests, and give its volumes room."
+        if reason == "Evicted"
+        else ""
+    )
+    detail = f": {message}" if message else ""
+    return Cause(Reason.POD_FAILED, f"pod {pod.name} failed{where} ({reason}){detail}.{advice}")
+
+
+def _last_words(message: str) -> str:
+    """The worker writes one sentence; where the kubelet fell back to the log, its last error or last line."""
+    lines = [line for raw in message.splitlines() if (line := one_line(raw))]
+    errors = [line for line in lines if _ERROR_LINE.search(line)]
+    return (errors or lines or [""])[-1]
+
+
+def _used_up(state: dict[str, Any], budget: int) -> bool:
+    """It lived just as long as the start-up budget allows, and the time to end in: the kubelet ended it.
+
+    The exit code does not tell: 137 is any kill, and a worker that heeds SIGTERM has its own.
+    """
+    try:
+        lived = datetime.fromisoformat(state["finishedAt"]) - datetime.fromisoformat(state["startedAt"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    over = lived.total_seconds() - budget
+    return -_SLACK_SECONDS <= over <= GRACE_SECONDS + _SLACK_SECONDS

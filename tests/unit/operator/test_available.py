@@ -1,0 +1,159 @@
+"""``Available`` and ``UpToDate`` where pods fail, are refused, or stop a rollout."""
+
+import pytest
+
+
+def told(condition, found, kind):
+    entry = condition(found, kind)
+    return entry.status, entry.reason, entry.message
+
+
+def deployment(make_plan, living, endpoint, **status):
+    children = dict(living(make_plan(endpoint)).children)
+    key = ("Deployment", "smollm-workers")
+    children[key] = {**children[key], "status": {"observedGeneration": 1, **status}}
+    return children
+
+
+FAILURE = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
+# As kube-controller-manager 1.36 writes them (tests/integration has it write them).
+QUOTA = (
+    'pods "smollm-workers-7d-" is forbidden: exceeded quota: q, requested: pods=1, used: pods=0, '
+    "limited: pods=0"
+)
+SECURITY = (
+    'pods "smollm-workers-7d-x" is forbidden: violates PodSecurity "restricted:latest": privileged '
+    "(container "
+    '"main" must not set securityContext.privileged=true)'
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (QUOTA, "limited: pods=0. Raise the ResourceQuota, or ask for less."),
+        (SECURITY, "privileged=true). Mend worker.podTemplate, or have the namespace's Pod Security level"),
+        ('pods "x" is forbidden: error looking up service account a/b', "It is tried again."),
+    ],
+)
+def test_pods_that_may_not_be_made(make_endpoint, make_plan, living, make_status, condition, message, advice):
+    endpoint = make_endpoint(replicas=2)
+    failure = {**FAILURE, "message": message}
+    children = deployment(make_plan, living, endpoint, conditions=[failure], replicas=0, updatedReplicas=0)
+    status, reason, said = told(condition, make_status(endpoint, children=children), "Available")
+    assert (status, reason) == ("False", "PodCreationFailed")
+    assert said.startswith("0 of 2 replicas ready, 1 needed: pods cannot be created: pods ")
+    assert advice in said
+
+
+def test_a_quota_that_lets_some_in(make_endpoint, make_plan, living, make_status, make_pod, condition):
+    strategy = {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    endpoint = make_endpoint(replicas=2, strategy=strategy)
+    failure = {**FAILURE, "message": QUOTA}
+    children = deployment(make_plan, living, endpoint, conditions=[failure], replicas=1, updatedReplicas=1)
+    starting = make_pod("w-1", ready=False)
+    found = make_status(endpoint, starting, children=children)
+    assert told(condition, found, "Available")[1] == "PodCreationFailed"
+    stuck = make_pod("w-1", ready=False, reason="Evicted", phase="Failed")
+    found = make_status(endpoint, stuck, children=children)
+    assert told(condition, found, "Available")[1] == "PodCreationFailed"
+    assert "Before: pod w-1 failed on node node-1 (Evicted)" in condition(found, "Available").message
+
+
+def test_an_evicted_pod_and_the_one_in_its_place(
+    make_endpoint, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint()
+    gone = make_pod("w-1", ready=False, phase="Failed", reason="Evicted", message="low on resource: memory.")
+    after = make_worker("w-2", "Starting", settings=endpoint, said={"stage__name": "LoadingWeights"})
+    found = make_status(endpoint, gone, after)
+    status, reason, said = told(condition, found, "Available")
+    assert (status, reason) == ("False", "PodFailed")
+    assert "pod w-1 failed on node node-1 (Evicted): low on resource: memory. Ask for" in said
+    assert "In its place: pod w-2 is starting: LoadingWeights since" in said
+    assert (found.replicas, [worker.name for worker in found.workers]) == (1, ["w-2"])
+    well = make_status(endpoint, gone, make_worker("w-2", settings=endpoint))
+    assert told(condition, well, "Ready")[0] == "True", "history is no alarm"
+
+
+def with_hash(hash_, created):
+    return {
+        "labels": {"pod-template-hash": hash_},
+        "creationTimestamp": f"2026-01-01T{created}:00Z",
+    }
+
+
+def crash(message):
+    last = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    return {"started": False, "restartCount": 3, "state": waiting, "lastState": last}
+
+
+def test_a_new_revision_that_does_not_start_stops_the_rollout(
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=3)
+    children = deployment(make_plan, living, endpoint, replicas=3, updatedReplicas=1)
+    old = [make_worker(f"w-{i}", settings=endpoint, metadata=with_hash("old", "11:00")) for i in (1, 2)]
+    new = make_pod("w-3", ready=False, container=crash("ValueError: no"), metadata=with_hash("new", "11:30"))
+    found = make_status(endpoint, *old, new, children=children)
+    status, reason, said = told(condition, found, "UpToDate")
+    assert (status, reason) == ("False", "RolloutStopped")
+    assert said.startswith(
+        "1 of 3 replicas run the current revision, 2 of an older one left; the rollout waits, 2 of 3 "
+        "serve on: "
+        "pod w-3 ended with exit code 1 (3 restarts). It said: ValueError: no. See `kubectl logs w-3"
+    )
+    assert told(condition, found, "Available")[0] == "True"
+    assert told(condition, found, "Ready")[:2] == ("False", "RolloutStopped")
+    assert told(condition, found, "Reconciling")[0] == "False"
+
+
+def test_an_old_replica_that_fails_does_not_stop_it(
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
+):
+    """The Deployment's controller replaces the unready ones of the old revision first."""
+    endpoint = make_endpoint(replicas=3)
+    children = deployment(make_plan, living, endpoint, replicas=3, updatedReplicas=1)
+    old = make_pod("w-1", ready=False, container=crash("x"), metadata=with_hash("old", "11:00"))
+    fine = make_worker("w-2", settings=endpoint, metadata=with_hash("old", "11:00"))
+    new = make_worker("w-3", "Starting", settings=endpoint, metadata=with_hash("new", "11:30"))
+    found = make_status(endpoint, old, fine, new, children=children)
+    assert told(condition, found, "UpToDate")[1] == "RollingOut"
+    assert told(condition, found, "Reconciling")[0] == "True"
+
+
+@pytest.mark.parametrize("verdict", ["Stalled", "Failing", "Dead"])
+def test_a_new_replica_that_does_not_generate_stops_it(
+    make_endpoint, make_plan, living, make_status, make_worker, condition, verdict
+):
+    endpoint = make_endpoint(replicas=2)
+    children = deployment(make_plan, living, endpoint, replicas=2, updatedReplicas=1)
+    old = make_worker("w-1", settings=endpoint, metadata=with_hash("old", "11:00"))
+    new = make_worker(
+        "w-2",
+        verdict,
+        settings=endpoint,
+        metadata=with_hash("new", "11:30"),
+        said={"verdict__message": "why"},
+    )
+    found = make_status(endpoint, old, new, children=children)
+    assert told(condition, found, "UpToDate")[1] == "RolloutStopped"
+    assert "1 of 2 serve on: pod w-2 is not ready: why" in condition(found, "UpToDate").message
+    assert told(condition, found, "Available")[0] == "True"
+
+
+@pytest.mark.parametrize(
+    ("detail", "shown"),
+    [
+        ("model data: 123 of 2000000000 bytes, 4 objects", "(model data: 0 % of 2.0 GB, 4 objects)"),
+        ("model data: 1199999999 of 2000000000 bytes, 4 objects", "(model data: 50 % of 2.0 GB, 4 objects)"),
+        ("model data: 0 of 0 bytes, 0 objects", "(model data: 0 of 0 bytes, 0 objects)"),
+        ("team/model", "(team/model)"),
+    ],
+)
+def test_a_download_is_told_in_tenths(make_endpoint, make_status, make_worker, condition, detail, shown):
+    endpoint = make_endpoint()
+    said = {"stage__name": "Downloading", "stage__detail": detail}
+    found = make_status(endpoint, make_worker("w-1", "Starting", settings=endpoint, said=said))
+    assert f"is starting: Downloading {shown} since 11:50:00 UTC" in condition(found, "Available").message
