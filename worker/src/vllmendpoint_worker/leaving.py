@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 from .board import Clock
 
-__all__ = ["drained", "leave"]
+__all__ = ["drained", "leave", "tell_kubernetes"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def leave(code: int, why: str = "") -> NoReturn:
     """End the children and the process, at once. ``why``: one sentence, where the end is not asked for."""
     if why:
         logger.critical("%s", why)
-        _tell_kubernetes(why)
+        tell_kubernetes(why)
     _end_children()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
@@ -61,7 +61,8 @@ def _end_children() -> None:
             child.join(1.0)
 
 
-def _tell_kubernetes(why: str) -> None:
+def tell_kubernetes(why: str) -> None:
+    """Make ``why`` the container's termination message, where there is one."""
     if TERMINATION_LOG.exists():
         try:
             TERMINATION_LOG.write_text(why[:2048])

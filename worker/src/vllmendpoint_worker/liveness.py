@@ -9,6 +9,7 @@ from typing import Final
 from vllmendpoint_api import Mode, Verdict
 
 from .board import Board, Clock
+from .causes import ENGINE
 from .leaving import leave
 from .publish import Publisher
 from .verdict import stalled_for
@@ -38,7 +39,7 @@ class Liveness:
             if (prober := self._shown.prober) is not None and not self._shown.stopping:
                 if prober.state.verdict is Verdict.DEAD:
                     await asyncio.sleep(0.1)  # the watchers hear of it
-                    leave(EXIT_DEAD, "The engine is gone: vLLM reports EngineDeadError.")
+                    leave(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE.last()}")
                 stalled = stalled_for(prober.state, self._clock.monotonic())
                 if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
                     leave(

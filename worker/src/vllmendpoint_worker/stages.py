@@ -1,9 +1,8 @@
-"""Start-up stages, told by vLLM's child processes: their log lines never reach the parent.
+"""Start-up stages and errors, told by vLLM's child processes: their log lines never reach the parent.
 
 :func:`install` is vLLM's ``vllm.general_plugins`` entry point. vLLM runs it in every process it starts;
-there a logging handler sends the stages it recognises as datagrams to a unix socket, named in the
-environment, on which :class:`StageReceiver` listens in the worker. Standard library only, and inert outside
-our worker.
+there a logging handler sends the stages it recognises, and errors, as datagrams to a unix socket, named in
+the environment, on which :class:`StageReceiver` listens in the worker. Inert outside our worker.
 """
 
 import ctypes
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from vllmendpoint_api import Stage
+
+from .causes import ENGINE, sentence
 
 __all__ = ["ENV_STAGE_SOCKET", "PLUGINS", "StageReceiver", "install", "recognise"]
 
@@ -40,6 +41,9 @@ _PATTERNS: Final = (
     (Stage.ALLOCATING_CACHE, re.compile(r"KV cache size:|Available KV cache memory")),
 )
 _PR_SET_PDEATHSIG: Final = 1
+_ERROR: Final = b"!"
+"""First byte of a datagram that tells an error; a stage begins with a letter."""
+_DATAGRAM: Final = 8192
 
 
 def recognise(template: str) -> Stage | None:
@@ -70,7 +74,7 @@ def _die_with_parent() -> None:
 
 
 class _StageHandler(logging.Handler):
-    """One datagram a stage; the worker may be gone or slow, and logging must not care."""
+    """One datagram a stage or an exception; the worker may be gone or slow, and logging must not care."""
 
     def __init__(self, path: str) -> None:
         super().__init__(logging.INFO)
@@ -79,13 +83,22 @@ class _StageHandler(logging.Handler):
         self._socket.setblocking(False)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (stage := recognise(str(record.msg))) is not None:
-            with suppress(OSError):
-                self._socket.sendto(stage.value.encode(), self._path)
+        error = record.exc_info[1] if record.exc_info else None
+        if record.levelno >= logging.ERROR and error is not None:
+            self._send(_ERROR + sentence(error).encode(errors="replace"))
+        elif (stage := recognise(str(record.msg))) is not None:
+            self._send(stage.value.encode())
+
+    def _send(self, data: bytes) -> None:
+        with suppress(OSError):
+            self._socket.sendto(data[:_DATAGRAM], self._path)
 
 
 class StageReceiver:
-    """Listens on a private unix socket, on a daemon thread; ``on_stage`` is called there."""
+    """Listens on a private unix socket, on a daemon thread; ``on_stage`` is called there.
+
+    Errors go to :data:`vllmendpoint_worker.causes.ENGINE`.
+    """
 
     def __init__(self, on_stage: Callable[[Stage], None]) -> None:
         self._on_stage = on_stage
@@ -109,16 +122,27 @@ class StageReceiver:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(2.0)
+        self._socket.setblocking(False)
+        with suppress(OSError):  # what came last says why it ends
+            while True:
+                self._take(self._socket.recv(_DATAGRAM))
         self._socket.close()
         self._folder.cleanup()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                data = self._socket.recv(64)
+                data = self._socket.recv(_DATAGRAM)
             except TimeoutError:
                 continue
             except OSError:
                 return
-            with suppress(ValueError):  # not one of ours
-                self._on_stage(Stage(data.decode(errors="replace")))
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        text = data.decode(errors="replace")
+        if data.startswith(_ERROR):
+            ENGINE.heard(text[1:])
+            return
+        with suppress(ValueError):  # not one of ours
+            self._on_stage(Stage(text))

@@ -16,9 +16,10 @@ from typing import Final, NoReturn
 from vllmendpoint_api import Stage, names
 
 from .board import Board
+from .causes import ENGINE, download_failed
 from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
 from .configuration import Configuration
-from .leaving import leave
+from .leaving import leave, tell_kubernetes
 from .report_server import ReportServer
 from .sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
 
@@ -68,8 +69,15 @@ def start(argv: list[str]) -> NoReturn:
         ).run()
     except Exception as error:
         logger.exception("The worker failed")
-        code, why = 1, f"{type(error).__name__}: {error}"
+        code, why = 1, _cause(board, error)
     leave(code, why)
+
+
+def _cause(board: Board, error: Exception) -> str:
+    """The engine's own error, where ``error`` only says that there was one."""
+    stage = board.facts.stage
+    told = download_failed(stage.detail, error) if stage.name == Stage.DOWNLOADING else None
+    return told or ENGINE.behind(error)
 
 
 async def _configured(configuration: Configuration, board: Board) -> None:
@@ -90,7 +98,11 @@ def _end_on_signals(board: Board) -> None:
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         del frame
-        logger.info("Signal %d during the start: the worker ends", number)
+        stage = board.facts.stage
+        reached = f"{stage.name}, reached at {stage.since:%H:%M:%S} UTC"
+        logger.info("Signal %d during the start (%s): the worker ends", number, reached)
+        # The kubelet ends a worker whose start-up budget is used up; this is all that is left of it.
+        tell_kubernetes(f"It was ended in the stage {reached}.")
         board.stage(Stage.STOPPING)
         leave(0)
 
