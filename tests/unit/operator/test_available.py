@@ -157,3 +157,15 @@ def test_a_download_is_told_in_tenths(make_endpoint, make_status, make_worker, c
     said = {"stage__name": "Downloading", "stage__detail": detail}
     found = make_status(endpoint, make_worker("w-1", "Starting", settings=endpoint, said=said))
     assert f"is starting: Downloading {shown} since 11:50:00 UTC" in condition(found, "Available").message
+
+
+@pytest.mark.parametrize("verdict", ["Stalled", "Failing"])
+def test_observing_tells_and_does_not_gate(make_endpoint, make_status, make_worker, condition, verdict):
+    """Mode Observe: the worker stays ready whatever its probe finds; rollouts and traffic go on."""
+    endpoint = make_endpoint(replicas=2, healthCheck={"mode": "Observe"})
+    bad = make_worker("w-1", verdict, ready=True, settings=endpoint, said={"ready": True})
+    found = make_status(endpoint, bad, make_worker("w-2", settings=endpoint))
+    assert told(condition, found, "Available")[:2] == ("True", "Available")
+    assert told(condition, found, "UpToDate")[0] == "True"
+    assert told(condition, found, "Generating")[0] == "False"
+    assert (found.ready_replicas, found.generating_replicas) == (2, 1)

@@ -7,9 +7,9 @@ import pytest
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reason
 from vllmendpoint_operator.plan import PlanError
+from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.reports import Link
 from vllmendpoint_operator.status import invalid_status
-from vllmendpoint_operator.status.available import required
 
 
 def told(status) -> dict[str, tuple[str, str]]:

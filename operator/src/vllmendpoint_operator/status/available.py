@@ -1,10 +1,10 @@
 """``Available``: enough replicas are ready, and the frontend is up."""
 
-import math
 from typing import Any
 
 from vllmendpoint_api import FrontendMode, Reason
 from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.plan.frontend import frontend_name
 from vllmendpoint_operator.plan.workload import deployment_name
 
@@ -12,16 +12,7 @@ from .cause import one_line
 from .conditions import Finding, false, true
 from .why import Cause, why, worst
 
-__all__ = ["available", "not_created", "required"]
-
-
-def required(replicas: int, max_unavailable: int | str) -> int:
-    """Ready replicas needed: at least one, whatever the strategy allows to be down."""
-    if isinstance(max_unavailable, str) and max_unavailable.endswith("%"):
-        down = math.floor(replicas * int(max_unavailable[:-1]) / 100)
-    else:
-        down = int(max_unavailable)
-    return max(1, replicas - down)
+__all__ = ["available", "not_created"]
 
 
 def available(endpoint: Endpoint, observed: Observed) -> Finding:

@@ -1,0 +1,39 @@
+"""The PodDisruptionBudget: no drain takes the last replica, and none is blocked for ever."""
+
+import pytest
+
+
+def budget(planned):
+    found = [child for child in planned.children if child["kind"] == "PodDisruptionBudget"]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_none_for_fewer_than_two(make_endpoint, make_plan, replicas):
+    assert budget(make_plan(make_endpoint(replicas=replicas))) is None
+
+
+@pytest.mark.parametrize(
+    ("replicas", "max_unavailable", "allowed"),
+    [(2, 1, 1), (5, 2, 2), (4, "50%", 2), (5, "50%", 2), (3, "10%", 1), (3, 0, 1), (3, "100%", 2), (2, 7, 1)],
+)
+def test_what_may_be_down(make_endpoint, make_plan, replicas, max_unavailable, allowed):
+    rolling = {"maxUnavailable": max_unavailable, "maxSurge": 1}
+    endpoint = make_endpoint(replicas=replicas, strategy={"rollingUpdate": rolling})
+    found = budget(make_plan(endpoint))
+    assert found["metadata"]["name"] == "smollm-workers"
+    assert found["metadata"]["ownerReferences"][0]["controller"]
+    assert found["spec"] == {
+        "maxUnavailable": allowed,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": endpoint.selector("worker")},
+    }
+
+
+def test_it_goes_when_one_is_left(make_endpoint, make_plan, living):
+    observed = living(make_plan(make_endpoint(replicas=3)))
+    one = make_plan(make_endpoint(replicas=1), observed)
+    assert budget(one) is None
+    assert [obj["kind"] for obj in one.prune] == ["PodDisruptionBudget"]
+    assert make_plan(make_endpoint(replicas=3), observed).prune == ()
