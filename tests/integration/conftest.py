@@ -35,6 +35,7 @@ PATHS = {
     "ControllerRevision": "/apis/apps/v1/namespaces/{}/controllerrevisions",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
     **{
         kind: f"/api/v1/namespaces/{{}}/{kind.lower()}s"
@@ -46,8 +47,10 @@ MANAGED = (
     "ServiceAccount",
     "RoleBinding",
     "ConfigMap",
+    "PersistentVolumeClaim",
     "NetworkPolicy",
     "Service",
+    "PodDisruptionBudget",
     "Deployment",
 )
 

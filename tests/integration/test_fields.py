@@ -22,6 +22,28 @@ REFUSED = [
         {"model": TOKEN, "worker": {"env": [{"name": "HF_TOKEN", "value": "x"}]}},
         "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
     ),
+    ({"cache": {"volumeClaimTemplate": {}}}, "spec.cache.volumeClaimTemplate.size: Required value"),
+    ({"cache": {"volumeClaimTemplate": {"size": "0Gi"}}}, "size: must be greater than 0"),
+    ({"cache": {"volumeClaimTemplate": {"size": "lots"}}}, "spec.cache.volumeClaimTemplate.size"),
+    (
+        {"cache": {"volumeClaimTemplate": {"size": 1, "accessModes": ["ReadOnlyMany"]}}},
+        'supported values: "ReadWriteOnce"',
+    ),
+    (
+        {"cache": {"volumeClaimTemplate": {"size": 1}, "emptyDir": {}}},
+        "cache: volumeClaimTemplate is set beside persistentVolumeClaim or emptyDir; set one of them",
+    ),
+    (
+        {"cache": {"volumeClaimTemplate": {"size": 1}}, "replicas": 2},
+        "a ReadWriteOnce volume is for one pod at a time: set accessModes to [ReadWriteMany], or replicas",
+    ),
+    (
+        {
+            "cache": {"volumeClaimTemplate": {"size": 1, "accessModes": ["ReadWriteOncePod"]}},
+            "strategy": {"rollingUpdate": {"maxSurge": 1}},
+        },
+        "or replicas to at most 1 and maxSurge to 0",
+    ),
     ({"model": {**MODEL, "tokenSecretRef": {}}}, "spec.model.tokenSecretRef.name: Required value"),
 ]
 
@@ -32,7 +54,18 @@ def test_refused_with_a_sentence(api, spec, told):
 
 
 @pytest.mark.parametrize(
-    "spec", [{"model": TOKEN}, {"model": TOKEN, "worker": {"env": [{"name": "A", "value": "x"}]}}]
+    "spec",
+    [
+        {"model": TOKEN},
+        {"model": TOKEN, "worker": {"env": [{"name": "A", "value": "x"}]}},
+        {"cache": {"volumeClaimTemplate": {"size": "9Gi"}}},
+        {"cache": {"volumeClaimTemplate": {"size": "1.5Gi", "storageClassName": ""}}, "replicas": 0},
+        {"cache": {"volumeClaimTemplate": {"size": "1e9", "accessModes": ["ReadWriteMany"]}}, "replicas": 9},
+        {
+            "cache": {"volumeClaimTemplate": {"size": 1}},
+            "strategy": {"rollingUpdate": {"maxUnavailable": "50%", "maxSurge": "0%"}},
+        },
+    ],
 )
 def test_accepted(api, spec):
     assert "created (server dry run)" in refusal(api, **spec)
@@ -83,3 +116,99 @@ def test_a_named_service_account(shared, space, api, until):
     until(lambda: endpoint.child("ServiceAccount", "-workers") is None, "the account that was made is gone")
     assert endpoint.child("ServiceAccount", "-frontend")
     assert api.get("ServiceAccount", "shared", account)["metadata"].get("ownerReferences") is None
+
+
+def claim_of(endpoint):
+    return endpoint.child("PersistentVolumeClaim", "-cache")
+
+
+def edited(endpoint, **template):
+    """What kubectl says to a change of the claim's template."""
+    try:
+        endpoint.patch(spec={"cache": {"volumeClaimTemplate": template}})
+    except LookupError as refused:
+        return str(refused)
+    return ""
+
+
+def test_a_claim_of_the_endpoints_own(shared, space, api, until):
+    endpoint = space().create(cache={"volumeClaimTemplate": {"size": "1Gi", "storageClassName": "none"}})
+    claim = until(lambda: claim_of(endpoint), "the claim")
+    (owner,) = claim["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["controller"]) == ("VLLMEndpoint", endpoint.name, True)
+    (pod,) = until(endpoint.pods, "its pod")
+    assert {"name": "cache", "persistentVolumeClaim": {"claimName": f"{endpoint.name}-cache"}} in pod["spec"][
+        "volumes"
+    ]
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    # What admission sees.
+    assert "a volume cannot shrink; give at least its size" in edited(endpoint, size="500Mi")
+    assert "of a claim cannot be changed" in edited(endpoint, storageClassName="other")
+    assert "of a claim cannot be changed" in edited(endpoint, accessModes=["ReadWriteMany"])
+    assert "is for one pod at a time" in api.kubectl(
+        "scale", "-n", "shared", "vep", endpoint.name, "--replicas=2", check=False
+    )
+    # What only the API server knows: this claim is not bound, and its class does not let it grow.
+    assert not edited(endpoint, size="2Gi")
+    refused = endpoint.until("Accepted", "False", "InvalidSpec")
+    said = "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim"
+    assert refused["message"].startswith(f"{said} {endpoint.name}-cache: ")
+    assert "\n" not in refused["message"]
+    assert endpoint.condition("Stalled")["status"] == "True"
+    assert endpoint.condition("Available")["status"] == "True", "what runs goes on"
+    # Taken out, it goes with the last pod that may mount it.
+    endpoint.patch(spec={"cache": None})
+    endpoint.until("Accepted", "True")
+    until(
+        lambda: all(p["metadata"]["uid"] != pod["metadata"]["uid"] for p in endpoint.pods()), "new pods", 60
+    )
+    until(lambda: claim_of(endpoint) is None, "the claim is pruned")
+
+
+def test_a_claim_goes_with_its_endpoint(shared, space, api, until):
+    endpoint = space().create(cache={"volumeClaimTemplate": {"size": "1Gi"}})
+    until(lambda: claim_of(endpoint), "the claim")
+    api.delete("VLLMEndpoint", "shared", endpoint.name)
+    until(lambda: claim_of(endpoint) is None, "the claim is collected", 60)
+
+
+def test_paused_changes_nothing_until_it_is_not(shared, space, api, until):
+    endpoint = space().create()
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    endpoint.patch(spec={"paused": True})
+    endpoint.until("UpToDate", "False", "Paused")
+    endpoint.until("Ready", "False", "Paused")
+    assert endpoint.condition("Reconciling")["status"] == "False"
+    assert endpoint.condition("Generating")["status"] == "True"
+    mark = api.mark()
+    before = endpoint.child("Deployment", "-workers")
+    endpoint.patch(spec={"replicas": 2, "engine": {"args": ["--seed", "1"]}, "frontend": {"mode": "None"}})
+    api.delete("Service", "shared", f"{endpoint.name}-workers")
+    until(lambda: endpoint.get()["status"]["observedGeneration"] == 3, "the status follows")
+    # What stands is still looked at.
+    endpoint.play(endpoint.pods()[0], ready=False)
+    endpoint.until("Available", "False")
+    written = {w for w in api.writes(mark, namespace="shared") if endpoint.name in w}
+    assert written <= {f"patch vllmendpoints {endpoint.name}"}
+    after = endpoint.child("Deployment", "-workers")
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    endpoint.patch(spec={"paused": False})
+    until(lambda: endpoint.child("Service", "-workers"), "what was deleted comes back")
+    until(lambda: endpoint.child("Deployment", "-frontend") is None, "what is over goes")
+    until(lambda: len(endpoint.pods()) == 2, "both changes are taken up")
+    endpoint.until("UpToDate", "False", "RollingOut")
+
+
+def test_paused_from_the_start_and_deleted(shared, space, api, until):
+    endpoint = space().create(paused=True)
+    paused = endpoint.until("Available", "False", "Paused")
+    assert "the Deployment was last asked for 0, and spec.paused is true" in paused["message"]
+    assert endpoint.owned() == []
+    endpoint.patch(spec={"paused": False})
+    until(endpoint.pods, "pods")
+    endpoint.patch(spec={"paused": True})
+    endpoint.until("UpToDate", "False", "Paused")
+    api.delete("VLLMEndpoint", "shared", endpoint.name)
+    until(lambda: not endpoint.pods() and endpoint.child("Service") is None, "all is collected", 60)

@@ -324,7 +324,7 @@ def test_operator_may_what_it_does_and_no_more(values: Object, kind: str, roles:
     role = one(template(values), kind, NAME)
     expected = {
         **{resource(child): CHILD for child in kinds.MANAGED},
-        **{resource(seen): WATCHED for seen in (kinds.ENDPOINT, kinds.REPLICA_SET, kinds.CLAIM)},
+        **{resource(seen): WATCHED for seen in (kinds.ENDPOINT, kinds.REPLICA_SET)},
         resource(kinds.POD): {*WATCHED, "patch"},
         resource(kinds.EVENT): {"create"},
         resource(kinds.ENDPOINT, "/status"): {"patch"},

@@ -67,13 +67,16 @@ imagePullSecrets:
   verbs: [update]
 # The children: watched, looked up before they are made, applied (patch, and create of a new one), pruned.
 - apiGroups: [""]
-  resources: [configmaps, serviceaccounts, services]
+  resources: [configmaps, persistentvolumeclaims, serviceaccounts, services]
   verbs: {{ $child }}
 - apiGroups: [apps]
   resources: [controllerrevisions, deployments]
   verbs: {{ $child }}
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
+  verbs: {{ $child }}
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
   verbs: {{ $child }}
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [rolebindings]
@@ -89,9 +92,6 @@ imagePullSecrets:
   verbs: [list, watch, patch]
 - apiGroups: [apps]
   resources: [replicasets]
-  verbs: [list, watch]
-- apiGroups: [""]
-  resources: [persistentvolumeclaims]
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]

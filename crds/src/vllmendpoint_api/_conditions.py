@@ -97,6 +97,7 @@ class Reason(StrEnum):
     PROBING_DISABLED = "ProbingDisabled"
     NO_WORKERS = "NoWorkers"
     # UpToDate, Reconciling
+    PAUSED = "Paused"
     ROLLING_OUT = "RollingOut"
     ROLLOUT_STOPPED = "RolloutStopped"
     """A new replica does not become ready: the older ones serve on."""
@@ -134,6 +135,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
     Condition.AVAILABLE: (
         Reason.AVAILABLE,
         Reason.SCALED_TO_ZERO,
+        Reason.PAUSED,
         Reason.UNSCHEDULABLE,
         Reason.INSUFFICIENT_GPU,
         Reason.CLAIM_NOT_BOUND,
@@ -164,9 +166,9 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.PROBING_DISABLED,
         Reason.NO_WORKERS,
     ),
-    Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.ROLLING_OUT, Reason.ROLLOUT_STOPPED),
+    Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.PAUSED, Reason.ROLLING_OUT, Reason.ROLLOUT_STOPPED),
     Condition.READY: (Reason.READY, Reason.SCALED_TO_ZERO),
-    Condition.RECONCILING: (Reason.SETTLED, Reason.ROLLING_OUT),
+    Condition.RECONCILING: (Reason.SETTLED, Reason.PAUSED, Reason.ROLLING_OUT),
     Condition.STALLED: (Reason.SETTLED,),
 }
 """What each condition may say. ``Ready`` and ``Stalled`` also take over the reason of another."""

@@ -13,6 +13,7 @@ from ._health import Level, Mode, ModelType
 from ._owned import OWNED_ENGINE_ARGS, OWNED_ENV, OWNED_ENV_PREFIX
 
 __all__ = [
+    "AccessMode",
     "Cache",
     "ConfigMapKeyRef",
     "EmptyDir",
@@ -34,6 +35,7 @@ __all__ = [
     "Strategy",
     "TokenKeyRef",
     "VLLMEndpointSpec",
+    "VolumeClaimTemplate",
     "Worker",
 ]
 
@@ -300,6 +302,52 @@ class PersistentVolumeClaim(Contract):
     claim_name: Annotated[Name, Field(description="Name of the claim.")]
 
 
+class AccessMode(StrEnum):
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+    READ_WRITE_MANY = "ReadWriteMany"
+
+
+class VolumeClaimTemplate(Contract):
+    """A claim that is made for the endpoint, and goes with it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            {
+                "rule": "quantity(string(self.size)).isGreaterThan(quantity('0'))",
+                "message": "cache.volumeClaimTemplate.size: must be greater than 0",
+            },
+            {
+                "rule": "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+                "message": "cache.volumeClaimTemplate.size: a volume cannot shrink; give at least its size",
+            },
+            {
+                "rule": "self.?storageClassName == oldSelf.?storageClassName && "
+                "self.?accessModes == oldSelf.?accessModes",
+                "message": "cache.volumeClaimTemplate: storageClassName and accessModes of a claim cannot be "
+                "changed; make another claim, and name it in cache.persistentVolumeClaim",
+            },
+        )
+    )
+    size: Annotated[
+        Quantity, Field(description="Size of the volume. It may grow, where its class allows it.")
+    ]
+    storage_class_name: Annotated[
+        str | None,
+        Field(max_length=253, description="Storage class. Default: the cluster's default class."),
+    ] = None
+    access_modes: Annotated[
+        tuple[AccessMode, ...],
+        Field(
+            min_length=1,
+            max_length=3,
+            description="Access modes. Default: ReadWriteOnce, which takes one replica; more need "
+            "ReadWriteMany.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = (AccessMode.READ_WRITE_ONCE,)
+
+
 class EmptyDir(Contract):
     """A directory that lives as long as the pod."""
 
@@ -314,11 +362,21 @@ class Cache(Contract):
             {
                 "rule": "!(has(self.persistentVolumeClaim) && has(self.emptyDir))",
                 "message": "cache: set one of persistentVolumeClaim and emptyDir, not both",
-            }
+            },
+            {
+                "rule": "!has(self.volumeClaimTemplate) || "
+                "!(has(self.persistentVolumeClaim) || has(self.emptyDir))",
+                "message": "cache: volumeClaimTemplate is set beside persistentVolumeClaim or emptyDir; "
+                "set one of them",
+            },
         )
     )
     persistent_volume_claim: Annotated[
         PersistentVolumeClaim | None, Field(description="An existing claim, shared by the replicas.")
+    ] = None
+    volume_claim_template: Annotated[
+        VolumeClaimTemplate | None,
+        Field(description="A claim that is made for the endpoint, shared by the replicas; it goes with it."),
     ] = None
     empty_dir: Annotated[EmptyDir | None, Field(description="A directory of the pod's own.")] = None
 
@@ -518,6 +576,16 @@ class VLLMEndpointSpec(Contract):
                 "!self.worker.env.exists(item, item.name == 'HF_TOKEN')",
                 "message": "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
             },
+            {
+                "rule": "!has(self.cache) || !has(self.cache.volumeClaimTemplate) || "
+                "(has(self.cache.volumeClaimTemplate.accessModes) && "
+                "'ReadWriteMany' in self.cache.volumeClaimTemplate.accessModes) || "
+                "(self.replicas <= 1 && (!has(self.strategy) || !has(self.strategy.rollingUpdate) || "
+                "string(self.strategy.rollingUpdate.maxSurge) in ['0', '0%']))",
+                "message": "cache.volumeClaimTemplate: a ReadWriteOnce volume is for one pod at a time: set "
+                "accessModes to [ReadWriteMany], or replicas to at most 1 and maxSurge to 0 (where all pods "
+                "run on one node, make the claim yourself and name it in cache.persistentVolumeClaim)",
+            },
         )
     )
     model: Annotated[Model, Field(description="What to serve.")]
@@ -537,3 +605,10 @@ class VLLMEndpointSpec(Contract):
         Frontend, Field(description="The OpenAI-compatible HTTP server in front of the workers.")
     ] = Frontend()
     strategy: Annotated[Strategy, Field(description="How workers are replaced.")] = Strategy()
+    paused: Annotated[
+        bool,
+        Field(
+            description="While true, nothing of the endpoint's is made, changed or deleted; its status is "
+            "still reported. Default: false."
+        ),
+    ] = False

@@ -13,7 +13,7 @@ from vllmendpoint_api import Reason, names
 
 from .cache import Cache
 from .errors import Conflict, NotFound, PlanError, Rejected
-from .kinds import CONTROLLER_REVISION, DEPLOYMENT, ENDPOINT, POD, Kind, by_name
+from .kinds import CLAIM, CONTROLLER_REVISION, DEPLOYMENT, ENDPOINT, POD, Kind, by_name
 from .kube import Kube, Object
 from .model import Endpoint
 from .plan import Plan
@@ -85,6 +85,13 @@ async def _apply(kube: Kube, kind: Kind, desired: Object, live: Object | None) -
         applied = await kube.apply(kind, body)
     except Rejected as error:
         name = f"{desired['kind']} {desired['metadata']['name']}"
+        if kind is CLAIM:
+            # The first line: a difference of the two in Go's own notation follows.
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                f"cache.volumeClaimTemplate: the API server refuses the {name}: "
+                f"{error.message.partition(chr(10))[0]}",
+            ) from error
         reason = (
             Reason.INVALID_POD_TEMPLATE if kind in (DEPLOYMENT, CONTROLLER_REVISION) else Reason.INVALID_SPEC
         )

@@ -23,7 +23,9 @@ __all__ = ["Transition", "event", "handlers_changed", "transitions"]
 
 _PARTS: Final = READY_PARTS[:-1]
 """A rollout's steps are the Deployment's own Events."""
-_ON_THE_WAY: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS})
+_ON_THE_WAY: Final = frozenset(
+    {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ __all__ = [
     "MANAGED",
     "NETWORK_POLICY",
     "POD",
+    "POD_DISRUPTION_BUDGET",
     "REPLICA_SET",
     "ROLE_BINDING",
     "SERVICE",
@@ -61,6 +62,7 @@ DEPLOYMENT: Final = Kind("apps", "v1", "Deployment", "deployments")
 REPLICA_SET: Final = Kind("apps", "v1", "ReplicaSet", "replicasets")
 CONTROLLER_REVISION: Final = Kind("apps", "v1", "ControllerRevision", "controllerrevisions")
 NETWORK_POLICY: Final = Kind("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
+POD_DISRUPTION_BUDGET: Final = Kind("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
 ROLE_BINDING: Final = Kind("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings")
 LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases")
 
@@ -69,8 +71,10 @@ MANAGED: Final = (
     SERVICE_ACCOUNT,
     ROLE_BINDING,
     CONFIG_MAP,
+    CLAIM,
     NETWORK_POLICY,
     SERVICE,
+    POD_DISRUPTION_BUDGET,
     DEPLOYMENT,
 )
 """What the operator makes, in the order in which it is applied: the pinned rendering first (it is

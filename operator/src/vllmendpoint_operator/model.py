@@ -137,6 +137,8 @@ class Observed:
     """Those that the spec refers to and that exist."""
     settings_in_use: frozenset[str] = frozenset()
     """Names of ConfigMaps that a pod, or a ReplicaSet that may still make pods, mounts."""
+    claims_in_use: frozenset[str] = frozenset()
+    """Names of PersistentVolumeClaims that such a one mounts."""
     accounts_in_use: frozenset[str] = frozenset()
     """ServiceAccounts of worker pods, and of ReplicaSets that may still make such pods."""
 

@@ -74,7 +74,8 @@ class Observer:
                 for name in claim_references(endpoint.spec)
                 if self._cache.reference(CLAIM, namespace).get((namespace, name)) is not None
             ),
-            settings_in_use=frozenset(_mounted(pods, replica_sets)),
+            settings_in_use=frozenset(_mounted(pods, replica_sets, "configMap", "name")),
+            claims_in_use=frozenset(_mounted(pods, replica_sets, "persistentVolumeClaim", "claimName")),
             accounts_in_use=frozenset(_accounts(workers, replica_sets)),
         )
 
@@ -142,12 +143,13 @@ def _accounts(workers: Iterable[Object], replica_sets: Iterable[Object]) -> set[
     return {str(spec["serviceAccountName"]) for spec in specs if spec.get("serviceAccountName")}
 
 
-def _mounted(pods: Iterable[Object], replica_sets: Iterable[Object]) -> set[str]:
+def _mounted(pods: Iterable[Object], replica_sets: Iterable[Object], source: str, name: str) -> set[str]:
+    """Names under ``volumes[].<source>.<name>``."""
     specs = [pod.get("spec") or {} for pod in pods]
     specs += [item["spec"]["template"]["spec"] for item in replica_sets if item["spec"]["replicas"]]
     return {
-        volume["configMap"]["name"]
+        volume[source][name]
         for spec in specs
         for volume in spec.get("volumes") or []
-        if "name" in (volume.get("configMap") or {})
+        if name in (volume.get(source) or {})
     }

@@ -128,11 +128,16 @@ class Reconciler:
         problem: PlanError | None = None
         try:
             planned = plan(endpoint, observed, self._options)
-            done = await apply_plan(
-                self._kube, self._cache, endpoint, planned, lambda: self._endpoints.wants(key, endpoint.uid)
-            )
-            if done.writes:
-                observed = await self._observer.observe(endpoint)
+            if not spec.paused:
+                done = await apply_plan(
+                    self._kube,
+                    self._cache,
+                    endpoint,
+                    planned,
+                    lambda: self._endpoints.wants(key, endpoint.uid),
+                )
+                if done.writes:
+                    observed = await self._observer.observe(endpoint)
         except PlanError as error:
             problem = error
         except NamespaceGoing:
@@ -174,12 +179,7 @@ class Reconciler:
         for transition in [*changed, *transitions(before, new.conditions)]:
             if not self._endpoints.wants(endpoint.key, endpoint.uid):
                 return
-            log.info(
-                "%s: %s",
-                transition.reason,
-                transition.message,
-                extra={"endpoint": f"{endpoint.namespace}/{endpoint.name}"},
-            )
+            log.info("%s: %s", transition.reason, transition.message)
             try:
                 await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
             except KubeError as error:

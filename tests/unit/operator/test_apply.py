@@ -8,7 +8,7 @@ from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.apply import apply_plan, differs
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
-from vllmendpoint_operator.kinds import ENDPOINT, MANAGED, by_name
+from vllmendpoint_operator.kinds import CLAIM, ENDPOINT, MANAGED, by_name
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def put(kube, cache):
 
 
 async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_plan):
-    endpoint = make_endpoint()
+    endpoint = make_endpoint(replicas=2)
     planned = make_plan(endpoint)
     assert (await apply_plan(kube, cache, endpoint, planned)).writes == len(planned.children)
     assert (await apply_plan(kube, cache, endpoint, planned)).writes == 0
-    assert {kind for _, kind, _ in kube.writes} == {kind.kind for kind in MANAGED}
+    assert {kind for _, kind, _ in kube.writes} == {kind.kind for kind in MANAGED if kind is not CLAIM}
 
 
 @pytest.mark.parametrize(
@@ -218,6 +218,18 @@ async def test_a_refusal_of_the_api_server_is_told(kube, cache, make_endpoint, m
     assert refused.value.reason is reason
     assert "the API server refuses the" in refused.value.message
     assert "spec.x: must be y" in refused.value.message
+
+
+async def test_a_claim_that_cannot_be_changed_so_is_told_in_a_line(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
+    kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable\n  core.Spec{\n")
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert refused.value.reason is Reason.INVALID_SPEC
+    assert refused.value.message == (
+        "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim smollm-cache: "
+        "spec: Forbidden: immutable"
+    )
 
 
 async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, make_plan):

@@ -60,6 +60,7 @@ def test_rollout_annotation_renders_anew_and_restarts(make_endpoint, make_plan, 
         {"healthCheck": {"level": "Comprehensive"}},
         {"strategy": {"rollingUpdate": {"maxSurge": 1}}},
         {"frontend": {"replicas": 4}},
+        {"paused": True},
     ],
 )
 def test_hot_changes_touch_no_template(make_endpoint, make_plan, living, templates, change):

@@ -126,3 +126,14 @@ async def test_a_spec_of_another_version_is_told(world):
     assert "novelty" in accepted["message"]
     assert "the operator and the CRD to the same version" in accepted["message"]
     assert api.events == ["InvalidSpec"]
+
+
+async def test_paused_applies_nothing_and_reports(world):
+    api, endpoints, _, reconciler = world
+    endpoints.put(endpoint(paused=True))
+    assert await reconciler.reconcile(KEY) is None
+    assert api.version == 11, "the status, and nothing else"
+    conditions = {c["type"]: c for c in api.status["status"]["conditions"]}
+    assert (conditions["UpToDate"]["status"], conditions["UpToDate"]["reason"]) == ("False", "Paused")
+    assert conditions["Reconciling"]["status"] == conditions["Stalled"]["status"] == "False"
+    assert "revision" not in api.status["status"], "no revision is in force"

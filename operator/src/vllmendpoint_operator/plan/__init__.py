@@ -16,7 +16,7 @@ from vllmendpoint_api import (
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
 
-from . import access, configuration, frontend, network, workload
+from . import access, caching, configuration, disruption, frontend, network, workload
 from .options import Options
 from .revision import HISTORY, pinned, revisions
 
@@ -24,7 +24,16 @@ __all__ = ["Options", "Plan", "PlanError", "invocations_url", "plan", "url", "wo
 
 worker_settings = configuration.worker_settings
 
-_PRUNED: Final = ("ConfigMap", "ServiceAccount", "RoleBinding", "NetworkPolicy", "Service", "Deployment")
+_PRUNED: Final = (
+    "ConfigMap",
+    "PersistentVolumeClaim",
+    "ServiceAccount",
+    "RoleBinding",
+    "NetworkPolicy",
+    "Service",
+    "PodDisruptionBudget",
+    "Deployment",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,10 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
         *access.accounts(endpoint, observed, options),
         configuration.settings_map(endpoint, settings, script),
         *([] if text is None else [configuration.config_map(endpoint, text)]),
+        *caching.cache_claims(endpoint),
         *network.network_policies(endpoint, options),
         *network.services(endpoint),
+        *disruption.budgets(endpoint),
         workload.deployment(endpoint, revision.data["worker"]),
     ]
     if frontend.managed(endpoint):
@@ -140,8 +151,9 @@ def _prune(children: tuple[dict[str, Any], ...], observed: Observed) -> tuple[di
         for (kind, name), obj in observed.children.items()
         if kind in _PRUNED
         and (kind, name) not in wanted
-        # Old pods keep their config whatever happens, so that an evicted one can come back.
+        # Old pods keep what they mount whatever happens, so that an evicted one can come back.
         and not (kind == "ConfigMap" and name in observed.settings_in_use)
+        and not (kind == "PersistentVolumeClaim" and name in observed.claims_in_use)
     ]
     history = [
         obj for obj in revisions(observed) if ("ControllerRevision", obj["metadata"]["name"]) not in wanted

@@ -104,10 +104,12 @@ def _inputs(endpoint: Endpoint, config: str | None) -> str:
     Without defaults: a field that a later version adds must not change the digest of what stands.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    for hot in ("replicas", "healthCheck", "strategy"):
+    for hot in ("replicas", "healthCheck", "strategy", "paused"):
         spec.pop(hot, None)
     for section, hot in (("engine", "config"), ("frontend", "replicas")):
         rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}
         if rest:
             spec[section] = rest
+    if "volumeClaimTemplate" in spec.get("cache", {}):
+        spec["cache"]["volumeClaimTemplate"] = {}  # the claim may grow below the pods
     return digest([spec, config, endpoint.rollout])

@@ -3,10 +3,11 @@
 import math
 from typing import Any, Final
 
-from vllmendpoint_api import Cache, ModelType, Reason, Worker, names
+from vllmendpoint_api import ModelType, Reason, Worker, names
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint
 
+from .caching import cache_volume
 from .configuration import settings_name
 from .options import Options
 from .pods import (
@@ -53,7 +54,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         {"name": "settings", "configMap": {"name": settings_name(endpoint)}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(worker.shared_memory_size)}},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", **_cache(spec.cache)},
+        {"name": "cache", **cache_volume(endpoint)},
     ]
     mounts: list[dict[str, Any]] = [
         {"name": "settings", "mountPath": names.SETTINGS_DIR, "readOnly": True},
@@ -201,11 +202,3 @@ def _artifacts_path(worker: Worker) -> str:
             "model.artifactsUri is fetched to a volume that is mounted there",
         )
     return str(theirs.value)
-
-
-def _cache(cache: Cache | None) -> dict[str, Any]:
-    if cache is not None and cache.persistent_volume_claim is not None:
-        return {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim.claim_name}}
-    if cache is not None and cache.empty_dir is not None and cache.empty_dir.size_limit is not None:
-        return {"emptyDir": {"sizeLimit": str(cache.empty_dir.size_limit)}}
-    return {"emptyDir": {}}

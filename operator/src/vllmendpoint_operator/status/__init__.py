@@ -22,6 +22,7 @@ from .available import available
 from .conditions import Finding, entries, false, true, unknown
 from .configuration import configuration_resolved
 from .generating import generating
+from .paused import paused
 from .ready import ready, reconciling, stalled
 from .refusals import accepted, resolved_refs
 from .up_to_date import up_to_date, updated_replicas
@@ -49,6 +50,8 @@ def status(
         if problem is not None
         else up_to_date(endpoint, observed),
     }
+    if spec.paused:
+        findings |= paused(endpoint, observed, findings)
     findings |= {
         Condition.READY: ready(findings),
         Condition.RECONCILING: reconciling(findings),
@@ -66,7 +69,12 @@ def status(
         model_name=endpoint.model_name,
         url=url(endpoint),
         invocations_url=invocations_url(endpoint),
-        revision=plan.revision if plan is not None else before.revision if before else None,
+        # What is in force: while paused, that is not what the plan would make.
+        revision=plan.revision
+        if plan is not None and not spec.paused
+        else before.revision
+        if before
+        else None,
         health_check=_health_check(report) or (before.health_check if before else None),
         handlers=_handlers(report) or (before.handlers if before else None),
         workers=told,

@@ -54,6 +54,8 @@ def stalled(parts: Mapping[Condition, Finding]) -> Finding:
 def reconciling(parts: Mapping[Condition, Finding]) -> Finding:
     if stalled(parts).holds:
         return false(Reason.SETTLED, "Nothing goes on by itself.")
+    if parts[Condition.UP_TO_DATE].reason is Reason.PAUSED:
+        return false(Reason.PAUSED, "Nothing is changed while spec.paused is true.")
     for part in READY_PARTS:
         finding = parts[part]
         if not finding.holds and finding.reason in _WORKING:

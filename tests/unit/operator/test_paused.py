@@ -1,0 +1,55 @@
+"""A paused endpoint: what is, is told; what would be, is not."""
+
+from dataclasses import replace
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.model import Observed
+from vllmendpoint_operator.status import status
+
+
+def test_one_that_serves_goes_on_and_says_that_nothing_changes(
+    make_endpoint, make_plan, living, make_worker, condition
+):
+    running = make_endpoint()
+    first = make_plan(running)
+    observed = living(first, pods=[make_worker(settings=running)])
+    before = status(running, observed, first, None)
+    assert condition(before, "Ready").status == "True"
+    held = replace(make_endpoint(paused=True, engine={"args": ["--seed", "1"]}), status=before, generation=2)
+    found = status(held, observed, make_plan(held, observed), None)
+    assert condition(found, "Available").status == condition(found, "Generating").status == "True"
+    for kind, said in (("UpToDate", "False"), ("Ready", "False"), ("Reconciling", "False")):
+        assert (condition(found, kind).status, condition(found, kind).reason) == (said, "Paused"), kind
+    assert condition(found, "Stalled").status == "False"
+    assert found.revision == before.revision, "the new one is not in force"
+    assert found.observed_generation == 2
+
+
+@pytest.mark.parametrize(
+    ("replicas", "made", "reason"),
+    [(1, None, "Paused"), (3, 1, "Paused"), (2, 2, "Starting"), (0, None, "ScaledToZero")],
+)
+def test_pods_that_are_not_made_since_it_is_paused(
+    make_endpoint, make_plan, living, condition, noon, replicas, made, reason
+):
+    endpoint = make_endpoint(paused=True, replicas=replicas)
+    observed = Observed(now=noon) if made is None else living(make_plan(make_endpoint(replicas=made)))
+    found = condition(status(endpoint, observed, make_plan(endpoint), None), "Available")
+    assert found.reason == reason
+    if reason == "Paused":
+        assert f"0 of {replicas} replicas ready" in found.message
+        assert f"last asked for {made or 0}, and spec.paused is true" in found.message
+
+
+def test_a_spec_that_is_refused_is_told_while_paused(make_endpoint, condition, noon):
+    problem = PlanError(Reason.INVALID_SPEC, "engine.args: no")
+    found = status(make_endpoint(paused=True), Observed(now=noon), None, problem)
+    assert (condition(found, "Accepted").reason, condition(found, "UpToDate").reason) == (
+        "InvalidSpec",
+        "Paused",
+    )
+    assert condition(found, "Ready").reason == "InvalidSpec"
+    assert condition(found, "Reconciling").status == "False"
