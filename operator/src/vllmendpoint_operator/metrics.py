@@ -1,18 +1,25 @@
 """Prometheus metrics, and the operator's own health."""
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
-from vllmendpoint_api import Condition, ConditionStatus, VLLMEndpointStatus
+from vllmendpoint_api import ConditionStatus, VLLMEndpointStatus
 
 __all__ = ["Metrics", "serve"]
+
+_STATES: Final = ("wanted", "current", "ready", "generating")
 
 
 class Metrics:
@@ -43,52 +50,61 @@ class Metrics:
         self.queue_depth = Gauge("vllmendpoint_operator_queue_depth", "Keys that wait.", registry=registry)
         self.requests = Counter(
             "vllmendpoint_operator_api_requests_total",
-            "Requests to the API server.",
+            "Requests to the API server. The writes are those with verb apply, create, update or delete.",
             ["verb", "resource", "code"],
             registry=registry,
         )
         self.leader = Gauge("vllmendpoint_operator_leader", "1 while this replica leads.", registry=registry)
-        self.conditions = Gauge(
-            "vllmendpoint_condition",
-            "1 for the status that a condition of an endpoint has.",
-            ["namespace", "name", "condition", "status"],
-            registry=registry,
-        )
-        self.replicas = Gauge(
-            "vllmendpoint_replicas",
-            "Replicas of an endpoint by state: wanted, current, ready, generating.",
-            ["namespace", "name", "state"],
-            registry=registry,
-        )
+        self._endpoints = _Endpoints()
+        registry.register(self._endpoints)
 
     def request(self, verb: str, resource: str, status: int) -> None:
         self.requests.labels(verb, resource, str(status)).inc()
 
     def endpoint(self, key: tuple[str, str], wanted: int, status: VLLMEndpointStatus) -> None:
-        for entry in status.conditions:
-            for value in ConditionStatus:
-                self.conditions.labels(*key, entry.type, value.value).set(entry.status == value)
-        for state, count in (
-            ("wanted", wanted),
-            ("current", status.replicas),
-            ("ready", status.ready_replicas),
-            ("generating", status.generating_replicas),
-        ):
-            self.replicas.labels(*key, state).set(count)
+        """Show an endpoint's conditions and replicas, until it is forgotten."""
+        self._endpoints.shown[key] = _Shown(
+            conditions=tuple((sys.intern(entry.type), entry.status) for entry in status.conditions),
+            replicas=(wanted, status.replicas, status.ready_replicas, status.generating_replicas),
+        )
 
     def forget(self, key: tuple[str, str]) -> None:
-        for condition in Condition:
-            for value in ConditionStatus:
-                _remove(self.conditions, *key, condition.value, value.value)
-        for state in ("wanted", "current", "ready", "generating"):
-            _remove(self.replicas, *key, state)
+        self._endpoints.shown.pop(key, None)
 
 
-def _remove(gauge: Gauge, *labels: str) -> None:
-    try:
-        gauge.remove(*labels)
-    except KeyError:
-        return
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    conditions: tuple[tuple[str, ConditionStatus], ...]
+    replicas: tuple[int, int, int, int]
+
+
+class _Endpoints(Collector):
+    """Makes its samples when it is asked: a series kept for each status of each condition of 1,000
+    endpoints would cost more memory than the endpoints themselves.
+    """
+
+    def __init__(self) -> None:
+        self.shown: dict[tuple[str, str], _Shown] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        conditions = GaugeMetricFamily(
+            "vllmendpoint_condition",
+            "1 for the status that a condition of an endpoint has.",
+            labels=["namespace", "name", "condition", "status"],
+        )
+        replicas = GaugeMetricFamily(
+            "vllmendpoint_replicas",
+            "Replicas of an endpoint by state: wanted, current, ready, generating.",
+            labels=["namespace", "name", "state"],
+        )
+        for key, shown in list(self.shown.items()):  # on the exposition's own thread
+            for condition, status in shown.conditions:
+                for value in ConditionStatus:
+                    conditions.add_metric([*key, condition, value.value], float(status == value))
+            for state, count in zip(_STATES, shown.replicas, strict=True):
+                replicas.add_metric([*key, state], count)
+        yield conditions
+        yield replicas
 
 
 async def serve(

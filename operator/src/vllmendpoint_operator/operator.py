@@ -9,6 +9,7 @@ from .cache import Cache, Key
 from .errors import KubeError, LeaseLost
 from .kinds import ENDPOINT
 from .kube import Kube, Object
+from .logs import reconciling
 from .metrics import Metrics
 from .observe import Observer
 from .queue import WorkQueue
@@ -29,6 +30,7 @@ class Operator:
         self._settings = settings
         self._metrics = metrics
         self._queue: WorkQueue[Key] = WorkQueue()
+        metrics.queue_depth.set_function(lambda: len(self._queue))
         self._endpoints = Endpoints()
         self._cache = Cache(
             kube, settings.scopes, changed=self._child_changed, referenced=self._reference_changed
@@ -87,28 +89,31 @@ class Operator:
         while True:
             key, waited = await self._queue.get()
             self._metrics.queue_seconds.observe(waited)
-            self._metrics.queue_depth.set(len(self._queue))
-            started = perf_counter()
-            try:
-                again = await reconciler.reconcile(key)
-            except LeaseLost:
-                raise
-            except KubeError as error:
-                delay = self._queue.retry(key)
-                self._failed(key, delay, error)
-            except Exception as error:
-                # A defect must not stop the other endpoints; it is loud, and tried again.
-                delay = self._queue.retry(key)
-                log.exception("%s/%s: a defect of the operator", *key)
-                self._failed(key, delay, error)
-            else:
-                self._queue.succeeded(key)
-                self._metrics.reconciles.labels("success").inc()
-                if again is not None:
-                    self._queue.add_after(key, again)
-            finally:
-                self._metrics.reconcile_seconds.observe(perf_counter() - started)
-                self._queue.done(key)
+            with reconciling(key):
+                await self._reconcile(reconciler, key)
+
+    async def _reconcile(self, reconciler: Reconciler, key: Key) -> None:
+        started = perf_counter()
+        try:
+            again = await reconciler.reconcile(key)
+        except LeaseLost:
+            raise
+        except KubeError as error:
+            delay = self._queue.retry(key)
+            self._failed(key, delay, error)
+        except Exception as error:
+            # A defect must not stop the other endpoints; it is loud, and tried again.
+            delay = self._queue.retry(key)
+            log.exception("%s/%s: a defect of the operator", *key)
+            self._failed(key, delay, error)
+        else:
+            self._queue.succeeded(key)
+            self._metrics.reconciles.labels("success").inc()
+            if again is not None:
+                self._queue.add_after(key, again)
+        finally:
+            self._metrics.reconcile_seconds.observe(perf_counter() - started)
+            self._queue.done(key)
 
     def _failed(self, key: Key, delay: float, error: Exception) -> None:
         self._metrics.reconciles.labels("error").inc()

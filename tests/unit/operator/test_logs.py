@@ -1,0 +1,89 @@
+"""Structured logs: each line of a reconcile names its endpoint and its run."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from vllmendpoint_operator.logs import configure, reconciling
+
+log = logging.getLogger("vllmendpoint_operator.test")
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The root logger as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    others = {name: logging.getLogger(name).level for name in ("kopf", "aiohttp.access")}
+    yield
+    root.handlers, root.level = handlers, level
+    for name, was in others.items():
+        logging.getLogger(name).setLevel(was)
+
+
+def test_a_reconcile_marks_what_is_logged_in_it(restored, capsys) -> None:
+    configure("INFO", "json")
+    log.info("before")
+    with reconciling(("team-a", "smollm")):
+        logging.getLogger("aiohttp.client").warning("of a library")
+        log.info("within %s", "it", extra={"pod_uid": "u"})
+    with reconciling(("team-a", "smollm")):
+        log.info("again")
+    before, library, within, again = map(json.loads, capsys.readouterr().err.splitlines())
+    assert "endpoint" not in before
+    assert "reconcile" not in before
+    assert library["endpoint"] == within["endpoint"] == "team-a/smollm"
+    assert library["reconcile"] == within["reconcile"] != again["reconcile"]
+    assert (within["message"], within["pod_uid"], within["level"]) == ("within it", "u", "INFO")
+
+
+def test_two_reconciles_at_once_are_told_apart(restored, capsys) -> None:
+    configure("INFO", "json")
+
+    async def one(name: str, turn: asyncio.Barrier) -> None:
+        with reconciling(("team-a", name)):
+            await turn.wait()
+            log.info(name)
+
+    async def both() -> None:
+        turn = asyncio.Barrier(2)
+        await asyncio.gather(one("a", turn), one("b", turn))
+
+    asyncio.run(both())
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {line["endpoint"] for line in lines} == {"team-a/a", "team-a/b"}
+    assert all(line["endpoint"] == f"team-a/{line['message']}" for line in lines)
+
+
+def test_a_stream_that_outlives_its_reconcile_is_its_endpoints(restored, capsys) -> None:
+    configure("INFO", "json")
+
+    async def opened() -> None:
+        async def stream(over: asyncio.Event) -> None:
+            await over.wait()
+            log.info("lost")
+
+        over = asyncio.Event()
+        with reconciling(("team-a", "smollm")):
+            task = asyncio.create_task(stream(over))
+            await asyncio.sleep(0)
+        over.set()
+        await task
+
+    asyncio.run(opened())
+    line = json.loads(capsys.readouterr().err)
+    assert line["endpoint"] == "team-a/smollm"
+    assert "reconcile" not in line
+
+
+def test_text_says_the_same_and_debug_leaves_libraries_quiet(restored, capsys) -> None:
+    configure("DEBUG", "text")
+    with reconciling(("team-a", "smollm")):
+        log.info("hello")
+        logging.getLogger("kopf.objects").info("an object as a whole")
+    said = capsys.readouterr().err
+    assert " hello endpoint=team-a/smollm reconcile=" in said
+    assert "an object" not in said

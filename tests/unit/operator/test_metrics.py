@@ -1,0 +1,40 @@
+"""What /metrics shows of endpoints and of the operator's own work."""
+
+from prometheus_client.exposition import generate_latest
+
+from vllmendpoint_operator.metrics import Metrics
+
+
+def exposed(metrics: Metrics) -> list[str]:
+    return generate_latest(metrics.registry).decode().splitlines()
+
+
+def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, make_worker):
+    metrics = Metrics()
+    endpoint = make_endpoint(replicas=2)
+    found = make_status(
+        endpoint, make_worker("w-1", settings=endpoint), make_worker("w-2", "Stalled", settings=endpoint)
+    )
+    metrics.endpoint(endpoint.key, 2, found)
+    metrics.endpoint(("team-b", "other"), 0, found)
+    lines = exposed(metrics)
+    where = 'name="smollm",namespace="team-a"'
+    for state, count in (("wanted", 2), ("current", 2), ("ready", 1), ("generating", 1)):
+        assert f'vllmendpoint_replicas{{{where},state="{state}"}} {count}.0' in lines
+    for status, value in (("False", 1), ("True", 0), ("Unknown", 0)):
+        line = f'vllmendpoint_condition{{condition="Generating",{where},status="{status}"}} {value}.0'
+        assert line in lines
+    metrics.endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
+    assert f'vllmendpoint_replicas{{{where},state="wanted"}} 1.0' in exposed(metrics)
+    metrics.forget(endpoint.key)
+    metrics.forget(endpoint.key)
+    assert not [line for line in exposed(metrics) if where in line]
+    assert [line for line in exposed(metrics) if 'name="other",namespace="team-b"' in line]
+
+
+def test_writes_are_counted_by_verb_and_kind():
+    metrics = Metrics()
+    for code in (200, 200, 409):
+        metrics.request("apply", "deployments", code)
+    name = 'vllmendpoint_operator_api_requests_total{code="%d",resource="deployments",verb="apply"} %d.0'
+    assert {name % (200, 2), name % (409, 1)} <= set(exposed(metrics))
