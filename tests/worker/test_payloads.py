@@ -283,8 +283,13 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
     assert chat.status("report", "/ready") == 503
     with Load(chat, 1, {"model": "toy", "prompt": "hello", "max_tokens": 4}) as load:
         count = chat.metric("vllmendpoint_probes_total")
-        wait(lambda: load.answers > 3 and chat.metric("vllmendpoint_probes_total") > count + 1)
-        assert chat.report().verdict.state == Verdict.FAILING  # users' answers do not take it back
+
+        def answered_and_failing_all_the_while() -> bool:
+            report = chat.report()
+            assert (report.verdict.state, report.ready) == (Verdict.FAILING, False)
+            return load.answers > 9 and chat.metric("vllmendpoint_probes_total") > count + 2
+
+        wait(answered_and_failing_all_the_while)
     apply(chat)
     chat.until(lambda report: report.ready, 10.0)
 
