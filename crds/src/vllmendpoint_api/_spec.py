@@ -308,6 +308,15 @@ class AccessMode(StrEnum):
     READ_WRITE_MANY = "ReadWriteMany"
 
 
+def _fixed(field: str) -> dict[str, str]:
+    """On the field: the API server's cost estimate knows no bound of an optional one."""
+    return {
+        "rule": "self == oldSelf",
+        "message": f"cache.volumeClaimTemplate.{field}: a claim keeps it; make another claim, "
+        "and name it in cache.persistentVolumeClaim",
+    }
+
+
 class VolumeClaimTemplate(Contract):
     """A claim that is made for the endpoint, and goes with it."""
 
@@ -321,12 +330,6 @@ class VolumeClaimTemplate(Contract):
                 "rule": "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
                 "message": "cache.volumeClaimTemplate.size: a volume cannot shrink; give at least its size",
             },
-            {
-                "rule": "self.?storageClassName == oldSelf.?storageClassName && "
-                "self.?accessModes == oldSelf.?accessModes",
-                "message": "cache.volumeClaimTemplate: storageClassName and accessModes of a claim cannot be "
-                "changed; make another claim, and name it in cache.persistentVolumeClaim",
-            },
         )
     )
     size: Annotated[
@@ -334,7 +337,11 @@ class VolumeClaimTemplate(Contract):
     ]
     storage_class_name: Annotated[
         str | None,
-        Field(max_length=253, description="Storage class. Default: the cluster's default class."),
+        Field(
+            max_length=253,
+            description="Storage class. Default: the cluster's default class.",
+            json_schema_extra=_rules(_fixed("storageClassName")),
+        ),
     ] = None
     access_modes: Annotated[
         tuple[AccessMode, ...],
@@ -343,7 +350,7 @@ class VolumeClaimTemplate(Contract):
             max_length=3,
             description="Access modes. Default: ReadWriteOnce, which takes one replica; more need "
             "ReadWriteMany.",
-            json_schema_extra={"x-kubernetes-list-type": "set"},
+            json_schema_extra={"x-kubernetes-list-type": "set", **_rules(_fixed("accessModes"))},
         ),
     ] = (AccessMode.READ_WRITE_ONCE,)
 
