@@ -132,7 +132,15 @@ def edited(endpoint, **template):
 
 
 def test_a_claim_of_the_endpoints_own(shared, space, api, until):
-    endpoint = space().create(cache={"volumeClaimTemplate": {"size": "1Gi", "storageClassName": "none"}})
+    endpoint = space().create(
+        cache={
+            "volumeClaimTemplate": {
+                "size": "1Gi",
+                "storageClassName": "none",
+                "accessModes": ["ReadWriteOnce"],
+            }
+        }
+    )
     claim = until(lambda: claim_of(endpoint), "the claim")
     (owner,) = claim["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("VLLMEndpoint", endpoint.name, True)
@@ -144,8 +152,10 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
     endpoint.until("Ready", "True")
     # What admission sees.
     assert "a volume cannot shrink; give at least its size" in edited(endpoint, size="500Mi")
-    assert "of a claim cannot be changed" in edited(endpoint, storageClassName="other")
-    assert "of a claim cannot be changed" in edited(endpoint, accessModes=["ReadWriteMany"])
+    assert "storageClassName: a claim keeps it; make another claim" in edited(endpoint, storageClassName="b")
+    assert "accessModes: a claim keeps it; make another claim" in edited(
+        endpoint, accessModes=["ReadWriteMany"]
+    )
     assert "is for one pod at a time" in api.kubectl(
         "scale", "-n", "shared", "vep", endpoint.name, "--replicas=2", check=False
     )
@@ -212,3 +222,43 @@ def test_paused_from_the_start_and_deleted(shared, space, api, until):
     endpoint.until("UpToDate", "False", "Paused")
     api.delete("VLLMEndpoint", "shared", endpoint.name)
     until(lambda: not endpoint.pods() and endpoint.child("Service") is None, "all is collected", 60)
+
+
+def revisions_of(endpoint):
+    return sorted(obj["metadata"]["name"] for obj in endpoint.owned() if obj["kind"] == "ControllerRevision")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ({"spec": {"terminationGracePeriodSeconds": -1}}, "spec.template.spec.terminationGracePeriodSeconds"),
+        (
+            {"spec": {"noSuchField": {"a": 1}}},
+            ".spec.template.spec.noSuchField: field not declared in schema",
+        ),
+        ({"spec": {"nodeSelector": "zone"}}, ".spec.template.spec.nodeSelector"),
+        ({"spec": {"tolerations": "all"}}, ".spec.template.spec.tolerations"),
+        ({"spec": {"containers": [{"name": "main", "ports": [{"containerPort": 99999}]}]}}, "65535"),
+    ],
+    ids=["a value", "a field", "a map", "a list", "a port"],
+)
+def test_a_pod_template_is_refused_before_anything_is_written(shared, space, api, until, template, told):
+    endpoint = space().create(worker={"podTemplate": {"spec": {"nodeSelector": {"zone": "a"}}}})
+    until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
+    endpoint.until("Available", "False", "Starting")
+    before = revisions_of(endpoint)
+    mark = api.mark()
+    settings = {"level": "Standard"}
+    endpoint.patch(spec={"worker": {"podTemplate": template}, "healthCheck": settings})
+    refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
+    assert told in refused["message"]
+    endpoint.until("Ready", "False", "InvalidPodTemplate")
+    assert endpoint.condition("Stalled")["status"] == "True"
+    assert revisions_of(endpoint) == before
+    tried = {w for w in api.writes(mark, namespace="shared") if endpoint.name in w}
+    assert tried <= {
+        f"patch vllmendpoints {endpoint.name}",
+        f"patch deployments {endpoint.name}-workers",  # the dry run
+    }
+    endpoint.patch(spec={"worker": {"podTemplate": None}})
+    endpoint.until("Accepted", "True")

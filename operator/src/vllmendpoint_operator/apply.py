@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
@@ -38,11 +38,13 @@ async def apply_plan(
 ) -> Applied:
     """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise.
 
+    A pod template that changes is verified by a dry run before anything is written.
     Ends early once the endpoint is no longer ``wanted``. What is missing may be missing because the
     garbage collector is at work and tells sooner than the endpoint's own watch: before anything is
     made, the API server is asked for the endpoint.
     """
     done = Applied()
+    await _verify(kube, cache, endpoint, plan.verify if wanted() else ())
     asked = False
     for child in plan.children:
         kind = by_name(child["kind"])
@@ -76,13 +78,23 @@ async def apply_plan(
     return done
 
 
-async def _apply(kube: Kube, kind: Kind, desired: Object, live: Object | None) -> Object:
+async def _verify(kube: Kube, cache: Cache, endpoint: Endpoint, children: Iterable[Object]) -> None:
+    for child in children:
+        kind = by_name(child["kind"])
+        live = cache.store(kind, endpoint.namespace).get((endpoint.namespace, child["metadata"]["name"]))
+        if live is None or _is_ours(live, endpoint):
+            await _apply(kube, kind, child, live, dry_run=True)
+
+
+async def _apply(
+    kube: Kube, kind: Kind, desired: Object, live: Object | None, *, dry_run: bool = False
+) -> Object:
     body = desired
     if live is not None:
         # The very object that was looked at: one made anew under this name in between is refused.
         body = {**desired, "metadata": {**desired["metadata"], "uid": live["metadata"]["uid"]}}
     try:
-        applied = await kube.apply(kind, body)
+        applied = await kube.apply(kind, body, dry_run=dry_run)
     except Rejected as error:
         name = f"{desired['kind']} {desired['metadata']['name']}"
         if kind is CLAIM:

@@ -30,6 +30,9 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
 _WATCH_SECONDS: Final = 300
 _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SECONDS + 30)
 _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+_NO_SUCH_FIELD: Final = "failed to create typed patch object"
+"""A server-side apply with a field that the kind has not, or one key of a list twice: no fault of the
+server's, though it says 500."""
 _ERRORS: Final[dict[int, type[KubeError]]] = {
     400: Rejected,
     403: Rejected,
@@ -217,17 +220,23 @@ class Kube:
     # Writes
 
     async def apply(
-        self, kind: Kind, body: Object, *, subresource: str | None = None, manager: str = FIELD_MANAGER
+        self,
+        kind: Kind,
+        body: Object,
+        *,
+        subresource: str | None = None,
+        manager: str = FIELD_MANAGER,
+        dry_run: bool = False,
     ) -> Object:
-        """Server-side apply, forced: what we send is ours."""
+        """Server-side apply, forced: what we send is ours. ``dry_run``: all but the writing of it."""
         limits = self._limits()
         metadata = body["metadata"]
         return await self._json(
-            "apply",
+            "verify" if dry_run else "apply",
             kind,
             "PATCH",
             kind.path(metadata["namespace"], metadata["name"], subresource),
-            params={"fieldManager": manager, "force": "true"},
+            params={"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {}),
             body=body,
             headers={"Content-Type": "application/apply-patch+yaml"},
             limits=limits,
@@ -302,4 +311,6 @@ async def _error(response: aiohttp.ClientResponse) -> KubeError:
 
 
 def _typed(status: int, message: str, retry_after: float | None = None) -> KubeError:
+    if status == 500 and message.startswith(_NO_SUCH_FIELD):
+        return Rejected(status, message)
     return _ERRORS.get(status, KubeError)(status, message, retry_after=retry_after)

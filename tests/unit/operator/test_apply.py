@@ -85,11 +85,13 @@ class FakeKube:
         assert kind is ENDPOINT
         return [self.endpoint] if self.endpoint else [], "1"
 
-    async def apply(self, kind, body, **options):
+    async def apply(self, kind, body, *, dry_run=False, **options):
         metadata = body["metadata"]
-        self.writes.append(("apply", kind.kind, metadata["name"]))
+        self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))
         if kind.kind in self.refuse:
             raise self.refuse[kind.kind]
+        if dry_run:
+            return body
         old = self.objects.get((kind.kind, metadata["name"]), {"metadata": {"uid": f"u{len(self.objects)}"}})
         if metadata.get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
             raise Conflict(409, "another object")
@@ -245,3 +247,63 @@ async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, 
     kube.writes.clear()
     await apply_plan(kube, cache, none, planned)
     assert all(verb == "delete" for verb, _, _ in kube.writes), "already gone is no error"
+
+
+def templated(make_endpoint, zone, **frontend):
+    spec = {"spec": {"nodeSelector": {"zone": zone}}}
+    return make_endpoint(worker={"podTemplate": spec}, frontend=frontend)
+
+
+def observed_of(kube, living, planned):
+    children = {key: {"kind": key[0], **obj} for key, obj in kube.objects.items()}
+    return replace(living(planned), children=children)
+
+
+async def test_a_pod_template_is_verified_before_anything_is_written(
+    kube, cache, living, make_endpoint, make_plan
+):
+    endpoint = templated(make_endpoint, "a")
+    planned = make_plan(endpoint)
+    await apply_plan(kube, cache, endpoint, planned)
+    assert kube.writes[0] == ("verify", "Deployment", "smollm-workers")
+    assert [verb for verb, _, _ in kube.writes].count("verify") == 1, "nobody touched the frontend's"
+    kube.writes.clear()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint, observed_of(kube, living, planned)))
+    assert kube.writes == [], "an unchanged one is not asked about again"
+
+    other = templated(make_endpoint, "b")
+    changed = make_plan(other, observed_of(kube, living, planned))
+    kube.refuse["Deployment"] = Rejected(422, "spec.template.spec: no")
+    with pytest.raises(
+        PlanError, match=r"refuses the Deployment smollm-workers: spec\.template\.spec: no"
+    ) as no:
+        await apply_plan(kube, cache, other, changed)
+    assert no.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert kube.writes == [("verify", "Deployment", "smollm-workers")], (
+        "nothing is written, nothing is pinned"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "asked"),
+    [
+        ({}, {}, []),
+        ({}, {"replicas": 3}, []),
+        ({}, {"healthCheck": {"level": "Standard"}}, []),
+        ({}, {"engine": {"args": ["--seed", "1"]}}, ["smollm-workers"]),
+        ({}, {"worker": {"image": "x:2"}}, ["smollm-workers", "smollm-frontend"]),
+        ({}, {"frontend": {"resources": {"limits": {"cpu": 1}}}}, ["smollm-frontend"]),
+        ({"frontend": {"mode": "None"}}, {}, []),
+        (
+            {"frontend": {"mode": "None"}},
+            {"frontend": {"podTemplate": {"spec": {"priorityClassName": "p"}}}},
+            ["smollm-frontend"],
+        ),
+        (None, {}, []),
+        (None, {"frontend": {"podTemplate": {"spec": {"priorityClassName": "p"}}}}, ["smollm-frontend"]),
+    ],
+)
+def test_what_is_verified(make_endpoint, make_plan, living, before, after, asked):
+    observed = None if before is None else living(make_plan(make_endpoint(**before)))
+    planned = make_plan(make_endpoint(**after), observed)
+    assert [child["metadata"]["name"] for child in planned.verify] == asked

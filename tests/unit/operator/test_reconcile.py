@@ -33,7 +33,7 @@ class Api:
     async def get(self, kind, namespace, name):
         raise NotFound(404, "no")
 
-    async def apply(self, kind, body, *, subresource=None, manager=""):
+    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False):
         self.version += 1
         if subresource == "status":
             self.status = body

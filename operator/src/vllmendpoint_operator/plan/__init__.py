@@ -18,7 +18,7 @@ from vllmendpoint_operator.model import Endpoint, Observed
 
 from . import access, caching, configuration, disruption, frontend, network, workload
 from .options import Options
-from .revision import HISTORY, pinned, revisions
+from .revision import HISTORY, Revision, pinned, revisions
 
 __all__ = ["Options", "Plan", "PlanError", "invocations_url", "plan", "url", "worker_settings"]
 
@@ -40,6 +40,8 @@ _PRUNED: Final = (
 class Plan:
     children: tuple[dict[str, Any], ...]
     """Complete objects with namespace and owner, in the order in which to apply them."""
+    verify: tuple[dict[str, Any], ...]
+    """Those of ``children`` that the API server is to be asked about before anything is written."""
     prune: tuple[dict[str, Any], ...]
     """Objects of ours that are no longer wanted."""
     refresh: Mapping[str, str]
@@ -73,6 +75,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     owned = tuple(_owned(endpoint, child) for child in children)
     return Plan(
         children=owned,
+        verify=tuple(child for child in owned if _unverified(endpoint, observed, revision, child)),
         prune=_prune(owned, observed),
         refresh=_refresh(observed, settings),
         settings=settings,
@@ -142,6 +145,19 @@ def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
     }
     metadata = {**child["metadata"], "namespace": endpoint.namespace, "ownerReferences": [owner]}
     return {**child, "metadata": metadata}
+
+
+def _unverified(endpoint: Endpoint, observed: Observed, revision: Revision, child: dict[str, Any]) -> bool:
+    """A Deployment whose pods change, or are made from a podTemplate: refused half-way, a new rendering would
+    be pinned that can never run. A rendering that is kept has been asked about."""
+    if child["kind"] != "Deployment" or observed.child("ControllerRevision", revision.name) is not None:
+        return False
+    part, patch = "worker", endpoint.spec.worker.pod_template
+    if child["metadata"]["name"] == frontend.frontend_name(endpoint):
+        part, patch = "frontend", endpoint.spec.frontend.pod_template
+    kept = revisions(observed)
+    before = kept[0]["data"].get(part) if kept else None
+    return bool(patch) if before is None else bool(before != revision.data[part])
 
 
 def _prune(children: tuple[dict[str, Any], ...], observed: Observed) -> tuple[dict[str, Any], ...]:
