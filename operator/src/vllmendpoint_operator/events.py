@@ -21,11 +21,10 @@ from .status.conditions import timestamp
 
 __all__ = ["Transition", "event", "handlers_changed", "transitions"]
 
-_PARTS: Final = READY_PARTS[:-1]
-"""A rollout's steps are the Deployment's own Events."""
 _ON_THE_WAY: Final = frozenset(
     {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
 )
+"""A rollout's steps are the Deployment's own Events; that it stops is one of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry
         if entry.type == Condition.READY:
             if entry.status == ConditionStatus.TRUE:
                 found.append(Transition("Normal", entry.reason, entry.message))
-        elif entry.type in _PARTS:
+        elif entry.type in READY_PARTS:
             if entry.status == ConditionStatus.FALSE and entry.reason not in _ON_THE_WAY:
                 found.append(Transition("Warning", entry.reason, entry.message))
             elif entry.status == ConditionStatus.TRUE and _was_broken(previous):

@@ -267,3 +267,30 @@ def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) ->
     assert cause.reason is Reason.INSUFFICIENT_GPU
     assert told in cause.message
     assert "preemption" not in cause.message
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            'failed to resolve reference "r.io/x:1": UNAUTHORIZED: authentication required',
+            (
+                "cannot pull the image localhost:80/missing/worker:1: UNAUTHORIZED: authentication required. The "
+                "registry wants credentials"
+            ),
+        ),
+        ("no match for platform in manifest: not found", "The image is not built for this node's platform."),
+        (
+            'Back-off pulling image "localhost:80/missing/worker:1"',
+            "ImagePullBackOff; the registry's answer is in `kubectl describe pod",
+        ),
+    ],
+)
+def test_answers_of_other_registries_and_kubelets(message: str, told: str) -> None:
+    pod = recorded("pull-missing")
+    (main,) = pod.status["containerStatuses"]
+    state = {"waiting": {"reason": "ImagePullBackOff", "message": message}}
+    changed = {**pod.status, "containerStatuses": [{**main, "state": state}]}
+    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    assert cause is not None
+    assert told in cause.message

@@ -32,9 +32,11 @@ def test_a_reconcile_marks_what_is_logged_in_it(restored, capsys) -> None:
         log.info("within %s", "it", extra={"pod_uid": "u"})
     with reconciling(("team-a", "smollm")):
         log.info("again")
-    before, library, within, again = map(json.loads, capsys.readouterr().err.splitlines())
-    assert "endpoint" not in before
-    assert "reconcile" not in before
+    log.info("after")
+    before, library, within, again, after = map(json.loads, capsys.readouterr().err.splitlines())
+    for outside in (before, after):
+        assert "endpoint" not in outside
+        assert "reconcile" not in outside
     assert library["endpoint"] == within["endpoint"] == "team-a/smollm"
     assert library["reconcile"] == within["reconcile"] != again["reconcile"]
     assert (within["message"], within["pod_uid"], within["level"]) == ("within it", "u", "INFO")

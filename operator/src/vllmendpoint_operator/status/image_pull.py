@@ -27,6 +27,7 @@ _WRAPPING: Final = re.compile(
     r"failed to resolve image|failed to resolve reference \S+|failed to do request):? "
 )
 _ADVICE: Final = (
+    (re.compile(r"no match for platform"), "The image is not built for this node's platform."),
     (
         re.compile(r"authorization failed|no basic auth|pull access denied|\b401\b|unauthorized"),
         "The registry wants credentials: put them in a Secret and name it in worker.imagePullSecrets.",
@@ -44,7 +45,6 @@ _ADVICE: Final = (
         "The registry limits pulls: use credentials or a mirror; it is tried again.",
     ),
     (re.compile(r"status from \S+ request to \S+: 5\d\d"), "The registry has a problem; it is tried again."),
-    (re.compile(r"no match for platform"), "The image is not built for this node's platform."),
     (re.compile(r"no space left"), "The node's disk is full."),
     (
         re.compile(r"no such host|dial tcp|timeout|connection re|certificate|x509|tls:|eof"),

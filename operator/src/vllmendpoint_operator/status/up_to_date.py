@@ -37,24 +37,27 @@ def up_to_date(endpoint: Endpoint, observed: Observed) -> Finding:
             detail = f", {old} of an older one left" if old else ""
             counts = f"{updated} of {replicas} {what} run the current revision{detail}"
             pods = observed.workers if what == "replicas" else observed.frontends
-            stop = _stop(endpoint, observed, name, pods if updated else ()) if _seen(deployment) else None
-            if stop is not None:
-                serving = f"{sum(pod.ready for pod in pods)} of {replicas} serve on"
+            serving = sum(pod.ready for pod in pods)
+            # Where nothing serves, Available says why.
+            if serving and _seen(deployment) and (stop := _stop(endpoint, observed, name, pods, updated)):
                 return false(
                     Reason.ROLLOUT_STOPPED,
-                    f"{counts}; the rollout waits, {serving}: {stop.message}",
+                    f"{counts}; the rollout waits, {serving} of {replicas} serve on: {stop.message}",
                 )
             return false(Reason.ROLLING_OUT, f"{counts}.")
     return true(Reason.UP_TO_DATE, "All replicas run the current revision.")
 
 
-def _stop(endpoint: Endpoint, observed: Observed, name: str, pods: tuple[Pod, ...]) -> Cause | None:
+def _stop(
+    endpoint: Endpoint, observed: Observed, name: str, pods: tuple[Pod, ...], updated: int
+) -> Cause | None:
     """What keeps the newest pods from being ready; None while they are on their way.
 
     A replica that does not become ready takes up what ``maxUnavailable`` allows: no other is replaced.
     """
     budget = endpoint.spec.worker.startup_timeout_seconds
-    causes = [found for pod in _newest(pods) if (found := why(pod, budget)) is not None]
+    newest = _newest(pods) if updated else []
+    causes = [found for pod in newest if (found := why(pod, budget)) is not None]
     cause = worst([*causes, not_created(observed, name)])
     return cause if cause is not None and cause.reason is not Reason.STARTING else None
 
