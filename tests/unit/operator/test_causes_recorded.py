@@ -275,7 +275,8 @@ def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) ->
         (
             'failed to resolve reference "r.io/x:1": UNAUTHORIZED: authentication required',
             (
-                "cannot pull the image localhost:80/missing/worker:1: UNAUTHORIZED: authentication required. The "
+                "cannot pull the image localhost:80/missing/worker:1: UNAUTHORIZED: authentication "
+                "required. The "
                 "registry wants credentials"
             ),
         ),

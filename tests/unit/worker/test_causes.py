@@ -1,14 +1,18 @@
 """What ended the worker, in one sentence: from errors as Dynamo and vLLM raise them."""
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from vllmendpoint_worker import causes, stages
+from vllmendpoint_api import Stage
+from vllmendpoint_worker import causes, leaving, stages, start
+from vllmendpoint_worker.board import Board
 from vllmendpoint_worker.causes import EngineErrors, download_failed, sentence
 from vllmendpoint_worker.errors import EngineStartError
 from vllmendpoint_worker.stages import ENV_STAGE_SOCKET, StageReceiver
@@ -112,3 +116,36 @@ def test_the_error_of_a_child_process_arrives(monkeypatch: pytest.MonkeyPatch) -
         errors.behind(POINTER) == "The engine failed: ValueError: To serve one request more cache is needed"
     )
     assert causes.ENGINE is not errors
+
+
+def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the kubelet does when worker.startupTimeoutSeconds is used up."""
+    log = tmp_path / "termination-log"
+    log.touch()
+    codes: list[int] = []
+    monkeypatch.setattr(leaving, "TERMINATION_LOG", log)
+    monkeypatch.setattr(start, "leave", codes.append)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    board = Board(worker_version="1")
+    board.stage(Stage.LOADING_WEIGHTS)
+    try:
+        start._end_on_signals(board)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert codes == [0]
+    assert log.read_text().startswith("It was ended in the stage LoadingWeights, reached at ")
+    assert board.facts.stage.name == Stage.STOPPING
+
+
+def test_the_cause_is_told_by_the_stage_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = EngineErrors()
+    errors.heard("ValueError: no memory for the cache")
+    monkeypatch.setattr(start, "ENGINE", errors)
+    board = Board(worker_version="1")
+    board.stage(Stage.DOWNLOADING, "team/gated")
+    assert start._cause(board, Exception("x")).startswith("ModelDownloadFailed: the model 'team/gated' ")
+    assert start._cause(board, EngineStartError("x")) == "EngineStartError: x"
+    board.stage(Stage.STARTING_ENGINE)
+    assert start._cause(board, POINTER) == "The engine failed: ValueError: no memory for the cache"
