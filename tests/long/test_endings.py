@@ -124,8 +124,8 @@ def test_sigterm_at_any_stage_of_the_start_ends_it(worker: WorkerProcess, stage:
 
 def test_sigkill_of_a_worker_that_has_just_started_a_process_leaves_no_orphan(worker: WorkerProcess) -> None:
     """vLLM's processes end with the one that started them, also where that was gone before they were ready to
-    notice. The core alone, while it imports, waits for five minutes for a greeting from who started it (vLLM's
-    own bound); in a pod it ends with PID 1.
+    notice. Only the core, while it imports, waits for five minutes to be greeted by who started it (the bound
+    is vLLM's); in a pod it ends with PID 1.
     """
     worker.start()
     wait(lambda: any("VLLM::Worker" in command(child) for child in worker.children()), START_SECONDS)
