@@ -1,0 +1,101 @@
+"""Every block of docs/operations.md is a spec that is planned, and does what the text says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+TEXT = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+BLOCKS = {
+    title.splitlines()[0]: [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", title, re.DOTALL)
+    ]
+    for title in TEXT.split("\n## ")[1:]
+}
+
+
+@pytest.fixture
+def planned(make_endpoint, make_plan):
+    def of(title, block=0):
+        return make_plan(make_endpoint(**BLOCKS[title][block]))
+
+    return of
+
+
+@pytest.fixture
+def pods(planned, child):
+    """``pods(title)``: pod specs of workers and frontend."""
+
+    def of(title, block=0):
+        plan = planned(title, block)
+        found = [child(plan, "Deployment", f"smollm-{part}") for part in ("workers", "frontend")]
+        return [deployment["spec"]["template"]["spec"] for deployment in found]
+
+    return of
+
+
+def environment(pod):
+    (main,) = [c for c in pod["containers"] if c["name"] == "main"]
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in main["env"]}
+
+
+def test_every_block_is_planned(planned):
+    assert sum(map(len, BLOCKS.values())) >= 9
+    for title, blocks in BLOCKS.items():
+        for number in range(len(blocks)):
+            assert planned(title, number).children
+
+
+def test_a_gated_model_and_a_mirror(pods):
+    workers, frontend = pods("A gated model, a mirror of the hub")
+    found = environment(workers)
+    assert found["HF_TOKEN"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
+    assert found["HF_ENDPOINT"] == "https://hub.example.com"
+    assert "HF_TOKEN" not in environment(frontend)
+
+
+def test_a_private_registry(pods):
+    for pod in pods("A private registry"):
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["containers"][0]["image"] == "registry.example.com/vllmendpoint/worker:1"
+
+
+def test_a_proxy(pods):
+    workers, _ = pods("A proxy")
+    found = environment(workers)
+    assert found["HTTPS_PROXY"] == "http://proxy.example.com:3128"
+    assert ".svc" in found["NO_PROXY"].split(",")
+
+
+def test_a_private_ca(pods):
+    workers, _ = pods("A private CA")
+    (mount,) = [m for m in workers["containers"][0]["volumeMounts"] if m["name"] == "private-ca"]
+    (volume,) = [v for v in workers["volumes"] if v["name"] == "private-ca"]
+    assert volume["configMap"] == {"name": "private-ca"}
+    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE"):
+        assert environment(workers)[name].startswith(mount["mountPath"] + "/")
+    assert len(workers["volumes"]) == 5, "ours are still there"
+
+
+def test_the_cache(pods, planned, child):
+    for block, claim in ((0, "models"), (1, "smollm-cache")):
+        workers, _ = pods("The cache", block)
+        (volume,) = [v for v in workers["volumes"] if v["name"] == "cache"]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim}
+    assert child(planned("The cache", 1), "PersistentVolumeClaim", "smollm-cache")
+
+
+def test_a_service_account(pods):
+    workers, frontend = pods("A ServiceAccount of your own")
+    assert (workers["serviceAccountName"], frontend["serviceAccountName"]) == (
+        "reads-my-bucket",
+        "smollm-frontend",
+    )
+
+
+def test_pod_templates(pods):
+    workers, frontend = pods("podTemplate")
+    assert workers["nodeSelector"] == {"gpu": "h100"}
+    assert workers["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert frontend["priorityClassName"] == "serving"
