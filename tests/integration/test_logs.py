@@ -1,0 +1,32 @@
+"""The operator's log, with DEBUG on: whom each line is about, and nothing of what users put in."""
+
+import json
+
+PAYLOAD, SECRET, SCRIPT = "payload-9f3a", "value-77c1", "script-4e0d"
+
+
+def test_lines_name_their_endpoint_and_hold_no_content(operate, space, api, namespace, until):
+    operator = operate(namespace, log_level="DEBUG").leads()
+    endpoint = space(namespace).create(
+        worker={"env": [{"name": "TOKEN", "value": SECRET}]},
+        healthCheck={"payload": {"prompt": PAYLOAD}},
+        handlers={"script": {"inline": f"# {SCRIPT}\n"}},
+    )
+    (worker,) = endpoint.serve()
+    endpoint.until("Ready", "True")
+    worker.say("Failing")
+    endpoint.until("Generating", "False", "ProbeFailed")
+    bad = {"spec": {"containers": [{"name": "main", "imagePullPolicy": "Sometimes"}]}}
+    endpoint.patch(spec={"worker": {"podTemplate": bad}})
+    endpoint.until("Accepted", "False")
+    api.delete("VLLMEndpoint", namespace, endpoint.name)
+    until(lambda: not endpoint.pods(), "the end", 45)
+    text = operator.text()
+    for content in (PAYLOAD, SECRET, SCRIPT):
+        assert content not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    failing = [line for line in lines if line["message"].startswith("ProbeFailed: ")]
+    assert {line["endpoint"] for line in failing} == {f"{namespace}/{endpoint.name}"}
+    assert all(line["reconcile"] for line in failing)
+    runs = {line["reconcile"] for line in lines if "reconcile" in line}
+    assert len(runs) > 1, "each reconcile has an id of its own"
