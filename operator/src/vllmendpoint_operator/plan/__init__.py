@@ -150,7 +150,7 @@ def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
 def _unverified(endpoint: Endpoint, observed: Observed, revision: Revision, child: dict[str, Any]) -> bool:
     """A Deployment whose pods change, or are made from a podTemplate: refused half-way, a new rendering would
     be pinned that can never run. A rendering that is kept has been asked about."""
-    if child["kind"] != "Deployment" or observed.child("ControllerRevision", revision.name) is not None:
+    if child["kind"] != "Deployment":
         return False
     part, patch = "worker", endpoint.spec.worker.pod_template
     if child["metadata"]["name"] == frontend.frontend_name(endpoint):
