@@ -58,9 +58,7 @@ async def apply_plan(
                 return done
             asked = True
             await _ensure_free(kube, kind, child)
-        elif not _is_ours(live, endpoint):
-            raise _taken(kind, child, live)
-        elif not differs(desired, live):
+        elif _left_alone(kind, desired, live, endpoint):
             continue
         store.absorb(await _apply(kube, kind, desired, live))
         done.writes += 1
@@ -172,6 +170,16 @@ def _stamped(child: Object) -> Object:
         _APPLIED: sha256(text.encode()).hexdigest()[:16],
     }
     return {**child, "metadata": {**child["metadata"], "annotations": annotations}}
+
+
+def _left_alone(kind: Kind, desired: Object, live: Object, endpoint: Endpoint) -> bool:
+    """Nothing is to be done about it now. Raises PlanError where it is not ours."""
+    if _is_ours(live, endpoint):
+        return not differs(desired, live)
+    if kind is CLAIM and _controller(live) == endpoint.uid:
+        # Deleted by somebody, and held by the pods that mount it: the rest does not wait for their end.
+        return True
+    raise _taken(kind, desired, live)
 
 
 def _is_ours(live: Object, endpoint: Endpoint) -> bool:

@@ -234,6 +234,22 @@ async def test_a_claim_that_cannot_be_changed_so_is_told_in_a_line(kube, cache, 
     )
 
 
+async def test_a_claim_that_its_pods_hold_keeps_nothing_waiting(kube, cache, put, make_endpoint, make_plan):
+    """The API server deletes a claim when its last pod is gone, and no sooner."""
+    endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
+    planned = make_plan(endpoint)
+    claim = next(c for c in planned.children if c["kind"] == "PersistentVolumeClaim")
+    going = {"deletionTimestamp": "2026-01-01T12:00:00Z"}
+    put(claim, **going)
+    await apply_plan(kube, cache, endpoint, planned)
+    assert ("apply", "Deployment", "smollm-workers") in kube.writes
+    assert "PersistentVolumeClaim" not in {kind for _, kind, _ in kube.writes}
+    (owner,) = claim["metadata"]["ownerReferences"]
+    put(claim, ownerReferences=[{**owner, "uid": "uid-0"}], **going)
+    with pytest.raises(PlanError, match="is being deleted; this goes on when it is gone"):
+        await apply_plan(kube, cache, endpoint, planned)
+
+
 async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
