@@ -270,8 +270,10 @@ def test_a_problem_of_the_plan(make_endpoint, make_status, make_worker, conditio
     assert told(found)["Available"][0] == "True", "what runs goes on"
 
 
-def test_what_is_being_deleted_is_waited_for_without_alarm(make_endpoint, make_status):
-    found = told(make_status(make_endpoint(), problem=PlanError(Reason.PENDING, "x is being deleted")))
+def test_what_is_being_deleted_is_waited_for_without_alarm(make_endpoint, make_status, condition):
+    whole = make_status(make_endpoint(), problem=PlanError(Reason.PENDING, "x is being deleted"))
+    assert condition(whole, "UpToDate").message.endswith("could not be applied: x is being deleted")
+    found = told(whole)
     assert found["Accepted"][0] == "True"
     assert found["Stalled"][0] == "False"
     assert found["Reconciling"][0] == "True"

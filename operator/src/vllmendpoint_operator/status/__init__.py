@@ -46,7 +46,9 @@ def status(
         ),
         Condition.AVAILABLE: available(endpoint, observed),
         Condition.GENERATING: generating(spec.replicas, listed),
-        Condition.UP_TO_DATE: unknown(Reason.PENDING, "The current revision could not be applied.")
+        Condition.UP_TO_DATE: unknown(
+            Reason.PENDING, f"The current revision could not be applied: {problem.message}"
+        )
         if problem is not None
         else up_to_date(endpoint, observed),
     }
