@@ -86,7 +86,7 @@ def test_idle(worker: WorkerProcess, idle: Figures) -> None:
     print(
         f"\nidle, {SECONDS:.0f} s, a probe every {health_check.period_seconds:g} s: "
         f"{idle.probes:.0f} probes, {idle.tokens / idle.probes:.1f} tokens each, "
-        f"{3600 * idle.tokens / SECONDS:.0f} an hour; "
+        f"{3600 / health_check.period_seconds * idle.tokens / idle.probes:.0f} an hour; "
         f"{1000 * idle.seconds / idle.probes:.1f} ms each, {idle.seconds / SECONDS:.3%} of the time"
     )
 
