@@ -38,10 +38,11 @@ Quantity = Annotated[
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "maxLength": 32,
-            "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+            "minimum": 0,
+            "pattern": r"^\+?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
             r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
         }
     ),
     Field(union_mode="left_to_right"),
 ]
-"""A Kubernetes quantity: ``500m``, ``8Gi``, ``1``."""
+"""A Kubernetes quantity, not negative: ``500m``, ``8Gi``, ``1``."""

@@ -56,8 +56,10 @@ IntOrPercent = Annotated[
         {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "maxLength": 8,
-            "pattern": r"^([0-9]+|[0-9]+%)$",
+            "minimum": 0,
+            "maximum": 10_000,
+            "maxLength": 4,
+            "pattern": r"^(100|[1-9]?[0-9])%$",
         }
     ),
     Field(union_mode="left_to_right"),
@@ -212,6 +214,7 @@ class EnvVar(Contract):
         Field(
             min_length=1,
             max_length=256,
+            pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$",
             description="Name of the variable.",
             json_schema_extra=_rules(_ENV_RULE),
         ),
