@@ -106,7 +106,8 @@ class Api:
         return done.stdout if check else done.stdout + done.stderr
 
     def call(self, method: str, path: str, body: Object | None = None, *, as_: str = "json") -> Object:
-        kind = "application/json" if as_ == "json" else f"application/{as_}-patch+json"
+        kinds = {"json": "application/json", "apply": "application/apply-patch+yaml"}
+        kind = kinds.get(as_, f"application/{as_}-patch+json")
         data = None if body is None else json.dumps(body)
         answer = self._http.request(method, self._url + path, body=data, headers={"Content-Type": kind})
         found: Object = json.loads(answer.data)
@@ -181,8 +182,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             assert process.stdout.readline().startswith(b"ready ")
             running = Api(folder)
             running.kubectl("apply", "--server-side", "-f", str(ROOT / "crds" / "vllmendpoints.yaml"))
-            running.kubectl(
-                "wait", "--for=condition=Established", f"crd/vllmendpoints.{GROUP}", "--timeout=30s"
+            # Not `kubectl wait`: it gives up on a CRD that has no conditions yet.
+            known = ("get", "vllmendpoints", "-A")
+            until(
+                lambda: "No resources found" in running.kubectl(*known, check=False), "the CRD is served", 60
             )
             yield running
             running.close()
@@ -357,7 +360,7 @@ class Space:
         pods = until(lambda: (found := self.pods()) and len(found) == count and found, f"{count} workers")
         return [self.work(pod) for pod in pods]
 
-    def work(self, pod: Object, *, uid: str = "") -> Worker:
+    def work(self, pod: Object, *, uid: str = "", ready: bool = True) -> Worker:
         settings = self.child("ConfigMap", "-settings")
         assert settings is not None
         hash_ = json.loads(settings["data"]["settings.json"])["hash"]
@@ -365,7 +368,7 @@ class Space:
         address = f"127.1.{number // 200}.{number % 200 + 1}"
         worker = Worker(address, uid or pod["metadata"]["uid"], hash_)
         self.started.append(worker)
-        self.play(pod, address=address)
+        self.play(pod, ready=ready, address=address)
         return worker
 
 
