@@ -196,7 +196,11 @@ ALLOWED = [
     ("watch", "vllmendpoints"),
     ("patch", "vllmendpoints:status"),
     ("update", "vllmendpoints:finalizers"),
-    *((verb, kind) for kind in ("deployments", "rolebindings") for verb in ("create", "patch", "delete")),
+    *(
+        (verb, kind)
+        for kind in ("deployments", "rolebindings", "poddisruptionbudgets")
+        for verb in ("create", "patch", "delete")
+    ),
     ("patch", "pods"),
     ("create", "events"),
     ("get", "configmaps"),
