@@ -15,18 +15,27 @@ from ._owned import *  # noqa: F403
 from ._owned import __all__ as _owned
 from ._report import *  # noqa: F403
 from ._report import __all__ as _report
+from ._rules import ConfigMapKeyRef, LocalObjectReference
 from ._schema import *  # noqa: F403
 from ._schema import __all__ as _schema
 from ._settings import *  # noqa: F403
 from ._settings import __all__ as _settings
 from ._spec import *  # noqa: F403
 from ._spec import __all__ as _spec
+from ._spec_checks import *  # noqa: F403
+from ._spec_checks import __all__ as _spec_checks
+from ._spec_engine import *  # noqa: F403
+from ._spec_engine import __all__ as _spec_engine
+from ._spec_worker import *  # noqa: F403
+from ._spec_worker import __all__ as _spec_worker
 from ._status import *  # noqa: F403
 from ._status import __all__ as _status
 
 __all__ = [  # noqa: PLE0604
+    "ConfigMapKeyRef",
     "Contract",
     "JsonObject",
+    "LocalObjectReference",
     "Quantity",
     "names",
     *_conditions,
@@ -37,5 +46,8 @@ __all__ = [  # noqa: PLE0604
     *_schema,
     *_settings,
     *_spec,
+    *_spec_checks,
+    *_spec_engine,
+    *_spec_worker,
     *_status,
 ]

@@ -1,0 +1,48 @@
+"""What the modules of the spec share: CEL rules with a sentence, references, counts."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+from ._base import Contract
+
+__all__ = ["ConfigMapKeyRef", "Count", "IntOrPercent", "LocalObjectReference", "Name", "cel_list", "rules"]
+
+
+def rules(*rules: dict[str, str]) -> Any:
+    return {"x-kubernetes-validations": list(rules)}
+
+
+def cel_list(names: list[str]) -> str:
+    return "[" + ", ".join(f"'{n}'" for n in names) + "]"
+
+
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Count = Annotated[int, Field(ge=0, le=10_000)]
+IntOrPercent = Annotated[
+    int | str,
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "minimum": 0,
+            "maximum": 10_000,
+            "maxLength": 4,
+            "pattern": r"^(100|[1-9]?[0-9])%$",
+        }
+    ),
+    Field(union_mode="left_to_right"),
+]
+
+
+class ConfigMapKeyRef(Contract):
+    """A key of a ConfigMap in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the ConfigMap.")]
+    key: Annotated[Name, Field(description="Key in the ConfigMap.")] = "config.yaml"
+
+
+class LocalObjectReference(Contract):
+    """A name in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the object.")]

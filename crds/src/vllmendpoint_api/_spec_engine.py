@@ -1,0 +1,139 @@
+"""``spec.model`` and ``spec.engine``: what to serve, and how vLLM runs."""
+
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field
+
+from ._base import Contract, JsonObject
+from ._health import ModelType
+from ._owned import OWNED_ENGINE_ARGS
+from ._rules import ConfigMapKeyRef, Name, cel_list, rules
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "Model",
+    "TokenKeyRef",
+]
+
+
+class TokenKeyRef(Contract):
+    """A key of a Secret in the endpoint's namespace."""
+
+    name: Annotated[Name, Field(description="Name of the Secret.")]
+    key: Annotated[Name, Field(description="Key in the Secret.")] = "token"
+
+
+class Model(Contract):
+    """What to serve."""
+
+    uri: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Where the model is: hf://organisation/name, pvc://claim/path or "
+            "file:///path/in/the/image. The scheme is required.",
+            json_schema_extra=rules(
+                {
+                    "rule": "self.matches('^(hf|pvc|file)://')",
+                    "message": "model.uri: the scheme must be hf://, pvc:// or file://, "
+                    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                },
+                {
+                    "rule": "!self.startsWith('hf://') || self.matches('^hf://[\\\\w.-]+/[\\\\w.-]+$')",
+                    "message": "model.uri: hf:// takes an organisation and a name, "
+                    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                },
+                {
+                    "rule": "!self.startsWith('pvc://') || "
+                    "self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$')",
+                    "message": "model.uri: pvc:// takes a claim and a path, for instance pvc://models/smollm",
+                },
+                {
+                    "rule": "!self.startsWith('file://') || self.matches('^file:///.+$')",
+                    "message": "model.uri: file:// takes an absolute path, for instance file:///opt/models/smollm",
+                },
+                {
+                    "rule": "!self.contains('/../') && !self.endsWith('/..')",
+                    "message": "model.uri: '..' is not allowed in the path",
+                },
+            ),
+        ),
+    ]
+    name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=128,
+            pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]*$",
+            description="Name under which clients ask for the model. Default: metadata.name.",
+        ),
+    ] = None
+    type: Annotated[
+        ModelType | None,
+        Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
+    ] = None
+    token_secret_ref: Annotated[
+        TokenKeyRef | None,
+        Field(
+            description="Access token for the model hub: HF_TOKEN of the workers, given by the kubelet. "
+            "The operator reads no Secret."
+        ),
+    ] = None
+    artifacts_uri: Annotated[
+        str | None,
+        Field(
+            max_length=1024,
+            description="Model data as SageMaker has it, s3://bucket/prefix/: fetched by each worker to "
+            "SAGEMAKER_MODEL_PATH (default /opt/ml/model) before the handlers are loaded.",
+            json_schema_extra=rules(
+                {
+                    "rule": "self.matches('^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?$')",
+                    "message": "model.artifactsUri: give s3://bucket/prefix/, "
+                    "for instance s3://my-bucket/my-model/",
+                },
+            ),
+        ),
+    ] = None
+
+
+# On the items, not the lists: the API server's cost estimate multiplies by the list's length twice
+# where a message has to find the culprit itself.
+_ARG_RULE: Final = {
+    "rule": "!self.startsWith('--') || "
+    f"!(self.split('=', 2)[0].replace('_', '-') in {cel_list(list(OWNED_ENGINE_ARGS))})",
+    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is set by the operator; remove it'",
+    "message": "engine.args: this argument is set by the operator; remove it",
+}
+
+
+class EngineConfig(Contract):
+    """The engine's config file: vLLM's options, and health_check_level and health_check_payload."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "has(self.inline) != has(self.configMapKeyRef)",
+                "message": "engine.config: set exactly one of inline and configMapKeyRef",
+            }
+        )
+    )
+    inline: Annotated[JsonObject | None, Field(description="The content of the file.")] = None
+    config_map_key_ref: Annotated[
+        ConfigMapKeyRef | None, Field(description="A ConfigMap's key that holds the file, as YAML.")
+    ] = None
+
+
+class Engine(Contract):
+    """How vLLM runs."""
+
+    args: Annotated[
+        tuple[Annotated[str, Field(max_length=4096, json_schema_extra=rules(_ARG_RULE))], ...],
+        Field(
+            max_length=128,
+            description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item. "
+            "Those that the operator sets itself are refused.",
+        ),
+    ] = ()
+    config: Annotated[EngineConfig | None, Field(description="The config file (config.yaml).")] = None

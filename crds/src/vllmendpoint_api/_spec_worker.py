@@ -1,0 +1,214 @@
+"""``spec.worker`` and ``spec.cache``: the pods, and where they keep downloaded models."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import ConfigDict, Field
+
+from ._base import Contract, JsonObject, Quantity
+from ._owned import OWNED_ENV, OWNED_ENV_PREFIX
+from ._rules import LocalObjectReference, Name, cel_list, rules
+
+__all__ = [
+    "AccessMode",
+    "Cache",
+    "EmptyDir",
+    "EnvVar",
+    "PersistentVolumeClaim",
+    "Resources",
+    "VolumeClaimTemplate",
+    "Worker",
+]
+
+
+_ENV_RULE: Final = {
+    "rule": f"!self.startsWith('{OWNED_ENV_PREFIX}') && !(self in {cel_list(list(OWNED_ENV))})",
+    "messageExpression": "'worker.env: ' + self + ' is set by the operator; remove it'",
+    "message": "worker.env: this name is set by the operator; remove it",
+}
+
+
+class Resources(Contract):
+    """Compute resources, as in a container."""
+
+    limits: Annotated[dict[str, Quantity], Field(default_factory=dict, description="Most that may be used.")]
+    requests: Annotated[dict[str, Quantity], Field(default_factory=dict, description="What is reserved.")]
+
+
+class EnvVar(Contract):
+    """An environment variable, as in a container."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=256,
+            pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$",
+            description="Name of the variable.",
+            json_schema_extra=rules(_ENV_RULE),
+        ),
+    ]
+    value: Annotated[str | None, Field(max_length=32_768, description="Its value.")] = None
+    value_from: Annotated[
+        JsonObject | None, Field(description="Source of the value, as in a container's env.")
+    ] = None
+
+
+class Worker(Contract):
+    """The pods that run Dynamo + vLLM."""
+
+    image: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=512,
+            description="Image of the workers. Default: the operator's, pinned when the endpoint is made.",
+        ),
+    ] = None
+    resources: Annotated[Resources, Field(description="Resources of each worker.")] = Resources()
+    env: Annotated[
+        tuple[EnvVar, ...],
+        Field(
+            max_length=128,
+            description="Environment of the workers. Names that the operator sets itself are refused.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = ()
+    env_from: Annotated[
+        tuple[JsonObject, ...],
+        Field(max_length=32, description="ConfigMaps and Secrets whose keys become environment."),
+    ] = ()
+    image_pull_secrets: Annotated[
+        tuple[LocalObjectReference, ...],
+        Field(
+            max_length=16,
+            description="Secrets for the image registry.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = ()
+    service_account_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            description="An existing ServiceAccount for the workers; it is bound to the workers' role. "
+            "Default: one is made for the endpoint.",
+        ),
+    ] = None
+    shared_memory_size: Annotated[
+        Quantity, Field(description="Size of /dev/shm, in memory. Default: 8Gi.")
+    ] = "8Gi"
+    startup_timeout_seconds: Annotated[
+        int,
+        Field(
+            ge=10,
+            le=86_400,
+            description="Budget of a worker from its start until it serves. Default: 1800.",
+        ),
+    ] = 1800
+    pod_template: Annotated[
+        JsonObject | None,
+        Field(
+            description="A partial PodTemplateSpec, merged last over what the operator renders; "
+            "the container is called main."
+        ),
+    ] = None
+
+
+class PersistentVolumeClaim(Contract):
+    """An existing claim in the endpoint's namespace."""
+
+    claim_name: Annotated[Name, Field(description="Name of the claim.")]
+
+
+class AccessMode(StrEnum):
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+    READ_WRITE_MANY = "ReadWriteMany"
+
+
+def _fixed(field: str) -> dict[str, str]:
+    """On the field: the API server's cost estimate knows no bound of an optional one."""
+    return {
+        "rule": "self == oldSelf",
+        "message": f"cache.volumeClaimTemplate.{field}: a claim keeps it; make another claim, "
+        "and name it in cache.persistentVolumeClaim",
+    }
+
+
+class VolumeClaimTemplate(Contract):
+    """A claim that is made for the endpoint, and goes with it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "quantity(string(self.size)).isGreaterThan(quantity('0'))",
+                "message": "cache.volumeClaimTemplate.size: must be greater than 0",
+            },
+            {
+                "rule": "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+                "message": "cache.volumeClaimTemplate.size: a volume cannot shrink; give at least its size",
+            },
+        )
+    )
+    size: Annotated[
+        Quantity, Field(description="Size of the volume. It may grow, where its class allows it.")
+    ]
+    storage_class_name: Annotated[
+        str | None,
+        Field(
+            max_length=253,
+            description="Storage class. Default: the cluster's default class.",
+            json_schema_extra=rules(_fixed("storageClassName")),
+        ),
+    ] = None
+    access_modes: Annotated[
+        tuple[AccessMode, ...],
+        Field(
+            min_length=1,
+            max_length=3,
+            description="Access modes. Default: ReadWriteOnce, which takes one replica; more need "
+            "ReadWriteMany.",
+            json_schema_extra={"x-kubernetes-list-type": "set", **rules(_fixed("accessModes"))},
+        ),
+    ] = (AccessMode.READ_WRITE_ONCE,)
+
+
+class EmptyDir(Contract):
+    """A directory that lives as long as the pod."""
+
+    size_limit: Annotated[Quantity | None, Field(description="Most that it may hold.")] = None
+
+
+class Cache(Contract):
+    """Where downloaded models are kept. Default: an emptyDir."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "!(has(self.persistentVolumeClaim) && has(self.emptyDir))",
+                "message": "cache: set one of persistentVolumeClaim and emptyDir, not both",
+            },
+            {
+                "rule": "!has(self.volumeClaimTemplate) || "
+                "!(has(self.persistentVolumeClaim) || has(self.emptyDir))",
+                "message": "cache: volumeClaimTemplate is set beside persistentVolumeClaim or emptyDir; "
+                "set one of them",
+            },
+        )
+    )
+    persistent_volume_claim: Annotated[
+        PersistentVolumeClaim | None, Field(description="An existing claim, shared by the replicas.")
+    ] = None
+    volume_claim_template: Annotated[
+        VolumeClaimTemplate | None,
+        Field(description="A claim that is made for the endpoint, shared by the replicas; it goes with it."),
+    ] = None
+    empty_dir: Annotated[EmptyDir | None, Field(description="A directory of the pod's own.")] = None
