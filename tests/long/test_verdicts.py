@@ -5,6 +5,7 @@ The tests of one worker share its process and run in the order of the file.
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import random
@@ -141,6 +142,21 @@ def test_an_engine_paused_through_its_client_is_stalled(worker: WorkerProcess, m
             recovered.append(back(worker))
     show(f"paused ({mode}), {'traffic' if some else 'idle'}", seconds, bound(some), recovered)
     assert max(seconds) < GENEROUS * bound(some)
+
+
+def test_upstreams_control_routes_are_not_there(worker: WorkerProcess) -> None:
+    """Unauthenticated, they would pause the engine, put it to sleep or change its weights."""
+    spec = importlib.util.find_spec("dynamo")
+    assert spec is not None
+    folders = [Path(folder) / "vllm" for folder in spec.submodule_search_locations or ()]
+    source = next(file for folder in folders if (file := folder / "worker_factory.py").exists()).read_text()
+    routes = set(re.findall(r'register_engine_route\(\s*"([\w/]+)"', source))
+    routes |= set(re.findall(r'"(\w+)": handler\.', source))
+    assert {"control/sleep", "control/scale_elastic_ep", "pause_generation", "flush_cache"} <= routes
+    for route in routes | {"load_lora", "unload_lora"}:
+        assert worker.ask("system", f"/engine/{route}", {})[0] == 404, route
+    print(f"\n{len(routes) + 2} routes of upstream's /engine answer 404")
+    assert worker.report().verdict.state == Verdict.GENERATING
 
 
 def bound(some: bool) -> int:
