@@ -24,7 +24,7 @@ import pytest
 from tests.worker.conftest import ENGINE_ARGUMENTS, LOOPBACK, START_SECONDS, WorkerProcess, free_port, wait
 
 pytestmark = pytest.mark.timeout(1800)
-PAIRS = 24
+PAIRS = 80
 GOAL = 0.05
 BODY = {"model": "toy", "prompt": "hello", "max_tokens": 32, "temperature": 0.0, "ignore_eos": True}
 Block = Callable[[int], float]
