@@ -1,16 +1,17 @@
-"""Two processes share the tests: one folder is one group, whose tests run in their order in one process.
+"""Two processes share the tests, a folder at a time: those of a folder run in their order in one process.
 
 Without ``-n`` nothing changes.
 """
 
-from pathlib import Path
-
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-ROOT = Path(__file__).parent
+
+class FolderScheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        """``tests/e2e/test_causes.py::test_x`` belongs to ``e2e``."""
+        return nodeid.split("/")[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        folder = item.path.relative_to(ROOT).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FolderScheduling:
+    return FolderScheduling(config, log)

@@ -1,0 +1,86 @@
+"""The worker's image as SageMaker starts it: ``serve``, the guide's environment, model data, nothing else."""
+
+import json
+
+import pytest
+
+from vllmendpoint_worker.sagemaker import DEFAULT_MODEL_PATH
+
+from .conftest import CACHE, ROOT, TOY, Cluster, eventually, post
+
+pytestmark = pytest.mark.timeout(600)
+NAME = "container"
+MODELS = "/models"
+
+
+def image() -> str:
+    """Of the worker without a GPU, under the tag that ``hack/deploy.sh`` gave it: the beginning of its id."""
+    for line in (CACHE / "images.txt").read_text().splitlines():
+        name, identity = line.split()
+        if "worker-cpu" in name:
+            return f"{name.rpartition(':')[0]}:{identity[:12]}"
+    raise AssertionError("no image was built: run `make deploy` first (`make test` does)")
+
+
+def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
+    script = (ROOT / "tests/guide/quick_start.py").read_text()
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "model-data"},
+            "data": {"model.py": script},
+        }
+    )
+    environment = {
+        "SM_VLLM_MODEL": f"{MODELS}/{TOY.rpartition('/')[2]}",
+        "HUGGING_FACE_HUB_TOKEN": "hf_your_token_here",
+        "CUSTOM_SCRIPT_FILENAME": "model.py",
+        # An engine for a small machine.
+        "SM_VLLM_ENFORCE_EAGER": "true",
+        "SM_VLLM_MAX_MODEL_LEN": "512",
+        "SM_VLLM_MAX_NUM_SEQS": "8",
+        "SM_VLLM_KV_CACHE_MEMORY_BYTES": "67108864",
+        # SageMaker is no Kubernetes; the kubelet says so to every container.
+        "KUBERNETES_SERVICE_HOST": "",
+    }
+    container = {
+        "name": "main",
+        "image": image(),
+        "args": ["serve"],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "ports": [{"containerPort": 8080}],
+        "volumeMounts": [
+            {"name": "data", "mountPath": DEFAULT_MODEL_PATH},
+            {"name": "models", "mountPath": MODELS},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    volumes = [
+        {"name": "data", "configMap": {"name": "model-data"}},
+        {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+    ]
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": NAME},
+            "spec": {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 5},
+        }
+    )
+    eventually(
+        lambda: cluster.get("pod", NAME)["status"]["phase"], lambda phase: phase == "Running", 120, every=1
+    )
+    with cluster.forward(f"pod/{NAME}", 8080) as url:
+        status, body = eventually(lambda: post(f"{url}/invocations", {}), lambda r: r[0] == 200, 240, every=1)
+        assert (status, json.loads(body)) == (200, {"predictions": ["custom response"]})
+        assert json.loads(post(f"{url}/ping", {})[1]) == {"status": "healthy", "custom": True}
+        asked = {"model": environment["SM_VLLM_MODEL"], "prompt": "hello", "max_tokens": 3}
+        assert post(f"{url}/v1/completions", asked)[0] == 200
