@@ -308,6 +308,7 @@ def test_an_archive_among_others_is_a_file(tmp_path: Path) -> None:
         (b"no archive", "is damaged"),
         (gzip.compress(b"no archive" * 100), "is damaged"),
     ],
+    ids=range(10),  # an archive holds the time it was made
 )
 def test_bad_archives_are_refused_whole(tmp_path: Path, archive: bytes, says: str) -> None:
     bucket = Bucket()
