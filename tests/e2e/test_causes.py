@@ -84,11 +84,15 @@ CASES: list[tuple[str, dict[str, Any], str, str, str, str]] = [
     ),
     (
         "out-of-memory",
-        {"worker": worker(resources={"limits": {"memory": "48Mi"}}), "frontend": {"mode": "None"}},
+        {  # all at once: where the limit is tight, a process may thrash instead for minutes
+            "worker": worker(resources={"limits": {"memory": "2Gi"}}),
+            "handlers": {"script": {"inline": "hog = b'x' * (4 << 30)"}},
+            "frontend": {"mode": "None"},
+        },
         "Available",
         "False",
         "OOMKilled",
-        "48Mi",
+        "2Gi",
     ),
     (
         "bad-argument",
