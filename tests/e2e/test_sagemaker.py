@@ -6,7 +6,7 @@ import pytest
 
 from vllmendpoint_worker.sagemaker import DEFAULT_MODEL_PATH
 
-from .conftest import CACHE, ROOT, TOY, Cluster, eventually, post
+from .conftest import CACHE, ROOT, TOY, Cluster, post
 
 pytestmark = pytest.mark.timeout(600)
 NAME = "container"
@@ -50,6 +50,7 @@ def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
         "args": ["serve"],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": [{"containerPort": 8080}],
+        "readinessProbe": {"httpGet": {"path": "/ping", "port": 8080}, "periodSeconds": 2},
         "volumeMounts": [
             {"name": "data", "mountPath": DEFAULT_MODEL_PATH},
             {"name": "models", "mountPath": MODELS},
@@ -75,11 +76,9 @@ def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
             "spec": {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 5},
         }
     )
-    eventually(
-        lambda: cluster.get("pod", NAME)["status"]["phase"], lambda phase: phase == "Running", 120, every=1
-    )
+    cluster.kubectl("wait", "--for=condition=Ready", f"pod/{NAME}", "--timeout=300s", timeout=330)
     with cluster.forward(f"pod/{NAME}", 8080) as url:
-        status, body = eventually(lambda: post(f"{url}/invocations", {}), lambda r: r[0] == 200, 240, every=1)
+        status, body = post(f"{url}/invocations", {})
         assert (status, json.loads(body)) == (200, {"predictions": ["custom response"]})
         assert json.loads(post(f"{url}/ping", {})[1]) == {"status": "healthy", "custom": True}
         asked = {"model": environment["SM_VLLM_MODEL"], "prompt": "hello", "max_tokens": 3}

@@ -237,7 +237,7 @@ def revisions_of(endpoint):
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ({"spec": {"terminationGracePeriodSeconds": -1}}, "spec.template.spec.terminationGracePeriodSeconds"),
+        ({"spec": {"restartPolicy": "Never"}}, "spec.template.spec.restartPolicy"),
         (
             {"spec": {"noSuchField": {"a": 1}}},
             ".spec.template.spec.noSuchField: field not declared in schema",

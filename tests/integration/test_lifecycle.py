@@ -202,6 +202,7 @@ def test_scaling_changes_replicas_alone(shared, space, api, until):
     written = {write for write in api.writes(mark, namespace="shared") if endpoint.name in write}
     assert written <= {
         f"patch deployments {endpoint.name}-workers",
+        f"patch poddisruptionbudgets {endpoint.name}-workers",
         f"patch vllmendpoints {endpoint.name}",
     }
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=0")
