@@ -15,6 +15,30 @@ from vllmendpoint_worker.handlers import HandlerRoom
 GUIDE = Path(__file__).parents[2] / "guide"
 PING = "CUSTOM_FASTAPI_PING_HANDLER"
 INVOCATIONS = "CUSTOM_FASTAPI_INVOCATION_HANDLER"
+MIDDLEWARE = """
+from fastapi import Response
+from fastapi.responses import JSONResponse
+import model_hosting_container_standards.sagemaker as standards
+from model_hosting_container_standards.common.fastapi.middleware import (
+    custom_middleware, input_formatter, output_formatter,
+)
+
+async def custom_sagemaker_invocation_handler(request):
+    return {"seen": request.headers.get("x-seen", ""), "body": await request.json()}
+
+async def pre(request):
+    request.scope["headers"].append((b"x-seen", b"pre"))
+    return request
+
+async def post(response):
+    response.headers["x-post"] = "post"
+    return response
+
+async def throttle(request, call_next):
+    if request.headers.get("x-slow"):
+        return JSONResponse({"error": "slow down"}, status_code=429)
+    return await call_next(request)
+"""
 
 
 class Served:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi import Request, Response
-from handlers_served import GUIDE, INVOCATIONS, PING, Served
+from handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 
 from vllmendpoint_api import HANDLER_PRECEDENCE, HandlerSource, script_digest
 from vllmendpoint_worker.handler_sources import Route
@@ -245,31 +245,6 @@ async def test_debug_says_which_handler_and_why(
 
 
 # --- the linked guide: pre- and post-processing, throttle ---
-
-MIDDLEWARE = """
-from fastapi import Response
-from fastapi.responses import JSONResponse
-import model_hosting_container_standards.sagemaker as standards
-from model_hosting_container_standards.common.fastapi.middleware import (
-    custom_middleware, input_formatter, output_formatter,
-)
-
-async def custom_sagemaker_invocation_handler(request):
-    return {"seen": request.headers.get("x-seen", ""), "body": await request.json()}
-
-async def pre(request):
-    request.scope["headers"].append((b"x-seen", b"pre"))
-    return request
-
-async def post(response):
-    response.headers["x-post"] = "post"
-    return response
-
-async def throttle(request, call_next):
-    if request.headers.get("x-slow"):
-        return JSONResponse({"error": "slow down"}, status_code=429)
-    return await call_next(request)
-"""
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ import json
 import threading
 
 import pytest
-from handlers_served import GUIDE, PING, Served
+from handlers_served import GUIDE, MIDDLEWARE, PING, Served
 
 from vllmendpoint_api import HandlerSource, Reason
-from vllmendpoint_worker.handlers import _load
 
 
 @pytest.mark.parametrize(
@@ -133,39 +132,9 @@ async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
     assert served.room.report().ping.source == HandlerSource.DEFAULT
 
 
-MIDDLEWARE = """
-from fastapi import Response
-from fastapi.responses import JSONResponse
-import model_hosting_container_standards.sagemaker as standards
-from model_hosting_container_standards.common.fastapi.middleware import (
-    custom_middleware, input_formatter, output_formatter,
-)
-
-async def custom_sagemaker_invocation_handler(request):
-    return {"seen": request.headers.get("x-seen", ""), "body": await request.json()}
-
-async def pre(request):
-    request.scope["headers"].append((b"x-seen", b"pre"))
-    return request
-
-async def post(response):
-    response.headers["x-post"] = "post"
-    return response
-
-async def throttle(request, call_next):
-    if request.headers.get("x-slow"):
-        return JSONResponse({"error": "slow down"}, status_code=429)
-    return await call_next(request)
-"""
-
-
 async def test_a_bad_middleware_is_refused(served: Served) -> None:
     served.script(MIDDLEWARE)
     served.environ["CUSTOM_PRE_PROCESS"] = "model:gone"
     problem = await served.refused()
     assert (problem.reason, problem.field) == (Reason.HANDLER_NOT_FOUND, "CUSTOM_PRE_PROCESS")
     assert json.dumps(problem.wire())
-
-
-def test_the_bound_on_an_import_is_stated() -> None:
-    assert _load.IMPORT_SECONDS == 120.0
