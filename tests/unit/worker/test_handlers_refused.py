@@ -100,6 +100,17 @@ async def test_what_a_path_names_is_not_there(served: Served, path: str) -> None
     problem = await served.refused()
     assert problem.reason in (Reason.SCRIPT_NOT_FOUND, Reason.HANDLER_IMPORT_FAILED, Reason.HANDLER_NOT_FOUND)
     assert problem.field == "handlers.invocations"
+    if path.startswith("/"):
+        assert problem.message.endswith("names a file that does not exist: put it there.")
+
+
+async def test_a_script_that_nobody_named_is_told_by_what_it_is(served: Served) -> None:
+    served.script("import no_such_module_here\n")
+    problem = await served.refused()
+    assert (problem.source, problem.field) == ("Script", "the script")
+    served.environ["CUSTOM_SCRIPT_FILENAME"] = "model.py"
+    problem = await served.refused()
+    assert (problem.source, problem.field) == ("Environment", "CUSTOM_SCRIPT_FILENAME")
 
 
 async def test_function_found_by_name_that_is_no_function(served: Served) -> None:

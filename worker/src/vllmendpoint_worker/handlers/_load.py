@@ -261,7 +261,8 @@ def _said(error: BaseException, wanted: Wanted, seconds: float) -> tuple[Reason,
         return Reason.HANDLER_IMPORT_FAILED, f"calls sys.exit() while it is imported ({where})", "remove that"
     if not where:
         if isinstance(error, HandlerFileNotFoundError):
-            return Reason.SCRIPT_NOT_FOUND, "names a file that does not exist", f"put it in {wanted.folder}"
+            fix = "put it there" if Path(error.file_path).is_absolute() else f"put it in {wanted.folder}"
+            return Reason.SCRIPT_NOT_FOUND, "names a file that does not exist", fix
         if isinstance(error, HandlerNotFoundError | AttributeError):
             return (
                 Reason.HANDLER_NOT_FOUND,

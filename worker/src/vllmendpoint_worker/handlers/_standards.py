@@ -275,9 +275,8 @@ def resolve(wanted: Wanted, scripts: Scripts) -> Resolution:
     Raises LoadFailedError from what MHCS or the customer's code raised, ``SystemExit`` too.
     """
     if (script := wanted.script) is not None:
-        with _failing(
-            script.source, "handlers.script" if script.source is HandlerSource.SPEC else ENV_SCRIPT
-        ):
+        named = {HandlerSource.SPEC: "handlers.script", HandlerSource.ENVIRONMENT: ENV_SCRIPT}
+        with _failing(script.source, named.get(script.source, "the script")):
             scripts.load_module_from_file(str(script.path))
     decorated = dict(handler_registry._decorator_handlers)
     for choice in wanted.middleware:
