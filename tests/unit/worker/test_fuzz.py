@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, assume, example, given, settings
+from fuzzing import SECRET, deep, fuzz, good, model_types, payloads, raw_text, scalars, values
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from vllmendpoint_api import (
@@ -26,7 +27,6 @@ from vllmendpoint_api import (
     Mode,
     ModelType,
     PayloadSource,
-    WorkerReport,
     payload_for,
 )
 from vllmendpoint_operator.reports import parse
@@ -37,7 +37,6 @@ from vllmendpoint_worker.payload import RequestFields
 
 S = PayloadSource
 REASONS = {reason.value for reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]}
-SECRET = "QXZHUNTER2"
 SAMPLING = frozenset(
     {"model", "stream", "max_tokens", "temperature", "seed", "stop", "logit_bias", "top_p"}
     | {"frequency_penalty", "presence_penalty"}
@@ -49,73 +48,10 @@ FIELDS = RequestFields(
 )
 
 
-def fuzz(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    )
-
-
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
-
-
-# --- what is drawn
-# -----------------------------------------------------------------------------------------------------------
-
-words = st.sampled_from(
-    ["prompt", "messages", "input", "max_tokens", "temperature", "stream", "seed", "stop", "logit_bias"]
-    + ["_health_check", "_HEALTH_CHECK", "max_tokenz", "role", "content", SECRET, "", "a" * 200]
-)
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([2**63 - 1, 2**63, -(2**63), 10**400, 0, 1])
-    | st.floats()
-    | st.text(max_size=8)
-    | st.just(SECRET)
-)
-values = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(words | st.text(max_size=6), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-good = st.fixed_dictionaries(
-    {"prompt": st.text(min_size=1, max_size=8)},
-    optional={"max_tokens": st.integers(1, 9), "temperature": st.floats(0, 2), "seed": st.integers(0, 99)},
-)
-messages = st.lists(
-    st.fixed_dictionaries({"role": st.just("user"), "content": st.text(min_size=1, max_size=5)}),
-    min_size=1,
-    max_size=2,
-)
-payloads = (
-    good
-    | st.fixed_dictionaries({"messages": messages}, optional={"max_tokens": scalars})
-    | st.fixed_dictionaries({"input": st.text(min_size=1, max_size=5)})
-    | st.dictionaries(words, values, max_size=4)
-    | values
-)
-model_types = st.sampled_from([*ModelType, None])
-raw_text = st.text(st.characters(exclude_characters="\x00", exclude_categories=[]), max_size=40).filter(
-    # What an environment can hold: text, and bytes that are none (surrogateescape).
-    lambda text: all(not "\ud800" <= char <= "\udfff" or "\udc80" <= char <= "\udcff" for char in text)
-)
-
-
-def deep(levels: int) -> Any:
-    value: Any = "x"
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 # --- what must hold of every result
@@ -461,84 +397,3 @@ def test_the_strongest_that_was_said_is_in_force_or_refused(
     in_force(result, order[0], said[order[0]])
     if isinstance(result, Resolved):
         assert [ignored.source for ignored in result.ignored] == order[1:]
-
-
-# --- a worker's report, as the operator reads it
-# -----------------------------------------------------------------------------------------------------------
-
-NOW = "2026-11-22T00:00:00Z"
-REPORT: dict[str, Any] = {
-    "version": 1,
-    "workerVersion": "1",
-    "podUid": "uid",
-    "time": NOW,
-    "stage": {"name": "Serving", "since": NOW},
-    "configuration": {"state": "Resolved", "settingsHash": "h"},
-    "verdict": {"state": "Generating", "since": NOW},
-    "lastProbe": {"time": NOW, "latencyMilliseconds": 1.0, "tokens": 1, "outcome": "Complete"},
-    "healthCheck": {
-        "source": "Spec",
-        "payload": {"prompt": "x"},
-        "payloadDigest": "d",
-        "periodSeconds": 30,
-        "timeoutSeconds": 5,
-        "failureThreshold": 2,
-        "successThreshold": 1,
-        "restartAfterSeconds": 600,
-    },
-}
-
-
-def places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    inner = (
-        [place for key, item in value.items() for place in places(item, (*path, key))]
-        if isinstance(value, dict)
-        else []
-    )
-    return [*([path] if path else []), *inner]
-
-
-@given(
-    place=st.sampled_from(places(REPORT)),
-    value=values | st.text(st.characters(exclude_categories=[]), max_size=20) | st.just("x" * 3000),
-)
-@fuzz(600)
-def test_a_report_is_read_or_refused_and_never_carries_control_characters(
-    place: tuple[str, ...], value: Any
-) -> None:
-    report = json.loads(json.dumps(REPORT))
-    inner = report
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = value
-    line = json.dumps(report).encode()
-    try:
-        read = parse(line, "uid")
-    except ValueError as refusal:
-        said = str(refusal)
-    else:
-        said = ""
-    assert SECRET not in said
-    assert "\n" not in said
-    if said:
-        return
-    assert isinstance(read, WorkerReport)
-    assert read.pod_uid == "uid"
-    text = json.dumps(read.wire(), allow_nan=False)
-    for control in ("\\u0000", "\\u001b", "\\n", "\\r", "\\u2028", "\\u007f", "\\u0085"):
-        assert control not in text
-    json.dumps(read.wire(), ensure_ascii=False).encode()  # fit for the API server
-
-
-@given(line=st.binary(max_size=80) | values.map(lambda value: json.dumps(value).encode()))
-@example(line=b"[" * 10_000)
-@example(line=b'{"a":' * 10_000)
-@example(line=b"\xff")
-@fuzz(200)
-def test_a_line_that_is_no_report_is_refused(line: bytes) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        parse(line, "uid")
-
-
-def test_the_report_that_is_varied_is_one() -> None:
-    assert parse(json.dumps(REPORT).encode(), "uid").health_check is not None

@@ -1,0 +1,58 @@
+"""Service accounts, and the role that they are bound to."""
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.plan import PlanError
+
+
+def test_role_binding_names_the_static_role(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(), role_kind="Role", role_name="r")
+    for name in ("smollm-workers", "smollm-frontend"):
+        binding = child(planned, "RoleBinding", name)
+        assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", "r")
+        assert [s["name"] for s in binding["subjects"]] == [name]
+
+
+def subjects(binding):
+    return [subject["name"] for subject in binding["subjects"]]
+
+
+def test_a_named_service_account_is_used_and_bound_and_none_is_made(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(worker={"serviceAccountName": "mine"}))
+    accounts = [c["metadata"]["name"] for c in planned.children if c["kind"] == "ServiceAccount"]
+    assert accounts == ["smollm-frontend"]
+    assert subjects(child(planned, "RoleBinding", "smollm-workers")) == ["mine"]
+    assert subjects(child(planned, "RoleBinding", "smollm-frontend")) == ["smollm-frontend"]
+    pods = {
+        name: child(planned, "Deployment", f"smollm-{name}")["spec"]["template"]["spec"]["serviceAccountName"]
+        for name in ("workers", "frontend")
+    }
+    assert pods == {"workers": "mine", "frontend": "smollm-frontend"}
+
+
+def test_workers_of_an_earlier_revision_keep_their_account_until_they_are_gone(
+    make_endpoint, make_plan, living, child
+):
+    before = make_plan(make_endpoint())
+    named = make_endpoint(worker={"serviceAccountName": "mine"})
+    rolling = make_plan(named, living(before, accounts_in_use=frozenset({"smollm-workers", "mine"})))
+    assert subjects(child(rolling, "RoleBinding", "smollm-workers")) == ["mine", "smollm-workers"]
+    assert not rolling.prune
+    done = make_plan(named, living(before, accounts_in_use=frozenset({"mine"})))
+    assert subjects(child(done, "RoleBinding", "smollm-workers")) == ["mine"]
+    assert [(o["kind"], o["metadata"]["name"]) for o in done.prune] == [("ServiceAccount", "smollm-workers")]
+    back = make_plan(make_endpoint(), living(done, accounts_in_use=frozenset({"mine"})))
+    assert subjects(child(back, "RoleBinding", "smollm-workers")) == ["smollm-workers", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [("worker", "use worker.serviceAccountName"), ("frontend", "remove it")],
+)
+def test_a_pod_template_names_no_account(make_endpoint, make_plan, where, told):
+    template = {"spec": {"serviceAccountName": "mine"}}
+    with pytest.raises(PlanError, match=f"{where}.podTemplate: spec.serviceAccountName is set by the") as no:
+        make_plan(make_endpoint(**{where: {"podTemplate": template}}))
+    assert no.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert told in no.value.message

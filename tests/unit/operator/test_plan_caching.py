@@ -1,0 +1,53 @@
+"""A claim for the cache: made, grown, and kept while a pod may mount it."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("template", "spec"),
+    [
+        (
+            {"size": "9Gi"},
+            {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "9Gi"}}},
+        ),
+        (
+            {"size": 1000, "storageClassName": "fast", "accessModes": ["ReadWriteMany"]},
+            {
+                "accessModes": ["ReadWriteMany"],
+                "resources": {"requests": {"storage": "1000"}},
+                "storageClassName": "fast",
+            },
+        ),
+        (
+            {"size": "9Gi", "storageClassName": ""},
+            {
+                "accessModes": ["ReadWriteOnce"],
+                "resources": {"requests": {"storage": "9Gi"}},
+                "storageClassName": "",
+            },
+        ),
+    ],
+    ids=["defaults", "all set", "no class at all"],
+)
+def test_a_claim_is_made_for_the_cache(make_endpoint, make_plan, child, template, spec):
+    planned = make_plan(make_endpoint(cache={"volumeClaimTemplate": template}))
+    assert child(planned, "PersistentVolumeClaim", "smollm-cache")["spec"] == spec
+
+
+def test_a_claim_that_grows_restarts_nothing(make_endpoint, make_plan, living):
+    def sized(size):
+        return make_endpoint(cache={"volumeClaimTemplate": {"size": size}})
+
+    first = make_plan(sized("9Gi"))
+    assert make_plan(sized("10Gi"), living(first)).revision.name == first.revision.name
+    assert make_plan(make_endpoint(), living(first)).revision.name != first.revision.name
+
+
+def test_a_claim_goes_only_when_no_pod_can_mount_it_any_more(make_endpoint, make_plan, living):
+    first = make_plan(make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}}))
+    mounted = make_plan(make_endpoint(), living(first, claims_in_use=frozenset({"smollm-cache"})))
+    assert not mounted.prune
+    free = make_plan(make_endpoint(), living(first))
+    assert [(o["kind"], o["metadata"]["name"]) for o in free.prune] == [
+        ("PersistentVolumeClaim", "smollm-cache")
+    ]
