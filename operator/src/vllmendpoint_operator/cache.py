@@ -106,6 +106,7 @@ class Store:
         version: str | None = None
         delay = _RELIST_FIRST
         while True:
+            failure: KubeError | None = None
             try:
                 if version is None:
                     version = await self._list()
@@ -115,9 +116,14 @@ class Store:
             except Gone:
                 version = None
             except KubeError as error:
-                log.warning("%s: %s; trying again in %.1f s", self.kind.plural, error, delay)
-                await asyncio.sleep(random.uniform(delay / 2, delay))
-                delay = min(delay * 2, _RELIST_LAST)
+                failure = error
+            # After an orderly end too: a server may end every stream as soon as it is begun.
+            wait = random.uniform(delay / 2, delay)
+            if failure is not None:
+                wait = max(wait, failure.retry_after or 0.0)
+                log.warning("%s: %s; trying again in %.1f s", self.kind.plural, failure, wait)
+            await asyncio.sleep(wait)
+            delay = min(delay * 2, _RELIST_LAST)
 
     async def _list(self) -> str:
         items, version = await self._kube.list(

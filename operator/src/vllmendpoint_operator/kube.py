@@ -28,7 +28,9 @@ _PAGE: Final = 500
 _SECONDS: Final = 30.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
 _WATCH_SECONDS: Final = 300
-_WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SECONDS + 30)
+_WATCH_SILENCE_SECONDS: Final = 90
+"""The API server sends a bookmark a minute: a stream that is silent for longer is dead, whatever TCP says."""
+_WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SILENCE_SECONDS)
 _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
 _NO_SUCH_FIELD: Final = "failed to create typed patch object"
 """A server-side apply with a field that the kind has not, or one key of a list twice: no fault of the
@@ -131,7 +133,8 @@ class Kube:
                 if response.status >= 400:
                     raise await _error(response)
                 yield response
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            # ValueError: what came is no JSON, so it is not the API server that answered.
             self._observe(verb, kind.plural, 0)
             raise KubeError(0, f"{method} {path}: {type(error).__name__}: {error}") from error
 

@@ -94,12 +94,14 @@ class Operator:
 
     async def _reconcile(self, reconciler: Reconciler, key: Key) -> None:
         started = perf_counter()
+        rest = 0.0
         try:
             again = await reconciler.reconcile(key)
         except LeaseLost:
             raise
         except KubeError as error:
-            delay = self._queue.retry(key)
+            rest = error.retry_after or 0.0
+            delay = max(self._queue.retry(key), rest)
             self._failed(key, delay, error)
         except Exception as error:
             # A defect must not stop the other endpoints; it is loud, and tried again.
@@ -113,7 +115,7 @@ class Operator:
                 self._queue.add_after(key, again)
         finally:
             self._metrics.reconcile_seconds.observe(perf_counter() - started)
-            self._queue.done(key)
+            self._queue.done(key, rest=rest)
 
     def _failed(self, key: Key, delay: float, error: Exception) -> None:
         self._metrics.reconciles.labels("error").inc()

@@ -26,6 +26,7 @@ class WorkQueue(Generic[Key]):
         self._running: set[Key] = set()
         self._again: dict[Key, bool] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._resting: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
         self._wakeup = asyncio.Event()
 
@@ -84,17 +85,27 @@ class WorkQueue(Generic[Key]):
         self._running.add(key)
         return key, asyncio.get_running_loop().time() - added
 
-    def done(self, key: Key) -> None:
+    def done(self, key: Key, *, rest: float = 0.0) -> None:
+        """The key has run. ``rest``: seconds in which it does not run again, whatever is added."""
+        if rest > 0:
+            # To the queue it goes on running.
+            self._resting[key] = asyncio.get_running_loop().call_later(rest, self._rested, key)
+            return
         self._running.discard(key)
         if key in self._again:
             self.add(key, urgent=self._again.pop(key))
 
     def close(self) -> None:
         """Cancel every timer."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        for timers in (self._timers, self._resting):
+            for timer in timers.values():
+                timer.cancel()
+            timers.clear()
 
     def _fire(self, key: Key) -> None:
         del self._timers[key]
         self.add(key)
+
+    def _rested(self, key: Key) -> None:
+        del self._resting[key]
+        self.done(key)

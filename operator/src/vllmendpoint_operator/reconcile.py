@@ -167,9 +167,12 @@ class Reconciler:
         }
         try:
             written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
-        except (Conflict, NotFound):
-            # The watch brings, or has brought, what is newer; on DELETED all that is kept of it goes.
+        except Conflict:
+            # The watch brings, or has brought, what is newer.
             log.debug("status not written: %s/%s has changed", *endpoint.key)
+            return
+        except NotFound:
+            await self._forget_vanished(endpoint)
             return
         if not self._endpoints.wants(endpoint.key, endpoint.uid):
             return  # deleted while the answer was on its way: it must not come back to life here
@@ -185,6 +188,14 @@ class Reconciler:
             except KubeError as error:
                 # An Event is a courtesy: the condition has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)
+
+    async def _forget_vanished(self, endpoint: Endpoint) -> None:
+        """Its DELETED was lost in a gap of the watch. A 404 alone may mean that the CRD is not served."""
+        found, _ = await self._kube.list(ENDPOINT, endpoint.namespace, name=endpoint.name, metadata_only=True)
+        stands = any(item["metadata"]["uid"] == endpoint.uid for item in found)
+        if not stands and self._endpoints.drop(endpoint.key, endpoint.uid):
+            self._observer.forget(endpoint.key)
+            self._metrics.forget(endpoint.key)
 
 
 def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:

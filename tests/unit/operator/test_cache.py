@@ -4,7 +4,7 @@ import pytest
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
-from vllmendpoint_operator.errors import Gone, KubeError
+from vllmendpoint_operator.errors import Gone, KubeError, Throttled
 from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, POD, REPLICA_SET, SERVICE
 from vllmendpoint_operator.reconcile import Endpoints
 
@@ -54,6 +54,18 @@ def told():
     return []
 
 
+@pytest.fixture(autouse=True)
+def slept(monkeypatch):
+    """Seconds that were slept; none is."""
+    found = []
+
+    async def sleep(seconds):
+        found.append(seconds)
+
+    monkeypatch.setattr("vllmendpoint_operator.cache.asyncio.sleep", sleep)
+    return found
+
+
 @pytest.fixture
 def store(told):
     def make(api, kind=SERVICE):
@@ -92,11 +104,30 @@ async def test_what_vanished_during_a_gap_is_noticed(store, told):
     assert len(told) == 3, "came, came, went"
 
 
-async def test_a_failed_list_is_tried_again(store, monkeypatch):
-    monkeypatch.setattr("vllmendpoint_operator.cache._RELIST_FIRST", 0.01)
+async def test_a_failed_list_is_tried_again(store):
     services = store(Api([KubeError(500, "x"), KubeError(0, "y"), [obj()]]))
     await run(services)
     assert services.synced.is_set()
+
+
+async def test_streams_that_end_at_once_are_not_asked_for_in_a_tight_loop(store, slept):
+    """Orderly, or as too old, as a server on its way up or down does."""
+    await run(store(Api([[]] * 4, [[], [], [Gone(410, "old")], [Gone(410, "old")], [Gone(410, "old")], []])))
+    assert len(slept) == 6
+    for number, seconds in enumerate(slept):
+        ceiling = min(30, 0.5 * 2**number)
+        assert ceiling / 2 <= seconds <= ceiling
+    slept.clear()
+    news = [("MODIFIED", obj(version=11))]
+    await run(store(Api([[]], [[], [], [], news, []])))
+    assert slept[3] <= 0.5, "a stream that told something was a good one"
+
+
+async def test_the_server_is_given_the_time_that_it_asks_for(store, slept):
+    throttled = Throttled(429, "too many", retry_after=7)
+    await run(store(Api([throttled, []], [[throttled], []])))
+    assert slept[0] == slept[1] == 7
+    assert slept[2] < 7
 
 
 async def test_old_news_is_no_news(store, told):

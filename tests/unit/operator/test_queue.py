@@ -100,6 +100,24 @@ async def test_backoff_grows_with_jitter_up_to_a_minute_and_is_forgotten(queue, 
     assert queue.retry("a") <= queue_module.BACKOFF_LAST_SECONDS
 
 
+async def test_a_key_that_rests_does_not_run_whatever_is_added(queue):
+    queue.add("a")
+    await take(queue)
+    queue.add("a")
+    queue.done("a", rest=0.2)
+    queue.add("a", urgent=True)
+    queue.add("b")
+    assert await take(queue) == "b", "others do not wait for it"
+    await nothing(queue)
+    assert await take(queue) == "a"
+    queue.done("a")
+    queue.add("a")
+    assert await take(queue) == "a", "it has rested"
+    queue.done("a", rest=0.05)
+    await nothing(queue)
+    await nothing(queue)
+
+
 async def test_forget_drops_all(queue):
     queue.add("a")
     queue.retry("a")
@@ -111,6 +129,10 @@ async def test_forget_drops_all(queue):
 
 async def test_close_ends_the_timers(queue):
     queue.add_after("a", 0.02)
+    queue.add("b")
+    await take(queue)
+    queue.add("b")
+    queue.done("b", rest=0.02)
     queue.close()
     await nothing(queue)
 

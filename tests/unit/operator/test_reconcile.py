@@ -26,9 +26,10 @@ class Api:
         self.events = []
         self.status = None
         self.meanwhile = lambda: None
+        self.listed = [endpoint()]
 
     async def list(self, kind, namespace, **options):
-        return [endpoint()], "1"
+        return self.listed, "1"
 
     async def get(self, kind, namespace, name):
         raise NotFound(404, "no")
@@ -105,7 +106,22 @@ async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answe
 
     api.meanwhile = refuse
     assert await reconciler.reconcile(KEY) is None
-    assert endpoints.get(KEY) is not None, "DELETED tells, and takes all else along"
+    assert endpoints.get(KEY) is not None, "it stands, and the watch brings what is newer"
+
+
+@pytest.mark.parametrize("now", [[], ["another"]])
+async def test_what_went_in_a_gap_of_the_watch_is_forgotten(world, now):
+    api, endpoints, metrics, reconciler = world
+    endpoints.put(endpoint())
+
+    def refuse():
+        api.listed = [endpoint() | {"metadata": endpoint()["metadata"] | {"uid": uid}} for uid in now]
+        raise NotFound(404, "gone")
+
+    api.meanwhile = refuse
+    assert await reconciler.reconcile(KEY) is None
+    assert endpoints.get(KEY) is None
+    assert series(metrics) == []
 
 
 async def test_nothing_for_what_is_being_deleted(world):
