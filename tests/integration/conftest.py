@@ -9,10 +9,7 @@ import itertools
 import json
 import os
 import select
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,10 @@ from typing import Any
 import pytest
 import urllib3
 import yaml
-from fake_worker import REPORT_PORT, Worker
+
+from tests.integration.fake_worker import Worker
+from tests.integration.operator_process import Operator
+from tests.integration.waiting import until
 
 Object = dict[str, Any]
 
@@ -53,15 +53,6 @@ MANAGED = (
     "PodDisruptionBudget",
     "Deployment",
 )
-
-
-def until(check: Callable[[], Any], what: object = "", seconds: float = 20.0) -> Any:
-    """Poll until ``check`` gives something true; what it gave last is told otherwise."""
-    end = time.monotonic() + seconds
-    while not (found := check()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what() if callable(what) else what}"
-        time.sleep(0.05)
-    return found
 
 
 class Api:
@@ -168,9 +159,15 @@ class Api:
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with control_plane(tmp_path_factory.mktemp("controlplane")) as (running, _):
+        yield running
+
+
+@contextlib.contextmanager
+def control_plane(folder: Path) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]:
+    """An API server that knows VLLMEndpoints, and the process whose children are its components."""
     if not (BIN / "cluster").exists():
         pytest.skip(f"no control plane in {BIN}: `hack/cluster/build.sh` builds it")
-    folder = tmp_path_factory.mktemp("controlplane")
     with (folder.parent / "controlplane.err").open("wb") as errors:
         process = subprocess.Popen(
             [BIN / "cluster", "controlplane", "--dir", folder], stdout=subprocess.PIPE, stderr=errors
@@ -187,7 +184,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             until(
                 lambda: "No resources found" in running.kubectl(*known, check=False), "the CRD is served", 60
             )
-            yield running
+            yield running, process
             running.close()
         finally:
             process.terminate()
@@ -198,49 +195,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             process.stdout.close()
 
 
-class Operator:
-    """``python -m vllmendpoint_operator`` for one namespace."""
-
-    def __init__(self, api: Api, namespace: str, log: Path, **flags: Any) -> None:
-        self.log = log
-        flags = {
-            "worker-image": "registry.example/worker:1",
-            "namespaces": namespace,
-            "namespace": namespace,
-            "kubeconfig": api.kubeconfig,
-            "lease-seconds": 6,
-            "metrics-port": 0,
-            "health-port": 0,
-            "bind-address": "127.0.0.1",
-            "report-port": REPORT_PORT,
-            **{name.replace("_", "-"): value for name, value in flags.items()},
-        }
-        command = [sys.executable, "-m", "vllmendpoint_operator"]
-        command += [f"--{name}={value}" for name, value in flags.items()]
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out)
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def leads(self, seconds: float = 30) -> "Operator":
-        until(
-            lambda: "every watched kind is listed" in self.text() or self.process.poll() is not None,
-            self.text,
-            seconds,
-        )
-        assert self.process.poll() is None, self.text()
-        return self
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
-
-
 @pytest.fixture
 def operate(api: Api, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
     """``operate(namespace, flag=value)`` starts one; all end with the test, none may have had a defect."""
@@ -248,7 +202,8 @@ def operate(api: Api, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
 
     def start(namespace: str, **flags: Any) -> Operator:
         log = tmp_path / f"operator-{len(started)}.log"
-        started.append(Operator(api, namespace, log, **flags))
+        where = flags.pop("kubeconfig", api.kubeconfig)
+        started.append(Operator(where, namespace, log, **flags))
         return started[-1]
 
     yield start
@@ -271,7 +226,7 @@ def namespace(api: Api) -> str:
 def shared(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """One operator for all tests that need nothing of their own from it; namespace ``shared``."""
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "shared"}})
-    operator = Operator(api, "shared", tmp_path_factory.mktemp("shared") / "operator.log")
+    operator = Operator(api.kubeconfig, "shared", tmp_path_factory.mktemp("shared") / "operator.log")
     try:
         yield operator.leads()
         assert operator.stop() == 0, operator.text()

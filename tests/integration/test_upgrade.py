@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BIN, ROOT, Api, Space
-from fake_worker import REPORT_PORT
+
+from tests.integration.conftest import BIN, ROOT, Api, Space
+from tests.integration.fake_worker import REPORT_PORT
 
 NAME = "vllmendpoint-operator"
 CHART = ROOT / "charts" / NAME
