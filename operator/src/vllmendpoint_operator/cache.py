@@ -22,6 +22,7 @@ from .kinds import (
     Kind,
 )
 from .kube import Kube, Object
+from .packing import Packer
 
 __all__ = ["Cache", "Key", "Store"]
 
@@ -62,7 +63,7 @@ def _trim_reference(obj: Object) -> Object:
 
 
 class Store:
-    """The newest known state of one kind in one scope."""
+    """The newest known state of one kind in one scope, as few bytes: what is asked for is made anew."""
 
     def __init__(
         self,
@@ -83,16 +84,21 @@ class Store:
         self._selector = selector
         self._metadata_only = metadata_only
         self._trim = trim
-        self._objects: dict[Key, Object] = {}
-        self._by_owner: dict[Key, set[Key]] = {}
+        self._packer = Packer()
+        self._packed: dict[Key, bytes] = {}
+        self._by_owner: dict[Key, tuple[Key, ...]] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._packed
 
     def get(self, key: Key) -> Object | None:
-        return self._objects.get(key)
+        packed = self._packed.get(key)
+        return None if packed is None else self._packer.unpack(packed)
 
     def of(self, owner: Key) -> Iterator[Object]:
         """Objects labelled as belonging to the endpoint ``owner`` (namespace, name)."""
         for key in self._by_owner.get(owner, ()):
-            yield self._objects[key]
+            yield self._packer.unpack(self._packed[key])
 
     def absorb(self, obj: Object) -> None:
         """Take in what a write of ours returned, ahead of the watch."""
@@ -130,7 +136,7 @@ class Store:
             self.kind, self._namespace, selector=self._selector, metadata_only=self._metadata_only
         )
         listed = {_key(item) for item in items}
-        for key in [key for key in self._objects if key not in listed]:
+        for key in [key for key in self._packed if key not in listed]:
             self._delete(key)
         for item in items:
             self._put(item)
@@ -153,33 +159,33 @@ class Store:
 
     def _put(self, obj: Object, *, notify: bool = True) -> None:
         key = _key(obj)
-        old = self._objects.get(key)
+        old = self.get(key)
         if old is not None and not _newer(obj, old):
             return
-        if old is not None:
-            self._unindex(key, old)
-        new = self._objects[key] = self._trim(obj)
-        owner = _owner_key(new)
-        if owner is not None:
-            self._by_owner.setdefault(owner, set()).add(key)
+        new = self._trim(obj)
+        owner, before = _owner_key(new), _owner_key(old) if old is not None else None
+        if owner != before:
+            self._unindex(key, before)
+            if owner is not None:
+                self._by_owner[owner] = (*self._by_owner.get(owner, ()), key)
+        self._packed[key] = self._packer.pack(new, _sort(new))
         if notify:
             self._changed(new, old)
 
     def _delete(self, key: Key, *, notify: bool = True) -> None:
-        old = self._objects.pop(key, None)
+        old = self.get(key)
         if old is None:
             return
-        self._unindex(key, old)
+        del self._packed[key]
+        self._unindex(key, _owner_key(old))
         if notify:
             self._changed(old, old)
 
-    def _unindex(self, key: Key, old: Object) -> None:
-        owner = _owner_key(old)
+    def _unindex(self, key: Key, owner: Key | None) -> None:
         if owner is not None:
-            keys = self._by_owner[owner]
-            keys.discard(key)
-            if not keys:
-                del self._by_owner[owner]
+            rest = tuple(other for other in self._by_owner.pop(owner) if other != key)
+            if rest:
+                self._by_owner[owner] = rest
 
 
 class Cache:
@@ -253,6 +259,10 @@ def _owner_key(obj: Object) -> Key | None:
     metadata = obj["metadata"]
     instance = (metadata.get("labels") or {}).get(names.LABEL_INSTANCE)
     return (metadata["namespace"], instance) if instance else None
+
+
+def _sort(obj: Object) -> str:
+    return str((obj["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, ""))
 
 
 def _newer(new: Object, old: Object) -> bool:

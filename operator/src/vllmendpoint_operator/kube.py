@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
+from pydantic_core import from_json, to_json
 
 from .errors import Conflict, Gone, KubeError, NamespaceGoing, NotFound, Rejected, Throttled
 from .kinds import Kind
@@ -124,7 +125,7 @@ class Kube:
         all_headers = {"Accept": "application/json", **(headers or {})}
         if token:
             all_headers["Authorization"] = token
-        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = None if body is None else to_json(body)
         try:
             async with self._session.request(
                 method, path, params=params, data=data, headers=all_headers, timeout=limits
@@ -140,7 +141,7 @@ class Kube:
 
     async def _json(self, verb: str, kind: Kind, method: str, path: str, **kwargs: Any) -> Object:
         async with self._request(verb, kind, method, path, **kwargs) as response:
-            result: Object = json.loads(await response.read())
+            result: Object = from_json(await response.read())
             return result
 
     # Reads
@@ -214,7 +215,7 @@ class Kube:
                 for line in lines:
                     if not line:
                         continue
-                    event = json.loads(line)
+                    event = from_json(bytes(line))
                     if event["type"] == "ERROR":
                         status = event["object"]
                         raise _typed(int(status.get("code", 0)), str(status.get("message", "")))

@@ -72,7 +72,7 @@ class Observer:
             claims=frozenset(
                 name
                 for name in claim_references(endpoint.spec)
-                if self._cache.reference(CLAIM, namespace).get((namespace, name)) is not None
+                if (namespace, name) in self._cache.reference(CLAIM, namespace)
             ),
             settings_in_use=frozenset(_mounted(pods, replica_sets, "configMap", "name")),
             claims_in_use=frozenset(_mounted(pods, replica_sets, "persistentVolumeClaim", "claimName")),
