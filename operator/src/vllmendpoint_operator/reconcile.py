@@ -26,6 +26,8 @@ __all__ = ["Endpoints", "Reconciler"]
 
 log = logging.getLogger(__name__)
 
+_CONFLICT_RETRY_SECONDS: Final = 1.0
+"""What is newer comes by the watch, as a rule sooner; this does not depend on it."""
 _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
@@ -120,8 +122,8 @@ class Reconciler:
             spec = VLLMEndpointSpec.model_validate(obj["spec"])
         except ValidationError as error:
             endpoint = _endpoint(obj, _UNREADABLE, before)
-            await self._write(obj, endpoint, invalid_status(endpoint, _sentence(error), datetime.now(UTC)))
-            return None
+            said = invalid_status(endpoint, _sentence(error), datetime.now(UTC))
+            return None if await self._write(obj, endpoint, said) else _CONFLICT_RETRY_SECONDS
         endpoint = _endpoint(obj, spec, before)
         observed = await self._observer.observe(endpoint)
         planned: Plan | None = None
@@ -142,17 +144,19 @@ class Reconciler:
             problem = error
         except NamespaceGoing:
             return None
-        await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
+        if not await self._write(obj, endpoint, status(endpoint, observed, planned, problem)):
+            return _CONFLICT_RETRY_SECONDS
         if problem is not None and planned is not None:
             return _UNAPPLIED_RETRY_SECONDS
         if any(pod.running and not pod.link.settled for pod in observed.workers):
             return CONNECTING_GRACE_SECONDS
         return None
 
-    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> None:
+    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> bool:
+        """False where the endpoint has changed since it was looked at."""
         self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
         if endpoint.status is not None and new == endpoint.status:
-            return
+            return True
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
@@ -168,26 +172,26 @@ class Reconciler:
         try:
             written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
         except Conflict:
-            # The watch brings, or has brought, what is newer.
             log.debug("status not written: %s/%s has changed", *endpoint.key)
-            return
+            return False
         except NotFound:
             await self._forget_vanished(endpoint)
-            return
+            return True
         if not self._endpoints.wants(endpoint.key, endpoint.uid):
-            return  # deleted while the answer was on its way: it must not come back to life here
+            return True  # deleted while the answer was on its way: it must not come back to life here
         self._endpoints.put(written)
         before = endpoint.status.conditions if endpoint.status is not None else ()
         changed = handlers_changed(endpoint.status, new)
         for transition in [*changed, *transitions(before, new.conditions)]:
             if not self._endpoints.wants(endpoint.key, endpoint.uid):
-                return
+                return True
             log.info("%s: %s", transition.reason, transition.message)
             try:
                 await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
             except KubeError as error:
                 # An Event is a courtesy: the condition has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)
+        return True
 
     async def _forget_vanished(self, endpoint: Endpoint) -> None:
         """Its DELETED was lost in a gap of the watch. A 404 alone may mean that the CRD is not served."""
