@@ -68,6 +68,13 @@ PATCHES = {
     },
     "map replaced": {"spec": {"nodeSelector": {"$patch": "replace", "x": "y"}}},
     "map deleted": {"spec": {"nodeSelector": {"$patch": "delete"}}},
+    "map deleted that is not there": {"spec": {"securityContext": {"$patch": "delete", "runAsUser": 1}}},
+    "map deleted in one that is not there": {
+        "spec": {"securityContext": {"runAsUser": 1, "seLinuxOptions": {"$patch": "delete", "role": "r"}}}
+    },
+    "list replaced by a marked item": {
+        "spec": {"volumes": [{"name": "cache", "$patch": "replace"}, {"name": "only", "emptyDir": {}}]}
+    },
     "list replaced": {"spec": {"volumes": [{"$patch": "replace"}, {"name": "only", "emptyDir": {}}]}},
     "delete where there is nothing": {"spec": {"imagePullSecrets": [{"name": "p", "$patch": "delete"}]}},
     "pull secrets merge": {"spec": {"imagePullSecrets": [{"name": "p"}]}},

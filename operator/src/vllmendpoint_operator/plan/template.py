@@ -53,11 +53,10 @@ def strategic_merge(base: Any, patch: Any, field: str = "") -> Any:
 
 
 def _merge_objects(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    directive = patch.get("$patch")
-    if directive in ("replace", "delete"):
+    directive = _directive(patch)
+    if directive is not None:
         return {} if directive == "delete" else _without_directives(patch)
-    kept = patch.get("$retainKeys")
-    merged = {key: value for key, value in base.items() if not isinstance(kept, list) or key in kept}
+    merged = _retained(base, patch)
     for key, value in patch.items():
         if key.startswith("$"):
             continue
@@ -65,28 +64,59 @@ def _merge_objects(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any
             merged.pop(key, None)
         elif key in merged:
             merged[key] = strategic_merge(merged[key], value, key)
-        else:
+        elif not _deleted(value):
             merged[key] = _without_directives(value)
     return merged
 
 
+def _directive(patch: dict[str, Any]) -> str | None:
+    """``replace``, ``delete`` or none. Raises PlanError for what would be left out without a word."""
+    for name in patch:
+        if name.startswith("$") and name not in ("$patch", "$retainKeys"):
+            raise PlanError(Reason.INVALID_POD_TEMPLATE, f"podTemplate: {name} is not supported; remove it")
+    directive = patch.get("$patch")
+    if "$patch" in patch and directive not in ("replace", "delete"):
+        raise PlanError(Reason.INVALID_POD_TEMPLATE, "podTemplate: $patch must be replace or delete")
+    return directive
+
+
+def _retained(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """What ``$retainKeys``, which names all that is to be there afterwards, leaves of ``base``."""
+    if "$retainKeys" not in patch:
+        return dict(base)
+    kept = patch["$retainKeys"]
+    if not isinstance(kept, list):
+        raise _misshapen("$retainKeys", "a list")
+    given = (key for key, value in patch.items() if value is not None and not key.startswith("$"))
+    if (lacking := next((key for key in given if key not in kept), None)) is not None:
+        raise PlanError(
+            Reason.INVALID_POD_TEMPLATE,
+            f"podTemplate: $retainKeys leaves {lacking} out, which is set; add it",
+        )
+    return {key: value for key, value in base.items() if key in kept}
+
+
 def _merge_lists(base: list[Any], patch: list[Any], field: str, key: str) -> list[Any]:
-    if {"$patch": "replace"} in patch:
-        base = []
-    merged = list(base)
+    """Directives first, wherever they stand: one ``replace`` takes all that was there away."""
+    given, replace = [], False
+    deleted: list[Any] = []
     for item in patch:
-        if item == {"$patch": "replace"}:
+        if not isinstance(item, dict):
+            raise _keyless(field, key)
+        directive = _directive(item)
+        if directive == "replace":
+            replace = True
             continue
-        if not isinstance(item, dict) or not isinstance(item.get(key), str | int):
-            raise PlanError(
-                Reason.INVALID_POD_TEMPLATE,
-                f"podTemplate: an item of {field} has no {key}; add it",
-            )
+        if not isinstance(item.get(key), str | int):
+            raise _keyless(field, key)
+        if directive == "delete":
+            deleted.append(item[key])
+        else:
+            given.append(item)
+    merged = [] if replace else [other for other in base if other.get(key) not in deleted]
+    for item in given:
         at = next((i for i, other in enumerate(merged) if other.get(key) == item[key]), None)
-        if item.get("$patch") == "delete":
-            if at is not None:
-                del merged[at]
-        elif at is None:
+        if at is None:
             merged.append(_without_directives(item))
         else:
             merged[at] = strategic_merge(merged[at], item)
@@ -94,18 +124,32 @@ def _merge_lists(base: list[Any], patch: list[Any], field: str, key: str) -> lis
 
 
 def _without_directives(value: Any) -> Any:
-    """What is new: no nulls in it, and no directives, which had nothing to act on."""
+    """What is new: no nulls in it, and no directives, which have nothing to act on.
+
+    Only here kubectl does otherwise: a new object marked ``$patch: replace`` it leaves out without a word.
+    """
     if isinstance(value, dict):
+        _directive(value)
         return {
-            k: _without_directives(v) for k, v in value.items() if v is not None and not k.startswith("$")
+            name: _without_directives(inner)
+            for name, inner in value.items()
+            if inner is not None and not name.startswith("$") and not _deleted(inner)
         }
     if isinstance(value, list):
         return [
             _without_directives(item)
             for item in value
-            if not (isinstance(item, dict) and item.get("$patch") in ("delete", "replace"))
+            if not (isinstance(item, dict) and _directive(item) is not None)
         ]
     return value
+
+
+def _deleted(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("$patch") == "delete"
+
+
+def _keyless(field: str, key: str) -> PlanError:
+    return PlanError(Reason.INVALID_POD_TEMPLATE, f"podTemplate: an item of {field} has no {key}; add it")
 
 
 def _misshapen(field: str, wanted: str) -> PlanError:
