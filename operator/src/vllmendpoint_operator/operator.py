@@ -6,6 +6,7 @@ import random
 from time import perf_counter
 
 from .cache import Cache, Key
+from .endpoints import Endpoints
 from .errors import KubeError, LeaseLost
 from .kinds import ENDPOINT
 from .kube import Kube, Object
@@ -13,7 +14,7 @@ from .logs import reconciling
 from .metrics import Metrics
 from .observe import Observer
 from .queue import WorkQueue
-from .reconcile import Endpoints, Reconciler
+from .reconcile import Reconciler
 from .reports import Reports
 from .settings import Settings
 
@@ -51,7 +52,7 @@ class Operator:
     # Fed by the cache and the reports
 
     def _child_changed(self, owner: Key, urgent: bool) -> None:
-        if self._endpoints.get(owner) is not None:
+        if owner in self._endpoints:
             self._queue.add(owner, urgent=urgent)
 
     def _reference_changed(self, kind: str, key: Key) -> None:
@@ -134,14 +135,14 @@ class Operator:
                 self._queue.add(key)
 
     async def _drop_vanished(self) -> None:
-        known = {key: self._endpoints.get(key) for key in self._endpoints}
+        known = {key: uid for key in self._endpoints if (uid := self._endpoints.uid(key)) is not None}
         listed = set()
         for scope in self._settings.scopes or (None,):
             items, _ = await self._kube.list(ENDPOINT, scope, metadata_only=True)
             listed |= {item["metadata"]["uid"] for item in items}
-        for obj in known.values():
-            if obj is not None and obj["metadata"]["uid"] not in listed:
-                self.deleted(obj)
+        for key, uid in known.items():
+            if uid not in listed and self._endpoints.drop(key, uid):
+                self._queue.add(key)
 
 
 def _key(obj: Object) -> Key:

@@ -1,7 +1,6 @@
 """One endpoint, once: gather, decide, act."""
 
 import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -11,18 +10,19 @@ from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .apply import apply_plan
 from .cache import Cache, Key
+from .endpoints import Endpoints
 from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError
 from .events import event, handlers_changed, transitions
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
 from .model import Endpoint
-from .observe import Observer, claim_references, config_map_references
+from .observe import Observer
 from .plan import Options, Plan, plan
 from .reports import CONNECTING_GRACE_SECONDS
 from .status import invalid_status, status
 
-__all__ = ["Endpoints", "Reconciler"]
+__all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
 
@@ -32,58 +32,6 @@ _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
 """Stands in for a spec that this version cannot read; only names and counts are taken from it."""
-
-
-class Endpoints:
-    """The VLLMEndpoints as last seen; fed by kopf's watch and by the answers to our own writes."""
-
-    def __init__(self) -> None:
-        self._objects: dict[Key, Object] = {}
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(list(self._objects))
-
-    def __len__(self) -> int:
-        return len(self._objects)
-
-    def get(self, key: Key) -> Object | None:
-        return self._objects.get(key)
-
-    def put(self, obj: Object) -> bool:
-        """False where what is known is as new."""
-        metadata = obj["metadata"]
-        key = (metadata["namespace"], metadata["name"])
-        old = self._objects.get(key)
-        # Across UIDs too: kopf may bring the last news of the one before after the one made anew.
-        if old is not None and int(old["metadata"]["resourceVersion"]) >= int(metadata["resourceVersion"]):
-            return False
-        self._objects[key] = {
-            "metadata": {k: v for k, v in metadata.items() if k != "managedFields"},
-            "spec": obj.get("spec") or {},
-            "status": obj.get("status") or {},
-        }
-        return True
-
-    def drop(self, key: Key, uid: str) -> bool:
-        """Forget that very object; one made anew under the name stays."""
-        old = self._objects.get(key)
-        if old is None or old["metadata"]["uid"] != uid:
-            return False
-        del self._objects[key]
-        return True
-
-    def wants(self, key: Key, uid: str) -> bool:
-        """That very object stands and is not being deleted, as far as is known."""
-        obj = self._objects.get(key)
-        return (
-            obj is not None and obj["metadata"]["uid"] == uid and "deletionTimestamp" not in obj["metadata"]
-        )
-
-    def referring(self, kind: str, namespace: str, name: str) -> list[Key]:
-        """Endpoints whose spec names that ConfigMap or PersistentVolumeClaim."""
-        return [
-            key for key, obj in self._objects.items() if key[0] == namespace and name in _named(kind, obj)
-        ]
 
 
 class Reconciler:
@@ -225,14 +173,6 @@ def _status(obj: Object) -> VLLMEndpointStatus | None:
     except ValidationError as error:
         log.warning("%s: the old status is not understood and is written anew", error.title)
         return None
-
-
-def _named(kind: str, obj: Object) -> set[str]:
-    try:
-        spec = VLLMEndpointSpec.model_validate(obj["spec"])
-    except ValidationError:
-        return set()
-    return config_map_references(spec) if kind == "ConfigMap" else claim_references(spec)
 
 
 def _sentence(error: ValidationError) -> str:

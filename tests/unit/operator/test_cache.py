@@ -4,9 +4,9 @@ import pytest
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
+from vllmendpoint_operator.endpoints import Endpoints
 from vllmendpoint_operator.errors import Gone, KubeError, Throttled
 from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, POD, REPLICA_SET, SERVICE
-from vllmendpoint_operator.reconcile import Endpoints
 
 
 def obj(name="s", *, instance="e", uid="u1", version=1, **more):

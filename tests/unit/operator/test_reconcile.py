@@ -3,11 +3,12 @@
 import pytest
 
 from vllmendpoint_operator.cache import Cache
+from vllmendpoint_operator.endpoints import Endpoints
 from vllmendpoint_operator.errors import Conflict, NotFound
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe import Observer
 from vllmendpoint_operator.plan import Options
-from vllmendpoint_operator.reconcile import Endpoints, Reconciler
+from vllmendpoint_operator.reconcile import Reconciler
 from vllmendpoint_operator.reports import Reports
 
 KEY = ("ns", "e")
