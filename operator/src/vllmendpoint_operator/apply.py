@@ -13,7 +13,7 @@ from vllmendpoint_api import Reason, names
 
 from .cache import Cache
 from .errors import Conflict, NotFound, PlanError, Rejected
-from .kinds import CLAIM, CONTROLLER_REVISION, DEPLOYMENT, ENDPOINT, POD, Kind, by_name
+from .kinds import CLAIM, CONTROLLER_REVISION, DEPLOYMENT, ENDPOINT, MANAGED, POD, Kind, by_name
 from .kube import Kube, Object
 from .model import Endpoint
 from .plan import Plan
@@ -26,6 +26,8 @@ _APPLIED: Final = f"{names.GROUP}/applied-hash"
 """Annotation on every child: digest of what was last applied, to notice a field taken out."""
 _REFRESH_MANAGER: Final = "vllmendpoint-operator-refresh"
 """A field manager of its own for pods, which a ReplicaSet owns."""
+_LEFT: Final = ",".join(kind.plural for kind in MANAGED)
+"""For kubectl: the kinds of what an endpoint leaves that is deleted without its children."""
 
 
 @dataclass(slots=True)
@@ -135,6 +137,13 @@ def _taken(kind: Kind, child: Object, live: Object) -> PlanError:
         return PlanError(
             Reason.PENDING, f"the {kind.kind} {name!r} is being deleted; this goes on when it is gone."
         )
+    if _was_orphaned(child, live):
+        return PlanError(
+            Reason.NAME_TAKEN,
+            f"metadata.name: the {kind.kind} {name!r} was left by an earlier endpoint of this name, deleted "
+            f"with --cascade=orphan; give this one another name, or delete all that was left: "
+            f"kubectl delete -n {child['metadata']['namespace']} {_LEFT} -l {_mine(child)}",
+        )
     return PlanError(
         Reason.NAME_TAKEN,
         f"metadata.name: the {kind.kind} {name!r} exists and is not this endpoint's; "
@@ -193,6 +202,16 @@ def _was_ours(child: Object, live: Object) -> bool:
         owner["kind"] == wanted["kind"] and owner["name"] == wanted["name"] and owner["uid"] != wanted["uid"]
         for owner in live["metadata"].get("ownerReferences") or []
     )
+
+
+def _was_orphaned(child: Object, live: Object) -> bool:
+    """It was made by this operator for this name, and nobody owns it."""
+    return not live["metadata"].get("ownerReferences") and _mine(child) == _mine(live)
+
+
+def _mine(obj: Object) -> str:
+    labels = obj["metadata"].get("labels") or {}
+    return ",".join(f"{key}={labels.get(key)}" for key in (names.LABEL_INSTANCE, names.LABEL_MANAGED_BY))
 
 
 def _controller(obj: Object) -> str | None:

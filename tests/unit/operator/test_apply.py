@@ -171,21 +171,36 @@ async def test_a_field_taken_out_shows_in_the_digest(kube, cache, make_endpoint,
     assert ("apply", "Deployment", "smollm-workers") in kube.writes
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+SOMEBODY = {"kind": "Chart", "name": "c", "uid": "uid-c", "controller": True}
+
+
+@pytest.mark.parametrize(
+    ("labelled", "owners", "told"),
+    [
+        (False, [], "exists and is not this endpoint's; delete it, or give the endpoint another name"),
+        (True, [SOMEBODY], "exists and is not this endpoint's; delete it, or give the endpoint another name"),
+        (
+            True,
+            [],
+            "was left by an earlier endpoint of this name, deleted with --cascade=orphan; ",
+        ),
+    ],
+    ids=["a stranger's", "labelled and owned by another", "left by an endpoint of this name"],
+)
 @pytest.mark.parametrize("kind", ["Service", "ConfigMap", "Deployment", "ServiceAccount"])
-async def test_anothers_object_is_left_alone(kube, cache, put, make_endpoint, make_plan, kind, labelled):
+async def test_anothers_object_is_left_alone(
+    kube, cache, put, make_endpoint, make_plan, kind, labelled, owners, told
+):
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     wanted = next(c for c in planned.children if c["kind"] == kind)
     labels = wanted["metadata"]["labels"] if labelled else {}
-    put({**wanted, "metadata": {**wanted["metadata"], "labels": labels, "ownerReferences": []}})
+    put({**wanted, "metadata": {**wanted["metadata"], "labels": labels, "ownerReferences": owners}})
     with pytest.raises(PlanError) as refused:
         await apply_plan(kube, cache, endpoint, planned)
     assert refused.value.reason is Reason.NAME_TAKEN
-    assert (
-        f"the {kind} {wanted['metadata']['name']!r} exists and is not this endpoint's"
-        in refused.value.message
-    )
+    assert f"the {kind} {wanted['metadata']['name']!r} {told}" in refused.value.message
+    assert ("kubectl delete -n team-a controllerrevisions," in refused.value.message) == ("orphan" in told)
     assert ("apply", kind, wanted["metadata"]["name"]) not in kube.writes
 
 
