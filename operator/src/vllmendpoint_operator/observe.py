@@ -66,8 +66,10 @@ class Observer:
         return Observed(
             now=datetime.now(UTC),
             children=children,
-            workers=tuple(self._pod(obj) for obj in _by_name(workers)),
-            frontends=tuple(self._pod(obj) for obj in _by_name(pods) if _component(obj) == "frontend"),
+            workers=tuple(self._pod(endpoint, obj) for obj in _by_name(workers)),
+            frontends=tuple(
+                self._pod(endpoint, obj) for obj in _by_name(pods) if _component(obj) == "frontend"
+            ),
             config_maps=await self._config_maps(endpoint),
             claims=frozenset(
                 name
@@ -83,14 +85,15 @@ class Observer:
         """The endpoint is gone: end its streams."""
         self._reports.follow(key, {})
 
-    def _pod(self, obj: Object) -> Pod:
+    def _pod(self, endpoint: Endpoint, obj: Object) -> Pod:
         metadata = obj["metadata"]
-        return Pod(metadata["name"], metadata["uid"], obj, self._reports.link(metadata["uid"]))
+        link = self._reports.link(endpoint.key, metadata["uid"])
+        return Pod(metadata["name"], metadata["uid"], obj, link)
 
     def _follow(self, endpoint: Endpoint, workers: Iterable[Object]) -> None:
         targets = {}
         for obj in workers:
-            pod = self._pod(obj)
+            pod = Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj)
             if pod.running and pod.address and not pod.terminating:
                 targets[pod.uid] = Target(pod.uid, pod.address, endpoint.key)
         self._reports.follow(endpoint.key, targets)

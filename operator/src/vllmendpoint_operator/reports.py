@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
 import aiohttp
@@ -31,6 +32,8 @@ CONNECTING_GRACE_SECONDS: Final = 10.0
 """How long a pod that was never heard, or whose stream ended, may take until it counts as unreachable."""
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 5.0
+_PLAIN = re.compile(rb"[^\\\x7f-\xff]*")
+"""JSON of such bytes has no control character in a string: raw ones are no JSON, others need a backslash."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -55,7 +58,18 @@ class Link:
     error: str = ""
 
 
-_NEW: Final = Link()
+@dataclass(slots=True)
+class _Stream:
+    """One worker's, between two looks: a report that is kept as it was read is a tenth of its model."""
+
+    target: Target
+    task: asyncio.Task[None] | None = None
+    line: bytes = b""
+    news: bytes = b""
+    """What of the report is news, to compare the next one with."""
+    connected: bool = False
+    settled: bool = False
+    error: str = ""
 
 
 class Reports:
@@ -64,8 +78,8 @@ class Reports:
     def __init__(self, changed: Callable[[tuple[str, str]], None], *, port: int = names.REPORT_PORT) -> None:
         self._changed = changed
         self._port = port
-        self._links: dict[str, Link] = {}
-        self._tasks: dict[str, tuple[Target, asyncio.Task[None]]] = {}
+        self._streams: dict[tuple[str, str], dict[str, _Stream]] = {}
+        """owner -> pod UID -> its stream"""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Reports":
@@ -77,29 +91,41 @@ class Reports:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [task for _, task in self._tasks.values()]
+        held = [stream for streams in self._streams.values() for stream in streams.values()]
+        tasks = [stream.task for stream in held if stream.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()
+        self._streams.clear()
         if self._session is not None:
             await self._session.close()
 
-    def link(self, uid: str) -> Link:
-        return self._links.get(uid, _NEW)
+    def link(self, owner: tuple[str, str], uid: str) -> Link:
+        """What is known of the pod ``uid`` of the endpoint ``owner``."""
+        stream = self._streams.get(owner, {}).get(uid)
+        if stream is None:
+            return Link()
+        report = parse(stream.line, uid) if stream.line else None
+        return Link(report, stream.connected, stream.settled, stream.error)
 
     def follow(self, owner: tuple[str, str], targets: Mapping[str, Target]) -> None:
         """Hold exactly these streams for the endpoint; those that stand already go on."""
-        for uid, (target, task) in list(self._tasks.items()):
-            if target.owner == owner and targets.get(uid) != target:
-                task.cancel()
-                del self._tasks[uid]
-                self._links.pop(uid, None)
+        held = self._streams.pop(owner, {})
+        for uid, stream in held.items():
+            if targets.get(uid) != stream.target and stream.task is not None:
+                stream.task.cancel()
+        kept = {}
         for uid, target in targets.items():
-            if uid not in self._tasks:
-                self._tasks[uid] = (target, asyncio.create_task(self._stream(target)))
+            if uid in held and held[uid].target == target:
+                kept[uid] = held[uid]
+            else:
+                stream = kept[uid] = _Stream(target)
+                stream.task = asyncio.create_task(self._hold(stream))
+        if kept:
+            self._streams[owner] = kept
 
-    async def _stream(self, target: Target) -> None:
+    async def _hold(self, stream: _Stream) -> None:
+        target = stream.target
         host = f"[{target.address}]" if ":" in target.address else target.address
         url = f"http://{host}:{self._port}/status?watch=true"
         loop = asyncio.get_running_loop()
@@ -107,23 +133,23 @@ class Reports:
         delay = _RETRY_FIRST
         while True:
             try:
-                await self._read(url, target)
+                await self._read(url, stream)
                 error = "the worker closed the stream"
                 delay = _RETRY_FIRST
             except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
                 error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
-            old = self.link(target.uid)
-            if old.connected:
+            was_connected, was_settled = stream.connected, stream.settled
+            if was_connected:
                 log.info("worker stream lost", extra={"pod_uid": target.uid, "why": error})
                 lost = loop.time()
             late = loop.time() - lost >= CONNECTING_GRACE_SECONDS
-            self._links[target.uid] = Link(old.report, False, late, error[:300])
-            if late and (old.connected or not old.settled):
+            stream.connected, stream.settled, stream.error = False, late, error[:300]
+            if late and (was_connected or not was_settled):
                 self._changed(target.owner)
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, _RETRY_LAST)
 
-    async def _read(self, url: str, target: Target) -> None:
+    async def _read(self, url: str, stream: _Stream) -> None:
         assert self._session is not None
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status != 200:
@@ -144,13 +170,15 @@ class Reports:
                     if count > MAX_REPORTS_A_SECOND:
                         raise ValueError(f"more than {MAX_REPORTS_A_SECOND} reports a second")
                     if line.strip():
-                        self._take(target, parse(bytes(line), target.uid))
+                        self._take(stream, bytes(line))
 
-    def _take(self, target: Target, report: WorkerReport) -> None:
-        old = self.link(target.uid)
-        self._links[target.uid] = Link(report, True, True)
-        if not old.connected or old.report is None or _news(old.report) != _news(report):
-            self._changed(target.owner)
+    def _take(self, stream: _Stream, line: bytes) -> None:
+        news = _news(parse(line, stream.target.uid))
+        told = not stream.connected or news != stream.news
+        stream.line, stream.news = line, news
+        stream.connected, stream.settled, stream.error = True, True, ""
+        if told:
+            self._changed(stream.target.owner)
 
 
 def parse(line: bytes, pod_uid: str) -> WorkerReport:
@@ -165,6 +193,8 @@ def parse(line: bytes, pod_uid: str) -> WorkerReport:
         raise ValueError("malformed report: nested too deeply") from None
     if report.pod_uid != pod_uid:
         raise ValueError("the report is of another pod")
+    if _PLAIN.fullmatch(line):
+        return report
     return WorkerReport.model_validate(_cleaned(report.model_dump()))
 
 
@@ -182,7 +212,7 @@ def _clean(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
-def _news(report: WorkerReport) -> WorkerReport:
+def _news(report: WorkerReport) -> bytes:
     """The report without what moves all the time."""
     verdict = report.verdict.model_copy(update={"last_proof_of_life": None})
     probe = report.last_probe
@@ -190,4 +220,5 @@ def _news(report: WorkerReport) -> WorkerReport:
         probe = probe.model_copy(
             update={"time": report.stage.since, "latency_milliseconds": 0.0, "tokens": 0}
         )
-    return report.model_copy(update={"time": report.stage.since, "verdict": verdict, "last_probe": probe})
+    still = report.model_copy(update={"time": report.stage.since, "verdict": verdict, "last_probe": probe})
+    return sha256(still.model_dump_json().encode()).digest()

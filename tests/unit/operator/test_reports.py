@@ -15,6 +15,7 @@ from vllmendpoint_operator.model import Observed
 from vllmendpoint_operator.reports import MAX_REPORT_BYTES, Link, Reports, Target, parse
 from vllmendpoint_operator.status import status
 
+OWNER = ("ns", "e")
 SINCE = "2026-01-01T11:50:00+00:00"
 WIRE = {
     "workerVersion": "1",
@@ -64,6 +65,12 @@ def test_control_characters_go():
     report = parse(json.dumps(wire).encode(), "u")
     assert report.verdict.message == "a [31m b c d"
     assert report.health_check.payload == {"k ": ["v "]}
+
+
+@pytest.mark.parametrize("character", ["\x7f", "\x80", "\x9b", "\u2028", "\u2029"])
+def test_control_characters_go_where_they_need_no_escape(character):
+    wire = changed("verdict.message", f"a{character}b")
+    assert parse(json.dumps(wire, ensure_ascii=False).encode(), "u").verdict.message == "a b"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,7 @@ async def followed(worker, monkeypatch):
     news = []
     async with Reports(news.append, port=worker.port) as reports:
         reports.news = news
-        reports.follow(("ns", "e"), {"u": Target("u", "127.0.0.1", ("ns", "e"))})
+        reports.follow(OWNER, {"u": Target("u", "127.0.0.1", OWNER)})
         yield reports
 
 
@@ -204,11 +211,11 @@ async def until(holds, seconds=5.0):
 
 async def test_news_is_told_once_and_figures_are_none(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link("u").connected)
+    await until(lambda: followed.link(OWNER, "u").connected)
     assert len(followed.news) == 1
     await worker.lines.put(changed("lastProbe.latencyMilliseconds", 99))
     await worker.lines.put(changed("verdict.lastProofOfLife", SINCE))
-    await until(lambda: followed.link("u").report.verdict.last_proof_of_life is not None)
+    await until(lambda: followed.link(OWNER, "u").report.verdict.last_proof_of_life is not None)
     assert len(followed.news) == 1, "a probe's figures are no news"
     await worker.lines.put(changed("verdict.state", "Stalled"))
     await until(lambda: len(followed.news) == 2)
@@ -216,18 +223,18 @@ async def test_news_is_told_once_and_figures_are_none(worker, followed):
 
 async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link("u").connected)
+    await until(lambda: followed.link(OWNER, "u").connected)
     await worker.lines.put(None)
-    await until(lambda: not followed.link("u").connected)
-    assert not followed.link("u").settled, "within the grace the last report stands"
-    assert followed.link("u").report is not None
+    await until(lambda: not followed.link(OWNER, "u").connected)
+    assert not followed.link(OWNER, "u").settled, "within the grace the last report stands"
+    assert followed.link(OWNER, "u").report is not None
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link("u").connected)
+    await until(lambda: followed.link(OWNER, "u").connected)
     assert len(followed.news) == 2
     await worker.runner.cleanup()
-    await until(lambda: followed.link("u").settled and not followed.link("u").connected)
+    await until(lambda: followed.link(OWNER, "u").settled and not followed.link(OWNER, "u").connected)
     assert len(followed.news) == 3
-    assert followed.link("u").error
+    assert followed.link(OWNER, "u").error
 
 
 @pytest.mark.parametrize(
@@ -241,10 +248,10 @@ async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
 )
 async def test_a_bad_stream_is_not_believed(worker, followed, line, told):
     worker.greeting = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
-    await until(lambda: told in followed.link("u").error)
-    assert followed.link("u").report is None
-    await until(lambda: followed.link("u").settled)
-    assert followed.news == [("ns", "e")]
+    await until(lambda: told in followed.link(OWNER, "u").error)
+    assert followed.link(OWNER, "u").report is None
+    await until(lambda: followed.link(OWNER, "u").settled)
+    assert followed.news == [OWNER]
 
 
 async def test_a_flood_is_cut(worker, followed):
@@ -252,14 +259,14 @@ async def test_a_flood_is_cut(worker, followed):
         json.dumps(changed("verdict.message", str(number))).encode() + b"\n" for number in range(500)
     )
     await worker.lines.put(flood)
-    await until(lambda: "reports a second" in followed.link("u").error)
+    await until(lambda: "reports a second" in followed.link(OWNER, "u").error)
     assert len(followed.news) < 100
 
 
 async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link("u").connected)
+    await until(lambda: followed.link(OWNER, "u").connected)
     followed.follow(("ns", "other"), {})
-    assert followed.link("u").connected, "another endpoint's streams stay"
-    followed.follow(("ns", "e"), {})
-    assert followed.link("u") == Link()
+    assert followed.link(OWNER, "u").connected, "another endpoint's streams stay"
+    followed.follow(OWNER, {})
+    assert followed.link(OWNER, "u") == Link()
