@@ -13,7 +13,17 @@ from vllmendpoint_api import Reason, names
 
 from .cache import Cache
 from .errors import Conflict, NotFound, PlanError, Rejected
-from .kinds import CLAIM, CONTROLLER_REVISION, DEPLOYMENT, ENDPOINT, MANAGED, POD, Kind, by_name
+from .kinds import (
+    CLAIM,
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    ENDPOINT,
+    MANAGED,
+    POD,
+    ROLE_BINDING,
+    Kind,
+    by_name,
+)
 from .kube import Kube, Object
 from .model import Endpoint
 from .plan import Plan
@@ -55,23 +65,21 @@ async def apply_plan(
         live = store.get((endpoint.namespace, child["metadata"]["name"]))
         if not wanted():
             return done
-        if live is None:
+        if live is not None and _left_alone(kind, desired, live, endpoint):
+            continue
+        if live is None or _made_anew(kind, desired, live):
             if not asked and not await _stands(kube, endpoint):
                 return done
             asked = True
+            if live is not None:
+                await _delete(kube, cache, kind, live)
+                done.writes += 1
+                live = None
             await _ensure_free(kube, kind, child)
-        elif _left_alone(kind, desired, live, endpoint):
-            continue
         store.absorb(await _apply(kube, kind, desired, live))
         done.writes += 1
     for obj in plan.prune:
-        kind = by_name(obj["kind"])
-        metadata = obj["metadata"]
-        try:
-            await kube.delete(kind, metadata["namespace"], metadata["name"], uid=metadata["uid"])
-        except (NotFound, Conflict):
-            log.debug("already gone: %s %s", obj["kind"], metadata["name"])
-        cache.store(kind, endpoint.namespace).drop((metadata["namespace"], metadata["name"]))
+        await _delete(kube, cache, by_name(obj["kind"]), obj)
         done.writes += 1
     for name, settings_hash in plan.refresh.items():
         done.writes += await _refresh(kube, cache, endpoint.namespace, name, settings_hash)
@@ -109,6 +117,16 @@ async def _apply(
         )
         raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
     return applied
+
+
+async def _delete(kube: Kube, cache: Cache, kind: Kind, obj: Object) -> None:
+    metadata = obj["metadata"]
+    namespace, name = metadata["namespace"], metadata["name"]
+    try:
+        await kube.delete(kind, namespace, name, uid=metadata["uid"])
+    except (NotFound, Conflict):
+        log.debug("already gone: %s %s", kind.kind, name)
+    cache.store(kind, namespace).drop((namespace, name))
 
 
 async def _stands(kube: Kube, endpoint: Endpoint) -> bool:
@@ -189,6 +207,12 @@ def _left_alone(kind: Kind, desired: Object, live: Object, endpoint: Endpoint) -
         # Deleted by somebody, and held by the pods that mount it: the rest does not wait for their end.
         return True
     raise _taken(kind, desired, live)
+
+
+def _made_anew(kind: Kind, desired: Object, live: Object) -> bool:
+    """The API server lets nobody change a ``roleRef``: another role (another release's of the chart)
+    takes another binding, made at once, so that the workers are without rights for a moment only."""
+    return kind is ROLE_BINDING and differs(desired["roleRef"], live["roleRef"])
 
 
 def _is_ours(live: Object, endpoint: Endpoint) -> bool:

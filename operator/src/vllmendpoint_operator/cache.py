@@ -152,7 +152,7 @@ class Store:
             metadata_only=self._metadata_only,
         ):
             if event == "DELETED":
-                self._delete(_key(obj))
+                self._gone(obj)
             elif event != "BOOKMARK":
                 self._put(obj)
             yield obj["metadata"]["resourceVersion"]
@@ -171,6 +171,12 @@ class Store:
         self._packed[key] = self._packer.pack(new, _sort(new))
         if notify:
             self._changed(new, old)
+
+    def _gone(self, obj: Object) -> None:
+        """What a write of ours has made anew since, and was taken in, stays."""
+        known = self.get(_key(obj))
+        if known is not None and _version(known) <= _version(obj):
+            self._delete(_key(obj))
 
     def _delete(self, key: Key, *, notify: bool = True) -> None:
         old = self.get(key)
@@ -270,7 +276,11 @@ def _newer(new: Object, old: Object) -> bool:
     a, b = new["metadata"], old["metadata"]
     if a["uid"] != b["uid"]:
         return True
-    return int(a["resourceVersion"]) > int(b["resourceVersion"])
+    return _version(new) > _version(old)
+
+
+def _version(obj: Object) -> int:
+    return int(obj["metadata"]["resourceVersion"])
 
 
 def _is_urgent(new: Object, old: Object | None) -> bool:

@@ -280,6 +280,41 @@ async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, 
     assert all(verb == "delete" for verb, _, _ in kube.writes), "already gone is no error"
 
 
+async def test_a_binding_to_another_role_is_made_anew(kube, cache, make_endpoint, make_plan):
+    """A roleRef cannot be changed: nothing is deleted before the endpoint is known to stand."""
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    old = kube.objects["RoleBinding", "smollm-workers"]
+    kube.writes.clear()
+    renamed = make_plan(endpoint, role_name="another")
+    kube.endpoint = None
+    assert (await apply_plan(kube, cache, endpoint, renamed)).writes == 0
+    assert kube.writes == []
+    kube.endpoint = {"metadata": {"uid": "uid-1"}}
+    assert (await apply_plan(kube, cache, endpoint, renamed)).writes == 4
+    assert kube.writes == [
+        (verb, "RoleBinding", f"smollm-{part}")
+        for part in ("workers", "frontend")
+        for verb in ("delete", "apply")
+    ]
+    new = kube.objects["RoleBinding", "smollm-workers"]
+    assert new["roleRef"]["name"] == "another"
+    assert new["metadata"]["uid"] != old["metadata"]["uid"]
+    kube.writes.clear()
+    await apply_plan(kube, cache, endpoint, renamed)
+    assert kube.writes == []
+
+
+async def test_a_binding_whose_subjects_changed_is_not(kube, cache, put, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    await apply_plan(kube, cache, endpoint, planned)
+    put({**kube.objects["RoleBinding", "smollm-workers"], "kind": "RoleBinding", "subjects": []})
+    kube.writes.clear()
+    await apply_plan(kube, cache, endpoint, planned)
+    assert kube.writes == [("apply", "RoleBinding", "smollm-workers")]
+
+
 def templated(make_endpoint, zone, **frontend):
     spec = {"spec": {"nodeSelector": {"zone": zone}}}
     return make_endpoint(worker={"podTemplate": spec}, frontend=frontend)

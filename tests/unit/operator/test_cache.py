@@ -97,6 +97,13 @@ async def test_lists_then_watches(store, told):
     assert "managedFields" not in services.get(("ns", "t"))["metadata"]
 
 
+async def test_what_was_made_anew_ahead_of_the_watch_outlives_the_news_of_the_old_ones_end(store, told):
+    services = store(Api([[obj(uid="u2", version=12)]], [[("DELETED", obj(uid="u1", version=11))]]))
+    await run(services)
+    assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
+    assert len(told) == 1, "that it came"
+
+
 async def test_what_vanished_during_a_gap_is_noticed(store, told):
     services = store(Api([[obj("a"), obj("b", version=2)], [obj("b", version=2)]], [[Gone(410, "old")]]))
     await run(services)
