@@ -270,3 +270,4 @@ async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     assert followed.link(OWNER, "u").connected, "another endpoint's streams stay"
     followed.follow(OWNER, {})
     assert followed.link(OWNER, "u") == Link()
+    await until(lambda: not [task for task in asyncio.all_tasks() if "Reports._hold" in repr(task)])
