@@ -4,8 +4,9 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
@@ -43,6 +44,13 @@ _LEFT: Final = ",".join(kind.plural for kind in MANAGED)
 @dataclass(slots=True)
 class Applied:
     writes: int = 0
+    warnings: list[str] = field(default_factory=list)
+    """What the API server warned of in what is new, and in pod templates that change; each once."""
+
+    def warned(self, child: Object, text: str) -> None:
+        said = f"{child['kind']} {child['metadata']['name']}: {text}"
+        if said not in self.warnings:
+            self.warnings.append(said)
 
 
 async def apply_plan(
@@ -56,7 +64,7 @@ async def apply_plan(
     made, the API server is asked for the endpoint.
     """
     done = Applied()
-    await _verify(kube, cache, endpoint, plan.verify if wanted() else ())
+    await _verify(kube, cache, endpoint, plan.verify if wanted() else (), done)
     asked = False
     for child in plan.children:
         kind = by_name(child["kind"])
@@ -76,7 +84,9 @@ async def apply_plan(
                 done.writes += 1
                 live = None
             await _ensure_free(kube, kind, child)
-        store.absorb(await _apply(kube, kind, desired, live))
+        # Scaling one that was warned of is no news.
+        warned = partial(done.warned, child) if live is None else None
+        store.absorb(await _apply(kube, kind, desired, live, warned))
         done.writes += 1
     for obj in plan.prune:
         await _delete(kube, cache, by_name(obj["kind"]), obj)
@@ -86,23 +96,31 @@ async def apply_plan(
     return done
 
 
-async def _verify(kube: Kube, cache: Cache, endpoint: Endpoint, children: Iterable[Object]) -> None:
+async def _verify(
+    kube: Kube, cache: Cache, endpoint: Endpoint, children: Iterable[Object], done: Applied
+) -> None:
     for child in children:
         kind = by_name(child["kind"])
         live = cache.store(kind, endpoint.namespace).get((endpoint.namespace, child["metadata"]["name"]))
         if live is None or _is_ours(live, endpoint):
-            await _apply(kube, kind, child, live, dry_run=True)
+            await _apply(kube, kind, child, live, partial(done.warned, child), dry_run=True)
 
 
 async def _apply(
-    kube: Kube, kind: Kind, desired: Object, live: Object | None, *, dry_run: bool = False
+    kube: Kube,
+    kind: Kind,
+    desired: Object,
+    live: Object | None,
+    warned: Callable[[str], None] | None = None,
+    *,
+    dry_run: bool = False,
 ) -> Object:
     body = desired
     if live is not None:
         # The very object that was looked at: one made anew under this name in between is refused.
         body = {**desired, "metadata": {**desired["metadata"], "uid": live["metadata"]["uid"]}}
     try:
-        applied = await kube.apply(kind, body, dry_run=dry_run)
+        applied = await kube.apply(kind, body, dry_run=dry_run, warned=warned)
     except Rejected as error:
         name = f"{desired['kind']} {desired['metadata']['name']}"
         if kind is CLAIM:

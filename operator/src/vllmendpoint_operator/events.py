@@ -19,7 +19,7 @@ from vllmendpoint_api import (
 from .model import Endpoint
 from .status.conditions import timestamp
 
-__all__ = ["Transition", "event", "handlers_changed", "transitions"]
+__all__ = ["Transition", "event", "handlers_changed", "transitions", "warned"]
 
 _ON_THE_WAY: Final = frozenset(
     {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
@@ -63,6 +63,13 @@ def handlers_changed(before: VLLMEndpointStatus | None, after: VLLMEndpointStatu
         return []
     said = f"The handlers' script changed from {old or 'none'} to {new or 'none'}; no worker was restarted."
     return [Transition("Normal", "HandlersChanged", said)]
+
+
+def warned(texts: Iterable[str]) -> list[Transition]:
+    """What the API server takes and yet warns of: it stands in no condition."""
+    return [
+        Transition("Warning", "APIServerWarning", f"the API server warns of the {text}") for text in texts
+    ]
 
 
 def _was_broken(entry: ConditionEntry | None) -> bool:

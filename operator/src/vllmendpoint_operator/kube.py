@@ -8,6 +8,7 @@ against 1.7 to 2.0 ms for one server-side apply).
 import asyncio
 import contextlib
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, Self
@@ -139,8 +140,20 @@ class Kube:
             self._observe(verb, kind.plural, 0)
             raise KubeError(0, f"{method} {path}: {type(error).__name__}: {error}") from error
 
-    async def _json(self, verb: str, kind: Kind, method: str, path: str, **kwargs: Any) -> Object:
+    async def _json(
+        self,
+        verb: str,
+        kind: Kind,
+        method: str,
+        path: str,
+        *,
+        warned: Callable[[str], None] | None = None,
+        **kwargs: Any,
+    ) -> Object:
         async with self._request(verb, kind, method, path, **kwargs) as response:
+            if warned is not None:
+                for header in response.headers.getall("Warning", ()):
+                    warned(_warning(header))
             result: Object = from_json(await response.read())
             return result
 
@@ -231,8 +244,12 @@ class Kube:
         subresource: str | None = None,
         manager: str = FIELD_MANAGER,
         dry_run: bool = False,
+        warned: Callable[[str], None] | None = None,
     ) -> Object:
-        """Server-side apply, forced: what we send is ours. ``dry_run``: all but the writing of it."""
+        """Server-side apply, forced: what we send is ours. ``dry_run``: all but the writing of it.
+
+        ``warned`` is called with each thing that the API server takes and warns of.
+        """
         limits = self._limits()
         metadata = body["metadata"]
         return await self._json(
@@ -244,6 +261,7 @@ class Kube:
             body=body,
             headers={"Content-Type": "application/apply-patch+yaml"},
             limits=limits,
+            warned=warned,
         )
 
     async def create(self, kind: Kind, body: Object) -> Object:
@@ -312,6 +330,12 @@ async def _error(response: aiohttp.ClientResponse) -> KubeError:
         return NamespaceGoing(response.status, message)
     retry_after = response.headers.get("Retry-After", "")
     return _typed(response.status, message, float(retry_after) if retry_after.isdigit() else None)
+
+
+def _warning(header: str) -> str:
+    """The text of ``299 - "text"``."""
+    _, _, quoted = header.partition('"')
+    return re.sub(r"\\(.)", r"\1", quoted.removesuffix('"'))
 
 
 def _typed(status: int, message: str, retry_after: float | None = None) -> KubeError:

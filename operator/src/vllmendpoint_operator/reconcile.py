@@ -1,6 +1,7 @@
 """One endpoint, once: gather, decide, act."""
 
 import logging
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -8,11 +9,11 @@ from pydantic import ValidationError
 
 from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
 
-from .apply import apply_plan
+from .apply import Applied, apply_plan
 from .cache import Cache, Key
 from .endpoints import Endpoints
 from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError
-from .events import event, handlers_changed, transitions
+from .events import Transition, event, handlers_changed, transitions, warned
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
@@ -76,6 +77,7 @@ class Reconciler:
         observed = await self._observer.observe(endpoint)
         planned: Plan | None = None
         problem: PlanError | None = None
+        done = Applied()
         try:
             planned = plan(endpoint, observed, self._options)
             if not spec.paused:
@@ -92,6 +94,7 @@ class Reconciler:
             problem = error
         except NamespaceGoing:
             return None
+        await self._tell(endpoint, warned(done.warnings))
         if not await self._write(obj, endpoint, status(endpoint, observed, planned, problem)):
             return _CONFLICT_RETRY_SECONDS
         if problem is not None and planned is not None:
@@ -130,16 +133,19 @@ class Reconciler:
         self._endpoints.put(written)
         before = endpoint.status.conditions if endpoint.status is not None else ()
         changed = handlers_changed(endpoint.status, new)
-        for transition in [*changed, *transitions(before, new.conditions)]:
+        await self._tell(endpoint, [*changed, *transitions(before, new.conditions)])
+        return True
+
+    async def _tell(self, endpoint: Endpoint, news: Iterable[Transition]) -> None:
+        for transition in news:
             if not self._endpoints.wants(endpoint.key, endpoint.uid):
-                return True
+                return
             log.info("%s: %s", transition.reason, transition.message)
             try:
                 await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
             except KubeError as error:
-                # An Event is a courtesy: the condition has said it already.
+                # An Event is a courtesy: the condition, or the log, has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)
-        return True
 
     async def _forget_vanished(self, endpoint: Endpoint) -> None:
         """Its DELETED was lost in a gap of the watch. A 404 alone may mean that the CRD is not served."""

@@ -74,6 +74,7 @@ class FakeKube:
         self.endpoint = {"metadata": {"uid": "uid-1"}}
         self.writes = []
         self.refuse = {}
+        self.warn = {}
         self.version = 0
 
     async def get(self, kind, namespace, name):
@@ -85,8 +86,11 @@ class FakeKube:
         assert kind is ENDPOINT
         return [self.endpoint] if self.endpoint else [], "1"
 
-    async def apply(self, kind, body, *, dry_run=False, **options):
+    async def apply(self, kind, body, *, dry_run=False, warned=None, **options):
         metadata = body["metadata"]
+        if warned is not None:
+            for text in self.warn.get((kind.kind, metadata["name"]), ()):
+                warned(text)
         self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))
         if kind.kind in self.refuse:
             raise self.refuse[kind.kind]
@@ -348,6 +352,26 @@ async def test_a_pod_template_is_verified_before_anything_is_written(
     assert kube.writes == [("verify", "Deployment", "smollm-workers")], (
         "nothing is written, nothing is pinned"
     )
+
+
+async def test_what_the_api_server_warns_of_is_kept_once(kube, cache, living, make_endpoint, make_plan):
+    """Both the dry run and the creation are warned of; scaling what was warned of is no news."""
+    kube.warn = {("Deployment", "smollm-workers"): ["negative", "odd"], ("Service", "smollm"): ["odd"]}
+    endpoint = templated(make_endpoint, "a")
+    planned = make_plan(endpoint)
+    done = await apply_plan(kube, cache, endpoint, planned)
+    assert done.warnings == [
+        "Deployment smollm-workers: negative",
+        "Deployment smollm-workers: odd",
+        "Service smollm: odd",
+    ]
+    scaled = make_endpoint(**endpoint.spec.wire() | {"replicas": 2})
+    done = await apply_plan(kube, cache, scaled, make_plan(scaled, observed_of(kube, living, planned)))
+    assert done.writes
+    assert done.warnings == []
+    other = templated(make_endpoint, "b")
+    done = await apply_plan(kube, cache, other, make_plan(other, observed_of(kube, living, planned)))
+    assert done.warnings == ["Deployment smollm-workers: negative", "Deployment smollm-workers: odd"]
 
 
 @pytest.mark.parametrize(

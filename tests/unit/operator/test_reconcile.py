@@ -5,6 +5,7 @@ import pytest
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
 from vllmendpoint_operator.errors import Conflict, NotFound
+from vllmendpoint_operator.kinds import DEPLOYMENT
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe import Observer
 from vllmendpoint_operator.plan import Options
@@ -28,6 +29,7 @@ class Api:
         self.status = None
         self.meanwhile = lambda: None
         self.listed = [endpoint()]
+        self.warn = lambda warned: None
 
     async def list(self, kind, namespace, **options):
         return self.listed, "1"
@@ -35,7 +37,9 @@ class Api:
     async def get(self, kind, namespace, name):
         raise NotFound(404, "no")
 
-    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False):
+    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, warned=None):
+        if warned is not None and kind is DEPLOYMENT:
+            self.warn(warned)
         self.version += 1
         if subresource == "status":
             self.status = body
@@ -46,6 +50,7 @@ class Api:
 
     async def create(self, kind, body):
         self.events.append(body["reason"])
+        self.event = body
 
 
 @pytest.fixture
@@ -125,6 +130,17 @@ async def test_what_went_in_a_gap_of_the_watch_is_forgotten(world, now):
     assert await reconciler.reconcile(KEY) is None
     assert endpoints.get(KEY) is None
     assert series(metrics) == []
+
+
+async def test_a_warning_of_the_api_server_is_an_event(world):
+    api, endpoints, _, reconciler = world
+    api.warn = lambda warned: warned("spec.template.spec.x: odd")
+    endpoints.put(endpoint())
+    await reconciler.reconcile(KEY)
+    said = "the API server warns of the Deployment e-frontend: spec.template.spec.x: odd"
+    assert (api.event["type"], api.event["message"]) == ("Warning", said)
+    await reconciler.reconcile(KEY)
+    assert api.events == ["APIServerWarning"] * 2, "one for each of the two, and no more"
 
 
 async def test_nothing_for_what_is_being_deleted(world):
