@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from time import perf_counter
+from typing import Final
 
 from .cache import Cache, Key
 from .endpoints import Endpoints
@@ -21,6 +22,9 @@ from .settings import Settings
 __all__ = ["Operator"]
 
 log = logging.getLogger(__name__)
+
+_BUNCH_SECONDS: Final = 0.25
+"""A Deployment, its ReplicaSet and their pods change within moments of each other: one look for all."""
 
 
 class Operator:
@@ -52,8 +56,12 @@ class Operator:
     # Fed by the cache and the reports
 
     def _child_changed(self, owner: Key, urgent: bool) -> None:
-        if owner in self._endpoints:
-            self._queue.add(owner, urgent=urgent)
+        if owner not in self._endpoints:
+            return
+        if urgent:
+            self._queue.add(owner, urgent=True)
+        else:
+            self._queue.add_after(owner, _BUNCH_SECONDS)
 
     def _reference_changed(self, kind: str, key: Key) -> None:
         for owner in self._endpoints.referring(kind, *key):
