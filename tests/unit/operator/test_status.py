@@ -116,6 +116,26 @@ def test_one_of_three_stalled_is_told_whole(make_endpoint, make_status, make_wor
     assert condition(found, "Stalled").status == "False", "nothing here waits for the user's spec"
 
 
+@pytest.mark.parametrize(
+    ("check", "fix"),
+    [
+        (
+            {"mode": "Observe"},
+            "It takes traffic all the same, since healthCheck.mode is Observe; it ends itself",
+        ),
+        (
+            {"restartAfterSeconds": 0},
+            "It takes no traffic; it does not end itself, since healthCheck.restartA",
+        ),
+    ],
+    ids=["observed", "never restarted"],
+)
+def test_what_becomes_of_a_stalled_worker(make_endpoint, make_status, make_worker, condition, check, fix):
+    endpoint = make_endpoint(healthCheck=check)
+    found = make_status(endpoint, make_worker("w", "Stalled", settings=endpoint))
+    assert f". {fix}" in condition(found, "Generating").message
+
+
 def test_garbage_is_not_generating(make_endpoint, make_status, make_worker):
     endpoint = make_endpoint()
     said = {"verdict__reason": "UnexpectedAnswer", "verdict__message": "no match"}

@@ -45,7 +45,7 @@ def status(
             endpoint, observed, plan.settings.hash if plan is not None else None
         ),
         Condition.AVAILABLE: available(endpoint, observed),
-        Condition.GENERATING: generating(spec.replicas, listed),
+        Condition.GENERATING: generating(endpoint, listed),
         Condition.UP_TO_DATE: unknown(
             Reason.PENDING, f"The current revision could not be applied: {problem.message}"
         )

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from vllmendpoint_api import ConditionStatus, Reason, Verdict, WorkerStatus
+from vllmendpoint_api import ConditionStatus, Mode, Reason, Verdict, WorkerStatus
+from vllmendpoint_operator.model import Endpoint
 
 from .conditions import Finding, true, unknown
 from .why import VERDICT_REASONS
@@ -12,16 +13,14 @@ __all__ = ["generating"]
 
 _FIX: Final = {
     Reason.ENGINE_DEAD: "The worker ends and is started again; see its log for the cause.",
-    Reason.ENGINE_STALLED: "It takes no traffic; it ends itself after healthCheck.restartAfterSeconds, "
-    "or delete the pod now.",
     Reason.PROBE_FAILED: "Check healthCheck.payload against the model, and the worker's log.",
     Reason.UNEXPECTED_ANSWER: "Check the model's weights and settings.",
 }
 
 
-def generating(replicas: int, workers: Sequence[WorkerStatus]) -> Finding:
+def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus]) -> Finding:
     """``workers``: every replica that is not on its way out, worst first."""
-    if replicas == 0 or not workers:
+    if endpoint.spec.replicas == 0 or not workers:
         return unknown(Reason.NO_WORKERS, "There are no workers.")
     started = [
         worker
@@ -39,7 +38,7 @@ def generating(replicas: int, workers: Sequence[WorkerStatus]) -> Finding:
             ConditionStatus.FALSE,
             reason,
             f"{len(bad)} of {total} replicas do not generate: pod {worker.name}: "
-            f"{worker.message.rstrip('.') or worker.verdict}. {_FIX[reason]}",
+            f"{worker.message.rstrip('.') or worker.verdict}. {_fix(reason, endpoint)}",
         )
     lost = [worker for worker in started if worker.reason == Reason.WORKER_UNREACHABLE]
     if lost:
@@ -58,6 +57,20 @@ def generating(replicas: int, workers: Sequence[WorkerStatus]) -> Finding:
     busy = sum(worker.verdict == Verdict.BUSY for worker in started)
     detail = f", {busy} of them busy" if busy else ""
     return true(Reason.GENERATING, f"{total} of {total} started replicas generate{detail}.")
+
+
+def _fix(reason: Reason, endpoint: Endpoint) -> str:
+    if reason is not Reason.ENGINE_STALLED:
+        return _FIX[reason]
+    check = endpoint.spec.health_check
+    traffic = "It takes no traffic"
+    if check is not None and check.mode == Mode.OBSERVE:
+        traffic = "It takes traffic all the same, since healthCheck.mode is Observe"
+    if check is not None and check.restart_after_seconds == 0:
+        return (
+            f"{traffic}; it does not end itself, since healthCheck.restartAfterSeconds is 0: delete the pod."
+        )
+    return f"{traffic}; it ends itself after healthCheck.restartAfterSeconds, or delete the pod now."
 
 
 def _reason(worker: WorkerStatus) -> Reason:
