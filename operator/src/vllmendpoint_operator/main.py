@@ -1,11 +1,13 @@
 """kopf wiring: the VLLMEndpoint watch, start and stop. The only file that imports kopf; decides nothing."""
 
 import asyncio
+import itertools
 import logging
+import random
 import signal
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import kopf
 
@@ -21,6 +23,9 @@ from .settings import Settings
 __all__ = ["main", "run"]
 
 log = logging.getLogger(__name__)
+
+_RESTART_SECONDS: Final = 1.0
+"""Between an end of kopf's and its next start."""
 
 
 def main() -> int:
@@ -87,10 +92,22 @@ async def run(settings: Settings) -> None:
 async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
     """kopf as the informer of VLLMEndpoints: it only feeds the queue.
 
+    kopf ends on what it calls fatal: an error in a stream, a CRD that is replaced. It is started
+    again then, and lists anew; what it lists and is known already costs nothing.
+    """
+    while True:
+        await _served(kube, settings)
+        failure = await _inform(kube, settings, operator)
+        log.warning("the watch of %s ended: %s; starting it again", ENDPOINT.plural, failure)
+        await asyncio.sleep(_RESTART_SECONDS)
+
+
+async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseException | None:
+    """Run kopf until it ends by itself; returns why.
+
     On a thread and a loop of its own: kopf takes the process's signals, and when it ends it cancels
     and awaits every task of its loop, ours among them.
     """
-    await _served(kube, settings)
     loop = asyncio.get_running_loop()
     registry = kopf.OperatorRegistry()
 
@@ -106,8 +123,9 @@ async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
     options = kopf.OperatorSettings()
     options.posting.enabled = False
     options.scanning.disabled = True
+    options.networking.error_backoffs = _Backoffs()
     stop = threading.Event()
-    ended: asyncio.Future[None] = loop.create_future()
+    ended: asyncio.Future[BaseException | None] = loop.create_future()
 
     def informer() -> None:
         failure: BaseException | None = None
@@ -127,16 +145,24 @@ async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
         except Exception as error:  # noqa: BLE001  (handed on to the owner)
             failure = error
         if not stop.is_set():
-            loop.call_soon_threadsafe(
-                ended.set_exception, failure or RuntimeError("kopf ended without being asked to")
-            )
+            loop.call_soon_threadsafe(ended.set_result, failure)
 
     # A daemon: kopf takes seconds to end, and holds nothing that would be lost.
     threading.Thread(target=informer, name="kopf", daemon=True).start()
     try:
-        await ended
+        return await ended
     finally:
         stop.set()
+
+
+class _Backoffs(Iterable[float]):
+    """How long kopf waits before it asks again: for ever, where its own default gives up after a minute, and
+    never so long that an API server that is back is not noticed.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        for ceiling in itertools.chain((0.5, 1.0, 2.0), itertools.repeat(4.0)):
+            yield random.uniform(ceiling / 2, ceiling)
 
 
 async def _served(kube: Kube, settings: Settings) -> None:
