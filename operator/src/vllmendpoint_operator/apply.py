@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 _APPLIED: Final = f"{names.GROUP}/applied-hash"
 """Annotation on every child: digest of what was last applied, to notice a field taken out."""
+_NO_VERSION: Final = "1"
+"""A resourceVersion that no object has: an apply with it makes what is not there and conflicts with what is.
+Nothing has to be looked up before it is made."""
 _REFRESH_MANAGER: Final = "vllmendpoint-operator-refresh"
 """A field manager of its own for pods, which a ReplicaSet owns."""
 _LEFT: Final = ",".join(kind.plural for kind in MANAGED)
@@ -61,11 +64,15 @@ async def apply_plan(
     A pod template that changes is verified by a dry run before anything is written.
     Ends early once the endpoint is no longer ``wanted``. What is missing may be missing because the
     garbage collector is at work and tells sooner than the endpoint's own watch: before anything is
-    made, the API server is asked for the endpoint.
+    made, the API server is asked for the endpoint, but where nothing of it was ever made.
     """
     done = Applied()
     await _verify(kube, cache, endpoint, plan.verify if wanted() else (), done)
-    asked = False
+    asked = endpoint.status is None and not any(
+        (endpoint.namespace, child["metadata"]["name"])
+        in cache.store(by_name(child["kind"]), endpoint.namespace)
+        for child in plan.children
+    )
     for child in plan.children:
         kind = by_name(child["kind"])
         store = cache.store(kind, endpoint.namespace)
@@ -82,11 +89,10 @@ async def apply_plan(
             if live is not None:
                 await _delete(kube, cache, kind, live)
                 done.writes += 1
-                live = None
-            await _ensure_free(kube, kind, child)
-        # Scaling one that was warned of is no news.
-        warned = partial(done.warned, child) if live is None else None
-        store.absorb(await _apply(kube, kind, desired, live, warned))
+            store.absorb(await _make(kube, kind, desired, partial(done.warned, child)))
+        else:
+            # Scaling one that was warned of is no news.
+            store.absorb(await _apply(kube, kind, desired, live))
         done.writes += 1
     for obj in plan.prune:
         await _delete(kube, cache, by_name(obj["kind"]), obj)
@@ -155,16 +161,17 @@ async def _stands(kube: Kube, endpoint: Endpoint) -> bool:
     )
 
 
-async def _ensure_free(kube: Kube, kind: Kind, child: Object) -> None:
-    """Our cache holds labelled objects only: another's object may stand under the name."""
-    metadata = child["metadata"]
+async def _make(kube: Kube, kind: Kind, desired: Object, warned: Callable[[str], None]) -> Object:
+    """Our cache holds labelled objects only: another's may stand under the name, and is left alone."""
+    metadata = desired["metadata"]
+    new = {**desired, "metadata": {**metadata, "resourceVersion": _NO_VERSION}}
     try:
+        return await _apply(kube, kind, new, None, warned)
+    except Conflict:
         found = await kube.get(kind, metadata["namespace"], metadata["name"])
-    except NotFound:
-        return
-    uid = metadata["ownerReferences"][0]["uid"]
-    if _controller(found) != uid or "deletionTimestamp" in found["metadata"]:
-        raise _taken(kind, child, found)
+    if not _is_owned(found, metadata["ownerReferences"][0]["uid"]):
+        raise _taken(kind, desired, found)
+    return await _apply(kube, kind, desired, found, warned)
 
 
 def _taken(kind: Kind, child: Object, live: Object) -> PlanError:
@@ -234,7 +241,11 @@ def _made_anew(kind: Kind, desired: Object, live: Object) -> bool:
 
 
 def _is_ours(live: Object, endpoint: Endpoint) -> bool:
-    return _controller(live) == endpoint.uid and "deletionTimestamp" not in live["metadata"]
+    return _is_owned(live, endpoint.uid)
+
+
+def _is_owned(live: Object, uid: str) -> bool:
+    return _controller(live) == uid and "deletionTimestamp" not in live["metadata"]
 
 
 def _was_ours(child: Object, live: Object) -> bool:
@@ -270,6 +281,8 @@ def differs(desired: Any, live: Any, field: str = "") -> bool:
     since an apply leaves it there; a field taken out shows in the digest that every child carries.
     Quantities compare by value.
     """
+    if desired == live:
+        return False
     if isinstance(desired, dict) and isinstance(live, dict):
         return any(
             differs(value, live[key], key) if key in live else not _dropped(value)
@@ -283,8 +296,6 @@ def differs(desired: Any, live: Any, field: str = "") -> bool:
         return len(desired) != len(live) or any(
             differs(item, other) for item, other in zip(desired, live, strict=True)
         )
-    if desired == live:
-        return False
     return not _same_quantity(desired, live)
 
 

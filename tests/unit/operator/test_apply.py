@@ -4,66 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from vllmendpoint_api import Reason, names
-from vllmendpoint_operator.apply import apply_plan, differs
+from vllmendpoint_api import Reason, VLLMEndpointStatus, names
+from vllmendpoint_operator.apply import apply_plan
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
-from vllmendpoint_operator.kinds import CLAIM, ENDPOINT, MANAGED, by_name
-
-
-@pytest.mark.parametrize(
-    ("desired", "live", "different"),
-    [
-        ({"a": 1}, {"a": 1, "default": True}, False),
-        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, False),
-        ({"a": {"b": 1}}, {"a": {"b": 2}}, True),
-        ({"a": 1}, {}, True),
-        # zero values, which the API server leaves out
-        ({"a": ""}, {}, False),
-        ({"a": 0}, {}, False),
-        ({"a": False}, {}, False),
-        ({"a": {}}, {}, False),
-        ({"a": []}, {}, False),
-        ({"a": None}, {}, False),
-        ({"a": {"b": {}}}, {"a": {}}, False),
-        ({"a": 0}, {"a": 1}, True),
-        ({"a": False}, {"a": True}, True),
-        # atomic lists
-        ({"l": [1, 2]}, {"l": [1, 2]}, False),
-        ({"l": [1, 2]}, {"l": [2, 1]}, True),
-        ({"l": [1]}, {"l": [1, 2]}, True),
-        ({"l": [{"a": 1}]}, {"l": [{"a": 1, "protocol": "TCP"}]}, False),
-        ({"subjects": [{"name": "a"}]}, {"subjects": [{"name": "a"}, {"name": "intruder"}]}, True),
-        # keyed lists: another manager's items stay whatever we apply
-        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}, {"name": "A"}]}, False),
-        ({"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": "2"}]}, True),
-        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}]}, True),
-        (
-            {"ports": [{"containerPort": 1, "name": "a"}]},
-            {"ports": [{"containerPort": 1, "name": "b", "protocol": "TCP"}]},
-            True,
-        ),
-        (
-            {"volumeMounts": [{"mountPath": "/a", "name": "v"}]},
-            {"volumeMounts": [{"mountPath": "/b", "name": "w"}, {"mountPath": "/a", "name": "v"}]},
-            False,
-        ),
-        # quantities
-        ({"cpu": "1000m"}, {"cpu": "1"}, False),
-        ({"cpu": "0.5"}, {"cpu": "500m"}, False),
-        ({"memory": "1024Mi"}, {"memory": "1Gi"}, False),
-        ({"memory": "1.5Gi"}, {"memory": "1536Mi"}, False),
-        ({"memory": "1E3"}, {"memory": "1e3"}, False),
-        ({"memory": "2e3"}, {"memory": "2k"}, False),
-        ({"cpu": "1"}, {"cpu": "2"}, True),
-        ({"cpu": "1"}, {"cpu": "1Gi"}, True),
-        ({"count": 1}, {"count": "1"}, False),
-        ({"image": "a:1"}, {"image": "a:2"}, True),
-        ({"text": "..."}, {"text": "...."}, True),
-    ],
-)
-def test_differs(desired, live, different):
-    assert differs(desired, live) is different
+from vllmendpoint_operator.kinds import CLAIM, ENDPOINT, MANAGED, SERVICE, by_name
 
 
 class FakeKube:
@@ -75,15 +20,18 @@ class FakeKube:
         self.writes = []
         self.refuse = {}
         self.warn = {}
-        self.version = 0
+        self.version = 10
+        self.reads = []
 
     async def get(self, kind, namespace, name):
+        self.reads.append((kind.kind, name))
         if (kind.kind, name) not in self.objects:
             raise NotFound(404, "no")
         return self.objects[kind.kind, name]
 
     async def list(self, kind, namespace, *, name, metadata_only):
         assert kind is ENDPOINT
+        self.reads.append((kind.kind, name))
         return [self.endpoint] if self.endpoint else [], "1"
 
     async def apply(self, kind, body, *, dry_run=False, warned=None, **options):
@@ -91,6 +39,12 @@ class FakeKube:
         if warned is not None:
             for text in self.warn.get((kind.kind, metadata["name"]), ()):
                 warned(text)
+        stands = self.objects.get((kind.kind, metadata["name"]))
+        if stands and metadata.get("resourceVersion") not in (
+            None,
+            stands["metadata"].get("resourceVersion"),
+        ):
+            raise Conflict(409, "the object has been modified")
         self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))
         if kind.kind in self.refuse:
             raise self.refuse[kind.kind]
@@ -154,10 +108,29 @@ async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_
 )
 async def test_nothing_is_made_for_an_endpoint_that_goes(kube, cache, make_endpoint, make_plan, endpoint_now):
     """The garbage collector's deletions may be told before the endpoint's own."""
-    endpoint = make_endpoint()
+    endpoint = make_endpoint(before=VLLMEndpointStatus())
     kube.endpoint = endpoint_now
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert kube.writes == []
+
+
+async def test_of_a_new_endpoint_nothing_is_read(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert kube.reads == []
+    kube.objects.pop(("Service", "smollm"))
+    cache.store(SERVICE, "team-a").drop(("team-a", "smollm"))
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert kube.reads == [("VLLMEndpoint", "smollm")], "once something was made, it may be going"
+
+
+async def test_what_the_cache_has_yet_to_hear_of_is_ours_all_the_same(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    cache.store(SERVICE, "team-a").drop(("team-a", "smollm"))
+    kube.writes.clear()
+    assert (await apply_plan(kube, cache, endpoint, make_plan(endpoint))).writes == 1
+    assert kube.writes == [("apply", "Service", "smollm")]
 
 
 async def test_ends_once_the_endpoint_is_known_to_go(kube, cache, make_endpoint, make_plan):

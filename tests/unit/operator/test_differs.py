@@ -1,0 +1,60 @@
+"""What of a live object is not as it should be."""
+
+import pytest
+
+from vllmendpoint_operator.apply import differs
+
+
+@pytest.mark.parametrize(
+    ("desired", "live", "different"),
+    [
+        ({"a": 1}, {"a": 1, "default": True}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, False),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, True),
+        ({"a": 1}, {}, True),
+        # zero values, which the API server leaves out
+        ({"a": ""}, {}, False),
+        ({"a": 0}, {}, False),
+        ({"a": False}, {}, False),
+        ({"a": {}}, {}, False),
+        ({"a": []}, {}, False),
+        ({"a": None}, {}, False),
+        ({"a": {"b": {}}}, {"a": {}}, False),
+        ({"a": 0}, {"a": 1}, True),
+        ({"a": False}, {"a": True}, True),
+        # atomic lists
+        ({"l": [1, 2]}, {"l": [1, 2]}, False),
+        ({"l": [1, 2]}, {"l": [2, 1]}, True),
+        ({"l": [1]}, {"l": [1, 2]}, True),
+        ({"l": [{"a": 1}]}, {"l": [{"a": 1, "protocol": "TCP"}]}, False),
+        ({"subjects": [{"name": "a"}]}, {"subjects": [{"name": "a"}, {"name": "intruder"}]}, True),
+        # keyed lists: another manager's items stay whatever we apply
+        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}, {"name": "A"}]}, False),
+        ({"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": "2"}]}, True),
+        ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}]}, True),
+        (
+            {"ports": [{"containerPort": 1, "name": "a"}]},
+            {"ports": [{"containerPort": 1, "name": "b", "protocol": "TCP"}]},
+            True,
+        ),
+        (
+            {"volumeMounts": [{"mountPath": "/a", "name": "v"}]},
+            {"volumeMounts": [{"mountPath": "/b", "name": "w"}, {"mountPath": "/a", "name": "v"}]},
+            False,
+        ),
+        # quantities
+        ({"cpu": "1000m"}, {"cpu": "1"}, False),
+        ({"cpu": "0.5"}, {"cpu": "500m"}, False),
+        ({"memory": "1024Mi"}, {"memory": "1Gi"}, False),
+        ({"memory": "1.5Gi"}, {"memory": "1536Mi"}, False),
+        ({"memory": "1E3"}, {"memory": "1e3"}, False),
+        ({"memory": "2e3"}, {"memory": "2k"}, False),
+        ({"cpu": "1"}, {"cpu": "2"}, True),
+        ({"cpu": "1"}, {"cpu": "1Gi"}, True),
+        ({"count": 1}, {"count": "1"}, False),
+        ({"image": "a:1"}, {"image": "a:2"}, True),
+        ({"text": "..."}, {"text": "...."}, True),
+    ],
+)
+def test_differs(desired, live, different):
+    assert differs(desired, live) is different
