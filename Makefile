@@ -7,6 +7,7 @@ export CLUSTER
 PYTHON := .venv/bin/python
 CRD := crds/vllmendpoints.yaml
 CHART_CRD := charts/vllmendpoint-operator/files/crds/vllmendpoints.yaml
+REFERENCE := docs/reference.md
 SOURCES := crds operator worker tests hack
 
 .DEFAULT_GOAL := help
@@ -42,15 +43,18 @@ lint: setup ## ruff, strict types, import layers, generated files current
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./...
-	@$(MAKE) -s generate CRD=$(CACHE)/generated.yaml CHART_CRD=$(CACHE)/generated-chart.yaml
+	@$(MAKE) -s generate CRD=$(CACHE)/generated.yaml CHART_CRD=$(CACHE)/generated-chart.yaml \
+	  REFERENCE=$(CACHE)/generated.md
 	@diff -u $(CRD) $(CACHE)/generated.yaml && diff -u $(CHART_CRD) $(CACHE)/generated-chart.yaml \
+	  && diff -u $(REFERENCE) $(CACHE)/generated.md \
 	  || { echo "error: generated files are not current; run 'make generate'"; exit 1; }
 
 format: setup ## ruff's formatting and safe fixes
 	@.venv/bin/ruff check --fix -q $(SOURCES); .venv/bin/ruff format -q $(SOURCES)
 
-generate: setup ## the CRD from the models
+generate: setup ## the CRD and its reference from the models
 	@$(PYTHON) -m vllmendpoint_api | tee $(CRD) > $(CHART_CRD)
+	@$(PYTHON) -m vllmendpoint_api reference > $(REFERENCE)
 
 kubeconfig: ## path of the demo cluster's kubeconfig
 ifeq ($(CLUSTER),kind)

@@ -8,10 +8,12 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +108,8 @@ class WorkerProcess:
         self.settings_file = folder / "settings" / "settings.json"
         self.settings_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file = folder / "worker.log"
+        # What is killed leaves its sockets behind, and a path to one may have 107 characters at most.
+        self.sockets = Path(tempfile.mkdtemp(prefix="worker-"))
         self.ports = {name: free_port() for name in ("report", "http", "system", "rpc")}
         kept = {
             key: value
@@ -120,6 +124,7 @@ class WorkerProcess:
             "VLLMENDPOINT_REPORT_PORT": str(self.ports["report"]),
             "VLLMENDPOINT_SAGEMAKER_PORT": str(self.ports["http"]),
             "VLLMENDPOINT_SETTINGS_DIR": str(self.settings_file.parent),
+            "VLLM_RPC_BASE_PATH": str(self.sockets),
         } | (environ or {})  # fmt: skip
         self.arguments = ["--model", str(model), *ENGINE_ARGUMENTS, *(arguments or [])]
         self.process: subprocess.Popen[bytes] | None = None
@@ -136,6 +141,7 @@ class WorkerProcess:
         return digest
 
     def start(self) -> None:
+        self.sockets.mkdir(exist_ok=True)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "vllmendpoint_worker", *self.arguments],
@@ -208,9 +214,7 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """By pid: the worker, then whatever of its children is left."""
-        if self.process is None:
-            return
-        if self.process.poll() is None:
+        if self.process is not None and self.process.poll() is None:
             self.children()
             self.process.kill()
             self.process.wait(20)
@@ -218,6 +222,7 @@ class WorkerProcess:
             if alive(child):
                 with contextlib.suppress(OSError):
                     os.kill(child.pid, signal.SIGKILL)
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
 
 def wait(condition: Callable[[], Any], seconds: float = 30.0) -> None:

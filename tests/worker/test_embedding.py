@@ -79,13 +79,13 @@ def test_the_type_is_told_from_the_model_and_so_is_the_payload(worker: WorkerPro
 )
 def test_every_field_reaches_the_engine(worker: Spied, payload: dict[str, Any] | None, prompt: str) -> None:
     digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
-    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     assert worker.report().configuration.state == ConfigurationState.RESOLVED
     wait(lambda: worker.prompt(worker.probes_seen()[-1]) == prompt)
     seen = worker.probes_seen()[-1]
     assert seen["sampling"] is None
     assert seen["pooling"]["task"] == "embed"
-    worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.ready, 5.0)
+    worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.ready, 20.0)
 
 
 def test_it_serves_embeddings_and_invocations(worker: WorkerProcess) -> None:
@@ -159,14 +159,14 @@ def test_what_asks_for_text_is_refused(
     worker: WorkerProcess, settings: dict[str, Any], field: str, says: str
 ) -> None:
     digest = worker.settings(QUICK | settings)
-    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     (problem,) = report.configuration.problems
     assert problem.field == field
     assert says in problem.message
     assert report.ready
     worker.settings(QUICK)
-    worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 5.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
 def test_users_embeddings_spare_the_probe(worker: WorkerProcess) -> None:
@@ -190,7 +190,7 @@ def test_a_frozen_engine_is_stalled_and_comes_back(worker: WorkerProcess) -> Non
         assert (report.ready, report.verdict.reason) == (False, "EngineStalled")
         assert worker.status("http", "/ping") == 503
         assert worker.status("report", "/ready") == 503
-    worker.until(lambda report: report.ready, 10.0)
+    worker.until(lambda report: report.ready, 30.0)
     assert worker.ask("http", "/v1/embeddings", BODY)[0] == 200
 
 

@@ -92,8 +92,8 @@ def test_users_of_the_frontend_are_answered_and_count_as_proof_of_life(
         assert stalled < 2.0 + 1.0 + 3.0
         connection.close()
     os.kill(core, signal.SIGCONT)
-    worker.until(lambda report: report.ready, 10.0)
-    users.until(200, 10.0)
+    worker.until(lambda report: report.ready, 30.0)
+    users.until(200, 30.0)
 
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(30.0) == 0

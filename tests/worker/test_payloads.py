@@ -46,7 +46,7 @@ def apply(worker: Spied, **health_check: Any) -> None:
             report.configuration.settings_hash == digest
             and report.configuration.state == ConfigurationState.RESOLVED
         ),
-        10.0,
+        30.0,
     )
 
 
@@ -74,7 +74,7 @@ def test_values_that_upstream_takes_in_silence_or_crashes_on_are_refused_each_wi
         file.write_bytes(content)
         worker.until(
             lambda report: any(says in problem.message for problem in report.configuration.problems),  # noqa: B023
-            10.0,
+            30.0,
         )
         report = worker.report()
         assert report.configuration.state == ConfigurationState.REFUSED
@@ -96,7 +96,7 @@ def test_every_bad_variable_is_named_at_once(make_worker: Callable[..., WorkerPr
     }
     worker = make_worker(bad)
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 10.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 30.0)
     problems = worker.report().configuration.problems
     assert {problem.field for problem in problems} == set(bad)
     assert {problem.reason for problem in problems} == {"InvalidEnvironment"}
@@ -267,7 +267,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
     text = answer["choices"][0]["text"]
     word = max(re.findall(r"[A-Za-z0-9]+", text), key=len)
     apply(chat, payload=question, expect={"regex": re2.escape(word)})
-    chat.until(lambda report: report.last_probe and report.last_probe.tokens == 8, 10.0)
+    chat.until(lambda report: report.last_probe and report.last_probe.tokens == 8, 30.0)
     report = chat.report()
     assert (report.verdict.state, report.last_probe and report.last_probe.outcome) == (
         Verdict.GENERATING,
@@ -291,7 +291,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
 
         wait(answered_and_failing_all_the_while)
     apply(chat)
-    chat.until(lambda report: report.ready, 10.0)
+    chat.until(lambda report: report.ready, 30.0)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_what_does_not_fit_is_refused_and_the_last_good_check_stays(
     apply(chat)
     before = chat.report().health_check
     digest = chat.settings(QUICK | settings)
-    chat.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    chat.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = chat.report()
     assert report.configuration.state == ConfigurationState.REFUSED
     (problem,) = report.configuration.problems
@@ -381,13 +381,13 @@ def test_nothing_but_our_probes_asks_the_engine(completion: Spied) -> None:
 
 def test_chat_messages_do_not_fit_it_and_it_is_said_so(completion: Spied) -> None:
     digest = completion.settings({"payload": {"messages": [{"role": "user", "content": "Hi"}]}})
-    completion.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    completion.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     (problem,) = completion.report().configuration.problems
     assert problem.field == "healthCheck.payload.messages"
     assert "does not fit a completion model, which has no chat template: ask with prompt" in problem.message
     assert completion.report().ready
     completion.settings_file.unlink()
-    completion.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 5.0)
+    completion.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
 def test_dynamos_health_is_never_ready_over_a_frozen_engine(completion: Spied) -> None:

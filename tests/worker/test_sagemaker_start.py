@@ -13,7 +13,6 @@ import http.server
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,12 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
+from tests.object_store import client, object_store
 from vllmendpoint_api import ConfigurationState, HandlerSource, Stage
 
-from .conftest import ROOT, START_SECONDS, WorkerProcess, free_port
+from .conftest import ROOT, START_SECONDS, WorkerProcess
 
 pytestmark = pytest.mark.timeout(300)
 GUIDE = ROOT / "tests" / "guide"
@@ -62,42 +61,8 @@ exec "$@"
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment with which boto3 finds the server."""
-    subprocess.run([ROOT / "hack" / "tools.sh", "s3"], timeout=600, check=True)
-    port = free_port()
-    buckets, metadata = tmp_path_factory.mktemp("buckets"), tmp_path_factory.mktemp("metadata")
-    program = [CACHE / "bin" / "versitygw", "--quiet", "--port", f"127.0.0.1:{port}"]
-    server = subprocess.Popen(
-        [*program, "posix", "--sidecar", metadata, buckets],
-        env={"ROOT_ACCESS_KEY": "key-of-the-test", "ROOT_SECRET_KEY": "hunter2"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        until(lambda: socket.create_connection(("127.0.0.1", port), 1.0).close())
-        yield {
-            "AWS_ACCESS_KEY_ID": "key-of-the-test",
-            "AWS_SECRET_ACCESS_KEY": "hunter2",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        }
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def until(call: Callable[[], None], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
-def client(environ: dict[str, str]) -> Any:
-    return boto3.session.Session(
-        environ["AWS_ACCESS_KEY_ID"], environ["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
-    ).client("s3", endpoint_url=environ["AWS_ENDPOINT_URL"])
+    with object_store(tmp_path_factory.mktemp("s3")) as environ:
+        yield environ
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def watch(worker: WorkerProcess) -> Iterator[Watch]:
 
 
 def test_it_answers_before_anything_heavy_is_imported(worker: WorkerProcess) -> None:
-    worker.until(lambda report: not report.started, 10.0)
+    worker.until(lambda report: not report.started, 30.0)
     assert time.monotonic() - worker.started_at < 1.0 + 2 * slack()  # 0.6 s on an idle machine
     report = worker.report()
     assert (report.pod_uid, report.ready, report.verdict.state) == ("the-uid", False, Verdict.STARTING)
@@ -181,7 +181,7 @@ def test_a_changed_cr_is_in_force_within_two_seconds(
 ) -> None:
     since = worker.report().time
     digest = worker.settings(QUICK | settings)
-    took = worker.until(lambda report: report.configuration.settings_hash == digest, 10.0)
+    took = worker.until(lambda report: report.configuration.settings_hash == digest, 30.0)
     assert took < 2.0 + slack()
     report = worker.report()
     assert report.health_check is not None
@@ -211,7 +211,7 @@ def test_a_refused_change_keeps_the_last_good_one(
 ) -> None:
     before = worker.report().health_check
     digest = worker.settings(QUICK | {"payload": payload})
-    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     assert report.configuration.state == ConfigurationState.REFUSED
     problem = report.configuration.problems[0]
@@ -225,13 +225,13 @@ def test_a_refused_change_keeps_the_last_good_one(
             report.configuration.settings_hash == mended
             and report.configuration.state == ConfigurationState.RESOLVED
         ),
-        5.0,
+        20.0,
     )
 
 
 def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
     digest = worker.settings(QUICK | {"mode": "Disabled"})
-    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     assert (report.ready, report.verdict.state) == (True, Verdict.DISABLED)
     last = report.last_probe
@@ -239,7 +239,9 @@ def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
     assert worker.report().last_probe == last
     assert worker.ask("report", "/probe", {}, method="POST")[0] == 503
     digest = worker.settings(QUICK | {"mode": "Enforce"})
-    worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.last_probe != last, 5.0)
+    worker.until(
+        lambda report: report.verdict.state == Verdict.GENERATING and report.last_probe != last, 20.0
+    )
 
 
 def assert_stalled_then_back(worker: WorkerProcess, bound: float) -> float:
@@ -272,7 +274,7 @@ def test_a_stopped_engine_is_stalled_when_idle_and_comes_back_without_a_restart(
 
 def test_a_stopped_engine_is_stalled_sooner_under_traffic(worker: WorkerProcess) -> None:
     digest = worker.settings(QUICK | {"periodSeconds": 60})
-    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     try:
         body = {"model": "toy", "prompt": "hello", "max_tokens": 64, "ignore_eos": True}
         with Load(worker, 3, body) as load:
@@ -284,7 +286,7 @@ def test_a_stopped_engine_is_stalled_sooner_under_traffic(worker: WorkerProcess)
 
 
 def test_users_answers_spare_the_probe(worker: WorkerProcess) -> None:
-    worker.until(lambda report: report.health_check and report.health_check.period_seconds == PERIOD, 5.0)
+    worker.until(lambda report: report.health_check and report.health_check.period_seconds == PERIOD, 20.0)
     time.sleep(1.0)
     with Load(worker, 1, COMPLETION):
         time.sleep(0.5)
@@ -307,7 +309,7 @@ def test_a_saturated_engine_is_busy_not_stalled(
     worker: WorkerProcess, clients: int, body: dict[str, object], request: pytest.FixtureRequest
 ) -> None:
     digest = worker.settings(QUICK | {"timeoutSeconds": 1})
-    worker.until(lambda report: report.configuration.settings_hash == digest, 10.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 30.0)
     seen: set[Verdict | str] = set()
     outcomes: set[str] = set()
     with Load(worker, clients, body | {"model": "toy"}):
@@ -328,7 +330,7 @@ def test_a_saturated_engine_is_busy_not_stalled(
 
 def test_watch_sends_heartbeats(worker: WorkerProcess, watch: Watch) -> None:
     digest = worker.settings(QUICK | {"periodSeconds": 60})
-    worker.until(lambda report: report.configuration.settings_hash == digest, 5.0)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     time.sleep(1.5)
     before = len(watch.lines)
     time.sleep(6.0)

@@ -131,6 +131,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.HANDLER_NOT_FOUND,
         Reason.HANDLER_IMPORT_FAILED,
         Reason.ARTIFACTS_NOT_FETCHED,
+        Reason.MODEL_DOWNLOAD_FAILED,
     ),
     Condition.AVAILABLE: (
         Reason.AVAILABLE,

@@ -5,11 +5,19 @@ One table: the CRD's CEL rules, the operator's own check and the documents all c
 
 from typing import Final
 
-__all__ = ["OWNED_ENGINE_ARGS", "OWNED_ENV", "engine_arg_name", "owned_engine_arg", "owned_env"]
+__all__ = [
+    "OWNED_ENGINE_ARGS",
+    "OWNED_ENV",
+    "engine_arg_name",
+    "owned_engine_arg",
+    "owned_env",
+    "owned_option",
+]
 
 OWNED_ENGINE_ARGS: Final[dict[str, str]] = {
     "--model": "set spec.model.uri instead",
     "--served-model-name": "set spec.model.name instead",
+    "--revision": "set spec.model.revision instead",
     "--config": "set spec.engine.config instead",
     "--namespace": "each endpoint has a Dynamo namespace of its own",
     "--endpoint": "each endpoint has a Dynamo namespace of its own",
@@ -48,6 +56,11 @@ OWNED_ENV: Final[dict[str, str]] = {
 
 OWNED_ENV_PREFIX: Final = "VLLMENDPOINT_"
 
+SAGEMAKER_OPTION_PREFIX: Final = "SM_VLLM_"
+"""Of variables that the worker makes engine arguments of: ``SM_VLLM_NAMESPACE`` is ``--namespace``."""
+COMPARED_OPTIONS: Final = ("--model", "--served-model-name")
+"""Arguments that such a variable may repeat: the worker refuses another value than the spec's."""
+
 
 def engine_arg_name(argument: str) -> str | None:
     """``--served_model_name=x`` -> ``--served-model-name``; None for a value.
@@ -73,6 +86,14 @@ def owned_engine_arg(argument: str) -> str | None:
         if owned.startswith(name):
             return f"it stands for {owned}: {instead}"
     return None
+
+
+def owned_option(name: str) -> str | None:
+    """What to do instead of this environment name, if it is an engine argument that the operator owns."""
+    if not name.startswith(SAGEMAKER_OPTION_PREFIX):
+        return None
+    argument = "--" + name.removeprefix(SAGEMAKER_OPTION_PREFIX).lower().replace("_", "-")
+    return None if argument in COMPARED_OPTIONS else owned_engine_arg(argument)
 
 
 def owned_env(name: str) -> str | None:

@@ -1,12 +1,22 @@
 """What the modules of the spec share: CEL rules with a sentence, references, counts."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema
 
 from ._base import Contract
 
-__all__ = ["ConfigMapKeyRef", "Count", "IntOrPercent", "LocalObjectReference", "Name", "cel_list", "rules"]
+__all__ = [
+    "DNS_SUBDOMAIN",
+    "ConfigMapKeyRef",
+    "Count",
+    "DataKey",
+    "IntOrPercent",
+    "LocalObjectReference",
+    "Name",
+    "cel_list",
+    "rules",
+]
 
 
 def rules(*rules: dict[str, str]) -> Any:
@@ -17,7 +27,11 @@ def cel_list(names: list[str]) -> str:
     return "[" + ", ".join(f"'{n}'" for n in names) + "]"
 
 
-Name = Annotated[str, Field(min_length=1, max_length=253)]
+DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
+"""Of an object: no other name can exist."""
+DataKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$")]
+"""Of a ConfigMap or a Secret."""
 Count = Annotated[int, Field(ge=0, le=10_000)]
 IntOrPercent = Annotated[
     int | str,
@@ -39,7 +53,7 @@ class ConfigMapKeyRef(Contract):
     """A key of a ConfigMap in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the ConfigMap.")]
-    key: Annotated[Name, Field(description="Key in the ConfigMap.")] = "config.yaml"
+    key: Annotated[DataKey, Field(description="Key in the ConfigMap.")] = "config.yaml"
 
 
 class LocalObjectReference(Contract):

@@ -31,7 +31,7 @@ _NAME_RULES: Final = [
 def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The model's JSON schema as Kubernetes takes it: no ``$ref``, no ``null``, no titles.
 
-    Defaults of scalars are kept, so that what the API server stores says what holds.
+    Defaults are kept but for objects and what is empty, so that what the API server stores says what holds.
     """
     schema = model.model_json_schema(by_alias=True)
     return _structural(schema, schema.get("$defs", {}))
@@ -50,7 +50,7 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
     out = {key: value for key, value in node.items() if key not in _DROPPED}
     default = node.get("default")
-    if isinstance(default, str | int | float | bool) and default != "":
+    if isinstance(default, str | int | float | bool | list) and default not in ("", []):
         out["default"] = default
     if "description" in out:
         out["description"] = " ".join(str(out["description"]).split())

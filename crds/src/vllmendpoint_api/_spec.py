@@ -59,8 +59,13 @@ class RollingUpdate(Contract):
             }
         )
     )
-    max_unavailable: Annotated[IntOrPercent, Field(description="Default: 1.")] = 1
-    max_surge: Annotated[IntOrPercent, Field(description="Default: 0, since a GPU to spare is rare.")] = 0
+    max_unavailable: Annotated[
+        IntOrPercent, Field(description="Workers that may be missing meanwhile. Default: 1.")
+    ] = 1
+    max_surge: Annotated[
+        IntOrPercent,
+        Field(description="Workers beyond replicas meanwhile. Default: 0, since a GPU to spare is rare."),
+    ] = 0
 
 
 class Strategy(Contract):
@@ -78,6 +83,19 @@ class VLLMEndpointSpec(Contract):
                 "rule": "!has(self.model.tokenSecretRef) || !has(self.worker) || !has(self.worker.env) || "
                 "!self.worker.env.exists(item, item.name == 'HF_TOKEN')",
                 "message": "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
+            },
+            {
+                "rule": "!has(self.model.artifactsUri) || !has(self.worker) || !has(self.worker.env) || "
+                "!self.worker.env.exists(item, item.name == 'SAGEMAKER_MODEL_PATH' && "
+                "(has(item.valueFrom) || "
+                "(has(item.value) && item.value != '' && !item.value.startsWith('/'))))",
+                "message": "worker.env: SAGEMAKER_MODEL_PATH must be an absolute path, given as a value: "
+                "model.artifactsUri is fetched to a volume that is mounted there",
+            },
+            {
+                "rule": "!has(self.model.type) || self.model.type != 'Embedding' || "
+                "!has(self.healthCheck) || !has(self.healthCheck.expect)",
+                "message": "healthCheck.expect: a model of the type Embedding generates no text; remove it",
             },
             {
                 "rule": "!has(self.cache) || !has(self.cache.volumeClaimTemplate) || "

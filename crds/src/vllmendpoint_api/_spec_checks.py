@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject
 from ._health import Level, Mode
-from ._rules import Name, rules
+from ._rules import DataKey, Name, rules
 
 __all__ = [
     "Expect",
@@ -100,7 +100,7 @@ class ScriptKeyRef(Contract):
     """A key of a ConfigMap in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the ConfigMap.")]
-    key: Annotated[Name, Field(description="Key in the ConfigMap.")] = "model.py"
+    key: Annotated[DataKey, Field(description="Key in the ConfigMap.")] = "model.py"
 
 
 class HandlerScript(Contract):

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from ._base import Contract, JsonObject
 from ._health import ModelType
 from ._owned import OWNED_ENGINE_ARGS
-from ._rules import ConfigMapKeyRef, Name, cel_list, rules
+from ._rules import ConfigMapKeyRef, DataKey, Name, cel_list, rules
 
 __all__ = [
     "Engine",
@@ -21,29 +21,45 @@ class TokenKeyRef(Contract):
     """A key of a Secret in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the Secret.")]
-    key: Annotated[Name, Field(description="Key in the Secret.")] = "token"
+    key: Annotated[DataKey, Field(description="Key in the Secret.")] = "token"
+
+
+_S3_URI: Final = "^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?$"
 
 
 class Model(Contract):
     """What to serve."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "!has(self.revision) || self.uri.startsWith('hf://')",
+                "message": "model.revision: only a model of the hub (hf://) has revisions; remove it",
+            },
+        )
+    )
     uri: Annotated[
         str,
         Field(
             min_length=1,
             max_length=1024,
-            description="Where the model is: hf://organisation/name, pvc://claim/path or "
-            "file:///path/in/the/image. The scheme is required.",
+            description="Where the model is: hf://organisation/name, s3://bucket/prefix/, pvc://claim/path "
+            "or file:///path/in/the/image. The scheme is required.",
             json_schema_extra=rules(
                 {
-                    "rule": "self.matches('^(hf|pvc|file)://')",
-                    "message": "model.uri: the scheme must be hf://, pvc:// or file://, "
+                    "rule": "self.matches('^(hf|s3|pvc|file)://')",
+                    "message": "model.uri: the scheme must be hf://, s3://, pvc:// or file://, "
                     "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
                 },
                 {
                     "rule": "!self.startsWith('hf://') || self.matches('^hf://[\\\\w.-]+/[\\\\w.-]+$')",
                     "message": "model.uri: hf:// takes an organisation and a name, "
                     "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                },
+                {
+                    "rule": f"!self.startsWith('s3://') || self.matches('{_S3_URI}')",
+                    "message": "model.uri: s3:// takes a bucket and a prefix, "
+                    "for instance s3://my-bucket/my-model/",
                 },
                 {
                     "rule": "!self.startsWith('pvc://') || "
@@ -61,6 +77,16 @@ class Model(Contract):
             ),
         ),
     ]
+    revision: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=256,
+            pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$",
+            description="Branch, tag or commit, of a hf:// model only. Default: main. Where a branch points "
+            "later, a restart takes up.",
+        ),
+    ] = None
     name: Annotated[
         str | None,
         Field(
@@ -89,7 +115,7 @@ class Model(Contract):
             "SAGEMAKER_MODEL_PATH (default /opt/ml/model) before the handlers are loaded.",
             json_schema_extra=rules(
                 {
-                    "rule": "self.matches('^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?$')",
+                    "rule": f"self.matches('{_S3_URI}')",
                     "message": "model.artifactsUri: give s3://bucket/prefix/, "
                     "for instance s3://my-bucket/my-model/",
                 },
@@ -99,10 +125,10 @@ class Model(Contract):
 
 
 # On the items, not the lists: the API server's cost estimate multiplies by the list's length twice
-# where a message has to find the culprit itself.
+# where a message has to find the culprit itself. vLLM's parser takes a unique beginning for the whole.
 _ARG_RULE: Final = {
-    "rule": "!self.startsWith('--') || "
-    f"!(self.split('=', 2)[0].replace('_', '-') in {cel_list(list(OWNED_ENGINE_ARGS))})",
+    "rule": "!self.startsWith('--') || [self.split('=', 2)[0].replace('_', '-')].all(name, name == '--' || "
+    f"!{cel_list(list(OWNED_ENGINE_ARGS))}.exists(owned, owned.startsWith(name)))",
     "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is set by the operator; remove it'",
     "message": "engine.args: this argument is set by the operator; remove it",
 }

@@ -6,8 +6,14 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject, Quantity
-from ._owned import OWNED_ENV, OWNED_ENV_PREFIX
-from ._rules import LocalObjectReference, Name, cel_list, rules
+from ._owned import (
+    COMPARED_OPTIONS,
+    OWNED_ENGINE_ARGS,
+    OWNED_ENV,
+    OWNED_ENV_PREFIX,
+    SAGEMAKER_OPTION_PREFIX,
+)
+from ._rules import DNS_SUBDOMAIN, LocalObjectReference, Name, cel_list, rules
 
 __all__ = [
     "AccessMode",
@@ -28,16 +34,69 @@ _ENV_RULE: Final = {
 }
 
 
+_OPTION_RULE: Final = {
+    "rule": f"!self.startsWith('{SAGEMAKER_OPTION_PREFIX}') || "
+    f"['--' + self.substring({len(SAGEMAKER_OPTION_PREFIX)}).lowerAscii().replace('_', '-')]"
+    f".all(name, name == '--' || name in {cel_list(list(COMPARED_OPTIONS))} || "
+    f"!{cel_list(list(OWNED_ENGINE_ARGS))}.exists(owned, owned.startsWith(name)))",
+    "messageExpression": "'worker.env: ' + self + ' is an engine argument that the operator sets; remove it'",
+    "message": "worker.env: this name is an engine argument that the operator sets; remove it",
+}
+_DEVICE: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$"
+_RESOURCE_RULES: Final = (
+    {
+        "rule": f"self.all(name, name in ['cpu', 'memory', 'ephemeral-storage'] || "
+        f"name.startsWith('hugepages-') || name.matches('{_DEVICE}'))",
+        "message": "resources: give cpu, memory, ephemeral-storage, hugepages-<size>, or a device as "
+        "vendor.example/name, for instance nvidia.com/gpu",
+    },
+    {
+        "rule": "self.all(name, !name.contains('/') || quantity(string(self[name])).isInteger())",
+        "message": "resources: devices are counted in whole numbers",
+    },
+)
+ResourceList = Annotated[
+    dict[str, Quantity],
+    Field(default_factory=dict, max_length=16, json_schema_extra=rules(*_RESOURCE_RULES)),
+]
+
+
 class Resources(Contract):
     """Compute resources, as in a container."""
 
-    limits: Annotated[dict[str, Quantity], Field(default_factory=dict, description="Most that may be used.")]
-    requests: Annotated[dict[str, Quantity], Field(default_factory=dict, description="What is reserved.")]
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "!has(self.limits) || !has(self.requests) || self.requests.all(name, "
+                "!(name in self.limits) || quantity(string(self.requests[name]))"
+                ".compareTo(quantity(string(self.limits[name]))) <= 0)",
+                "message": "resources: a request is above its limit; lower it, or raise the limit",
+            },
+            {
+                "rule": "!has(self.requests) || self.requests.all(name, !name.contains('/') || "
+                "(has(self.limits) && name in self.limits && quantity(string(self.requests[name]))"
+                ".compareTo(quantity(string(self.limits[name]))) == 0))",
+                "message": "resources: a device is asked for under limits; leave it out of requests",
+            },
+        )
+    )
+    limits: Annotated[ResourceList, Field(description="Most that may be used.")]
+    requests: Annotated[ResourceList, Field(description="What is reserved.")]
 
 
 class EnvVar(Contract):
     """An environment variable, as in a container."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "!(has(self.value) && has(self.valueFrom))",
+                "messageExpression": "'worker.env: ' + self.name + "
+                "' has both value and valueFrom; remove one'",
+                "message": "worker.env: a variable has both value and valueFrom; remove one",
+            }
+        )
+    )
     name: Annotated[
         str,
         Field(
@@ -45,7 +104,7 @@ class EnvVar(Contract):
             max_length=256,
             pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$",
             description="Name of the variable.",
-            json_schema_extra=rules(_ENV_RULE),
+            json_schema_extra=rules(_ENV_RULE, _OPTION_RULE),
         ),
     ]
     value: Annotated[str | None, Field(max_length=32_768, description="Its value.")] = None
@@ -62,6 +121,7 @@ class Worker(Contract):
         Field(
             min_length=1,
             max_length=512,
+            pattern=r"^\S+$",
             description="Image of the workers. Default: the operator's, pinned when the endpoint is made.",
         ),
     ] = None
@@ -97,7 +157,7 @@ class Worker(Contract):
         Field(
             min_length=1,
             max_length=253,
-            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            pattern=DNS_SUBDOMAIN,
             description="An existing ServiceAccount for the workers; it is bound to the workers' role. "
             "Default: one is made for the endpoint.",
         ),
@@ -156,6 +216,11 @@ class VolumeClaimTemplate(Contract):
                 "rule": "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
                 "message": "cache.volumeClaimTemplate.size: a volume cannot shrink; give at least its size",
             },
+            {
+                "rule": "!('ReadWriteOncePod' in self.accessModes) || size(self.accessModes) == 1",
+                "message": "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod goes with no other mode; "
+                "remove it, or the others",
+            },
         )
     )
     size: Annotated[
@@ -165,6 +230,7 @@ class VolumeClaimTemplate(Contract):
         str | None,
         Field(
             max_length=253,
+            pattern=f"^$|{DNS_SUBDOMAIN}",
             description="Storage class. Default: the cluster's default class.",
             json_schema_extra=rules(_fixed("storageClassName")),
         ),

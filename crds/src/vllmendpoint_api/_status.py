@@ -32,14 +32,22 @@ Count = Annotated[int, Field(ge=0)]
 class ConditionEntry(Contract):
     """As metav1.Condition."""
 
-    type: Annotated[str, Field(max_length=316)]
-    status: ConditionStatus
+    type: Annotated[str, Field(max_length=316, description="Which condition.")]
+    status: Annotated[ConditionStatus, Field(description="True, False or Unknown.")]
     reason: Annotated[
-        str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            description="Why, in one word.",
+        ),
     ]
-    message: Annotated[str, Field(max_length=32_768)]
-    last_transition_time: Time
-    observed_generation: Count
+    message: Annotated[
+        str, Field(max_length=32_768, description="Which pod, how many of how many, why, and what to do.")
+    ]
+    last_transition_time: Annotated[Time, Field(description="When status changed last.")]
+    observed_generation: Annotated[Count, Field(description="Generation of the spec that this speaks of.")]
 
 
 class RevisionStatus(Contract):
@@ -59,58 +67,58 @@ class RevisionStatus(Contract):
 class IgnoredStatus(Contract):
     """A setting that was outranked."""
 
-    source: PayloadSource
-    reason: str
+    source: Annotated[PayloadSource, Field(description="Where it was given.")]
+    reason: Annotated[str, Field(description="Why it is not in force.")]
 
 
 class HealthCheckStatus(Contract):
     """The payload in force and where it came from."""
 
-    source: PayloadSource
-    level: Level | None = None
+    source: Annotated[PayloadSource, Field(description="Which level of the precedence won.")]
+    level: Annotated[Level | None, Field(description="The level it stands for, if it is one.")] = None
     payload: Annotated[
         JsonObject | None, Field(description="Only when it came from the spec or a default.")
     ] = None
-    payload_digest: str
-    ignored: tuple[IgnoredStatus, ...] = ()
+    payload_digest: Annotated[str, Field(description="Tells one payload from another, whatever is in it.")]
+    ignored: Annotated[tuple[IgnoredStatus, ...], Field(description="What was outranked.")] = ()
 
 
 class HandlerStatus(Contract):
     """One handler and where it came from."""
 
-    source: HandlerSource
-    handler: str
+    source: Annotated[HandlerSource, Field(description="Which level of the precedence won.")]
+    handler: Annotated[str, Field(description="The function, or the framework's own.")]
 
 
 class HandlersStatus(Contract):
     """The handlers in force."""
 
-    script_digest: str = ""
-    ping: HandlerStatus
-    invocations: HandlerStatus
+    script_digest: Annotated[str, Field(description="Of the script in force.")] = ""
+    ping: Annotated[HandlerStatus, Field(description="What answers /ping.")]
+    invocations: Annotated[HandlerStatus, Field(description="What answers /invocations.")]
 
 
 class LastProbe(Contract):
     """The newest probe."""
 
-    time: Time
-    latency_milliseconds: int
-    tokens: int
-    outcome: Outcome
+    time: Annotated[Time, Field(description="When it ended.")]
+    latency_milliseconds: Annotated[int, Field(description="From the question to the whole answer.")]
+    tokens: Annotated[int, Field(description="Tokens that came back.")]
+    outcome: Annotated[Outcome, Field(description="How it ended.")]
 
 
 class WorkerStatus(Contract):
     """One replica."""
 
     name: Annotated[str, Field(description="Name of the pod.")]
-    node_name: str = ""
-    ready: bool
-    verdict: Verdict | None = None
-    reason: str = ""
-    message: str = ""
-    restart_count: int = 0
-    last_transition_time: Time
-    last_probe: LastProbe | None = None
+    node_name: Annotated[str, Field(description="Node it runs on.")] = ""
+    ready: Annotated[bool, Field(description="Whether the pod is ready, and so takes traffic.")]
+    verdict: Annotated[Verdict | None, Field(description="Whether its engine generates.")] = None
+    reason: Annotated[str, Field(description="Why not, in one word.")] = ""
+    message: Annotated[str, Field(description="Why not, in one sentence.")] = ""
+    restart_count: Annotated[int, Field(description="Restarts of the container.")] = 0
+    last_transition_time: Annotated[Time, Field(description="When readiness or verdict changed last.")]
+    last_probe: Annotated[LastProbe | None, Field(description="The newest probe.")] = None
 
 
 class VLLMEndpointStatus(Contract):
@@ -119,17 +127,21 @@ class VLLMEndpointStatus(Contract):
     observed_generation: Annotated[
         int, Field(description="Generation of the spec that this status speaks of; -1: none yet.")
     ] = -1
-    replicas: Count = 0
-    updated_replicas: Count = 0
-    ready_replicas: Count = 0
+    replicas: Annotated[Count, Field(description="Worker pods that there are.")] = 0
+    updated_replicas: Annotated[Count, Field(description="Those of the current revision.")] = 0
+    ready_replicas: Annotated[Count, Field(description="Those that take traffic.")] = 0
     generating_replicas: Annotated[Count, Field(description="Replicas that generate, or are busy.")] = 0
     selector: Annotated[str, Field(description="Label selector of the worker pods.")] = ""
     model_name: Annotated[str, Field(description="Name under which clients ask for the model.")] = ""
     url: Annotated[str, Field(description="Base URL of the OpenAI API.")] = ""
     invocations_url: Annotated[str, Field(description="URL of the workers' /invocations.")] = ""
-    revision: RevisionStatus | None = None
-    health_check: HealthCheckStatus | None = None
-    handlers: HandlersStatus | None = None
+    revision: Annotated[
+        RevisionStatus | None, Field(description="Which rendering of the pods is in force.")
+    ] = None
+    health_check: Annotated[
+        HealthCheckStatus | None, Field(description="The payload in force and where it came from.")
+    ] = None
+    handlers: Annotated[HandlersStatus | None, Field(description="The handlers in force.")] = None
     workers: Annotated[
         tuple[WorkerStatus, ...],
         Field(
@@ -146,6 +158,7 @@ class VLLMEndpointStatus(Contract):
         tuple[ConditionEntry, ...],
         Field(
             max_length=16,
+            description="Wait on Ready, alert on Available.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],

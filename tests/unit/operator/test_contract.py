@@ -26,6 +26,17 @@ def test_committed_is_generated(generated, path):
     assert (ROOT / path).read_text() == generated, f"{path} is stale: `make generate`"
 
 
+def test_the_reference_is_generated_and_says_something_of_every_field():
+    done = subprocess.run(
+        [sys.executable, "-m", "vllmendpoint_api", "reference"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert (ROOT / "docs/reference.md").read_text() == done.stdout, "docs/reference.md: `make generate`"
+    assert [
+        line for line in done.stdout.splitlines() if line.startswith("| `") and line.endswith("|  |")
+    ] == []
+
+
 def test_the_crd_is_small(generated):
     assert len(generated) < 64 * 1024
 

@@ -1,4 +1,6 @@
-"""model.artifactsUri: what the workers get for it, and that nothing else changes; SM_VLLM_* in worker.env."""
+"""A model, or its data, in S3; a revision: what the workers get for it, and nothing else; SM_VLLM_* in
+worker.env.
+"""
 
 import pytest
 
@@ -99,3 +101,30 @@ def test_the_operators_arguments_are_not_for_the_environment(rendered, name, tol
 )
 def test_other_variables_pass(rendered, name):
     assert rendered(worker={"env": [{"name": name, "value": "x"}]})[1][name] == "x"
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder"),
+    [
+        ("s3://my-bucket/models/small/", "/var/cache/vllmendpoint/s3/my-bucket/models/small"),
+        ("s3://my-bucket", "/var/cache/vllmendpoint/s3/my-bucket"),
+    ],
+)
+def test_a_model_in_s3_is_fetched_by_the_worker_into_its_cache(rendered, uri, folder):
+    pod, env, mounts, _ = rendered(model={"uri": uri})
+    assert pod["containers"][0]["args"][:2] == ["--model", folder]
+    assert env["VLLMENDPOINT_MODEL_URI"] == uri
+    assert folder.startswith(mounts["cache"])
+
+
+def test_other_models_are_not(rendered):
+    _, env, _, _ = rendered(model={"uri": HUB})
+    assert "VLLMENDPOINT_MODEL_URI" not in env
+
+
+def test_a_revision_is_the_engines(rendered):
+    pod, _, _, _ = rendered(model={"uri": HUB, "revision": "v2"}, engine={"args": ["--seed", "1"]})
+    args = pod["containers"][0]["args"]
+    assert args == ["--model", "o/n", "--served-model-name", "smollm", "--revision", "v2", "--seed", "1"]
+    pod, _, _, _ = rendered(model={"uri": HUB})
+    assert "--revision" not in pod["containers"][0]["args"]

@@ -5,14 +5,17 @@ import errno
 import gzip
 import io
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore import exceptions as aws
 from botocore.exceptions import ClientError
 
-from vllmendpoint_api import Problem
+from vllmendpoint_api import CONDITION_REASONS, Condition, Problem, Reason
 from vllmendpoint_worker.artifacts import Artifacts, pause
 from vllmendpoint_worker.errors import ArtifactsError
 from vllmendpoint_worker.s3 import Location, S3Store, StoredObject, explained
@@ -70,7 +73,10 @@ def test_all_of_it_arrives(tmp_path: Path) -> None:
     Artifacts(URI, str(folder), open_store=lambda: bucket).fetch(told.append)
     assert content(folder) == {"model.py": "code", "sub/w": "weights"}
     assert told[-1] == "model data: 11 of 11 bytes, 2 objects"
-    assert sorted(path.name for path in (folder / ".vllmendpoint").iterdir()) == ["manifest.json"]
+    assert sorted(path.name for path in (folder / ".vllmendpoint").iterdir()) == [
+        "lock",
+        "manifest.json",
+    ]
 
 
 def test_a_restart_fetches_what_changed_and_takes_away_what_is_gone(tmp_path: Path) -> None:
@@ -316,6 +322,48 @@ def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_CA_BUNDLE"):
         monkeypatch.setenv(name, "")
     S3Store()
+
+
+def test_of_those_who_share_a_folder_one_fetches_and_the_others_find_it_done(tmp_path: Path) -> None:
+    """A file lock of one thread holds off another's as it does another process's."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    class Slow(Bucket):
+        def download(self, *of: Any) -> None:
+            arrived.set()
+            assert go_on.wait(10)
+            super().download(*of)
+
+    first, second = Slow(**{"my-model__a": b"1"}), Bucket(**{"my-model__a": b"1"})
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        go_on.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        fetching = pool.submit(fetch, first, tmp_path)
+        assert arrived.wait(10)
+        waiting = pool.submit(Artifacts(URI, str(tmp_path), open_store=lambda: second).fetch, tell)
+        fetching.result(10)
+        waiting.result(10)
+    assert told[0] == "model data: another worker fetches it"
+    assert (first.fetched, second.fetched) == (["my-model/a"], [])
+    assert content(tmp_path) == {"a": "1"}
+
+
+async def test_a_model_is_told_by_its_own_field_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems: list[Problem] = []
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: asyncio.Event().wait())
+    model = Artifacts(
+        URI, str(tmp_path), field="model.uri", reason=Reason.MODEL_DOWNLOAD_FAILED, open_store=Bucket
+    )
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(model.fetched(problems.append, nothing), 0.5)
+    assert [(each.reason, each.field) for each in problems] == [("ModelDownloadFailed", "model.uri")]
+    assert problems[0].reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
 
 
 def test_the_pause_doubles_to_a_minute() -> None:

@@ -1,18 +1,22 @@
-"""The model's data, from S3 to the folder of ``SAGEMAKER_MODEL_PATH``, before anything reads that folder.
+"""The model's data, from S3 to the folder of ``SAGEMAKER_MODEL_PATH``, or the model itself to a folder of the
+cache, before anything reads that folder.
 
 SageMaker does this for its containers (the guide's ``ModelDataSource``); in a pod the worker does it, since
 the operator fetches no URI of a user. The data is taken whole or not at all: everything is fetched into
 ``.vllmendpoint`` within the folder (a mount point cannot be renamed) and moved into place once all of it is
-there. A manifest remembers what came from where, so that a restart fetches only what changed.
+there. A manifest remembers what came from where, so that a restart fetches only what changed. A cache may be
+shared by workers: one at a time fetches, and the others find it done.
 """
 
 import asyncio
+import fcntl
 import logging
 import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -41,7 +45,6 @@ LONGEST_PAUSE_SECONDS: Final = 60.0
 PROGRESS_SECONDS: Final = 1.0
 
 _OWN: Final = ".vllmendpoint"
-_ORIGIN: Final = Origin(PayloadSource.SPEC, "model.artifactsUri")
 
 
 def pause(failures: int) -> float:
@@ -147,11 +150,22 @@ class _Progress:
 class Artifacts:
     """``uri`` (``s3://bucket/prefix/``), to be in ``folder``.
 
-    ``open_store`` makes a client, which looks for credentials anew.
+    ``field`` of the spec is where the URI came from, ``reason`` what a failure is called; ``open_store``
+    makes a client, which looks for credentials anew.
     """
 
-    def __init__(self, uri: str, folder: str, *, open_store: Callable[[], Store] = S3Store) -> None:
+    def __init__(
+        self,
+        uri: str,
+        folder: str,
+        *,
+        field: str = "model.artifactsUri",
+        reason: Reason = Reason.ARTIFACTS_NOT_FETCHED,
+        open_store: Callable[[], Store] = S3Store,
+    ) -> None:
         self._uri = uri
+        self._origin = Origin(PayloadSource.SPEC, field)
+        self._reason = reason
         self._folder = Path(folder)
         self._own = self._folder / _OWN
         self._new = self._own / "new"
@@ -173,7 +187,7 @@ class Artifacts:
                 await asyncio.to_thread(self.fetch, tell)
             except ArtifactsError as error:
                 failures += 1
-                refuse(_ORIGIN.problem(error.what, error.fix, reason=Reason.ARTIFACTS_NOT_FETCHED))
+                refuse(self._origin.problem(error.what, error.fix, reason=self._reason))
                 await asyncio.sleep(pause(failures))
             else:
                 return
@@ -181,9 +195,24 @@ class Artifacts:
     def fetch(self, tell: Callable[[str], None]) -> None:
         """One attempt, which blocks. Raises ArtifactsError."""
         try:
-            self._fetch(tell)
+            with self._alone(tell):
+                self._fetch(tell)
         except Exception as error:
             raise explained(error) from error
+
+    @contextmanager
+    def _alone(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """While no other process fetches to that folder, on whatever node. The kernel frees the lock of one
+        that was killed.
+        """
+        self._own.mkdir(parents=True, exist_ok=True)
+        with (self._own / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell("model data: another worker fetches it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _fetch(self, tell: Callable[[str], None]) -> None:
         began = time.monotonic()
@@ -231,7 +260,7 @@ class Artifacts:
         if size > (free := shutil.disk_usage(self._own).free):
             raise ArtifactsError(
                 f"takes {size} bytes, and the disk has {free}",
-                "give the folder of SAGEMAKER_MODEL_PATH more room",
+                f"give the volume of {self._folder} more room",
             )
         progress = _Progress(tell, size, len(left))
         for path, each in left.items():

@@ -57,7 +57,7 @@ def _advice(status: int) -> str:
             "account, and give the worker that token as HF_TOKEN."
         )
     if status == 404:
-        return "Check the name in model.uri, and the revision."
+        return "Check model.uri, and model.revision."
     if status == 429:
         return "The hub limits this address: a token (HF_TOKEN) raises the limit; it is tried again."
     return "The hub has a problem of its own; it is tried again."

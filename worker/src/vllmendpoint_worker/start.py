@@ -13,13 +13,15 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Final, NoReturn
 
-from vllmendpoint_api import Stage, names
+from vllmendpoint_api import Reason, Stage, names
 
 from .board import Board
 from .causes import ENGINE, download_failed
 from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
 from .configuration import Configuration
+from .errors import EngineStartError
 from .leaving import leave, tell_kubernetes
+from .options import named
 from .report_server import ReportServer
 from .sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
 
@@ -81,15 +83,27 @@ def _cause(board: Board, error: Exception) -> str:
 
 
 async def _configured(configuration: Configuration, board: Board) -> None:
-    """What can be told before anything heavy is imported, and the model's data, which may hold handlers."""
-    if uri := os.environ.get(names.ENV_ARTIFACTS_URI, "").strip():
+    """What can be told before anything heavy is imported, and what is in S3: the model, and its data, which
+    may hold handlers.
+    """
+    artifacts = os.environ.get(names.ENV_ARTIFACTS_URI, "").strip()
+    model = os.environ.get(names.ENV_MODEL_URI, "").strip()
+    if artifacts or model:
         from .artifacts import Artifacts  # noqa: PLC0415  (half a second: boto3)
 
         loaded = await configuration.preflight(handlers=False)
-        await Artifacts(uri, model_path(os.environ)).fetched(
-            lambda problem: configuration.refuse((problem,), loaded, first=True),
-            lambda line: board.stage(Stage.DOWNLOADING, line),
-        )
+        wanted = [Artifacts(artifacts, model_path(os.environ))] if artifacts else []
+        if model:
+            folder = named(loaded.engine.given, "--model")
+            if folder is None:
+                raise EngineStartError(f"{names.ENV_MODEL_URI} needs --model, the folder to fetch it to")
+            reason = Reason.MODEL_DOWNLOAD_FAILED
+            wanted.append(Artifacts(model, folder.value[-1], field="model.uri", reason=reason))
+        for each in wanted:
+            await each.fetched(
+                lambda problem: configuration.refuse((problem,), loaded, first=True),
+                lambda line: board.stage(Stage.DOWNLOADING, line),
+            )
     await configuration.preflight()
 
 

@@ -27,6 +27,7 @@ GRACE_SECONDS: Final = 60
 _STARTUP_PERIOD: Final = 5
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _MODELS_DIR: Final = "/var/lib/vllmendpoint/models"
+_S3_DIR: Final = f"{_CACHE_DIR}/s3"
 _MODEL_PATH_ENV: Final = "SAGEMAKER_MODEL_PATH"
 _MODEL_PATH: Final = "/opt/ml/model"
 """Where SageMaker's containers have the model's data (guide, "Key Environment Variables")."""
@@ -79,6 +80,8 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         {"name": "VLLM_CACHE_ROOT", "value": f"{_CACHE_DIR}/vllm"},
         {"name": "XDG_CACHE_HOME", "value": "/tmp/.cache"},
     ]
+    if spec.model.uri.startswith("s3://"):
+        env.append({"name": names.ENV_MODEL_URI, "value": spec.model.uri})
     if spec.model.type is not None:
         env.append({"name": names.ENV_MODEL_TYPE, "value": ModelType(spec.model.type).value})
     if (token := spec.model.token_secret_ref) is not None:
@@ -106,7 +109,11 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         "name": names.MAIN_CONTAINER,
         "image": image(endpoint, options),
         # No command: the image's entry point starts the worker below an init that reaps.
-        "args": ["--model", path, "--served-model-name", endpoint.model_name, *spec.engine.args],
+        "args": [
+            *("--model", path, "--served-model-name", endpoint.model_name),
+            *(("--revision", spec.model.revision) if spec.model.revision else ()),
+            *spec.engine.args,
+        ],
         "env": env,
         "ports": [
             {"name": "sagemaker", "containerPort": names.SAGEMAKER_PORT, "protocol": "TCP"},
@@ -184,6 +191,8 @@ def _model(uri: str) -> tuple[str, str | None]:
     if scheme == "pvc":
         claim, _, path = rest.partition("/")
         return f"{_MODELS_DIR}/{claim}/{path}".rstrip("/"), claim
+    if scheme == "s3":
+        return f"{_S3_DIR}/{rest}".rstrip("/"), None
     return rest, None
 
 

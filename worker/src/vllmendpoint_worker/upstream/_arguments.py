@@ -26,6 +26,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllmendpoint_api import ModelType
 from vllmendpoint_worker import arguments
 from vllmendpoint_worker.errors import EngineStartError
+from vllmendpoint_worker.hub import snapshot
 from vllmendpoint_worker.payload import RequestFields
 
 __all__ = [
@@ -195,4 +196,9 @@ async def _fetch(config: Config) -> None:
     if needs_local_model_path(config.model):
         config.engine_args.model = await fetch_model(config.model)
     elif dynamo_main.should_prefetch_model(config):
-        await fetch_model(config.model)
+        if (revision := config.engine_args.revision) is None:
+            await fetch_model(config.model)
+        else:
+            # The folder, and not the name: the frontend's tokenizer comes from what is registered.
+            config.model = await asyncio.to_thread(snapshot, config.model, revision)
+            config.engine_args.model = config.model

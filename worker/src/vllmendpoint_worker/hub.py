@@ -1,0 +1,36 @@
+"""A model of the hub at a revision: Dynamo's downloader knows none, and takes the default branch."""
+
+from typing import Final
+
+import httpx
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+__all__ = ["snapshot"]
+
+_OTHER_WEIGHTS: Final = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*")
+"""Not fetched where there are safetensors: the same weights once more, in the formats of other engines."""
+
+
+def snapshot(model: str, revision: str) -> str:
+    """The folder of ``model`` at ``revision`` in the hub's cache (``HF_HOME``), fetched unless it is there.
+
+    Blocks. Raises OSError, worded as Dynamo's downloader words it (``causes`` reads that).
+    """
+    try:
+        try:
+            files = HfApi().list_repo_files(model, revision=revision)
+            ignored = _OTHER_WEIGHTS if any(name.endswith(".safetensors") for name in files) else ()
+        except OfflineModeIsEnabled:
+            ignored = _OTHER_WEIGHTS  # not asked for; where the cache has them they are there
+        return str(snapshot_download(model, revision=revision, ignore_patterns=list(ignored)))
+    except HfHubHTTPError as error:
+        answer = error.response
+        said = f"{answer.status_code} {answer.reason_phrase}"
+        raise OSError(f"({said}) for url ({_plain(answer.url)})") from error
+    except httpx.TransportError as error:
+        raise OSError(f"error sending request for url ({_plain(error.request.url)})") from error
+
+
+def _plain(url: httpx.URL) -> str:
+    return str(url.copy_with(query=None))
