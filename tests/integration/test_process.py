@@ -1,18 +1,10 @@
-"""The operator as a process: killed, doubled, restarted, asked to end; and what deletion leaves."""
+"""The operator as a process: asked to end, doubled, frozen, followed by another."""
 
-import json
 import signal
-import socket
 import time
 import urllib.request
 
-import pytest
-
-
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from tests.integration.free_port import free_port
 
 
 def ask(number, path):
@@ -20,18 +12,8 @@ def ask(number, path):
         return answer.status, answer.read().decode()
 
 
-def leftovers(api, namespace):
-    kinds = ("Deployment", "ReplicaSet", "Pod", "Service", "ConfigMap", "ServiceAccount", "RoleBinding")
-    found = [
-        f"{kind} {obj['metadata']['name']}"
-        for kind in (*kinds, "NetworkPolicy", "ControllerRevision", "VLLMEndpoint")
-        for obj in api.all(kind, namespace)
-    ]
-    return [name for name in found if name not in ("ConfigMap kube-root-ca.crt", "ServiceAccount default")]
-
-
 def test_answers_for_itself_and_ends_within_two_seconds(operate, space, api, namespace, until):
-    metrics, health = port(), port()
+    metrics, health = free_port(), free_port()
     operator = operate(namespace, metrics_port=metrics, health_port=health).leads()
     endpoint = space(namespace).create()
     endpoint.until("Available", "False", "Starting")
@@ -62,79 +44,6 @@ def test_ends_within_two_seconds_while_it_waits_for_the_lease(operate, namespace
     started = time.monotonic()
     assert waiting.stop() == 0, waiting.text()
     assert time.monotonic() - started < 2
-
-
-@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
-@pytest.mark.parametrize("moment", ["settled", "fresh"])
-def test_deletion_leaves_nothing_and_nothing_is_written_after_it(
-    operate, space, api, namespace, until, propagation, moment
-):
-    operate(namespace).leads()
-    endpoint = space(namespace).create(replicas=2)
-    if moment == "settled":
-        endpoint.serve(2)
-        endpoint.until("Ready", "True")
-    else:
-        until(lambda: endpoint.child("Deployment", "-workers"), "half way")
-    mark = api.mark()
-    api.delete("VLLMEndpoint", namespace, endpoint.name, propagation)
-    # The garbage collector learns of a new CRD within 30 s.
-    until(lambda: not leftovers(api, namespace), lambda: leftovers(api, namespace), seconds=45)
-    time.sleep(1)
-    assert leftovers(api, namespace) == []
-    assert late_writes(api, mark, namespace, endpoint.name) == []
-
-
-def late_writes(api, mark, namespace, name):
-    """Writes of the operator that the API server took after it had answered the deletion."""
-    deleted = None
-    late = []
-    with api.audit.open("rb") as log:
-        log.seek(mark)
-        entries = [json.loads(line) for line in log.read().splitlines()]
-    for entry in entries:
-        reference = entry.get("objectRef", {})
-        if entry["verb"] == "delete" and reference.get("resource") == "vllmendpoints" and not deleted:
-            deleted = entry["stageTimestamp"]
-        if (
-            deleted
-            and ("aiohttp" in entry["userAgent"] or "kopf" in entry["userAgent"])
-            and entry["verb"] in ("create", "patch", "update", "delete")
-            and reference.get("namespace") == namespace
-            # An Event that follows its status write may cross with the deletion.
-            and reference.get("resource") not in ("leases", "events")
-            and entry["requestReceivedTimestamp"] > deleted
-            and entry["responseStatus"]["code"] < 400
-        ):
-            late.append(f"{entry['verb']} {reference['resource']} {reference.get('name')}")
-    assert deleted, f"{name} was deleted"
-    return late
-
-
-@pytest.mark.parametrize("writes", [1, 4, 9, 13])
-def test_killed_at_any_moment_it_converges(operate, space, api, namespace, until, writes):
-    operator = operate(namespace).leads()
-    mark = api.mark()
-    endpoint = space(namespace).create(engine={"config": {"inline": {"seed": 1}}})
-    until(lambda: len(api.writes(mark, namespace=namespace)) >= writes, f"{writes} writes")
-    operator.kill()
-    operate(namespace).leads()
-    endpoint.serve()
-    endpoint.until("Ready", "True")
-    counts = {}
-    for obj in endpoint.owned():
-        counts[obj["kind"]] = counts.get(obj["kind"], 0) + 1
-    assert counts == {
-        "ControllerRevision": 1,
-        "ServiceAccount": 2,
-        "RoleBinding": 2,
-        "ConfigMap": 2,
-        "NetworkPolicy": 2,
-        "Service": 2,
-        "Deployment": 2,
-    }
-    assert len(api.all("ReplicaSet", namespace)) == 2
-    assert endpoint.get()["status"]["observedGeneration"] == 1
 
 
 def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, namespace, until):
@@ -175,24 +84,3 @@ def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, space, ap
     assert api.writes(mark, namespace=namespace) == []
     assert "lease" in first.text().splitlines()[-1]
     assert "sub-exception" not in first.text().splitlines()[-1]
-
-
-def test_made_anew_under_the_same_name(operate, space, api, namespace, until):
-    operate(namespace).leads()
-    endpoint = space(namespace).create(worker={"image": "first:1"})
-    endpoint.until("Available", "False", "Starting")
-    old = endpoint.get()["metadata"]["uid"]
-    api.delete("VLLMEndpoint", namespace, endpoint.name)
-    endpoint.create(worker={"image": "second:1"})
-
-    def image():
-        deployment = endpoint.child("Deployment", "-workers")
-        return deployment and deployment["spec"]["template"]["spec"]["containers"][0]["image"]
-
-    until(lambda: image() == "second:1", image, seconds=45)
-    uid = endpoint.get()["metadata"]["uid"]
-    assert uid != old
-    endpoint.until("Available", "False", "Starting")
-    until(lambda: len(endpoint.owned()) == 12, lambda: [o["metadata"]["name"] for o in endpoint.owned()])
-    warnings = [event for event in api.all("Event", namespace) if event["reason"] == "NameTaken"]
-    assert warnings == [], "its own predecessor is no alarm"

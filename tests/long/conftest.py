@@ -10,6 +10,13 @@ from tests.e2e.conftest import (  # noqa: F401  (the same cluster, a namespace f
     cluster,
     deployed,
 )
+from tests.integration.conftest import (  # noqa: F401  (a control plane, no kubelet)
+    api,
+    namespace,
+    operate,
+    space,
+    until_fixture,
+)
 from tests.worker.conftest import make_worker, toy_model  # noqa: F401  (workers on loopback)
 
 

@@ -1,0 +1,197 @@
+"""One change of an endpoint, with the operator killed at a request of its own; and what must hold then."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.integration.conftest import Api, Space
+from tests.integration.operator_process import Operator
+from tests.integration.simulated_node import SimulatedNode
+from tests.integration.traces import children, events, leftovers, writes
+from tests.integration.waiting import until
+
+Object = dict[str, Any]
+NAME: Final = "e"
+_SPEC: Final[Object] = {"worker": {"image": "first:1"}, "engine": {"config": {"inline": {"seed": 1}}}}
+MORTAL: Final = Path(__file__).parent / "mortal_operator.py"
+
+
+@dataclass(frozen=True)
+class Change:
+    spec: Object
+    """What is written: the spec of a new endpoint, or a patch of one that is Ready."""
+    replicas: int | None = None
+    """Of the endpoint that stands before; None: there is none."""
+    deleted: bool = False
+    """The endpoint is deleted while no operator runs."""
+
+
+CHANGES: Final = {
+    "create": Change(_SPEC),
+    "update": Change(
+        {"worker": {"image": "second:1"}, "engine": {"config": {"inline": {"seed": 2}}}}, replicas=1
+    ),
+    "scale up": Change({"replicas": 2}, replicas=1),
+    "scale down": Change({"replicas": 1}, replicas=2),
+    "reconfigure": Change(
+        {"healthCheck": {"level": "Standard"}, "handlers": {"script": {"inline": "x = 1\n"}}}, replicas=1
+    ),
+    "delete": Change(_SPEC, deleted=True),
+}
+
+
+@dataclass(frozen=True)
+class Trace:
+    children: dict[tuple[str, str], Object]
+    writes: Counter[str]
+    events: Counter[str]
+
+
+class Crashes:
+    """One operator after the other in one namespace, under one name in the lease.
+
+    So it is with a container that is started again in its pod, and so the next one leads at once.
+    """
+
+    def __init__(self, api: Api, namespace: str, folder: Path) -> None:
+        self.api, self.namespace = api, namespace
+        self._trap = folder / "trap"
+        self._folder = folder
+        self._operators: list[Operator] = []
+        self._undisturbed: dict[str, Trace] = {}
+
+    def close(self) -> None:
+        for operator in self._operators:
+            operator.kill()
+            assert "a defect of the operator" not in operator.text(), operator.text()
+
+    def undisturbed(self, name: str) -> Trace:
+        """What the change comes to when nobody is killed."""
+        if name not in self._undisturbed:
+            endpoint, node, mark = self._before(CHANGES[name])
+            self._write(CHANGES[name], endpoint)
+            node.run()
+            self._comes_to_rest(node)
+            found = Trace(children(endpoint), self._children_written(mark), events(endpoint))
+            self._undisturbed[name] = found
+            self._end(endpoint)
+        return self._undisturbed[name]
+
+    def killed(self, name: str, at: int, when: str) -> str:
+        """Make the change with the operator killed at that request; all must come to the same.
+
+        Returns what the operator was killed at; empty where it makes fewer requests.
+        """
+        change = CHANGES[name]
+        expected = Trace({}, Counter(), Counter()) if change.deleted else self.undisturbed(name)
+        endpoint, node, mark = self._before(change)
+        self._trap.write_text(json.dumps({"at": at, "when": when}))
+        self._write(change, endpoint)
+        dead = self._operators[-1].process.poll
+        node.run(lambda: dead() is not None or node.is_ready())
+        self._comes_to_rest(node, lambda: dead() is not None)
+        if dead() is None:
+            self._trap.unlink()
+            self._end(endpoint)
+            return ""
+        what = self._trap.with_suffix(".sprung").read_text()
+        if change.deleted:
+            self._deleted_meanwhile(endpoint, "Foreground" if at % 2 else "Background")
+            return what
+        found = endpoint.get()
+        if found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]:
+            assert expected.children.items() <= children(endpoint).items(), (
+                f"{what}: observedGeneration is ahead"
+            )
+        self._start()
+        node.run(lambda: node.is_ready() and children(endpoint) == expected.children)
+        self._comes_to_rest(node)
+        assert node.is_ready()
+        assert children(endpoint) == expected.children
+        assert self._children_written(mark) == expected.writes, what
+        # What is seen on the way is a matter of moments; but nothing is told twice.
+        told = events(endpoint)
+        assert all(count <= max(1, expected.events[event]) for event, count in told.items()), (what, told)
+        self._end(endpoint)
+        return what
+
+    def _before(self, change: Change) -> tuple[Space, SimulatedNode, int]:
+        if not self._operators or self._operators[-1].process.poll() is not None:
+            self._start()
+        endpoint = Space(self.api, self.namespace, NAME)
+        node = SimulatedNode(endpoint)
+        if change.replicas is not None:
+            endpoint.create(**_SPEC, replicas=change.replicas)
+            node.run()
+            self._comes_to_rest(node)
+        return endpoint, node, self.api.mark()
+
+    def _write(self, change: Change, endpoint: Space) -> None:
+        if change.replicas is None:
+            endpoint.create(**change.spec)
+        else:
+            endpoint.patch(spec=change.spec)
+
+    def _start(self) -> None:
+        log = self._folder / f"operator-{len(self._operators)}.log"
+        self._operators.append(
+            Operator(
+                self.api.kubeconfig,
+                self.namespace,
+                log,
+                program=(MORTAL, self._trap),
+                identity="operator",
+            )
+        )
+        self._operators[-1].leads()
+
+    def _comes_to_rest(self, node: SimulatedNode, or_else: Callable[[], bool] = lambda: False) -> None:
+        """No request for a while."""
+        state = {"mark": self.api.mark(), "since": time.monotonic()}
+
+        def quiet() -> bool:
+            if self.api.requests(state["mark"], namespace=self.namespace):
+                state.update(mark=self.api.mark(), since=time.monotonic())
+            return or_else() or time.monotonic() - state["since"] > 0.5
+
+        node.run(quiet)
+
+    def _children_written(self, mark: int) -> Counter[str]:
+        found = writes(self.api, mark, self.namespace)
+        return Counter(
+            {
+                what: count
+                for what, count in found.items()
+                if what.split()[1] not in ("vllmendpoints", "events")
+            }
+        )
+
+    def _deleted_meanwhile(self, endpoint: Space, propagation: str) -> None:
+        self.api.delete("VLLMEndpoint", self.namespace, NAME, propagation)
+        mark = self.api.mark()
+        self._start()
+        self._nothing_left()
+        assert not self.api.writes(mark, namespace=self.namespace)
+        self._cut(endpoint)
+
+    def _end(self, endpoint: Space) -> None:
+        self.api.delete("VLLMEndpoint", self.namespace, NAME)
+        self._nothing_left()
+        self._cut(endpoint)
+
+    def _nothing_left(self) -> None:
+        # The garbage collector learns of a new CRD within 30 s.
+        until(
+            lambda: not leftovers(self.api, self.namespace),
+            lambda: leftovers(self.api, self.namespace),
+            seconds=45,
+        )
+
+    @staticmethod
+    def _cut(endpoint: Space) -> None:
+        for worker in endpoint.started:
+            worker.cut()

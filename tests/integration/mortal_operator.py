@@ -1,0 +1,74 @@
+"""The operator, killed at a request of its own: ``python mortal_operator.py TRAP <flags>``.
+
+TRAP is a file that the test writes while the operator runs: ``{"at": 3, "when": "answered"}``. From then on
+requests to the API server are counted (not those of the lease and the watches, which have a rhythm of their
+own), and at the third the process is gone:
+
+- ``answered``: once the answer is read, before anything is made of it;
+- ``sent``: while it is under way, two milliseconds after the write was begun; only writes are counted.
+
+A trap that has sprung is replaced by what sprang it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+from vllmendpoint_operator.kinds import LEASE, Kind
+from vllmendpoint_operator.kube import Kube
+from vllmendpoint_operator.main import main
+
+WRITES: Final = ("apply", "create", "delete", "update")
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._count = 0
+
+    def is_due(self, verb: str) -> str:
+        """How this request is to end; empty: well."""
+        if not self._path.exists():
+            self._count = 0
+            return ""
+        set_for = json.loads(self._path.read_text())
+        if set_for["when"] == "sent" and verb not in WRITES:
+            return ""
+        self._count += 1
+        return str(set_for["when"]) if self._count == set_for["at"] else ""
+
+    def spring(self, what: str) -> None:
+        self._path.unlink()
+        self._path.with_suffix(".sprung").write_text(what)
+        os._exit(137)
+
+
+def lay(trap: Trap) -> None:
+    request = Kube._request
+
+    @contextlib.asynccontextmanager
+    async def mortal(
+        self: Kube, verb: str, kind: Kind, method: str, path: str, **more: Any
+    ) -> AsyncIterator[Any]:
+        what = f"{verb} {path}"
+        due = "" if kind is LEASE or verb == "watch" else trap.is_due(verb)
+        if due == "sent":
+            asyncio.get_running_loop().call_later(0.002, trap.spring, what)
+        try:
+            async with request(self, verb, kind, method, path, **more) as response:
+                yield response
+        finally:
+            if due:
+                trap.spring(what)
+
+    Kube._request = mortal  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    lay(Trap(Path(sys.argv.pop(1))))
+    sys.exit(main())

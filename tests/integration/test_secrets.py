@@ -1,0 +1,32 @@
+"""What is secret stays where the user put it."""
+
+import json
+
+CANARY = "canary-5d7e"
+
+
+def test_no_secret_is_read_or_copied(operate, space, api, namespace, until):
+    operator = operate(namespace, log_level="DEBUG").leads()
+    secret = {"metadata": {"name": "hub"}, "stringData": {"key": f"{CANARY}-of-the-secret"}}
+    api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", secret)
+    mark = api.mark()
+    endpoint = space(namespace).create(
+        model={"uri": "hf://o/n", "tokenSecretRef": {"name": "hub", "key": "key"}},
+        worker={"env": [{"name": "TOKEN", "value": f"{CANARY}-of-the-variable"}]},
+        engine={"config": {"inline": {"seed": 1}}},
+    )
+    (worker,) = endpoint.serve()
+    endpoint.until("Ready", "True")
+    worker.say("Failing")
+    endpoint.until("Generating", "False", "ProbeFailed")
+    until(lambda: api.all("Event", namespace), "its Events")
+    asked = {entry["objectRef"]["resource"] for entry in api.requests(mark, namespace=namespace)}
+    assert "secrets" not in asked
+    assert {"configmaps", "deployments", "events"} <= asked
+    (pod,) = endpoint.pods()
+    env = {item["name"]: item for item in pod["spec"]["containers"][0]["env"]}
+    assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "key"}
+    for kind in ("ConfigMap", "Event", "Service", "NetworkPolicy", "RoleBinding", "ServiceAccount", "Lease"):
+        assert CANARY not in json.dumps(api.all(kind, namespace)), kind
+    assert CANARY not in json.dumps(endpoint.get()["status"])
+    assert CANARY not in operator.text()

@@ -1,0 +1,34 @@
+"""The operator is killed at every request of every change of an endpoint, and the next one converges."""
+
+import itertools
+
+import pytest
+
+from tests.integration.crashes import CHANGES, Crashes
+
+
+@pytest.fixture(scope="module")
+def crashes(api, tmp_path_factory):
+    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "crashes"}})
+    made = Crashes(api, "crashes", tmp_path_factory.mktemp("crashes"))
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("when", ["answered", "sent"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_killed_at_every_request_it_converges(crashes, change, when, capsys):
+    points = []
+    for at in itertools.count(1):
+        what = crashes.killed(change, at, when)
+        if not what:
+            break
+        points.append(what)
+    with capsys.disabled():
+        print(f"\n{change}, {when}: {len(points)} points")
+    assert len(points) >= LEAST[change]
+
+
+LEAST = {"create": 14, "update": 4, "scale up": 3, "scale down": 3, "reconfigure": 3, "delete": 14}
+"""Of the requests that the change cannot be made without: a sweep that kills nobody proves nothing."""
