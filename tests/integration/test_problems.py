@@ -1,5 +1,7 @@
 """What the user got wrong: told in a condition, nothing harmed, mended by itself."""
 
+import pytest
+
 
 def test_a_name_that_is_taken(shared, space, api, until):
     """A Service and a ConfigMap of somebody else's, one of them with our labels."""
@@ -12,13 +14,11 @@ def test_a_name_that_is_taken(shared, space, api, until):
     }
     data = {"mine": "1"}
     api.create("ConfigMap", "shared", f"{second.name}-settings", metadata={"labels": labels}, data=data)
-    for endpoint in (first, second):
+    another = "exists and is not this endpoint's; delete it, or give the endpoint another name"
+    left = "was left by an earlier endpoint of this name, deleted with --cascade=orphan"
+    for endpoint, told in ((first, another), (second, left)):
         endpoint.create()
-        taken = endpoint.until("Accepted", "False", "NameTaken")
-        assert (
-            "exists and is not this endpoint's; delete it, or give the endpoint another name"
-            in taken["message"]
-        )
+        assert told in endpoint.until("Accepted", "False", "NameTaken")["message"]
         endpoint.until("Ready", "False", "NameTaken")
         assert endpoint.condition("Stalled")["status"] == "True"
     assert first.child("Service")["spec"]["selector"] == {"a": "b"}
@@ -58,6 +58,36 @@ def test_a_config_map_that_is_not_there_yet(shared, space, api, until):
     api.patch("ConfigMap", "shared", "engine-config", {"data": {"c.yaml": "seed: 2\n"}})
     until(lambda: mounted() != old, "a rollout with the new content")
     until(lambda: api.get("ConfigMap", "shared", old) is None, "the old content pruned with its last pod")
+
+
+def test_a_script_that_is_not_there_yet_and_changes(shared, space, api, until):
+    endpoint = space()
+    name = f"{endpoint.name}-handlers"
+    endpoint.create(handlers={"script": {"configMapKeyRef": {"name": name, "key": "h.py"}}})
+    missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
+    assert f"handlers.script.configMapKeyRef: no ConfigMap '{name}' in this" in missing["message"]
+    api.create("ConfigMap", "shared", name, data={"model.py": "a = 1\n"})
+    wrong = endpoint.until("ResolvedRefs", "False", "ConfigMapKeyNotFound")
+    assert "has no key 'h.py'; it has: model.py" in wrong["message"]
+    api.patch("ConfigMap", "shared", name, {"data": {"h.py": "a = 2\n"}})
+    endpoint.until("ResolvedRefs", "True")
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    before = endpoint.child("Deployment", "-workers")
+
+    def script():
+        return endpoint.child("ConfigMap", "-settings")["data"]["model.py"]
+
+    assert script() == "a = 2\n"
+    api.patch("ConfigMap", "shared", name, {"data": {"h.py": "a = 3\n"}})
+    until(lambda: script() == "a = 3\n", script)
+    endpoint.until("ConfigurationResolved", "Unknown", "Pending")
+    assert endpoint.child("Deployment", "-workers")["spec"] == before["spec"], "no worker is restarted"
+    # Gone, it is told; what the workers have stays.
+    api.delete("ConfigMap", "shared", name)
+    endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
+    assert script() == "a = 3\n"
+    assert endpoint.condition("Available")["status"] == "True"
 
 
 def test_a_claim_that_is_not_there_yet(shared, space, api):
@@ -108,10 +138,59 @@ def test_environment_that_stands_in_our_defaults_is_taken(shared, space, until):
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
 
 
-def test_an_argument_that_admission_let_pass(shared, space):
-    endpoint = space().create(engine={"args": ["--served-model", "x"]})
-    refused = endpoint.until("Accepted", "False", "InvalidSpec")
-    assert "it stands for --served-model-name: set spec.model.name instead" in refused["message"]
+def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, space, api, until):
+    odd = {"spec": {"terminationGracePeriodSeconds": -1}}
+    endpoint, plain = space().create(worker={"podTemplate": odd}), space().create()
+    for one in (endpoint, plain):
+        one.until("Accepted", "True")
+        until(lambda one=one: one.child("Deployment", "-workers"), "its Deployment")
+
+    def warnings():
+        return [
+            (event["involvedObject"]["name"], event["type"], event["message"])
+            for event in api.all("Event", "shared")
+            if event["reason"] == "APIServerWarning"
+        ]
+
+    (warned,) = until(warnings, "an Event")
+    about = f"the API server warns of the Deployment {endpoint.name}-workers: "
+    told = "spec.template.spec.terminationGracePeriodSeconds: must be >= 0"
+    assert warned[:2] == (endpoint.name, "Warning")
+    assert warned[2].startswith(about + told)
+    # Neither scaling nor another change of what was not warned of is news.
+    endpoint.patch(spec={"replicas": 2, "healthCheck": {"level": "Standard"}})
+    until(lambda: len(endpoint.pods()) == 2, "two pods")
+    assert len(warnings()) == 1
+
+
+def test_a_binding_to_the_role_of_another_release_is_made_anew(shared, space, api, until):
+    endpoint = space().create()
+    endpoint.serve()
+    endpoint.until("Ready", "True")
+    name = f"{endpoint.name}-workers"
+    wanted = endpoint.child("RoleBinding", "-workers")
+    earlier = {**wanted["roleRef"], "name": "view"}
+    with pytest.raises(LookupError, match="cannot change roleRef"):
+        api.patch("RoleBinding", "shared", name, {"roleRef": earlier})
+    # What an operator of an earlier release has left, whose role had another name.
+    endpoint.patch(spec={"paused": True})
+    endpoint.until("UpToDate", "False", "Paused")
+    api.delete("RoleBinding", "shared", name)
+    kept = ("labels", "annotations", "ownerReferences")
+    metadata = {key: wanted["metadata"][key] for key in kept}
+    subjects = wanted["subjects"]
+    api.create("RoleBinding", "shared", name, metadata=metadata, roleRef=earlier, subjects=subjects)
+    mark = api.mark()
+    endpoint.patch(spec={"paused": False})
+
+    def bound():
+        found = endpoint.child("RoleBinding", "-workers")
+        return found and found["roleRef"] == wanted["roleRef"] and found["subjects"] == subjects
+
+    until(bound, lambda: endpoint.child("RoleBinding", "-workers"))
+    endpoint.until("Ready", "True")
+    written = [write for write in api.writes(mark, namespace="shared") if "rolebindings" in write]
+    assert written == [f"{verb} rolebindings {name}" for verb in ("delete", "patch")]
 
 
 def test_a_pod_that_cannot_be_scheduled(shared, space, api, until):

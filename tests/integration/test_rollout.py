@@ -3,6 +3,8 @@
 The Deployments, their ReplicaSets and the budgets are run by the real controllers.
 """
 
+import time
+
 
 def images(endpoint):
     template = endpoint.child("Deployment", "-workers")["spec"]["template"]
@@ -41,6 +43,96 @@ def test_a_rollout_asked_for_restarts_even_where_nothing_changed(shared, space, 
     endpoint.until("Ready", "False")
     endpoint.serve()
     endpoint.until("Ready", "True")
+
+
+def serving(endpoint, until, replicas):
+    """Workers alone: another image rolls the frontend too."""
+    endpoint.create(replicas=replicas, frontend={"mode": "None"})
+    pods = until(lambda: (found := endpoint.pods()) and len(found) == replicas and found, "the workers")
+    for pod in pods:
+        endpoint.work(pod)
+    endpoint.until("Ready", "True")
+    return {pod["metadata"]["uid"] for pod in pods}
+
+
+def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(shared, space, api, until):
+    endpoint = space()
+    old = serving(endpoint, until, 3)
+
+    def made_anew():
+        return [pod for pod in endpoint.pods() if pod["metadata"]["uid"] not in old]
+
+    endpoint.patch(spec={"worker": {"image": "registry.example/worker:broken"}})
+    (bad,) = until(made_anew, "the first pod of the new revision")
+    endpoint.work(bad, ready=False).say("Failing", ready=False)
+    stopped = endpoint.until("UpToDate", "False", "RolloutStopped")
+    assert stopped["message"].startswith(
+        "1 of 3 replicas run the current revision, 2 of an older one left; the rollout waits, 2 of 3 "
+        "serve on: "
+        f"pod {bad['metadata']['name']} is not ready: Failing says the test"
+    )
+    endpoint.until("Available", "True")
+    endpoint.until("Ready", "False")
+    time.sleep(2)  # for what a rollout that is not stopped would do next
+    assert len(made_anew()) == 1
+    assert len(old & {pod["metadata"]["uid"] for pod in endpoint.pods()}) == 2
+    old.add(bad["metadata"]["uid"])
+
+    endpoint.patch(spec={"worker": {"image": "registry.example/worker:mended"}})
+    played = set()
+
+    def all_new():
+        for pod in made_anew():
+            if pod["metadata"]["uid"] not in played and not pod["metadata"].get("deletionTimestamp"):
+                played.add(pod["metadata"]["uid"])
+                endpoint.work(pod)
+        return not old & {pod["metadata"]["uid"] for pod in endpoint.pods()} and len(played) == 3
+
+    until(all_new, lambda: endpoint.get()["status"], seconds=30)
+    endpoint.until("UpToDate", "True")
+    endpoint.until("Ready", "True")
+
+
+def test_without_a_spare_gpu_the_old_goes_first(shared, space, api, until):
+    """Surge 0: never more pods than replicas, so a rollout needs no GPU that is not there."""
+    endpoint = space()
+    old = serving(endpoint, until, 2)
+    endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
+    most = 0
+    played = set()
+
+    def rolled():
+        nonlocal most
+        pods = [pod for pod in endpoint.pods() if not pod["metadata"].get("deletionTimestamp")]
+        most = max(most, len(pods))
+        for pod in pods:
+            if pod["metadata"]["uid"] not in old | played:
+                played.add(pod["metadata"]["uid"])
+                endpoint.work(pod)
+        return len(played) == 2 and len(pods) == 2
+
+    until(rolled, "both replaced")
+    endpoint.until("Ready", "True")
+    assert most == 2
+
+
+def test_observing_tells_and_gates_nothing(shared, space, until):
+    """In this mode the worker keeps itself ready; rollouts and routing go on over what its probe finds."""
+    endpoint = space().create(healthCheck={"mode": "Observe"}, frontend={"mode": "None"})
+    (pod,) = until(endpoint.pods, "its pod")
+    endpoint.work(pod).say("Stalled")
+    stalled = endpoint.until("Generating", "False", "EngineStalled")
+    assert f"pod {pod['metadata']['name']}: Stalled says the test. It takes traffic" in stalled["message"]
+    endpoint.until("Available", "True")
+    endpoint.until("Ready", "False", "EngineStalled")
+    endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
+    old = pod["metadata"]["uid"]
+    (new,) = until(lambda: [p for p in endpoint.pods() if p["metadata"]["uid"] != old], "the new pod")
+    endpoint.work(new).say("Stalled")
+    endpoint.until("UpToDate", "True")
+    status = endpoint.get()["status"]
+    assert (status["readyReplicas"], status["generatingReplicas"]) == (1, 0)
+    assert (status["workers"][0]["ready"], status["workers"][0]["verdict"]) == (True, "Stalled")
 
 
 def evict(api, pod):

@@ -12,6 +12,7 @@ from vllmendpoint_api import (
     names,
     owned_engine_arg,
     owned_env,
+    owned_option,
 )
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
@@ -109,10 +110,10 @@ def _check(endpoint: Endpoint) -> None:
                 Reason.INVALID_SPEC,
                 f"worker.env: {item.name} is set by the operator; remove it: {why}",
             )
-        if (instead := _owned_by_another_name(item.name)) is not None:
+        if (instead := owned_option(item.name)) is not None:
             raise PlanError(
                 Reason.INVALID_SPEC,
-                f"worker.env: {item.name} is an engine argument of the operator's; remove it: {instead}",
+                f"worker.env: {item.name} is an engine argument that the operator sets; remove it: {instead}",
             )
         if item.name == "HF_TOKEN" and endpoint.spec.model.token_secret_ref is not None:
             raise PlanError(
@@ -123,15 +124,6 @@ def _check(endpoint: Endpoint) -> None:
                 Reason.INVALID_SPEC,
                 f"worker.env: {item.name} has both value and valueFrom; remove one",
             )
-
-
-def _owned_by_another_name(variable: str) -> str | None:
-    """The worker makes ``--namespace`` of ``SM_VLLM_NAMESPACE``; model and served name it compares itself."""
-    prefix = "SM_VLLM_"
-    if not variable.startswith(prefix):
-        return None
-    argument = "--" + variable.removeprefix(prefix).lower().replace("_", "-")
-    return None if argument in ("--model", "--served-model-name") else owned_engine_arg(argument)
 
 
 def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
