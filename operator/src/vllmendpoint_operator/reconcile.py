@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
 from .model import Endpoint
 from .observe import Observer
+from .pacing import STEP_SECONDS, presses
 from .plan import Options, Plan, plan
 from .reports import CONNECTING_GRACE_SECONDS
 from .status import invalid_status, status
@@ -54,6 +56,8 @@ class Reconciler:
         self._options = options
         self._metrics = metrics
         self._identity = identity
+        self._written: dict[Key, float] = {}
+        """When a status was last written, on the monotonic clock."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one endpoint a step on. Returns seconds after which to look again, if at all.
@@ -63,8 +67,7 @@ class Reconciler:
         obj = self._endpoints.get(key)
         if obj is None or "deletionTimestamp" in obj["metadata"]:
             # Its children go through their owner references; nothing is written any more.
-            self._observer.forget(key)
-            self._metrics.forget(key)
+            self._forget(key)
             return None
         before = _status(obj)
         try:
@@ -72,7 +75,7 @@ class Reconciler:
         except ValidationError as error:
             endpoint = _endpoint(obj, _UNREADABLE, before)
             said = invalid_status(endpoint, _sentence(error), datetime.now(UTC))
-            return None if await self._write(obj, endpoint, said) else _CONFLICT_RETRY_SECONDS
+            return await self._write(obj, endpoint, said)
         endpoint = _endpoint(obj, spec, before)
         observed = await self._observer.observe(endpoint)
         planned: Plan | None = None
@@ -95,19 +98,24 @@ class Reconciler:
         except NamespaceGoing:
             return None
         await self._tell(endpoint, warned(done.warnings))
-        if not await self._write(obj, endpoint, status(endpoint, observed, planned, problem)):
-            return _CONFLICT_RETRY_SECONDS
+        again = await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
+        if again is not None:
+            return again
         if problem is not None and planned is not None:
             return _UNAPPLIED_RETRY_SECONDS
         if any(pod.running and not pod.link.settled for pod in observed.workers):
             return CONNECTING_GRACE_SECONDS
         return None
 
-    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> bool:
-        """False where the endpoint has changed since it was looked at."""
+    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
+        """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""
         self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
         if endpoint.status is not None and new == endpoint.status:
-            return True
+            return None
+        now = monotonic()
+        early = self._written.get(endpoint.key, -STEP_SECONDS) + STEP_SECONDS - now
+        if early > 0 and not presses(endpoint.status, new):
+            return early
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
@@ -124,17 +132,18 @@ class Reconciler:
             written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
         except Conflict:
             log.debug("status not written: %s/%s has changed", *endpoint.key)
-            return False
+            return _CONFLICT_RETRY_SECONDS
         except NotFound:
             await self._forget_vanished(endpoint)
-            return True
+            return None
         if not self._endpoints.wants(endpoint.key, endpoint.uid):
-            return True  # deleted while the answer was on its way: it must not come back to life here
+            return None  # deleted while the answer was on its way: it must not come back to life here
         self._endpoints.put(written)
+        self._written[endpoint.key] = now
         before = endpoint.status.conditions if endpoint.status is not None else ()
         changed = handlers_changed(endpoint.status, new)
         await self._tell(endpoint, [*changed, *transitions(before, new.conditions)])
-        return True
+        return None
 
     async def _tell(self, endpoint: Endpoint, news: Iterable[Transition]) -> None:
         for transition in news:
@@ -152,8 +161,12 @@ class Reconciler:
         found, _ = await self._kube.list(ENDPOINT, endpoint.namespace, name=endpoint.name, metadata_only=True)
         stands = any(item["metadata"]["uid"] == endpoint.uid for item in found)
         if not stands and self._endpoints.drop(endpoint.key, endpoint.uid):
-            self._observer.forget(endpoint.key)
-            self._metrics.forget(endpoint.key)
+            self._forget(endpoint.key)
+
+    def _forget(self, key: Key) -> None:
+        self._observer.forget(key)
+        self._metrics.forget(key)
+        self._written.pop(key, None)
 
 
 def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:

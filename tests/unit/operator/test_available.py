@@ -169,3 +169,19 @@ def test_observing_tells_and_does_not_gate(make_endpoint, make_status, make_work
     assert told(condition, found, "UpToDate")[0] == "True"
     assert told(condition, found, "Generating")[0] == "False"
     assert (found.ready_replicas, found.generating_replicas) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"running": {"startedAt": "2026-01-01T11:50:00Z"}}, "Starting"),
+        ({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}, "FrontendUnavailable"),
+    ],
+)
+def test_a_frontend_on_its_way_is_a_start_and_no_defect(
+    make_endpoint, make_plan, make_pod, make_status, make_worker, condition, state, reason
+):
+    endpoint = make_endpoint()
+    frontend = make_pod("f-1", ready=False, container={"state": state, "started": False})
+    found = make_status(endpoint, make_worker(settings=endpoint), frontends=(frontend,))
+    assert told(condition, found, "Available")[:2] == ("False", reason)

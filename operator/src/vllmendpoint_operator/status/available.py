@@ -31,7 +31,9 @@ def available(endpoint: Endpoint, observed: Observed) -> Finding:
     ):
         down = worst(found for pod in observed.frontends if (found := why(pod, 120)) is not None)
         down = down or not_created(observed, frontend_name(endpoint))
-        return false(Reason.FRONTEND_UNAVAILABLE, f"the frontend is not ready: {down.message}")
+        # While it starts, it is the start that goes on, as with workers.
+        reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
+        return false(reason, f"the frontend is not ready: {down.message}")
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
 
 
