@@ -1,0 +1,64 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// The file was rendered by the operator itself for an endpoint of this name in this namespace, so that both make the
+// same children.
+const (
+	placeholderName      = "name-placeholder"
+	placeholderNamespace = "namespace-placeholder"
+)
+
+// template is one child, with the placeholders in it.
+type template struct {
+	kind schema.GroupVersionKind
+	text []byte
+}
+
+func load(path string) ([]template, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(data, &items); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	templates := make([]template, 0, len(items))
+	for _, item := range items {
+		var head struct{ APIVersion, Kind string }
+		if err := json.Unmarshal(item, &head); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		templates = append(templates, template{schema.FromAPIVersionAndKind(head.APIVersion, head.Kind), item})
+	}
+	return templates, nil
+}
+
+// render makes the child of that endpoint; the scheme knows its type.
+func (t template) render(scheme *runtime.Scheme, name, namespace string) (client.Object, error) {
+	made, err := scheme.New(t.kind)
+	if err != nil {
+		return nil, err
+	}
+	child, ok := made.(client.Object)
+	if !ok {
+		return nil, fmt.Errorf("%s is no object", t.kind)
+	}
+	text := bytes.ReplaceAll(t.text, []byte(placeholderNamespace), []byte(namespace))
+	if err := json.Unmarshal(bytes.ReplaceAll(text, []byte(placeholderName), []byte(name)), child); err != nil {
+		return nil, err
+	}
+	child.SetNamespace(namespace)
+	child.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{}) // informers leave it out: they are compared
+	return child, nil
+}

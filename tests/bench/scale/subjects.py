@@ -1,0 +1,118 @@
+"""The two operators that are measured: ours, and the least one possible."""
+
+import json
+import re
+import sys
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from vllmendpoint_api import VLLMEndpointSpec
+from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.plan import Options, Plan, plan
+
+from .machine import Process, until
+from .plane import BIN, Plane
+
+__all__ = ["SUBJECTS", "SYSTEM", "Subject", "body", "settings_hash"]
+
+SYSTEM: Final = "vllmendpoint-system"
+_IMAGE: Final = "registry.example/worker:1"
+_METRICS_PORT: Final = 8080
+
+
+def body(namespace: str, name: str, *, frontend: bool = True) -> dict[str, Any]:
+    """One endpoint of the burst."""
+    spec: dict[str, Any] = {"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}}
+    if not frontend:
+        spec["frontend"] = {"mode": "None"}
+    return {
+        "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
+        "kind": "VLLMEndpoint",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }
+
+
+def _plan(*, frontend: bool) -> Plan:
+    wanted = body("namespace-placeholder", "name-placeholder", frontend=frontend)
+    spec = VLLMEndpointSpec.model_validate(wanted["spec"])
+    endpoint = Endpoint("namespace-placeholder", "name-placeholder", "", 1, spec, None)
+    labels = {"app.kubernetes.io/name": "vllmendpoint-operator"}
+    options = Options(worker_image=_IMAGE, operator_namespace=SYSTEM, operator_labels=labels)
+    return plan(endpoint, Observed(now=datetime.now(UTC)), options)
+
+
+def settings_hash() -> str:
+    """What a worker of such an endpoint reports."""
+    return _plan(frontend=True).settings.hash
+
+
+def children(*, frontend: bool) -> list[dict[str, Any]]:
+    """What the operator makes of such an endpoint, without owner."""
+    found = []
+    for child in _plan(frontend=frontend).children:
+        metadata = {key: value for key, value in child["metadata"].items() if key != "ownerReferences"}
+        found.append({**child, "metadata": metadata})
+    return found
+
+
+class Subject:
+    """``agents``: how its requests are known in the audit log."""
+
+    def __init__(self, name: str, agents: tuple[str, ...], command: Callable[..., list[str | Path]]) -> None:
+        self.name, self.agents, self._command = name, agents, command
+
+    def start(self, plane: Plane, *, frontend: bool = True, number: int = 0) -> Process:
+        """``number``: of several that run at the same time."""
+        return plane.start(self.name, *self._command(plane, frontend, number))
+
+    @staticmethod
+    def reconciles(number: int = 0) -> float:
+        """So far, from its metrics, which cost it something to tell."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{_METRICS_PORT + 2 * number}/metrics") as answer:
+            text = answer.read().decode()
+        found = re.findall(r"^\w+_reconcile_total{.*} (\S+)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
+    def working(self, process: Process, number: int = 0) -> None:
+        """Wait until it leads, and has listed all that it watches."""
+        said = "every watched kind is listed" if self.name == "ours" else "Starting workers"
+        until(lambda: process.said(said), f"{self.name} works")
+
+
+def _ours(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
+    flags = {
+        "worker-image": _IMAGE,
+        "namespace": SYSTEM,
+        "kubeconfig": plane.kubeconfig,
+        "identity": f"bench-{number}",
+        "bind-address": "127.0.0.1",
+        "metrics-port": _METRICS_PORT + 2 * number,
+        "health-port": _METRICS_PORT + 2 * number + 1,
+    }
+    return [
+        sys.executable,
+        "-m",
+        "vllmendpoint_operator",
+        *(f"--{key}={value}" for key, value in flags.items()),
+    ]
+
+
+def _ideal(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
+    described = plane.folder / "children.json"
+    described.write_text(json.dumps(children(frontend=frontend)))
+    return [
+        BIN / "bench-ideal",
+        f"--kubeconfig={plane.kubeconfig}",
+        f"--children={described}",
+        f"--metrics=127.0.0.1:{_METRICS_PORT + 2 * number}",
+    ]
+
+
+SUBJECTS: Final = {
+    "ours": Subject("ours", ("Python/", "kopf/"), _ours),
+    "ideal": Subject("ideal", ("ideal",), _ideal),
+}

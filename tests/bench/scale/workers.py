@@ -1,0 +1,122 @@
+"""Every worker's report port, in one process: a listener on all addresses of the pod range.
+
+``python -m tests.bench.scale.workers --kubeconfig FILE --settings-hash H``. It learns from a watch which pod
+has which address. On 127.0.0.1:9099 it is told what to say:
+
+``GET /streams``       how many streams are open, and how many were opened so far
+``POST /say/POD/V``    the worker POD has the verdict V from now on
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from vllmendpoint_api import names
+
+from .plane import Api
+
+__all__ = ["CONTROL_PORT"]
+
+CONTROL_PORT: Final = 9099
+HEARTBEAT_SECONDS: Final = 5.0
+_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n"
+
+
+class Workers:
+    def __init__(self, settings_hash: str) -> None:
+        report = json.loads((Path(__file__).parents[2] / "integration/report.json").read_text())
+        report["configuration"]["settingsHash"] = settings_hash
+        self._report = report
+        self._pods: dict[str, dict[str, str]] = {}
+        """address -> name, uid"""
+        self._verdicts: dict[str, str] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._known = asyncio.Event()
+        self.open = self.opened = 0
+
+    def seen(self, pod: dict[str, str], address: str) -> None:
+        self._pods[address] = pod
+        self._known.set()
+        self._known = asyncio.Event()
+
+    def say(self, pod: str, verdict: str) -> None:
+        self._verdicts[pod] = verdict
+        if pod in self._news:
+            self._news[pod].set()
+
+    async def stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address = writer.get_extra_info("sockname")[0]
+        self.open, self.opened = self.open + 1, self.opened + 1
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            while address not in self._pods:
+                await self._known.wait()
+            pod = self._pods[address]
+            news = self._news[pod["name"]] = asyncio.Event()
+            writer.write(_HEAD)
+            while not writer.is_closing():
+                news.clear()
+                writer.write(self._line(pod))
+                await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), HEARTBEAT_SECONDS)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+    def _line(self, pod: dict[str, str]) -> bytes:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        state = self._verdicts.get(pod["name"], "Generating")
+        verdict = {"state": state, "since": self._report["verdict"]["since"], "lastProofOfLife": now}
+        report = {**self._report, "podUid": pod["uid"], "time": now, "verdict": verdict}
+        return json.dumps(report, separators=(",", ":")).encode() + b"\n"
+
+    async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        method, path, _ = (await reader.readuntil(b"\r\n\r\n")).decode().split(" ", 2)
+        if method == "POST":
+            _, _, pod, verdict = path.split("/")
+            self.say(pod, verdict)
+        body = json.dumps({"open": self.open, "opened": self.opened}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+
+def _follow(api: Api, workers: Workers, loop: asyncio.AbstractEventLoop) -> None:
+    for event in api.watch("/api/v1/pods"):
+        pod = event["object"]
+        address = pod.get("status", {}).get("podIP")
+        if address and pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == "worker":
+            told = {key: pod["metadata"][key] for key in ("name", "uid")}
+            loop.call_soon_threadsafe(workers.seen, told, address)
+
+
+async def _serve(kubeconfig: Path, settings_hash: str) -> None:
+    workers = Workers(settings_hash)
+    loop = asyncio.get_running_loop()
+    follow = (Api(kubeconfig), workers, loop)
+    threading.Thread(target=_follow, args=follow, daemon=True).start()
+    reports = await asyncio.start_server(workers.stream, "0.0.0.0", names.REPORT_PORT, backlog=8192)
+    control = await asyncio.start_server(workers.control, "127.0.0.1", CONTROL_PORT)
+    print("ready", flush=True)
+    async with reports, control:
+        await asyncio.gather(reports.serve_forever(), control.serve_forever())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kubeconfig", type=Path)
+    parser.add_argument("--settings-hash")
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.kubeconfig, arguments.settings_hash))
+
+
+if __name__ == "__main__":
+    main()
