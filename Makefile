@@ -11,7 +11,7 @@ REFERENCE := docs/reference.md
 SOURCES := crds operator worker tests hack
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo deploy test test-unit test-long bench lint format generate kubeconfig clean
+.PHONY: help setup demo deploy test test-unit test-long bench bench-scale lint format generate kubeconfig clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,12 +37,17 @@ test-long: ## what takes longer than `make test` allows
 bench: setup ## ratios, measured in one run
 	@$(PYTHON) -m pytest tests/bench -q -s
 
+bench-scale: setup ## a thousand endpoints on simulated nodes, next to the least operator possible (ARGS="--endpoints 100")
+	@tests/bench/scale/build.sh
+	@$(PYTHON) -m tests.bench.scale $(ARGS)
+
 lint: setup ## ruff, strict types, import layers, generated files current
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./...
+	@cd tests/bench/scale/ideal && test -z "$$(gofmt -l .)" && go vet ./...
 	@$(MAKE) -s generate CRD=$(CACHE)/generated.yaml CHART_CRD=$(CACHE)/generated-chart.yaml \
 	  REFERENCE=$(CACHE)/generated.md
 	@diff -u $(CRD) $(CACHE)/generated.yaml && diff -u $(CHART_CRD) $(CACHE)/generated-chart.yaml \
