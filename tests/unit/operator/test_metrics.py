@@ -1,8 +1,11 @@
 """What /metrics shows of endpoints and of the operator's own work."""
 
+from aiohttp import ClientSession
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
-from vllmendpoint_operator.metrics import Metrics
+from tests.documented_metrics import documented
+from vllmendpoint_operator.metrics import Metrics, serve
 
 
 def exposed(metrics: Metrics) -> list[str]:
@@ -38,3 +41,27 @@ def test_writes_are_counted_by_verb_and_kind():
         metrics.request("apply", "deployments", code)
     name = 'vllmendpoint_operator_api_requests_total{code="%d",resource="deployments",verb="apply"} %d.0'
     assert {name % (200, 2), name % (409, 1)} <= set(exposed(metrics))
+
+
+async def test_what_is_scraped_is_what_the_docs_list(make_endpoint, make_status, make_worker):
+    metrics = Metrics()
+    endpoint = make_endpoint()
+    metrics.endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
+    metrics.request("apply", "deployments", 200)
+    metrics.reconciles.labels("success").inc()
+    runners = await serve(metrics, lambda: True, address="127.0.0.1", metrics_port=0, health_port=0)
+    try:
+        ((host, port),) = runners[0].addresses
+        async with ClientSession() as session, session.get(f"http://{host}:{port}/metrics") as answer:
+            text = await answer.text()
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+    scraped = {}
+    for family in text_string_to_metric_families(text):
+        # The client library adds to each of its own when it was made.
+        if family.name.startswith("vllmendpoint_") and not family.name.endswith("_created"):
+            name = family.samples[0].name if family.type == "counter" else family.name
+            labels = set.union(*(set(sample.labels) for sample in family.samples)) - {"le"}
+            scraped[name] = (family.type, labels)
+    assert scraped == documented()
