@@ -37,6 +37,7 @@ _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=
 _NO_SUCH_FIELD: Final = "failed to create typed patch object"
 """A server-side apply with a field that the kind has not, or one key of a list twice: no fault of the
 server's, though it says 500."""
+_NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _ERRORS: Final[dict[int, type[KubeError]]] = {
     400: Rejected,
     403: Rejected,
@@ -126,7 +127,7 @@ class Kube:
         all_headers = {"Accept": "application/json", **(headers or {})}
         if token:
             all_headers["Authorization"] = token
-        data = None if body is None else to_json(body)
+        data = body if body is None or isinstance(body, bytes) else to_json(body)
         try:
             async with self._session.request(
                 method, path, params=params, data=data, headers=all_headers, timeout=limits
@@ -258,7 +259,7 @@ class Kube:
             "PATCH",
             kind.path(metadata["namespace"], metadata["name"], subresource),
             params={"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {}),
-            body=body,
+            body=_yaml(body),
             headers={"Content-Type": "application/apply-patch+yaml"},
             limits=limits,
             warned=warned,
@@ -330,6 +331,17 @@ async def _error(response: aiohttp.ClientResponse) -> KubeError:
         return NamespaceGoing(response.status, message)
     retry_after = response.headers.get("Retry-After", "")
     return _typed(response.status, message, float(retry_after) if retry_after.isdigit() else None)
+
+
+def _yaml(body: Object) -> bytes:
+    """JSON that reads the same as YAML, which the API server takes an apply for.
+
+    Where a character is a line's end to YAML, or not printable, it would be changed or refused.
+    """
+    data: bytes = to_json(body)
+    if data.isascii() and b"\x7f" not in data:
+        return data
+    return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode()).encode()
 
 
 def _warning(header: str) -> str:
