@@ -100,6 +100,9 @@ class Operator:
             self._metrics.queue_seconds.observe(waited)
             with reconciling(key):
                 await self._reconcile(reconciler, key)
+            # One that needs no answer from anybody never waits: without this a thousand of them would hold up
+            # the renewal of the lease.
+            await asyncio.sleep(0)
 
     async def _reconcile(self, reconciler: Reconciler, key: Key) -> None:
         started = perf_counter()

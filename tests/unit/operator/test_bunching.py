@@ -56,6 +56,7 @@ async def world():
         return metrics.registry.get_sample_value(name, {"result": "success"}) or 0
 
     await until(lambda: looks() == 1)
+    api.operator = operator
     yield api, looks
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -86,3 +87,16 @@ async def test_readiness_does_not_wait(world, monkeypatch):
     for version, ready in ((30, "False"), (31, "True")):
         api.change(POD, version, status={"conditions": [{"type": "Ready", "status": ready}]})
     await until(lambda: looks() == 2)
+
+
+async def test_many_looks_leave_room_for_others(world):
+    """For the renewal of the lease, for one."""
+    api, looks = world
+    for number in range(100):
+        metadata = {**GOING["metadata"], "name": f"e-{number}", "uid": f"u-{number}"}
+        api.operator.seen({"metadata": metadata})
+    seen = set()
+    while looks() < 101:
+        seen.add(looks())
+        await asyncio.sleep(0)
+    assert len(seen) > 10
