@@ -1,6 +1,7 @@
 """kopf wiring: the VLLMEndpoint watch, start and stop. The only file that imports kopf; decides nothing."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -120,15 +121,22 @@ async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseExc
         feed = operator.deleted if event["type"] == "DELETED" else operator.seen
         loop.call_soon_threadsafe(feed, dict(event["object"]))
 
+    stop = threading.Event()
+
+    @kopf.on.cleanup(registry=registry)
+    async def ending(**_: Any) -> None:
+        # After a failure too: kopf waits for the flag on a thread of its own, and for that thread at its end.
+        stop.set()
+
     options = kopf.OperatorSettings()
     options.posting.enabled = False
     options.scanning.disabled = True
     options.networking.error_backoffs = _Backoffs()
-    stop = threading.Event()
-    ended: asyncio.Future[BaseException | None] = loop.create_future()
+    ended = asyncio.Event()
+    failure: BaseException | None = None
 
     def informer() -> None:
-        failure: BaseException | None = None
+        nonlocal failure
         try:
             asyncio.run(
                 kopf.operator(
@@ -144,15 +152,16 @@ async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseExc
             )
         except Exception as error:  # noqa: BLE001  (handed on to the owner)
             failure = error
-        if not stop.is_set():
-            loop.call_soon_threadsafe(ended.set_result, failure)
+        with contextlib.suppress(RuntimeError):  # our own loop has ended
+            loop.call_soon_threadsafe(ended.set)
 
     # A daemon: kopf takes seconds to end, and holds nothing that would be lost.
     threading.Thread(target=informer, name="kopf", daemon=True).start()
     try:
-        return await ended
+        await ended.wait()
     finally:
         stop.set()
+    return failure
 
 
 class _Backoffs(Iterable[float]):

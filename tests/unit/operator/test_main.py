@@ -5,6 +5,7 @@ import contextlib
 import itertools
 
 import pytest
+from api_stub import ApiStub, added, failed
 
 import vllmendpoint_operator.main as main
 from vllmendpoint_operator.errors import NotFound
@@ -52,8 +53,8 @@ async def watching(monkeypatch):
             await task
 
 
-async def until(holds):
-    async with asyncio.timeout(5):
+async def until(holds, seconds=5.0):
+    async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -85,3 +86,30 @@ async def test_it_asks_for_ever_and_soon(watching):
     assert len(waits) == 500
     assert all(0.2 < wait <= 4 for wait in waits)
     assert waits != list(itertools.islice(options.networking.error_backoffs, 500)), "not all at one time"
+
+
+class Feed:
+    def __init__(self):
+        self.names = []
+
+    def seen(self, obj):
+        self.names.append(obj["metadata"]["name"])
+
+
+@pytest.mark.parametrize("last", [failed(410), failed(500), b"<html>"], ids=["too old", "failed", "no JSON"])
+async def test_kopf_itself_watches_on(monkeypatch, last):
+    """What it calls fatal would else end it in part: it waits for a thread that waits for the end."""
+    monkeypatch.setattr(main, "_RESTART_SECONDS", 0.01)
+    async with ApiStub([added("a", 2), last], [added("b", 3)]) as api:
+        kube, feed = Kube(), Feed()
+
+        async def credentials():
+            return {"server": api.url}
+
+        kube.credentials = credentials
+        settings = Settings(_cli_parse_args=["--worker-image=x", "--namespaces=ns"])
+        task = asyncio.create_task(main._watch(kube, settings, feed))
+        await until(lambda: feed.names == ["a", "b"], 15)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
