@@ -9,7 +9,9 @@ import yaml
 TEXT = (Path(__file__).parents[3] / "docs/operations.md").read_text()
 BLOCKS = {
     title.splitlines()[0]: [
-        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", title, re.DOTALL)
+        block
+        for text in re.findall(r"```yaml\n(.*?)```", title, re.DOTALL)
+        if "kind" not in (block := yaml.safe_load(text))
     ]
     for title in TEXT.split("\n## ")[1:]
 }

@@ -1,25 +1,13 @@
 """Where each field of the spec shows, and what a plan refuses."""
 
 import json
-from typing import Any
 
 import pytest
 
+from tests.nested import walk
 from vllmendpoint_api import Reason, script_digest
 from vllmendpoint_operator.model import Observed
 from vllmendpoint_operator.plan import PlanError, invocations_url, url
-
-
-def walk(value: Any, path: str) -> Any:
-    """``spec.containers.0.image`` of a nested object; ``[name=x]`` finds an item of a list."""
-    for step in path.split("."):
-        if step.startswith("["):
-            key, _, wanted = step[1:-1].partition("=")
-            value = next(item for item in value if item[key] == wanted)
-        else:
-            value = value[int(step) if isinstance(value, list) else step]
-    return value
-
 
 MAIN = "spec.template.spec.containers.0"
 CASES = [

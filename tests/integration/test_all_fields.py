@@ -1,0 +1,224 @@
+"""Every field of the spec, set, is in what the API server then holds; every field of the status is told."""
+
+import json
+
+import pytest
+import yaml
+
+from tests.nested import walk
+from vllmendpoint_api import custom_resource_definition
+
+ENV = [{"name": "A", "value": "a"}, {"name": "F", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+TAINT = {"key": "gpu", "operator": "Exists"}
+SCRIPT = "\ufeffa = '\U0001f642 \x7f \x85 \u2028'\n"
+"""What is a character, and not one of YAML's, which an apply is read as."""
+FIRST = {
+    "model": {
+        "uri": "hf://o/n",
+        "revision": "v1",
+        "name": "served",
+        "type": "Chat",
+        "tokenSecretRef": {"name": "hub", "key": "k"},
+        "artifactsUri": "s3://bucket/data/",
+    },
+    "engine": {"args": ["--seed", "7"], "config": {"inline": {"max-num-seqs": 3}}},
+    "replicas": 2,
+    "worker": {
+        "image": "registry.example/w:9",
+        "resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "250m"}},
+        "env": ENV,
+        "envFrom": [{"prefix": "P_", "configMapRef": {"name": "c"}}],
+        "imagePullSecrets": [{"name": "pull"}],
+        "serviceAccountName": "mine",
+        "sharedMemorySize": "3Gi",
+        "startupTimeoutSeconds": 500,
+        "podTemplate": {"spec": {"tolerations": [TAINT]}},
+    },
+    "cache": {"persistentVolumeClaim": {"claimName": "models"}},
+    "healthCheck": {
+        "mode": "Observe",
+        "payload": {"prompt": "x", "n": None},
+        "expect": {"regex": "y"},
+        "periodSeconds": 11,
+        "timeoutSeconds": 12,
+        "failureThreshold": 13,
+        "successThreshold": 14,
+        "restartAfterSeconds": 15,
+    },
+    "handlers": {"script": {"inline": SCRIPT}, "ping": "model:p", "invocations": "model:i"},
+    "frontend": {
+        "replicas": 3,
+        "resources": {"limits": {"memory": "2Gi"}, "requests": {"cpu": "125m"}},
+        "podTemplate": {"metadata": {"annotations": {"note": "n"}}},
+    },
+    "strategy": {"rollingUpdate": {"maxUnavailable": "50%", "maxSurge": 1}},
+}
+SECOND = {
+    "engine": {"config": {"configMapKeyRef": {"name": "given", "key": "c"}}},
+    "cache": {
+        "volumeClaimTemplate": {"size": "5Gi", "storageClassName": "slow", "accessModes": ["ReadWriteMany"]}
+    },
+    "healthCheck": {"level": "Standard"},
+    "handlers": {"script": {"configMapKeyRef": {"name": "given", "key": "s"}}},
+}
+THIRD = {"cache": {"emptyDir": {"sizeLimit": "4Gi"}}}
+
+MAIN = "spec.containers.[name=main]"
+SEEN = {
+    "first": [
+        ("model.uri", "worker", f"{MAIN}.args.1", "o/n"),
+        ("model.revision", "worker", f"{MAIN}.args.5", "v1"),
+        ("model.name", "worker", f"{MAIN}.args.3", "served"),
+        ("model.type", "worker", f"{MAIN}.env.[name=VLLMENDPOINT_MODEL_TYPE].value", "Chat"),
+        (
+            "model.tokenSecretRef.name",
+            "worker",
+            f"{MAIN}.env.[name=HF_TOKEN].valueFrom.secretKeyRef.name",
+            "hub",
+        ),
+        ("model.tokenSecretRef.key", "worker", f"{MAIN}.env.[name=HF_TOKEN].valueFrom.secretKeyRef.key", "k"),
+        (
+            "model.artifactsUri",
+            "worker",
+            f"{MAIN}.env.[name=VLLMENDPOINT_ARTIFACTS_URI].value",
+            "s3://bucket/data/",
+        ),
+        ("engine.args", "worker", f"{MAIN}.args.7", "7"),
+        ("engine.config.inline", "config", "max-num-seqs", 3),
+        ("replicas", "deployment", "spec.replicas", 2),
+        ("worker.image", "worker", f"{MAIN}.image", "registry.example/w:9"),
+        ("worker.resources.limits", "worker", f"{MAIN}.resources.limits", {"nvidia.com/gpu": "1"}),
+        ("worker.resources.requests", "worker", f"{MAIN}.resources.requests.cpu", "250m"),
+        ("worker.env.name", "worker", f"{MAIN}.env.[name=A].name", "A"),
+        ("worker.env.value", "worker", f"{MAIN}.env.[name=A].value", "a"),
+        (
+            "worker.env.valueFrom",
+            "worker",
+            f"{MAIN}.env.[name=F].valueFrom.fieldRef.fieldPath",
+            "spec.nodeName",
+        ),
+        ("worker.envFrom", "worker", f"{MAIN}.envFrom", [{"prefix": "P_", "configMapRef": {"name": "c"}}]),
+        ("worker.imagePullSecrets.name", "frontend", "spec.imagePullSecrets", [{"name": "pull"}]),
+        ("worker.serviceAccountName", "worker", "spec.serviceAccountName", "mine"),
+        ("worker.sharedMemorySize", "worker", "spec.volumes.[name=shm].emptyDir.sizeLimit", "3Gi"),
+        ("worker.startupTimeoutSeconds", "worker", f"{MAIN}.startupProbe.failureThreshold", 100),
+        ("worker.podTemplate", "worker", "spec.tolerations.[key=gpu]", TAINT),
+        (
+            "cache.persistentVolumeClaim.claimName",
+            "worker",
+            "spec.volumes.[name=cache].persistentVolumeClaim.claimName",
+            "models",
+        ),
+        ("healthCheck.mode", "settings", "healthCheck.mode", "Observe"),
+        ("healthCheck.payload", "settings", "healthCheck.payload", {"prompt": "x", "n": None}),
+        ("healthCheck.expect.regex", "settings", "healthCheck.expect.regex", "y"),
+        ("healthCheck.periodSeconds", "settings", "healthCheck.periodSeconds", 11),
+        ("healthCheck.timeoutSeconds", "settings", "healthCheck.timeoutSeconds", 12),
+        ("healthCheck.failureThreshold", "settings", "healthCheck.failureThreshold", 13),
+        ("healthCheck.successThreshold", "settings", "healthCheck.successThreshold", 14),
+        ("healthCheck.restartAfterSeconds", "settings", "healthCheck.restartAfterSeconds", 15),
+        ("handlers.script.inline", "script", "", SCRIPT),
+        ("handlers.ping", "settings", "handlers.ping", "model:p"),
+        ("handlers.invocations", "settings", "handlers.invocations", "model:i"),
+        ("frontend.replicas", "frontends", "spec.replicas", 3),
+        ("frontend.resources.limits", "frontend", f"{MAIN}.resources.limits.memory", "2Gi"),
+        ("frontend.resources.requests", "frontend", f"{MAIN}.resources.requests.cpu", "125m"),
+        ("frontend.podTemplate", "frontend", "metadata.annotations.note", "n"),
+        (
+            "strategy.rollingUpdate.maxUnavailable",
+            "deployment",
+            "spec.strategy.rollingUpdate.maxUnavailable",
+            "50%",
+        ),
+        ("strategy.rollingUpdate.maxSurge", "deployment", "spec.strategy.rollingUpdate.maxSurge", 1),
+    ],
+    "second": [
+        ("engine.config.configMapKeyRef.name", "config", "seed", 5),
+        ("engine.config.configMapKeyRef.key", "config", "seed", 5),
+        ("cache.volumeClaimTemplate.size", "claim", "spec.resources.requests.storage", "5Gi"),
+        ("cache.volumeClaimTemplate.storageClassName", "claim", "spec.storageClassName", "slow"),
+        ("cache.volumeClaimTemplate.accessModes", "claim", "spec.accessModes", ["ReadWriteMany"]),
+        ("healthCheck.level", "settings", "healthCheck.level", "Standard"),
+        ("handlers.script.configMapKeyRef.name", "script", "", "b = 2\n"),
+        ("handlers.script.configMapKeyRef.key", "script", "", "b = 2\n"),
+    ],
+    "third": [("cache.emptyDir.sizeLimit", "worker", "spec.volumes.[name=cache].emptyDir.sizeLimit", "4Gi")],
+}
+ELSEWHERE = {"frontend.mode", "paused"}
+"""Both take something away: test_fields."""
+
+
+@pytest.fixture(scope="module")
+def made(shared, spaces, api, until):
+    """``made["first"]["worker"]`` is an object as the API server and its controllers made it."""
+    given = {"c": "seed: 5\n", "s": "b = 2\n"}
+    api.create("ConfigMap", "shared", "given", data=given)
+    api.create("ServiceAccount", "shared", "mine")
+    found = {}
+    for name, spec in (("first", FIRST), ("second", SECOND), ("third", THIRD)):
+        endpoint = spaces().create(**spec)
+        (worker, *_) = until(endpoint.pods, "its workers")
+        (frontend, *_) = until(lambda: endpoint.pods("frontend"), "its frontend")  # noqa: B023
+        settings = endpoint.child("ConfigMap", "-settings")["data"]
+        mounted = [v for v in worker["spec"]["volumes"] if v["name"] == "engine-config"]
+        config = api.get("ConfigMap", "shared", mounted[0]["configMap"]["name"]) if mounted else None
+        found[name] = {
+            "endpoint": endpoint,
+            "worker": worker,
+            "frontend": frontend,
+            "deployment": endpoint.child("Deployment", "-workers"),
+            "frontends": endpoint.child("Deployment", "-frontend"),
+            "settings": json.loads(settings["settings.json"]),
+            "script": settings.get("model.py"),
+            "config": yaml.safe_load(config["data"]["config.yaml"]) if config else None,
+            "claim": endpoint.child("PersistentVolumeClaim", "-cache"),
+        }
+    return found
+
+
+CASES = [(which, *case) for which, cases in SEEN.items() for case in cases]
+
+
+@pytest.mark.parametrize(("which", "field", "kind", "path", "value"), CASES, ids=[case[1] for case in CASES])
+def test_it_is_where_it_must_be(made, which, field, kind, path, value):
+    found = made[which][kind]
+    assert (walk(found, path) if path else found) == value
+
+
+def leaves(node, path=()):
+    properties = node.get("properties") or node.get("items", {}).get("properties")
+    if not properties:
+        return {".".join(path)}
+    return {leaf for name, value in properties.items() for leaf in leaves(value, (*path, name))}
+
+
+(VERSION,) = custom_resource_definition()["spec"]["versions"]
+PROPERTIES = VERSION["schema"]["openAPIV3Schema"]["properties"]
+
+
+def test_no_field_of_the_spec_is_left_out():
+    assert {case[1] for case in CASES} | ELSEWHERE == leaves(PROPERTIES["spec"])
+
+
+def told(value, path=()):
+    """Paths that ``value`` has, lists by their items."""
+    if isinstance(value, dict) and value and path != ("healthCheck", "payload"):
+        return {leaf for name, inner in value.items() for leaf in told(inner, (*path, name))}
+    if isinstance(value, list):
+        return {leaf for item in value for leaf in told(item, path)}
+    return {".".join(path)}
+
+
+def test_no_field_of_the_status_is_left_out(made, until):
+    endpoint = made["first"]["endpoint"]
+    workers = endpoint.serve(2)
+    ignored = [{"source": "Environment", "reason": "outranked"}]
+    for worker in workers:
+        worker.say(healthCheck__ignored=ignored, healthCheck__payloadDigest="d", healthCheck__level="Minimal")
+    workers[0].say("Stalled")
+    endpoint.until("Generating", "False")
+    wanted = leaves(PROPERTIES["status"])
+    until(
+        lambda: wanted == told(endpoint.get()["status"]) & wanted,
+        lambda: f"not told: {wanted - told(endpoint.get()['status'])}",
+    )
