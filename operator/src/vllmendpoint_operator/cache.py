@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _RELIST_FIRST: Final = 0.5
 _RELIST_LAST: Final = 30.0
+_LISTS_AT_ONCE: Final = 2
+"""One that is taken in while the API server makes another: more would only be held in memory together."""
 _SELECTOR: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 Trim = Callable[[Object], Object]
@@ -72,6 +74,7 @@ class Store:
         namespace: str | None,
         changed: Changed,
         *,
+        listing: asyncio.Semaphore,
         selector: str = _SELECTOR,
         metadata_only: bool = False,
         trim: Trim = _trim,
@@ -81,6 +84,7 @@ class Store:
         self._kube = kube
         self._namespace = namespace
         self._changed = changed
+        self._listing = listing
         self._selector = selector
         self._metadata_only = metadata_only
         self._trim = trim
@@ -132,14 +136,16 @@ class Store:
             delay = min(delay * 2, _RELIST_LAST)
 
     async def _list(self) -> str:
-        items, version = await self._kube.list(
-            self.kind, self._namespace, selector=self._selector, metadata_only=self._metadata_only
-        )
-        listed = {_key(item) for item in items}
+        version, listed = "", set()
+        async with self._listing:
+            async for items, version in self._kube.pages(  # noqa: B007
+                self.kind, self._namespace, selector=self._selector, metadata_only=self._metadata_only
+            ):
+                for item in items:
+                    listed.add(_key(item))
+                    self._put(item)
         for key in [key for key in self._packed if key not in listed]:
             self._delete(key)
-        for item in items:
-            self._put(item)
         return version
 
     async def _watch(self, version: str) -> AsyncIterator[str]:
@@ -218,13 +224,16 @@ class Cache:
         def refers(kind: Kind) -> Changed:
             return lambda new, old: referenced(kind.kind, _key(new))
 
+        listing = asyncio.Semaphore(_LISTS_AT_ONCE)
         self._stores: dict[tuple[Kind, str | None], Store] = {}
         self._references: dict[tuple[Kind, str | None], Store] = {}
         self._scopes: tuple[str | None, ...] = tuple(namespaces) or (None,)
         for scope in self._scopes:
             for kind in (*MANAGED, POD):
-                self._stores[kind, scope] = Store(kube, kind, scope, ours)
-            self._stores[REPLICA_SET, scope] = Store(kube, REPLICA_SET, scope, ours, trim=_trim_replica_set)
+                self._stores[kind, scope] = Store(kube, kind, scope, ours, listing=listing)
+            self._stores[REPLICA_SET, scope] = Store(
+                kube, REPLICA_SET, scope, ours, listing=listing, trim=_trim_replica_set
+            )
             for kind in (CONFIG_MAP, CLAIM):
                 # Users' objects carry no label of ours; their metadata tells when to read one.
                 self._references[kind, scope] = Store(
@@ -232,6 +241,7 @@ class Cache:
                     kind,
                     scope,
                     refers(kind),
+                    listing=listing,
                     selector="",
                     metadata_only=True,
                     trim=_trim_reference,

@@ -26,7 +26,8 @@ __all__ = ["FIELD_MANAGER", "Kube", "Object"]
 Object = dict[str, Any]
 FIELD_MANAGER: Final = "vllmendpoint-operator"
 
-_PAGE: Final = 500
+_PAGE: Final = 200
+"""Objects in a part of a list: held in memory together, and taken in at one go."""
 _SECONDS: Final = 30.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
 _WATCH_SECONDS: Final = 300
@@ -163,6 +164,33 @@ class Kube:
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         return await self._json("get", kind, "GET", kind.path(namespace, name))
 
+    async def pages(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        selector: str = "",
+        name: str = "",
+        metadata_only: bool = False,
+    ) -> AsyncIterator[tuple[list[Object], str]]:
+        """As :meth:`list`, a part at a time: at least one, all with the same resourceVersion."""
+        params = {"limit": str(_PAGE)}
+        if name:
+            params["fieldSelector"] = f"metadata.name={name}"
+        if selector:
+            params["labelSelector"] = selector
+        headers = {"Accept": _METADATA.format("List")} if metadata_only else None
+        # A list says once what its items are; whoever compares them wants it on each.
+        what = {"apiVersion": kind.api_version, "kind": kind.kind}
+        while True:
+            page = await self._json("list", kind, "GET", kind.path(namespace), params=params, headers=headers)
+            metadata = page.get("metadata") or {}
+            items = [{**what, **item} for item in page.get("items") or []]
+            yield items, str(metadata.get("resourceVersion", ""))
+            if not metadata.get("continue"):
+                return
+            params["continue"] = metadata["continue"]
+
     async def list(
         self,
         kind: Kind,
@@ -173,22 +201,13 @@ class Kube:
         metadata_only: bool = False,
     ) -> tuple[list[Object], str]:
         """All objects, or the one of that name, and the resourceVersion to watch from."""
-        params = {"limit": str(_PAGE)}
-        if name:
-            params["fieldSelector"] = f"metadata.name={name}"
-        if selector:
-            params["labelSelector"] = selector
-        headers = {"Accept": _METADATA.format("List")} if metadata_only else None
-        items: list[Object] = []
-        while True:
-            page = await self._json("list", kind, "GET", kind.path(namespace), params=params, headers=headers)
-            # A list says once what its items are; whoever compares them wants it on each.
-            what = {"apiVersion": kind.api_version, "kind": kind.kind}
-            items += [{**what, **item} for item in page.get("items") or []]
-            metadata = page.get("metadata") or {}
-            if not metadata.get("continue"):
-                return items, str(metadata.get("resourceVersion", ""))
-            params["continue"] = metadata["continue"]
+        found: list[Object] = []
+        version = ""
+        async for items, version in self.pages(  # noqa: B007
+            kind, namespace, selector=selector, name=name, metadata_only=metadata_only
+        ):
+            found += items
+        return found, version
 
     async def watch(
         self,

@@ -69,9 +69,7 @@ class WorkQueue(Generic[Key]):
 
     def forget(self, key: Key) -> None:
         """Drop the key: no timer, no failures, not waiting."""
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        self._cancel(key)
         for store in (self._urgent, self._normal, self._failures, self._again):
             store.pop(key, None)
 
@@ -83,6 +81,8 @@ class WorkQueue(Generic[Key]):
         store = self._urgent or self._normal
         key, added = store.popitem(last=False)
         self._running.add(key)
+        # What it waited for is looked at now.
+        self._cancel(key)
         return key, asyncio.get_running_loop().time() - added
 
     def done(self, key: Key, *, rest: float = 0.0) -> None:
@@ -101,6 +101,11 @@ class WorkQueue(Generic[Key]):
             for timer in timers.values():
                 timer.cancel()
             timers.clear()
+
+    def _cancel(self, key: Key) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
 
     def _fire(self, key: Key) -> None:
         del self._timers[key]

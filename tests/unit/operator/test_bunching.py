@@ -32,6 +32,9 @@ class Api:
     async def list(self, kind, namespace, **options):
         return [], "1"
 
+    async def pages(self, kind, namespace, **options):
+        yield await self.list(kind, namespace, **options)
+
     async def watch(self, kind, namespace, version, **options):
         while kind in self.changes:
             yield "MODIFIED", await self.changes[kind].get()

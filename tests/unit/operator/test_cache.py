@@ -35,6 +35,11 @@ class Api:
             raise answer
         return answer, "10"
 
+    async def pages(self, kind, namespace, **options):
+        items, version = await self.list(kind, namespace, **options)
+        yield items[:1], version
+        yield items[1:], version
+
     async def watch(self, kind, namespace, version, **options):
         self.asked.append(("watch", version))
         if not self.watches:

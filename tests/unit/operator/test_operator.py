@@ -32,6 +32,9 @@ class Api:
             await self.services.wait()
         return ([ENDPOINT], "1") if options.get("name") else ([], "1")
 
+    async def pages(self, kind, namespace, **options):
+        yield await self.list(kind, namespace, **options)
+
     async def watch(self, kind, namespace, version, **options):
         await asyncio.Event().wait()
         yield

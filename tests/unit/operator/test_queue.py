@@ -162,3 +162,14 @@ async def test_many_consumers_never_run_a_key_twice_at_a_time(queue):
         assert not task.done()
         task.cancel()
     assert set(seen) == set(range(7))
+
+
+async def test_a_run_covers_what_was_due_later():
+    queue = WorkQueue()
+    queue.add_after("a", 0.05)
+    queue.add("a")
+    await queue.get()
+    queue.add_after("b", 0.1)
+    queue.done("a")
+    key, _ = await queue.get()
+    assert key == "b", "nothing more of a"
