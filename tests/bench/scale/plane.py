@@ -51,9 +51,9 @@ class Api:
         data = None if body is None else json.dumps(body)
         headers = {"Content-Type": f"application/{kind}", "User-Agent": "bench"}
         answer = self._http.request(method, self._url + path, body=data, headers=headers, timeout=60)
-        found: Object = json.loads(answer.data)
         if answer.status >= 400:
-            raise LookupError(f"{method} {path}: {answer.status}: {found.get('message')}")
+            raise LookupError(f"{method} {path}: {answer.status}: {answer.data[:500]!r}")
+        found: Object = json.loads(answer.data)
         return found
 
     def watch(self, path: str) -> Iterator[Object]:
@@ -92,15 +92,16 @@ class Plane:
                 *("--kube-api-qps=300", "--kube-api-burst=600"),
                 stack=stack,
             )
-            self._start(
+            kwok = self._start(
                 "kwok",
                 BIN / "kwok",
                 *(f"--kubeconfig={self.kubeconfig}", "--manage-all-nodes=true", "--node-ip=10.244.255.254"),
+                f"--config={Path(__file__).with_name('stages.yaml')}",
                 stack=stack,
             )
             for number in range(NODES):
                 self.api.call("POST", "/api/v1/nodes", _node(number))
-            until(self._nodes_ready, "the nodes are ready", 60)
+            until(self._nodes_ready, lambda: f"the nodes are ready: {kwok.log.read_text()[-2000:]}", 60)
             self._stack = stack.pop_all()
         return self
 
