@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 import urllib.error
@@ -50,8 +51,12 @@ class Cluster:
     def get(self, *args: str) -> Any:
         return json.loads(self.kubectl("get", *args, "-o", "json"))
 
-    def apply(self, obj: dict[str, Any]) -> None:
-        self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump(obj))
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def change(self, name: str, **spec: Any) -> None:
+        """Merge into an endpoint's spec; None takes a field out."""
+        self.kubectl("patch", "vep", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def endpoint(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.get("vep", name)
@@ -79,6 +84,10 @@ class Cluster:
         if "condition met" not in out:
             raise AssertionError(f"{out}\n{self.kubectl('describe', 'vep', name)}")
 
+    def python(self, pod: str, script: str, *args: str) -> str:
+        """What a script says that runs in a pod's container main."""
+        return self.kubectl("exec", pod, "-c", "main", "--", "python3", "-c", script, *args)
+
     def signal_engine(self, pod: str, signal: str) -> None:
         """Send a signal to the engine's core process in a worker pod."""
         script = (
@@ -88,7 +97,7 @@ class Cluster:
             "[os.kill(pid, getattr(signal, sys.argv[1])) for pid in found]\n"
             "sys.exit(0 if found else 'no engine core process')"
         )
-        self.kubectl("exec", pod, "-c", "main", "--", "python3", "-c", script, signal)
+        self.python(pod, script, signal)
 
     @contextmanager
     def forward(self, service: str, port: int) -> Iterator[str]:
@@ -164,6 +173,37 @@ def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
     }
 
 
+def worker_image() -> str:
+    """The worker without a GPU, under the tag that ``hack/deploy.sh`` gave it: the beginning of its id."""
+    for line in (CACHE / "images.txt").read_text().splitlines():
+        name, identity = line.split()
+        if "worker-cpu" in name:
+            return f"{name.rpartition(':')[0]}:{identity[:12]}"
+    raise AssertionError("no image was built: run `make deploy` first (`make test` does)")
+
+
+def python_pod(name: str, script: str, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    """A pod that runs a script and is nobody's worker; keyword arguments go over its spec."""
+    security = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    main = {
+        "name": "main",
+        "image": worker_image(),
+        "command": ["python3", "-c", script],
+        "securityContext": security,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {"containers": [main], "terminationGracePeriodSeconds": 0, **spec},
+    }
+
+
 def make_volume(cluster: Cluster) -> None:
     """A claim `models` in the namespace, bound to this machine's models."""
     models = "/var/lib/vllmendpoint/models" if os.environ.get("CLUSTER") == "kind" else str(CACHE / "models")
@@ -186,7 +226,7 @@ def deployed() -> Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A namespace for the module, under Pod Security "restricted", gone afterwards."""
+    """A namespace for the module, under Pod Security "restricted"; it goes afterwards."""
     name = "e2e-" + request.module.__name__.rsplit("test_", 1)[-1].replace("_", "-")
     deployed.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait", timeout=180)
     deployed.kubectl("delete", "pv", f"models-{name}", "--ignore-not-found")
@@ -195,5 +235,16 @@ def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Clust
     scoped = Cluster(deployed.kubeconfig, name)
     make_volume(scoped)
     yield scoped
-    deployed.kubectl("delete", "namespace", name, "--wait", timeout=180)
-    deployed.kubectl("delete", "pv", f"models-{name}", "--ignore-not-found")
+    # Half a minute, where a worker still runs; the next run of the module waits for its end.
+    deployed.kubectl("delete", "namespace", name, "--wait=false")
+    deployed.kubectl("delete", "pv", f"models-{name}", "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def host(deployed: Cluster) -> str:
+    """The address at which pods reach servers of this machine: its end of the way to the node."""
+    (node,) = deployed.get("nodes")["items"]
+    address = next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((address, 9))  # sends nothing
+        return str(way.getsockname()[0])

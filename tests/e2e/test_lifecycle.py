@@ -144,47 +144,15 @@ def test_unknown_payload_field_is_refused_and_the_last_good_payload_stays(cluste
     assert restarts(cluster) == [0]
 
 
-def test_report_port_is_closed_to_strangers_and_serving_is_open(cluster: Cluster, pod: str) -> None:
-    address = cluster.get("pod", pod)["status"]["podIP"]
-    stranger = cluster.get("pod", pod)
-    image = stranger["spec"]["containers"][0]["image"]
-    security = {
-        "runAsNonRoot": True,
-        "runAsUser": 1000,
-        "seccompProfile": {"type": "RuntimeDefault"},
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    script = (
-        "import socket, sys\n"
-        "for port in (8080, 9090, 9091, 9092):\n"
-        "    s = socket.socket(); s.settimeout(3)\n"
-        f"    print(port, s.connect_ex(('{address}', port)) == 0, flush=True)\n"
+def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) -> None:
+    cluster.signal_engine(pod, "SIGKILL")
+    found = eventually(
+        lambda: cluster.condition(NAME, "Available"), lambda c: c["reason"] == "CrashLooping", 30
     )
-    container = {
-        "name": "main",
-        "image": image,
-        "command": ["python3", "-c", script],
-        "securityContext": security,
-    }
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "stranger"},
-            "spec": {"restartPolicy": "Never", "containers": [container]},
-        }
-    )
-    eventually(
-        lambda: cluster.get("pod", "stranger")["status"]["phase"], lambda p: p in ("Succeeded", "Failed"), 60
-    )
-    assert cluster.kubectl("logs", "stranger").split("\n")[:4] == [
-        "8080 True",
-        "9090 False",
-        "9091 False",
-        "9092 False",
-    ]
-    cluster.kubectl("delete", "pod", "stranger", "--now")
+    assert found["status"] == "False"
+    assert f"pod {pod} ended with exit code 1 (" in found["message"]
+    assert "It said: The engine is gone" in found["message"]
+    assert cluster.condition(NAME, "Ready")["status"] == "False"
 
 
 def test_deleting_the_endpoint_leaves_nothing(cluster: Cluster, pod: str) -> None:

@@ -6,20 +6,11 @@ import pytest
 
 from vllmendpoint_worker.sagemaker import DEFAULT_MODEL_PATH
 
-from .conftest import CACHE, ROOT, TOY, Cluster, post
+from .conftest import ROOT, TOY, Cluster, post, worker_image
 
 pytestmark = pytest.mark.timeout(600)
 NAME = "container"
 MODELS = "/models"
-
-
-def image() -> str:
-    """Of the worker without a GPU, under the tag that ``hack/deploy.sh`` gave it: the beginning of its id."""
-    for line in (CACHE / "images.txt").read_text().splitlines():
-        name, identity = line.split()
-        if "worker-cpu" in name:
-            return f"{name.rpartition(':')[0]}:{identity[:12]}"
-    raise AssertionError("no image was built: run `make deploy` first (`make test` does)")
 
 
 def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
@@ -46,7 +37,7 @@ def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
     }
     container = {
         "name": "main",
-        "image": image(),
+        "image": worker_image(),
         "args": ["serve"],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": [{"containerPort": 8080}],

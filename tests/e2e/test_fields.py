@@ -1,0 +1,331 @@
+"""The fields that no other test here sets, on one real worker whose start is told stage by stage."""
+
+import json
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import script_digest
+
+from .bucket import SECRET_KEY, bucket
+from .conftest import CACHE, SYSTEM, Cluster, chat, eventually, manifest, post
+from .hub import REVISION, Hub, serving
+
+pytestmark = pytest.mark.timeout(600)
+NAME = "fields"
+ACCOUNT = "reads-my-bucket"
+TOKEN = "hf_token-of-the-hub"
+SCRIPT = """
+import model_hosting_container_standards.sagemaker as sagemaker_standards
+
+@sagemaker_standards.custom_invocation_handler
+async def decorated(request):
+    return "the decorated one"
+
+async def named(request):
+    return "the named one"
+
+async def alive(request):
+    return {"status": "alive"}
+"""
+STAGES = ["Importing", "Configuring", "Downloading", "StartingEngine", "LoadingWeights", "Compiling"]
+STAGES += ["AllocatingCache", "Warming", "Registering"]
+
+
+def secret(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
+
+
+def volume(cluster: Cluster, folder: Path) -> dict[str, Any]:
+    """For the endpoint's claim, and no other."""
+    claim = {"kind": "PersistentVolumeClaim", "namespace": cluster.namespace, "name": f"{NAME}-cache"}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"{cluster.namespace}-cache"},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "claimRef": claim,
+            "hostPath": {"path": str(folder), "type": "Directory"},
+        },
+    }
+
+
+def endpoint(hub: Hub, s3: dict[str, str]) -> dict[str, Any]:
+    made = manifest(NAME)
+    made["spec"] |= {
+        "model": {
+            "uri": "hf://team/toy",
+            "tokenSecretRef": {"name": "hub", "key": "its-token"},
+            "artifactsUri": "s3://data/my-model/",
+        },
+        "cache": {"volumeClaimTemplate": {"size": "1Gi", "storageClassName": ""}},
+        "handlers": {"ping": "model:alive", "invocations": "model:named"},
+        "healthCheck": {
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "payload": {"prompt": "x", "no_such_field": 1},
+        },
+    }
+    made["spec"]["worker"] |= {
+        "serviceAccountName": ACCOUNT,
+        "env": [
+            {"name": "HF_ENDPOINT", "value": hub.url},
+            {"name": "AWS_ENDPOINT_URL", "value": s3["AWS_ENDPOINT_URL"]},
+        ],
+        "envFrom": [{"secretRef": {"name": "bucket"}}],
+    }
+    return made
+
+
+@pytest.fixture(scope="module")
+def hub(host: str) -> Iterator[Hub]:
+    with serving(host, CACHE / "models/toy-llama", TOKEN) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def s3(host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("s3")
+    with bucket(host, folder, "data", {"my-model/model.py": SCRIPT}) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def cache(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the endpoint's claim will be bound to."""
+    folder = tmp_path_factory.mktemp("cache")
+    folder.chmod(0o777)
+    made = volume(cluster, folder)
+    cluster.apply(made)
+    yield folder
+    cluster.kubectl("delete", "pv", made["metadata"]["name"], "--wait=false")
+
+
+@dataclass(frozen=True)
+class Start:
+    """``refused``: what ``ConfigurationResolved`` said first; ``told``: all that ``Available`` said."""
+
+    refused: dict[str, Any]
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def start(cluster: Cluster, hub: Hub, s3: dict[str, str], cache: Path) -> Start:
+    """The endpoint's whole start, with a payload that is refused and then mended."""
+    del cache
+    keys = {name: value for name, value in s3.items() if name != "AWS_ENDPOINT_URL"}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}}
+    cluster.apply(secret("hub", **{"its-token": TOKEN}), secret("bucket", **keys), account, endpoint(hub, s3))
+    said: list[str] = []
+
+    def downloading() -> bool:
+        return any("Downloading (team/toy)" in line for line in said)
+
+    path = '{.status.conditions[?(@.type=="Available")].message}{"\\n"}'
+    command = ["kubectl", "--kubeconfig", cluster.kubeconfig, "-n", cluster.namespace, "get", "vep", NAME]
+    with subprocess.Popen(
+        [*command, "--watch", "-o", f"jsonpath={path}"], stdout=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        reader = threading.Thread(target=said.extend, args=(map(str.strip, watch.stdout),))
+        reader.start()
+        try:
+            refused = eventually(
+                lambda: cluster.condition(NAME, "ConfigurationResolved"),
+                lambda c: c["status"] == "False",
+                120,
+            )
+            cluster.change(NAME, healthCheck={"payload": None})
+            eventually(downloading, bool, 60)
+            hub.weights.set()
+            ready = eventually(
+                lambda: cluster.condition(NAME, "Ready"),
+                lambda c: c["status"] == "True" or c["reason"] == "CrashLooping",
+                240,
+            )
+            assert ready["status"] == "True", ready["message"]
+        finally:
+            watch.kill()
+            reader.join(10)
+    return Start(refused, said)
+
+
+@pytest.fixture(scope="module")
+def pod(cluster: Cluster, start: Start) -> str:
+    assert start
+    (worker,) = cluster.workers(NAME)
+    return str(worker["metadata"]["name"])
+
+
+@pytest.fixture(scope="module")
+def workers(cluster: Cluster, pod: str) -> Iterator[str]:
+    with cluster.forward(f"service/{NAME}-workers", 8080) as base:
+        yield base
+
+
+@pytest.fixture(scope="module")
+def frontend(cluster: Cluster, pod: str) -> Iterator[str]:
+    with cluster.forward(f"service/{NAME}", 8000) as base:
+        yield base
+
+
+def test_a_refused_payload_is_mended_without_a_restart(cluster: Cluster, start: Start, pod: str) -> None:
+    assert start.refused["reason"] == "InvalidPayload"
+    assert "no_such_field" in start.refused["message"]
+    assert f"pod {pod}; it serves nothing until then" in start.refused["message"]
+    assert restarts(cluster) == 0
+
+
+def test_the_start_is_told_stage_by_stage(start: Start, pod: str) -> None:
+    told = start.told
+    stage = re.compile(
+        rf"0 of 1 replicas ready, 1 needed: pod {pod} is starting: "
+        r"(\w+)( \(.*\))? since \d\d:\d\d:\d\d UTC, budget 1800 s\."
+    )
+    seen = list(dict.fromkeys(match[1] for line in told if (match := stage.fullmatch(line))))
+    assert {"Downloading", "Warming"} <= set(seen), told
+    assert {"StartingEngine", "LoadingWeights", "AllocatingCache"} & set(seen), told
+    last = seen[seen.index("Downloading") :]
+    assert last == [name for name in STAGES if name in last], "in their order"
+    assert told[-1] == "1 of 1 replicas ready."
+
+
+def test_secrets_reach_the_workers_environment_and_nothing_else(cluster: Cluster, pod: str) -> None:
+    shown = "import os; print(os.environ['HF_TOKEN'], os.environ['AWS_SECRET_ACCESS_KEY'])"
+    assert cluster.python(pod, shown).split() == [TOKEN, SECRET_KEY]
+    report = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9091/status').read().decode())"
+    kinds = "vep,pods,configmaps,controllerrevisions,deployments,replicasets,events,dynamoworkermetadatas"
+    everything = {
+        "objects": cluster.kubectl("get", kinds, "-o", "yaml"),
+        "report": cluster.python(pod, report),
+        "worker's log": cluster.kubectl("logs", pod),
+        "frontend's log": cluster.kubectl("logs", f"deployment/{NAME}-frontend"),
+        "operator's log": cluster.kubectl("logs", "-n", SYSTEM, "deployment/vllmendpoint-operator"),
+    }
+    for where, text in everything.items():
+        assert len(text) > 100, where
+        assert TOKEN not in text, where
+        assert SECRET_KEY not in text, where
+
+
+def test_the_model_is_kept_on_the_endpoints_own_claim(cluster: Cluster, pod: str, cache: Path) -> None:
+    (model,) = cache.glob(f"hub/models--team--toy/snapshots/{REVISION}/model.safetensors")
+    assert model.read_bytes() == (CACHE / "models/toy-llama/model.safetensors").read_bytes()
+    claim = cluster.get("pvc", f"{NAME}-cache")
+    assert claim["status"]["phase"] == "Bound"
+    assert [owner["name"] for owner in claim["metadata"]["ownerReferences"]] == [NAME]
+
+
+def test_the_worker_runs_under_the_named_account_and_none_is_made(cluster: Cluster, pod: str) -> None:
+    assert cluster.get("pod", pod)["spec"]["serviceAccountName"] == ACCOUNT
+    accounts = cluster.kubectl("get", "serviceaccounts", "-o", "name").split()
+    assert sorted(accounts) == [
+        f"serviceaccount/{name}" for name in sorted(["default", ACCOUNT, f"{NAME}-frontend"])
+    ]
+    # With that account it made itself known to Dynamo.
+    assert cluster.kubectl("get", "dynamoworkermetadatas", "-o", "name").count(pod) == 1
+
+
+def test_the_spec_names_handlers_of_the_script_from_the_bucket(
+    cluster: Cluster, pod: str, workers: str
+) -> None:
+    assert cluster.endpoint(NAME)["status"]["handlers"] == {
+        "scriptDigest": script_digest(SCRIPT.encode()),
+        "ping": {"source": "Spec", "handler": "model:alive"},
+        "invocations": {"source": "Spec", "handler": "model:named"},
+    }
+    assert post(f"{workers}/invocations", {}) == (200, '"the named one"')
+    assert json.loads(post(f"{workers}/ping", {})[1]) == {"status": "alive"}
+
+
+def test_an_answer_that_does_not_match_is_no_generating(cluster: Cluster, pod: str) -> None:
+    payload = {"prompt": "The sky is", "max_tokens": 4, "temperature": 0}
+    cluster.change(NAME, healthCheck={"payload": payload, "expect": {"regex": "no model says this"}})
+    found = eventually(lambda: cluster.condition(NAME, "Generating"), lambda c: c["status"] == "False", 30)
+    assert found["reason"] == "UnexpectedAnswer"
+    assert pod in found["message"]
+    eventually(lambda: ready(cluster, pod), lambda said: said == "False", 10)
+    cluster.change(NAME, healthCheck={"expect": {"regex": "(?s)^.+$"}})
+    cluster.wait_ready(NAME, 30)
+
+
+def test_observe_gives_verdicts_and_keeps_the_worker_routed(
+    cluster: Cluster, pod: str, frontend: str
+) -> None:
+    cluster.change(NAME, healthCheck={"mode": "Observe", "payload": None, "expect": None})
+    eventually(lambda: chat(frontend, NAME, "Hi")[0], lambda code: code == 200, 30)
+    cluster.wait_ready(NAME, 30)
+    cluster.signal_engine(pod, "SIGSTOP")
+    try:
+        found = eventually(
+            lambda: cluster.condition(NAME, "Generating"), lambda c: c["status"] == "False", 30
+        )
+        assert found["reason"] == "EngineStalled"
+        assert cluster.condition(NAME, "Ready")["reason"] == "EngineStalled"
+        # It is asked, and does not answer: 404 or 503 would say that nobody is there to ask.
+        assert chat(frontend, NAME, "Hi", seconds=3)[0] == 0
+        assert ready(cluster, pod) == "True"
+        assert cluster.condition(NAME, "Available")["status"] == "True"
+        slices = cluster.get("endpointslices", "-l", f"kubernetes.io/service-name={NAME}-workers")["items"]
+        assert [end["conditions"]["ready"] for each in slices for end in each["endpoints"]] == [True]
+    finally:
+        cluster.signal_engine(pod, "SIGCONT")
+    cluster.wait_ready(NAME, 60)
+
+
+def test_while_paused_nothing_is_changed_and_then_the_frontend_goes(
+    cluster: Cluster, pod: str, workers: str
+) -> None:
+    def frontends() -> list[str]:
+        kinds = "deployments,services,serviceaccounts,networkpolicies,rolebindings,pods"
+        selector = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/component=frontend"
+        return cluster.kubectl("get", kinds, "-o", "name", "-l", selector).split()
+
+    before = frontends()
+    assert len(before) == 6, before
+    cluster.change(NAME, paused=True, frontend={"mode": "None"})
+    found = eventually(lambda: cluster.condition(NAME, "UpToDate"), lambda c: c["status"] == "False", 10)
+    assert found["reason"] == "Paused"
+    assert cluster.endpoint(NAME)["status"]["observedGeneration"] == found["observedGeneration"]
+    assert frontends() == before
+    cluster.change(NAME, paused=None)
+    eventually(frontends, lambda left: not left, 60)
+    cluster.wait_ready(NAME, 30)
+
+    status = cluster.endpoint(NAME)["status"]
+    assert status["url"] == f"http://{NAME}-workers.{cluster.namespace}.svc:8080/v1"
+    ask = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], b'{}').read().decode())"
+    assert cluster.python(pod, ask, status["invocationsUrl"]).strip() == '"the named one"'
+    assert [worker["metadata"]["name"] for worker in cluster.workers(NAME)] == [pod]
+    assert restarts(cluster) == 0
+
+
+def test_what_was_made_for_the_endpoint_goes_with_it(cluster: Cluster, pod: str) -> None:
+    cluster.kubectl("delete", "vep", NAME, "--wait")
+    eventually(lambda: cluster.kubectl("get", "pvc", f"{NAME}-cache", check=False), gone, 60)
+    assert not gone(cluster.kubectl("get", "serviceaccount", ACCOUNT, check=False))
+    assert not gone(cluster.kubectl("get", "secret", "hub", "bucket", check=False))
+
+
+def gone(answer: str) -> bool:
+    return "NotFound" in answer
+
+
+def restarts(cluster: Cluster) -> int:
+    (worker,) = cluster.workers(NAME)
+    return int(worker["status"]["containerStatuses"][0]["restartCount"])
+
+
+def ready(cluster: Cluster, pod: str) -> str:
+    conditions = cluster.get("pod", pod)["status"]["conditions"]
+    return next(str(each["status"]) for each in conditions if each["type"] == "Ready")
