@@ -1,80 +1,10 @@
 """Fields whose meaning the API server has a say in: what it refuses, what it takes, what becomes of it."""
 
 import pytest
-import yaml
 
-MODEL = {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}
-
-
-def refusal(api, **spec):
-    body = {
-        "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
-        "kind": "VLLMEndpoint",
-        "metadata": {"name": "e"},
-        "spec": {"model": MODEL, **spec},
-    }
-    return api.kubectl("create", "--dry-run=server", "-f", "-", text=yaml.safe_dump(body), check=False)
-
+from tests.refused_specs import MODEL
 
 TOKEN = {**MODEL, "tokenSecretRef": {"name": "hf", "key": "token"}}
-REFUSED = [
-    (
-        {"model": TOKEN, "worker": {"env": [{"name": "HF_TOKEN", "value": "x"}]}},
-        "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
-    ),
-    ({"cache": {"volumeClaimTemplate": {}}}, "spec.cache.volumeClaimTemplate.size: Required value"),
-    ({"cache": {"volumeClaimTemplate": {"size": "0Gi"}}}, "size: must be greater than 0"),
-    ({"cache": {"volumeClaimTemplate": {"size": "lots"}}}, "spec.cache.volumeClaimTemplate.size"),
-    (
-        {"cache": {"volumeClaimTemplate": {"size": 1, "accessModes": ["ReadOnlyMany"]}}},
-        'supported values: "ReadWriteOnce"',
-    ),
-    (
-        {"cache": {"volumeClaimTemplate": {"size": 1}, "emptyDir": {}}},
-        "cache: volumeClaimTemplate is set beside persistentVolumeClaim or emptyDir; set one of them",
-    ),
-    (
-        {"cache": {"volumeClaimTemplate": {"size": 1}}, "replicas": 2},
-        "a ReadWriteOnce volume is for one pod at a time: set accessModes to [ReadWriteMany], or replicas",
-    ),
-    (
-        {
-            "cache": {"volumeClaimTemplate": {"size": 1, "accessModes": ["ReadWriteOncePod"]}},
-            "strategy": {"rollingUpdate": {"maxSurge": 1}},
-        },
-        "or replicas to at most 1 and maxSurge to 0",
-    ),
-    ({"worker": {"resources": {"limits": {"cpu": "-1"}}}}, "spec.worker.resources.limits.cpu"),
-    ({"worker": {"resources": {"limits": {"cpu": -1}}}}, "greater than or equal to 0"),
-    ({"worker": {"env": [{"name": "a=b", "value": "x"}]}}, "spec.worker.env[0].name"),
-    ({"strategy": {"rollingUpdate": {"maxUnavailable": -1}}}, "greater than or equal to 0"),
-    ({"strategy": {"rollingUpdate": {"maxUnavailable": "5"}}}, "spec.strategy.rollingUpdate.maxUnavailable"),
-    ({"strategy": {"rollingUpdate": {"maxUnavailable": "101%"}}}, "maxUnavailable"),
-    ({"model": {**MODEL, "tokenSecretRef": {}}}, "spec.model.tokenSecretRef.name: Required value"),
-]
-
-
-@pytest.mark.parametrize(("spec", "told"), REFUSED, ids=[told[:40] for _, told in REFUSED])
-def test_refused_with_a_sentence(api, spec, told):
-    assert told in refusal(api, **spec)
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"model": TOKEN},
-        {"model": TOKEN, "worker": {"env": [{"name": "A", "value": "x"}]}},
-        {"cache": {"volumeClaimTemplate": {"size": "9Gi"}}},
-        {"cache": {"volumeClaimTemplate": {"size": "1.5Gi", "storageClassName": ""}}, "replicas": 0},
-        {"cache": {"volumeClaimTemplate": {"size": "1e9", "accessModes": ["ReadWriteMany"]}}, "replicas": 9},
-        {
-            "cache": {"volumeClaimTemplate": {"size": 1}},
-            "strategy": {"rollingUpdate": {"maxUnavailable": "50%", "maxSurge": "0%"}},
-        },
-    ],
-)
-def test_accepted(api, spec):
-    assert "created (server dry run)" in refusal(api, **spec)
 
 
 def test_a_token_whose_secret_is_not_there(shared, space, api, until):
@@ -183,7 +113,8 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
 
 
 def test_a_claim_goes_with_its_endpoint(shared, space, api, until):
-    endpoint = space().create(cache={"volumeClaimTemplate": {"size": "1Gi"}})
+    # Without pods: while one mounts it, the API server keeps a claim, and looks again every now and then.
+    endpoint = space().create(cache={"volumeClaimTemplate": {"size": "1Gi"}}, replicas=0)
     until(lambda: claim_of(endpoint), "the claim")
     api.delete("VLLMEndpoint", "shared", endpoint.name)
     until(lambda: claim_of(endpoint) is None, "the claim is collected", 60)
@@ -269,3 +200,33 @@ def test_a_pod_template_is_refused_before_anything_is_written(shared, space, api
     }
     endpoint.patch(spec={"worker": {"podTemplate": None}})
     endpoint.until("Accepted", "True")
+
+
+def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, space, api, until):
+    endpoint = space().create(replicas=2)
+    until(lambda: len(endpoint.pods()) == 2 and endpoint.pods("frontend"), "all its pods")
+    until(lambda: endpoint.get()["status"]["replicas"] == 2, "the status follows")
+    path = f"{api.path('VLLMEndpoint', 'shared', endpoint.name)}/scale"
+    scale = api.call("GET", path)
+    assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)
+    listed = api.call("GET", f"/api/v1/namespaces/shared/pods?labelSelector={scale['status']['selector']}")
+    named = {pod["metadata"]["name"] for pod in listed["items"]}
+    assert named == {pod["metadata"]["name"] for pod in endpoint.pods()}, "the workers alone"
+    api.call("PATCH", path, {"spec": {"replicas": 1}}, as_="merge")
+    until(lambda: len(endpoint.pods()) == 1, "one pod")
+
+
+def test_without_a_frontend_clients_ask_the_workers(shared, space, until):
+    endpoint = space().create(frontend={"mode": "None"})
+    until(endpoint.pods, "its pod")
+    workers = f"http://{endpoint.name}-workers.shared.svc:8080"
+    status = until(lambda: endpoint.get()["status"].get("url") and endpoint.get()["status"])
+    assert (status["url"], status["invocationsUrl"]) == (f"{workers}/v1", f"{workers}/invocations")
+    assert endpoint.child("Deployment", "-frontend") is None
+    assert endpoint.child("Service") is None
+    endpoint.patch(spec={"frontend": {"mode": "Managed"}})
+    until(lambda: endpoint.get()["status"]["url"] == f"http://{endpoint.name}.shared.svc:8000/v1", status)
+    assert endpoint.get()["status"]["invocationsUrl"] == f"{workers}/invocations"
+    until(lambda: endpoint.child("Deployment", "-frontend"), "the frontend")
+    endpoint.patch(spec={"frontend": {"mode": "None"}})
+    until(lambda: endpoint.child("Deployment", "-frontend") is None, "the frontend is pruned")

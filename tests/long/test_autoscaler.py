@@ -1,0 +1,36 @@
+"""The autoscaler of docs/operations.md; the real one looks every 15 seconds."""
+
+import re
+
+import pytest
+import yaml
+
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.long
+
+
+def test_the_documented_autoscaler_scales_it(operate, space, namespace, api, until):
+    """Without metrics: an autoscaler keeps to its bounds whether or not it has any."""
+    operate(namespace).leads()
+    endpoint = space(namespace).create()
+    until(endpoint.pods, "its pod")
+    document = (ROOT / "docs" / "operations.md").read_text()
+    (text,) = re.findall(r"```yaml\n(apiVersion: autoscaling.*?)```", document, re.DOTALL)
+    body = yaml.safe_load(text)
+    body["metadata"]["name"] = body["spec"]["scaleTargetRef"]["name"] = endpoint.name
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    body["spec"] |= {"minReplicas": 3, "maxReplicas": 4, "behavior": behavior}
+    path = f"/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers"
+    api.call("POST", path, body)
+    until(lambda: len(endpoint.pods()) == 3, "three pods, as the autoscaler asks", 90)
+    assert endpoint.get()["spec"]["replicas"] == 3
+
+    def active():
+        status = api.call("GET", f"{path}/{endpoint.name}").get("status", {})
+        return next((c for c in status.get("conditions", []) if c["type"] == "ScalingActive"), {})
+
+    # Within its bounds it asks for metrics, of the pods that status.selector names.
+    until(lambda: active().get("reason") == "FailedGetPodsMetric", active, 60)
+    api.call("PATCH", f"{path}/{endpoint.name}", {"spec": {"minReplicas": 1, "maxReplicas": 2}}, as_="merge")
+    until(lambda: len(endpoint.pods()) == 2, "two pods, as the autoscaler allows", 90)
