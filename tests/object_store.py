@@ -15,7 +15,7 @@ __all__ = ["SECRET_KEY", "client", "object_store"]
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
-SECRET_KEY = "hunter2"
+SECRET_KEY = "hunter2-of-the-store"
 
 
 @contextmanager

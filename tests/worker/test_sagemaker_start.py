@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.object_store import client, object_store
+from tests.object_store import SECRET_KEY, client, object_store
 from vllmendpoint_api import ConfigurationState, HandlerSource, Stage
 
 from .conftest import ROOT, START_SECONDS, WorkerProcess
@@ -254,7 +254,7 @@ def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
     worker.until(lambda report: "model.py line 1" in said(report), 120.0)
     assert "ArtifactsNotFetched" not in {each.reason for each in worker.report().configuration.problems}
     assert worker.status("report", "/ready") == 503
-    for secret in ("hunter2", "key-of-the-test"):
+    for secret in (SECRET_KEY, "key-of-the-test"):
         assert secret not in worker.log() + worker.ask("report", "/status")[1].decode()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(10.0) == 0
