@@ -134,15 +134,18 @@ class Api:
         """Now, as a place in the audit log."""
         return self.audit.stat().st_size
 
-    def requests(self, since: int, *, namespace: str) -> list[Object]:
-        """What operators asked for since then: no watches, nothing of the lease."""
+    def asked(self, since: int) -> list[Object]:
+        """All that operators asked for since then."""
         with self.audit.open("rb") as log:
             log.seek(since)
             lines = log.read().split(b"\n")[:-1]
-        found = [json.loads(line) for line in lines if b"aiohttp" in line or b"kopf" in line]
+        return [json.loads(line) for line in lines if b"aiohttp" in line or b"kopf" in line]
+
+    def requests(self, since: int, *, namespace: str) -> list[Object]:
+        """What operators asked for since then: no watches, nothing of the lease."""
         return [
             entry
-            for entry in found
+            for entry in self.asked(since)
             if entry["verb"] != "watch"
             and entry.get("objectRef", {}).get("namespace") == namespace
             and entry["objectRef"]["resource"] != "leases"
@@ -161,6 +164,10 @@ class Api:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with control_plane(tmp_path_factory.mktemp("controlplane")) as (running, _):
         yield running
+        asked = [
+            entry for entry in running.asked(0) if entry.get("objectRef", {}).get("resource") == "secrets"
+        ]
+        assert asked == [], "whatever the tests did, no operator asked for a Secret"
 
 
 @contextlib.contextmanager
