@@ -97,7 +97,7 @@ def invocations_url(endpoint: Endpoint) -> str:
 
 
 def _check(endpoint: Endpoint) -> None:
-    """What admission may have let pass: CEL sees neither every spelling nor a CRD of another version."""
+    """What admission refuses too: the CRD may be of another version."""
     for argument in endpoint.spec.engine.args:
         if (instead := owned_engine_arg(argument)) is not None:
             raise PlanError(
