@@ -57,21 +57,22 @@ class Api:
         return found
 
     def watch(self, path: str) -> Iterator[Object]:
-        """Events from now on, until the server or :meth:`close` ends it."""
+        """Events from now on, until the server ends it."""
         url = f"{self._url}{path}?watch=true&timeoutSeconds=3600"
         answer = self._http.request("GET", url, preload_content=False, timeout=3600)
         buffer = b""
-        for chunk in answer.stream(1 << 16):
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
+        with contextlib.suppress(urllib3.exceptions.HTTPError):
+            for chunk in answer.stream(1 << 16):
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    yield json.loads(line)
 
 
 class Plane:
     """Starts with ``with``; ends with all that it started, by SIGKILL: the data is thrown away."""
 
     def __enter__(self) -> "Plane":
-        self._stack = contextlib.ExitStack()
+        self._started = 0
         with contextlib.ExitStack() as stack:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vllmendpoint-bench-")))
             self._start("controlplane", BIN / "cluster", "controlplane", "--dir", self.folder, stack=stack)
@@ -120,7 +121,8 @@ class Plane:
     def _start(self, name: str, *command: str | Path, stack: contextlib.ExitStack) -> Process:
         if not Path(command[0]).exists():
             raise SystemExit(f"{command[0]} is not there: `make bench-scale` builds it")
-        process = Process(command, self.folder / f"{name}.log")
+        self._started += 1
+        process = Process(command, self.folder / f"{name}-{self._started}.log")
         # The control plane ends its own children, if it is asked.
         stack.callback(process.stop if name == "controlplane" else process.kill)
         return process
