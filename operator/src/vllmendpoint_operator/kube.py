@@ -125,7 +125,8 @@ class Kube:
         assert self._session is not None, "use `async with Kube(...)`"
         auth = await self._configuration.auth_settings()
         token = auth.get("BearerToken", {}).get("value")
-        all_headers = {"Accept": "application/json", **(headers or {})}
+        # A list unpacked costs the API server and us more CPU than its bytes cost the network.
+        all_headers = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
         if token:
             all_headers["Authorization"] = token
         data = body if body is None or isinstance(body, bytes) else to_json(body)
