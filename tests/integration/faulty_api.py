@@ -1,0 +1,179 @@
+"""The API server behind a door that a test can jam: a proxy that fails, loses, delays and cuts as told."""
+
+import asyncio
+import json
+import re
+import ssl
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import aiohttp
+import yaml
+from aiohttp import web
+from yarl import URL
+
+from tests.integration.conftest import Api
+
+_HOP: Final = {"connection", "content-length", "date", "host", "server", "transfer-encoding", "authorization"}
+
+
+def stream_error(code: int) -> bytes:
+    """A line of a watch that says that it has failed."""
+    return json.dumps(
+        {"type": "ERROR", "object": {"kind": "Status", "code": code, "message": "injected"}}
+    ).encode()
+
+
+@dataclass
+class Fault:
+    times: int = 1
+    """Requests that it still befalls."""
+    method: str = ".*"
+    path: str = ""
+    """Sought in path and query."""
+    seconds: float = 0.0
+    """Before anything else is done."""
+    status: int = 0
+    """Answered in the API server's place; 0: it answers itself."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b'{"kind": "Status", "message": "injected"}'
+    lost: bool = False
+    """The API server does it, and the answer never arrives."""
+
+    def befalls(self, method: str, path: str) -> bool:
+        return self.times > 0 and bool(re.fullmatch(self.method, method) and re.search(self.path, path))
+
+
+@dataclass(frozen=True)
+class Passed:
+    """One request that came through the door."""
+
+    time: float
+    method: str
+    path: str
+
+
+class FaultyApi:
+    """``kubeconfig`` leads through the door. Faults are taken in order; without one all goes through."""
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        config = yaml.safe_load(api.kubeconfig.read_text())
+        self._server = config["clusters"][0]["cluster"]["server"]
+        files = {
+            name: str(api.kubeconfig.parent / f"test-{name}-data")
+            for name in ("certificate-authority", "client-certificate", "client-key")
+        }
+        self._ssl = ssl.create_default_context(cafile=files["certificate-authority"])
+        self._ssl.load_cert_chain(files["client-certificate"], files["client-key"])
+        self.passed: list[Passed] = []
+        self._faults: list[Fault] = []
+        self._watches: dict[asyncio.Task[Any], web.StreamResponse] = {}
+        self._flows = True
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        port = self._call(self._open()).result(10)
+        config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{port}"}
+        config["users"][0]["user"] = {"token": "the door has its own"}
+        self.kubeconfig = folder / "kubeconfig"
+        self.kubeconfig.write_text(yaml.safe_dump(config))
+
+    def close(self) -> None:
+        self._call(self._close()).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def befall(self, **fault: Any) -> Fault:
+        """Returns the fault: ``times`` tells how often it may still come."""
+        self._faults.append(Fault(**fault))
+        return self._faults[-1]
+
+    def heal(self) -> None:
+        self._faults.clear()
+
+    def freeze_watches(self) -> None:
+        """What they would bring is lost, until they are ended."""
+        self._flows = False
+
+    def end_watches(self, line: bytes | None = None) -> None:
+        """End every watch: in an orderly way after that last line, cut without one. The next ones flow."""
+        self._call(self._end_watches(line)).result(10)
+
+    def _call(self, coroutine: Any) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    async def _open(self) -> int:
+        self._connector = aiohttp.TCPConnector(ssl=self._ssl, limit=0)
+        self._session = aiohttp.ClientSession(
+            connector=self._connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+        )
+        app = web.Application(client_max_size=2**24)
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def _close(self) -> None:
+        await self._runner.cleanup()
+        await self._connector.close(abort_ssl=True)
+        await self._session.close()
+        await asyncio.sleep(0.1)  # the transports close in the loop's next rounds
+
+    async def _end_watches(self, line: bytes | None) -> None:
+        for task, response in list(self._watches.items()):
+            if line is not None:
+                await response.write(line + b"\n")
+                await response.write_eof()
+            task.cancel()
+        self._flows = True
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        path = str(request.rel_url)
+        self.passed.append(Passed(monotonic(), request.method, path))
+        fault = next((f for f in self._faults if f.befalls(request.method, path)), Fault())
+        fault.times -= 1
+        await asyncio.sleep(fault.seconds)
+        if fault.status:
+            return web.Response(
+                status=fault.status,
+                headers=fault.headers,
+                body=fault.body,
+                content_type="application/json",
+            )
+        url = URL(self._server + path, encoded=True)
+        body = await request.read()
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        async with self._session.request(request.method, url, data=body or None, headers=headers) as upstream:
+            if fault.lost:
+                await upstream.read()
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            kept = {name: value for name, value in upstream.headers.items() if name.lower() not in _HOP}
+            response = web.StreamResponse(status=upstream.status, headers=kept)
+            await response.prepare(request)
+            await self._stream(request, upstream, response)
+            return response
+
+    async def _stream(
+        self, request: web.Request, upstream: aiohttp.ClientResponse, response: web.StreamResponse
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if request.query.get("watch") == "true":
+            self._watches[task] = response
+        try:
+            async for chunk in upstream.content.iter_any():
+                if self._flows or task not in self._watches:
+                    await response.write(chunk)
+        finally:
+            self._watches.pop(task, None)
+        await response.write_eof()

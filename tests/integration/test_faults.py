@@ -1,0 +1,129 @@
+"""The API server fails, throttles, loses answers, is slow; watches end, are cut, bring errors or nothing.
+
+After each: nothing lost, the right conditions, each child written once, and the operator the same process.
+"""
+
+import pytest
+
+from tests.integration.behind_faults import CHILDREN, NAMESPACE, WATCHES, behind_faults
+from tests.integration.faulty_api import stream_error
+from tests.integration.simulated_node import SimulatedNode
+
+
+@pytest.fixture(scope="module")
+def operator(api, tmp_path_factory):
+    with behind_faults(api, tmp_path_factory.mktemp("faults")) as running:
+        yield running
+
+
+@pytest.fixture
+def behind(operator):
+    yield operator
+    operator.door.heal()
+    operator.check()
+
+
+def ready_with_each_child_written_once(behind, endpoint, mark):
+    SimulatedNode(endpoint).run()
+    applied = behind.applied(endpoint, mark)
+    assert len(applied) == len(endpoint.owned())
+    assert set(applied.values()) == {1}, applied
+
+
+@pytest.mark.parametrize("status", [409, 429, 500, 503])
+def test_writes_that_fail_are_made_good(behind, space, api, status):
+    endpoint, mark = space(NAMESPACE), api.mark()
+    fault = behind.door.befall(status=status, times=2, method="PATCH", path=f"{CHILDREN}{endpoint.name}")
+    told = behind.door.befall(status=status, method="PATCH", path=f"/{endpoint.name}/status")
+    endpoint.create()
+    ready_with_each_child_written_once(behind, endpoint, mark)
+    assert (fault.times, told.times) == (0, 0)
+
+
+def test_answers_that_are_lost_cost_no_second_write(behind, space, api):
+    endpoint, mark = space(NAMESPACE), api.mark()
+    faults = [
+        behind.door.befall(lost=True, times=2, method="PATCH", path=f"{CHILDREN}{endpoint.name}"),
+        behind.door.befall(lost=True, method="PATCH", path=f"/{endpoint.name}/status"),
+    ]
+    endpoint.create()
+    ready_with_each_child_written_once(behind, endpoint, mark)
+    assert [fault.times for fault in faults] == [0, 0]
+    assert endpoint.get()["status"]["observedGeneration"] == 1
+
+
+def test_events_that_fail_take_nothing_with_them(behind, space, api):
+    fault = behind.door.befall(status=500, method="POST", path="/events")
+    endpoint, mark = space(NAMESPACE).create(), api.mark()
+    ready_with_each_child_written_once(behind, endpoint, mark)
+    assert fault.times == 0
+
+
+def test_retry_after_is_kept_and_holds_nobody_else_up(behind, space, api, until):
+    slow, other = space(NAMESPACE), space(NAMESPACE)
+    fault = behind.door.befall(
+        status=429, method="PATCH", path=f"/services/{slow.name}", headers={"Retry-After": "2"}
+    )
+    slow.create()
+    until(lambda: fault.times == 0, "it is told to wait")
+    told = max(request.time for request in of(behind, slow))
+    slow.patch(metadata={"annotations": {"unrelated": "1"}})  # whatever comes in meanwhile
+    other.create()
+    other.until("Available", "False", "Starting")
+    slow.until("Available", "False", "Starting")
+    (next_one, *_) = [request.time for request in of(behind, slow) if request.time > told]
+    assert next_one - told >= 2
+    assert min(request.time for request in of(behind, other)) < next_one
+
+
+def of(behind, endpoint):
+    """What the operator asked about the endpoint and its children."""
+    return [request for request in behind.door.passed if f"/{endpoint.name}" in request.path]
+
+
+def test_a_slow_server_is_waited_for(behind, space, api):
+    behind.door.befall(times=1000, seconds=0.05, path=f"/namespaces/{NAMESPACE}/")
+    endpoint, mark = space(NAMESPACE).create(), api.mark()
+    ready_with_each_child_written_once(behind, endpoint, mark)
+
+
+@pytest.mark.parametrize(
+    "last_line",
+    [None, stream_error(410), stream_error(500), b"<html>not here</html>"],
+    ids=["cut", "too old", "failed", "no JSON"],
+)
+def test_nothing_that_happens_in_a_gap_of_the_watches_is_lost(behind, space, api, until, last_line):
+    standing, going, fresh = space(NAMESPACE), space(NAMESPACE), space(NAMESPACE)
+    for endpoint in (standing, going):
+        endpoint.create()
+    for endpoint in (standing, going):
+        SimulatedNode(endpoint).run()
+    old = standing.child("Service")
+    behind.door.freeze_watches()
+    api.delete("Service", NAMESPACE, standing.name)
+    api.patch("ConfigMap", NAMESPACE, f"{standing.name}-settings", {"data": {"settings.json": "{}"}})
+    standing.patch(spec={"replicas": 2})
+    api.delete("VLLMEndpoint", NAMESPACE, going.name)
+    fresh.create()
+    behind.door.end_watches(last_line)
+    SimulatedNode(fresh).run()
+    service = until(lambda: standing.child("Service"), "the Service is back")
+    assert service["metadata"]["uid"] != old["metadata"]["uid"]
+    until(
+        lambda: standing.child("ConfigMap", "-settings")["data"]["settings.json"] != "{}", "drift is put back"
+    )
+    until(lambda: len(standing.pods()) == 2, "it is scaled")
+    until(lambda: not going.pods() and not going.child("Service"), "the deleted one's children go", 45)
+    until(lambda: f'name="{going.name}"' not in behind.metrics(), "it is forgotten")
+    assert f'name="{standing.name}"' in behind.metrics()
+
+
+def test_watches_that_are_refused_for_a_while(behind, space, until):
+    endpoint = space(NAMESPACE).create()
+    SimulatedNode(endpoint).run()
+    fault = behind.door.befall(status=429, times=20, path=WATCHES, headers={"Retry-After": "1"})
+    behind.door.end_watches()
+    until(lambda: fault.times < 7, "each kind's watch is refused")
+    fault.times = 0
+    endpoint.patch(spec={"replicas": 2})
+    until(lambda: len(endpoint.pods()) == 2, "it is scaled")

@@ -1,0 +1,109 @@
+"""Faults that take their time: a request that hangs, an API server that is away for longer than the lease.
+
+Also a CRD that is not served for a while, and a leader that dies in the middle of a rollout.
+"""
+
+import json
+import time
+
+import pytest
+
+from tests.integration.behind_faults import CHILDREN, NAMESPACE, WATCHES, behind_faults
+from tests.integration.crashes import MORTAL
+from tests.integration.faulty_api import FaultyApi
+from tests.integration.simulated_node import SimulatedNode
+
+ENDPOINTS = rf"/namespaces/{NAMESPACE}/vllmendpoints(\?|$)"
+
+
+@pytest.fixture(scope="module")
+def behind(api, tmp_path_factory):
+    with behind_faults(api, tmp_path_factory.mktemp("faults")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def healed(request):
+    yield
+    if "behind" in request.fixturenames:
+        request.getfixturevalue("behind").door.heal()
+
+
+def test_a_request_that_hangs_is_given_up_and_holds_nobody_else_up(behind, space):
+    stuck, other = space(NAMESPACE), space(NAMESPACE)
+    fault = behind.door.befall(seconds=60, method="PATCH", path=f"{CHILDREN}{stuck.name}")
+    stuck.create()
+    other.create()
+    SimulatedNode(other).run()
+    assert fault.times == 0
+    SimulatedNode(stuck).run(seconds=60)
+    behind.check()
+
+
+def test_a_crd_that_is_not_served_for_a_while(behind, space, until):
+    endpoint = space(NAMESPACE).create()
+    SimulatedNode(endpoint).run()
+    fault = behind.door.befall(status=404, times=3, method="GET", path=ENDPOINTS)
+    behind.door.end_watches()
+    until(lambda: fault.times == 0, "it is not found", 60)
+    endpoint.patch(spec={"replicas": 2})
+    until(lambda: len(endpoint.pods()) == 2, "it is scaled", 60)
+    assert endpoint.condition("Accepted")["status"] == "True"
+    behind.check()
+
+
+def test_resumed_after_a_long_refusal(behind, space, api, until):
+    """Longer than kopf itself tries."""
+    endpoint = space(NAMESPACE).create()
+    SimulatedNode(endpoint).run()
+    fault = behind.door.befall(status=500, times=10**6, path=WATCHES)
+    behind.door.end_watches()
+    time.sleep(70)
+    api.delete("Service", NAMESPACE, endpoint.name)
+    endpoint.patch(spec={"replicas": 2})
+    assert 10 < 10**6 - fault.times < 500, "asked again and again, and not in a tight loop"
+    behind.door.heal()
+    until(lambda: len(endpoint.pods()) == 2, "it is scaled", 40)
+    until(lambda: endpoint.child("Service"), "the Service is back", 40)
+    behind.check()
+
+
+def test_away_for_longer_than_the_lease(api, operate, space, namespace, until, tmp_path):
+    """By design the operator ends: it could not tell whether another leads. The next one goes on."""
+    door = FaultyApi(api, tmp_path)
+    try:
+        first = operate(namespace, kubeconfig=door.kubeconfig, identity="operator").leads()
+        endpoint = space(namespace).create()
+        SimulatedNode(endpoint).run()
+        away = door.befall(seconds=30, times=10**6)
+        endpoint.patch(spec={"replicas": 2})
+        mark = api.mark()
+        assert first.process.wait(20) == 1
+        assert "lease" in first.text().splitlines()[-1]
+        away.times = 0
+        time.sleep(1)
+        assert api.writes(mark, namespace=namespace) == []
+        operate(namespace, kubeconfig=door.kubeconfig, identity="operator").leads()
+        until(lambda: len(endpoint.pods()) == 2, "it is scaled")
+    finally:
+        door.close()
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_the_leader_dies_in_a_rollout(api, operate, space, namespace, until, tmp_path, at):
+    trap = tmp_path / "trap"
+    first = operate(namespace, program=(MORTAL, trap), identity="first").leads()
+    second = operate(namespace, identity="second")
+    endpoint = space(namespace).create(replicas=2, worker={"image": "first:1"})
+    node = SimulatedNode(endpoint)
+    node.run()
+    old = {pod["metadata"]["uid"] for pod in endpoint.pods()}
+    trap.write_text(json.dumps({"at": at, "when": "answered"}))
+    endpoint.patch(spec={"worker": {"image": "second:1"}})
+    assert first.process.wait(20) == 137
+    assert endpoint.condition("Available")["status"] == "True"
+    second.leads()
+    node.run()
+    assert not old & {pod["metadata"]["uid"] for pod in endpoint.pods()}
+    assert len(api.all("ControllerRevision", namespace)) == 2
+    assert len(endpoint.pods()) == 2

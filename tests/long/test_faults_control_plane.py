@@ -1,0 +1,103 @@
+"""API server and etcd end at once and come back, while endpoints are made, changed and served."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Space, control_plane
+from tests.integration.operator_process import Operator
+from tests.integration.simulated_node import SimulatedNode
+from tests.integration.traces import writes
+from tests.integration.waiting import until
+
+NAMESPACE = "restarts"
+
+
+class Plane:
+    """A control plane of its own, and one operator."""
+
+    def __init__(self, api, process, folder):
+        self.api = api
+        self._process = process
+        api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        self.operator = Operator(api.kubeconfig, NAMESPACE, folder / "operator.log", lease_seconds=60).leads()
+        self.spaces = []
+
+    def endpoint(self, **spec):
+        self.spaces.append(Space(self.api, NAMESPACE, f"e-{len(self.spaces)}"))
+        return self.spaces[-1].create(**spec)
+
+    def end(self, component):
+        """SIGKILL; it is started again by the program that runs them."""
+        (pid,) = [pid for pid, name in self._components() if name == component]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: pid not in dict(self._components()), "it ends")
+
+    def _components(self):
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                _, fields = stat.read_text().partition(") ")[::2]
+                parent = int(fields.split()[1])
+                command = (stat.parent / "cmdline").read_bytes().split(b"\0")[0]
+            except OSError:
+                continue
+            if parent == self._process.pid:
+                yield int(stat.parent.name), Path(command.decode()).name
+
+    def answers(self):
+        ready = ("get", "--raw", "/readyz")
+        until(lambda: self.api.kubectl(*ready, check=False) == "ok", "the API server answers again", 60)
+        self.api.close()  # its connections are of the time before
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plane")
+    with control_plane(folder) as (api, process):
+        made = Plane(api, process, tmp_path_factory.mktemp("operator"))
+        yield made
+        made.operator.kill()
+        for space in made.spaces:
+            for worker in space.started:
+                worker.cut()
+
+
+@pytest.mark.parametrize("component", ["kube-apiserver", "etcd"])
+@pytest.mark.parametrize("moment", ["at rest", "while one is made"])
+def test_it_ends_and_comes_back(plane, component, moment):
+    standing, going = plane.endpoint(), plane.endpoint()
+    for endpoint in (standing, going):
+        SimulatedNode(endpoint).run()
+    mark = plane.api.mark()
+    if moment == "at rest":
+        plane.end(component)
+        plane.answers()
+        fresh = plane.endpoint()
+    else:
+        fresh = plane.endpoint()
+        until(lambda: plane.api.writes(mark, namespace=NAMESPACE), "it is being made")
+        plane.end(component)
+        plane.answers()
+    standing.patch(spec={"replicas": 2})
+    plane.api.delete("VLLMEndpoint", NAMESPACE, going.name)
+    SimulatedNode(fresh).run(seconds=60)
+    until(lambda: len(standing.pods()) == 2, "it is scaled", 60)
+    until(lambda: not going.pods() and not going.child("Service"), "its children go", 60)
+    assert plane.operator.process.poll() is None, plane.operator.text()
+    assert "a defect of the operator" not in plane.operator.text()
+    applied = {
+        what: count
+        for what, count in writes(plane.api, mark, NAMESPACE).items()
+        if what.split()[1] not in ("vllmendpoints", "events", "pods") and fresh.name in what
+    }
+    assert len(applied) == len(fresh.owned())
+    # A write whose answer was lost is asked for again, if the watch that would tell of it is not back yet.
+    assert sum(applied.values()) <= len(applied) + 1, applied
+    assert standing.condition("Accepted")["status"] == "True"
+    mark = plane.api.mark()
+    time.sleep(2)
+    at_rest = writes(plane.api, mark, NAMESPACE)
+    assert [what for what in at_rest if standing.name not in what] == []
