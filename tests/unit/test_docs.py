@@ -1,5 +1,6 @@
 """What the documents repeat of the code is the code's."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,19 @@ def test_precedence_of_handlers_in_the_docs_is_the_table_in_the_code():
     block = text.split("<!-- precedence:", 1)[1].split("<!-- /precedence -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
     assert rows == [f"| `{row.source}` | {row.ping} | {row.invocations} |" for row in HANDLER_PRECEDENCE]
+
+
+def test_the_tests_that_hold_the_invariants_exist():
+    text = (ROOT / "docs/architecture.md").read_text()
+    block = text.split("<!-- invariants:", 1)[1].split("<!-- /invariants -->", 1)[0]
+    rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
+    assert [row.split("|")[1].strip() for row in rows] == [str(number) for number in range(1, 11)]
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        for name in named:
+            assert re.search(rf"^(async )?def {name}\(", code, re.MULTILINE), name
 
 
 def test_samples_are_valid_and_so_is_the_manifest_in_the_readme():
