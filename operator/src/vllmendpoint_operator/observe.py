@@ -62,7 +62,7 @@ class Observer:
         sets = {obj["metadata"]["uid"] for obj in replica_sets}
         pods = [obj for obj in self._cache.store(POD, namespace).of(endpoint.key) if _controller(obj) in sets]
         workers = [obj for obj in pods if _component(obj) == "worker"]
-        self._follow(endpoint, workers)
+        listening = self._follow(endpoint, workers)
         return Observed(
             now=datetime.now(UTC),
             children=children,
@@ -76,6 +76,7 @@ class Observer:
                 for name in claim_references(endpoint.spec)
                 if (namespace, name) in self._cache.reference(CLAIM, namespace)
             ),
+            listening=listening,
             settings_in_use=frozenset(_mounted(pods, replica_sets, "configMap", "name")),
             claims_in_use=frozenset(_mounted(pods, replica_sets, "persistentVolumeClaim", "claimName")),
             accounts_in_use=frozenset(_accounts(workers, replica_sets)),
@@ -90,13 +91,13 @@ class Observer:
         link = self._reports.link(endpoint.key, metadata["uid"])
         return Pod(metadata["name"], metadata["uid"], obj, link)
 
-    def _follow(self, endpoint: Endpoint, workers: Iterable[Object]) -> None:
+    def _follow(self, endpoint: Endpoint, workers: Iterable[Object]) -> bool:
         targets = {}
         for obj in workers:
             pod = Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj)
             if pod.running and pod.address and not pod.terminating:
                 targets[pod.uid] = Target(pod.uid, pod.address, endpoint.key)
-        self._reports.follow(endpoint.key, targets)
+        return self._reports.follow(endpoint.key, targets)
 
     async def _config_maps(self, endpoint: Endpoint) -> dict[str, ConfigMapContent]:
         namespace = endpoint.namespace

@@ -18,7 +18,7 @@ from .events import Transition, event, handlers_changed, transitions, warned
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
-from .model import Endpoint
+from .model import Endpoint, Observed
 from .observe import Observer
 from .pacing import STEP_SECONDS, presses
 from .plan import Options, Plan, plan
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _CONFLICT_RETRY_SECONDS: Final = 1.0
 """What is newer comes by the watch, as a rule sooner; this does not depend on it."""
+_FIRST_REPORT_SECONDS: Final = 0.5
+"""A new stream's first report brings us back, as a rule in milliseconds: one look then, and none without it
+before. After a start of the operator that is so for every endpoint."""
 _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
@@ -78,18 +81,23 @@ class Reconciler:
             return await self._write(obj, endpoint, said)
         endpoint = _endpoint(obj, spec, before)
         observed = await self._observer.observe(endpoint)
+        if observed.listening and before is not None:
+            return _FIRST_REPORT_SECONDS
+        return await self._act(obj, endpoint, observed)
+
+    async def _act(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
         planned: Plan | None = None
         problem: PlanError | None = None
         done = Applied()
         try:
             planned = plan(endpoint, observed, self._options)
-            if not spec.paused:
+            if not endpoint.spec.paused:
                 done = await apply_plan(
                     self._kube,
                     self._cache,
                     endpoint,
                     planned,
-                    lambda: self._endpoints.wants(key, endpoint.uid),
+                    lambda: self._endpoints.wants(endpoint.key, endpoint.uid),
                 )
                 if done.writes:
                     observed = await self._observer.observe(endpoint)

@@ -108,21 +108,23 @@ class Reports:
         report = parse(stream.line, uid) if stream.line else None
         return Link(report, stream.connected, stream.settled, stream.error)
 
-    def follow(self, owner: tuple[str, str], targets: Mapping[str, Target]) -> None:
-        """Hold exactly these streams for the endpoint; those that stand already go on."""
+    def follow(self, owner: tuple[str, str], targets: Mapping[str, Target]) -> bool:
+        """Hold exactly these streams for the endpoint; those that stand go on. True where one is new."""
         held = self._streams.pop(owner, {})
         for uid, stream in held.items():
             if targets.get(uid) != stream.target and stream.task is not None:
                 stream.task.cancel()
-        kept = {}
+        kept, new = {}, False
         for uid, target in targets.items():
             if uid in held and held[uid].target == target:
                 kept[uid] = held[uid]
             else:
                 stream = kept[uid] = _Stream(target)
                 stream.task = asyncio.create_task(self._hold(stream))
+                new = True
         if kept:
             self._streams[owner] = kept
+        return new
 
     async def _hold(self, stream: _Stream) -> None:
         target = stream.target

@@ -2,10 +2,11 @@
 
 import pytest
 
+from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
 from vllmendpoint_operator.errors import Conflict, NotFound
-from vllmendpoint_operator.kinds import DEPLOYMENT
+from vllmendpoint_operator.kinds import DEPLOYMENT, POD, REPLICA_SET
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe import Observer
 from vllmendpoint_operator.plan import Options
@@ -172,3 +173,35 @@ async def test_paused_applies_nothing_and_reports(world):
     assert (conditions["UpToDate"]["status"], conditions["UpToDate"]["reason"]) == ("False", "Paused")
     assert conditions["Reconciling"]["status"] == conditions["Stalled"]["status"] == "False"
     assert "revision" not in api.status["status"], "no revision is in force"
+
+
+def child(name, owner, *, version, **more):
+    """An object of the endpoint's, made by the object of the UID ``owner``."""
+    labels = {
+        names.LABEL_INSTANCE: "e",
+        names.LABEL_COMPONENT: "worker",
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+    }
+    owners = [{"kind": "x", "name": "x", "uid": owner, "controller": True}]
+    metadata = {"namespace": "ns", "name": name, "uid": name, "resourceVersion": version, "labels": labels}
+    return {"metadata": {**metadata, "ownerReferences": owners}, **more}
+
+
+async def test_a_worker_that_has_just_been_asked_is_waited_for(world):
+    """One look with its report, not one without it before: after a start that is so for every endpoint."""
+    api, endpoints, _, reconciler = world
+    endpoints.put(endpoint())
+    await reconciler.reconcile(KEY)
+    spec = {"replicas": 1, "template": {"spec": {}}}
+    reconciler._cache.store(REPLICA_SET, "ns").absorb(child("rs", "e-workers", version="900", spec=spec))
+    main = {"name": "main", "state": {"running": {}}}
+    status = {"phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [main]}
+    reconciler._cache.store(POD, "ns").absorb(child("pod", "rs", version="901", status=status))
+    api.status, version = None, api.version
+    assert await reconciler.reconcile(KEY) == 0.5
+    assert (api.status, api.version) == (None, version)
+    await reconciler.reconcile(KEY)
+    assert endpoints.get(KEY)["status"]["replicas"] == 0, "a step that waits"
+    reconciler._written.clear()
+    await reconciler.reconcile(KEY)
+    assert api.status["status"]["replicas"] == 1

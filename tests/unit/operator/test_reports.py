@@ -268,6 +268,9 @@ async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     await until(lambda: followed.link(OWNER, "u").connected)
     followed.follow(("ns", "other"), {})
     assert followed.link(OWNER, "u").connected, "another endpoint's streams stay"
+    same = {"u": Target("u", "127.0.0.1", OWNER)}
+    assert not followed.follow(OWNER, same)
+    assert followed.follow(OWNER, {**same, "v": Target("v", "127.0.0.1", OWNER)})
     followed.follow(OWNER, {})
     assert followed.link(OWNER, "u") == Link()
     await until(lambda: not [task for task in asyncio.all_tasks() if "Reports._hold" in repr(task)])
