@@ -204,6 +204,28 @@ async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engin
     assert [chunk async for chunk in answer({"token_ids": [1]}, context="c")] == [{"token_ids": [7]}]
 
 
+async def test_a_download_has_ended_before_vllm_looks_at_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    async def fetch(config: Any) -> None:
+        done.append(f"fetched {config}")
+
+    def pools(engine_args: Any) -> bool:
+        done.append(f"looked at {engine_args}")
+        return False
+
+    monkeypatch.setattr(upstream._arguments, "_fetch", fetch)
+    monkeypatch.setattr(upstream._arguments, "_pools", pools)
+
+    class Config(str):
+        embedding_worker = False
+        engine_args = "the model"
+
+    parsed = upstream.Arguments(Config("it"), None, ())
+    assert await upstream.prepare_engine(parsed, lambda: done.append("told")) is parsed
+    assert done == ["fetched it", "told", "looked at the model"]
+
+
 def test_arguments_are_split_between_engine_and_http_server() -> None:
     engine, frontend = upstream.split_frontend(
         [

@@ -123,11 +123,12 @@ class Worker:
         clear_environment(self._environ, GUIDE_VARIABLES, PLUGINS)
         if not await asyncio.to_thread(Path(arguments.dynamo.model).exists):
             self._board.stage(Stage.DOWNLOADING, arguments.dynamo.model)
-        self._arguments = arguments = await upstream.prepare_engine(arguments)
+        self._arguments = arguments = await upstream.prepare_engine(
+            arguments, lambda: self._board.stage(Stage.STARTING_ENGINE)
+        )
         receiver = StageReceiver(self._engine_stage)
         receiver.start()
         self._environ[ENV_STAGE_SOCKET] = receiver.address
-        self._board.stage(Stage.STARTING_ENGINE)
         try:
             await upstream.serve(arguments, self, self._shown.healthy, self._shown.metrics.registry)
         finally:

@@ -164,13 +164,15 @@ def _refuse_unsupported(config: Any) -> None:
             raise EngineStartError(f"{name} is not supported by this worker yet")
 
 
-async def prepare_engine(parsed: Arguments) -> Arguments:
+async def prepare_engine(parsed: Arguments, downloaded: Callable[[], None]) -> Arguments:
     """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download.
 
-    Returns the arguments to go on with: a model that vLLM pools is given Dynamo's embedding worker, which
-    upstream wants to be told of (``--embedding-worker``). Raises EngineStartError.
+    ``downloaded`` is called once the model is on this machine: vLLM's look at it takes ten seconds, and what
+    fails in it is no download. Returns the arguments to go on with: a model that vLLM pools is given Dynamo's
+    embedding worker, which upstream wants to be told of (``--embedding-worker``). Raises EngineStartError.
     """
     await _fetch(parsed.dynamo)
+    downloaded()
     if parsed.dynamo.embedding_worker or not await asyncio.to_thread(_pools, parsed.dynamo.engine_args):
         return parsed
     logger.info("vLLM pools this model: it is served by Dynamo's embedding worker")
