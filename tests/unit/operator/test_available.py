@@ -2,6 +2,9 @@
 
 import pytest
 
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.errors import PlanError
+
 
 def told(condition, found, kind):
     entry = condition(found, kind)
@@ -44,6 +47,17 @@ def test_pods_that_may_not_be_made(make_endpoint, make_plan, living, make_status
     assert (status, reason) == ("False", "PodCreationFailed")
     assert said.startswith("0 of 2 replicas ready, 1 needed: pods cannot be created: pods ")
     assert advice in said
+
+
+@pytest.mark.parametrize("reason", [Reason.INVALID_POD_TEMPLATE, Reason.CONFIG_MAP_NOT_FOUND, Reason.PENDING])
+def test_no_pod_is_being_created_that_may_not_be(make_endpoint, make_status, condition, reason):
+    found = make_status(make_endpoint(), problem=PlanError(reason, "a: b;\nmend it"), children={})
+    said = condition(found, "Available")
+    if reason is Reason.PENDING:
+        assert said.message.endswith("needed: its pods are being created.")
+    else:
+        assert (said.status, said.reason) == ("False", "NotReady")
+        assert said.message.endswith("needed: no pod is made until this is mended: a: b; mend it.")
 
 
 def test_a_quota_that_lets_some_in(make_endpoint, make_plan, living, make_status, make_pod, condition):
@@ -148,6 +162,7 @@ def test_a_new_replica_that_does_not_generate_stops_it(
     [
         ("model data: 123 of 2000000000 bytes, 4 objects", "(model data: 0 % of 2.0 GB, 4 objects)"),
         ("model data: 1199999999 of 2000000000 bytes, 4 objects", "(model data: 50 % of 2.0 GB, 4 objects)"),
+        ("model data: 35999999 of 36000001 bytes, 1 objects", "(model data: 90 % of 37 MB, 1 objects)"),
         ("model data: 0 of 0 bytes, 0 objects", "(model data: 0 of 0 bytes, 0 objects)"),
         ("team/model", "(team/model)"),
     ],

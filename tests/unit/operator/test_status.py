@@ -164,7 +164,7 @@ def test_without_the_frontend_it_is_not_available(
     endpoint = make_endpoint()
     worker = make_worker(settings=endpoint)
     found = make_status(endpoint, worker, frontends=(make_pod("f", ready=False),))
-    assert told(found)["Available"] == ("False", "FrontendUnavailable")
+    assert told(found)["Available"] == ("False", "Starting")
     assert "the frontend is not ready: pod f is starting" in condition(found, "Available").message
     found = make_status(endpoint, worker, frontends=())
     assert "its pods are being created" in condition(found, "Available").message

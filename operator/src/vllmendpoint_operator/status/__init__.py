@@ -44,7 +44,7 @@ def status(
         Condition.CONFIGURATION_RESOLVED: configuration_resolved(
             endpoint, observed, plan.settings.hash if plan is not None else None
         ),
-        Condition.AVAILABLE: available(endpoint, observed),
+        Condition.AVAILABLE: available(endpoint, observed, problem),
         Condition.GENERATING: generating(endpoint, listed),
         Condition.UP_TO_DATE: unknown(
             Reason.PENDING, f"The current revision could not be applied: {problem.message}"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from vllmendpoint_api import FrontendMode, Reason
+from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.plan.frontend import frontend_name
@@ -15,7 +16,8 @@ from .why import Cause, why, worst
 __all__ = ["available", "not_created"]
 
 
-def available(endpoint: Endpoint, observed: Observed) -> Finding:
+def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Finding:
+    """``problem``: why the spec could not be applied."""
     replicas = endpoint.spec.replicas
     if replicas == 0:
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
@@ -24,25 +26,25 @@ def available(endpoint: Endpoint, observed: Observed) -> Finding:
     counts = f"{ready} of {replicas} replicas ready, {needed} needed"
     if ready < needed:
         budget = endpoint.spec.worker.startup_timeout_seconds
-        cause = _cause(endpoint, observed, budget)
+        cause = _cause(endpoint, observed, problem, budget)
         return false(cause.reason, f"{counts}: {cause.message}")
     if endpoint.spec.frontend.mode == FrontendMode.MANAGED and not any(
         pod.ready for pod in observed.frontends
     ):
         down = worst(found for pod in observed.frontends if (found := why(pod, 120)) is not None)
-        down = down or not_created(observed, frontend_name(endpoint))
+        down = down or not_created(observed, frontend_name(endpoint), problem)
         # While it starts, it is the start that goes on, as with workers.
         reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
         return false(reason, f"the frontend is not ready: {down.message}")
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
 
 
-def _cause(endpoint: Endpoint, observed: Observed, budget: int) -> Cause:
+def _cause(endpoint: Endpoint, observed: Observed, problem: PlanError | None, budget: int) -> Cause:
     """What stands in the way of the pods that are there; else of those that are not."""
     living = [pod for pod in observed.workers if pod.phase != "Failed"]
     cause = worst(found for pod in living if (found := why(pod, budget)) is not None)
     if cause is None or len(living) < endpoint.spec.replicas:
-        lacking = not_created(observed, deployment_name(endpoint))
+        lacking = not_created(observed, deployment_name(endpoint), problem)
         cause = lacking if cause is None or lacking.reason is not Reason.STARTING else cause
     # Kubernetes keeps a pod that was taken off its node, as a record: it tells why there is a new one.
     gone = next((pod for pod in observed.workers if pod.phase == "Failed" and not pod.terminating), None)
@@ -54,9 +56,12 @@ def _cause(endpoint: Endpoint, observed: Observed, budget: int) -> Cause:
     return Cause(cause.reason, f"{cause.message} Before: {before.message}")
 
 
-def not_created(observed: Observed, name: str) -> Cause:
-    """Why the Deployment ``name`` has fewer pods than it wants, as its controller says."""
-    failure = _condition(observed.child("Deployment", name), "ReplicaFailure")
+def not_created(observed: Observed, name: str, problem: PlanError | None = None) -> Cause:
+    """Why the Deployment ``name`` has fewer pods than it wants, as its controller says, or is not there."""
+    deployment = observed.child("Deployment", name)
+    if deployment is None and problem is not None and problem.reason is not Reason.PENDING:
+        return Cause(Reason.NOT_READY, f"no pod is made until this is mended: {one_line(problem.message)}.")
+    failure = _condition(deployment, "ReplicaFailure")
     if failure.get("status") != "True":
         return Cause(Reason.STARTING, "its pods are being created.")
     said = one_line(str(failure.get("message", "")))

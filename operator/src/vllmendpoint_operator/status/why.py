@@ -1,5 +1,6 @@
 """Why a pod is not ready: the one sentence, from the pod's own status and its worker's report."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -145,4 +146,5 @@ def _steps(detail: str) -> str:
         return detail
     done, whole = int(found[1]), int(found[2])
     tenths = min(done * 10 // whole, 10)
-    return detail.replace(found[0], f"{tenths * 10} % of {whole / 1e9:.1f} GB")
+    size = f"{whole / 1e9:.1f} GB" if whole >= 1e9 else f"{math.ceil(whole / 1e6)} MB"
+    return detail.replace(found[0], f"{tenths * 10} % of {size}")
