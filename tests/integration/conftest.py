@@ -18,6 +18,7 @@ import pytest
 import urllib3
 import yaml
 
+from tests.integration.chart_account import install_account
 from tests.integration.fake_worker import Worker
 from tests.integration.operator_process import Operator
 from tests.integration.waiting import until
@@ -60,6 +61,8 @@ class Api:
 
     def __init__(self, folder: Path) -> None:
         self.kubeconfig = folder / "kubeconfig"
+        self.operators = self.kubeconfig
+        """Of whom operators run as: the administrator, or the chart's account."""
         self.audit = folder / "audit.log"
         config = yaml.safe_load(self.kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
@@ -191,6 +194,8 @@ def control_plane(folder: Path) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]
             until(
                 lambda: "No resources found" in running.kubectl(*known, check=False), "the CRD is served", 60
             )
+            account = folder / "operators.json"
+            running.operators = install_account(running.kubectl, BIN / "helm", account)
             yield running, process
             running.close()
         finally:
@@ -209,7 +214,7 @@ def operate(api: Api, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
 
     def start(namespace: str, **flags: Any) -> Operator:
         log = tmp_path / f"operator-{len(started)}.log"
-        where = flags.pop("kubeconfig", api.kubeconfig)
+        where = flags.pop("kubeconfig", api.operators)
         started.append(Operator(where, namespace, log, **flags))
         return started[-1]
 
@@ -233,7 +238,7 @@ def namespace(api: Api) -> str:
 def shared(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """One operator for all tests that need nothing of their own from it; namespace ``shared``."""
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "shared"}})
-    operator = Operator(api.kubeconfig, "shared", tmp_path_factory.mktemp("shared") / "operator.log")
+    operator = Operator(api.operators, "shared", tmp_path_factory.mktemp("shared") / "operator.log")
     try:
         yield operator.leads()
         assert operator.stop() == 0, operator.text()

@@ -25,6 +25,7 @@ class Operator:
         self.log = log
         flags = {
             "worker-image": "registry.example/worker:1",
+            "worker-role-name": "vllmendpoint-operator-worker",  # the chart's account may bind no other
             "namespaces": namespace,
             "namespace": namespace,
             "kubeconfig": kubeconfig,

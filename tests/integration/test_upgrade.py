@@ -1,27 +1,22 @@
 """Version N of the chart, N+1 by `helm upgrade`, back by `helm rollback`: the user decides when pods change.
 
-N+1 is another release of the chart (its version names another default worker image) and an operator that
-renders workers and frontends differently, as the next version's code may.
+N+1 is another release of the chart (its version names another default worker image, its CRD has one more
+field) and an operator that renders workers and frontends differently, as the next version's code may.
 """
 
-import contextlib
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.integration.conftest import BIN, ROOT, Api, Space
-from tests.integration.fake_worker import REPORT_PORT
+from tests.integration.chart.installed import CHART, NAME, Cluster, control_plane, operating
+from tests.integration.conftest import Space
 
-NAME = "vllmendpoint-operator"
-CHART = ROOT / "charts" / NAME
+CRD = "vllmendpoints.serving.vllmendpoint.dev"
+FIELD = "ofTheNextVersion"
 OPS, NAMESPACE = "ops", "a"
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 
@@ -42,31 +37,16 @@ revision.frontend_template = renders_more(revision.frontend_template)
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Api]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """A control plane of its own: the chart brings the CRDs."""
-    folder = tmp_path / "cluster"
-    command = [BIN / "cluster", "controlplane", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith(b"ready ")
-            api = Api(folder)
-            for name in (OPS, NAMESPACE):
-                api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-            yield api
-            api.close()
-        finally:
-            process.terminate()
+    with control_plane(tmp_path / "cluster") as running:
+        for name in (OPS, NAMESPACE):
+            running.kubectl("create", "namespace", name)
+        yield running
 
 
-def helm(api: Api, *arguments: str | Path) -> None:
-    command = [BIN / "helm", f"--kubeconfig={api.kubeconfig}", "--namespace", OPS, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def release(folder: Path, version: str) -> Path:
-    """The chart as that version would ship it."""
+def release(folder: Path, version: str, *fields: str) -> Path:
+    """The chart as that version would ship it, with further fields of a spec."""
     chart = folder / version
     shutil.copytree(CHART, chart)
     text = (chart / "Chart.yaml").read_text()
@@ -75,49 +55,18 @@ def release(folder: Path, version: str) -> Path:
         for line in text.splitlines()
     ]
     (chart / "Chart.yaml").write_text("\n".join(lines) + "\n")
+    path = chart / "files/crds/vllmendpoints.yaml"
+    crd = yaml.safe_load(path.read_text())
+    schema_of(crd).update({field: {"type": "string"} for field in fields})
+    path.write_text(yaml.safe_dump(crd))
     return chart
 
 
-@contextlib.contextmanager
-def operating(api: Api, folder: Path, code: str = "") -> Iterator[None]:
-    """The operator as the installed Deployment would run it: its environment and its service account."""
-    deployment = api.get("Deployment", OPS, NAME)
-    assert deployment is not None
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    env = {
-        item["name"]: "here" if "valueFrom" in item else item.get("value", "") for item in container["env"]
-    }
-    kubeconfig = json.loads(api.kubectl("config", "view", "--raw", "--flatten", "-o", "json"))
-    token = api.kubectl("create", "token", NAME, "-n", OPS).strip()
-    kubeconfig["users"] = [{"name": "operator", "user": {"token": token}}]
-    for context in kubeconfig["contexts"]:
-        context["context"]["user"] = "operator"
-    path = folder / "operator.json"
-    path.write_text(json.dumps(kubeconfig))
-    start = f"{code}\nimport sys\nfrom vllmendpoint_operator.main import main\nsys.exit(main())"
-    log = folder / "operator.log"
-    overridden = {
-        "VLLMENDPOINT_BIND_ADDRESS": "127.0.0.1",
-        "VLLMENDPOINT_METRICS_PORT": "0",
-        "VLLMENDPOINT_HEALTH_PORT": "0",
-        "VLLMENDPOINT_REPORT_PORT": str(REPORT_PORT),
-    }
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-c", start, f"--kubeconfig={path}"],
-            env={**os.environ, **env, **overridden},
-            stdout=out,
-            stderr=out,
-        )
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGTERM)
-            code_ = process.wait(20)
-    text = log.read_text()
-    assert code_ == 0, text
-    assert "forbidden" not in text.lower(), text
-    assert "Traceback" not in text, text
+def schema_of(crd: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a spec."""
+    root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    found: dict[str, Any] = root["properties"]["spec"]["properties"]
+    return found
 
 
 def rendered(endpoint: Space) -> dict[str, Any]:
@@ -163,14 +112,30 @@ def newer(endpoint: Space) -> bool:
     return bool(endpoint.get()["status"]["revision"]["upgradeAvailable"])
 
 
+def writes(cluster: Cluster, since: int) -> set[str]:
+    """What the operator wrote since then, its lease apart: ``verb resource``."""
+    return {
+        "/".join(filter(None, (f"{entry['verb']} {about['resource']}", about.get("subresource"))))
+        for entry in cluster.requests(f"{OPS}/{NAME}")[since:]
+        if (about := entry.get("objectRef", {})).get("resource") not in (None, "leases")
+        and entry["verb"] in ("create", "update", "patch", "delete")
+    }
+
+
 def test_an_upgrade_and_back(
-    fresh: Api, tmp_path: Path, until: Callable[..., Any], request: pytest.FixtureRequest
+    cluster: Cluster, tmp_path: Path, until: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
-    one, two = release(tmp_path, "0.8.0"), release(tmp_path, "0.9.0")
-    helm(fresh, "install", NAME, one)
-    asking, waiting = Space(fresh, NAMESPACE, "asking"), Space(fresh, NAMESPACE, "waiting")
+    def helm(*arguments: str | Path) -> None:
+        cluster.helm(*arguments, "--namespace", OPS)
+
+    def asked() -> int:
+        return len(cluster.requests(f"{OPS}/{NAME}"))
+
+    one, two = release(tmp_path, "0.8.0"), release(tmp_path, "0.9.0", FIELD)
+    helm("install", NAME, one)
+    asking, waiting = (Space(cluster.api, NAMESPACE, name) for name in ("asking", "waiting"))
     request.addfinalizer(lambda: [worker.cut() for space in (asking, waiting) for worker in space.started])
-    with operating(fresh, tmp_path):
+    with operating(cluster, OPS, tmp_path):
         for endpoint in (asking, waiting):
             endpoint.create(replicas=2)
         for endpoint in (asking, waiting):
@@ -179,14 +144,18 @@ def test_an_upgrade_and_back(
             assert not newer(endpoint)
     before = {endpoint.name: rendered(endpoint) for endpoint in (asking, waiting)}
     assert image(asking) == "0.8.0"
+    assert FIELD not in schema_of(cluster.get("crd", CRD))
 
-    helm(fresh, "upgrade", NAME, two)
-    with operating(fresh, tmp_path, NEXT):
+    helm("upgrade", NAME, two)
+    assert FIELD in schema_of(cluster.get("crd", CRD))
+    mark = asked()
+    with operating(cluster, OPS, tmp_path, NEXT):
         for endpoint in (asking, waiting):
             until(lambda endpoint=endpoint: newer(endpoint), "the upgrade is told", 40)
             endpoint.until("Ready", "True")
             assert rendered(endpoint) == before[endpoint.name]
             assert endpoint.get()["status"]["revision"]["image"].endswith(":0.8.0")
+        assert writes(cluster, mark) == {"patch vllmendpoints/status"}
         waiting.patch(spec={"healthCheck": {"level": "Standard"}})
         until(
             lambda: waiting.get()["status"]["observedGeneration"] == waiting.get()["metadata"]["generation"],
@@ -196,11 +165,17 @@ def test_an_upgrade_and_back(
         assert image(asking) == "0.9.0"
         assert "OF_THE_NEXT_VERSION" in names(asking)
         assert rendered(waiting) == before["waiting"]
+        waiting.patch(spec={"replicas": 3})
+        until(lambda: len(waiting.pods()) == 3, "another replica")
+        images = {pod["spec"]["containers"][0]["image"].rsplit(":", 1)[1] for pod in waiting.pods()}
+        assert images == {"0.8.0"}, "one more is one of the same"
+        assert rendered(waiting)["templates"] == before["waiting"]["templates"]
         assert newer(waiting)
-    before["asking"] = rendered(asking)
+    before = {endpoint.name: rendered(endpoint) for endpoint in (asking, waiting)}
 
-    helm(fresh, "rollback", NAME, "1")
-    with operating(fresh, tmp_path):
+    helm("rollback", NAME, "1")
+    assert FIELD not in schema_of(cluster.get("crd", CRD))
+    with operating(cluster, OPS, tmp_path):
         until(lambda: newer(asking), "going back is an upgrade like any other", 40)
         until(lambda: not newer(waiting), "its own version is back")
         for endpoint in (asking, waiting):

@@ -98,17 +98,14 @@ imagePullSecrets:
   verbs: [create]
 {{- end }}
 
-{{/* What Dynamo's Kubernetes discovery does in a worker's or frontend's pod. */}}
+{{/* What Dynamo's Kubernetes discovery does in a worker's or frontend's pod; its metadata goes with the pod. */}}
 {{- define "vllmendpoint.workerRules" -}}
-- apiGroups: [""]
-  resources: [endpoints, pods]
-  verbs: [get, list, watch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [nvidia.com]
   resources: [dynamoworkermetadatas]
-  verbs: [create, get, list, watch, update, patch, delete]
+  verbs: [list, watch, create, patch]
 {{- if empty .Values.watchNamespaces }}
 # No object: by this the admission policy knows a worker, whatever its service account is called.
 - apiGroups: [serving.vllmendpoint.dev]

@@ -1,0 +1,59 @@
+"""The chart for some namespaces: by who owns them and nothing of the cluster, and the operator there."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.chart.installed import CHART, NAME, Cluster, endpoint, readme
+from tests.integration.chart.life import admitted, check_rights, check_workers, live
+from tests.integration.waiting import until
+
+OWNER = "ann"
+"""Owns a few namespaces, and nothing of the cluster."""
+
+
+def owner(cluster: Cluster, role: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        cluster.kubectl(
+            "create", "rolebinding", "owner", f"--clusterrole={role}", f"--user={OWNER}", "-n", name
+        )
+
+
+@pytest.mark.parametrize(("role", "program"), [("admin", "helm"), ("cluster-admin", "helm3")])
+def test_namespaced_mode_by_who_owns_the_namespaces(
+    cluster: Cluster, namespaces: tuple[str, str, str], role: str, program: str, tmp_path: Path
+) -> None:
+    ops, a, b = namespaces
+    crds = cluster.helm("template", NAME, str(CHART), "--show-only", "templates/crds.yaml")
+    cluster.kubectl("apply", "--server-side", "-f", "-", text=crds)
+    if role == "admin":
+        cluster.kubectl("apply", "-f", "-", text=readme("ClusterRole"))
+    owner(cluster, role, namespaces)
+    until(lambda: cluster.can(a, OWNER, "bind", f"roles/{NAME}-worker"), "aggregation")
+    assert not cluster.can("default", OWNER, "get", "customresourcedefinitions")
+    before = cluster.cluster_scoped()
+
+    def helm(*arguments: str) -> str:
+        return cluster.helm(*arguments, "--namespace", ops, "--kube-as-user", OWNER, program=program)
+
+    values = ("--set", f"watchNamespaces={{{a},{b}}}", "--set", "crds.enabled=false")
+    helm("install", NAME, str(CHART), *values)
+    assert cluster.cluster_scoped() == before
+    admitted(cluster, ops)
+    account = f"{ops}/{NAME}"
+    for namespace in (a, b):
+        assert cluster.can(namespace, account, "bind", f"roles/{NAME}-worker")
+        assert cluster.can(namespace, account, "list", "vllmendpoints")
+    for namespace in ("default", ops):
+        assert not cluster.can(namespace, account, "list", "vllmendpoints")
+    if role == "admin":
+        live(cluster, ops, b, tmp_path)
+        check_rights(cluster, ops, {ops, a, b})
+        check_workers(cluster, b)
+    else:
+        cluster.kubectl("create", "-f", "-", text=endpoint(b))
+    helm("upgrade", NAME, str(CHART), *values, "--set", "replicas=2")
+    helm("uninstall", NAME)
+    assert cluster.cluster_scoped() == before
+    assert not [name for name in cluster.names("roles", "-n", a) if NAME in name]
+    assert cluster.get("vllmendpoint", "tiny", "-n", b)

@@ -1,0 +1,234 @@
+"""Who may do what: the chart's roles, and what its admission policies close."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from rendered_chart import ALL_SET, CHART, CLUSTER_SCOPED, NAME, VALUES, Object, kinds_of, one, template
+
+from vllmendpoint_api import VLLMEndpointSpec
+from vllmendpoint_operator import kinds
+from vllmendpoint_operator.kinds import Kind
+from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.plan.pods import dynamo_namespace
+from vllmendpoint_operator.plan.workload import deployment_name
+
+CHILD = {"get", "list", "watch", "create", "patch", "delete"}
+WATCHED = {"list", "watch"}
+
+
+def granted(role: Object) -> dict[tuple[str, str], set[str]]:
+    found: dict[tuple[str, str], set[str]] = {}
+    for rule in role["rules"]:
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                found.setdefault((group, resource), set()).update(rule["verbs"])
+    return found
+
+
+def resource(kind: Kind, subresource: str = "") -> tuple[str, str]:
+    return kind.group, kind.plural + subresource
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "roles"),
+    [({}, "ClusterRole", "clusterroles"), ({"watchNamespaces": ["a"]}, "Role", "roles")],
+)
+def test_operator_may_what_it_does_and_no_more(values: Object, kind: str, roles: str) -> None:
+    role = one(template(values), kind, NAME)
+    expected = {
+        **{resource(child): CHILD for child in kinds.MANAGED},
+        **{resource(seen): WATCHED for seen in (kinds.ENDPOINT, kinds.REPLICA_SET)},
+        resource(kinds.POD): {*WATCHED, "patch"},
+        resource(kinds.EVENT): {"create"},
+        resource(kinds.ENDPOINT, "/status"): {"patch"},
+        resource(kinds.ENDPOINT, "/finalizers"): {"update"},
+        ("rbac.authorization.k8s.io", roles): {"bind"},
+    }
+    assert granted(role) == expected
+    (bind,) = [rule for rule in role["rules"] if "bind" in rule["verbs"]]
+    assert bind["resourceNames"] == [f"{NAME}-worker"]
+
+
+def test_lease_only_in_its_own_namespace() -> None:
+    role = one(template(), "Role")
+    assert role["metadata"]["namespace"] == "ops"
+    assert granted(role) == {resource(kinds.LEASE): {"get", "create", "update"}}
+    assert [rule.get("resourceNames") for rule in role["rules"]] == [None, [NAME]]
+
+
+def test_no_role_reads_secrets_or_has_wildcards() -> None:
+    for values in ({}, ALL_SET):
+        for doc in template(values):
+            if doc["kind"] in ("Role", "ClusterRole"):
+                text = json.dumps(doc["rules"])
+                assert "secrets" not in text
+                assert '"*"' not in text
+
+
+def test_namespaced_mode_makes_nothing_cluster_scoped() -> None:
+    values = {"watchNamespaces": ["a", "b"], "crds": {"enabled": False}}
+    docs = template(values)
+    assert not kinds_of(docs) & {*CLUSTER_SCOPED, "CustomResourceDefinition"}
+    for doc in docs:
+        assert doc["metadata"]["namespace"] in ("ops", "a", "b"), doc
+    for namespace in ("a", "b"):
+        names = {
+            (doc["kind"], doc["metadata"]["name"])
+            for doc in docs
+            if doc["metadata"]["namespace"] == namespace
+        }
+        assert names == {("Role", NAME), ("RoleBinding", NAME), ("Role", f"{NAME}-worker")}
+        (subject,) = one(docs, "RoleBinding", NAME, namespace)["subjects"]
+        assert subject == {"kind": "ServiceAccount", "name": NAME, "namespace": "ops"}
+    every = {**values, "rbac": {"aggregateRoles": True}, "admissionPolicy": {"enabled": True}}
+    assert not kinds_of(template({**ALL_SET, **every})) & CLUSTER_SCOPED
+
+
+def test_the_rest_is_the_same_in_both_modes() -> None:
+    cluster, namespaced = template(), template({"watchNamespaces": ["a"]})
+    worker = f"{NAME}-worker"
+    found = granted(one(cluster, "ClusterRole", worker))
+    assert found.pop(("serving.vllmendpoint.dev", "workers")) == {"run"}, "what the policy knows a worker by"
+    assert found == granted(one(namespaced, "Role", worker))
+    assert found == {
+        ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+        ("nvidia.com", "dynamoworkermetadatas"): {"list", "watch", "create", "patch"},
+    }
+
+
+def test_aggregated_roles() -> None:
+    docs = template()
+    for role in ("view", "edit", "admin"):
+        labels = one(docs, "ClusterRole", f"{NAME}-{role}")["metadata"]["labels"]
+        assert labels[f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+    without = template({"rbac": {"aggregateRoles": False}, "admissionPolicy": {"enabled": False}})
+    names = {doc["metadata"]["name"] for doc in without if doc["kind"] in CLUSTER_SCOPED}
+    assert names == {NAME, f"{NAME}-worker"}
+
+
+def spec_has(path: str) -> bool:
+    model: Any = VLLMEndpointSpec
+    for step in path.split("."):
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if step not in fields:
+            return False
+        kinds_ = [fields[step].annotation, *getattr(fields[step].annotation, "__args__", ())]
+        model = next((kind for kind in kinds_ if hasattr(kind, "model_fields")), None)
+    return True
+
+
+def policy(values: Object | None = None) -> Object | None:
+    docs = template(values)
+    name = f"{NAME}-pod-rights"
+    if not any(doc["metadata"]["name"] == name for doc in docs):
+        return None
+    return one(docs, "ValidatingAdmissionPolicy", name)
+
+
+def messages(found: Object | None) -> list[str]:
+    assert found is not None
+    return [validation["message"].split(":")[0] for validation in found["spec"]["validations"]]
+
+
+HELD = "model, engine, cache.persistentVolumeClaim"
+CLAIMS = ["cache.persistentVolumeClaim", "model.uri"]
+
+
+def test_fields_that_take_the_right_to_make_pods() -> None:
+    found = policy()
+    told = messages(found)
+    assert told == [*VALUES["admissionPolicy"]["podRights"], HELD, *CLAIMS]
+    assert all(spec_has(path) for path in (*told[: -1 - len(CLAIMS)], *CLAIMS))
+    assert not spec_has("worker.nothing")
+    assert found is not None
+    first = found["spec"]["validations"][0]["expression"]
+    assert "!object.spec.?worker.?serviceAccountName.hasValue()" in first
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"podRights": [], "claims": False}, None),
+        ({"podRights": [], "claims": True}, CLAIMS),
+        # Code that may be set by anybody does not hold what is in the pod; an identity does.
+        ({"podRights": ["handlers"], "claims": False}, ["handlers"]),
+        ({"podRights": ["worker.env"], "claims": False}, ["worker.env", HELD]),
+    ],
+    ids=["nothing", "claims", "code", "secrets"],
+)
+def test_each_part_of_the_policy_can_be_left_out(values: Object, told: list[str] | None) -> None:
+    found = policy({"admissionPolicy": values})
+    assert (messages(found) if found else None) == told
+
+
+def fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Every field of a spec that holds no further ones of the schema's, by its dotted name."""
+    for name, field in model.model_fields.items():
+        here = f"{path}.{field.alias or name}".strip(".")
+        inner = list(models(field.annotation))
+        yield from [leaf for kind in inner for leaf in fields(kind, here)] or [here]
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models(argument)
+
+
+def below(field: str, paths: Iterable[str]) -> bool:
+    return any(f"{field}.".startswith(f"{path}.") for path in paths)
+
+
+HARMLESS = (
+    "model.name",
+    "model.type",
+    "healthCheck",
+    "frontend.mode",
+    "worker.startupTimeoutSeconds",
+    "paused",
+)
+"""They say what is asked, answered and waited for: nothing that a client could not send, too."""
+
+
+def test_every_field_of_a_spec_is_closed_or_weighed() -> None:
+    """Also one that is new: to who may not create pods it is closed, or the docs say why not."""
+    text = (CHART.parents[1] / "docs/operations.md").read_text()
+    table = text.split("<!-- left open", 1)[1].split("<!-- /left open -->", 1)[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    told = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
+    assert all(spec_has(path) for path in (*told, *HARMLESS))
+    closed = [*VALUES["admissionPolicy"]["podRights"], "cache.persistentVolumeClaim"]
+    for field in fields(VLLMEndpointSpec):
+        places = [
+            name
+            for name, paths in (("closed", closed), ("told", told), ("harmless", HARMLESS))
+            if below(field, paths)
+        ]
+        assert len(places) == 1, (field, places)
+
+
+def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
+    """From the name of a pod to DYN_NAMESPACE: what is cut off, and where, is the operator's doing."""
+    policy = one(template(), "ValidatingAdmissionPolicy", f"{NAME}-worker")
+    own = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}["own"]
+    (cut,) = re.findall(r"substring\(0, (\d+)\) \+ '-\[0-9a-f\]\{10\}\$'", own)
+    (whole,) = re.findall(r"size\(\) <= (\d+)", own)
+    spec = VLLMEndpointSpec.model_validate({"model": {"uri": "file:///m"}})
+
+    def rendered(namespace: str, name: str) -> tuple[str, str]:
+        endpoint = Endpoint(
+            namespace=namespace, name=name, uid="u", generation=1, spec=spec, status=None, rollout=""
+        )
+        return dynamo_namespace(endpoint), deployment_name(endpoint)
+
+    assert rendered("team-a", "smollm") == ("team-a-smollm", "smollm-workers")
+    edge = "n" * (int(whole) - 2)
+    assert rendered(edge, "e")[0] == f"{edge}-e", "the longest that is whole"
+    long, _ = rendered("n" * 63, "e" * 40)
+    assert len(long) == int(whole)
+    assert re.fullmatch("n" * int(cut) + "-[0-9a-f]{10}", long)

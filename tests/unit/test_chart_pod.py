@@ -1,0 +1,178 @@
+"""The operator's pod as the chart makes it: its configuration, its images, every value set and empty."""
+
+import pytest
+from rendered_chart import ALL_SET, NAME, VALUES, Object, container, env, kinds_of, one, template
+
+from vllmendpoint_operator.settings import Settings
+
+
+@pytest.mark.parametrize("values", [{}, ALL_SET], ids=["defaults", "all-set"])
+def test_environment_is_the_operators(values: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = template(values)
+    given = env(docs)
+    for name, value in given.items():
+        if name.startswith("VLLMENDPOINT_"):
+            assert name.removeprefix("VLLMENDPOINT_").lower() in Settings.model_fields
+            monkeypatch.setenv(name, value)
+    settings = Settings(_cli_parse_args=[str(item) for item in container(docs).get("args", [])])
+    pod = one(docs, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    options = settings.options
+    assert options.operator_labels.items() <= pod.items()
+    assert one(docs, "Deployment")["spec"]["selector"]["matchLabels"] == options.operator_labels
+    assert options.operator_namespace == "ops"
+    assert settings.scopes == tuple(values.get("watchNamespaces", ()))
+    for namespace in settings.scopes or (None,):
+        one(docs, options.role_kind, options.role_name, namespace)
+    lease = next(rule for rule in one(docs, "Role", namespace="ops")["rules"] if "resourceNames" in rule)
+    assert lease["resourceNames"] == [settings.lease_name]
+    assert settings.identity == "a-pod"
+
+
+def test_images() -> None:
+    digest = "sha256:" + "0" * 64
+
+    def images(values: Object) -> tuple[str, str]:
+        docs = template(values)
+        test = one(docs, "Pod")["spec"]["containers"][0]["image"]
+        assert test == container(docs)["image"]
+        return test, env(docs)["VLLMENDPOINT_WORKER_IMAGE"]
+
+    assert images({}) == ("ghcr.io/vllmendpoint/operator:0.1.0", "ghcr.io/vllmendpoint/worker:0.1.0")
+    mirrored = {"global": {"imageRegistry": "mirror:5000"}, "image": {"tag": "x"}}
+    assert images(mirrored) == (
+        "mirror:5000/vllmendpoint/operator:x",
+        "mirror:5000/vllmendpoint/worker:0.1.0",
+    )
+    bare = {"image": {"registry": "", "digest": digest}, "worker": {"image": {"digest": digest}}}
+    assert images(bare) == (f"vllmendpoint/operator@{digest}", f"ghcr.io/vllmendpoint/worker@{digest}")
+
+
+def test_restricted_pods() -> None:
+    docs = template()
+    for pod in (one(docs, "Deployment")["spec"]["template"]["spec"], one(docs, "Pod")["spec"]):
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for item in pod["containers"]:
+            assert item["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container(docs).keys()
+
+
+def test_everything_set_arrives() -> None:
+    docs = template(ALL_SET)
+    deployment = one(docs, "Deployment")
+    pod = deployment["spec"]["template"]
+    spec = pod["spec"]
+    main = container(docs)
+    values = ALL_SET
+    assert deployment["metadata"]["name"] == "full"
+    assert deployment["spec"]["replicas"] == 3
+    assert main["image"] == f"r.example/a/operator@{values['image']['digest']}"
+    assert main["imagePullPolicy"] == "Always"
+    worker = values["worker"]["image"]
+    assert env(docs)["VLLMENDPOINT_WORKER_IMAGE"] == f"w.example/a/worker@{worker['digest']}"
+    assert spec["imagePullSecrets"] == [{"name": "global-pull"}, {"name": "pull"}]
+    assert main["args"] == values["extraArgs"]
+    assert main["env"][-1:] == values["extraEnv"]
+    assert main["volumeMounts"][1:] == values["extraVolumeMounts"]
+    assert spec["volumes"][1:] == values["extraVolumes"]
+    assert main["resources"] == values["resources"]
+    assert pod["metadata"]["labels"]["on-pod"] == "1"
+    assert pod["metadata"]["labels"]["team"] == "ml"
+    assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "other"
+    assert pod["metadata"]["annotations"]["on-pod-too"] == "1"
+    for name in ("priorityClassName", "nodeSelector", "tolerations", "affinity", "topologySpreadConstraints"):
+        assert spec[name] == values[name]
+    assert values["podSecurityContext"].items() <= spec["securityContext"].items()
+    assert values["securityContext"].items() <= main["securityContext"].items()
+    assert spec["serviceAccountName"] == "account"
+    assert one(docs, "ServiceAccount")["metadata"]["annotations"] == {"on-account": "1"}
+    assert one(docs, "Service")["metadata"]["annotations"] == {"on-service": "1"}
+    assert one(docs, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    extra = {doc["metadata"]["name"] for doc in docs if doc["kind"] == "ConfigMap"}
+    assert extra == {f"{NAME}-extra", "text"}
+    given = env(docs)
+    assert given["VLLMENDPOINT_NAMESPACES"] == "a,b"
+    assert given["VLLMENDPOINT_LEASE_SECONDS"] == "20"
+    assert given["VLLMENDPOINT_WORKERS"] == "4"
+    assert given["VLLMENDPOINT_RESYNC_SECONDS"] == "60"
+    assert (given["VLLMENDPOINT_LOG_LEVEL"], given["VLLMENDPOINT_LOG_FORMAT"]) == ("DEBUG", "text")
+    for kind, field, label in (
+        ("PodMonitor", "podMetricsEndpoints", "pm"),
+        ("ServiceMonitor", "endpoints", "sm"),
+    ):
+        monitor = one(docs, kind)
+        (scraped,) = monitor["spec"][field]
+        assert scraped["honorLabels"] is True
+        assert scraped["interval"] == ("7s" if kind == "PodMonitor" else "8s")
+        assert monitor["metadata"]["labels"][label] == "1"
+    assert one(docs, "PrometheusRule")["metadata"]["labels"]["rule"] == "1"
+    policy = one(docs, "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["ingress"][0]["from"] == values["networkPolicy"]["metricsFrom"]
+    assert policy["egress"] == values["networkPolicy"]["egress"]
+    for doc in docs:
+        if doc["kind"] != "ConfigMap":
+            labels = doc["metadata"]["labels"]
+            assert labels["team"] == "ml", doc["kind"]
+            assert labels["app.kubernetes.io/managed-by"] == "Helm"
+
+
+def test_everything_empty_is_left_out() -> None:
+    # Null takes a default away; so it must do no harm where the default is empty already.
+    empty = [name for name, value in VALUES.items() if value in ({}, [], "")]
+    empty += ["resources", "podSecurityContext", "securityContext"]
+    docs = template(
+        {**dict.fromkeys(empty), "networkPolicy": {"enabled": True}, "serviceAccount": {"create": False}}
+    )
+    spec = one(docs, "Deployment")["spec"]["template"]["spec"]
+    assert spec.keys() == {
+        "serviceAccountName",
+        "automountServiceAccountToken",
+        "enableServiceLinks",
+        "containers",
+        "volumes",
+    }
+    assert container(docs).keys() == {
+        "name",
+        "image",
+        "imagePullPolicy",
+        "env",
+        "ports",
+        "startupProbe",
+        "livenessProbe",
+        "readinessProbe",
+        "volumeMounts",
+    }
+    assert spec["serviceAccountName"] == "default"
+    policy = one(docs, "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert "from" not in policy["ingress"][0]
+    assert "egress" not in policy
+    assert "annotations" not in one(docs, "Service")["metadata"]
+    off = {"ServiceAccount", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor", "PrometheusRule"}
+    assert not kinds_of(docs) & off
+    assert "NetworkPolicy" not in kinds_of(template())
+
+
+def test_names_fit_whatever_the_release_is_called() -> None:
+    for doc in template(release="r" * 53):
+        if doc["kind"] in ("Deployment", "Pod", "Service"):
+            assert len(doc["metadata"]["name"]) <= 63
+    assert one(template(release="op"), "Deployment")["metadata"]["name"] == f"op-{NAME}"
+
+
+def test_the_test_pod_is_no_operator() -> None:
+    docs = template()
+    selector = one(docs, "Service")["spec"]["selector"]
+    pod = one(docs, "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert not selector.items() <= pod["metadata"]["labels"].items()
+    compile(pod["spec"]["containers"][0]["args"][0], "test", "exec")
