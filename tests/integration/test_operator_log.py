@@ -3,26 +3,30 @@
 import json
 
 PAYLOAD, SECRET, SCRIPT = "payload-9f3a", "value-77c1", "script-4e0d"
+CONFIG, EXPECTED, LIE = "config-b21e", "expect-60aa", "lie-5d7c"
 
 
 def test_lines_name_their_endpoint_and_hold_no_content(operate, space, api, namespace, until):
     operator = operate(namespace, log_level="DEBUG").leads()
     endpoint = space(namespace).create(
         worker={"env": [{"name": "TOKEN", "value": SECRET}]},
-        healthCheck={"payload": {"prompt": PAYLOAD}},
+        engine={"config": {"inline": {"chat-template": CONFIG}}},
+        healthCheck={"payload": {"prompt": PAYLOAD}, "expect": {"regex": EXPECTED}},
         handlers={"script": {"inline": f"# {SCRIPT}\n"}},
     )
     (worker,) = endpoint.serve()
     endpoint.until("Ready", "True")
     worker.say("Failing")
     endpoint.until("Generating", "False", "ProbeFailed")
+    worker.raw = f'{{"verdict": "{LIE}"}}\n'.encode()
+    worker.say()
     bad = {"spec": {"containers": [{"name": "main", "imagePullPolicy": "Sometimes"}]}}
     endpoint.patch(spec={"worker": {"podTemplate": bad}})
     endpoint.until("Accepted", "False")
     api.delete("VLLMEndpoint", namespace, endpoint.name)
     until(lambda: not endpoint.pods(), "the end", 45)
     text = operator.text()
-    for content in (PAYLOAD, SECRET, SCRIPT):
+    for content in (PAYLOAD, SECRET, SCRIPT, CONFIG, EXPECTED, LIE):
         assert content not in text
     lines = [json.loads(line) for line in text.splitlines()]
     failing = [line for line in lines if line["message"].startswith("ProbeFailed: ")]
