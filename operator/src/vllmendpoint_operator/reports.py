@@ -6,6 +6,7 @@ a report of another pod's UID is not believed.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-import aiohttp
 from pydantic import ValidationError
 
 from vllmendpoint_api import WorkerReport, names
+
+from . import http_stream
 
 __all__ = ["Link", "Reports", "Target"]
 
@@ -30,6 +32,8 @@ MAX_REPORTS_A_SECOND: Final = 50
 """Each costs the operator work, and may cost a write: a worker that floods is cut off."""
 CONNECTING_GRACE_SECONDS: Final = 10.0
 """How long a pod that was never heard, or whose stream ended, may take until it counts as unreachable."""
+_PATH: Final = "/status?watch=true"
+_CONNECT_SECONDS: Final = 5.0
 _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 5.0
 _PLAIN = re.compile(rb"[^\\\x7f-\xff]*")
@@ -80,14 +84,8 @@ class Reports:
         self._port = port
         self._streams: dict[tuple[str, str], dict[str, _Stream]] = {}
         """owner -> pod UID -> its stream"""
-        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Reports":
-        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=SILENCE_SECONDS)
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, read_bufsize=MAX_REPORT_BYTES // 2, trust_env=False
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -97,8 +95,6 @@ class Reports:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._streams.clear()
-        if self._session is not None:
-            await self._session.close()
 
     def link(self, owner: tuple[str, str], uid: str) -> Link:
         """What is known of the pod ``uid`` of the endpoint ``owner``."""
@@ -128,17 +124,15 @@ class Reports:
 
     async def _hold(self, stream: _Stream) -> None:
         target = stream.target
-        host = f"[{target.address}]" if ":" in target.address else target.address
-        url = f"http://{host}:{self._port}/status?watch=true"
         loop = asyncio.get_running_loop()
         lost = loop.time()
         delay = _RETRY_FIRST
         while True:
             try:
-                await self._read(url, stream)
+                await self._read(stream)
                 error = "the worker closed the stream"
                 delay = _RETRY_FIRST
-            except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
+            except (OSError, TimeoutError, ValueError) as failure:
                 error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
             was_connected, was_settled = stream.connected, stream.settled
             if was_connected:
@@ -151,18 +145,16 @@ class Reports:
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, _RETRY_LAST)
 
-    async def _read(self, url: str, stream: _Stream) -> None:
-        assert self._session is not None
-        async with self._session.get(url, allow_redirects=False) as response:
-            if response.status != 200:
-                raise ValueError(f"HTTP {response.status}")
-            buffer = bytearray()
-            loop = asyncio.get_running_loop()
-            second, count = loop.time(), 0
-            async for chunk in response.content.iter_any():
-                buffer += chunk
-                *lines, rest = buffer.split(b"\n")
-                buffer = bytearray(rest)
+    async def _read(self, stream: _Stream) -> None:
+        loop = asyncio.get_running_loop()
+        answer = http_stream.get(
+            stream.target.address, self._port, _PATH, connect=_CONNECT_SECONDS, silence=SILENCE_SECONDS
+        )
+        buffer = b""
+        second, count = loop.time(), 0
+        async with contextlib.aclosing(answer) as parts:
+            async for part in parts:
+                *lines, buffer = (buffer + part).split(b"\n")
                 if len(buffer) > MAX_REPORT_BYTES or any(len(line) > MAX_REPORT_BYTES for line in lines):
                     raise ValueError(f"a report larger than {MAX_REPORT_BYTES} bytes")
                 if loop.time() - second >= 1:
@@ -172,7 +164,7 @@ class Reports:
                     if count > MAX_REPORTS_A_SECOND:
                         raise ValueError(f"more than {MAX_REPORTS_A_SECOND} reports a second")
                     if line.strip():
-                        self._take(stream, bytes(line))
+                        self._take(stream, line)
 
     def _take(self, stream: _Stream, line: bytes) -> None:
         news = _news(parse(line, stream.target.uid))
