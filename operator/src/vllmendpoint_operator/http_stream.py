@@ -21,10 +21,10 @@ _SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r]*)?\r\n")
 
 
 async def get(address: str, port: int, path: str, *, connect: float, silence: float) -> Parts:
-    """Parts of the body, until the server ends it.
+    """Parts of the body, until the server ends it. An answer other than 200 is refused.
 
-    ``connect`` and ``silence``: seconds for the connection, and for the head and each part to come. 200 is the
-    only answer that is taken. Raises OSError, TimeoutError or ValueError, which quotes nothing of what came.
+    ``connect`` and ``silence``: seconds for the connection, and for the head and each part to come. Raises
+    OSError, TimeoutError or ValueError, which quotes nothing of what came.
     """
     async with asyncio.timeout(connect):
         reader, writer = await asyncio.open_connection(address, port, limit=_BUFFER)
