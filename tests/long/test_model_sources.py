@@ -11,9 +11,8 @@ import pytest
 
 from tests.model_hub import model_hub
 from tests.object_store import SECRET_KEY, client, object_store
+from tests.worker.conftest import WorkerProcess, stopped
 from vllmendpoint_api import Stage
-
-from .conftest import WorkerProcess, stopped
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
