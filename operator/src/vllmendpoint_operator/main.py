@@ -138,6 +138,8 @@ async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseExc
     options = kopf.OperatorSettings()
     options.posting.enabled = False
     options.scanning.disabled = True
+    # How long kopf keeps a task for an object after an event: by default 5 s, so after a list all at once.
+    options.queueing.idle_timeout = 0.1
     options.networking.error_backoffs = _Backoffs()
     ended = asyncio.Event()
     failure: BaseException | None = None
