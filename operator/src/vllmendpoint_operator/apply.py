@@ -87,6 +87,7 @@ async def apply_plan(
                 return done
             asked = True
             if live is not None:
+                await _rehearse(kube, kind, child)
                 await _delete(kube, cache, kind, live)
                 done.writes += 1
             store.absorb(await _make(kube, kind, desired, partial(done.warned, child)))
@@ -141,6 +142,18 @@ async def _apply(
         )
         raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
     return applied
+
+
+async def _rehearse(kube: Kube, kind: Kind, child: Object) -> None:
+    """Raises PlanError where it may not be made: asked under a free name, before the old one is deleted."""
+    metadata = child["metadata"]
+    await _apply(
+        kube,
+        kind,
+        {**child, "metadata": {**metadata, "name": f"{metadata['name']}-next"}},
+        None,
+        dry_run=True,
+    )
 
 
 async def _delete(kube: Kube, cache: Cache, kind: Kind, obj: Object) -> None:

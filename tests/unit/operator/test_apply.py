@@ -270,9 +270,13 @@ async def test_a_binding_to_another_role_is_made_anew(kube, cache, make_endpoint
     kube.endpoint = {"metadata": {"uid": "uid-1"}}
     assert (await apply_plan(kube, cache, endpoint, renamed)).writes == 4
     assert kube.writes == [
-        (verb, "RoleBinding", f"smollm-{part}")
+        (verb, "RoleBinding", name)
         for part in ("workers", "frontend")
-        for verb in ("delete", "apply")
+        for verb, name in (
+            ("verify", f"smollm-{part}-next"),
+            ("delete", f"smollm-{part}"),
+            ("apply", f"smollm-{part}"),
+        )
     ]
     new = kube.objects["RoleBinding", "smollm-workers"]
     assert new["roleRef"]["name"] == "another"
@@ -280,6 +284,16 @@ async def test_a_binding_to_another_role_is_made_anew(kube, cache, make_endpoint
     kube.writes.clear()
     await apply_plan(kube, cache, endpoint, renamed)
     assert kube.writes == []
+
+
+async def test_a_binding_stays_where_the_other_role_may_not_be_bound(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    kube.writes.clear()
+    kube.refuse["RoleBinding"] = Rejected(403, "may not bind")
+    with pytest.raises(PlanError, match="may not bind"):
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint, role_name="another"))
+    assert kube.writes == [("verify", "RoleBinding", "smollm-workers-next")]
 
 
 async def test_a_binding_whose_subjects_changed_is_not(kube, cache, put, make_endpoint, make_plan):
