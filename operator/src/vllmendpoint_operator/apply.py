@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -57,7 +57,13 @@ class Applied:
 
 
 async def apply_plan(
-    kube: Kube, cache: Cache, endpoint: Endpoint, plan: Plan, wanted: Callable[[], bool] = lambda: True
+    kube: Kube,
+    cache: Cache,
+    endpoint: Endpoint,
+    plan: Plan,
+    wanted: Callable[[], bool] = lambda: True,
+    *,
+    observed: Mapping[tuple[str, str], Object] | None = None,
 ) -> Applied:
     """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise.
 
@@ -65,6 +71,7 @@ async def apply_plan(
     Ends early once the endpoint is no longer ``wanted``. What is missing may be missing because the
     garbage collector is at work and tells sooner than the endpoint's own watch: before anything is
     made, the API server is asked for the endpoint, but where nothing of it was ever made.
+    ``observed``: children as the plan was made from; what of them is right is not looked up again.
     """
     done = Applied()
     await _verify(kube, cache, endpoint, plan.verify if wanted() else (), done)
@@ -77,6 +84,9 @@ async def apply_plan(
         kind = by_name(child["kind"])
         store = cache.store(kind, endpoint.namespace)
         desired = _stamped(child)
+        seen = (observed or {}).get((kind.kind, child["metadata"]["name"]))
+        if seen is not None and _is_ours(seen, endpoint) and not differs(desired, seen):
+            continue
         live = store.get((endpoint.namespace, child["metadata"]["name"]))
         if not wanted():
             return done

@@ -98,6 +98,7 @@ class Reconciler:
                     endpoint,
                     planned,
                     lambda: self._endpoints.wants(endpoint.key, endpoint.uid),
+                    observed=observed.children,
                 )
                 if done.writes:
                     observed = await self._observer.observe(endpoint)

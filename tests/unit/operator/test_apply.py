@@ -93,6 +93,21 @@ def put(kube, cache):
     return into
 
 
+async def test_what_was_seen_to_be_right_is_not_looked_up_again(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    await apply_plan(kube, cache, endpoint, planned)
+    observed = {key: {"kind": key[0], **obj} for key, obj in kube.objects.items()}
+    del observed["Service", "smollm"]
+    observed["ConfigMap", "smollm-settings"] = {**observed["ConfigMap", "smollm-settings"], "data": {}}
+    looked = []
+    for kind in MANAGED:
+        store = cache.store(kind, "team-a")
+        store.get = lambda key, get=store.get: looked.append(key) or get(key)
+    assert (await apply_plan(kube, cache, endpoint, planned, observed=observed)).writes == 0
+    assert looked == [("team-a", "smollm-settings"), ("team-a", "smollm")]
+
+
 async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint(replicas=2)
     planned = make_plan(endpoint)
