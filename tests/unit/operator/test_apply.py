@@ -94,15 +94,13 @@ def put(kube, cache):
 
 
 async def test_what_was_seen_to_be_right_is_not_looked_up_again(kube, cache, make_endpoint, make_plan):
-    endpoint = make_endpoint()
-    planned = make_plan(endpoint)
+    planned = make_plan(endpoint := make_endpoint())
     await apply_plan(kube, cache, endpoint, planned)
     observed = {key: {"kind": key[0], **obj} for key, obj in kube.objects.items()}
     del observed["Service", "smollm"]
     observed["ConfigMap", "smollm-settings"] = {**observed["ConfigMap", "smollm-settings"], "data": {}}
     looked = []
-    for kind in MANAGED:
-        store = cache.store(kind, "team-a")
+    for store in cache.stores:
         store.get = lambda key, get=store.get: looked.append(key) or get(key)
     assert (await apply_plan(kube, cache, endpoint, planned, observed=observed)).writes == 0
     assert looked == [("team-a", "smollm-settings"), ("team-a", "smollm")]
