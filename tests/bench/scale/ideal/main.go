@@ -25,11 +25,14 @@ import (
 )
 
 func main() {
-	kubeconfig := flag.String("kubeconfig", "", "how to reach the API")
-	children := flag.String("children", "", "JSON list of the children of one endpoint, see render.go")
-	workers := flag.Int("workers", 8, "endpoints reconciled at the same time")
-	metrics := flag.String("metrics", "0", "address of /metrics")
-	flag.Parse()
+	flags := flag.NewFlagSet("ideal", flag.ExitOnError) // controller-runtime has flags of its own in the common one
+	kubeconfig := flags.String("kubeconfig", "", "how to reach the API")
+	children := flags.String("children", "", "JSON list of the children of one endpoint, see render.go")
+	metrics := flags.String("metrics", "0", "address of /metrics")
+	workers := flags.Int("workers", 8, "endpoints reconciled at the same time")
+	if err := flags.Parse(os.Args[1:]); err != nil {
+		os.Exit(2)
+	}
 	log.SetLogger(zap.New(zap.UseDevMode(false)))
 	if err := run(*kubeconfig, *children, *metrics, *workers); err != nil {
 		fmt.Fprintln(os.Stderr, "ideal:", err)
