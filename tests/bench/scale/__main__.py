@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rest-seconds", type=float, default=60, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # with all that was started
     enter_network_namespace("tests.bench.scale", sys.argv[1:])
     names = [arguments.only] if arguments.only else list(SUBJECTS)
     figures = {name: measured(name, arguments) for name in names}

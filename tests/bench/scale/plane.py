@@ -97,6 +97,7 @@ class Plane:
                 "kwok",
                 BIN / "kwok",
                 *(f"--kubeconfig={self.kubeconfig}", "--manage-all-nodes=true", "--node-ip=10.244.255.254"),
+                "--node-lease-duration-seconds=40",
                 f"--config={Path(__file__).with_name('stages.yaml')}",
                 stack=stack,
             )
