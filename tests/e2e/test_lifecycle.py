@@ -1,21 +1,51 @@
-"""One real endpoint through its life: served, frozen, thawed, reconfigured, scaled, deleted."""
+"""One real endpoint through its life, beside another that has its model's name: served, frozen, thawed,
+reconfigured, its inner ports tried by everybody, killed, deleted.
+"""
 
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
-from .conftest import CHAT, Cluster, chat, eventually, manifest, post
+from .conftest import CHAT, SYSTEM, TOY, Cluster, chat, eventually, manifest, post, python_pod
 
 NAME = "smol"
+OTHER = "other"
 pytestmark = pytest.mark.timeout(900)
+
+SLEEP = "import time; time.sleep(3600)"
+LISTENS = """
+import pathlib
+loopback = ('0100007F', '0000000000000000FFFF00000100007F', '00000000000000000000000001000000')
+text = ''.join(pathlib.Path('/proc/net', name).read_text() for name in ('tcp', 'tcp6'))
+listening = [line.split()[1].split(':') for line in text.splitlines() if line.split()[3] == '0A']
+print(*{int(port, 16) for address, port in listening if address not in loopback})
+"""
+"""The ports on which somebody listens, loopback left out."""
+REACHES = """
+import concurrent.futures, socket, sys
+def reached(target):
+    with socket.socket() as s:
+        s.settimeout(3)
+        return s.connect_ex((sys.argv[1], int(target))) == 0
+with concurrent.futures.ThreadPoolExecutor(64) as pool:
+    print(*[port for port, open in zip(sys.argv[2:], pool.map(reached, sys.argv[2:])) if open])
+"""
+
+
+class Target(NamedTuple):
+    address: str
+    listens: frozenset[int]
 
 
 @pytest.fixture(scope="module")
 def pod(cluster: Cluster) -> str:
-    cluster.apply(manifest(NAME, uri=CHAT))
-    cluster.wait_ready(NAME)
+    cluster.apply(manifest(NAME, uri=CHAT), manifest(OTHER, model={"uri": TOY, "name": NAME}))
+    for name in (NAME, OTHER):
+        cluster.wait_ready(name)
     return str(cluster.workers(NAME)[0]["metadata"]["name"])
 
 
@@ -23,6 +53,27 @@ def pod(cluster: Cluster) -> str:
 def url(cluster: Cluster, pod: str) -> Iterator[str]:
     with cluster.forward(f"service/{NAME}", 8000) as base:
         yield base
+
+
+@pytest.fixture(scope="module")
+def elsewhere(cluster: Cluster) -> Iterator[Cluster]:
+    """Another namespace."""
+    other = Cluster(cluster.kubeconfig, f"{cluster.namespace}-strangers")
+    cluster.kubectl("delete", "namespace", other.namespace, "--ignore-not-found", "--wait", timeout=120)
+    cluster.kubectl("create", "namespace", other.namespace)
+    yield other
+    cluster.kubectl("delete", "namespace", other.namespace, "--wait=false")
+
+
+def the_pod(cluster: Cluster, name: str, component: str = "worker") -> str:
+    (pod,) = cluster.workers(name, component)
+    return str(pod["metadata"]["name"])
+
+
+def target(cluster: Cluster, component: str) -> Target:
+    pod = the_pod(cluster, NAME, component)
+    ports = cluster.python(pod, LISTENS).split()
+    return Target(cluster.get("pod", pod)["status"]["podIP"], frozenset(map(int, ports)))
 
 
 def restarts(cluster: Cluster) -> list[int]:
@@ -142,6 +193,88 @@ def test_unknown_payload_field_is_refused_and_the_last_good_payload_stays(cluste
     cluster.kubectl("patch", "vep", NAME, "--type=json", "-p", json.dumps(undo))
     cluster.wait_ready(NAME, 30)
     assert restarts(cluster) == [0]
+
+
+def test_who_reaches_which_port(cluster: Cluster, pod: str, elsewhere: Cluster) -> None:
+    """By traffic: every port on which a pod of the endpoint listens, from every kind of neighbour."""
+    system = Cluster(cluster.kubeconfig, SYSTEM)
+    (operator,) = system.get("pods", "-l", "app.kubernetes.io/name=vllmendpoint-operator")["items"]
+    (insider,) = cluster.workers(NAME)
+    cluster.apply(python_pod("stranger", SLEEP))
+    # Labels are for the taking in a namespace of one's own.
+    elsewhere.apply(
+        python_pod("disguised", SLEEP, insider["metadata"]["labels"]),
+        python_pod("disguised-as-operator", SLEEP, operator["metadata"]["labels"]),
+    )
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+    elsewhere.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
+
+    worker, frontend = target(cluster, "worker"), target(cluster, "frontend")
+    assert {8080, 9090, 9091, 9092} < worker.listens, "Dynamo's event plane beside them"
+    assert {8000, 9093} <= frontend.listens
+    serving = (frozenset({8080}), frozenset({8000}))
+    everything_but_the_report = worker.listens - {9091}
+    table = {
+        "a stranger": (cluster, "stranger", *serving),
+        "another namespace, with a worker's labels": (elsewhere, "disguised", *serving),
+        "another namespace, with the operator's labels": (elsewhere, "disguised-as-operator", *serving),
+        "the other endpoint's worker": (cluster, the_pod(cluster, OTHER), *serving),
+        "the other endpoint's frontend": (cluster, the_pod(cluster, OTHER, "frontend"), *serving),
+        "its frontend": (
+            cluster,
+            the_pod(cluster, NAME, "frontend"),
+            everything_but_the_report,
+            frontend.listens,
+        ),
+        "its worker": (cluster, the_pod(cluster, NAME), worker.listens, frontend.listens),
+        "the operator": (system, operator["metadata"]["name"], frozenset({8080, 9091}), frozenset({8000})),
+    }
+
+    def reached(source: Cluster, pod: str, goal: Target) -> frozenset[int]:
+        container = source.get("pod", pod)["spec"]["containers"][0]["name"]
+        asked = [goal.address, *map(str, sorted(goal.listens))]
+        found = source.kubectl("exec", pod, "-c", container, "--", "python3", "-c", REACHES, *asked)
+        return frozenset(map(int, found.split()))
+
+    with ThreadPoolExecutor(16) as pool:
+        found = {
+            who: (pool.submit(reached, source, pod, worker), pool.submit(reached, source, pod, frontend))
+            for who, (source, pod, *_) in table.items()
+        }
+        seen = {who: tuple(future.result() for future in pair) for who, pair in found.items()}
+    assert seen == {who: (of_worker, of_frontend) for who, (_, _, of_worker, of_frontend) in table.items()}
+
+
+def test_each_answers_for_itself_alone(cluster: Cluster, pod: str) -> None:
+    with cluster.forward(f"service/{OTHER}", 8000) as other, cluster.forward(f"service/{NAME}", 8000) as ours:
+        for base in (other, ours):
+            eventually(lambda base=base: chat(base, NAME, "Hi")[0], lambda code: code == 200, 30)
+        frozen = the_pod(cluster, OTHER)
+        cluster.signal_engine(frozen, "SIGSTOP")
+        try:
+            eventually(lambda: chat(other, NAME, "Hi", 3)[0], lambda code: code in (404, 503), 60)
+            for _ in range(20):
+                status, body = chat(ours, NAME, "Hi", max_tokens=2)
+                assert status == 200, body
+                status, body = chat(other, NAME, "Hi", 3)
+                assert status in (404, 503), body
+            assert cluster.condition(NAME, "Ready")["status"] == "True"
+        finally:
+            cluster.signal_engine(frozen, "SIGCONT")
+        eventually(lambda: chat(other, NAME, "Hi")[0], lambda code: code == 200, 60)
+
+    # Without workers the other's must not step in.
+    cluster.change(OTHER, replicas=0)
+    eventually(lambda: cluster.workers(OTHER), lambda pods: not pods, 120)
+    eventually(
+        lambda: cluster.condition(OTHER, "Ready"),
+        lambda c: (c["status"], c["reason"]) == ("True", "ScaledToZero"),
+        30,
+    )
+    with cluster.forward(f"service/{OTHER}", 8000) as other:
+        assert chat(other, NAME, "Hi")[0] in (404, 503)
+    cluster.kubectl("delete", "vep", OTHER, "--wait")
+    cluster.kubectl("delete", "pod", "stranger", "--now")
 
 
 def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) -> None:
