@@ -29,14 +29,18 @@ WRITES: Final = ("apply", "create", "delete", "update")
 class Trap:
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._laid = 0
         self._count = 0
 
     def is_due(self, verb: str) -> str:
         """How this request is to end; empty: well."""
-        if not self._path.exists():
-            self._count = 0
+        try:
+            laid, text = self._path.stat().st_mtime_ns, self._path.read_text()
+        except FileNotFoundError:
             return ""
-        set_for = json.loads(self._path.read_text())
+        if laid != self._laid:
+            self._laid, self._count = laid, 0
+        set_for = json.loads(text)
         if set_for["when"] == "sent" and verb not in WRITES:
             return ""
         self._count += 1
