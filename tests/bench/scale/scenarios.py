@@ -25,6 +25,8 @@ class Bench:
 
     def __init__(self, plane: Plane, subject: Subject, count: int, *, frontend: bool) -> None:
         self.plane, self.subject, self.count, self.frontend = plane, subject, count, frontend
+        self.calm = 0.1 + count / 20_000
+        """CPU seconds in a second that count as quiet: every worker sends a heartbeat every 5 s."""
         plane.namespaces([SYSTEM, *NAMESPACES])
         workers = plane.start(
             "workers",
@@ -97,7 +99,7 @@ class Bench:
 
     def rest(self, seconds: float) -> Figures:
         """Nothing happens, but that every worker sends its heartbeats."""
-        self.operator.quiet(most=0.2)
+        self.operator.quiet(most=self.calm)
         mark, cpu, began = self._mark(), self.operator.cpu(), time.monotonic()
         time.sleep(seconds)
         used, passed = self.operator.cpu() - cpu, time.monotonic() - began
@@ -119,7 +121,7 @@ class Bench:
         mark = self._mark()
         self.operator = self._start()
         listed = time.monotonic() - self.operator.started
-        quiet = self.operator.quiet()
+        quiet = self.operator.quiet(most=self.calm)
         cpu = self.operator.cpu()
         until(lambda: self.subject.reconciles() >= self.count, "every endpoint was looked at", 60, 1)
         found = self._requests(mark)
@@ -170,7 +172,7 @@ class Bench:
         began = time.monotonic()
         until(lambda: _control()["opened"] >= opened + self.count, "all streams stand again", 60)
         connected = time.monotonic() - began
-        standby.quiet()
+        standby.quiet(most=self.calm)
         used = standby.cpu() - cpu
         self.operator = standby
         return {

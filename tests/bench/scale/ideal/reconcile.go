@@ -75,11 +75,17 @@ func (r *reconciler) keep(ctx context.Context, endpoint *Endpoint, t template) (
 	if err != nil {
 		return nil, err
 	}
-	if _, immutable := live.(*appsv1.ControllerRevision); immutable || equality.Semantic.DeepDerivative(desired, live) {
+	if stands(desired, live) {
 		return live, nil
 	}
 	desired.SetResourceVersion(live.GetResourceVersion())
 	return desired, r.client.Update(ctx, desired)
+}
+
+// stands is true where the child was written as it is desired now. What others did to it since is not looked for: that
+// costs more than is measured here.
+func stands(desired, live client.Object) bool {
+	return live.GetAnnotations()[digest] == desired.GetAnnotations()[digest]
 }
 
 func available(deployment *appsv1.Deployment) bool {

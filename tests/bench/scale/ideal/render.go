@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -16,6 +18,8 @@ import (
 const (
 	placeholderName      = "name-placeholder"
 	placeholderNamespace = "namespace-placeholder"
+
+	digest = "ideal/digest" // annotation on every child, of what was written
 )
 
 // template is one child, with the placeholders in it.
@@ -55,10 +59,13 @@ func (t template) render(scheme *runtime.Scheme, name, namespace string) (client
 		return nil, fmt.Errorf("%s is no object", t.kind)
 	}
 	text := bytes.ReplaceAll(t.text, []byte(placeholderNamespace), []byte(namespace))
-	if err := json.Unmarshal(bytes.ReplaceAll(text, []byte(placeholderName), []byte(name)), child); err != nil {
+	text = bytes.ReplaceAll(text, []byte(placeholderName), []byte(name))
+	if err := json.Unmarshal(text, child); err != nil {
 		return nil, err
 	}
 	child.SetNamespace(namespace)
-	child.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{}) // informers leave it out: they are compared
+	annotations := map[string]string{digest: fmt.Sprintf("%x", sha256.Sum256(text))[:16]}
+	maps.Copy(annotations, child.GetAnnotations())
+	child.SetAnnotations(annotations)
 	return child, nil
 }
