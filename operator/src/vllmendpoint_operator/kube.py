@@ -31,8 +31,8 @@ _PAGE: Final = 200
 _SECONDS: Final = 30.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
 _WATCH_SECONDS: Final = 300
-_WATCH_SILENCE_SECONDS: Final = 90
-"""The API server sends a bookmark a minute: a stream that is silent for longer is dead, whatever TCP says."""
+_WATCH_SILENCE_SECONDS: Final = 130
+"""The API server sends a bookmark a minute: a stream that missed two is dead, whatever TCP says."""
 _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SILENCE_SECONDS)
 _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
 _NO_SUCH_FIELD: Final = "failed to create typed patch object"
