@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from vllmendpoint_operator.pacing import STEP_SECONDS
+
 
 def test_creates_all_and_becomes_ready(shared, space, api, until):
     endpoint = space().create(replicas=1, healthCheck={"level": "Standard"})
@@ -67,13 +69,13 @@ def test_an_unchanged_resource_costs_nothing(shared, space, api, until):
 
 
 def settled(api, namespace, until):
-    """No request of an operator for two seconds."""
+    """No request of an operator for longer than a status waits for what comes next."""
     state = {"mark": api.mark(), "since": time.monotonic()}
 
     def quiet():
         if api.requests(state["mark"], namespace=namespace):
             state.update(mark=api.mark(), since=time.monotonic())
-        return time.monotonic() - state["since"] > 1.5
+        return time.monotonic() - state["since"] > STEP_SECONDS + 1
 
     until(quiet, "the operator comes to rest")
 

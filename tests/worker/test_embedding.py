@@ -169,14 +169,17 @@ def test_what_asks_for_text_is_refused(
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
-def test_users_embeddings_spare_the_probe(worker: WorkerProcess) -> None:
+def test_users_embeddings_spare_the_probe(worker: Spied) -> None:
     with Load(worker, 1, BODY, "/v1/embeddings") as load:
         wait(lambda: load.answers > 0)
         worker.ask("report", "/probe", {}, method="POST")
-        before = worker.report().last_probe
-        time.sleep(2.0 * PERIOD)
+        before = worker.metric("vllmendpoint_probes_total")
+        time.sleep(3.0 * PERIOD)
         report = worker.report()
-        assert report.last_probe == before
+        # On a machine with too much to do an answer may take longer than a stop of progress may last.
+        assert worker.metric("vllmendpoint_probes_total") - before <= 1, (
+            "three periods, unspared three probes"
+        )
         assert report.verdict.last_proof_of_life is not None
         assert (report.time - report.verdict.last_proof_of_life).total_seconds() < PERIOD
 

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final
@@ -334,7 +334,8 @@ def _dropped(value: Any) -> bool:
     return value in ({}, [], "", None, 0, False)
 
 
-_QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)$")
+_QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]{1,3})?)([a-zA-Z]*)$")
+"""Other text looks like one now and then: a digest of digits with one ``e`` among them."""
 _SUFFIX: Final = {
     "": Decimal(1),
     "n": Decimal("1e-9"),
@@ -358,5 +359,5 @@ def _quantity(text: str) -> Decimal | None:
         return None
     try:
         return Decimal(match[1]) * _SUFFIX[match[2]]
-    except InvalidOperation:
+    except ArithmeticError:
         return None

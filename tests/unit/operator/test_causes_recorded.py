@@ -171,7 +171,7 @@ def test_the_sentence(name: str) -> None:
     assert cause.reason in known
 
 
-# The worker's own last words (tests/worker/test_causes.py has the engine say them), in a kubelet's status.
+# The worker's own last words (tests/long/test_causes.py has the engine say them), in a kubelet's status.
 SAID = {
     "The engine failed: ValueError: To serve at least one request with the models's max seq len "
     "(1024), (0.19 "

@@ -54,6 +54,8 @@ from vllmendpoint_operator.apply import differs
         ({"count": 1}, {"count": "1"}, False),
         ({"image": "a:1"}, {"image": "a:2"}, True),
         ({"text": "..."}, {"text": "...."}, True),
+        ({"digest": "1e9999999999999999999999"}, {"digest": "29384756e4738291098765432"}, True),
+        ({"digest": "0e17"}, {"digest": "1e999"}, True),
     ],
 )
 def test_differs(desired, live, different):

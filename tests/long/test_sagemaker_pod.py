@@ -4,9 +4,8 @@ import json
 
 import pytest
 
+from tests.e2e.conftest import ROOT, TOY, Cluster, post, worker_image
 from vllmendpoint_worker.sagemaker import DEFAULT_MODEL_PATH
-
-from .conftest import ROOT, TOY, Cluster, post, worker_image
 
 pytestmark = pytest.mark.timeout(600)
 NAME = "container"

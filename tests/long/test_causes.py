@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from .conftest import START_SECONDS, WorkerProcess
+from tests.worker.conftest import START_SECONDS, WorkerProcess
 
 
 def last_words(worker: WorkerProcess) -> str:
