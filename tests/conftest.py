@@ -9,8 +9,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 class FolderScheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        """``tests/e2e/test_causes.py::test_x`` belongs to ``e2e``."""
-        return nodeid.split("/")[1]
+        """``tests/e2e/test_causes.py::test_x`` belongs to ``tests/e2e``."""
+        return nodeid.partition("::")[0].rpartition("/")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FolderScheduling:

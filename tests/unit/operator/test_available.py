@@ -103,13 +103,14 @@ def crash(message):
     return {"started": False, "restartCount": 3, "state": waiting, "lastState": last}
 
 
+@pytest.mark.parametrize("made", ["11:30", "11:00"], ids=["later", "in the same second"])
 def test_a_new_revision_that_does_not_start_stops_the_rollout(
-    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition, made
 ):
     endpoint = make_endpoint(replicas=3)
     children = deployment(make_plan, living, endpoint, replicas=3, updatedReplicas=1)
     old = [make_worker(f"w-{i}", settings=endpoint, metadata=with_hash("old", "11:00")) for i in (1, 2)]
-    new = make_pod("w-3", ready=False, container=crash("ValueError: no"), metadata=with_hash("new", "11:30"))
+    new = make_pod("w-3", ready=False, container=crash("ValueError: no"), metadata=with_hash("new", made))
     found = make_status(endpoint, *old, new, children=children)
     status, reason, said = told(condition, found, "UpToDate")
     assert (status, reason) == ("False", "RolloutStopped")

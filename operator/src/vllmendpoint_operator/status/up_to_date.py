@@ -67,7 +67,8 @@ def _newest(pods: tuple[Pod, ...]) -> list[Pod]:
     living = [pod for pod in pods if pod.phase != "Failed" and not pod.terminating]
     if not living:
         return []
-    last = max(living, key=lambda pod: str(pod.obj["metadata"].get("creationTimestamp", "")))
+    # In whole seconds: of those made in the same one, it is the one that is not ready yet.
+    last = max(living, key=lambda pod: (str(pod.obj["metadata"].get("creationTimestamp", "")), not pod.ready))
     return [pod for pod in living if _template(pod) == _template(last)]
 
 
