@@ -14,7 +14,7 @@ import pytest
 from vllmendpoint_api import script_digest
 
 from .bucket import SECRET_KEY, bucket
-from .conftest import CACHE, SYSTEM, Cluster, chat, eventually, manifest, post
+from .conftest import CACHE, ONE_PROCESS, SYSTEM, Cluster, chat, eventually, manifest, post
 from .hub import REVISION, Hub, serving
 
 pytestmark = pytest.mark.timeout(600)
@@ -83,6 +83,7 @@ def endpoint(hub: Hub, s3: dict[str, str]) -> dict[str, Any]:
     made["spec"]["worker"] |= {
         "serviceAccountName": ACCOUNT,
         "env": [
+            ONE_PROCESS,
             {"name": "HF_ENDPOINT", "value": hub.url},
             {"name": "AWS_ENDPOINT_URL", "value": s3["AWS_ENDPOINT_URL"]},
         ],

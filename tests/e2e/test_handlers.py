@@ -30,6 +30,8 @@ def script(cluster: Cluster) -> str:
     endpoint["spec"] |= {
         "model": {"uri": TOY},
         "engine": small["engine"],
+        "worker": {**endpoint["spec"]["worker"], "env": small["worker"]["env"]},
+        "frontend": {"mode": "None"},
         "healthCheck": {"periodSeconds": 5, "timeoutSeconds": 5},
     }
     cluster.apply(config_map)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from .conftest import CHAT, SYSTEM, TOY, Cluster, chat, eventually, manifest, post, python_pod
+from .conftest import CHAT, ENGINE, SYSTEM, TOY, Cluster, chat, eventually, manifest, post, python_pod
 
 NAME = "smol"
 OTHER = "other"
@@ -43,7 +43,8 @@ class Target(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pod(cluster: Cluster) -> str:
-    cluster.apply(manifest(NAME, uri=CHAT), manifest(OTHER, model={"uri": TOY, "name": NAME}))
+    chat = manifest(NAME, uri=CHAT, engine={"args": ENGINE})
+    cluster.apply(chat, manifest(OTHER, model={"uri": TOY, "name": NAME}))
     for name in (NAME, OTHER):
         cluster.wait_ready(name)
     return str(cluster.workers(NAME)[0]["metadata"]["name"])

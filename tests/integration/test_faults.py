@@ -40,6 +40,19 @@ def test_writes_that_fail_are_made_good(behind, space, api, status):
     assert (fault.times, told.times) == (0, 0)
 
 
+def test_writes_that_fail_for_long_are_told(behind, space, api):
+    endpoint, mark = space(NAMESPACE), api.mark()
+    webhook = b'{"kind": "Status", "message": "failed calling webhook \\"x\\": connection refused"}'
+    fault = behind.door.befall(
+        status=500, times=1000, body=webhook, method="PATCH", path=f"/deployments/{endpoint.name}-workers"
+    )
+    endpoint.create()
+    said = endpoint.until("Ready", "False", "Starting")["message"]
+    assert 'its pods are not made yet: failed calling webhook "x": connection refused; it is tried' in said
+    fault.times = 0
+    ready_with_each_child_written_once(behind, endpoint, mark)
+
+
 def test_answers_that_are_lost_cost_no_second_write(behind, space, api):
     endpoint, mark = space(NAMESPACE), api.mark()
     faults = [

@@ -16,6 +16,7 @@ import pytest
 
 from tests.worker.conftest import (
     LOOPBACK,
+    SEPARATE,
     START_SECONDS,
     Process,
     WorkerProcess,
@@ -50,7 +51,7 @@ STAGES = [
 
 @pytest.fixture
 def worker(make_worker: Callable[..., WorkerProcess]) -> Iterator[WorkerProcess]:
-    worker = make_worker()
+    worker = make_worker(arguments=SEPARATE)
     worker.settings(CHECK)
     yield worker
     worker.stop()

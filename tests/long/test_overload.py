@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.conftest import WorkerProcess, stopped
+from tests.worker.conftest import SEPARATE, WorkerProcess, stopped
 from vllmendpoint_api import (
     DEFAULT_PERIOD_SECONDS,
     DEFAULT_TIMEOUT_SECONDS,
@@ -49,7 +49,7 @@ def crowd() -> list[tuple[int, dict[str, Any], float]]:
 
 @pytest.fixture(scope="module")
 def worker(make_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
-    worker = make_worker()
+    worker = make_worker(arguments=SEPARATE)
     worker.settings({})
     worker.start()
     worker.until_ready()

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.conftest import Load, WorkerProcess, alive, descendants, stopped, wait
+from tests.worker.conftest import SEPARATE, Load, WorkerProcess, alive, descendants, stopped, wait
 from vllmendpoint_api import HandlerSource, Outcome, Verdict, script_digest
 
 from .watching import Users, Watch, verdicts
@@ -31,7 +31,7 @@ from .watching import Users, Watch, verdicts
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 PERIOD, TIMEOUT, RUNS = 4, 2, 4
 CHECK = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT, "restartAfterSeconds": 0}
-LONG = ["--max-model-len", "8192"]
+LONG = ["--max-model-len", "8192", *SEPARATE]
 CHAT_ARGUMENTS = [*LONG, "--kv-cache-memory-bytes", "1610612736"]  # eight requests of full length
 HEALTHY = {Verdict.GENERATING, Verdict.BUSY}
 TRAFFIC = {"model": "toy", "prompt": "hello", "max_tokens": 64, "ignore_eos": True}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from vllmendpoint_api import Model, VLLMEndpointSpec, VLLMEndpointStatus, names
+from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .apply import Applied, apply_plan
 from .cache import Cache, Key
@@ -36,6 +36,8 @@ _FIRST_REPORT_SECONDS: Final = 0.5
 before. After a start of the operator that is so for every endpoint."""
 _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
+_TOLD_FAILURES: Final = 3
+"""Writes of children that fail in a row, until the status says so: one or two are weather."""
 _UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
 """Stands in for a spec that this version cannot read; only names and counts are taken from it."""
 
@@ -61,6 +63,8 @@ class Reconciler:
         self._identity = identity
         self._written: dict[Key, float] = {}
         """When a status was last written, on the monotonic clock."""
+        self._failures: dict[Key, int] = {}
+        """Times in a row that the children could not be written."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one endpoint a step on. Returns seconds after which to look again, if at all.
@@ -106,6 +110,13 @@ class Reconciler:
             problem = error
         except NamespaceGoing:
             return None
+        except KubeError as error:
+            self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
+            if self._failures[endpoint.key] >= _TOLD_FAILURES:
+                problem = PlanError(Reason.PENDING, f"{error.message}; it is tried again")
+                await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
+            raise
+        self._failures.pop(endpoint.key, None)
         await self._tell(endpoint, warned(done.warnings))
         again = await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
         if again is not None:
@@ -176,6 +187,7 @@ class Reconciler:
         self._observer.forget(key)
         self._metrics.forget(key)
         self._written.pop(key, None)
+        self._failures.pop(key, None)
 
 
 def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:

@@ -54,7 +54,8 @@ def test_no_pod_is_being_created_that_may_not_be(make_endpoint, make_status, con
     found = make_status(make_endpoint(), problem=PlanError(reason, "a: b;\nmend it"), children={})
     said = condition(found, "Available")
     if reason is Reason.PENDING:
-        assert said.message.endswith("needed: its pods are being created.")
+        assert (said.status, said.reason) == ("False", "Starting")
+        assert said.message.endswith("needed: its pods are not made yet: a: b; mend it.")
     else:
         assert (said.status, said.reason) == ("False", "NotReady")
         assert said.message.endswith("needed: no pod is made until this is mended: a: b; mend it.")

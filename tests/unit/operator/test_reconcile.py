@@ -5,7 +5,7 @@ import pytest
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
-from vllmendpoint_operator.errors import Conflict, NotFound
+from vllmendpoint_operator.errors import Conflict, KubeError, NotFound
 from vllmendpoint_operator.kinds import DEPLOYMENT, POD, REPLICA_SET
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe import Observer
@@ -31,6 +31,7 @@ class Api:
         self.meanwhile = lambda: None
         self.listed = [endpoint()]
         self.warn = lambda warned: None
+        self.fail = lambda kind: None
 
     async def list(self, kind, namespace, **options):
         return self.listed, "1"
@@ -39,6 +40,7 @@ class Api:
         raise NotFound(404, "no")
 
     async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, warned=None):
+        self.fail(kind)
         if warned is not None and kind is DEPLOYMENT:
             self.warn(warned)
         self.version += 1
@@ -142,6 +144,40 @@ async def test_a_warning_of_the_api_server_is_an_event(world):
     assert (api.event["type"], api.event["message"]) == ("Warning", said)
     await reconciler.reconcile(KEY)
     assert api.events == ["APIServerWarning"] * 2, "one for each of the two, and no more"
+
+
+async def test_what_fails_for_long_is_told(world):
+    api, endpoints, _, reconciler = world
+
+    def fail(kind):
+        if kind is DEPLOYMENT:
+            raise KubeError(500, "failed calling webhook: refused")
+
+    api.fail = fail
+    endpoints.put(endpoint())
+    for _ in range(2):
+        with pytest.raises(KubeError):
+            await reconciler.reconcile(KEY)
+    assert api.status is None, "one or two are weather"
+    with pytest.raises(KubeError):
+        await reconciler.reconcile(KEY)
+    conditions = {c["type"]: c for c in api.status["status"]["conditions"]}
+    assert conditions["Ready"]["status"] == "False"
+    assert "failed calling webhook: refused; it is tried again" in conditions["Ready"]["message"]
+    assert conditions["UpToDate"]["status"] == "Unknown"
+    api.status = None
+    with pytest.raises(KubeError):
+        await reconciler.reconcile(KEY)
+    assert api.status is None, "it is told once"
+    api.fail = lambda kind: None
+    reconciler._written.clear()
+    await reconciler.reconcile(KEY)
+    assert "webhook" not in str(api.status["status"]["conditions"])
+    api.fail, api.status = fail, None
+    reconciler._cache.store(DEPLOYMENT, "ns").drop(("ns", "e-workers"))
+    with pytest.raises(KubeError):
+        await reconciler.reconcile(KEY)
+    assert api.status is None, "failures count from the last success"
 
 
 async def test_nothing_for_what_is_being_deleted(world):

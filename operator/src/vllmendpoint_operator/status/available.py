@@ -59,8 +59,11 @@ def _cause(endpoint: Endpoint, observed: Observed, problem: PlanError | None, bu
 def not_created(observed: Observed, name: str, problem: PlanError | None = None) -> Cause:
     """Why the Deployment ``name`` has fewer pods than it wants, as its controller says, or is not there."""
     deployment = observed.child("Deployment", name)
-    if deployment is None and problem is not None and problem.reason is not Reason.PENDING:
-        return Cause(Reason.NOT_READY, f"no pod is made until this is mended: {one_line(problem.message)}.")
+    if deployment is None and problem is not None:
+        said = one_line(problem.message)
+        if problem.reason is Reason.PENDING:
+            return Cause(Reason.STARTING, f"its pods are not made yet: {said}.")
+        return Cause(Reason.NOT_READY, f"no pod is made until this is mended: {said}.")
     failure = _condition(deployment, "ReplicaFailure")
     if failure.get("status") != "True":
         return Cause(Reason.STARTING, "its pods are being created.")
