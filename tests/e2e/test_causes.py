@@ -228,17 +228,6 @@ CASES = [
         Reason.MODEL_DOWNLOAD_FAILED,
         ("the model 'team/toy' cannot be downloaded: http://", "cannot be reached. Check DNS, proxy"),
     ),
-    Case(
-        "no-room",
-        {
-            "engine": {
-                "args": ["--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes", "524288"]
-            }
-        },
-        "Available",
-        Reason.CRASH_LOOPING,
-        ("exit code 1", "It said: The engine failed: ValueError: To serve at least one request", "(1024)"),
-    ),
 ]
 
 

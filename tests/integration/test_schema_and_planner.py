@@ -174,6 +174,7 @@ SPEC = st.builds(
                 REFERENCE.map(lambda found: {"configMapKeyRef": found}),
             ),
             ping=st.just("model:f"),
+            invocations=st.just("/opt/ml/model/m.py:g"),
         ),
         frontend=fields(
             mode=st.sampled_from(["Managed", "None"]),

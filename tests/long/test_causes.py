@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.e2e.conftest import Cluster, eventually, manifest
 from tests.worker.conftest import START_SECONDS, WorkerProcess
 
 
@@ -26,6 +27,17 @@ def test_a_cache_too_small_for_the_context(tmp_path: Path, toy_model: Path) -> N
         assert "max_model_len" in said, "what to do"
     finally:
         worker.stop()
+
+
+def test_it_is_in_the_status(cluster: Cluster) -> None:
+    args = ["--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes", "524288"]
+    cluster.apply(manifest("no-room", engine={"args": args}, frontend={"mode": "None"}))
+    found = eventually(
+        lambda: cluster.condition("no-room", "Available"), lambda c: c["reason"] == "CrashLooping", 240
+    )
+    for part in ("exit code 1", "It said: The engine failed: ValueError: To serve at least one", "(1024)"):
+        assert part in found["message"]
+    assert cluster.condition("no-room", "Ready")["status"] == "False"
 
 
 @contextmanager

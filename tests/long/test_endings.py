@@ -25,9 +25,9 @@ from tests.worker.conftest import (
     stopped,
     wait,
 )
-from tests.worker.test_frontend import Frontend
 from vllmendpoint_api import Stage, WorkerReport, names
 
+from .test_frontend import Frontend
 from .watching import Watch
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]

@@ -173,7 +173,7 @@ def test_hanging_and_raising_handlers_stop_nobody(worker: WorkerProcess) -> None
 import time
 def custom_sagemaker_invocation_handler(request):
     if request.query_params.get("hang"):
-        time.sleep(20)
+        time.sleep(8)
     raise RuntimeError("the secret token")
 """
     digest = take(worker, script)

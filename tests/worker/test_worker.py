@@ -301,7 +301,7 @@ def test_users_answers_spare_the_probe(worker: WorkerProcess) -> None:
 @pytest.mark.parametrize(
     ("clients", "body"),
     [
-        pytest.param(32, {"max_tokens": 900, "prompt": "hello", "ignore_eos": True}, id="decode"),
+        pytest.param(32, {"max_tokens": 400, "prompt": "hello", "ignore_eos": True}, id="decode"),
         pytest.param(24, {"max_tokens": 1, "prompt": "the sky is blue " * 120}, id="prefill"),
     ],
 )

@@ -16,6 +16,7 @@ from botocore import exceptions as aws
 from botocore.exceptions import ClientError
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, Problem, Reason
+from vllmendpoint_worker import artifacts
 from vllmendpoint_worker.artifacts import Artifacts, pause
 from vllmendpoint_worker.errors import ArtifactsError
 from vllmendpoint_worker.s3 import Location, S3Store, StoredObject, explained
@@ -350,6 +351,32 @@ def test_of_those_who_share_a_folder_one_fetches_and_the_others_find_it_done(tmp
     assert told[0] == "model data: another worker fetches it"
     assert (first.fetched, second.fetched) == (["my-model/a"], [])
     assert content(tmp_path) == {"a": "1"}
+
+
+def test_another_workers_fetch_is_waited_for_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(artifacts, "LOCK_POLL_SECONDS", 0.01)
+    arrived, go_on = threading.Event(), threading.Event()
+
+    class Hanging(Bucket):
+        def download(self, *of: Any) -> None:
+            arrived.set()
+            assert go_on.wait(10)
+            super().download(*of)
+
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(fetch, Hanging(**{"my-model__a": b"1"}), tmp_path)
+        assert arrived.wait(10)
+        try:
+            with pytest.raises(ArtifactsError, match="is being fetched by another worker, for 0 s now"):
+                Artifacts(URI, str(tmp_path), open_store=Bucket).fetch(told.append)
+        finally:
+            go_on.set()
+        fetching.result(10)
+    assert set(told) == {"model data: another worker fetches it"}
 
 
 async def test_a_model_is_told_by_its_own_field_and_reason(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import IO, Final
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,6 +43,9 @@ MAX_OBJECTS: Final = 100_000
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 60.0
 PROGRESS_SECONDS: Final = 1.0
+LOCK_SECONDS: Final = 600.0
+"""For another worker's fetch; then the attempt fails, and the next one waits again."""
+LOCK_POLL_SECONDS: Final = 0.5
 
 _OWN: Final = ".vllmendpoint"
 
@@ -123,6 +126,14 @@ class _Manifest(BaseModel):
             return (folder / path).lstat().st_size == self.files.get(path)
         except OSError:
             return False
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -207,11 +218,15 @@ class Artifacts:
         """
         self._own.mkdir(parents=True, exist_ok=True)
         with (self._own / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            began = time.monotonic()
+            while not _locked(lock):
                 tell("model data: another worker fetches it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                if time.monotonic() - began >= LOCK_SECONDS:
+                    raise ArtifactsError(
+                        f"is being fetched by another worker, for {LOCK_SECONDS:.0f} s now",
+                        f"see that worker's log, or remove {self._own / 'lock'} if there is none",
+                    )
+                time.sleep(LOCK_POLL_SECONDS)
             yield
 
     def _fetch(self, tell: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .conftest import WorkerProcess, free_port
+from tests.worker.conftest import WorkerProcess, free_port
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -24,9 +24,8 @@ from typing import Any
 import pytest
 
 from tests.object_store import SECRET_KEY, client, object_store
+from tests.worker.conftest import ROOT, START_SECONDS, WorkerProcess
 from vllmendpoint_api import ConfigurationState, HandlerSource, Stage
-
-from .conftest import ROOT, START_SECONDS, WorkerProcess
 
 pytestmark = pytest.mark.timeout(300)
 GUIDE = ROOT / "tests" / "guide"
