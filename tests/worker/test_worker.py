@@ -157,7 +157,14 @@ def test_probe_on_demand_and_metrics(worker: WorkerProcess) -> None:
     status, body = worker.ask("report", "/probe", {}, method="POST")
     assert status == 200
     assert json.loads(body)["outcome"] == Outcome.COMPLETE
-    assert b'vllmendpoint_probes_total{outcome="Complete"}' in worker.ask("report", "/metrics")[1]
+    ours, vllms = b'vllmendpoint_probes_total{outcome="Complete"}', b"vllm:num_requests_waiting"
+    assert ours in worker.ask("report", "/metrics")[1]
+    whole = worker.ask("http", "/metrics")[1]
+    assert ours in whole
+    assert vllms in whole
+    one = worker.ask("http", "/metrics?name[]=vllmendpoint_probes_total")[1]
+    assert ours in one
+    assert vllms not in one
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ class Worker:
                 "vLLM did not load the plugin vllmendpoint_progress: install vllmendpoint-worker as a package"
             )
         self._board.stage(Stage.WARMING)
-        http = await upstream.build_http_app(engine, arguments.frontend)
+        http = await upstream.build_http_app(engine, arguments.frontend, self._shown.metrics.registry)
         self._translator = Translator(
             http.renderer,
             defaults=engine.default_sampling,

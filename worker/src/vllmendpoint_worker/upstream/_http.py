@@ -1,11 +1,14 @@
 """vLLM's own HTTP app over Dynamo's engine client."""
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, Metric, make_asgi_app
+from starlette.routing import Mount
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.routers import register_api_routers
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -13,6 +16,7 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from ._serve import WorkerEngine
 
@@ -29,8 +33,11 @@ class HttpApp:
     max_headers: int
 
 
-async def build_http_app(engine: WorkerEngine, frontend_argv: Sequence[str]) -> HttpApp:
-    """vLLM's routes, middleware and exception handlers around Dynamo's engine client.
+async def build_http_app(
+    engine: WorkerEngine, frontend_argv: Sequence[str], metrics: CollectorRegistry
+) -> HttpApp:
+    """vLLM's routes, middleware and exception handlers around Dynamo's engine client; ``metrics`` next to
+    vLLM's own at ``/metrics``.
 
     Built from the parts of ``vllm.entrypoints.launchers.app.build_app`` without the SageMaker bootstrap,
     whose override of ``/ping`` and ``/invocations`` depends on FastAPI's version.
@@ -41,6 +48,9 @@ async def build_http_app(engine: WorkerEngine, frontend_argv: Sequence[str]) -> 
     app = FastAPI(**documented)
     app.state.args = args
     app.root_path = args.root_path or ""
+    route = Mount("/metrics", make_asgi_app(_Both(get_prometheus_registry(), metrics)))
+    route.path_regex = re.compile("^/metrics(?P<path>.*)$")  # as vLLM does: no redirect to /metrics/
+    app.router.routes.append(route)  # before vLLM's: the first that matches answers
     register_api_routers(args, app, tasks, engine.client.model_config)
     attach_endpoint_plugins(app, tasks)
     init_exception_handler(app)
@@ -49,6 +59,21 @@ async def build_http_app(engine: WorkerEngine, frontend_argv: Sequence[str]) -> 
     return HttpApp(
         app, app.state.online_renderer, args.h11_max_incomplete_event_size, args.h11_max_header_count
     )
+
+
+class _Both(CollectorRegistry):
+    """Two registries as one, to be read."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__()
+        self._parts = parts
+
+    def collect(self) -> Iterable[Metric]:
+        for part in self._parts:
+            yield from part.collect()
+
+    def restricted_registry(self, names: Iterable[str]) -> Any:
+        return _Both(*(part.restricted_registry(names) for part in self._parts))
 
 
 def _http_arguments(engine: WorkerEngine, frontend_argv: Sequence[str]) -> Any:
