@@ -213,9 +213,19 @@ def test_no_field_of_the_status_is_left_out(made, until):
     endpoint = made["first"]["endpoint"]
     workers = endpoint.serve(2)
     ignored = [{"source": "Environment", "reason": "outranked"}]
+    handler = {"source": "Environment", "handler": "model:f"}
     for worker in workers:
-        worker.say(healthCheck__ignored=ignored, healthCheck__payloadDigest="d", healthCheck__level="Minimal")
-    workers[0].say("Stalled")
+        worker.say(
+            healthCheck__ignored=ignored,
+            healthCheck__payloadDigest="d",
+            healthCheck__level="Minimal",
+            handlers={"ping": handler, "invocations": handler, "scriptDigest": "d"},
+        )
+    workers[0].say("Stalled", verdict__reason="EngineStalled")
+    for pod in endpoint.pods():
+        target = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "n"}}
+        path = endpoint.api.path("Pod", endpoint.namespace, pod["metadata"]["name"])
+        endpoint.api.call("POST", f"{path}/binding", target)
     endpoint.until("Generating", "False")
     wanted = leaves(PROPERTIES["status"])
     until(

@@ -3,9 +3,14 @@
 import pytest
 
 
-def test_a_name_that_is_taken(shared, space, api, until):
+@pytest.fixture(scope="module")
+def first_and_second(spaces):
+    return spaces("shared"), spaces("shared")
+
+
+def test_a_name_that_is_taken(shared, first_and_second, api, until):
     """A Service and a ConfigMap of somebody else's, one of them with our labels."""
-    first, second = space(), space()
+    first, second = first_and_second
     service = {"spec": {"ports": [{"port": 1}], "selector": {"a": "b"}}}
     api.create("Service", "shared", first.name, **service)
     labels = {
@@ -26,10 +31,6 @@ def test_a_name_that_is_taken(shared, space, api, until):
     assert first.child("Deployment", "-workers") is None
     api.delete("Service", "shared", first.name)
     api.delete("ConfigMap", "shared", f"{second.name}-settings")
-    # Nothing tells of an object without our labels: it is looked for every 30 s.
-    for endpoint in (second, first):
-        endpoint.until("Accepted", "True", seconds=40)
-        until(lambda endpoint=endpoint: endpoint.child("Deployment", "-workers"), "its Deployment")
 
 
 def test_a_config_map_that_is_not_there_yet(shared, space, api, until):
@@ -231,3 +232,11 @@ def test_a_quota_is_told_and_overcome(shared, space, api, until):
         assert "exceeded quota" in found["message"]
     finally:
         api.call("DELETE", f"{path}/q")
+
+
+def test_a_name_that_is_free_again(shared, first_and_second, until):
+    """Nothing tells of an object without our labels: it is looked for every 30 s. Those have gone by while the
+    other tests of this module ran."""
+    for endpoint in reversed(first_and_second):
+        endpoint.until("Accepted", "True", seconds=40)
+        until(lambda endpoint=endpoint: endpoint.child("Deployment", "-workers"), "its Deployment")

@@ -228,7 +228,7 @@ def test_what_the_schema_accepts_is_planned_and_its_children_are_taken(api):
     known, accepted = [], set()
 
     @settings(
-        max_examples=250,
+        max_examples=300,
         derandomize=True,
         deadline=None,
         database=None,

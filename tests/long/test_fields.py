@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import CACHE, ONE_PROCESS, SYSTEM, Cluster, chat, eventually, manifest, post
+from tests.e2e.hub import REVISION, Hub, serving
 from vllmendpoint_api import script_digest
 
 from .bucket import SECRET_KEY, bucket
-from .conftest import CACHE, ONE_PROCESS, SYSTEM, Cluster, chat, eventually, manifest, post
-from .hub import REVISION, Hub, serving
 
 pytestmark = pytest.mark.timeout(600)
 NAME = "fields"
