@@ -154,7 +154,10 @@ def eventually(probe: Callable[[], T], want: Callable[[T], bool], seconds: float
 
 
 ENGINE = ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
-ENGINE += ["--dtype", "float32"]  # bfloat16 is rounded by each CPU in its own way: the chat model's answer is looked at
+ENGINE += [
+    "--dtype",
+    "float32",
+]  # bfloat16 is rounded by each CPU in its own way: the chat model's answer is looked at
 ENGINE += ["--kv-cache-memory-bytes", "67108864"]
 ONE_PROCESS = {"name": "VLLM_ENABLE_V1_MULTIPROCESSING", "value": "0"}
 """With ``--distributed-executor-backend uni``: the model in the engine core's process, as on one GPU. By

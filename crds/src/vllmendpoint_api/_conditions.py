@@ -142,6 +142,8 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.CLAIM_NOT_BOUND,
         Reason.IMAGE_PULL_FAILED,
         Reason.CONTAINER_CONFIG_ERROR,
+        Reason.SECRET_NOT_FOUND,
+        Reason.CONFIG_MAP_NOT_FOUND,
         Reason.MODEL_DOWNLOAD_FAILED,
         Reason.OOM_KILLED,
         Reason.CRASH_LOOPING,
@@ -169,7 +171,13 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
     ),
     Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.PAUSED, Reason.ROLLING_OUT, Reason.ROLLOUT_STOPPED),
     Condition.READY: (Reason.READY, Reason.SCALED_TO_ZERO),
-    Condition.RECONCILING: (Reason.SETTLED, Reason.PAUSED, Reason.ROLLING_OUT),
+    Condition.RECONCILING: (
+        Reason.SETTLED,
+        Reason.PAUSED,
+        Reason.STARTING,
+        Reason.PENDING,
+        Reason.ROLLING_OUT,
+    ),
     Condition.STALLED: (Reason.SETTLED,),
 }
 """What each condition may say. ``Ready`` and ``Stalled`` also take over the reason of another."""

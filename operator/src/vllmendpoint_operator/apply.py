@@ -38,6 +38,8 @@ _APPLIED: Final = f"{names.GROUP}/applied-hash"
 _NO_VERSION: Final = "1"
 """A resourceVersion that no object has: an apply with it makes what is not there and conflicts with what is.
 Nothing has to be looked up before it is made."""
+_NOT_THE_SPECS: Final = re.compile(r"exceeded quota|cannot \w+ resource")
+"""Refusals that say nothing of the spec: a ResourceQuota, a right that the operator has not."""
 _REFRESH_MANAGER: Final = "vllmendpoint-operator-refresh"
 """A field manager of its own for pods, which a ReplicaSet owns."""
 _LEFT: Final = ",".join(kind.plural for kind in MANAGED)
@@ -140,6 +142,10 @@ async def _apply(
         applied = await kube.apply(kind, body, dry_run=dry_run, warned=warned)
     except Rejected as error:
         name = f"{desired['kind']} {desired['metadata']['name']}"
+        if error.status == 403 and _NOT_THE_SPECS.search(error.message):
+            raise PlanError(
+                Reason.PENDING, f"the API server refuses the {name}: {error.message}; it is tried again"
+            ) from error
         if kind is CLAIM:
             # The first line: a difference of the two in Go's own notation follows.
             raise PlanError(

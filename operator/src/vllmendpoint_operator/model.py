@@ -115,7 +115,7 @@ class Pod:
         return {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class ConfigMapContent:
     """A ConfigMap that the spec refers to."""
 

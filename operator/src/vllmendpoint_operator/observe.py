@@ -1,11 +1,12 @@
 """Gather one endpoint's world from the cache and the workers' reports. Writes nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from weakref import WeakValueDictionary
 
 from vllmendpoint_api import VLLMEndpointSpec, names
 
-from .cache import Cache
+from .cache import Cache, Key
 from .errors import NotFound
 from .kinds import CLAIM, CONFIG_MAP, MANAGED, POD, REPLICA_SET
 from .kube import Kube, Object
@@ -41,8 +42,10 @@ class Observer:
         self._kube = kube
         self._cache = cache
         self._reports = reports
-        self._contents: dict[tuple[str, str, str], ConfigMapContent] = {}
+        self._contents: WeakValueDictionary[tuple[str, str, str], ConfigMapContent] = WeakValueDictionary()
         """(namespace, name, uid/resourceVersion) -> content: each version is read once."""
+        self._held: dict[Key, Mapping[str, ConfigMapContent]] = {}
+        """What keeps them: those that an endpoint's spec referred to when it was last looked at."""
 
     async def observe(self, endpoint: Endpoint) -> Observed:
         """The endpoint's world now; also makes the report streams follow its worker pods."""
@@ -82,9 +85,10 @@ class Observer:
             accounts_in_use=frozenset(_accounts(workers, replica_sets)),
         )
 
-    def forget(self, key: tuple[str, str]) -> None:
+    def forget(self, key: Key) -> None:
         """The endpoint is gone: end its streams."""
         self._reports.follow(key, {})
+        self._held.pop(key, None)
 
     def _pod(self, endpoint: Endpoint, obj: Object) -> Pod:
         metadata = obj["metadata"]
@@ -114,11 +118,12 @@ class Observer:
                     obj = await self._kube.get(CONFIG_MAP, namespace, name)
                 except NotFound:
                     continue
-                content = ConfigMapContent(obj.get("data") or {})
-                for old in [key for key in self._contents if key[:2] == version[:2]]:
-                    del self._contents[old]
-                self._contents[version] = content
+                content = self._contents[version] = ConfigMapContent(obj.get("data") or {})
             found[name] = content
+        if found:
+            self._held[endpoint.key] = found
+        else:
+            self._held.pop(endpoint.key, None)
         return found
 
 

@@ -37,9 +37,7 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue()
         metrics.queue_depth.set_function(lambda: len(self._queue))
         self._endpoints = Endpoints()
-        self._cache = Cache(
-            kube, settings.scopes, changed=self._child_changed, referenced=self._reference_changed
-        )
+        self._cache = Cache(kube, settings.scopes, changed=self._changed, referenced=self._reference_changed)
         self.ready = False
         """Every watched kind has been listed once."""
 
@@ -55,7 +53,7 @@ class Operator:
 
     # Fed by the cache and the reports
 
-    def _child_changed(self, owner: Key, urgent: bool) -> None:
+    def _changed(self, owner: Key, urgent: bool) -> None:
         if owner not in self._endpoints:
             return
         if urgent:
@@ -67,11 +65,8 @@ class Operator:
         for owner in self._endpoints.referring(kind, *key):
             self._queue.add(owner)
 
-    def _reported(self, owner: Key) -> None:
-        self._queue.add(owner, urgent=True)
-
     async def run(self) -> None:
-        async with Reports(self._reported, port=self._settings.report_port) as reports:
+        async with Reports(self._changed, port=self._settings.report_port) as reports:
             reconciler = Reconciler(
                 kube=self._kube,
                 cache=self._cache,

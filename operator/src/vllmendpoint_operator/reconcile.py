@@ -20,7 +20,7 @@ from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
 from .model import Endpoint, Observed
 from .observe import Observer
-from .pacing import STEP_SECONDS, presses
+from .pacing import STEP_SECONDS, Pace, presses
 from .plan import Options, Plan, plan
 from .reports import CONNECTING_GRACE_SECONDS
 from .status import invalid_status, status
@@ -61,8 +61,8 @@ class Reconciler:
         self._options = options
         self._metrics = metrics
         self._identity = identity
-        self._written: dict[Key, float] = {}
-        """When a status was last written, on the monotonic clock."""
+        self._paces: dict[Key, Pace] = {}
+        """Of those whose status was written."""
         self._failures: dict[Key, int] = {}
         """Times in a row that the children could not be written."""
 
@@ -133,8 +133,9 @@ class Reconciler:
         if endpoint.status is not None and new == endpoint.status:
             return None
         now = monotonic()
-        early = self._written.get(endpoint.key, -STEP_SECONDS) + STEP_SECONDS - now
-        if early > 0 and not presses(endpoint.status, new):
+        pace = self._paces.get(endpoint.key) or Pace(now - STEP_SECONDS)
+        early = pace.wait(now, pressing=presses(endpoint.status, new))
+        if early > 0:
             return early
         body = {
             "apiVersion": names.API_VERSION,
@@ -159,7 +160,8 @@ class Reconciler:
         if not self._endpoints.wants(endpoint.key, endpoint.uid):
             return None  # deleted while the answer was on its way: it must not come back to life here
         self._endpoints.put(written)
-        self._written[endpoint.key] = now
+        pace.written(now)
+        self._paces[endpoint.key] = pace
         before = endpoint.status.conditions if endpoint.status is not None else ()
         changed = handlers_changed(endpoint.status, new)
         await self._tell(endpoint, [*changed, *transitions(before, new.conditions)])
@@ -186,7 +188,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._observer.forget(key)
         self._metrics.forget(key)
-        self._written.pop(key, None)
+        self._paces.pop(key, None)
         self._failures.pop(key, None)
 
 

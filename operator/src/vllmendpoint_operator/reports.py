@@ -71,15 +71,19 @@ class _Stream:
     line: bytes = b""
     news: bytes = b""
     """What of the report is news, to compare the next one with."""
+    weighty: tuple[object, ...] = ()
+    """What of it the user waits for, or loses requests by."""
     connected: bool = False
     settled: bool = False
     error: str = ""
 
 
 class Reports:
-    """Owns the streams. ``changed`` is told of the endpoint whose worker has news."""
+    """Owns the streams. ``changed(owner, urgent)`` is told of the endpoint whose worker has news."""
 
-    def __init__(self, changed: Callable[[tuple[str, str]], None], *, port: int = names.REPORT_PORT) -> None:
+    def __init__(
+        self, changed: Callable[[tuple[str, str], bool], None], *, port: int = names.REPORT_PORT
+    ) -> None:
         self._changed = changed
         self._port = port
         self._streams: dict[tuple[str, str], dict[str, _Stream]] = {}
@@ -141,7 +145,7 @@ class Reports:
             late = loop.time() - lost >= CONNECTING_GRACE_SECONDS
             stream.connected, stream.settled, stream.error = False, late, error[:300]
             if late and (was_connected or not was_settled):
-                self._changed(target.owner)
+                self._changed(target.owner, True)
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, _RETRY_LAST)
 
@@ -167,12 +171,14 @@ class Reports:
                         self._take(stream, line)
 
     def _take(self, stream: _Stream, line: bytes) -> None:
-        news = _news(parse(line, stream.target.uid))
-        told = not stream.connected or news != stream.news
-        stream.line, stream.news = line, news
+        report = parse(line, stream.target.uid)
+        news, weighty = _news(report), _weighty(report)
+        urgent = not stream.connected or weighty != stream.weighty
+        told = urgent or news != stream.news
+        stream.line, stream.news, stream.weighty = line, news, weighty
         stream.connected, stream.settled, stream.error = True, True, ""
         if told:
-            self._changed(stream.target.owner)
+            self._changed(stream.target.owner, urgent)
 
 
 def parse(line: bytes, pod_uid: str) -> WorkerReport:
@@ -204,6 +210,12 @@ def _cleaned(value: Any) -> Any:
 
 def _clean(text: str) -> str:
     return _CONTROL.sub(" ", text)
+
+
+def _weighty(report: WorkerReport) -> tuple[object, ...]:
+    """Not the steps of a start, of which a download has one a second."""
+    ping = report.custom_ping
+    return report.verdict.state, report.ready, report.configuration.state, ping and ping.state
 
 
 def _news(report: WorkerReport) -> bytes:

@@ -161,6 +161,25 @@ async def test_a_field_taken_out_shows_in_the_digest(kube, cache, make_endpoint,
     assert ("apply", "Deployment", "smollm-workers") in kube.writes
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        'services "smollm" is forbidden: exceeded quota: q, requested: count/services=1, limited: '
+        "count/services=0",
+        'services "smollm" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services" in '
+        'API group "" in the namespace "team-a"',
+    ],
+)
+async def test_what_says_nothing_of_the_spec_is_tried_again(kube, cache, make_endpoint, make_plan, told):
+    endpoint = make_endpoint()
+    kube.refuse["Service"] = Rejected(403, told)
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert refused.value.reason is Reason.PENDING
+    assert refused.value.message.startswith("the API server refuses the Service smollm")
+    assert refused.value.message.endswith(f": {told}; it is tried again")
+
+
 SOMEBODY = {"kind": "Chart", "name": "c", "uid": "uid-c", "controller": True}
 
 

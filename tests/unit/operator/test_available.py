@@ -91,6 +91,47 @@ def test_an_evicted_pod_and_the_one_in_its_place(
     assert told(condition, well, "Ready")[0] == "True", "history is no alarm"
 
 
+NO_GPU = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: 0/1 nodes are available: "
+    "1 No preemption victims found for incoming pod.",
+}
+LEAVING = {"deletionTimestamp": "2026-01-01T12:00:05Z"}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_rollout_without_a_gpu_to_spare_is_no_alarm(
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition, replicas
+):
+    """With no surge the new pod is made while the old one ends, and holds its GPU."""
+    endpoint = make_endpoint(replicas=replicas)
+    children = deployment(make_plan, living, endpoint, replicas=replicas, updatedReplicas=1)
+    others = [make_worker("w-2", settings=endpoint, metadata=with_hash("old", "11:00"))][: replicas - 1]
+    old = make_worker("w-1", settings=endpoint, metadata=with_hash("old", "11:00") | LEAVING)
+    waits = make_pod(
+        "w-3",
+        ready=False,
+        metadata=with_hash("new", "12:00"),
+        phase="Pending",
+        conditions=[NO_GPU],
+        containerStatuses=[],
+    )
+    found = make_status(endpoint, old, *others, waits, children=children)
+    said = told(condition, found, "UpToDate")
+    assert said[1] == ("UpToDate" if replicas == 1 else "RollingOut"), said
+    if replicas == 1:
+        assert told(condition, found, "Available") == (
+            "False",
+            "Starting",
+            "0 of 1 replicas ready, 1 needed: pod w-3 waits for what pod w-1 still holds while it ends.",
+        )
+    gone = make_status(endpoint, *others, waits, children=children)
+    kind = "Available" if replicas == 1 else "UpToDate"
+    assert told(condition, gone, kind)[1] == ("InsufficientGPU" if replicas == 1 else "RolloutStopped")
+
+
 def with_hash(hash_, created):
     return {
         "labels": {"pod-template-hash": hash_},

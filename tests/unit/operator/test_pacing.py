@@ -1,4 +1,4 @@
-"""Which changes of a status are written at once, and which wait for the next ones."""
+"""Which changes of a status are written at once, and which wait for the next ones; how many."""
 
 import pytest
 
@@ -148,3 +148,19 @@ async def test_where_nothing_was_written_for_long_a_step_does_not_wait(write):
     first = status(STEADY)
     assert await write(first, status(STEADY, ready_replicas=2), 1.0) is None
     assert len(write.done) == 1
+
+
+async def test_one_that_goes_to_and_fro_is_written_at_once_a_few_times_only(write):
+    """Each flip is a transition; a minute of them, ten a second."""
+    up, down = status(STEADY), status({**STEADY, "Ready": (FALSE, "EngineStalled")})
+    before, waits = None, []
+    for tenth in range(600):
+        now = up if before is down else down
+        wait = await write(before, now, 100.0 + tenth / 10)
+        if wait is None:
+            before = now
+        else:
+            waits.append(wait)
+    assert len(write.done) == pytest.approx(10 + 60 / STEP_SECONDS, abs=2)
+    assert all(0 < wait <= STEP_SECONDS for wait in waits)
+    assert await write(before, up if before is down else down, 1000.0) is None, "calm again: at once"

@@ -58,6 +58,7 @@ def test_rollout_annotation_renders_anew_and_restarts(make_endpoint, make_plan, 
     [
         {"replicas": 5},
         {"healthCheck": {"level": "Comprehensive"}},
+        {"handlers": {"ping": "model:f", "script": {"inline": "x = 1"}}},
         {"strategy": {"rollingUpdate": {"maxSurge": 1}}},
         {"frontend": {"replicas": 4}},
         {"paused": True},

@@ -6,7 +6,7 @@ from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
 from vllmendpoint_operator.errors import Conflict, KubeError, NotFound
-from vllmendpoint_operator.kinds import DEPLOYMENT, POD, REPLICA_SET
+from vllmendpoint_operator.kinds import CONFIG_MAP, DEPLOYMENT, POD, REPLICA_SET
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe import Observer
 from vllmendpoint_operator.plan import Options
@@ -60,7 +60,7 @@ class Api:
 async def world():
     api, endpoints, metrics = Api(), Endpoints(), Metrics()
     cache = Cache(api, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
-    async with Reports(lambda owner: None) as reports:
+    async with Reports(lambda owner, urgent: None) as reports:
         reconciler = Reconciler(
             kube=api,
             cache=cache,
@@ -170,7 +170,7 @@ async def test_what_fails_for_long_is_told(world):
         await reconciler.reconcile(KEY)
     assert api.status is None, "it is told once"
     api.fail = lambda kind: None
-    reconciler._written.clear()
+    reconciler._paces.clear()
     await reconciler.reconcile(KEY)
     assert "webhook" not in str(api.status["status"]["conditions"])
     api.fail, api.status = fail, None
@@ -238,6 +238,35 @@ async def test_a_worker_that_has_just_been_asked_is_waited_for(world):
     assert (api.status, api.version) == (None, version)
     await reconciler.reconcile(KEY)
     assert endpoints.get(KEY)["status"]["replicas"] == 0, "a step that waits"
-    reconciler._written.clear()
+    reconciler._paces.clear()
     await reconciler.reconcile(KEY)
     assert api.status["status"]["replicas"] == 1
+
+
+async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_to(world):
+    api, endpoints, _, reconciler = world
+    script = {"script": {"configMapKeyRef": {"name": "h", "key": "model.py"}}}
+    read = []
+
+    async def get(kind, namespace, name):
+        read.append(name)
+        return {"data": {"model.py": f"x = {len(read)}"}}
+
+    api.get = get
+    references = reconciler._cache.reference(CONFIG_MAP, "ns")
+    contents = reconciler._observer._contents
+    for version, name in ((1, "h"), (2, "h"), (3, "i")):
+        script["script"]["configMapKeyRef"]["name"] = name
+        named = endpoint(handlers=script)
+        named["metadata"]["resourceVersion"] = str(100 + version)
+        endpoints.put(named)
+        references.absorb(
+            {"metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": str(version)}}
+        )
+        await reconciler.reconcile(KEY)
+        await reconciler.reconcile(KEY)
+        assert len(read) == version, "each version is read once"
+        assert [key[:2] for key in contents] == [("ns", name)], "and what nobody refers to is let go"
+    endpoints.drop(KEY, "u")
+    await reconciler.reconcile(KEY)
+    assert not contents

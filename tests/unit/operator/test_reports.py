@@ -38,8 +38,8 @@ WIRE = {
 }
 
 
-def changed(path: str, value: object) -> dict:
-    wire = json.loads(json.dumps(WIRE))
+def changed(path: str, value: object, wire: dict = WIRE) -> dict:
+    wire = json.loads(json.dumps(wire))
     *parents, last = path.split(".")
     at = wire
     for parent in parents:
@@ -193,12 +193,13 @@ async def worker():
 
 @pytest.fixture
 async def followed(worker, monkeypatch):
-    """The reports of one pod that is followed; ``news`` holds what was told."""
+    """The reports of one pod that is followed; ``told`` is what was told: of whom, and whether
+    it is urgent."""
     monkeypatch.setattr(reports_module, "CONNECTING_GRACE_SECONDS", 0.6)
     monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.1)
-    news = []
-    async with Reports(news.append, port=worker.port) as reports:
-        reports.news = news
+    told = []
+    async with Reports(lambda *what: told.append(what), port=worker.port) as reports:
+        reports.told = told
         reports.follow(OWNER, {"u": Target("u", "127.0.0.1", OWNER)})
         yield reports
 
@@ -212,13 +213,34 @@ async def until(holds, seconds=5.0):
 async def test_news_is_told_once_and_figures_are_none(worker, followed):
     await worker.lines.put(WIRE)
     await until(lambda: followed.link(OWNER, "u").connected)
-    assert len(followed.news) == 1
+    assert len(followed.told) == 1
     await worker.lines.put(changed("lastProbe.latencyMilliseconds", 99))
     await worker.lines.put(changed("verdict.lastProofOfLife", SINCE))
     await until(lambda: followed.link(OWNER, "u").report.verdict.last_proof_of_life is not None)
-    assert len(followed.news) == 1, "a probe's figures are no news"
+    assert len(followed.told) == 1, "a probe's figures are no news"
     await worker.lines.put(changed("verdict.state", "Stalled"))
-    await until(lambda: len(followed.news) == 2)
+    await until(lambda: len(followed.told) == 2)
+
+
+async def test_a_step_of_a_start_is_not_urgent(worker, followed):
+    """A download has one a second: it would keep the queue's front for as long as it lasts."""
+    for change in (
+        {"stage.detail": "1 of 9 bytes"},
+        {"stage.detail": "2 of 9 bytes"},
+        {"verdict.state": "Stalled"},
+        {"verdict.state": "Stalled", "verdict.message": "as before"},
+        {"ready": True},
+        {"configuration.state": "Refused"},
+    ):
+        wire = WIRE
+        for path, value in change.items():
+            wire = changed(path, value, wire)
+        count = len(followed.told)
+        await worker.lines.put(wire)
+        await until(lambda count=count: len(followed.told) > count)
+    first, step, stalled, message, ready, refused = (urgent for _, urgent in followed.told)
+    assert (step, message) == (False, False)
+    assert (first, stalled, ready, refused) == (True, True, True, True)
 
 
 async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
@@ -230,10 +252,10 @@ async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
     assert followed.link(OWNER, "u").report is not None
     await worker.lines.put(WIRE)
     await until(lambda: followed.link(OWNER, "u").connected)
-    assert len(followed.news) == 2
+    assert len(followed.told) == 2
     await worker.runner.cleanup()
     await until(lambda: followed.link(OWNER, "u").settled and not followed.link(OWNER, "u").connected)
-    assert len(followed.news) == 3
+    assert len(followed.told) == 3
     assert followed.link(OWNER, "u").error
 
 
@@ -251,7 +273,7 @@ async def test_a_bad_stream_is_not_believed(worker, followed, line, told):
     await until(lambda: told in followed.link(OWNER, "u").error)
     assert followed.link(OWNER, "u").report is None
     await until(lambda: followed.link(OWNER, "u").settled)
-    assert followed.news == [OWNER]
+    assert followed.told == [(OWNER, True)]
 
 
 async def test_a_flood_is_cut(worker, followed):
@@ -260,7 +282,7 @@ async def test_a_flood_is_cut(worker, followed):
     )
     await worker.lines.put(flood)
     await until(lambda: "reports a second" in followed.link(OWNER, "u").error)
-    assert len(followed.news) < 100
+    assert len(followed.told) < 100
 
 
 async def test_follow_ends_what_is_no_longer_wanted(worker, followed):

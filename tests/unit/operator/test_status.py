@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reason
+from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reason, RollingUpdate
 from vllmendpoint_operator.plan import PlanError
 from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.reports import Link
@@ -151,11 +151,23 @@ def test_scaled_to_zero_is_ready(make_endpoint, make_status):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "max_unavailable", "needed"),
-    [(1, 1, 1), (3, 1, 2), (3, 0, 3), (4, "25%", 3), (3, "25%", 3), (10, "100%", 1), (3, "2", 1), (2, 5, 1)],
+    ("replicas", "down", "surge", "needed"),
+    [
+        (1, 1, 0, 1),
+        (3, 1, 0, 2),
+        (3, 0, 1, 3),
+        (4, "25%", 0, 3),
+        (3, "25%", 1, 3),
+        (3, "25%", "1%", 3),
+        (3, "25%", 0, 2),  # nothing down and nothing on top would never end: the Deployment takes one down
+        (10, "100%", 0, 1),
+        (3, "2", 0, 1),
+        (2, 5, 0, 1),
+    ],
 )
-def test_replicas_required(replicas, max_unavailable, needed):
-    assert required(replicas, max_unavailable) == needed
+def test_replicas_required(replicas, down, surge, needed):
+    strategy = RollingUpdate.model_validate({"maxUnavailable": down, "maxSurge": surge})
+    assert required(replicas, strategy) == needed
 
 
 def test_without_the_frontend_it_is_not_available(
@@ -352,6 +364,9 @@ def test_a_new_leader_keeps_what_was_known(make_endpoint, make_status, make_work
     unheard = [make_pod("w-0", Link()), make_pod("w-1", Link())]
     again = make_status(replace(endpoint, status=before), *unheard, now=noon + timedelta(seconds=5))
     assert again == before
+    refused = Link(error="ConnectionRefusedError")  # a policy that does not know the new leader's pod yet
+    tried = [make_pod("w-0", refused), make_pod("w-1", refused)]
+    assert make_status(replace(endpoint, status=before), *tried, now=noon + timedelta(seconds=6)) == before
     lost = [make_pod("w-0", Link(settled=True, error="refused")), make_pod("w-1", Link(settled=True))]
     late = make_status(replace(endpoint, status=before), *lost, now=noon + timedelta(seconds=15))
     assert told(late)["Generating"] == ("Unknown", "WorkerUnreachable")

@@ -89,6 +89,16 @@ CASES = {
         Reason.SECRET_NOT_FOUND,
         ["couldn't find key token in Secret team-a/hf"],
     ),
+    "config map": (
+        waiting("CreateContainerConfigError", 'configmap "gone" not found'),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        ['configmap "gone" not found'],
+    ),
+    "config map key": (
+        waiting("CreateContainerConfigError", "couldn't find key a in ConfigMap team-a/gone"),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        ["couldn't find key a in ConfigMap team-a/gone"],
+    ),
     "not root": (
         waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
         Reason.CONTAINER_CONFIG_ERROR,
@@ -132,6 +142,11 @@ CASES = {
         ["2 restarts"],
     ),
     "killed long before the budget": (again(ended(137, seconds=20)), Reason.CRASH_LOOPING, ["exit code 137"]),
+    "ended itself after as long as the budget": (
+        again(ended(3, seconds=BUDGET + 5)),
+        Reason.CRASH_LOOPING,
+        ["exit code 3"],
+    ),
     "killed after hours of service": (
         again(ended(137, seconds=3500)),
         Reason.CRASH_LOOPING,

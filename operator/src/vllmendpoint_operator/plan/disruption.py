@@ -1,8 +1,10 @@
 """How many replicas may be down: for a rollout, for ``Available``, and for a node that is drained."""
 
 import math
+from fractions import Fraction
 from typing import Any, Final
 
+from vllmendpoint_api import RollingUpdate
 from vllmendpoint_operator.model import Endpoint
 
 from .pods import WORKER
@@ -14,16 +16,21 @@ _FEWEST: Final = 2
 """With one replica a budget either blocks every drain for ever or protects nothing."""
 
 
-def required(replicas: int, max_unavailable: int | str) -> int:
+def required(replicas: int, strategy: RollingUpdate) -> int:
     """Ready replicas needed: at least one, whatever the strategy allows to be down.
 
-    Percentages are rounded down, as the Deployment's controller does.
+    As the Deployment's controller counts (``ResolveFenceposts``): what may be down is rounded down, a surge
+    up; where both come to 0, one may be down.
     """
-    if isinstance(max_unavailable, str) and max_unavailable.endswith("%"):
-        down = math.floor(replicas * int(max_unavailable[:-1]) / 100)
-    else:
-        down = int(max_unavailable)
+    down = math.floor(_share(strategy.max_unavailable, replicas))
+    if not down and not math.ceil(_share(strategy.max_surge, replicas)):
+        down = 1
     return max(1, replicas - down)
+
+
+def _share(amount: int | str, replicas: int) -> Fraction:
+    text = str(amount)
+    return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
 
 
 def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
@@ -36,7 +43,7 @@ def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
     replicas = endpoint.spec.replicas
     if replicas < _FEWEST:
         return []
-    down = max(1, replicas - required(replicas, endpoint.spec.strategy.rolling_update.max_unavailable))
+    down = max(1, replicas - required(replicas, endpoint.spec.strategy.rolling_update))
     return [
         {
             "apiVersion": "policy/v1",

@@ -104,7 +104,7 @@ def _inputs(endpoint: Endpoint, config: str | None) -> str:
     Without defaults: a field that a later version adds must not change the digest of what stands.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    for hot in ("replicas", "healthCheck", "strategy", "paused"):
+    for hot in ("replicas", "healthCheck", "handlers", "strategy", "paused"):
         spec.pop(hot, None)
     for section, hot in (("engine", "config"), ("frontend", "replicas")):
         rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}

@@ -11,7 +11,7 @@ from vllmendpoint_operator.plan.workload import deployment_name
 
 from .cause import one_line
 from .conditions import Finding, false, true
-from .why import Cause, why, worst
+from .why import Cause, causes, why, worst
 
 __all__ = ["available", "not_created"]
 
@@ -22,7 +22,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
     if replicas == 0:
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
     ready = sum(pod.ready for pod in observed.workers)
-    needed = required(replicas, endpoint.spec.strategy.rolling_update.max_unavailable)
+    needed = required(replicas, endpoint.spec.strategy.rolling_update)
     counts = f"{ready} of {replicas} replicas ready, {needed} needed"
     if ready < needed:
         budget = endpoint.spec.worker.startup_timeout_seconds
@@ -31,7 +31,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
     if endpoint.spec.frontend.mode == FrontendMode.MANAGED and not any(
         pod.ready for pod in observed.frontends
     ):
-        down = worst(found for pod in observed.frontends if (found := why(pod, 120)) is not None)
+        down = worst(causes(observed.frontends, 120))
         down = down or not_created(observed, frontend_name(endpoint), problem)
         # While it starts, it is the start that goes on, as with workers.
         reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
@@ -42,7 +42,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
 def _cause(endpoint: Endpoint, observed: Observed, problem: PlanError | None, budget: int) -> Cause:
     """What stands in the way of the pods that are there; else of those that are not."""
     living = [pod for pod in observed.workers if pod.phase != "Failed"]
-    cause = worst(found for pod in living if (found := why(pod, budget)) is not None)
+    cause = worst(causes(living, budget))
     if cause is None or len(living) < endpoint.spec.replicas:
         lacking = not_created(observed, deployment_name(endpoint), problem)
         cause = lacking if cause is None or lacking.reason is not Reason.STARTING else cause

@@ -25,6 +25,7 @@ _RANK: Final = {
             Reason.IMAGE_PULL_FAILED,
             Reason.CONTAINER_CONFIG_ERROR,
             Reason.SECRET_NOT_FOUND,
+            Reason.CONFIG_MAP_NOT_FOUND,
             Reason.MODEL_DOWNLOAD_FAILED,
             Reason.OOM_KILLED,
             Reason.CRASH_LOOPING,

@@ -9,7 +9,6 @@ from vllmendpoint_api import (
     WorkerReport,
 )
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
-from vllmendpoint_operator.reports import Link
 
 from .conditions import Finding, false, true, unknown
 
@@ -24,7 +23,7 @@ _KNOWN = {
 
 def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash: str | None) -> Finding:
     """``settings_hash``: that of the settings the spec asks for; None where nobody can tell."""
-    if any(pod.running and not pod.terminating and pod.link == Link() for pod in observed.workers):
+    if any(_unheard(pod) for pod in observed.workers):
         # A new leader has not heard this worker yet: what was known of this generation still stands.
         before = endpoint.status.conditions if endpoint.status is not None else ()
         for entry in before:
@@ -68,6 +67,11 @@ def _refused(refused: list[Pod], total: int) -> Finding:
         f"{problem.source}: {problem.message} "
         f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
     )
+
+
+def _unheard(pod: Pod) -> bool:
+    """Not yet, and not for so long that it means something."""
+    return pod.running and not pod.terminating and pod.link.report is None and not pod.link.settled
 
 
 def _report(pod: Pod) -> WorkerReport:

@@ -13,6 +13,8 @@ from .cause import Cause, one_line, wanted
 __all__ = ["ended", "failed"]
 
 _SLACK_SECONDS: Final = 10
+_BY_SIGNAL: Final = frozenset({0, 137, 143})
+"""How a worker ends that the kubelet ends. One that ends itself has other codes, and may have served as long."""
 _DOWNLOAD: Final = f"{Reason.MODEL_DOWNLOAD_FAILED}: "
 """How the worker's termination message begins where the model could not be fetched."""
 _ERROR_LINE: Final = re.compile(r"\b\w*(Error|Exception)\b: |\bFATAL\b|\bCRITICAL\b")
@@ -39,7 +41,7 @@ def ended(pod: Pod, container: str, state: dict[str, Any], restarts: int, budget
             f"{what} ended ({times}): {last.removeprefix(_DOWNLOAD)}.",
         )
     said = f" It said: {last}." if last else ""
-    if container == names.MAIN_CONTAINER and _used_up(state, budget):
+    if container == names.MAIN_CONTAINER and code in _BY_SIGNAL and _used_up(state, budget):
         return Cause(
             Reason.STARTUP_TIMEOUT,
             f"{what} was ended by the kubelet (exit code {code}, {times}) before it served: "

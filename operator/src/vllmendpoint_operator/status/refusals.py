@@ -1,8 +1,10 @@
 """``Accepted`` and ``ResolvedRefs``: what the planner, the API server and the references said."""
 
+from typing import Final
+
 from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed, Pod
+from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.observe import claim_references
 from vllmendpoint_operator.plan.workload import deployment_name
 
@@ -10,6 +12,8 @@ from .conditions import Finding, false, true, unknown
 from .why import why
 
 __all__ = ["accepted", "resolved_refs"]
+
+_OF_A_POD: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.CONFIG_MAP_NOT_FOUND})
 
 
 def accepted(problem: PlanError | None) -> Finding:
@@ -36,10 +40,11 @@ def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | N
             f"worker.serviceAccountName: no ServiceAccount {account!r} in the namespace "
             f"{endpoint.namespace}, so no pod can be made; create it, or name another",
         )
-    for pod in observed.workers:
-        secret = _missing_secret(pod, endpoint)
-        if secret is not None:
-            return false(Reason.SECRET_NOT_FOUND, secret)
+    for pod in (*observed.workers, *observed.frontends):
+        # The kubelet says it: the operator reads no Secret, and of a ConfigMap only what the plan needs.
+        cause = why(pod, endpoint.spec.worker.startup_timeout_seconds)
+        if cause is not None and cause.reason in _OF_A_POD:
+            return false(cause.reason, cause.message)
     return true(Reason.RESOLVED, "Every reference exists.")
 
 
@@ -51,9 +56,3 @@ def _missing_account(endpoint: Endpoint, observed: Observed) -> str | None:
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return named if f'serviceaccount "{named}" not found' in condition.get("message", "") else None
     return None
-
-
-def _missing_secret(pod: Pod, endpoint: Endpoint) -> str | None:
-    """The operator reads no Secret: the kubelet says which one is not there."""
-    cause = why(pod, endpoint.spec.worker.startup_timeout_seconds)
-    return cause.message if cause is not None and cause.reason is Reason.SECRET_NOT_FOUND else None

@@ -9,7 +9,7 @@ from vllmendpoint_operator.plan.workload import deployment_name
 
 from .available import not_created
 from .conditions import Finding, false, true
-from .why import Cause, why, worst
+from .why import Cause, causes, worst
 
 __all__ = ["up_to_date", "updated_replicas"]
 
@@ -57,8 +57,8 @@ def _stop(
     """
     budget = endpoint.spec.worker.startup_timeout_seconds
     newest = _newest(pods) if updated else []
-    causes = [found for pod in newest if (found := why(pod, budget)) is not None]
-    cause = worst([*causes, not_created(observed, name)])
+    leaving = [pod for pod in pods if pod.terminating]
+    cause = worst([*causes([*newest, *leaving], budget), not_created(observed, name)])
     return cause if cause is not None and cause.reason is not Reason.STARTING else None
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from vllmendpoint_api import PingState, Reason, Stage, Verdict, names
@@ -13,7 +13,7 @@ from .ended import ended, failed
 from .image_pull import PULL, cannot_pull
 from .unscheduled import unscheduled
 
-__all__ = ["VERDICT_REASONS", "Cause", "why", "worst"]
+__all__ = ["VERDICT_REASONS", "Cause", "causes", "why", "worst"]
 
 
 VERDICT_REASONS: Final = {
@@ -29,8 +29,32 @@ _CONFIG: Final = {
     "RunContainerError",
     "PostStartHookError",
 }
-_NO_SECRET = re.compile(r'secret ".*" not found|in Secret \S+$')
+_NO_REFERENCE: Final = (
+    (Reason.SECRET_NOT_FOUND, re.compile(r'secret ".*" not found|in Secret \S+$')),
+    (Reason.CONFIG_MAP_NOT_FOUND, re.compile(r'configmap ".*" not found|in ConfigMap \S+$')),
+)
+"""As the kubelet says it of a container's environment."""
+_NO_ROOM: Final = frozenset({Reason.INSUFFICIENT_GPU, Reason.UNSCHEDULABLE})
 _BYTES: Final = re.compile(r"(\d+) of (\d+) bytes")
+
+
+def causes(pods: Iterable[Pod], startup_timeout_seconds: int) -> list[Cause]:
+    """Of each of a Deployment's pods that is not ready.
+
+    One without room while another ends waits for that one's: so goes every rollout without a GPU to spare.
+    """
+    pods = tuple(pods)
+    leaving = next((pod.name for pod in pods if pod.terminating), None)
+    found = []
+    for pod in pods:
+        cause = why(pod, startup_timeout_seconds)
+        if cause is not None and cause.reason in _NO_ROOM and leaving is not None:
+            cause = Cause(
+                Reason.STARTING, f"pod {pod.name} waits for what pod {leaving} still holds while it ends."
+            )
+        if cause is not None:
+            found.append(cause)
+    return found
 
 
 def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
@@ -83,7 +107,8 @@ def _container(pod: Pod, name: str, status: dict[str, Any], startup_timeout_seco
     if reason in PULL:
         return cannot_pull(pod, name, str(status.get("image") or f"of container {name}"), reason, message)
     if reason in _CONFIG:
-        kind = Reason.SECRET_NOT_FOUND if _NO_SECRET.search(message) else Reason.CONTAINER_CONFIG_ERROR
+        missing = (missed for missed, told in _NO_REFERENCE if told.search(message))
+        kind = next(missing, Reason.CONTAINER_CONFIG_ERROR)
         return Cause(kind, f"pod {pod.name} cannot start its container: {one_line(message) or reason}.")
     restarts = int(status.get("restartCount", 0))
     now = state.get("terminated")
