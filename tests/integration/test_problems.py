@@ -235,8 +235,8 @@ def test_a_quota_is_told_and_overcome(shared, space, api, until):
 
 
 def test_a_name_that_is_free_again(shared, first_and_second, until):
-    """Nothing tells of an object without our labels: it is looked for every 30 s. Those have gone by while the
-    other tests of this module ran."""
+    """Nothing tells of an object without our labels: it is looked for every 30 s. Those have gone by while
+    the other tests of this module ran."""
     for endpoint in reversed(first_and_second):
         endpoint.until("Accepted", "True", seconds=40)
         until(lambda endpoint=endpoint: endpoint.child("Deployment", "-workers"), "its Deployment")

@@ -14,8 +14,8 @@ STEP_SECONDS: Final = 5.0
 endpoints most of them would be outdated before anybody reads them."""
 
 _MOST_AT_ONCE: Final = 10
-"""Writes at once that an endpoint may have saved up; one more comes with every ``STEP_SECONDS``. A worker that
-goes to and fro, or lies, must not keep the API server busy."""
+"""Writes at once that an endpoint may have saved up; one more comes with every ``STEP_SECONDS``. A worker
+that goes to and fro, or lies, must not keep the API server busy."""
 
 _AT_ONCE: Final = frozenset({Condition.READY, Condition.STALLED})
 

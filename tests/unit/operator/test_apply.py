@@ -161,15 +161,17 @@ async def test_a_field_taken_out_shows_in_the_digest(kube, cache, make_endpoint,
     assert ("apply", "Deployment", "smollm-workers") in kube.writes
 
 
-@pytest.mark.parametrize(
-    "told",
-    [
-        'services "smollm" is forbidden: exceeded quota: q, requested: count/services=1, limited: '
-        "count/services=0",
-        'services "smollm" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services" in '
-        'API group "" in the namespace "team-a"',
-    ],
+QUOTA = (
+    'services "smollm" is forbidden: exceeded quota: q, requested: count/services=1, '
+    "limited: count/services=0"
 )
+NO_RIGHT = (
+    'services "smollm" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services" '
+    'in API group "" in the namespace "team-a"'
+)
+
+
+@pytest.mark.parametrize("told", [QUOTA, NO_RIGHT], ids=["quota", "right"])
 async def test_what_says_nothing_of_the_spec_is_tried_again(kube, cache, make_endpoint, make_plan, told):
     endpoint = make_endpoint()
     kube.refuse["Service"] = Rejected(403, told)

@@ -14,7 +14,7 @@ __all__ = ["ended", "failed"]
 
 _SLACK_SECONDS: Final = 10
 _BY_SIGNAL: Final = frozenset({0, 137, 143})
-"""How a worker ends that the kubelet ends. One that ends itself has other codes, and may have served as long."""
+"""How a worker ends that the kubelet ends; one that ends itself has other codes, and may have served long."""
 _DOWNLOAD: Final = f"{Reason.MODEL_DOWNLOAD_FAILED}: "
 """How the worker's termination message begins where the model could not be fetched."""
 _ERROR_LINE: Final = re.compile(r"\b\w*(Error|Exception)\b: |\bFATAL\b|\bCRITICAL\b")
