@@ -52,6 +52,10 @@ _ONCE_POD: Final = (
     "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod goes with no other mode; "
     "remove it, or the others"
 )
+_KEY: Final = {"name": "s", "key": "k"}
+_ENV_SOURCE: Final = (
+    "worker.env: valueFrom: name one of configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef"
+)
 _HANDLER: Final = (
     "handlers.{0}: give where:function, for instance model:{0}_handler, handlers.py:f, "
     "/opt/ml/model/handlers.py:f or package.module:f"
@@ -157,6 +161,35 @@ REFUSED: Final[list[tuple[Object, str]]] = [
         _worker(env=[{"name": "A", "value": "", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
         "worker.env: A has both value and valueFrom; remove one",
     ),
+    (_worker(env=[{"name": "A", "valueFrom": {}}]), _ENV_SOURCE),
+    (
+        _worker(
+            env=[
+                {"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}, "secretKeyRef": _KEY}}
+            ]
+        ),
+        _ENV_SOURCE,
+    ),
+    (_worker(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s"}}}]), "key: Required value"),
+    (
+        _worker(env=[{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.node"}}}]),
+        "valueFrom.fieldRef.fieldPath",
+    ),
+    (
+        _worker(
+            env=[
+                {"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1Mi"}}}
+            ]
+        ),
+        "worker.env: resourceFieldRef.divisor: 1 or 1m for cpu, 1 or a unit of bytes for the rest",
+    ),
+    (_worker(envFrom=[{}]), "worker.envFrom: name one of configMapRef, secretRef"),
+    (
+        _worker(envFrom=[{"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}}]),
+        "worker.envFrom: name one of configMapRef, secretRef",
+    ),
+    (_worker(envFrom=[{"secretRef": {}}]), "name: Required value"),
+    (_worker(sharedMemorySize="1e.5"), "spec.worker.sharedMemorySize"),
     (
         _worker(env=[{"name": "SM_VLLM_Data_Parallel_MASTER_PORT"}, {"name": "SM_VLLM_Served_Model"}]),
         "worker.env: SM_VLLM_Served_Model is an engine argument that the operator sets; remove it",

@@ -8,7 +8,18 @@ import yaml
 from tests.nested import walk
 from vllmendpoint_api import custom_resource_definition
 
-ENV = [{"name": "A", "value": "a"}, {"name": "F", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+SOURCES = {
+    "configMapKeyRef": {"name": "c", "key": "k", "optional": True},
+    "secretKeyRef": {"name": "s", "key": "k", "optional": False},
+    "fieldRef": {"fieldPath": "spec.nodeName", "apiVersion": "v1"},
+    "resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"},
+}
+ENV = [{"name": "A", "value": "a"}]
+ENV += [{"name": f"FROM_{kind}", "valueFrom": {kind: source}} for kind, source in SOURCES.items()]
+ENV_FROM = [
+    {"prefix": "P_", "configMapRef": {"name": "c", "optional": True}},
+    {"secretRef": {"name": "s", "optional": False}},
+]
 TAINT = {"key": "gpu", "operator": "Exists"}
 SCRIPT = "\ufeffa = '\U0001f642 \x7f \x85 \u2028'\n"
 """What is a character, and not one of YAML's, which an apply is read as."""
@@ -27,7 +38,7 @@ FIRST = {
         "image": "registry.example/w:9",
         "resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "250m"}},
         "env": ENV,
-        "envFrom": [{"prefix": "P_", "configMapRef": {"name": "c"}}],
+        "envFrom": ENV_FROM,
         "imagePullSecrets": [{"name": "pull"}],
         "serviceAccountName": "mine",
         "sharedMemorySize": "3Gi",
@@ -91,13 +102,26 @@ SEEN = {
         ("worker.resources.requests", "worker", f"{MAIN}.resources.requests.cpu", "250m"),
         ("worker.env.name", "worker", f"{MAIN}.env.[name=A].name", "A"),
         ("worker.env.value", "worker", f"{MAIN}.env.[name=A].value", "a"),
-        (
-            "worker.env.valueFrom",
-            "worker",
-            f"{MAIN}.env.[name=F].valueFrom.fieldRef.fieldPath",
-            "spec.nodeName",
+        *(
+            (
+                f"worker.env.valueFrom.{kind}.{field}",
+                "worker",
+                f"{MAIN}.env.[name=FROM_{kind}].valueFrom.{kind}.{field}",
+                value,
+            )
+            for kind, source in SOURCES.items()
+            for field, value in source.items()
         ),
-        ("worker.envFrom", "worker", f"{MAIN}.envFrom", [{"prefix": "P_", "configMapRef": {"name": "c"}}]),
+        *(
+            (f"worker.envFrom.{field}", "worker", f"{MAIN}.envFrom", ENV_FROM)
+            for field in (
+                "prefix",
+                "configMapRef.name",
+                "configMapRef.optional",
+                "secretRef.name",
+                "secretRef.optional",
+            )
+        ),
         ("worker.imagePullSecrets.name", "frontend", "spec.imagePullSecrets", [{"name": "pull"}]),
         ("worker.serviceAccountName", "worker", "spec.serviceAccountName", "mine"),
         ("worker.sharedMemorySize", "worker", "spec.volumes.[name=shm].emptyDir.sizeLimit", "3Gi"),

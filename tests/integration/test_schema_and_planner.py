@@ -18,7 +18,7 @@ from vllmendpoint_operator.plan import Options, plan
 
 NAMES = st.sampled_from(["a", "with-dash", "with.dot", "x" * 63])
 QUANTITIES = st.sampled_from(
-    ["1", "500m", "1.5Gi", "+1", ".5", "1e3", "2E2", "0", 0, 7, "9223372036854775807"]
+    ["1", "500m", "1.5Gi", "+1", ".5", "1e3", "2E2", "1e.5", "1e99", "0", 0, 7, "9223372036854775807"]
 )
 TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cc"]), max_size=20)
 SHARES = st.one_of(st.integers(0, 5), st.sampled_from(["0%", "1%", "25%", "100%"]))
@@ -115,6 +115,14 @@ SPEC = st.builds(
                         {"name": "a.b-c", "value": "$(POD_NAME)"},
                         {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
                         {"name": "F", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                        {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a']"}}},
+                        {"name": "N", "valueFrom": {}},
+                        {"name": "K", "valueFrom": {"configMapKeyRef": {"name": "c", "key": ""}}},
+                        {"name": "R", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                        {
+                            "name": "D",
+                            "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1m"}},
+                        },
                         {"name": "HF_TOKEN", "value": "x"},
                         {"name": "SAGEMAKER_MODEL_PATH", "value": "/mine"},
                         {"name": "SAGEMAKER_MODEL_PATH", "value": "mine"},
@@ -128,7 +136,13 @@ SPEC = st.builds(
             ),
             envFrom=st.lists(
                 st.sampled_from(
-                    [{"secretRef": {"name": "s"}}, {"prefix": "P_", "configMapRef": {"name": "c"}}]
+                    [
+                        {"secretRef": {"name": "s"}},
+                        {"prefix": "P_", "configMapRef": {"name": "c"}},
+                        {"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}},
+                        {"prefix": "9", "secretRef": {"name": "s", "optional": True}},
+                        {},
+                    ]
                 ),
                 max_size=2,
             ),

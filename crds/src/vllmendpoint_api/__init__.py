@@ -26,6 +26,8 @@ from ._spec_checks import *  # noqa: F403
 from ._spec_checks import __all__ as _spec_checks
 from ._spec_engine import *  # noqa: F403
 from ._spec_engine import __all__ as _spec_engine
+from ._spec_env import *  # noqa: F403
+from ._spec_env import __all__ as _spec_env
 from ._spec_worker import *  # noqa: F403
 from ._spec_worker import __all__ as _spec_worker
 from ._status import *  # noqa: F403
@@ -48,6 +50,7 @@ __all__ = [  # noqa: PLE0604
     *_spec,
     *_spec_checks,
     *_spec_engine,
+    *_spec_env,
     *_spec_worker,
     *_status,
 ]

@@ -40,7 +40,7 @@ Quantity = Annotated[
             "maxLength": 32,
             "minimum": 0,
             "pattern": r"^\+?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
-            r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+            r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]{1,2}))?$",
         }
     ),
     Field(union_mode="left_to_right"),

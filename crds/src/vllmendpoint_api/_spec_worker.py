@@ -6,20 +6,13 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject, Quantity
-from ._owned import (
-    COMPARED_OPTIONS,
-    OWNED_ENGINE_ARGS,
-    OWNED_ENV,
-    OWNED_ENV_PREFIX,
-    SAGEMAKER_OPTION_PREFIX,
-)
-from ._rules import DNS_SUBDOMAIN, LocalObjectReference, Name, cel_list, rules
+from ._rules import DNS_SUBDOMAIN, LocalObjectReference, Name, rules
+from ._spec_env import EnvFrom, EnvVar
 
 __all__ = [
     "AccessMode",
     "Cache",
     "EmptyDir",
-    "EnvVar",
     "PersistentVolumeClaim",
     "Resources",
     "VolumeClaimTemplate",
@@ -27,21 +20,6 @@ __all__ = [
 ]
 
 
-_ENV_RULE: Final = {
-    "rule": f"!self.startsWith('{OWNED_ENV_PREFIX}') && !(self in {cel_list(list(OWNED_ENV))})",
-    "messageExpression": "'worker.env: ' + self + ' is set by the operator; remove it'",
-    "message": "worker.env: this name is set by the operator; remove it",
-}
-
-
-_OPTION_RULE: Final = {
-    "rule": f"!self.startsWith('{SAGEMAKER_OPTION_PREFIX}') || "
-    f"['--' + self.substring({len(SAGEMAKER_OPTION_PREFIX)}).lowerAscii().replace('_', '-')]"
-    f".all(name, name == '--' || name in {cel_list(list(COMPARED_OPTIONS))} || "
-    f"!{cel_list(list(OWNED_ENGINE_ARGS))}.exists(owned, owned.startsWith(name)))",
-    "messageExpression": "'worker.env: ' + self + ' is an engine argument that the operator sets; remove it'",
-    "message": "worker.env: this name is an engine argument that the operator sets; remove it",
-}
 _DEVICE: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$"
 _RESOURCE_RULES: Final = (
     {
@@ -84,35 +62,6 @@ class Resources(Contract):
     requests: Annotated[ResourceList, Field(description="What is reserved.")]
 
 
-class EnvVar(Contract):
-    """An environment variable, as in a container."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            {
-                "rule": "!(has(self.value) && has(self.valueFrom))",
-                "messageExpression": "'worker.env: ' + self.name + "
-                "' has both value and valueFrom; remove one'",
-                "message": "worker.env: a variable has both value and valueFrom; remove one",
-            }
-        )
-    )
-    name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=256,
-            pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$",
-            description="Name of the variable.",
-            json_schema_extra=rules(_ENV_RULE, _OPTION_RULE),
-        ),
-    ]
-    value: Annotated[str | None, Field(max_length=32_768, description="Its value.")] = None
-    value_from: Annotated[
-        JsonObject | None, Field(description="Source of the value, as in a container's env.")
-    ] = None
-
-
 class Worker(Contract):
     """The pods that run Dynamo + vLLM."""
 
@@ -138,7 +87,7 @@ class Worker(Contract):
         ),
     ] = ()
     env_from: Annotated[
-        tuple[JsonObject, ...],
+        tuple[EnvFrom, ...],
         Field(max_length=32, description="ConfigMaps and Secrets whose keys become environment."),
     ] = ()
     image_pull_secrets: Annotated[

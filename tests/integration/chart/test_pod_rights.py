@@ -77,7 +77,7 @@ def main(**fields: Any) -> dict[str, Any]:
     return pod_template(containers=[{"name": "main", **fields}])
 
 
-SECRET = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "anyone's", "key": "k"}}}
+SECRET = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "anyones", "key": "k"}}}
 MODEL = "file:///models/tiny"
 REFUSED: dict[str, dict[str, Any]] = {
     "another account": {"worker": {"serviceAccountName": "mine"}},
@@ -88,7 +88,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a Secret as a volume": {"worker": pod_template(volumes=[{"name": "s", "secret": {"secretName": "s"}}])},
     "a Secret in the environment, by the template": {"worker": main(env=[SECRET])},
     "a Secret in the environment": {"worker": {"env": [SECRET]}},
-    "a Secret as the environment": {"worker": {"envFrom": [{"secretRef": {"name": "anyone's"}}]}},
+    "a Secret as the environment": {"worker": {"envFrom": [{"secretRef": {"name": "anyones"}}]}},
     "a variable that loads code": {"worker": {"env": [{"name": "PYTHONPATH", "value": "/cache"}]}},
     "an image": {"worker": {"image": "registry.example/mine:1"}},
     "an empty template": {"worker": {"podTemplate": {}}},

@@ -141,7 +141,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
     if found := resources(worker.resources):
         main["resources"] = found
     if worker.env_from:
-        main["envFrom"] = list(worker.env_from)
+        main["envFrom"] = [item.wire() for item in worker.env_from]
 
     pod: dict[str, Any] = {
         "serviceAccountName": account_name(endpoint),
