@@ -260,3 +260,19 @@ def host(deployed: Cluster) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
         way.connect((address, 9))  # sends nothing
         return str(way.getsockname()[0])
+
+
+@pytest.fixture
+def gpu(cluster: Cluster) -> Iterator[None]:
+    """The node says that it has one, as a device plugin makes it say."""
+    (node,) = cluster.get("nodes")["items"]
+
+    def patch(*operations: dict[str, str]) -> None:
+        name = node["metadata"]["name"]
+        text = json.dumps(operations)
+        cluster.kubectl("patch", "node", name, "--subresource=status", "--type=json", "-p", text)
+
+    paths = [f"/status/{part}/nvidia.com~1gpu" for part in ("capacity", "allocatable")]
+    patch(*({"op": "add", "path": path, "value": "1"} for path in paths))
+    yield
+    patch(*({"op": "remove", "path": path} for path in paths))

@@ -14,8 +14,10 @@ from .hub import serving
 pytestmark = pytest.mark.timeout(600)
 REGISTRY_PORT = 5099
 REGISTRY = f"localhost:{REGISTRY_PORT}"  # the node's own: only there containerd speaks plain HTTP
+PULLER = "puller:opensesame"
 DENIES = f"""
-import http.server as h, socket
+import base64, http.server as h, socket
+KNOWN = 'Basic ' + base64.b64encode(b'{PULLER}').decode()
 class Denies(h.BaseHTTPRequestHandler):
     def handle(self):
         if self.connection.recv(1, socket.MSG_PEEK) == bytes([22]):  # TLS is tried first
@@ -24,8 +26,10 @@ class Denies(h.BaseHTTPRequestHandler):
         else:
             super().handle()
     def do_GET(self):
-        self.send_response(401 if 'private' in self.path else 403)
-        if 'private' in self.path:
+        private = 'private' in self.path
+        known = self.headers['Authorization'] == KNOWN
+        self.send_response(404 if private and known else 401 if private else 403)
+        if private and not known:
             self.send_header('WWW-Authenticate', 'Basic realm="r"')
         self.end_headers()
         self.wfile.write(b'{{"errors": [{{"code": "DENIED", "message": "not for you"}}]}}')
@@ -113,6 +117,13 @@ CASES = [
         ('secret "not-there" not found',),
     ),
     Case(
+        "no-map-for-env",
+        {"worker": worker(envFrom=[{"configMapRef": {"name": "not-there"}}])},
+        "ResolvedRefs",
+        Reason.CONFIG_MAP_NOT_FOUND,
+        ('configmap "not-there" not found',),
+    ),
+    Case(
         "no-account",
         {"worker": worker(serviceAccountName="not-there")},
         "ResolvedRefs",
@@ -157,6 +168,14 @@ CASES = [
         "Available",
         Reason.IMAGE_PULL_FAILED,
         ("no basic auth credentials", "The registry wants credentials"),
+    ),
+    Case(
+        # Let in by the Secret, and told that it is not there.
+        "known-puller",
+        {"worker": worker(image=f"{REGISTRY}/private/worker:1", imagePullSecrets=[{"name": "registry"}])},
+        "Available",
+        Reason.IMAGE_PULL_FAILED,
+        (f"{REGISTRY}/private/worker:1: not found",),
     ),
     Case(
         "out-of-memory",
@@ -253,6 +272,14 @@ def made(cluster: Cluster, host: str, registry: None) -> Iterator[None]:
     }
     hooks = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hooks"}, "data": HOOKS}
     cluster.apply(quota, hooks)
+    user, _, password = PULLER.partition(":")
+    # As docs/operations.md has it.
+    credentials = (
+        f"--docker-server={REGISTRY}",
+        f"--docker-username={user}",
+        f"--docker-password={password}",
+    )
+    cluster.kubectl("create", "secret", "docker-registry", "registry", *credentials)
     eventually(lambda: cluster.get("resourcequota", "no-licences").get("status"), bool, 30)
     with serving(host, CACHE / "models/toy-llama", "a token") as hub:
         objects = [
@@ -279,22 +306,6 @@ def test_cause(cluster: Cluster, made: None, case: Case) -> None:
         assert cluster.condition(case.name, "Ready")["status"] == "False"
     finally:
         cluster.kubectl("delete", "vep", case.name, "--wait=false")
-
-
-@pytest.fixture
-def gpu(cluster: Cluster) -> Iterator[None]:
-    """The node says that it has one, as a device plugin makes it say."""
-    (node,) = cluster.get("nodes")["items"]
-
-    def patch(*operations: dict[str, str]) -> None:
-        name = node["metadata"]["name"]
-        text = json.dumps(operations)
-        cluster.kubectl("patch", "node", name, "--subresource=status", "--type=json", "-p", text)
-
-    paths = [f"/status/{part}/nvidia.com~1gpu" for part in ("capacity", "allocatable")]
-    patch(*({"op": "add", "path": path, "value": "1"} for path in paths))
-    yield
-    patch(*({"op": "remove", "path": path} for path in paths))
 
 
 @pytest.mark.usefixtures("gpu")

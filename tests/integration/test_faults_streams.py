@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.integration.simulated_node import SimulatedNode
+from vllmendpoint_operator.pacing import MOST_AT_ONCE, STEP_SECONDS
 
 
 @pytest.fixture
@@ -66,5 +67,24 @@ def test_a_flood_costs_few_writes_and_hides_no_stall_of_others(serving, api, unt
     quiet.until("Generating", "False", "EngineStalled")
     assert time.monotonic() - started < 2
     thread.join()
-    written = [write for write in api.writes(mark, namespace="shared") if loud.name in write]
-    assert len(written) < 150, "not one for each of the thousands"
+    assert len(statuses(api, mark, loud)) <= 2, "not one for each of the thousands"
+
+
+def test_one_that_goes_to_and_fro_is_written_a_few_times_and_then_seldom(serving, api):
+    """Slowly enough to be no flood: each time is a transition."""
+    fickle = serving()
+    (worker,) = fickle.started
+    mark, started = api.mark(), time.monotonic()
+    for number in range(100):
+        worker.say(("Stalled", "Generating")[number % 2])
+        time.sleep(0.05)
+    seconds = time.monotonic() - started
+    found = statuses(api, mark, fickle)
+    assert 5 <= len(found) <= MOST_AT_ONCE + seconds / STEP_SECONDS + 1
+    worker.say("Stalled")
+    fickle.until("Generating", "False", "EngineStalled", seconds=2 * STEP_SECONDS)
+
+
+def statuses(api, mark, endpoint):
+    """Writes of its status since then."""
+    return [w for w in api.writes(mark, namespace="shared") if w == f"patch vllmendpoints {endpoint.name}"]

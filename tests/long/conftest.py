@@ -9,6 +9,7 @@ from tests.e2e.conftest import (  # noqa: F401  (the same cluster, a namespace f
     ROOT,
     cluster,
     deployed,
+    gpu,
     host,
 )
 from tests.integration.conftest import (  # noqa: F401  (a control plane, no kubelet)

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.timeout(600)
 NAME = "fields"
 ACCOUNT = "reads-my-bucket"
 TOKEN = "hf_token-of-the-hub"
+SEED = 4711
 SCRIPT = """
 import asyncio
 import model_hosting_container_standards.sagemaker as sagemaker_standards
@@ -66,6 +67,7 @@ def volume(cluster: Cluster, folder: Path) -> dict[str, Any]:
 
 def endpoint(hub: Hub, s3: dict[str, str]) -> dict[str, Any]:
     made = manifest(NAME)
+    made["spec"]["engine"]["config"] = {"inline": {"seed": SEED}}
     made["spec"] |= {
         "model": {
             "uri": "hf://team/toy",
@@ -222,6 +224,10 @@ def test_secrets_reach_the_workers_environment_and_nothing_else(cluster: Cluster
         assert len(text) > 100, where
         assert TOKEN not in text, where
         assert SECRET_KEY not in text, where
+
+
+def test_the_engine_has_taken_in_its_config_file(cluster: Cluster, pod: str) -> None:
+    assert f"seed={SEED}," in cluster.kubectl("logs", pod)
 
 
 def test_the_model_is_kept_on_the_endpoints_own_claim(cluster: Cluster, pod: str, cache: Path) -> None:

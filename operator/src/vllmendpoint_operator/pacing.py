@@ -7,13 +7,13 @@ from vllmendpoint_api import READY_PARTS, Condition, ConditionStatus, VLLMEndpoi
 
 from .events import handlers_changed, transitions
 
-__all__ = ["STEP_SECONDS", "Pace", "presses"]
+__all__ = ["MOST_AT_ONCE", "STEP_SECONDS", "Pace", "presses"]
 
 STEP_SECONDS: Final = 5.0
 """How long after the last write the steps of a start, counts and wording wait. In a burst of a thousand
 endpoints most of them would be outdated before anybody reads them."""
 
-_MOST_AT_ONCE: Final = 10
+MOST_AT_ONCE: Final = 10
 """Writes at once that an endpoint may have saved up; one more comes with every ``STEP_SECONDS``. A worker
 that goes to and fro, or lies, must not keep the API server busy."""
 
@@ -25,7 +25,7 @@ class Pace:
     """Of one endpoint's writes. Moments in seconds, on a monotonic clock."""
 
     last: float
-    saved: float = float(_MOST_AT_ONCE)
+    saved: float = float(MOST_AT_ONCE)
 
     def wait(self, now: float, *, pressing: bool) -> float:
         """Seconds until the status may be written; 0 or less: now."""
@@ -35,7 +35,7 @@ class Pace:
         return STEP_SECONDS - passed
 
     def written(self, now: float) -> None:
-        self.saved = min(_MOST_AT_ONCE, self.saved + (now - self.last) / STEP_SECONDS) - 1
+        self.saved = min(MOST_AT_ONCE, self.saved + (now - self.last) / STEP_SECONDS) - 1
         self.last = now
 
 
