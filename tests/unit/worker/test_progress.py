@@ -20,6 +20,18 @@ def test_progress_forgets_old_steps() -> None:
     assert progress.seen().longest_step == 0.0
 
 
+def test_a_long_step_is_remembered_for_a_minute_however_many_short_ones_follow() -> None:
+    now = [1000.9]
+    progress = Progress(lambda: now[0])
+    progress.step(1, 4.0)
+    for _ in range(6000):
+        now[0] += 0.01
+        progress.step(1, 0.01)
+        assert progress.seen().longest_step == 4.0
+    now[0] += 1.0
+    assert progress.seen().longest_step == 0.01
+
+
 def test_the_step_of_a_stall_makes_the_window_its_length_and_not_three_of_it() -> None:
     now = [1000.0]
     progress = Progress(lambda: now[0])

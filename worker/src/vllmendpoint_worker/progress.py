@@ -16,10 +16,8 @@ __all__ = ["PROBE_PREFIX", "PROGRESS", "Progress"]
 PROBE_PREFIX: Final = "vllmendpoint-probe-"
 """Start of a probe's request id, so that our own probes do not count as user traffic."""
 
-RECENT_SECONDS: Final = 60.0
-"""How long a step counts as recent."""
-
-_LONGEST: Final = 512
+RECENT_SECONDS: Final = 60
+"""How long a step counts as recent, at least; to the second."""
 
 
 class Progress:
@@ -28,7 +26,8 @@ class Progress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last_scheduled: float | None = None
-        self._steps: deque[tuple[float, float]] = deque(maxlen=_LONGEST)
+        # The longest step of each second that had one: an engine takes too many steps to keep them all.
+        self._longest: deque[tuple[int, float]] = deque(maxlen=RECENT_SECONDS + 1)
         self._stalled_at: float | None = None
         self.attached = False
         """vLLM has made our stat logger. Without it every timeout would look like a stall."""
@@ -51,7 +50,10 @@ class Progress:
             # next stall for three times as long as this one lasted; left out, a prefill that really is so
             # long would be called a stall every time. So the window becomes its length, not three of it.
             seconds /= CRITICAL_STEPS
-        self._steps.append((now, max(seconds, 0.0)))
+        second = int(now)
+        if self._longest and self._longest[-1][0] == second:
+            seconds = max(seconds, self._longest.pop()[1])
+        self._longest.append((second, max(seconds, 0.0)))
 
     def stalled(self) -> None:
         """The engine has just been found stalled."""
@@ -66,15 +68,13 @@ class Progress:
         self.last_user_finished = self._clock()
 
     def seen(self) -> ProgressSeen:
-        horizon = self._clock() - RECENT_SECONDS
-        while self._steps and self._steps[0][0] < horizon:
-            self._steps.popleft()
-        longest = max((seconds for _, seconds in self._steps), default=0.0)
+        horizon = int(self._clock()) - RECENT_SECONDS
+        longest = max((seconds for second, seconds in self._longest if second >= horizon), default=0.0)
         return ProgressSeen(self._last_scheduled, longest)
 
     def forget_steps(self) -> None:
         """Forget step lengths: warm-up compiles kernels, and those steps say nothing of later ones."""
-        self._steps.clear()
+        self._longest.clear()
 
 
 PROGRESS: Final = Progress()
