@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from vllmendpoint_api import Mode, Outcome, Verdict
-from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker import liveness
+from vllmendpoint_worker.board import Board, Clock
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.expect import Expectation
 from vllmendpoint_worker.prober import Prober, ProbeSettings, ask, next_probe_at
 from vllmendpoint_worker.progress import PROBE_PREFIX, Progress
+from vllmendpoint_worker.publish import Publisher
 from vllmendpoint_worker.verdict import Rules, State
 
 pytestmark = pytest.mark.timeout(30)
@@ -347,6 +349,53 @@ async def test_disabled_asks_nothing() -> None:
         prober.configure(settings(mode=Mode.OBSERVE))
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         prober.configure(settings(mode=Mode.DISABLED))
+
+
+@pytest.fixture
+async def ends(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, Board, list[str]]]:
+    """A worker that serves and beats, and the ends that liveness made of it."""
+    ends: list[str] = []
+    monkeypatch.setattr(liveness, "leave", lambda code, why: ends.append(why))
+    board = Board(worker_version="1.2.3")
+    shown = Publisher(board, Clock())
+    shown.resolved = shown.warmed = shown.serving = True
+    beating = asyncio.create_task(liveness.Liveness(board, shown, lambda: 1.0, Clock()).run())
+    yield shown, board, ends
+    beating.cancel()
+    await asyncio.wait({beating}, timeout=5)
+
+
+async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
+    ends: tuple[Publisher, Board, list[str]],
+) -> None:
+    shown, board, left = ends
+    engine = FakeEngine()
+    engine.behaviour = "hang"
+    async with probing(engine, settings()) as prober:
+        shown.prober = prober
+        await until(lambda: prober.state.verdict is Verdict.STALLED)
+        prober.configure(settings(mode=Mode.DISABLED))
+        shown.publish()
+        assert board.readiness() == (True, "")
+        assert (shown.verdict, shown.fit(), shown.healthy()) == (Verdict.DISABLED, True, True)
+        await asyncio.sleep(1.0)
+        engine.behaviour = "wait"
+        prober.configure(settings(timeout=5.0))
+        assert prober.state.verdict is Verdict.STARTING
+        await until(lambda: engine.running == 1)
+        await asyncio.sleep(2 * liveness.BEAT_SECONDS)
+        engine.go.set()
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        assert left == []
+
+
+async def test_probing_that_was_off_takes_no_healthy_worker_out_of_service() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings()) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        prober.configure(settings(mode=Mode.DISABLED))
+        prober.configure(settings())
+        assert prober.state.verdict is Verdict.GENERATING
 
 
 async def test_probe_now_is_shared_by_those_who_ask_together() -> None:

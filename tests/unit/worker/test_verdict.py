@@ -19,6 +19,7 @@ from vllmendpoint_worker.verdict import (
     asked_anew,
     decide,
     fit_for_ping,
+    probed_again,
     ready,
     stalled_for,
 )
@@ -145,6 +146,25 @@ def test_since_moves_only_with_the_verdict() -> None:
     assert stalled_for(again, 90.0) == 40.0
     assert stalled_for(GENERATING, 90.0) == 0.0
     assert again.message == STALLED.message  # a line is streamed at every change: the sentence must not tick
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (START, V.STARTING),
+        (GENERATING, V.GENERATING),
+        (BUSY, V.STARTING),
+        (STALLED, V.STARTING),
+        (FAILING, V.STARTING),
+        (WRONG, V.STARTING),
+        (DEAD, V.DEAD),
+    ],
+)
+def test_what_was_found_before_probing_was_off_is_not_found_now(before: State, after: Verdict) -> None:
+    state = probed_again(before, 300.0)
+    assert state.verdict is after
+    assert (state.failures, state.successes, state.unanswered, state.wrong) == (0, 0, False, "")
+    assert state.since == (300.0 if after is V.STARTING else before.since)
 
 
 def ask_ready(verdict: Verdict, mode: Mode = Mode.ENFORCE, **more: Any) -> bool:

@@ -18,7 +18,17 @@ from .board import Clock
 from .errors import ProbeUnavailableError
 from .expect import Expectation
 from .progress import PROBE_PREFIX, Progress
-from .verdict import EngineDied, ProbeEnded, Rules, State, Tick, UserFinished, asked_anew, decide
+from .verdict import (
+    EngineDied,
+    ProbeEnded,
+    Rules,
+    State,
+    Tick,
+    UserFinished,
+    asked_anew,
+    decide,
+    probed_again,
+)
 
 __all__ = ["Engine", "ProbeResult", "ProbeSettings", "Prober", "ask", "next_probe_at"]
 
@@ -238,6 +248,8 @@ class Prober:
         before, self._settings = self._settings, settings
         if before.question != settings.question:
             self.state = asked_anew(self.state)
+        if before.mode is Mode.DISABLED and settings.mode is not Mode.DISABLED:
+            self.state = probed_again(self.state, self._clock.monotonic())
         if settings.mode is Mode.DISABLED:
             for waiting in self._wanted:
                 waiting.set_exception(ProbeUnavailableError("probing is off"))

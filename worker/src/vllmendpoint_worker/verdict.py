@@ -29,6 +29,7 @@ __all__ = [
     "asked_anew",
     "decide",
     "fit_for_ping",
+    "probed_again",
     "ready",
     "stalled_for",
 ]
@@ -142,6 +143,16 @@ def decide(state: State, event: Event, rules: Rules) -> State:
 def asked_anew(state: State) -> State:
     """The state where another question is asked from now on: what the old answers were says nothing of it."""
     return replace(state, failures=0, successes=0, wrong="")
+
+
+def probed_again(state: State, at: float) -> State:
+    """The state where probing is on again: trouble of the time before it was off may be over, and none of it
+    counts. A worker that generated stays in service, as it was all the while: every one of an endpoint would
+    leave it at once.
+    """
+    if state.verdict in (Verdict.GENERATING, Verdict.DEAD):
+        return asked_anew(state)
+    return State.start(at)
 
 
 def _probed(state: State, event: ProbeEnded, rules: Rules) -> State:
