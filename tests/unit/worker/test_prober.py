@@ -330,6 +330,25 @@ async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_pr
         assert all(asked >= prober.state.since for asked in engine.asked[2:])
 
 
+@pytest.mark.parametrize("stay", [True, False], ids=["users-wait", "users-hang-up"])
+async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool) -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=1.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour, engine.users = "hang", 8
+        probe = asyncio.create_task(prober.probe_now())
+        while not probe.done():
+            engine.progress.step(8, 0.02)
+            await asyncio.sleep(0.02)
+        assert prober.state.verdict is Verdict.BUSY
+        engine.behaviour, engine.users = ("hang", 8) if stay else ("wait", 0)
+        asyncio.get_running_loop().call_later(1.5, engine.go.set)
+        seen = set()
+        end = Verdict.STALLED if stay else Verdict.GENERATING
+        assert await until(lambda: seen.add(prober.state.verdict) or prober.state.verdict is end) <= 2.0
+        assert seen == {Verdict.BUSY, end}
+
+
 async def test_a_changed_question_is_asked_at_once() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:

@@ -70,14 +70,17 @@ DEAD = run(GENERATING, EngineDied(50.0))
         (BUSY, probe(Outcome.COMPLETE), V.GENERATING),
         (BUSY, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
         (BUSY, UserFinished(100.0), V.GENERATING),
-        (BUSY, Tick(53.9, ProgressSeen(49.0)), V.BUSY),
-        (BUSY, Tick(54.0, ProgressSeen(49.0)), V.STALLED),
-        (BUSY, Tick(54.0, ProgressSeen(53.0)), V.BUSY),
+        (BUSY, Tick(53.9, ProgressSeen(49.0), 1.0), V.BUSY),
+        (BUSY, Tick(54.0, ProgressSeen(49.0), 1.0), V.STALLED),
+        (BUSY, Tick(54.0, ProgressSeen(53.0), 1.0), V.BUSY),
+        (BUSY, Tick(90.0, ProgressSeen(49.0), None), V.BUSY),
+        (BUSY, Tick(90.0, ProgressSeen(49.0), 85.1), V.BUSY),
+        (BUSY, Tick(90.0, ProgressSeen(49.0), 85.0), V.STALLED),
         (STALLED, probe(Outcome.COMPLETE), V.GENERATING),
         (STALLED, UserFinished(100.0), V.GENERATING),
         (STALLED, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
         (STALLED, probe(Outcome.ERROR), V.STALLED),
-        (STALLED, Tick(100.0, ProgressSeen(99.0)), V.STALLED),
+        (STALLED, Tick(100.0, ProgressSeen(99.0), 1.0), V.STALLED),
         (FAILING, probe(Outcome.ERROR), V.FAILING),
         (FAILING, probe(Outcome.COMPLETE), V.GENERATING),
         (FAILING, UserFinished(100.0), V.FAILING),
@@ -197,7 +200,7 @@ events = st.one_of(
         ProbeEnded, moments, st.sampled_from([o for o in Outcome if o is not Outcome.ENGINE_DEAD]), seen
     ),
     st.builds(UserFinished, moments),
-    st.builds(Tick, moments, seen),
+    st.builds(Tick, moments, seen, st.none() | moments),
 )
 
 
@@ -211,3 +214,4 @@ def test_stalled_only_where_two_signals_agree(history: list[Event]) -> None:
             last = event.progress.last_scheduled
             assert last is None or event.at - last >= max(RULES.timeout, 3 * event.progress.longest_step)
             assert isinstance(event, Tick) or event.outcome is Outcome.TIMEOUT
+            assert isinstance(event, ProbeEnded) or event.traffic_since is not None

@@ -354,7 +354,7 @@ class Prober:
             self.last_proof = self._progress.last_user_finished or now
             state = decide(state, UserFinished(self.last_proof), rules)
             self._publish_quietly(state)
-        self._move(decide(self.state, Tick(now, self._progress.seen()), rules))
+        self._move(decide(self.state, Tick(now, self._progress.seen(), self._traffic_since), rules))
 
     def _publish_quietly(self, state: State) -> None:
         if state.verdict is self.state.verdict:

@@ -83,6 +83,8 @@ class Tick:
 
     at: float
     progress: ProgressSeen
+    traffic_since: float | None
+    """Since when there has been something in flight; None while there is nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,12 @@ def decide(state: State, event: Event, rules: Rules) -> State:
             )
         case UserFinished(at):
             return _finished(state, at, rules)
-        case Tick(at, progress):
-            if state.verdict is Verdict.BUSY and state.unanswered and _stopped(progress, at, rules):
-                return _stall(state, at, progress, rules)
-            return state
+        case Tick(at, progress, traffic_since):
+            if state.verdict is not Verdict.BUSY or not state.unanswered or traffic_since is None:
+                return state  # with nothing in flight no token is due; the next probe soon is
+            # Nor was a token due before there was anything in flight, and that may be the probe itself.
+            waited = at - traffic_since >= _window(progress, rules)
+            return _stall(state, at, progress, rules) if waited and _stopped(progress, at, rules) else state
         case ProbeEnded():
             return _probed(state, event, rules)
 
