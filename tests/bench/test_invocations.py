@@ -2,7 +2,8 @@
 
 Both engines are loaded; only one is asked at a time. Blocks of questions alternate, each block with its
 neighbour is a pair; the interval of the median ratio is a bootstrap over the pairs, so that what drifts on
-the machine drifts for both, and what hits one block alone counts as one.
+the machine drifts for both, and what hits one block alone counts as one. "Within 5 %" is the upper end of the
+interval: with too few pairs, or on a machine too restless, it is not shown.
 """
 
 import contextlib
@@ -125,4 +126,4 @@ def test_invocations_cost_no_more_than_vllms_own(ours: int, vllm: int, block: Bl
         f"\n{block.__doc__}\n  ours {1000 * mine:.1f} ms, vLLM's {1000 * theirs:.1f} ms, medians of {PAIRS} "
         f"blocks; ours / vLLM's {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}"
     )
-    assert low < 1 + GOAL, "certainly more than 5 % slower"
+    assert high < 1 + GOAL, "not shown to be within 5 %"

@@ -1,4 +1,5 @@
-"""Probing's share of the tokens that the engine schedules, at the default settings: idle, under light load.
+"""Probing's share of the tokens that the engine schedules, at the default settings: idle, under light load,
+and where ``healthCheck.expect`` makes the probes run in spite of the load.
 
 Tokens are vLLM's own counters (prompt and generation, on Dynamo's system port); a probe's are found while
 nobody else asks.
@@ -93,11 +94,26 @@ def test_idle(worker: WorkerProcess, idle: Figures) -> None:
 
 @pytest.mark.parametrize("every", [1.0, 10.0])
 def test_share_under_a_light_load(worker: WorkerProcess, idle: Figures, every: float) -> None:
-    found = measured(worker, every)
+    """Users' answers spare the probes, as good as all of them."""
+    assert share(measured(worker, every), idle, every) < SHARE
+
+
+def test_share_where_users_spare_no_probe(worker: WorkerProcess, idle: Figures) -> None:
+    """A question every second, some 120 tokens; every probe that an idle engine would be asked."""
+    before = worker.report().last_probe
+    worker.settings({"expect": {"regex": ".*"}})
+    worker.until(lambda report: report.last_probe != before, 30.0)  # a new question is asked at once
+    found = measured(worker, 1.0)
+    assert found.probes >= idle.probes - 1, "the probes were spared"
+    assert share(found, idle, 1.0) < SHARE
+
+
+def share(found: Figures, idle: Figures, every: float) -> float:
     spent = found.probes * idle.tokens / idle.probes
     print(
         f"\none user, a question every {every:g} s for {SECONDS:.0f} s: {found.tokens:.0f} tokens, of them "
-        f"{spent:.0f} for {found.probes:.0f} probes: {spent / found.tokens:.3%}"
+        f"{spent:.0f} for {found.probes:.0f} probes: {spent / found.tokens:.3%} "
+        f"({SHARE:.1%} would be {spent / SHARE / SECONDS:.0f} tokens a second)"
     )
     assert found.tokens > SECONDS / every * TOKENS / 2, "the user was not answered"
-    assert spent / found.tokens < SHARE
+    return spent / found.tokens
