@@ -27,7 +27,9 @@ STALLS = 3
 APART = 62.0
 """Seconds: the step that a stall was is recent for a minute, and as long as it lasted is waited for."""
 GENEROUS = 3
-"""A stall's bound is the contract's; what is asserted is this many times as much: the machine is shared."""
+"""A stall's bound is the contract's, and the median's but for a second; the worst may be this many times as
+much: the machine is shared."""
+SLACK = 1.0
 PROBE_EVERY = 5.0
 """Seconds: users' answers spare the probe, so it is asked for."""
 pytestmark = [pytest.mark.long, pytest.mark.timeout(SECONDS + 900)]
@@ -107,4 +109,5 @@ def test_a_stall_in_overload_is_noticed_in_time(worker: WorkerProcess) -> None:
         + ", ".join(f"{seconds:.2f}" for seconds in back)
         + " s"
     )
+    assert statistics.median(noticed) <= bound + SLACK
     assert max(noticed) < GENEROUS * bound

@@ -36,12 +36,18 @@ CHAT_ARGUMENTS = [*LONG, "--kv-cache-memory-bytes", "1610612736"]  # eight reque
 HEALTHY = {Verdict.GENERATING, Verdict.BUSY}
 TRAFFIC = {"model": "toy", "prompt": "hello", "max_tokens": 64, "ignore_eos": True}
 GENEROUS = 3
-"""The bounds are the contract's; what is asserted is this many times as much: the machine is shared."""
+"""The bounds are the contract's, and the median's but for a second; the worst may be this many times as much:
+the machine is shared."""
+SLACK = 1.0
 PAUSING = """
+from vllmendpoint_worker.progress import PROGRESS
+
 async def custom_sagemaker_invocation_handler(request):
     engine = request.app.state.engine_client
     mode = request.query_params["mode"]
-    if mode == "resume":
+    if mode == "forget":
+        PROGRESS.forget_steps()
+    elif mode == "resume":
         await engine.resume_generation()
     else:
         await engine.pause_generation(mode=mode)
@@ -86,6 +92,13 @@ def noticed(worker: WorkerProcess, began: float) -> float:
     return seconds
 
 
+def say(worker: WorkerProcess, mode: str) -> Any:
+    """To the handler: whether the engine is paused now."""
+    status, body = worker.ask("http", f"/invocations?mode={mode}", {})
+    assert status == 200, body
+    return json.loads(body)["paused"]
+
+
 def back(worker: WorkerProcess) -> float:
     began = time.monotonic()
     worker.until(lambda report: report.ready and report.verdict.state == Verdict.GENERATING, 60.0)
@@ -93,16 +106,22 @@ def back(worker: WorkerProcess) -> float:
     return time.monotonic() - began
 
 
-def show(what: str, seconds: list[float], bound: float, recovered: list[float]) -> None:
-    """The bound is the first stall's; within a minute of it, as long as that one lasted is waited for, since
-    the step that a stall was counts as a step.
+def forget_the_stall(worker: WorkerProcess) -> None:
+    """Within a minute of a stall, as long as it lasted is waited for: its step counts as a step. The bound is
+    that of the first.
     """
+    say(worker, "forget")
+
+
+def assert_in_time(what: str, seconds: list[float], bound: float, recovered: list[float]) -> None:
     told = ", ".join(f"{value:.2f}" for value in seconds)
     again = ", ".join(f"{value:.2f}" for value in recovered)
     print(
         f"\n{what}: noticed after {told} s (median {statistics.median(seconds):.2f}, "
         f"bound {bound} s); generating again after {again} s"
     )
+    assert statistics.median(seconds) <= bound + SLACK
+    assert max(seconds) < GENEROUS * bound
 
 
 @pytest.mark.parametrize("some", [False, True], ids=["idle", "traffic"])
@@ -116,32 +135,28 @@ def test_a_frozen_engine_is_stalled(worker: WorkerProcess, process: str, some: b
             with stopped(pid) as began:
                 seconds.append(noticed(worker, began))
             recovered.append(back(worker))
-    show(f"SIGSTOP of vLLM's {process}, {'traffic' if some else 'idle'}", seconds, bound(some), recovered)
-    assert max(seconds) < GENEROUS * bound(some)
+        forget_the_stall(worker)
+    told = f"SIGSTOP of vLLM's {process}, {'traffic' if some else 'idle'}"
+    assert_in_time(told, seconds, bound(some), recovered)
     assert named(worker, process) == pid, "nothing was restarted"
 
 
 @pytest.mark.parametrize("mode", ["abort", "keep"])
 @pytest.mark.parametrize("some", [False, True], ids=["idle", "traffic"])
 def test_an_engine_paused_through_its_client_is_stalled(worker: WorkerProcess, mode: str, some: bool) -> None:
-    def say(mode: str) -> Any:
-        status, body = worker.ask("http", f"/invocations?mode={mode}", {})
-        assert status == 200, body
-        return json.loads(body)["paused"]
-
     seconds, recovered = [], []
     for _ in range(2):
         with traffic(worker, some):
             time.sleep(random.uniform(1.0, 1.0 + PERIOD))
             began = time.monotonic()
-            assert say(mode) is True
+            assert say(worker, mode) is True
             try:
                 seconds.append(noticed(worker, began))
             finally:
-                assert say("resume") is False
+                assert say(worker, "resume") is False
             recovered.append(back(worker))
-    show(f"paused ({mode}), {'traffic' if some else 'idle'}", seconds, bound(some), recovered)
-    assert max(seconds) < GENEROUS * bound(some)
+        forget_the_stall(worker)
+    assert_in_time(f"paused ({mode}), {'traffic' if some else 'idle'}", seconds, bound(some), recovered)
 
 
 def test_upstreams_control_routes_are_not_there(worker: WorkerProcess) -> None:
