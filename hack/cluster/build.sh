@@ -5,34 +5,13 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
-started=$SECONDS
-
-say() { printf '[build %3ds] %s\n' $((SECONDS - started)) "$*"; }
-die() { say "error: $*" >&2; exit 1; }
+. "$here/../common.sh"
 
 # What a stage is made of: the compiler, this script, and the files named. The same sum as last time means: current.
 sum_of() { { echo "$go_version"; find "$here/build.sh" "$@" -type f ! -name '*_test.go' -print0 | sort -z | xargs -0 cat; } | sha256sum | cut -c1-64; }
 current() { [[ -f $bin/.$1.sum && $(<"$bin/.$1.sum") == "$2" ]]; }
 
-# Runs a command with a line every 20 s, so that no minute is silent; shows its output only when it fails.
-watched() {
-  local name=$1 log pid ticks=0 rc=0
-  shift
-  log=$(mktemp "$cache/build.XXXXXX")
-  set -m # a process group of its own, so that an interrupt ends all of it; and without the lock
-  "$@" >"$log" 2>&1 </dev/null 9>&- &
-  pid=$!
-  set +m
-  trap "kill -- -$pid 2>/dev/null; rm -f '$log'; exit 130" INT TERM
-  while kill -0 "$pid" 2>/dev/null; do
-    sleep 0.2
-    ((++ticks % 100)) || say "$name: still at it, $(wc -l <"$log") packages compiled"
-  done
-  wait "$pid" || rc=$?
-  trap - INT TERM
-  ((rc == 0)) || { tail -n 30 "$log" >&2; rm -f "$log"; die "$name failed (exit status $rc), see above"; }
-  rm -f "$log"
-}
+progress() { echo "$(wc -l <"$1") packages compiled"; }
 
 # go_build DIR OUTPUT PACKAGE [FLAG...]: -v names each package as it is compiled, which `watched` counts.
 go_build() {
@@ -111,7 +90,6 @@ mkdir -p "$bin"
 for stage in "$@"; do
   declare -F "stage_$stage" >/dev/null || die "no stage $stage: one of packages kube runtime coredns cluster"
 done
-exec 9>"$cache/build.lock"
-flock -n 9 || { say "another build is running: waiting for it"; flock -w 1800 9 || die "waited 30 minutes for another build"; }
+locked "$cache/build.lock" 1800
 for stage in "$@"; do "stage_$stage"; done
 say "done: $bin"
