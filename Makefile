@@ -41,13 +41,13 @@ bench-scale: setup ## a thousand endpoints on simulated nodes, next to the least
 	@tests/bench/scale/build.sh
 	@$(PYTHON) -m tests.bench.scale $(ARGS)
 
-lint: setup ## ruff, strict types, import layers, generated files current
+lint: setup ## ruff, strict types, import layers, the Go modules with their tests, generated files current
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./...
-	@cd tests/bench/scale/ideal && test -z "$$(gofmt -l .)" && go vet ./...
+	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
+	@cd tests/bench/scale/ideal && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 	@$(MAKE) -s generate CRD=$(CACHE)/generated.yaml CHART_CRD=$(CACHE)/generated-chart.yaml \
 	  REFERENCE=$(CACHE)/generated.md
 	@diff -u $(CRD) $(CACHE)/generated.yaml && diff -u $(CHART_CRD) $(CACHE)/generated-chart.yaml \
@@ -58,8 +58,10 @@ format: setup ## ruff's formatting and safe fixes
 	@.venv/bin/ruff check --fix -q $(SOURCES); .venv/bin/ruff format -q $(SOURCES)
 
 generate: setup ## the CRD and its reference from the models
-	@$(PYTHON) -m vllmendpoint_api | tee $(CRD) > $(CHART_CRD)
-	@$(PYTHON) -m vllmendpoint_api reference > $(REFERENCE)
+	@mkdir -p $(CACHE)
+	@$(PYTHON) -m vllmendpoint_api > $(CACHE)/crd.new
+	@$(PYTHON) -m vllmendpoint_api reference > $(CACHE)/reference.new
+	@cp $(CACHE)/crd.new $(CRD) && cp $(CACHE)/crd.new $(CHART_CRD) && cp $(CACHE)/reference.new $(REFERENCE)
 
 kubeconfig: ## path of the demo cluster's kubeconfig
 ifeq ($(CLUSTER),kind)
@@ -69,7 +71,8 @@ else
 endif
 
 clean: ## the cluster and all that runs (the cache of builds stays; `make clean PURGE=1` takes images and models too)
-	@if [ "$(CLUSTER)" = kind ]; then kind delete cluster --name vllmendpoint; \
+	@if [ "$(CLUSTER)" = kind ]; then kind delete cluster --name vllmendpoint --kubeconfig $(CACHE)/kind/kubeconfig; \
 	 elif [ -x $(CACHE)/bin/cluster ]; then cluster down $(if $(PURGE),--purge); fi
+	@hack/images.sh $(if $(PURGE),clean,tidy)
 	@$(if $(PURGE),rm -rf $(CACHE)/models .venv)
 	@echo "clean"
