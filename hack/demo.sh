@@ -43,17 +43,33 @@ await() {
 
 ask() {
   python3 - "$url/v1/chat/completions" "$endpoint" "$1" <<'PYTHON'
-import json, sys, urllib.error, urllib.request
+import http.client, json, sys, urllib.error, urllib.request
 
 url, model, question = sys.argv[1:]
 body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 40, "temperature": 0}
 request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
 try:
-    with urllib.request.urlopen(request, timeout=20) as response:
-        print(json.load(response)["choices"][0]["message"]["content"])
-except urllib.error.HTTPError as error:
-    print(f"HTTP {error.code}: {error.read(300).decode(errors='replace')}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            print(json.load(response)["choices"][0]["message"]["content"])
+    except urllib.error.HTTPError as error:
+        print(f"HTTP {error.code}: {error.read(300).decode(errors='replace')}")
+except (OSError, http.client.HTTPException) as error:  # such as a time-out: it was routed to an engine that is frozen
+    print(f"no answer: {getattr(error, 'reason', None) or error}")
 PYTHON
+}
+
+# Asks until the answer is an error of HTTP's (refused), or is one (answered), for a minute; then `answer` is the last one.
+ask_until() {
+  local from=$SECONDS said="" got
+  while :; do
+    answer=$(ask "$2")
+    case $answer in HTTP*) got=refused ;; "no answer"*) got=none ;; *) got=answered ;; esac
+    [[ $got != "$1" ]] && ((SECONDS - from < 60)) || return 0
+    [[ $answer == "$said" ]] || printf '  %s\n' "$answer"
+    said=$answer
+    sleep 0.2
+  done
 }
 
 hack/deploy.sh
@@ -71,49 +87,49 @@ kubectl label namespace $namespace --overwrite pod-security.kubernetes.io/enforc
 # A context of our own file: nobody's current namespace is changed.
 kubectl config set-context --current --namespace=$namespace >/dev/null
 # An earlier demo's endpoint runs an earlier image, pinned: start from nothing.
-kubectl delete vep $endpoint --ignore-not-found --wait >/dev/null
-kubectl wait --for=delete pod -l app.kubernetes.io/instance=$endpoint --timeout=90s >/dev/null 2>&1 || true
+pods=(pods -l "app.kubernetes.io/instance=$endpoint")
+if [[ -n $(kubectl get vep $endpoint --ignore-not-found -o name && kubectl get "${pods[@]}" -o name) ]]; then
+  echo "  an earlier demo's endpoint goes first (up to a minute), then its pods (up to 90 s)"
+  kubectl delete vep $endpoint --ignore-not-found --timeout=60s >/dev/null
+  kubectl wait --for=delete "${pods[@]}" --timeout=90s >/dev/null 2>&1 || true
+fi
 sed "s|@MODELS@|$models|" samples/models-volume.yaml | kubectl apply -f - >/dev/null
 kubectl apply -f samples/smollm.yaml
 
 stage "waiting for Ready: an engine without a GPU loads for a minute or two"
 kubectl wait --for=condition=Ready vep/$endpoint --timeout=15m >/dev/null &
 waiting=$!
+trap 'kill $waiting ${forward_PID:-} 2>/dev/null || true' EXIT
 await Ready True 900
 wait $waiting || die "kubectl wait failed"
+waiting=
 echo "  Ready: $(condition Ready message)"
 
 stage "a question, through the frontend's Service"
 coproc forward { exec kubectl port-forward "service/$endpoint" :8000 2>&1; }
-trap 'kill "$forward_PID" 2>/dev/null || true' EXIT
 read -r -t 30 line <&"${forward[0]}" || die "kubectl port-forward gave no port"
 port=${line#*127.0.0.1:}
 url=http://127.0.0.1:${port%% *}
-for _ in $(seq 30); do
-  answer=$(ask "What is the capital of France?")
-  [[ $answer == HTTP* ]] || break
-  sleep 1
-done
+ask_until answered "What is the capital of France?"
 printf '  Q: What is the capital of France?\n  A: %s\n\n' "$answer"
 [[ $answer == *Paris* ]] || die "the model did not answer as it should"
 kubectl get vep -o wide
 conditions='{range .status.conditions[*]}{.type}{"\t"}{.status}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}'
-kubectl get vep $endpoint -o "jsonpath=$conditions" | column -t -s $'\t'
+kubectl get vep $endpoint -o "jsonpath=$conditions" |
+  awk -F '\t' '{ printf "%-21s  %-7s  %-10s  %s\n", $1, $2, $3, $4 }'
 
 stage "the engine's core process is frozen (SIGSTOP): every process lives, nothing generates"
 pod=$(worker)
 frozen=$(now)
 signal_engine "$pod" SIGSTOP
 await Generating False 120 0.2
-printf '  after %s s: %s\n' "$(since "$frozen")" "$(condition Generating reason): $(condition Generating message)"
+why="$(condition Generating reason): $(condition Generating message)"
+printf '  after %s s: %s\n' "$(since "$frozen")" "$why"
+[[ $why == EngineStalled:*"$pod"* ]] || die "the condition Generating names another cause, or another pod"
 kubectl wait --for=condition=Ready=False "pod/$pod" --timeout=30s >/dev/null
-for _ in $(seq 50); do
-  answer=$(ask "Are you there?")
-  [[ $answer == HTTP* ]] && break
-  sleep 0.2
-done
+ask_until refused "Are you there?"
+[[ $answer == HTTP* ]] || die "the frontend still routes to a frozen engine: $answer"
 printf '  the frontend no longer routes to it: %s\n' "$answer"
-[[ $answer == HTTP* ]] || die "the frontend still answers over a frozen engine"
 kubectl get vep
 
 stage "thawed (SIGCONT)"
@@ -122,11 +138,7 @@ signal_engine "$pod" SIGCONT
 await Generating True 120 0.2
 printf '  generates again after %s s\n' "$(since "$thawed")"
 await Ready True 60 0.2
-for _ in $(seq 50); do
-  answer=$(ask "What is the capital of France?")
-  [[ $answer == HTTP* ]] || break
-  sleep 0.2
-done
+ask_until answered "What is the capital of France?"
 printf '  A: %s\n' "$answer"
 restarts=$(kubectl get pod "$pod" -o jsonpath='{.status.containerStatuses[0].restartCount}')
 echo "  restarts of $pod: $restarts"

@@ -11,9 +11,9 @@ paths=("$@")
 # A cluster that was up before stays up.
 was_up=0
 [[ -x $cache/bin/cluster ]] && cluster status >/dev/null 2>&1 && was_up=1
+finish() { ((was_up)) || [[ ! -x $cache/bin/cluster ]] || cluster down || true; }
+[[ ${CLUSTER:-local} == local ]] && trap finish EXIT
 hack/deploy.sh
 hack/tools.sh s3
 for model in toy embedding; do .venv/bin/python hack/model.py "$model"; done
-finish() { ((was_up)) || cluster down; }
-[[ ${CLUSTER:-local} == local ]] && trap finish EXIT
 .venv/bin/python -m pytest "${paths[@]}"
