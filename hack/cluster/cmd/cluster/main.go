@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"serving.vllmendpoint.dev/hack/cluster/internal/control"
 	"serving.vllmendpoint.dev/hack/cluster/internal/netpol"
@@ -66,6 +67,14 @@ func run(ctx context.Context, args []string) error {
 		if *dir == "" {
 			return errors.New("controlplane needs --dir, a folder for its files")
 		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() { // a parent that is killed cannot tell; a death signal would come when the thread ends that started us
+			for parent := os.Getppid(); os.Getppid() == parent; {
+				time.Sleep(time.Second)
+			}
+			cancel()
+		}()
 		return control.Run(ctx, *dir, *port)
 	}
 	purge := false
