@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
+from rendered_chart import container, env, one, template
 
-from vllmendpoint_api import HANDLER_PRECEDENCE, PRECEDENCE, VLLMEndpointSpec
+from vllmendpoint_api import CONDITION_REASONS, HANDLER_PRECEDENCE, PRECEDENCE, Condition, VLLMEndpointSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +49,46 @@ def test_samples_are_valid_and_so_is_the_manifest_in_the_readme():
     assert seen == 3
     readme = (ROOT / "README.md").read_text()
     assert (ROOT / "samples/gpu.yaml").read_text() in readme
+
+
+def test_what_the_sample_in_the_readme_names_is_made_there():
+    readme = (ROOT / "README.md").read_text()
+    spec = yaml.safe_load((ROOT / "samples/gpu.yaml").read_text())["spec"]
+    claim = spec["cache"]["persistentVolumeClaim"]["claimName"]
+    secret = spec["model"]["tokenSecretRef"]
+    assert f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}=" in readme
+    made = yaml.safe_load(readme.split("kubectl apply -f - <<EOF\n", 1)[1].split("EOF\n", 1)[0])
+    assert (made["kind"], made["metadata"]["name"]) == ("PersistentVolumeClaim", claim)
+    assert made["spec"]["accessModes"] == ["ReadWriteMany"], "the sample has more than one replica"
+
+
+def test_the_chart_runs_the_images_that_the_readme_builds():
+    readme = (ROOT / "README.md").read_text()
+    (registry,) = re.findall(r"--set global\.imageRegistry=(\S+)", readme)
+    (pushed,) = re.findall(r"docker push (\S+)", readme)
+    rendered = template({"global": {"imageRegistry": registry}})
+    assert container(rendered)["image"] == pushed.replace("$image", "operator")
+    assert env(rendered)["VLLMENDPOINT_WORKER_IMAGE"] == pushed.replace("$image", "worker")
+
+
+def rows_of(name):
+    """Cells of the table in docs/operations.md that is marked so."""
+    text = (ROOT / "docs/operations.md").read_text()
+    block = text.split(f"<!-- {name}: held by a test", 1)[1].split(f"<!-- /{name} -->", 1)[0]
+    return [
+        [cell.strip(" `") for cell in row.split("|")[1:-1]] for row in block.splitlines() if row[:3] == "| `"
+    ]
+
+
+def test_every_alert_is_told():
+    groups = one(template({"prometheusRule": {"enabled": True}}), "PrometheusRule")["spec"]["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    rows = rows_of("alerts")
+    assert [alert for alert, *_ in rows] == alerts
+    assert all(len(row) == 3 and all(row) for row in rows)
+
+
+@pytest.mark.parametrize("condition", [Condition.AVAILABLE, Condition.GENERATING])
+def test_every_reason_is_told(condition):
+    told = [reason for reason, of, *_ in rows_of("reasons") if condition in of.split(", ")]
+    assert sorted(told) == sorted(CONDITION_REASONS[condition])
