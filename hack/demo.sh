@@ -116,7 +116,7 @@ printf '  Q: What is the capital of France?\n  A: %s\n\n' "$answer"
 kubectl get vep -o wide
 conditions='{range .status.conditions[*]}{.type}{"\t"}{.status}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}'
 kubectl get vep $endpoint -o "jsonpath=$conditions" |
-  awk -F '\t' '{ printf "%-21s  %-7s  %-10s  %s\n", $1, $2, $3, $4 }'
+  awk -F '\t' '{ printf "%-21s  %-5s  %-10s  %s\n", $1, $2, $3, $4 }'
 
 stage "the engine's core process is frozen (SIGSTOP): every process lives, nothing generates"
 pod=$(worker)
