@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vllmendpoint_api import Level, ModelType, WorkerSettings
+from vllmendpoint_worker.arguments import from_config
 from vllmendpoint_worker.config_sources import MAX_FILE_BYTES, ConfigSources
 from vllmendpoint_worker.merge import ABSENT, Refused, merge
 from vllmendpoint_worker.options import differing
@@ -147,6 +148,57 @@ def test_a_bad_config_file_is_refused(tmp_path: Path, content: bytes | None, say
     problems = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_problems
     assert problems[0].reason == "InvalidConfigFile"
     assert says in problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("{2026-01-01: hunter2}", "holds a date: put it in quotes"),
+        ("{release: 2026-01-01}", "holds a date"),
+        ("[{release: 2026-01-01 10:00:00}]", "holds a date"),
+        ("&a {x: *a}", "nested deeper than 32 levels"),
+        ("&a [*a]", "nested deeper than 32 levels"),
+        ("!!binary aGk=", "JSON cannot carry"),
+        ("{x: !!set {hunter2}}", "JSON cannot carry"),
+        ("0x" + "f" * 5000, "more than 64 bits"),
+        ("{x: 0x" + "f" * 5000 + "}", "more than 64 bits"),
+        ('"\\uD800"', "UTF-8 cannot carry"),
+    ],
+)
+def test_an_option_that_no_argument_can_carry_is_refused(tmp_path: Path, value: str, says: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"model: gpt2\nhf_overrides: {value}\n")
+    loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
+    (problem,) = loaded.sources.config_problems
+    assert (problem.source, problem.reason) == ("ConfigFile", "InvalidConfigFile")
+    assert problem.field == "hf_overrides of the config file"
+    assert says in problem.message
+    assert "hunter2" not in problem.message
+    assert isinstance(merge(loaded.sources), Refused)
+    from_config(loaded.engine_config, set())
+
+
+def test_an_option_that_is_small_and_endless_to_write_out_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    rows = [f"  x{row}: &a{row} [{', '.join([f'*a{row - 1}'] * 10)}]" for row in range(1, 12)]
+    file.write_text("\n".join(["hf_overrides:", f"  x0: &a0 [{'y' * 1000}]", *rows]))
+    (problem,) = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_problems
+    assert "is too large" in problem.message
+
+
+def test_what_an_argument_can_carry_is_taken(tmp_path: Path) -> None:
+    """Dates as text, keys that are numbers and infinite numbers (``id2label``, ``time_step_limit``)."""
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "revision: 2026-01-01\nserved_model_name: [a, 2026-01-01]\n"
+        "hf_overrides: {id2label: {0: a}, time_step_limit: [0.0, .inf], none: null, on: true}\n"
+    )
+    loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
+    assert loaded.sources.config_problems == ()
+    assert from_config(loaded.engine_config, set()) == [
+        *("--revision", "2026-01-01", "--served-model-name", "a", "2026-01-01", "--hf-overrides"),
+        '{"id2label": {"0": "a"}, "time_step_limit": [0.0, Infinity], "none": null, "true": true}',
+    ]
 
 
 def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ __all__ = ["clear_environment", "from_config", "is_number", "split"]
 
 
 def from_config(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]:
-    """A config file as arguments, as ``FlexibleArgumentParser.load_config_file`` makes them.
+    """A config file as arguments, as ``FlexibleArgumentParser.load_config_file`` makes them. What no argument
+    can carry has been refused (:func:`.options.unfit`).
 
     A false switch becomes its ``--no-`` form where ``flags`` knows one, else nothing.
     """

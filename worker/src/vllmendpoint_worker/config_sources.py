@@ -30,6 +30,7 @@ from .merge import (
     Found,
     Sources,
 )
+from .options import unfit
 from .payload import Origin
 
 __all__ = ["GUIDE_VARIABLES", "TAKEN", "ConfigSources", "Loaded"]
@@ -215,6 +216,8 @@ class ConfigSources:
             key.replace("-", "_") if key.replace("-", "_") in _CONFIG_KEYS else key: value[key]
             for key in value
         }
+        if problems := unfit({key: config[key] for key in config if key not in _CONFIG_KEYS}):
+            return {}, problems
         return config, []
 
 

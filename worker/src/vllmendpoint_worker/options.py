@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Final
 
 from vllmendpoint_api import PayloadSource, Problem, Reason
@@ -15,10 +16,16 @@ from vllmendpoint_api import PayloadSource, Problem, Reason
 from .arguments import is_number
 from .payload import Origin
 
-__all__ = ["Given", "differing", "from_arguments", "from_config", "named", "refused"]
+__all__ = ["Given", "differing", "from_arguments", "from_config", "named", "refused", "unfit"]
 
 FALSE: Final = ("false",)
 """The value of a switch that is off; one that is on has none, as on a command line."""
+
+MAX_CHARACTERS: Final = 1024 * 1024
+"""Largest value of a config file's option, written out."""
+
+MAX_DEPTH: Final = 32
+"""Deepest nesting of one."""
 
 _SPEC_FIELDS: Final = {"--model": "model.uri", "--served-model-name": "model.name"}
 _REASONS: Final = {
@@ -74,12 +81,58 @@ def _argument(option: str, value: tuple[str, ...]) -> Given:
 
 
 def from_config(config: Mapping[str, Any]) -> list[Given]:
-    """The options of a config file, as vLLM turns it into arguments. What is null says nothing."""
+    """The options of a config file that is not :func:`unfit`, as vLLM turns it into arguments. What is null
+    says nothing.
+    """
     return [
         Given(_folded(f"--{key}"), _config_value(value), _config_origin(key))
         for key, value in config.items()
         if value is not None and value != []
     ]
+
+
+def unfit(config: Mapping[str, Any]) -> list[Problem]:
+    """One problem for each option of a config file that no argument can carry: YAML says more than JSON."""
+    return [
+        _config_origin(key).problem(*wrong, reason=Reason.INVALID_CONFIG_FILE)
+        for key, value in config.items()
+        if (wrong := _unfit(value)) is not None
+    ]
+
+
+def _unfit(value: object) -> tuple[str, str] | None:
+    """What is wrong and the fix. YAML can make a value that contains itself, or that is small and endless to
+    write out: it is walked by every way that leads to an item, last in first out, within bounds.
+    """
+    outer = value if isinstance(value, list) else [value]
+    stack = [(item, 1) for item in outer if not isinstance(item, date)]  # becomes text, as vLLM has it
+    room = MAX_CHARACTERS
+    while stack:
+        item, depth = stack.pop()
+        room -= len(item) if isinstance(item, str) and item else 1
+        if room < 0:
+            return "is too large", f"keep it within {MAX_CHARACTERS} characters"
+        if depth > MAX_DEPTH:
+            return f"is nested deeper than {MAX_DEPTH} levels", "make it flatter"
+        if isinstance(item, dict):
+            stack.extend((inner, depth + 1) for pair in item.items() for inner in pair)
+        elif isinstance(item, list):
+            stack.extend((inner, depth + 1) for inner in item)
+        elif (wrong := _unfit_scalar(item)) is not None:
+            return wrong
+    return None
+
+
+def _unfit_scalar(item: object) -> tuple[str, str] | None:
+    if isinstance(item, date):
+        return "holds a date", "put it in quotes"
+    if isinstance(item, int) and abs(item) >= 2**63:
+        return "holds a number of more than 64 bits", "use a smaller one"
+    if isinstance(item, str) and any("\ud800" <= character <= "\udfff" for character in item):
+        return "holds text that UTF-8 cannot carry", "remove what is half of a surrogate pair"
+    if item is None or isinstance(item, str | int | float):
+        return None
+    return "holds something that JSON cannot carry", "use text, numbers, lists, objects"
 
 
 def _config_origin(key: str) -> Origin:
@@ -91,7 +144,7 @@ def _config_value(value: Any) -> tuple[str, ...]:
         return () if value else FALSE
     if isinstance(value, list):
         return tuple(str(item) for item in value)
-    return (json.dumps(value, default=str),) if isinstance(value, dict) else (str(value),)
+    return (json.dumps(value),) if isinstance(value, dict) else (str(value),)
 
 
 def named(given: Iterable[Given], option: str) -> Given | None:
