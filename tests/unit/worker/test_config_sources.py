@@ -150,6 +150,52 @@ def test_a_bad_config_file_is_refused(tmp_path: Path, content: bytes | None, say
     assert says in problems[0].message
 
 
+@pytest.mark.parametrize("path", ["locked/hunter2", "hunter2/" * 600, "hunter2" * 50, "hunter2\x00"])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("VLLMENDPOINT_CONFIG_FILE", "config.yaml"),
+        ("VLLMENDPOINT_SETTINGS_DIR", "settings.json"),
+        ("DYN_HEALTH_CHECK_PAYLOAD", ""),
+        ("SAGEMAKER_MODEL_PATH", ""),
+        ("CUSTOM_SCRIPT_FILENAME", ""),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, field: str, path: str
+) -> None:
+    """Too long, no name at all, or in a folder that may not be looked into."""
+    stat, opened = Path.stat, Path.open
+
+    def refuse(file: Path) -> None:
+        if "locked" in file.parts:  # not by mode bits: root may look everywhere
+            raise PermissionError(13, "Permission denied", str(file))
+
+    def stat_(file: Path, **options: Any) -> Any:
+        refuse(file)
+        return stat(file, **options)
+
+    def open_(file: Path, *args: Any) -> Any:
+        refuse(file)
+        return opened(file, *args)
+
+    monkeypatch.setattr(Path, "stat", stat_)
+    monkeypatch.setattr(Path, "open", open_)
+    given = sources(tmp_path, **{name: f"@{path}" if name == "DYN_HEALTH_CHECK_PAYLOAD" else path})
+    loaded = given.load()
+    given.signature()
+    merged = merge(loaded.sources)
+    problems = [
+        *loaded.handler_problems,
+        *loaded.engine.problems,
+        *(merged.problems if isinstance(merged, Refused) else ()),
+    ]
+    assert (field or name) in [problem.field for problem in problems]
+    for problem in problems:
+        assert "hunter2" not in problem.message
+        assert "YAML" not in problem.message  # it was not even read
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [

@@ -48,14 +48,14 @@ class CommandLine:
         if named(given, "--model") is None:
             model = sagemaker.fallback_model(self._environ, self._folder, self._files())
             if not model:
-                problems.append(sagemaker.no_model(self._folder))
+                problems.append(sagemaker.no_model())
         return Engine((*model, *self._arguments), given, tuple(problems), tuple(self._warnings))
 
     def _files(self) -> list[str] | None:
         """None where the folder is still to be filled."""
         try:
             found = [entry.name for entry in Path(self._folder).iterdir() if entry.name[0] != "."]
-        except OSError:
+        except (OSError, ValueError):  # no name that a folder can have
             found = []
         return found if found or not self._will_be_filled else None
 

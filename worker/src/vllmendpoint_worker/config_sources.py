@@ -151,7 +151,7 @@ class ConfigSources:
             data = _read(self._settings_file)
         except FileNotFoundError:
             return WorkerSettings(), "", [], []
-        except OSError as error:
+        except (OSError, ValueError) as error:
             what, fix = _unreadable(error), "see that the worker may read it"
             return WorkerSettings(), "", [], [origin.problem(what, fix, reason=reason)]
         value, wrong = _parse_json(data)
@@ -193,9 +193,10 @@ class ConfigSources:
             return {}, []
         try:
             data = _read(self._config_file)
-            value = yaml.safe_load(data.decode())
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return {}, [origin.problem(_unreadable(error), "mount it or do not name it", reason=reason)]
+        try:
+            value = yaml.safe_load(data.decode())
         except UnicodeDecodeError:
             return {}, [origin.problem("is not UTF-8 text", "save it as UTF-8", reason=reason)]
         except (ValueError, LookupError, AttributeError, RecursionError):  # what PyYAML lets pass

@@ -13,7 +13,7 @@ from typing import Final
 from vllmendpoint_api import HandlerSettings, HandlerSource, Problem, Reason, names, script_digest
 
 from .handler_path import FORMATS, HandlerPath, Kind, parse
-from .sagemaker import DEFAULT_MODEL_PATH, ENV_MODEL_PATH, model_path
+from .sagemaker import DEFAULT_MODEL_PATH, ENV_MODEL_PATH, FOLDER, model_path
 
 __all__ = [
     "DEFAULT_SCRIPT",
@@ -108,10 +108,10 @@ def read(
     set_ = {name: value.strip() for name, value in environ.items() if value.strip()}
     folder = Path(model_path(environ))
     problems: list[Problem] = []
-    if ENV_MODEL_PATH in set_ and not folder.is_dir():
+    if ENV_MODEL_PATH in set_ and (what := _no_folder(folder)):
         problems.append(
             _problem(Reason.SCRIPT_NOT_FOUND, HandlerSource.ENVIRONMENT, ENV_MODEL_PATH,
-                     "names a folder that does not exist", "mount it or remove the variable")
+                     what, "mount it or remove the variable")
         )  # fmt: skip
     script_path = folder / set_.get(ENV_SCRIPT, DEFAULT_SCRIPT)
     script, wrong = _script(settings, settings_dir, script_path, named=ENV_SCRIPT in set_)
@@ -143,11 +143,19 @@ def read(
     wanted = Wanted(folder, script, script_path, choices, tuple(middleware), level)
     if script is None:
         problems += [
-            _missing(choice, script_path)
+            _missing(choice)
             for choice in [*choices.values(), *middleware]
             if choice.path.kind is Kind.SCRIPT and not wrong
         ]
     return wanted, tuple(problems)
+
+
+def _no_folder(folder: Path) -> str:
+    """What keeps ``folder`` from being used, or ""."""
+    try:
+        return "" if folder.is_dir() else "names a folder that does not exist"
+    except OSError as error:
+        return f"names a folder that cannot be read ({error.strerror})"
 
 
 def _choice(source: HandlerSource, field_: str, text: str, problems: list[Problem]) -> Choice | None:
@@ -172,11 +180,14 @@ def _script(
         if source is HandlerSource.DEFAULT:
             return None, []
         what = "is not in the settings volume yet" if in_spec else "names a file that does not exist"
-        fix = "it comes within a minute" if in_spec else f"put it at {path}"
+        fix = "it comes within a minute" if in_spec else f"put it in {FOLDER}"
         return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, fix)]
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, f"make {path} readable")]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        what = f"cannot be read ({why})"
+        return None, [
+            _problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, "see that the worker may read it")
+        ]
     if len(content) > MAX_SCRIPT_BYTES:
         what = f"is larger than {MAX_SCRIPT_BYTES} bytes"
         return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, "move data out of it")]
@@ -206,8 +217,8 @@ def stamp(path: Path) -> object:
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _missing(choice: Choice, script_path: Path) -> Problem:
-    what = f"names a function of the script, and there is no {script_path}"
+def _missing(choice: Choice) -> Problem:
+    what = f"names a function of the script, and there is no script in {FOLDER}"
     return _problem(
         Reason.SCRIPT_NOT_FOUND, choice.source, choice.field, what, "add the script or name another file"
     )

@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_MODEL_PATH",
     "ENV_MODEL_PATH",
     "ENV_SAGEMAKER_HOST",
+    "FOLDER",
     "PREFIX",
     "arguments",
     "container_environment",
@@ -36,6 +37,9 @@ PREFIX: Final = "SM_VLLM_"
 ENV_MODEL_PATH: Final = "SAGEMAKER_MODEL_PATH"
 DEFAULT_MODEL_PATH: Final = "/opt/ml/model"
 """The guide's "Key Environment Variables"."""
+
+FOLDER: Final = f"${ENV_MODEL_PATH} ({DEFAULT_MODEL_PATH} unless set)"
+"""The model's folder in a sentence, which repeats no value of the environment."""
 
 ENV_SAGEMAKER_HOST: Final = "VLLMENDPOINT_SAGEMAKER_HOST"
 """Address of the SageMaker port; default 0.0.0.0."""
@@ -192,11 +196,11 @@ def malformed(given: Sequence[Given]) -> list[Problem]:
     ]
 
 
-def no_model(folder: str) -> Problem:
+def no_model() -> Problem:
     """Nobody named a model. Upstream would serve one of its own choice."""
     origin = Origin(PayloadSource.SPEC, "model")
     return origin.problem(
-        f"is not named, and {folder} is empty",
+        f"is not named, and there is none in {FOLDER}",
         f"set {PREFIX}MODEL, HF_MODEL_ID or --model, or mount a model there",
         reason=Reason.INVALID_ENGINE_ARGUMENTS,
     )
