@@ -150,6 +150,17 @@ def test_a_bad_config_file_is_refused(tmp_path: Path, content: bytes | None, say
     assert says in problems[0].message
 
 
+@pytest.mark.parametrize("values", [("hunter2", "comprehensive"), ("standard", "standard")])
+@pytest.mark.parametrize("name", ["health_check_level", "health_check_payload"])
+def test_both_spellings_of_a_name_are_refused(tmp_path: Path, name: str, values: tuple[str, str]) -> None:
+    file = tmp_path / "config.yaml"
+    dashed = name.replace("_", "-")
+    file.write_text(f"model: gpt2\n{name}: {values[0]}\n{dashed}: {values[1]}\n")
+    (problem,) = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_problems
+    assert (problem.source, problem.reason, problem.field) == ("ConfigFile", "InvalidConfigFile", name)
+    assert problem.message == f"{name} is given more than once, as {name} and {dashed}: keep one of them."
+
+
 @pytest.mark.parametrize("path", ["locked/hunter2", "hunter2/" * 600, "hunter2" * 50, "hunter2\x00"])
 @pytest.mark.parametrize(
     ("name", "field"),

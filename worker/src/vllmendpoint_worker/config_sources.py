@@ -212,14 +212,31 @@ class ConfigSources:
             return {}, [
                 origin.problem("is not a mapping of names to values", "write name: value", reason=reason)
             ]
-        # vLLM takes both spellings of a name, so both of ours are taken out.
-        config = {
-            key.replace("-", "_") if key.replace("-", "_") in _CONFIG_KEYS else key: value[key]
-            for key in value
-        }
+        config, twice = _spelled_alike(value)
+        if twice:
+            return {}, [
+                Origin(PayloadSource.CONFIG_FILE, name).problem(what, "keep one of them", reason=reason)
+                for name, what in twice.items()
+            ]
         if problems := unfit({key: config[key] for key in config if key not in _CONFIG_KEYS}):
             return {}, problems
         return config, []
+
+
+def _spelled_alike(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """``config`` with our own names as we spell them (vLLM takes either spelling of a name), and what is
+    wrong with those that are given in more than one.
+    """
+    keys: dict[str, list[str]] = {}
+    for key in config:
+        name = key.replace("-", "_")
+        keys.setdefault(name if name in _CONFIG_KEYS else key, []).append(key)
+    twice = {
+        name: f"is given more than once, as {' and '.join(spellings)}"
+        for name, spellings in keys.items()
+        if len(spellings) > 1
+    }
+    return {name: config[spellings[-1]] for name, spellings in keys.items()}, twice
 
 
 def _read(path: Path) -> bytes:
