@@ -65,6 +65,7 @@ def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) 
         (b'{"hash": "h", "healthCheck": {"periodSeconds": 0}}', "healthCheck.periodSeconds"),
         (b'{"hash": "h", "healthCheck": {"level": "hunter2"}}', "healthCheck.level"),
         (b" " * (MAX_FILE_BYTES + 1), "is larger than"),
+        (b"1" * 5000, "too many digits"),
     ],
 )
 def test_unreadable_settings_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
@@ -92,7 +93,8 @@ def test_the_environments_payload_inline_and_from_a_file(tmp_path: Path, value: 
 
 @pytest.mark.parametrize(
     "value",
-    ["{hunter2", "hunter2", "@/nowhere/hunter2", "@bad", "@folder", "@\x00hunter2", "{'prompt': 'hunter2'}"],
+    ["{hunter2", "hunter2", "@/nowhere/hunter2", "@bad", "@folder", "@\x00hunter2", "{'prompt': 'hunter2'}"]
+    + ['{"prompt": "hunter2", "seed": ' + "1" * 5000 + "}"],
 )
 def test_a_payload_that_cannot_be_read_is_refused_and_not_repeated(tmp_path: Path, value: str) -> None:
     (tmp_path / "bad").write_bytes(b"\xffhunter2")

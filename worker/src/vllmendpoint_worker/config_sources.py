@@ -195,23 +195,9 @@ class ConfigSources:
             data = _read(self._config_file)
         except (OSError, ValueError) as error:
             return {}, [origin.problem(_unreadable(error), "mount it or do not name it", reason=reason)]
-        try:
-            value = yaml.safe_load(data.decode())
-        except UnicodeDecodeError:
-            return {}, [origin.problem("is not UTF-8 text", "save it as UTF-8", reason=reason)]
-        except (ValueError, LookupError, AttributeError, RecursionError):  # what PyYAML lets pass
-            what = "holds a value that YAML cannot read, or is nested too deeply"
-            return {}, [origin.problem(what, "quote text that looks like a date or a number", reason=reason)]
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-            return {}, [origin.problem(f"is not YAML{where}", "mend it there", reason=reason)]
-        if value is None:
-            return {}, []
-        if not isinstance(value, dict) or any(not isinstance(key, str) for key in value):
-            return {}, [
-                origin.problem("is not a mapping of names to values", "write name: value", reason=reason)
-            ]
+        value, wrong = _parse_yaml(data)
+        if wrong is not None:
+            return {}, [origin.problem(*wrong, reason=reason)]
         config, twice = _spelled_alike(value)
         if twice:
             return {}, [
@@ -271,9 +257,31 @@ def _parse_json(data: bytes) -> tuple[Any, str]:
         return None, "is not UTF-8 text"
     except json.JSONDecodeError as error:
         return None, f"is not JSON (line {error.lineno}, column {error.colno})"
+    except ValueError:
+        return None, "holds a number of too many digits"
     except RecursionError:
         return None, "is nested too deeply"
     return value, ""
+
+
+def _parse_yaml(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """The mapping and None, or what is wrong with it and the fix: where, never what stands there."""
+    try:
+        value = yaml.safe_load(data.decode())
+    except UnicodeDecodeError:
+        return {}, ("is not UTF-8 text", "save it as UTF-8")
+    except (ValueError, LookupError, AttributeError, RecursionError):  # what PyYAML lets pass
+        what = "holds a value that YAML cannot read, or is nested too deeply"
+        return {}, (what, "quote text that looks like a date or a number")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        return {}, (f"is not YAML{where}", "mend it there")
+    if value is None:
+        return {}, None
+    if not isinstance(value, dict) or any(not isinstance(key, str) for key in value):
+        return {}, ("is not a mapping of names to values", "write name: value")
+    return value, None
 
 
 def _settings_problems(error: ValidationError, origin: Origin, reason: str) -> list[Problem]:

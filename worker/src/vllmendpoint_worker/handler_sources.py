@@ -134,7 +134,7 @@ def read(
         and (choice := _choice(HandlerSource.ENVIRONMENT, variable, set_[variable], problems)) is not None
     ]
     level = set_.get(ENV_LOG_LEVEL, "").upper()
-    if level and level not in _LEVELS and not level.isdecimal():
+    if level and level not in _LEVELS and not (level.isdecimal() and len(level) <= 4):
         problems.append(
             _problem(Reason.INVALID_ENVIRONMENT, HandlerSource.ENVIRONMENT, ENV_LOG_LEVEL,
                      "is no log level", "use ERROR, INFO or DEBUG")
@@ -201,7 +201,10 @@ def _script(
     except (SyntaxError, ValueError) as error:
         line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         said = error.msg if isinstance(error, SyntaxError) else str(error)
-        what = f"is not Python: {path.name}{line}: {said}"
+        what = f"is not Python: {path.name}{line}: {said[:512]}"
+        return None, [_problem(Reason.HANDLER_IMPORT_FAILED, source, field_, what, "mend the script")]
+    except (RecursionError, MemoryError):  # what the parser says of it
+        what = f"is not Python: {path.name} is nested too deeply"
         return None, [_problem(Reason.HANDLER_IMPORT_FAILED, source, field_, what, "mend the script")]
     return script, []
 

@@ -21,6 +21,9 @@ __all__ = ["Given", "differing", "from_arguments", "from_config", "named", "refu
 FALSE: Final = ("false",)
 """The value of a switch that is off; one that is on has none, as on a command line."""
 
+MAX_NAME: Final = 96
+"""What a sentence tells of an option's name: a problem's field holds 128 characters."""
+
 MAX_CHARACTERS: Final = 1024 * 1024
 """Largest value of a config file's option, written out."""
 
@@ -76,7 +79,7 @@ def _spelled_out(argument: str) -> str:
 
 
 def _argument(option: str, value: tuple[str, ...]) -> Given:
-    where = f"{_SPEC_FIELDS.get(option, 'engine.args')} ({option})"
+    where = f"{_SPEC_FIELDS.get(option, 'engine.args')} ({option[:MAX_NAME]})"
     return Given(option, value, Origin(PayloadSource.SPEC, where))
 
 
@@ -136,7 +139,7 @@ def _unfit_scalar(item: object) -> tuple[str, str] | None:
 
 
 def _config_origin(key: str) -> Origin:
-    return Origin(PayloadSource.CONFIG_FILE, f"{key} of the config file")
+    return Origin(PayloadSource.CONFIG_FILE, f"{key[:MAX_NAME]} of the config file")
 
 
 def _config_value(value: Any) -> tuple[str, ...]:

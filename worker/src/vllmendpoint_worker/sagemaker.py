@@ -84,13 +84,13 @@ def options(environ: Mapping[str, str]) -> tuple[list[Given], list[str]]:
         text = environ[variable]
         if option == "--model" and not text.strip():
             continue
-        origin = Origin(PayloadSource.ENVIRONMENT, variable, confidential=True)
+        origin = Origin(PayloadSource.ENVIRONMENT, variable[:128], confidential=True)
         if text.strip().lower() == "false":
             found.append(Given(option, FALSE, origin))
             continue
         value = () if text.strip().lower() == "true" else _tokens(option, text)
         if value is None:
-            warnings.append(f"{variable} is an empty list and says nothing.")
+            warnings.append(f"{variable[:128]} is an empty list and says nothing.")
             continue
         found.append(Given(option, value, origin, (option, *value)))
     return found, warnings
@@ -103,16 +103,13 @@ def _tokens(option: str, text: str) -> tuple[str, ...] | None:
         return ()
     if option in _SINGLE_TOKEN:
         return (text,)
-    if stripped.startswith("[") and stripped.endswith("]"):
-        try:
-            array = json.loads(stripped)
-        except (ValueError, RecursionError):
-            return (text,)
-        return tuple(_token(item) for item in array) or None
-    if stripped.startswith("{") and stripped.endswith("}"):
-        objects = _objects(stripped)
-        if len(objects) > 1:
-            return tuple(json.dumps(item, separators=(",", ":")) for item in objects)
+    try:
+        if stripped.startswith("[") and stripped.endswith("]"):
+            return tuple(_token(item) for item in json.loads(stripped)) or None
+        if stripped.startswith("{") and stripped.endswith("}") and len(objects := _objects(stripped)) > 1:
+            return tuple(_token(item) for item in objects)
+    except (ValueError, RecursionError):  # no JSON, or nested deeper than Python reads or writes
+        pass
     return (text,)
 
 
@@ -125,15 +122,12 @@ def _token(element: Any) -> str:
 
 
 def _objects(text: str) -> list[Any]:
-    """The objects of ``{..} {..}``; none where it is anything else."""
+    """The objects of ``{..} {..}``; none where it is anything else. Raises as ``json`` does."""
     decoder = json.JSONDecoder()
     found: list[Any] = []
     at = 0
     while at < len(text):
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return []
+        value, at = decoder.raw_decode(text, at)
         if not isinstance(value, dict):
             return []
         found.append(value)
@@ -160,7 +154,7 @@ def owned(given: Sequence[Given], environ: Mapping[str, str]) -> list[Given]:
         bare = each.option.removeprefix("--").replace("-", "_").upper()
         for variable in (_SERVED_AT.get(each.option, ""), f"DYN_{bare}"):
             if value := environ.get(variable, "").strip():
-                origin = Origin(PayloadSource.ENVIRONMENT, variable, confidential=True)
+                origin = Origin(PayloadSource.ENVIRONMENT, variable[:128], confidential=True)
                 found.append(replace(each, value=(value,), origin=origin, arguments=()))
     return found
 
@@ -187,13 +181,17 @@ def fallback_model(environ: Mapping[str, str], folder: str, files: Sequence[str]
 def malformed(given: Sequence[Given]) -> list[Problem]:
     """The one value that the worker itself has to understand."""
     port = named(given, "--port")
-    if port is None or (len(port.value) == 1 and port.value[0].isdecimal() and int(port.value[0]) <= 65535):
+    if port is None or (len(port.value) == 1 and _is_port(port.value[0])):
         return []
     return [
         port.origin.problem(
             "is not a port number from 0 to 65535", "correct it", reason=Reason.INVALID_ENVIRONMENT
         )
     ]
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 5 and int(text) <= 65535  # int() refuses thousands of digits
 
 
 def no_model() -> Problem:
