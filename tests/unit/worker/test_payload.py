@@ -107,6 +107,12 @@ def test_a_payload_that_is_small_and_endless_to_write_out_is_refused() -> None:
     assert "too large" in check({"prompt": "a", "stop": value}, SPEC, FIELDS, None)[0].message
 
 
+def test_a_payload_that_holds_one_long_text_many_times_is_refused() -> None:
+    text = "x" * 100_000
+    (problem,) = check({"prompt": "a", "stop": [text] * 100_000}, SPEC, FIELDS, None)
+    assert "is too large" in problem.message
+
+
 def test_many_unknown_fields_are_counted_not_listed() -> None:
     payload = {"prompt": "a"} | {f"zzz{number}": 1 for number in range(2000)}
     problems = check(payload, SPEC, FIELDS, None)

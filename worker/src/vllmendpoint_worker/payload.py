@@ -128,10 +128,12 @@ def _unfit(payload: Mapping[Any, Any]) -> tuple[str, str] | None:
     code can make a value that contains itself, or that is small and endless to write out.
     """
     stack: list[tuple[object, int]] = [(payload, 1)]
-    for _ in range(MAX_PAYLOAD_BYTES):  # each step stands for a byte at least
+    room = MAX_PAYLOAD_BYTES
+    while room >= 0:
         if not stack:
             return None
         item, depth = stack.pop()
+        room -= max(len(item), 1) if isinstance(item, str) else 1  # bytes at least
         if depth > MAX_DEPTH:
             return f"is nested deeper than {MAX_DEPTH} levels", "make it flatter"
         if isinstance(item, Mapping):

@@ -129,7 +129,7 @@ def port_of(name: str, default: int) -> int:
     raw = os.environ.get(name, "").strip()
     if not raw:
         return default
-    if not raw.isdecimal() or int(raw) > 65535:
+    if not raw.isdecimal() or len(raw) > 5 or int(raw) > 65535:
         leave(1, f"{name} is not a port number from 0 to 65535.")
     return int(raw)
 
