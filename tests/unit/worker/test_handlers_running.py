@@ -2,7 +2,9 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pytest
 from handlers_served import Served
@@ -11,6 +13,7 @@ from vllmendpoint_api import (
     PingReport,
     PingState,
 )
+from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.handler_sources import Route
 from vllmendpoint_worker.handlers import PingWatch
 
@@ -96,6 +99,105 @@ def custom_sagemaker_invocation_handler(request):
     module.release.set()
     assert {(await answer).json() for answer in hanging} == {1}
     assert endpoint.running_for() == 0
+
+
+class Ahead(Clock):
+    """The real clock, some seconds ahead."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.seconds
+
+    def wall(self) -> datetime:
+        return super().wall() + timedelta(seconds=self.seconds)
+
+
+HANGING = """
+import asyncio, threading, time
+release = threading.Event()
+def in_a_thread(request):
+    release.wait(20)
+async def on_the_loop(request):
+    while not release.is_set():
+        await asyncio.sleep(0.02)
+def two_steps(request):
+    return on_the_loop(request)
+async def raising(request):
+    raise KeyError
+"""
+
+
+@pytest.mark.parametrize("name", ["in_a_thread", "on_the_loop", "two_steps"])
+async def test_a_handler_that_hangs_is_told_until_it_returns(
+    served: Served, watched: Callable[..., PingWatch], name: str
+) -> None:
+    served.room._clock = clock = Ahead()
+    served.script(HANGING)
+    served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
+    await served.start()
+    watching = asyncio.create_task(watched().run())
+    asked = asyncio.create_task(served.ask("/invocations", {}))
+    endpoint = served.room.custom(Route.INVOCATIONS)
+    assert endpoint is not None
+    async with asyncio.timeout(10):
+        while not endpoint.running_for():
+            await asyncio.sleep(0.01)
+    clock.seconds = 590
+    served.room.look()
+    assert served.room.report().last_error is None, "a long generation is none"
+    clock.seconds = 601
+    changes, until = served.changes, time.monotonic() + 10
+    while served.room.report().last_error is None:
+        assert time.monotonic() < until, "nobody looks"
+        await asyncio.sleep(0.05)
+    assert served.changes == changes + 1
+    error = served.room.report().last_error
+    assert error is not None
+    assert error.route == "/invocations"
+    assert error.message == (
+        f"model:{name} has not returned from a request for more than 600 s; the server and the probes go on."
+    )
+    served.room.look()
+    assert served.changes == changes + 1, "told once"
+    next(m for n, m in sys.modules.items() if n.startswith("vllmendpoint_handlers")).release.set()
+    await asked
+    served.room.look()
+    assert served.room.report().last_error is None
+    assert served.changes == changes + 2
+    watching.cancel()
+
+
+async def test_the_newest_of_what_hangs_and_what_is_raised(served: Served) -> None:
+    served.room._clock = clock = Ahead()
+    served.script(
+        HANGING
+        + "custom_sagemaker_ping_handler = raising\ncustom_sagemaker_invocation_handler = on_the_loop\n"
+    )
+
+    def told() -> str:
+        served.room.look()
+        error = served.room.report().last_error
+        return error.route if error is not None else ""
+
+    await served.start()
+    asked = [asyncio.create_task(served.ask("/invocations", {}))]
+    await asyncio.sleep(0.1)
+    clock.seconds = 605
+    assert told() == "/invocations"
+    await served.ask()
+    assert told() == "/ping"
+    clock.seconds = 610
+    asked.append(asyncio.create_task(served.ask("/invocations", {})))
+    await asyncio.sleep(0.1)
+    clock.seconds = 1300
+    assert told() == "/invocations", "another request hangs"
+    module = next(m for n, m in sys.modules.items() if n.startswith("vllmendpoint_handlers"))
+    served.script("def custom_sagemaker_invocation_handler(request):\n    return 1\n")
+    await served.start()
+    assert told() == "", "what was swapped out is no news"
+    module.release.set()
+    await asyncio.gather(*asked)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ would take it for a query parameter and answer 422).
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, get_type_hints
 
 import anyio
@@ -45,8 +46,7 @@ class Endpoint:
         self._failed = failed
         self._clock = clock
         self._limiter = anyio.CapacityLimiter(MAX_THREADS)
-        self._running: dict[int, float] = {}
-        self._next = 0
+        self._running: dict[object, float] = {}
         self._async = _is_async(handler.function)
 
     @property
@@ -66,14 +66,22 @@ class Endpoint:
         began = min(list(self._running.values()), default=None)
         return 0.0 if began is None else self._clock.monotonic() - began
 
+    def hanging(self, seconds: float) -> float | None:
+        """When the newest of the calls began that have run for longer than ``seconds``; None: none has."""
+        latest = self._clock.monotonic() - seconds
+        return max((began for began in list(self._running.values()) if began < latest), default=None)
+
     async def _call(self, arguments: dict[str, Any]) -> Any:
         try:
             if self._async:
-                with _Run(self):
+                with self._counted():
                     return await self.handler.function(**arguments)
             work = functools.partial(self._in_thread, arguments)
             result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
-            return await result if inspect.isawaitable(result) else result
+            if not inspect.isawaitable(result):
+                return result
+            with self._counted():
+                return await result
         except HTTPException:
             raise
         except Exception as error:
@@ -84,30 +92,18 @@ class Endpoint:
             raise
 
     def _in_thread(self, arguments: dict[str, Any]) -> Any:
-        with _Run(self):
+        with self._counted():
             return self.handler.function(**arguments)
 
-    def began(self) -> int:
-        self._next += 1
-        self._running[self._next] = self._clock.monotonic()
-        return self._next
-
-    def ended(self, number: int) -> None:
-        self._running.pop(number, None)
-
-
-class _Run:
-    """One call, for as long as it really runs: a thread outlives the request that was given up."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._number = 0
-
-    def __enter__(self) -> None:
-        self._number = self._endpoint.began()
-
-    def __exit__(self, *exc: object) -> None:
-        self._endpoint.ended(self._number)
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One call, for as long as it really runs: a thread outlives the request that was given up."""
+        call = object()  # no number: threads would count at the same time
+        self._running[call] = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            del self._running[call]
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:

@@ -1,4 +1,6 @@
-"""Asks the custom ping handler, since it takes part in readiness: anything but 200 is a failure."""
+"""Asks the custom ping handler, since it takes part in readiness: anything but 200 is a failure. Looks for
+handlers that hang, too.
+"""
 
 import asyncio
 import logging
@@ -56,6 +58,7 @@ class PingWatch:
         """Ask until cancelled."""
         while True:
             await self.ask()
+            self._room.look()
             await asyncio.sleep(PING_SECONDS)
 
     async def ask(self) -> None:

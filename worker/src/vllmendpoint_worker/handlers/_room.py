@@ -38,6 +38,10 @@ logger = logging.getLogger("vllmendpoint_worker.handlers")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 
+HANG_SECONDS: Final = 600.0
+"""A call that runs for longer hangs. SageMaker waits 60 s for an answer and 8 minutes for a stream, but a
+long generation is no failure: it is only told, and taken back when it returns."""
+
 METHODS: Final = {Route.PING: ["GET", "POST"], Route.INVOCATIONS: ["POST"]}
 
 
@@ -92,7 +96,7 @@ def _unfit(handler: Handler, error: Exception) -> Problem:
 class HandlerRoom:
     """Loads, binds and swaps; the ASGI app that stands for whichever generation is current.
 
-    ``changed`` is called after a swap and after an error of a handler.
+    ``changed`` is called after a swap, after an error of a handler, and where one hangs or no longer does.
     """
 
     def __init__(self, changed: Callable[[], None], clock: Clock | None = None) -> None:
@@ -103,6 +107,7 @@ class HandlerRoom:
         self._loaded: Loaded | None = None
         self._stamps: tuple[object, ...] = ()
         self._last_error: HandlerError | None = None
+        self._hanging: dict[Route, float] = {}
         self.current: Generation | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -151,6 +156,7 @@ class HandlerRoom:
             logger.info("Handlers swapped: script %s -> %s", before or "none", after or "none")
         self.current = generation
         self._last_error = None
+        self._hanging = {}
         self._changed()
 
     def custom(self, route: Route) -> Endpoint | None:
@@ -177,8 +183,33 @@ class HandlerRoom:
             script_digest=_digest(generation),
             ping=_handler_report(handlers.get(Route.PING)),
             invocations=_handler_report(handlers.get(Route.INVOCATIONS)),
-            last_error=self._last_error,
+            last_error=self._newest_error(generation),
         )
+
+    def look(self) -> None:
+        """Notice which of the current handlers hang; what still hangs in those swapped out is no news."""
+        endpoints = self.current.endpoints if self.current is not None else {}
+        found = {route: endpoint.hanging(HANG_SECONDS) for route, endpoint in endpoints.items()}
+        hanging = {route: began for route, began in found.items() if began is not None}
+        if hanging == self._hanging:
+            return
+        self._hanging = hanging
+        for route in hanging:
+            logger.warning("The handler of %s hangs", route)
+        self._changed()
+
+    def _newest_error(self, generation: Generation) -> HandlerError | None:
+        """What was raised last, or what hangs: that is told for as long as it hangs."""
+        errors = [self._last_error] if self._last_error is not None else []
+        for route, began in self._hanging.items():
+            name = generation.loaded.handlers[route].name
+            said = (
+                f"{name} has not returned from a request for more than {HANG_SECONDS:.0f} s; "
+                "the server and the probes go on."
+            )
+            time = self._clock.wall_of(began + HANG_SECONDS).replace(microsecond=0)
+            errors.append(HandlerError(route=route.value, message=said, time=time))
+        return max(errors, key=lambda error: error.time, default=None)
 
     def _failed(self, route: Route, sentence: str) -> None:
         now = self._clock.wall().replace(microsecond=0)
