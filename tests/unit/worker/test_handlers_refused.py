@@ -1,6 +1,7 @@
 """What is wrong with handlers is said, with file, line and fix, and nothing falls through."""
 
 import json
+import sys
 import threading
 
 import pytest
@@ -120,9 +121,64 @@ async def test_function_found_by_name_that_is_no_function(served: Served) -> Non
     assert "custom_sagemaker_ping_handler is not callable" in problem.message
 
 
-async def test_an_import_that_hangs_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+NEWER = """
+import threading
+import model_hosting_container_standards.sagemaker as standards
+import neighbour
+
+@standards.custom_ping_handler
+def ping(request):
+    import neighbour as at_run_time
+    return [neighbour.WORD, at_run_time.WORD]
+
+for thread in threading.enumerate():
+    if thread.name == "handlers" and thread is not threading.current_thread():
+        thread.join(20)
+"""
+
+
+@pytest.mark.parametrize(
+    "hangs",
+    [
+        "time.sleep(3)",  # in C: it wakes when it is over
+        "try:\n    time.sleep(3)\nexcept BaseException:\n    pass",
+    ],
+)
+async def test_what_was_given_up_wakes_and_touches_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    served.script("WORD = 'old'\n", "neighbour.py")
+    served.script("import neighbour\n")
+    await served.start()
+    old, writing = sys.modules["neighbour"], sys.dont_write_bytecode
+    monkeypatch.setattr(served.room._loader, "_seconds", 0.2)
+    served.script("WORD = 'given up'\n", "neighbour.py")
+    served.script(f"import time\nimport neighbour\n{hangs}\n")
+    problem = await served.refused()
+    assert "were not imported within 0 s" in problem.message
+    assert any(thread.name == "handlers" for thread in threading.enumerate()), "it still sleeps"
+    assert sys.modules["neighbour"] is old
+    monkeypatch.setattr(served.room._loader, "_seconds", 30.0)
+    served.script("WORD = 'new'\n", "neighbour.py")
+    served.script(NEWER)  # ends when the one given up has
+    await served.start()
+    assert served.room.report().ping.source == HandlerSource.DECORATOR
+    assert (await served.ask()).json() == ["new", "new"]
+    assert sys.dont_write_bytecode == writing
+
+
+@pytest.mark.parametrize(
+    "hangs",
+    [
+        "while True:\n    pass\n",
+        "while True:\n    try:\n        int('x')\n    except Exception:\n        pass\n",
+    ],
+)
+async def test_an_import_that_hangs_is_given_up(
+    served: Served, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
     monkeypatch.setattr(served.room._loader, "_seconds", 0.3)
-    served.script("while True:\n    pass\n")
+    served.script(hangs)
     problem = await served.refused()
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
     assert "not imported within 0 s (model.py line" in problem.message

@@ -1,7 +1,8 @@
 """Runs the customer's code: imports the script and the named functions, on a thread, within a bound.
 
 A load that fails changes nothing: registries, modules and log levels are put back. A load that hangs is
-given up after :data:`IMPORT_SECONDS`; its thread is asked to end and then left alone.
+given up after :data:`IMPORT_SECONDS`; its thread is asked to end and then left alone. What it changed is put
+back at once, and not when its thread wakes, perhaps in the middle of a newer load.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +50,15 @@ _SHOWN: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError,
 """Errors whose own text names code; that of others may hold data, and is in the worker's log only."""
 
 
+class _GivenUpError(BaseException):
+    """Raised in the thread of an import that takes too long; no Exception, which code that tries again for
+    ever would catch.
+    """
+
+
+_TIMEOUTS: Final = (HandlerTimeoutError, _GivenUpError)
+
+
 @dataclass(frozen=True, slots=True)
 class Handler:
     """A custom handler: ``name`` as the report shows it."""
@@ -80,21 +91,22 @@ class Loader:
         self._generation += 1
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Loaded] = loop.create_future()
+        changes = _Changes(wanted, self._generation, self._before)
 
-        def work(generation: int) -> None:
+        def work() -> None:
             outcome: Loaded | ConfigurationRefusedError
             try:
-                outcome = self._load(wanted, generation)
+                outcome = _load(wanted, changes)
             except LoadFailedError as error:
                 outcome = ConfigurationRefusedError([_problem(error, wanted, self._seconds)])
-            except Exception as error:  # the standards package itself, or an injected end
+            except (Exception, _GivenUpError) as error:  # the standards package itself, or it came late
                 logger.exception("Handlers cannot be loaded")
                 failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
                 failed.__cause__ = error
                 outcome = ConfigurationRefusedError([_problem(failed, wanted, self._seconds)])
             loop.call_soon_threadsafe(_settle, done, outcome)
 
-        thread = threading.Thread(target=work, args=(self._generation,), name="handlers", daemon=True)
+        thread = threading.Thread(target=work, name="handlers", daemon=True)
         thread.start()
         await asyncio.wait({done}, timeout=self._seconds)
         if not done.done():
@@ -102,41 +114,75 @@ class Loader:
             await asyncio.wait({done}, timeout=1.0)
         if not done.done():
             done.cancel()
+            await asyncio.to_thread(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError()
             raise ConfigurationRefusedError([_problem(hung, wanted, self._seconds)])
         return done.result()
 
-    def _load(self, wanted: Wanted, generation: int) -> Loaded:
-        folders = _folders(wanted)
-        pruned = _prune(folders, self._before)
-        writing = sys.dont_write_bytecode
-        sys.dont_write_bytecode = True  # a .pyc goes by the second; a swap may be quicker
-        for folder in folders:
-            if str(folder) not in sys.path:
-                sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
-        importlib.invalidate_caches()
-        scripts = Scripts(wanted, generation)
-        try:
-            with keeping_log_levels(), emptied_registries(), CUSTOM_DEFAULT.importing():
-                resolution = resolve(wanted, scripts)
-                loaded = Loaded(
-                    wanted,
-                    _handlers(wanted, resolution),
-                    resolution.middleware,
-                    frozenset(_files(folders, self._before)) | frozenset(_own(scripts)),
-                )
-        except LoadFailedError:
-            _prune(folders, self._before)
-            for name in scripts.modules:
-                sys.modules.pop(name, None)
-            sys.modules.update(pruned)
-            raise
-        finally:
-            sys.dont_write_bytecode = writing
-        _set_level(wanted)
-        _tell(loaded, resolution)
-        return loaded
+
+class _Changes:
+    """What a load changes in the process; put back once, by the load itself or by who gives it up."""
+
+    def __init__(self, wanted: Wanted, generation: int, before: frozenset[str]) -> None:
+        self.folders = _folders(wanted)
+        self.before = before
+        self.scripts = Scripts(wanted, generation)
+        self._pruned: dict[str, ModuleType] = {}
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._over = False
+
+    def begin(self) -> None:
+        """Raises HandlerTimeoutError where the load was given up before that."""
+        with self._lock:
+            if self._over:
+                raise HandlerTimeoutError
+            self._pruned = _prune(self.folders, self.before)
+            self._stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
+            sys.dont_write_bytecode = True  # a .pyc goes by the second; a swap may be quicker
+            self._stack.enter_context(keeping_log_levels())
+            self._stack.enter_context(emptied_registries())
+
+    def end(self, *, failed: bool) -> bool:
+        """False where the load was given up: it must touch nothing any more, a newer one may have begun."""
+        with self._lock:
+            if self._over:
+                return False
+            self._over = True
+            self._stack.close()
+            if failed:
+                _prune(self.folders, self.before)
+                for name in list(self.scripts.modules):
+                    sys.modules.pop(name, None)
+                sys.modules.update(self._pruned)
+        return True
+
+
+def _load(wanted: Wanted, changes: _Changes) -> Loaded:
+    changes.begin()
+    for folder in changes.folders:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
+    importlib.invalidate_caches()
+    scripts = changes.scripts
+    try:
+        with CUSTOM_DEFAULT.importing():
+            resolution = resolve(wanted, scripts)
+            loaded = Loaded(
+                wanted,
+                _handlers(wanted, resolution),
+                resolution.middleware,
+                frozenset(_files(changes.folders, changes.before)) | frozenset(_own(scripts)),
+            )
+    except BaseException:
+        changes.end(failed=True)
+        raise
+    if not changes.end(failed=False):
+        raise HandlerTimeoutError
+    _set_level(wanted)
+    _tell(loaded, resolution)
+    return loaded
 
 
 def _settle(done: "asyncio.Future[Loaded]", outcome: Loaded | ConfigurationRefusedError) -> None:
@@ -153,7 +199,7 @@ def _interrupt(thread: threading.Thread) -> None:
     never returns stays.
     """
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(HandlerTimeoutError)
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUpError)
     )
 
 
@@ -240,7 +286,7 @@ def _tell(loaded: Loaded, resolution: Resolution) -> None:
 def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem:
     error = failed.__cause__ or failed
     reason, what, fix = _said(error, wanted, seconds)
-    if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, HandlerTimeoutError):
+    if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUTS):
         logger.error("The handlers' code failed", exc_info=error)
     source = "Script" if failed.source is HandlerSource.DEFAULT else failed.source.value
     return Problem(
@@ -253,7 +299,7 @@ def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem
 
 def _said(error: BaseException, wanted: Wanted, seconds: float) -> tuple[Reason, str, str]:
     where = failed_at(error, wanted)
-    if isinstance(error, HandlerTimeoutError):
+    if isinstance(error, _TIMEOUTS):
         line = f" ({where})" if where else ""
         what = f"were not imported within {seconds:.0f} s{line}"
         return Reason.HANDLER_IMPORT_FAILED, what, "keep long work out of the module's level"
