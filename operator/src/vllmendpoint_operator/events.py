@@ -11,6 +11,7 @@ from vllmendpoint_api import (
     Condition,
     ConditionEntry,
     ConditionStatus,
+    HandlerStatus,
     Reason,
     VLLMEndpointStatus,
     names,
@@ -56,13 +57,26 @@ def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry
 
 
 def handlers_changed(before: VLLMEndpointStatus | None, after: VLLMEndpointStatus) -> list[Transition]:
-    """The handlers' script was taken in while the workers served."""
-    old = before.handlers.script_digest if before is not None and before.handlers is not None else None
-    new = after.handlers.script_digest if after.handlers is not None else None
-    if old is None or new is None or old == new:
+    """Another script, or another path to a handler, is in force: one Event for all of it."""
+    old, new = (before.handlers if before is not None else None), after.handlers
+    if old is None or new is None:
         return []
-    said = f"The handlers' script changed from {old or 'none'} to {new or 'none'}; no worker was restarted."
-    return [Transition("Normal", "HandlersChanged", said)]
+    said = []
+    if old.script_digest != new.script_digest:
+        digests = f"from {old.script_digest or 'none'} to {new.script_digest or 'none'}"
+        said.append(f"The handlers' script changed {digests}; no worker was restarted.")
+    for route, was, now in (
+        ("/ping", old.ping, new.ping),
+        ("/invocations", old.invocations, new.invocations),
+    ):
+        if was != now:  # no word of a restart: one that the environment names changes with one
+            said.append(f"The handler of {route} changed from {_named(was)} to {_named(now)}.")
+    return [Transition("Normal", "HandlersChanged", " ".join(said))] if said else []
+
+
+def _named(handler: HandlerStatus) -> str:
+    name = handler.handler or "vLLM's own"
+    return f"{name} ({handler.source})"
 
 
 def warned(texts: Iterable[str]) -> list[Transition]:

@@ -87,3 +87,28 @@ def with_script(digest):
 def test_a_swapped_script_is_told_with_both_digests(before, after, says):
     found = handlers_changed(before, after)
     assert [says in it.message for it in found] == ([True] if says else [])
+
+
+def with_ping(source, handler, digest="aaa"):
+    status = with_script(digest)
+    ping = HandlerStatus(source=source, handler=handler)
+    return status.model_copy(update={"handlers": status.handlers.model_copy(update={"ping": ping})})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (with_ping("Spec", "model:a"), with_ping("Spec", "model:b"),
+         "The handler of /ping changed from model:a (Spec) to model:b (Spec)."),
+        (with_ping("Spec", "model:a"), with_ping("Decorator", "model:a"),
+         "The handler of /ping changed from model:a (Spec) to model:a (Decorator)."),
+        (with_script("aaa"), with_ping("Environment", "model:a"),
+         "The handler of /ping changed from vLLM's own (Default) to model:a (Environment)."),
+        (with_ping("Function", "model:a"), with_ping("Function", "model:b", "bbb"),
+         ("The handlers' script changed from aaa to bbb; no worker was restarted. "
+          "The handler of /ping changed from model:a (Function) to model:b (Function).")),
+        (with_ping("Spec", "model:a"), with_ping("Spec", "model:a"), None),
+    ],
+)  # fmt: skip
+def test_a_changed_path_is_told_with_both_handlers_in_one_event(before, after, says):
+    assert [it.message for it in handlers_changed(before, after)] == ([says] if says else [])
