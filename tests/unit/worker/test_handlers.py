@@ -1,6 +1,8 @@
 """Which handler answers, and what it may do: every example of the guide, every pair of sources."""
 
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,39 @@ def custom_sagemaker_ping_handler(request):
     assert (root.level, [handler.level for handler in root.handlers], list(root.handlers)) == before
     assert other.level == logging.WARNING
     assert logging.getLogger().manager.disable == 0
+
+
+IMPORTED = """
+import logging
+handler = logging.StreamHandler()
+other = logging.getLogger("some.library")
+other.addHandler(logging.StreamHandler())
+logging.basicConfig(level=logging.INFO, handlers=[handler])
+handler.setLevel(logging.DEBUG)
+other.setLevel(logging.DEBUG)
+
+def levels():
+    root = logging.getLogger()
+    return root.level, [(it, it.level) for it in root.handlers], other.level, other.handlers[0].level
+
+before = levels()
+import vllmendpoint_worker.handlers
+assert levels() == before, (before, levels())
+"""
+
+
+def test_importing_the_standards_package_changes_no_log_level() -> None:
+    """In a process of its own: here the package was imported when the tests were collected."""
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("SAGEMAKER_CONTAINER_LOG_LEVEL", "LOG_LEVEL")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED],
+        env=environ, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 async def test_debug_says_which_handler_and_why(
