@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from compat_payloads import CHAT, MARKERS, MINIMAL, OTHER, PAYLOAD, STANDARD, nothing_set  # noqa: F401
+from fastapi import FastAPI
 
 from vllmendpoint_api import HandlerSettings
 from vllmendpoint_worker.board import Board
@@ -69,19 +70,21 @@ def test_the_same_again_is_no_change() -> None:
 
 
 def test_a_script_that_is_imported_takes_the_place_of_the_one_before() -> None:
-    with CUSTOM_DEFAULT.importing():
+    with CUSTOM_DEFAULT.importing() as first:
         set_custom_health_check_payload(OTHER)
         assert get_health_check_payload(None, "completion") == OTHER
         with ThreadPoolExecutor() as others:
             assert others.submit(lambda: CUSTOM_DEFAULT.value).result() is ABSENT
+    assert CUSTOM_DEFAULT.value is ABSENT, "it is in force with its handlers, or not at all"
+    CUSTOM_DEFAULT.set(first.payload)
     assert CUSTOM_DEFAULT.value == OTHER
     with pytest.raises(KeyError), CUSTOM_DEFAULT.importing():  # noqa: PT012
         set_custom_health_check_payload(PAYLOAD)
         raise KeyError
     assert CUSTOM_DEFAULT.value == OTHER
-    with CUSTOM_DEFAULT.importing():
+    with CUSTOM_DEFAULT.importing() as last:
         pass  # a script that sets none
-    assert CUSTOM_DEFAULT.value is ABSENT
+    assert last.payload is None
 
 
 SCRIPT = """
@@ -100,13 +103,18 @@ async def test_a_handler_script_of_the_worker_sets_it(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     script = tmp_path / "model.py"
+    room = HandlerRoom(lambda: None)
+    room.attach(FastAPI())
 
     async def load(text: str) -> object:
         script.write_text(text)
         environ = {"SAGEMAKER_MODEL_PATH": str(tmp_path)}
         wanted, problems = read_handlers(HandlerSettings(), tmp_path / "settings", environ)
         assert problems == ()
-        await HandlerRoom(lambda: None).load(wanted)
+        loaded, before = await room.load(wanted), CUSTOM_DEFAULT.value
+        generation = room.bound(loaded)
+        assert CUSTOM_DEFAULT.value == before, "it comes into force with its handlers"
+        room.swap(generation)
         return CUSTOM_DEFAULT.value
 
     assert await load(SCRIPT) == OTHER

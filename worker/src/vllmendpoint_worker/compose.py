@@ -25,7 +25,7 @@ from . import upstream
 from .arguments import clear_environment
 from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
-from .configuration import Configuration, translation_problem
+from .configuration import Configuration, translation_problem, with_default
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
 from .handler_sources import Route
 from .handlers import Generation, HandlerRoom, PingWatch
@@ -153,7 +153,8 @@ class Worker:
             self._arguments = await upstream.parse_arguments(argv, self._configuration.model_type)
         except EngineStartError as error:
             raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
-        await self._load_handlers(loaded)
+        handlers = await self._load_handlers(loaded)
+        self._configuration.merge(with_default(loaded, handlers.custom_default))
 
     async def _load_handlers(self, loaded: Loaded) -> Handlers:
         """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
@@ -166,7 +167,11 @@ class Worker:
         return handlers
 
     async def _resolve(self, loaded: Loaded) -> _Accepted:
-        """Merge, translate, load and bind. Raises ConfigurationRefusedError."""
+        """Load and bind, merge with what the script sets, translate. Raises ConfigurationRefusedError."""
+        self._configuration.merge(with_default(loaded, None))  # else the customer's code is not run
+        generation = self._room.bound(await self._load_handlers(loaded))
+        if generation is not self._room.current:
+            loaded = with_default(loaded, generation.loaded.custom_default)
         resolved = self._configuration.merge(loaded)
         if self._translator is None:
             raise EngineStartError("the model's renderer is not there yet")
@@ -174,7 +179,6 @@ class Worker:
             translated = await self._translator.translate(resolved.payload, resolved.expect)
         except TranslationError as error:
             raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
-        generation = self._room.bound(await self._load_handlers(loaded))
         return _Accepted(loaded, resolved, translated, generation)
 
     def _take(self, accepted: _Accepted) -> None:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vllmendpoint_api import (
     ConfigurationReport,
@@ -23,11 +23,11 @@ from .board import Board
 from .config_sources import ConfigSources, Loaded
 from .custom_default import CUSTOM_DEFAULT
 from .errors import ConfigurationRefusedError, TranslationError
-from .merge import Refused, Resolved, merge
+from .merge import ABSENT, Refused, Resolved, merge
 from .options import differing
 from .payload import RequestFields
 
-__all__ = ["POLL_SECONDS", "Configuration", "translation_problem"]
+__all__ = ["POLL_SECONDS", "Configuration", "translation_problem", "with_default"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,12 @@ class Configuration:
         if first:
             self._board.stage(Stage.REFUSED, problems[0].message if problems else "")
             self._board.update(started=True, why_not_ready="the configuration is refused")
+
+
+def with_default(loaded: Loaded, payload: Mapping[str, Any] | None) -> Loaded:
+    """``loaded`` as it is once the script that has set ``payload``, or nothing, is in force."""
+    custom_default = ABSENT if payload is None else payload
+    return replace(loaded, sources=replace(loaded.sources, custom_default=custom_default))
 
 
 def translation_problem(resolved: Resolved, error: TranslationError) -> Problem:

@@ -8,18 +8,24 @@ import copy
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .merge import ABSENT
 
-__all__ = ["CUSTOM_DEFAULT", "CustomDefault"]
+__all__ = ["CUSTOM_DEFAULT", "CustomDefault", "Imported"]
 
 
-class _Pending(threading.local):
-    """What the script that this thread imports has set."""
+@dataclass(slots=True)
+class Imported:
+    """What a script has set while it was imported."""
 
-    importing = False
     payload: Mapping[str, Any] | None = None
+
+
+class _Here(threading.local):
+    imported: Imported | None = None
+    """Where this thread imports a script."""
 
 
 class CustomDefault:
@@ -29,35 +35,38 @@ class CustomDefault:
         self._lock = threading.Lock()
         self._payload: Mapping[str, Any] | None = None
         self._version = 0
-        self._pending = _Pending()
+        self._here = _Here()
 
     def set(self, payload: Mapping[str, Any] | None) -> None:
         """A checked payload, or None for none; copied, so that the caller's object stays the caller's."""
         payload = copy.deepcopy(payload)
-        if self._pending.importing:
-            self._pending.payload = payload
-        else:
-            self._put(payload)
+        if (imported := self._here.imported) is not None:
+            imported.payload = payload
+            return
+        with self._lock:
+            if payload != self._payload:
+                self._payload = payload
+                self._version += 1
 
     @contextmanager
-    def importing(self) -> Iterator[None]:
+    def importing(self) -> Iterator[Imported]:
         """Around the import of a script, on the thread that imports it.
 
-        What it sets (nothing counts too) is in force once the import has succeeded, in the place of what the
-        script before it set; an import that fails changes nothing.
+        What it sets (nothing counts too) is held back: whoever puts the script in force sets it, in the place
+        of what the script before it set.
         """
-        self._pending.importing, self._pending.payload = True, None
+        self._here.imported = imported = Imported()
         try:
-            yield
+            yield imported
         finally:
-            self._pending.importing = False
-        self._put(self._pending.payload)
+            self._here.imported = None
 
     @property
     def value(self) -> object:
         """The payload, or ``ABSENT``."""
+        imported = self._here.imported
         with self._lock:
-            payload = self._pending.payload if self._pending.importing else self._payload
+            payload = imported.payload if imported is not None else self._payload
         return ABSENT if payload is None else copy.deepcopy(payload)
 
     @property
@@ -65,12 +74,6 @@ class CustomDefault:
         """Another one after every change: what a watcher compares. Setting the same again is none."""
         with self._lock:
             return self._version
-
-    def _put(self, payload: Mapping[str, Any] | None) -> None:
-        with self._lock:
-            if payload != self._payload:
-                self._payload = payload
-                self._version += 1
 
 
 CUSTOM_DEFAULT: Final = CustomDefault()

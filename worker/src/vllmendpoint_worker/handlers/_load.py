@@ -70,12 +70,15 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What answers, once it is bound. ``files``: all of the customer's code that was imported."""
+    """What answers, once it is bound. ``files``: all of the customer's code that was imported;
+    ``custom_default``: the health check's payload that it has set.
+    """
 
     wanted: Wanted
     handlers: Mapping[Route, Handler] = field(default_factory=dict)
     middleware: Mapping[str, Any] = field(default_factory=dict)
     files: frozenset[Path] = frozenset()
+    custom_default: Mapping[str, Any] | None = None
 
 
 class Loader:
@@ -167,13 +170,14 @@ def _load(wanted: Wanted, changes: _Changes) -> Loaded:
     importlib.invalidate_caches()
     scripts = changes.scripts
     try:
-        with CUSTOM_DEFAULT.importing():
+        with CUSTOM_DEFAULT.importing() as imported:
             resolution = resolve(wanted, scripts)
             loaded = Loaded(
                 wanted,
                 _handlers(wanted, resolution),
                 resolution.middleware,
                 frozenset(_files(changes.folders, changes.before)) | frozenset(_own(scripts)),
+                imported.payload,
             )
     except BaseException:
         changes.end(failed=True)

@@ -24,6 +24,7 @@ from vllmendpoint_api import (
     Reason,
 )
 from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError
 from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
 
@@ -148,13 +149,16 @@ class HandlerRoom:
         return bind(self._core, loaded, self._failed, self._clock)
 
     def swap(self, generation: Generation) -> None:
-        """From now on requests go to ``generation``; those in flight end where they began."""
+        """From now on requests go to ``generation``; those in flight end where they began. Its script's
+        default of the health check is in force with it.
+        """
         if self.current is generation:
             return
         if self.current is not None:
             before, after = _digest(self.current), _digest(generation)
             logger.info("Handlers swapped: script %s -> %s", before or "none", after or "none")
         self.current = generation
+        CUSTOM_DEFAULT.set(generation.loaded.custom_default)
         self._last_error = None
         self._hanging = {}
         self._changed()
