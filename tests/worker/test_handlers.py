@@ -8,13 +8,22 @@ import http.client
 import json
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllmendpoint_api import ConfigurationState, HandlerSource, PingState, Reason, Verdict, script_digest
+from vllmendpoint_api import (
+    ConfigurationState,
+    HandlerSource,
+    PayloadSource,
+    PingState,
+    Reason,
+    Verdict,
+    script_digest,
+)
 
 from .conftest import WorkerProcess
 
@@ -28,6 +37,42 @@ async def custom_sagemaker_ping_handler(request):
 async def custom_sagemaker_invocation_handler(request):
     return {"by": "the VLLMEndpoint"}
 """
+
+PROCESSING = """
+import json
+from fastapi.responses import JSONResponse
+from model_hosting_container_standards.common.fastapi.middleware import (
+    custom_middleware, input_formatter, output_formatter,
+)
+
+@input_formatter
+async def pre(request):
+    if request.headers.get("x-form") == "instances":
+        body = await request.json()
+        completion = {"model": "toy", "prompt": body.pop("instances")[0], "max_tokens": 3}
+        request._body = json.dumps(completion | body).encode()
+    return request
+
+@output_formatter
+async def post(response):
+    response.headers["x-post"] = "post"
+    return response
+
+@custom_middleware("throttle")
+async def throttle(request, call_next):
+    if request.headers.get("x-slow"):
+        return JSONResponse({"error": "slow down"}, status_code=429)
+    return await call_next(request)
+"""
+HEALTH_CHECK = """
+from vllmendpoint_worker.compat import set_custom_health_check_payload
+
+set_custom_health_check_payload(PAYLOAD)
+"""
+OPENAI = (
+    ("/v1/completions", {"prompt": "hello"}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +95,29 @@ def take(worker: WorkerProcess, script: str | None, **handlers: Any) -> str:
         digest = script_digest(script.encode())
     said = {key: value for key, value in {"scriptDigest": digest, **handlers}.items() if value is not None}
     return worker.settings(CHECK, handlers=said)
+
+
+def post(
+    worker: WorkerProcess, path: str, data: bytes, kind: str = "application/json", **headers: str
+) -> tuple[int, str, str]:
+    """Status, content type and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", worker.ports["http"], timeout=60)
+    with contextlib.closing(connection):
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("POST", path, data, {"content-type": kind, **sent})
+        answer = connection.getresponse()
+        return answer.status, answer.headers["content-type"].partition(";")[0], answer.read().decode()
+
+
+def streamed(answer: tuple[int, str, str]) -> str:
+    """The text of a stream of server-sent events, which must be whole."""
+    status, kind, body = answer
+    assert (status, kind) == (200, "text/event-stream"), body
+    *events, last = [event.removeprefix("data: ") for event in body.split("\n\n") if event]
+    assert last == "[DONE]"
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    assert len(choices) > 2, "token by token"
+    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
 def test_a_script_that_cannot_be_imported_is_told_within_seconds(worker: WorkerProcess, folder: Path) -> None:
@@ -133,6 +201,31 @@ def test_a_bad_change_keeps_the_last_good_handlers(worker: WorkerProcess) -> Non
     assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
 
 
+def test_handlers_and_the_health_check_that_they_set_are_in_force_together_or_not_at_all(
+    worker: WorkerProcess,
+) -> None:
+    before = worker.report()
+    another = SWAPPED.replace("the VLLMEndpoint", "another") + HEALTH_CHECK
+    digest = take(worker, another.replace("PAYLOAD)", '{"input": "x"})'))
+    worker.until(lambda report: report.configuration.settings_hash == digest, 30)
+    until = time.monotonic() + 2
+    while time.monotonic() < until:  # a reload or two
+        report = worker.report()
+        assert report.configuration.state == ConfigurationState.REFUSED
+        assert [problem.source for problem in report.configuration.problems] == ["CustomDefault"]
+        assert report.handlers.script_digest == before.handlers.script_digest
+        assert report.health_check == before.health_check
+        time.sleep(0.2)
+    assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
+    digest = take(worker, another.replace("PAYLOAD)", '{"prompt": "x", "max_tokens": 1})'))
+    worker.until(lambda report: report.configuration.settings_hash == digest, 30)
+    report = worker.report()
+    assert report.configuration.state == ConfigurationState.RESOLVED, report.configuration.problems
+    assert report.health_check is not None
+    assert report.health_check.source == PayloadSource.CUSTOM_DEFAULT
+    assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "another"}
+
+
 def test_a_custom_ping_that_is_not_200_makes_it_unready(worker: WorkerProcess) -> None:
     script = """
 from fastapi import Response
@@ -210,6 +303,52 @@ def test_without_handlers_it_is_vllms_own_again(worker: WorkerProcess, folder: P
     status, body = worker.ask("http", "/invocations", {"model": "toy", "prompt": "hello", "max_tokens": 3})
     assert (status, json.loads(body)["usage"]["completion_tokens"]) == (200, 3)
     assert worker.report().custom_ping is None
+
+
+def test_pre_and_post_processing_around_vllms_own_routes(worker: WorkerProcess) -> None:
+    digest = take(worker, PROCESSING)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 30)
+    asked = {"instances": ["hello"], "temperature": 0.0}
+    status, _, body = post(worker, "/invocations", json.dumps(asked).encode(), x_form="instances")
+    assert status == 200, body
+    answer = json.loads(body)
+    assert answer["usage"]["completion_tokens"] == 3
+    stream = json.dumps(asked | {"stream": True}).encode()
+    text = streamed(post(worker, "/invocations", stream, x_form="instances"))
+    assert text == answer["choices"][0]["text"]
+    assert post(worker, "/invocations", b"{}", x_slow="1") == (
+        429, "application/json", '{"error":"slow down"}',
+    )  # fmt: skip
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.ports['http']}/v1/models", timeout=30) as models:
+        assert models.headers["x-post"] == "post", "every route of the port"
+    worker.until(lambda report: report.ready, 30)
+
+
+@pytest.mark.parametrize("ping", [None, "vllm.entrypoints.openai.api_server:health"])
+def test_invocations_stream_and_fail_as_vllms_own(worker: WorkerProcess, ping: str | None) -> None:
+    digest = take(worker, None, ping=ping)
+    worker.until(lambda report: report.configuration.settings_hash == digest, 30)
+    report = worker.report()
+    assert report.handlers.ping.source == (HandlerSource.SPEC if ping else HandlerSource.DEFAULT)
+    assert report.handlers.invocations.source == HandlerSource.DEFAULT
+    for path, asked in OPENAI:
+        body = {"model": "toy", "max_tokens": 5, "temperature": 0.0, **asked}
+        stream = json.dumps(body | {"stream": True}).encode()
+        text = streamed(post(worker, "/invocations", stream))
+        assert text
+        assert text == streamed(post(worker, path, stream))
+        plain = json.dumps(body).encode(), "text/plain"
+        answer = post(worker, "/invocations", *plain)
+        assert answer == post(worker, path, *plain)
+        assert answer[0] == 400
+        assert "Only 'application/json' is allowed" in answer[2]
+        broken = b'{"model": '
+        status, kind, answered = post(worker, "/invocations", broken)
+        assert (status, kind) == post(worker, path, broken)[:2] == (400, "application/json")
+        wrong = "JSON decode error: Expecting value: line 1 column 11 (char 10)"  # /v1 has other words for it
+        assert json.loads(answered) == {
+            "error": {"message": wrong, "type": "Bad Request", "param": None, "code": 400}
+        }
 
 
 def test_the_guides_installed_module_still_resolves(worker: WorkerProcess) -> None:
