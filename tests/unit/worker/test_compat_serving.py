@@ -98,6 +98,7 @@ async def ping():
 """
 
 
+@pytest.mark.usefixtures("clean")
 async def test_a_handler_script_of_the_worker_sets_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

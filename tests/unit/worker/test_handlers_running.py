@@ -95,8 +95,7 @@ def custom_sagemaker_invocation_handler(request):
     endpoint = served.room.custom(Route.INVOCATIONS)
     assert endpoint is not None
     assert endpoint.running_for() > 0
-    module = next(m for name, m in sys.modules.items() if name.startswith("vllmendpoint_handlers"))
-    module.release.set()
+    endpoint.handler.function.__globals__["release"].set()
     assert {(await answer).json() for answer in hanging} == {1}
     assert endpoint.running_for() == 0
 
