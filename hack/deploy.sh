@@ -112,8 +112,8 @@ stage "helm install"
 progress() { kubectl -n "$namespace" get pods --no-headers 2>&1 | tail -n 1; }
 watched "the operator" helm upgrade --install vllmendpoint-operator charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
   --set global.imageRegistry=localhost \
-  --set image.repository=vllmendpoint/operator --set image.tag="${tags[operator]}" \
-  --set worker.image.repository=vllmendpoint/worker-cpu --set worker.image.tag="${tags[worker-cpu]}" \
+  --set image.repository=vllmendpoint/operator --set-string image.tag="${tags[operator]}" \
+  --set worker.image.repository=vllmendpoint/worker-cpu --set-string worker.image.tag="${tags[worker-cpu]}" \
   --wait --timeout 3m
 kubectl -n "$namespace" get pods
 printf '\n[%4ds] the operator runs\n' $((SECONDS - begun))
