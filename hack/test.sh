@@ -5,8 +5,8 @@ cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 export PATH=$cache/bin:$PATH
 paths=("$@")
-# Two groups at a time, the longest first: most of an engine's start is one thread's work.
-((${#paths[@]})) || paths=(-n 2 --dist loadscope --no-loadscope-reorder tests/e2e tests/worker tests/integration tests/unit)
+# Three groups at a time, the longest first: the operator's tests, and most of the pure ones, wait more than they work.
+((${#paths[@]})) || paths=(-n 3 --durations=25 --dist loadscope --no-loadscope-reorder tests/e2e tests/worker tests/integration tests/unit)
 
 # A cluster that was up before stays up.
 was_up=0

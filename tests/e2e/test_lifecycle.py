@@ -279,10 +279,14 @@ def test_each_answers_for_itself_alone(cluster: Cluster, pod: str) -> None:
 
 
 def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) -> None:
-    cluster.signal_engine(pod, "SIGKILL")
-    found = eventually(
-        lambda: cluster.condition(NAME, "Available"), lambda c: c["reason"] == "CrashLooping", 30
-    )
+    """With a request in flight, over which upstream would end the process at once, and say nothing."""
+    with cluster.forward(f"service/{NAME}", 8000) as base, ThreadPoolExecutor(1) as user:
+        user.submit(chat, base, NAME, "Tell me a story.", 30, max_tokens=400, ignore_eos=True)
+        time.sleep(1)
+        cluster.signal_engine(pod, "SIGKILL")
+        found = eventually(
+            lambda: cluster.condition(NAME, "Available"), lambda c: c["reason"] == "CrashLooping", 30
+        )
     assert found["status"] == "False"
     assert f"pod {pod} ended with exit code 1 (" in found["message"]
     assert "It said: The engine is gone" in found["message"]

@@ -130,9 +130,14 @@ def test_observing_tells_and_gates_nothing(shared, space, until):
     (new,) = until(lambda: [p for p in endpoint.pods() if p["metadata"]["uid"] != old], "the new pod")
     endpoint.work(new).say("Stalled")
     endpoint.until("UpToDate", "True")
-    status = endpoint.get()["status"]
-    assert (status["readyReplicas"], status["generatingReplicas"]) == (1, 0)
-    assert (status["workers"][0]["ready"], status["workers"][0]["verdict"]) == (True, "Stalled")
+
+    def told():
+        status = endpoint.get()["status"]
+        worker = status["workers"][0]
+        counts = (status["readyReplicas"], status["generatingReplicas"])
+        return (*counts, worker["ready"], worker["verdict"]) == (1, 0, True, "Stalled")
+
+    until(told, "ready, and not generating")
 
 
 def evict(api, pod):

@@ -5,6 +5,7 @@ versions: an upgrade that moves one fails here, and not in a pod.
 import dataclasses
 import hashlib
 import inspect
+import re
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
+    from dynamo.vllm import engine_monitor, handlers
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
@@ -154,6 +156,15 @@ def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered()
         for text in ("self.register_engine_routes(", "self.register_vllm_model(", "handler.generate,")
     ]
     assert places == sorted(places)
+
+
+def test_wherever_upstream_ends_the_process_over_a_dead_engine_it_asks_the_runtime_first() -> None:
+    """There we say why: ``_LastWords`` stands for the runtime."""
+    for module in (handlers, engine_monitor):
+        source = inspect.getsource(module)
+        ends = re.findall(r"^ +os\._exit\(", source, re.MULTILINE)
+        told = re.findall(r"self\.runtime\.shutdown\(\)\n +os\._exit\(1\)", source)
+        assert 0 < len(ends) == len(told), module
 
 
 def test_upstreams_embedding_worker_is_the_one_that_ours_stands_for() -> None:

@@ -219,6 +219,7 @@ class Worker:
 
     def engine_loaded(self, engine: upstream.WorkerEngine) -> None:
         self._engine = engine
+        engine.died = self._liveness.engine_died
 
     async def before_register(self) -> None:
         """Engine and handler stand. Resolve, warm up, probe and serve HTTP before anyone is told of us."""

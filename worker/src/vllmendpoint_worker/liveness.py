@@ -4,7 +4,7 @@ certain stall of ``restartAfterSeconds``.
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from vllmendpoint_api import Mode, Verdict
 
@@ -39,7 +39,7 @@ class Liveness:
             if (prober := self._shown.prober) is not None and not self._shown.stopping:
                 if prober.state.verdict is Verdict.DEAD:
                     await asyncio.sleep(0.1)  # the watchers hear of it
-                    leave(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE.last()}")
+                    self.engine_died()
                 stalled = stalled_for(prober.state, self._clock.monotonic())
                 if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
                     leave(
@@ -47,6 +47,9 @@ class Liveness:
                         f"The engine has been stalled for {stalled:.0f} s (restartAfterSeconds).",
                     )
             await asyncio.sleep(BEAT_SECONDS)
+
+    def engine_died(self) -> NoReturn:
+        leave(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE.last()}")
 
     def blocked(self, seconds: float) -> None:
         """On the report's thread: the main loop cannot end the process, if it is blocked for too long."""

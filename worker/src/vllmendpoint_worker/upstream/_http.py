@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, Metric, make_asgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_asgi_app
 from starlette.routing import Mount
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.routers import register_api_routers
@@ -16,7 +16,6 @@ from vllm.entrypoints.serve.exception_handling.register import init_exception_ha
 from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from ._serve import WorkerEngine
 
@@ -48,7 +47,9 @@ async def build_http_app(
     app = FastAPI(**documented)
     app.state.args = args
     app.root_path = args.root_path or ""
-    route = Mount("/metrics", make_asgi_app(_Both(get_prometheus_registry(), metrics)))
+    # The process's own: vLLM's get_prometheus_registry() would read files, since Dynamo sets
+    # PROMETHEUS_MULTIPROC_DIR, but after prometheus_client has been imported, so that nobody writes them.
+    route = Mount("/metrics", make_asgi_app(_Both(REGISTRY, metrics)))
     route.path_regex = re.compile("^/metrics(?P<path>.*)$")  # as vLLM does: no redirect to /metrics/
     app.router.routes.append(route)  # before vLLM's: the first that matches answers
     register_api_routers(args, app, tasks, engine.client.model_config)

@@ -216,6 +216,24 @@ def _answer_canary(generate: Any, gate: Gate) -> Any:
     return answer
 
 
+class _LastWords:
+    """The runtime, as upstream's handler and its monitor have it: where a request, or the monitor, meets a
+    dead engine they call ``shutdown()`` and end the process, sooner than we do and with nothing said.
+    """
+
+    def __init__(self, runtime: Any, engine: "WorkerEngine") -> None:
+        self._runtime = runtime
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def shutdown(self) -> None:
+        if self._engine.dead() is not None:
+            self._engine.died()
+        self._runtime.shutdown()
+
+
 class WorkerEngine:
     """The engine client and Dynamo's request handler, as the prober and the HTTP server need them."""
 
@@ -224,6 +242,8 @@ class WorkerEngine:
         self.client: Any = None
         self.vllm_config: Any = None
         self.default_sampling: dict[str, Any] = {}
+        self.died: Callable[[], None] = lambda: None
+        """Called where upstream is about to end the process over a dead engine."""
         self._served = 0
         self._shutdown_event = shutdown_event
         self._generate: Any = None
@@ -238,6 +258,7 @@ class WorkerEngine:
         """Keep the handler alive and its own ``generate``, without the canary's answer."""
         self._handler = handler
         self._generate = handler.generate
+        handler.runtime = handler.engine_monitor.runtime = _LastWords(handler.runtime, self)
 
     @property
     def max_model_len(self) -> int:
