@@ -1,4 +1,4 @@
-"""Two processes share the tests, a folder at a time: those of a folder run in their order in one process.
+"""Several processes share the tests, a folder at a time: those of a folder run in their order in one process.
 
 Without ``-n`` nothing changes.
 """
