@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -114,6 +115,24 @@ class Cluster:
                 yield f"http://127.0.0.1:{match[1]}"
             finally:
                 process.kill()
+
+    @contextmanager
+    def watching(self, name: str, *paths: str) -> Iterator[list[str]]:
+        """What these JSON paths of an endpoint's status came to, a line each at every change."""
+        said: list[str] = []
+        template = "".join(f'{{.status{path}}}{{"\\n"}}' for path in paths)
+        command = ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, "get", "vep", name]
+        with subprocess.Popen(
+            [*command, "--watch", "-o", f"jsonpath={template}"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            reader = threading.Thread(target=said.extend, args=(map(str.strip, process.stdout),))
+            reader.start()
+            try:
+                yield said
+            finally:
+                process.kill()
+                reader.join(10)
 
 
 def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,37 +131,19 @@ def start(cluster: Cluster, hub: Hub, s3: dict[str, str], cache: Path) -> Start:
     keys = {name: value for name, value in s3.items() if name != "AWS_ENDPOINT_URL"}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}}
     cluster.apply(secret("hub", **{"its-token": TOKEN}), secret("bucket", **keys), account, endpoint(hub, s3))
-    said: list[str] = []
-
-    def downloading() -> bool:
-        return any("Downloading (team/toy)" in line for line in said)
-
-    path = '{.status.conditions[?(@.type=="Available")].message}{"\\n"}'
-    command = ["kubectl", "--kubeconfig", cluster.kubeconfig, "-n", cluster.namespace, "get", "vep", NAME]
-    with subprocess.Popen(
-        [*command, "--watch", "-o", f"jsonpath={path}"], stdout=subprocess.PIPE, text=True
-    ) as watch:
-        assert watch.stdout is not None
-        reader = threading.Thread(target=said.extend, args=(map(str.strip, watch.stdout),))
-        reader.start()
-        try:
-            refused = eventually(
-                lambda: cluster.condition(NAME, "ConfigurationResolved"),
-                lambda c: c["status"] == "False",
-                120,
-            )
-            cluster.change(NAME, healthCheck={"payload": None})
-            eventually(downloading, bool, 60)
-            hub.weights.set()
-            ready = eventually(
-                lambda: cluster.condition(NAME, "Ready"),
-                lambda c: c["status"] == "True" or c["reason"] == "CrashLooping",
-                240,
-            )
-            assert ready["status"] == "True", ready["message"]
-        finally:
-            watch.kill()
-            reader.join(10)
+    with cluster.watching(NAME, '.conditions[?(@.type=="Available")].message') as said:
+        refused = eventually(
+            lambda: cluster.condition(NAME, "ConfigurationResolved"), lambda c: c["status"] == "False", 120
+        )
+        cluster.change(NAME, healthCheck={"payload": None})
+        eventually(lambda: any("Downloading (team/toy)" in line for line in said), bool, 60)
+        hub.weights.set()
+        ready = eventually(
+            lambda: cluster.condition(NAME, "Ready"),
+            lambda c: c["status"] == "True" or c["reason"] == "CrashLooping",
+            240,
+        )
+        assert ready["status"] == "True", ready["message"]
     return Start(refused, said)
 
 

@@ -1,8 +1,6 @@
 """One GPU, in use: the new pod waits for the old one's, and nobody is alarmed on the way."""
 
 import json
-import subprocess
-import threading
 
 import pytest
 
@@ -19,29 +17,16 @@ def test_a_rollout_on_the_only_gpu(cluster: Cluster) -> None:
     cluster.wait_ready(NAME)
     (old,) = cluster.workers(NAME)
 
-    command = ["kubectl", "--kubeconfig", cluster.kubeconfig, "-n", cluster.namespace, "get", "vep", NAME]
-    path = "".join(
-        f'{{.status.conditions[?(@.type=="{kind}")]}}{{"\\n"}}' for kind in ("Available", "UpToDate")
-    )
-    said: list[str] = []
-    with subprocess.Popen(
-        [*command, "--watch", "-o", f"jsonpath={path}"], stdout=subprocess.PIPE, text=True
-    ) as watch:
-        assert watch.stdout is not None
-        reader = threading.Thread(target=said.extend, args=(map(str.strip, watch.stdout),))
-        reader.start()
-        try:
-            cluster.change(NAME, engine={"args": [*made["spec"]["engine"]["args"], "--seed", "1"]})
-            generation = cluster.endpoint(NAME)["metadata"]["generation"]
-            eventually(
-                lambda: cluster.condition(NAME, "UpToDate"),
-                lambda c: (c["status"], c.get("observedGeneration")) == ("True", generation),
-                120,
-            )
-            cluster.wait_ready(NAME)
-        finally:
-            watch.kill()
-            reader.join(10)
+    paths = [f'.conditions[?(@.type=="{kind}")]' for kind in ("Available", "UpToDate")]
+    with cluster.watching(NAME, *paths) as said:
+        cluster.change(NAME, engine={"args": [*made["spec"]["engine"]["args"], "--seed", "1"]})
+        generation = cluster.endpoint(NAME)["metadata"]["generation"]
+        eventually(
+            lambda: cluster.condition(NAME, "UpToDate"),
+            lambda c: (c["status"], c.get("observedGeneration")) == ("True", generation),
+            120,
+        )
+        cluster.wait_ready(NAME)
     (new,) = cluster.workers(NAME)
     assert new["metadata"]["uid"] != old["metadata"]["uid"]
     reasons = {json.loads(line)["reason"] for line in said if line}
