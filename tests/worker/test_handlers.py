@@ -109,14 +109,16 @@ def post(
         return answer.status, answer.headers["content-type"].partition(";")[0], answer.read().decode()
 
 
-def streamed(answer: tuple[int, str, str]) -> str:
-    """The text of a stream of server-sent events, which must be whole."""
+def streamed(answer: tuple[int, str, str], least: int = 1) -> str:
+    """The text of a stream of server-sent events, which must be whole, in so many pieces at least: a busy server
+    makes fewer than there are tokens.
+    """
     status, kind, body = answer
     assert (status, kind) == (200, "text/event-stream"), body
     *events, last = [event.removeprefix("data: ") for event in body.split("\n\n") if event]
     assert last == "[DONE]"
     choices = [choice for event in events for choice in json.loads(event)["choices"]]
-    assert len(choices) > 2, "token by token"
+    assert len(choices) >= least
     return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
@@ -332,11 +334,11 @@ def test_invocations_stream_and_fail_as_vllms_own(worker: WorkerProcess, ping: s
     assert report.handlers.ping.source == (HandlerSource.SPEC if ping else HandlerSource.DEFAULT)
     assert report.handlers.invocations.source == HandlerSource.DEFAULT
     for path, asked in OPENAI:
-        body = {"model": "toy", "max_tokens": 5, "temperature": 0.0, **asked}
+        body = {"model": "toy", "max_tokens": 200, "ignore_eos": True, "temperature": 0.0, **asked}
         stream = json.dumps(body | {"stream": True}).encode()
-        text = streamed(post(worker, "/invocations", stream))
+        text = streamed(post(worker, "/invocations", stream), 3)
         assert text
-        assert text == streamed(post(worker, path, stream))
+        assert text == streamed(post(worker, path, stream), 3)
         plain = json.dumps(body).encode(), "text/plain"
         answer = post(worker, "/invocations", *plain)
         assert answer == post(worker, path, *plain)
