@@ -110,8 +110,8 @@ def post(
 
 
 def streamed(answer: tuple[int, str, str], least: int = 1) -> str:
-    """The text of a stream of server-sent events, which must be whole, in so many pieces at least: a busy server
-    makes fewer than there are tokens.
+    """The text of a stream of server-sent events, which must be whole, in so many pieces at least: a busy
+    server makes fewer than there are tokens.
     """
     status, kind, body = answer
     assert (status, kind) == (200, "text/event-stream"), body
