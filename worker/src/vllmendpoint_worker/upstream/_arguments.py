@@ -110,13 +110,7 @@ async def parse_arguments(argv: Sequence[str], model_type: ModelType | None) -> 
     _refuse_unsupported(config)
     # The verdict's second signal; without it vLLM does not say what the scheduler schedules.
     config.engine_args.enable_logging_iteration_details = True
-    logging.getLogger("vllm.v1.metrics.loggers").addFilter(_no_iteration_lines)
     return Arguments(config, frontend, tuple(argv))
-
-
-def _no_iteration_lines(record: logging.LogRecord) -> bool:
-    """The iteration details are wanted, one log line an engine step is not."""
-    return not str(record.msg).startswith("%sIteration(")
 
 
 def split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -37,6 +37,8 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
                 details.num_ctx_tokens + details.num_generation_tokens + details.num_encoder_output_tokens
             )
             PROGRESS.step(tokens, details.elapsed_ms / 1000.0)
+            # vLLM's own logger comes after us, and would log a line for every engine step.
+            scheduler_stats.iteration_details = None
         if iteration_stats is not None and iteration_stats.finished_requests:
             PROGRESS.finished(
                 (request.request_id or "", request.finish_reason in _ENDED_WELL)

@@ -93,8 +93,11 @@ async def serve(parsed: Arguments, hooks: Hooks, gate: Gate, metrics: CollectorR
     hooks.runtime_made(Shutdown(runtime, endpoints, event, lifecycle))
     engine = WorkerEngine(config, event)
 
-    def setup(*args: Any, **kwargs: Any) -> Any:
-        result = dynamo_main.setup_vllm_engine(*args, **kwargs)  # blocks the event loop for the whole load
+    def setup(config: Any, factory: StatLoggerFactory, **kwargs: Any) -> Any:
+        # Blocks the event loop for the whole load.
+        result = dynamo_main.setup_vllm_engine(config, factory, **kwargs)
+        for publisher in factory.created_loggers.values():
+            publisher.inner = _WhenChanged(publisher.inner)
         engine.loaded(result[0], result[1], result[2])
         hooks.engine_loaded(engine)
         return result
@@ -214,6 +217,24 @@ def _answer_canary(generate: Any, gate: Gate) -> Any:
             yield chunk
 
     return answer
+
+
+class _WhenChanged:
+    """What tells Dynamo's routers the blocks in use: upstream has it say so at every engine step, which wakes
+    threads of its own each time, though the number changes every few steps.
+    """
+
+    def __init__(self, publisher: Any) -> None:
+        self._publisher = publisher
+        self._told: object = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._publisher, name)
+
+    def publish(self, *args: Any, **kwargs: Any) -> None:
+        if self._told != (args, kwargs):
+            self._told = (args, kwargs)
+            self._publisher.publish(*args, **kwargs)
 
 
 class _LastWords:
