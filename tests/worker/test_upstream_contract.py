@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import re
+import types
 import warnings
 from typing import Any
 
@@ -15,14 +16,14 @@ from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
-    from dynamo.vllm import engine_monitor, handlers
+    from dynamo.vllm import engine_monitor, handlers, publisher
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
     from vllm.v1.engine import FinishReason
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.loggers import StatLoggerBase, StatLoggerManager
     from vllm.v1.metrics.stats import (
         FinishedRequestStats,
         IterationStats,
@@ -312,6 +313,36 @@ def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
     iteration = IterationStats()
     iteration.finished_requests.append(FinishedRequestStats(FinishReason.LENGTH, request_id="user"))
     iteration.finished_requests.append(FinishedRequestStats(FinishReason.ABORT, request_id="gone"))
-    logger.record(SchedulerStats(iteration_details=details), iteration)
+    scheduler = SchedulerStats(iteration_details=details)
+    logger.record(scheduler, iteration)
     logger.record(None, None)
     assert (PROGRESS.tokens_scheduled, PROGRESS.users_finished) == (before[0] + 10, before[1] + 1)
+    assert scheduler.iteration_details is None, "vLLM's own logger would make a line of it"
+
+
+def test_our_stat_logger_comes_before_vllms_own() -> None:
+    source = inspect.getsource(StatLoggerManager.__init__)
+    assert source.index("extend(custom_stat_loggers)") < source.index("LoggingStatLogger")
+
+
+def test_dynamos_routers_are_told_when_the_number_changes() -> None:
+    assert "self.inner.publish(" in inspect.getsource(publisher.DynamoStatLoggerPublisher.record)
+    assert publisher.StatLoggerFactory(None).created_loggers == {}
+    told: list[tuple[Any, ...]] = []
+    inner = types.SimpleNamespace(publish=lambda *args, **kwargs: told.append((*args, kwargs)), other=1)
+    changes = upstream._serve._WhenChanged(inner)
+    for blocks in (0, 0, 3, 3, 0):
+        changes.publish(0, kv_used_blocks=blocks)
+    assert told == [(0, {"kv_used_blocks": blocks}) for blocks in (0, 3, 0)]
+    assert changes.other == 1
+
+
+@pytest.mark.parametrize("dead", [None, "vLLM reports EngineDeadError"])
+def test_upstreams_end_over_a_dead_engine_has_our_last_words(dead: str | None) -> None:
+    called: list[str] = []
+    engine = types.SimpleNamespace(dead=lambda: dead, died=lambda: called.append("died"))
+    runtime = types.SimpleNamespace(shutdown=lambda: called.append("shutdown"), endpoint="theirs")
+    words = upstream._serve._LastWords(runtime, engine)
+    assert words.endpoint == "theirs"
+    words.shutdown()
+    assert called == (["died", "shutdown"] if dead else ["shutdown"])
