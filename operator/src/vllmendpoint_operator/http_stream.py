@@ -1,7 +1,7 @@
 """The body of one HTTP/1.1 answer as it comes: GET, no redirects, no reuse.
 
-A thousand of these stand open at a time, to servers that may mean harm. Measured, a thousand take 10 MB and
-0.2 s of CPU to connect; aiohttp's client takes 17 MB and 0.4 s.
+A thousand of these stand open at a time, to servers that may mean harm: no more is kept of each than its
+stream. Measured, 900 take 11 MB, their reports included, and 0.3 s of CPU to connect.
 """
 
 import asyncio
