@@ -149,11 +149,6 @@ def report_of(verdict: str = "Generating", *, settings_hash: str = "", **changed
     return WorkerReport.model_validate(wire)
 
 
-@pytest.fixture
-def make_report() -> Callable[..., WorkerReport]:
-    return report_of
-
-
 def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
     """A pod that runs and is ready; keywords replace parts of its status."""
     container = {

@@ -11,7 +11,6 @@ __all__ = [
     "HandlerTimeoutError",
     "ProbeUnavailableError",
     "TranslationError",
-    "UpstreamChangedError",
     "WorkerError",
 ]
 
@@ -60,7 +59,3 @@ class HandlerTimeoutError(WorkerError):
 
 class ProbeUnavailableError(WorkerError):
     """A probe was asked for when none can run: probing is off, or the worker does not serve yet."""
-
-
-class UpstreamChangedError(WorkerError):
-    """Dynamo or vLLM no longer has what the worker composes: another version than the pinned one."""
