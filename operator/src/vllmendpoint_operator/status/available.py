@@ -31,7 +31,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
     if endpoint.spec.frontend.mode == FrontendMode.MANAGED and not any(
         pod.ready for pod in observed.frontends
     ):
-        down = worst(causes(observed.frontends, 120))
+        down = worst(causes(observed.frontends, 120).values())
         down = down or not_created(observed, frontend_name(endpoint), problem)
         # While it starts, it is the start that goes on, as with workers.
         reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
@@ -42,7 +42,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
 def _cause(endpoint: Endpoint, observed: Observed, problem: PlanError | None, budget: int) -> Cause:
     """What stands in the way of the pods that are there; else of those that are not."""
     living = [pod for pod in observed.workers if pod.phase != "Failed"]
-    cause = worst(causes(living, budget))
+    cause = worst(causes(living, budget).values())
     if cause is None or len(living) < endpoint.spec.replicas:
         lacking = not_created(observed, deployment_name(endpoint), problem)
         cause = lacking if cause is None or lacking.reason is not Reason.STARTING else cause

@@ -58,7 +58,7 @@ def _stop(
     budget = endpoint.spec.worker.startup_timeout_seconds
     newest = _newest(pods) if updated else []
     leaving = [pod for pod in pods if pod.terminating]
-    cause = worst([*causes([*newest, *leaving], budget), not_created(observed, name)])
+    cause = worst([*causes([*newest, *leaving], budget).values(), not_created(observed, name)])
     return cause if cause is not None and cause.reason is not Reason.STARTING else None
 
 

@@ -38,14 +38,14 @@ _NO_ROOM: Final = frozenset({Reason.INSUFFICIENT_GPU, Reason.UNSCHEDULABLE})
 _BYTES: Final = re.compile(r"(\d+) of (\d+) bytes")
 
 
-def causes(pods: Iterable[Pod], startup_timeout_seconds: int) -> list[Cause]:
-    """Of each of a Deployment's pods that is not ready.
+def causes(pods: Iterable[Pod], startup_timeout_seconds: int) -> dict[str, Cause]:
+    """Of each of a Deployment's pods that is not ready, by its name.
 
     One without room while another ends waits for that one's: so goes every rollout without a GPU to spare.
     """
     pods = tuple(pods)
     leaving = next((pod.name for pod in pods if pod.terminating), None)
-    found = []
+    found = {}
     for pod in pods:
         cause = why(pod, startup_timeout_seconds)
         if cause is not None and cause.reason in _NO_ROOM and leaving is not None:
@@ -53,7 +53,7 @@ def causes(pods: Iterable[Pod], startup_timeout_seconds: int) -> list[Cause]:
                 Reason.STARTING, f"pod {pod.name} waits for what pod {leaving} still holds while it ends."
             )
         if cause is not None:
-            found.append(cause)
+            found[pod.name] = cause
     return found
 
 

@@ -18,7 +18,7 @@ from vllmendpoint_api import (
 from vllmendpoint_operator.model import Pod
 
 from .conditions import timestamp
-from .why import why
+from .why import Cause, causes
 
 __all__ = ["GENERATING", "PROBE_FIGURES", "shown", "workers"]
 
@@ -50,8 +50,9 @@ def workers(
     A pod in the phase Failed is a record that Kubernetes keeps: another has taken its place.
     """
     old = {worker.name: worker for worker in before.workers} if before else {}
+    stopped = causes(pods, startup_timeout_seconds)
     found = [
-        _worker(pod, old.get(pod.name), now, startup_timeout_seconds)
+        _worker(pod, old.get(pod.name), now, stopped.get(pod.name))
         for pod in pods
         if not pod.terminating and pod.phase != "Failed"
     ]
@@ -63,7 +64,7 @@ def _badness(worker: WorkerStatus) -> tuple[bool, int, str]:
     return worker.ready, _WORST[verdict], worker.name
 
 
-def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, startup_timeout_seconds: int) -> WorkerStatus:
+def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | None) -> WorkerStatus:
     link = pod.link
     if not link.settled and old is not None and pod.running:
         # A new leader has not heard this worker yet: what was known still stands.
@@ -75,10 +76,8 @@ def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, startup_timeout_s
     elif pod.running and link.settled:
         reason = Reason.WORKER_UNREACHABLE.value
         message = f"no report from port 9091: {link.error or 'the stream ended'}"
-    if not pod.ready and not message:
-        cause = why(pod, startup_timeout_seconds)
-        if cause is not None:
-            reason, message = cause.reason.value, cause.message
+    if not pod.ready and not message and cause is not None:
+        reason, message = cause.reason.value, cause.message
     since = timestamp(now)
     if old is not None and (old.ready, old.verdict, old.reason) == (pod.ready, verdict, reason):
         since = old.last_transition_time

@@ -29,7 +29,6 @@ class HttpApp:
     app: Any
     renderer: Any
     max_event_bytes: int
-    max_headers: int
 
 
 async def build_http_app(
@@ -57,9 +56,7 @@ async def build_http_app(
     init_exception_handler(app)
     init_entrypoints_middleware(args, app, tasks)
     await init_app_state(engine.client, app.state, args, tasks)
-    return HttpApp(
-        app, app.state.online_renderer, args.h11_max_incomplete_event_size, args.h11_max_header_count
-    )
+    return HttpApp(app, app.state.online_renderer, args.h11_max_incomplete_event_size)
 
 
 class _Both(CollectorRegistry):
