@@ -7,6 +7,7 @@ start, so the children come this way. Nothing here writes.
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
@@ -267,14 +268,15 @@ class Cache:
 
 
 def _key(obj: Mapping[str, Mapping[str, str]]) -> Key:
+    """The names outlive the object in many indexes: of those that are the same, one is kept."""
     metadata = obj["metadata"]
-    return metadata["namespace"], metadata["name"]
+    return sys.intern(metadata["namespace"]), metadata["name"]
 
 
 def _owner_key(obj: Object) -> Key | None:
     metadata = obj["metadata"]
     instance = (metadata.get("labels") or {}).get(names.LABEL_INSTANCE)
-    return (metadata["namespace"], instance) if instance else None
+    return (sys.intern(metadata["namespace"]), sys.intern(instance)) if instance else None
 
 
 def _sort(obj: Object) -> str:

@@ -1,5 +1,6 @@
 """The VLLMEndpoints as last seen."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Endpoints:
     def put(self, obj: Object) -> bool:
         """False where what is known is as new."""
         metadata = obj["metadata"]
-        key = (metadata["namespace"], metadata["name"])
+        key = (sys.intern(metadata["namespace"]), sys.intern(metadata["name"]))
         version = int(metadata["resourceVersion"])
         old = self._known.get(key)
         # Across UIDs too: kopf may bring the last news of the one before after the one made anew.

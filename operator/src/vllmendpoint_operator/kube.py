@@ -21,12 +21,12 @@ from pydantic_core import from_json, to_json
 from .errors import Conflict, Gone, KubeError, NamespaceGoing, NotFound, Rejected, Throttled
 from .kinds import Kind
 
-__all__ = ["FIELD_MANAGER", "Kube", "Object"]
+__all__ = ["FIELD_MANAGER", "PAGE", "Kube", "Object"]
 
 Object = dict[str, Any]
 FIELD_MANAGER: Final = "vllmendpoint-operator"
 
-_PAGE: Final = 200
+PAGE: Final = 50
 """Objects in a part of a list: held in memory together, and taken in at one go."""
 _SECONDS: Final = 30.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
@@ -175,7 +175,7 @@ class Kube:
         metadata_only: bool = False,
     ) -> AsyncIterator[tuple[list[Object], str]]:
         """As :meth:`list`, a part at a time: at least one, all with the same resourceVersion."""
-        params = {"limit": str(_PAGE)}
+        params = {"limit": str(PAGE)}
         if name:
             params["fieldSelector"] = f"metadata.name={name}"
         if selector:

@@ -16,7 +16,7 @@ import kopf
 from .election import Election
 from .errors import KubeError, LeaseLost, NotFound
 from .kinds import ENDPOINT
-from .kube import Kube
+from .kube import PAGE, Kube
 from .logs import configure
 from .metrics import Metrics, serve
 from .operator import Operator
@@ -141,6 +141,8 @@ async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseExc
     # How long kopf keeps a task for an object after an event: by default 5 s, so after a list all at once.
     options.queueing.idle_timeout = 0.1
     options.networking.error_backoffs = _Backoffs()
+    # All at once, a thousand would take 25 MB for a moment, which the allocator keeps.
+    options.watching.chunk_size = PAGE
     ended = asyncio.Event()
     failure: BaseException | None = None
 

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import web
@@ -64,7 +65,7 @@ class Metrics:
     def endpoint(self, key: tuple[str, str], wanted: int, status: VLLMEndpointStatus) -> None:
         """Show an endpoint's conditions and replicas, until it is forgotten."""
         self._endpoints.shown[key] = _Shown(
-            conditions=tuple((sys.intern(entry.type), entry.status) for entry in status.conditions),
+            conditions=_same(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
             replicas=(wanted, status.replicas, status.ready_replicas, status.generating_replicas),
         )
 
@@ -72,9 +73,18 @@ class Metrics:
         self._endpoints.shown.pop(key, None)
 
 
+_Conditions = tuple[tuple[str, ConditionStatus], ...]
+
+
+@lru_cache(maxsize=1024)
+def _same(conditions: _Conditions) -> _Conditions:
+    """One for all endpoints that are alike: most are."""
+    return conditions
+
+
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    conditions: tuple[tuple[str, ConditionStatus], ...]
+    conditions: _Conditions
     replicas: tuple[int, int, int, int]
 
 

@@ -141,8 +141,6 @@ class Observed:
     """Names of PersistentVolumeClaims that such a one mounts."""
     accounts_in_use: frozenset[str] = frozenset()
     """ServiceAccounts of worker pods, and of ReplicaSets that may still make such pods."""
-    listening: bool = False
-    """A worker was asked for its reports this very moment: its first is on its way."""
 
     def child(self, kind: str, name: str) -> Object | None:
         return self.children.get((kind, name))

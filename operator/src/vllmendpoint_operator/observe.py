@@ -1,6 +1,7 @@
 """Gather one endpoint's world from the cache and the workers' reports. Writes nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
@@ -8,12 +9,23 @@ from vllmendpoint_api import VLLMEndpointSpec, names
 
 from .cache import Cache, Key
 from .errors import NotFound
-from .kinds import CLAIM, CONFIG_MAP, MANAGED, POD, REPLICA_SET
+from .kinds import CLAIM, CONFIG_MAP, DEPLOYMENT, MANAGED, POD, REPLICA_SET, Kind
 from .kube import Kube, Object
 from .model import ConfigMapContent, Endpoint, Observed, Pod
 from .reports import Reports, Target
 
-__all__ = ["Observer", "claim_references", "config_map_references"]
+__all__ = ["Observer", "Workload", "claim_references", "config_map_references"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The endpoint's Deployments, their ReplicaSets and the pods of these."""
+
+    deployments: list[Object]
+    replica_sets: list[Object]
+    pods: list[Object]
+    listening: bool
+    """A worker was asked for its reports this very moment: its first is on its way."""
 
 
 def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
@@ -47,25 +59,25 @@ class Observer:
         self._held: dict[Key, Mapping[str, ConfigMapContent]] = {}
         """What keeps them: those that an endpoint's spec referred to when it was last looked at."""
 
-    async def observe(self, endpoint: Endpoint) -> Observed:
-        """The endpoint's world now; also makes the report streams follow its worker pods."""
-        namespace = endpoint.namespace
+    def workload(self, endpoint: Endpoint) -> Workload:
+        """As it is now; also makes the report streams follow its worker pods."""
+        deployments = self._owned(DEPLOYMENT, endpoint, {endpoint.uid})
+        replica_sets = self._owned(REPLICA_SET, endpoint, _uids(deployments))
+        pods = self._owned(POD, endpoint, _uids(replica_sets))
+        listening = self._follow(endpoint, (obj for obj in pods if _component(obj) == "worker"))
+        return Workload(deployments, replica_sets, pods, listening)
+
+    async def observe(self, endpoint: Endpoint, workload: Workload) -> Observed:
+        """The endpoint's world now."""
+        namespace, pods, replica_sets = endpoint.namespace, workload.pods, workload.replica_sets
         children = {
             (kind.kind, obj["metadata"]["name"]): {"kind": kind.kind, **obj}
             for kind in MANAGED
-            for obj in self._cache.store(kind, namespace).of(endpoint.key)
-            if _controller(obj) == endpoint.uid
+            for obj in (
+                workload.deployments if kind is DEPLOYMENT else self._owned(kind, endpoint, {endpoint.uid})
+            )
         }
-        deployments = {obj["metadata"]["uid"] for (kind, _), obj in children.items() if kind == "Deployment"}
-        replica_sets = [
-            obj
-            for obj in self._cache.store(REPLICA_SET, namespace).of(endpoint.key)
-            if _controller(obj) in deployments
-        ]
-        sets = {obj["metadata"]["uid"] for obj in replica_sets}
-        pods = [obj for obj in self._cache.store(POD, namespace).of(endpoint.key) if _controller(obj) in sets]
         workers = [obj for obj in pods if _component(obj) == "worker"]
-        listening = self._follow(endpoint, workers)
         return Observed(
             now=datetime.now(UTC),
             children=children,
@@ -79,7 +91,6 @@ class Observer:
                 for name in claim_references(endpoint.spec)
                 if (namespace, name) in self._cache.reference(CLAIM, namespace)
             ),
-            listening=listening,
             settings_in_use=frozenset(_mounted(pods, replica_sets, "configMap", "name")),
             claims_in_use=frozenset(_mounted(pods, replica_sets, "persistentVolumeClaim", "claimName")),
             accounts_in_use=frozenset(_accounts(workers, replica_sets)),
@@ -89,6 +100,11 @@ class Observer:
         """The endpoint is gone: end its streams."""
         self._reports.follow(key, {})
         self._held.pop(key, None)
+
+    def _owned(self, kind: Kind, endpoint: Endpoint, owners: Collection[str]) -> list[Object]:
+        """Of what is labelled as the endpoint's: a label can be set by anybody, a controller cannot."""
+        store = self._cache.store(kind, endpoint.namespace)
+        return [obj for obj in store.of(endpoint.key) if _controller(obj) in owners]
 
     def _pod(self, endpoint: Endpoint, obj: Object) -> Pod:
         metadata = obj["metadata"]
@@ -125,6 +141,10 @@ class Observer:
         else:
             self._held.pop(endpoint.key, None)
         return found
+
+
+def _uids(objects: Iterable[Object]) -> set[str]:
+    return {obj["metadata"]["uid"] for obj in objects}
 
 
 def _by_name(objects: Iterable[Object]) -> list[Object]:

@@ -84,9 +84,10 @@ class Reconciler:
             said = invalid_status(endpoint, _sentence(error), datetime.now(UTC))
             return await self._write(obj, endpoint, said)
         endpoint = _endpoint(obj, spec, before)
-        observed = await self._observer.observe(endpoint)
-        if observed.listening and before is not None:
+        workload = self._observer.workload(endpoint)
+        if workload.listening and before is not None:
             return _FIRST_REPORT_SECONDS
+        observed = await self._observer.observe(endpoint, workload)
         return await self._act(obj, endpoint, observed)
 
     async def _act(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
@@ -105,7 +106,8 @@ class Reconciler:
                     observed=observed.children,
                 )
                 if done.writes:
-                    observed = await self._observer.observe(endpoint)
+                    workload = self._observer.workload(endpoint)
+                    observed = await self._observer.observe(endpoint, workload)
         except PlanError as error:
             problem = error
         except NamespaceGoing:

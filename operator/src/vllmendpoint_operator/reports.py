@@ -6,13 +6,12 @@ a report of another pod's UID is not believed.
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -38,6 +37,10 @@ _RETRY_FIRST: Final = 0.5
 _RETRY_LAST: Final = 5.0
 _PLAIN = re.compile(rb"[^\\\x7f-\xff]*")
 """JSON of such bytes has no control character in a string: raw ones are no JSON, others need a backslash."""
+_MOVES = re.compile(
+    rb'"(?:time|lastProofOfLife)":\s*"[-+.:TZ\d]{20,35}"|"latencyMilliseconds":\s*[\d.]+|"tokens":\s*\d+'
+)
+"""What of a report moves all the time, and is no news: when it was made, and a probe's figures."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -62,15 +65,26 @@ class Link:
     error: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Stream:
     """One worker's, between two looks: a report that is kept as it was read is a tenth of its model."""
 
     target: Target
-    task: asyncio.Task[None] | None = None
+    lost: float
+    """When it was last connected, on the loop's clock; at first, when it was first wanted."""
+    delay: float
+    """Until the next attempt, at the most."""
+    body: http_stream.BodyStream | None = None
+    connecting: asyncio.Task[None] | None = None
+    retry: asyncio.TimerHandle | None = None
+    part: bytes = b""
+    """Of a line whose end has not come yet."""
+    second: float = 0.0
+    count: int = 0
+    """Reports since then, which is a second ago at most."""
     line: bytes = b""
-    news: bytes = b""
-    """What of the report is news, to compare the next one with."""
+    still: int = 0
+    """Digest of what of the report is news, to compare the next one with."""
     weighty: tuple[object, ...] = ()
     """What of it the user waits for, or loses requests by."""
     connected: bool = False
@@ -88,97 +102,125 @@ class Reports:
         self._port = port
         self._streams: dict[tuple[str, str], dict[str, _Stream]] = {}
         """owner -> pod UID -> its stream"""
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Reports":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        held = [stream for streams in self._streams.values() for stream in streams.values()]
-        tasks = [stream.task for stream in held if stream.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._streams.clear()
+        for owner in list(self._streams):
+            self.follow(owner, {})
+        await asyncio.gather(*self._connecting, return_exceptions=True)
 
     def link(self, owner: tuple[str, str], uid: str) -> Link:
         """What is known of the pod ``uid`` of the endpoint ``owner``."""
         stream = self._streams.get(owner, {}).get(uid)
         if stream is None:
             return Link()
-        report = parse(stream.line, uid) if stream.line else None
+        try:
+            report = parse(stream.line, uid) if stream.line else None
+        except ValueError as malformed:  # in what moves all the time, which is not looked at before
+            return Link(None, False, stream.settled, str(malformed))
         return Link(report, stream.connected, stream.settled, stream.error)
 
     def follow(self, owner: tuple[str, str], targets: Mapping[str, Target]) -> bool:
         """Hold exactly these streams for the endpoint; those that stand go on. True where one is new."""
         held = self._streams.pop(owner, {})
         for uid, stream in held.items():
-            if targets.get(uid) != stream.target and stream.task is not None:
-                stream.task.cancel()
+            if targets.get(uid) != stream.target:
+                _close(stream)
         kept, new = {}, False
         for uid, target in targets.items():
             if uid in held and held[uid].target == target:
                 kept[uid] = held[uid]
             else:
-                stream = kept[uid] = _Stream(target)
-                stream.task = asyncio.create_task(self._hold(stream))
+                stream = kept[uid] = _Stream(target, asyncio.get_running_loop().time(), _RETRY_FIRST)
+                self._connect(stream)
                 new = True
         if kept:
             self._streams[owner] = kept
         return new
 
-    async def _hold(self, stream: _Stream) -> None:
-        target = stream.target
-        loop = asyncio.get_running_loop()
-        lost = loop.time()
-        delay = _RETRY_FIRST
-        while True:
-            try:
-                await self._read(stream)
-                error = "the worker closed the stream"
-                delay = _RETRY_FIRST
-            except (OSError, TimeoutError, ValueError) as failure:
-                error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
-            was_connected, was_settled = stream.connected, stream.settled
-            if was_connected:
-                log.info("worker stream lost", extra={"pod_uid": target.uid, "why": error})
-                lost = loop.time()
-            late = loop.time() - lost >= CONNECTING_GRACE_SECONDS
-            stream.connected, stream.settled, stream.error = False, late, error[:300]
-            if late and (was_connected or not was_settled):
-                self._changed(target.owner, True)
-            await asyncio.sleep(random.uniform(delay / 2, delay))
-            delay = min(delay * 2, _RETRY_LAST)
+    def _connect(self, stream: _Stream) -> None:
+        task = stream.connecting = asyncio.create_task(self._ask(stream), name="report-connect")
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
-    async def _read(self, stream: _Stream) -> None:
+    async def _ask(self, stream: _Stream) -> None:
+        stream.part, stream.count = b"", 0
+        try:
+            stream.body = await http_stream.get(
+                stream.target.address,
+                self._port,
+                _PATH,
+                part=partial(self._read, stream),
+                ended=partial(self._ended, stream),
+                connect=_CONNECT_SECONDS,
+                silence=SILENCE_SECONDS,
+            )
+        except (OSError, TimeoutError) as failure:
+            self._ended(stream, failure)
+        finally:
+            stream.connecting = None
+
+    def _ended(self, stream: _Stream, failure: Exception | None) -> None:
+        """The stream is over, or did not come about: try again, later each time that nothing was heard."""
+        target = stream.target
+        if self._streams.get(target.owner, {}).get(target.uid) is not stream:
+            return  # given up while it was being connected
         loop = asyncio.get_running_loop()
-        answer = http_stream.get(
-            stream.target.address, self._port, _PATH, connect=_CONNECT_SECONDS, silence=SILENCE_SECONDS
-        )
-        buffer = b""
-        second, count = loop.time(), 0
-        async with contextlib.aclosing(answer) as parts:
-            async for part in parts:
-                *lines, buffer = (buffer + part).split(b"\n")
-                if len(buffer) > MAX_REPORT_BYTES or any(len(line) > MAX_REPORT_BYTES for line in lines):
-                    raise ValueError(f"a report larger than {MAX_REPORT_BYTES} bytes")
-                if loop.time() - second >= 1:
-                    second, count = loop.time(), 0
-                for line in lines:
-                    count += 1
-                    if count > MAX_REPORTS_A_SECOND:
-                        raise ValueError(f"more than {MAX_REPORTS_A_SECOND} reports a second")
-                    if line.strip():
-                        self._take(stream, line)
+        error = "the worker closed the stream"
+        if failure is not None:
+            error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
+        was_connected, was_settled = stream.connected, stream.settled
+        if was_connected:
+            log.info("worker stream lost", extra={"pod_uid": target.uid, "why": error})
+            stream.lost = loop.time()
+        if was_connected or failure is None:
+            stream.delay = _RETRY_FIRST
+        late = loop.time() - stream.lost >= CONNECTING_GRACE_SECONDS
+        stream.connected, stream.settled, stream.error = False, late, error[:300]
+        stream.body, stream.part = None, b""
+        if late and (was_connected or not was_settled):
+            self._changed(target.owner, True)
+        wait = random.uniform(stream.delay / 2, stream.delay)
+        stream.retry = loop.call_later(wait, self._connect, stream)
+        stream.delay = min(stream.delay * 2, _RETRY_LAST)
+
+    def _read(self, stream: _Stream, part: bytes) -> None:
+        """Raises ValueError where it is no stream of reports."""
+        now = asyncio.get_running_loop().time()
+        if now - stream.second >= 1:
+            stream.second, stream.count = now, 0
+        *lines, stream.part = (stream.part + part).split(b"\n")
+        if len(stream.part) > MAX_REPORT_BYTES or any(len(line) > MAX_REPORT_BYTES for line in lines):
+            raise ValueError(f"a report larger than {MAX_REPORT_BYTES} bytes")
+        for line in lines:
+            stream.count += 1
+            if stream.count > MAX_REPORTS_A_SECOND:
+                raise ValueError(f"more than {MAX_REPORTS_A_SECOND} reports a second")
+            if line.strip():
+                self._take(stream, line)
 
     def _take(self, stream: _Stream, line: bytes) -> None:
-        report = parse(line, stream.target.uid)
-        news, weighty = _news(report), _weighty(report)
+        still = hash(_MOVES.sub(b"", line))
+        if stream.connected and still == stream.still:
+            stream.line = line
+            return
+        weighty = _weighty(parse(line, stream.target.uid))
         urgent = not stream.connected or weighty != stream.weighty
-        told = urgent or news != stream.news
-        stream.line, stream.news, stream.weighty = line, news, weighty
+        stream.line, stream.still, stream.weighty = line, still, weighty
         stream.connected, stream.settled, stream.error = True, True, ""
-        if told:
-            self._changed(stream.target.owner, urgent)
+        self._changed(stream.target.owner, urgent)
+
+
+def _close(stream: _Stream) -> None:
+    if stream.connecting is not None:
+        stream.connecting.cancel()
+    if stream.retry is not None:
+        stream.retry.cancel()
+    if stream.body is not None:
+        stream.body.close()
 
 
 def parse(line: bytes, pod_uid: str) -> WorkerReport:
@@ -216,15 +258,3 @@ def _weighty(report: WorkerReport) -> tuple[object, ...]:
     """Not the steps of a start, of which a download has one a second."""
     ping = report.custom_ping
     return report.verdict.state, report.ready, report.configuration.state, ping and ping.state
-
-
-def _news(report: WorkerReport) -> bytes:
-    """The report without what moves all the time."""
-    verdict = report.verdict.model_copy(update={"last_proof_of_life": None})
-    probe = report.last_probe
-    if probe is not None:
-        probe = probe.model_copy(
-            update={"time": report.stage.since, "latency_milliseconds": 0.0, "tokens": 0}
-        )
-    still = report.model_copy(update={"time": report.stage.since, "verdict": verdict, "last_probe": probe})
-    return sha256(still.model_dump_json().encode()).digest()

@@ -26,9 +26,15 @@ async def asked(answer, *, silence=5.0, end=True):
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
+    parts, ended = [], asyncio.get_running_loop().create_future()
     try:
-        stream = get("127.0.0.1", port, "/x?y=1", connect=5, silence=silence)
-        return b"".join([part async for part in stream]), heard[0], port
+        await get(
+            "127.0.0.1", port, "/x?y=1", part=parts.append, ended=ended.set_result, connect=5, silence=silence
+        )
+        async with asyncio.timeout(5):
+            if failure := await ended:
+                raise failure
+        return b"".join(parts), heard[0], port
     finally:
         server.close()
 
@@ -60,17 +66,19 @@ async def test_what_is_asked():
     [
         (b"", "cut off"),
         (b"HTTP/1.1 200 OK\r\nA: b\r\n", "cut off"),
-        (b"x" * 100_000, "too long"),
-        (b"secret\r\n\r\n", "not an answer"),
-        (b"HTTP/2 200\r\n\r\n", "not an answer"),
+        (b"x" * 100_000, "malformed"),
+        (HEAD + b"A: " + b"x" * 100_000, "too long"),
+        (b"secret\r\n\r\n", "malformed"),
+        (b"HTTP/2 200\r\n\r\n", "malformed"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + b"\r\nx", "HTTP 100"),
+        (b"HTTP/1.1 101 \r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nx", "HTTP 101"),
         (b"HTTP/1.1 302 secret\r\nLocation: http://secret/\r\n\r\n", "HTTP 302"),
         (b"HTTP/1.1 204 \r\n\r\n", "HTTP 204"),
-        (CHUNKED + b"3\r\nab", "cut off"),
-        (CHUNKED + b"3\r\nabcd\r\n", "malformed chunk"),
-        (CHUNKED + b"secret\r\n", "malformed chunk"),
-        (CHUNKED + b"-1\r\n", "malformed chunk"),
-        (CHUNKED + b"fffffffff\r\n", "malformed chunk"),
-        (CHUNKED + b"1" * 100_000, "too long"),
+        (CHUNKED + b"3\r\nabcd\r\n", "malformed"),
+        (CHUNKED + b"secret\r\n", "malformed"),
+        (CHUNKED + b"-1\r\n", "malformed"),
+        (CHUNKED + b"1" * 100_000, "malformed"),
+        (CHUNKED + b"1;" + b"x" * 100_000, "too long"),
     ],
 )
 async def test_what_is_no_answer_is_refused_and_never_quoted(answer, told):
@@ -87,13 +95,18 @@ async def test_silence_ends_it(answer):
         await asked(answer, silence=0.1, end=False)
 
 
+async def refused(*_):
+    raise AssertionError("it was never connected")
+
+
 async def test_nobody_listens():
     with pytest.raises(ConnectionRefusedError):
-        await anext(get("127.0.0.1", 1, "/", connect=5, silence=5))
+        await get("127.0.0.1", 1, "/", part=refused, ended=refused, connect=5, silence=5)
 
 
-async def test_whoever_stops_reading_closes():
-    closed = asyncio.Event()
+@pytest.mark.parametrize("by", ["close", "a refusal"])
+async def test_whoever_has_enough_closes(by):
+    closed, came, ended = asyncio.Event(), asyncio.Event(), []
 
     async def serve(reader, writer):
         writer.write(HEAD + b"\r\nx")
@@ -103,10 +116,43 @@ async def test_whoever_stops_reading_closes():
         closed.set()
         writer.close()
 
+    def part(data):
+        assert data == b"x"
+        came.set()
+        if by == "a refusal":
+            raise ValueError("enough")
+
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with contextlib.aclosing(get("127.0.0.1", port, "/", connect=5, silence=5)) as parts:
-        assert await anext(parts) == b"x"
+    stream = await get("127.0.0.1", port, "/", part=part, ended=ended.append, connect=5, silence=5)
     async with asyncio.timeout(5):
+        await came.wait()
+        if by == "close":
+            stream.close()
         await closed.wait()
+    await asyncio.sleep(0.05)
+    assert [str(failure) for failure in ended] == ([] if by == "close" else ["enough"])
     server.close()
+
+
+async def test_a_defect_is_not_taken_for_an_answer_that_is_malformed(caplog):
+    def broken(data):
+        raise KeyError(data)
+
+    async def serve(reader, writer):
+        writer.write(HEAD + b"\r\nx")
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    ended = asyncio.get_running_loop().create_future()
+    await get("127.0.0.1", port, "/", part=broken, ended=ended.set_result, connect=5, silence=5)
+    async with asyncio.timeout(5):
+        assert isinstance(await ended, KeyError)
+    assert "data_received() call failed" in caplog.text
+    server.close()
+    await asyncio.sleep(0.05)

@@ -162,11 +162,12 @@ class Worker:
     def __init__(self):
         self.greeting = b""
         self.lines = asyncio.Queue()
+        self.asked = self.gone = 0
 
     async def __aenter__(self):
         app = web.Application()
         app.add_routes([web.get("/status", self.stream)])
-        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", 0)
         await site.start()
@@ -177,11 +178,15 @@ class Worker:
         await self.runner.cleanup()
 
     async def stream(self, request):
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(self.greeting)
-        while (line := await self.lines.get()) is not None:
-            await response.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
+        self.asked += 1
+        try:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(self.greeting)
+            while (line := await self.lines.get()) is not None:
+                await response.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
+        finally:
+            self.gone += 1
         return response
 
 
@@ -211,12 +216,21 @@ async def until(holds, seconds=5.0):
 
 
 async def test_news_is_told_once_and_figures_are_none(worker, followed):
-    await worker.lines.put(WIRE)
+    wire = changed("verdict.lastProofOfLife", "2026-01-01T11:50:01Z")
+    await worker.lines.put(wire)
     await until(lambda: followed.link(OWNER, "u").connected)
     assert len(followed.told) == 1
-    await worker.lines.put(changed("lastProbe.latencyMilliseconds", 99))
-    await worker.lines.put(changed("verdict.lastProofOfLife", SINCE))
-    await until(lambda: followed.link(OWNER, "u").report.verdict.last_proof_of_life is not None)
+    for path, value in (
+        ("lastProbe.latencyMilliseconds", 99),
+        ("lastProbe.tokens", 7),
+        ("lastProbe.time", "2026-01-01T11:50:02.5+00:00"),
+        ("time", "2026-01-01T11:50:03.123456Z"),
+        ("verdict.lastProofOfLife", SINCE),
+    ):
+        wire = changed(path, value, wire)
+        await worker.lines.put(wire)
+    since = datetime.fromisoformat(SINCE)
+    await until(lambda: followed.link(OWNER, "u").report.verdict.last_proof_of_life == since)
     assert len(followed.told) == 1, "a probe's figures are no news"
     await worker.lines.put(changed("verdict.state", "Stalled"))
     await until(lambda: len(followed.told) == 2)
@@ -295,4 +309,25 @@ async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     assert followed.follow(OWNER, {**same, "v": Target("v", "127.0.0.1", OWNER)})
     followed.follow(OWNER, {})
     assert followed.link(OWNER, "u") == Link()
-    await until(lambda: not [task for task in asyncio.all_tasks() if "Reports._hold" in repr(task)])
+    await until(lambda: worker.gone == 1)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "report-connect"]
+
+
+async def test_what_moves_all_the_time_is_looked_at_when_it_is_asked_for(worker, followed):
+    await worker.lines.put(WIRE)
+    await until(lambda: followed.link(OWNER, "u").connected)
+    await worker.lines.put(changed("time", "2026-99-99T11:50:01Z"))
+    await until(lambda: followed.link(OWNER, "u").error.startswith("malformed report: time"))
+    assert followed.link(OWNER, "u").report is None
+
+
+async def test_given_up_while_it_is_connected_it_stays_given_up(worker, monkeypatch):
+    monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.01)
+    async with Reports(lambda *what: None, port=worker.port) as reports:
+        for steps in range(12):
+            reports.follow(OWNER, {"u": Target("u", "127.0.0.1", OWNER)})
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            reports.follow(OWNER, {})
+        await asyncio.sleep(0.2)
+        assert worker.asked == worker.gone
