@@ -27,7 +27,7 @@ Object = dict[str, Any]
 FIELD_MANAGER: Final = "vllmendpoint-operator"
 
 PAGE: Final = 50
-"""Objects in a part of a list: held in memory together, and taken in at one go."""
+"""Objects in a part of a list: held in memory together, which the allocator keeps, and taken in at one go."""
 _SECONDS: Final = 30.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
 _WATCH_SECONDS: Final = 300
