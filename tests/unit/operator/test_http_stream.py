@@ -91,7 +91,7 @@ async def test_what_is_no_answer_is_refused_and_never_quoted(answer, told):
     "answer", [b"", b"HTTP/1.1 200 OK\r\n", HEAD + b"\r\nx", CHUNKED, CHUNKED + b"5\r\nab"]
 )
 async def test_silence_ends_it(answer):
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"nothing came for 0\.1 s"):
         await asked(answer, silence=0.1, end=False)
 
 

@@ -313,6 +313,12 @@ async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "report-connect"]
 
 
+async def test_one_that_was_heard_is_asked_again_soon(worker, followed):
+    """However it ended: a container that restarts is not waited for as long as one that was never there."""
+    worker.greeting = json.dumps(WIRE).encode() + b"\nnonsense\n"
+    await until(lambda: worker.asked >= 10)
+
+
 async def test_what_moves_all_the_time_is_looked_at_when_it_is_asked_for(worker, followed):
     await worker.lines.put(WIRE)
     await until(lambda: followed.link(OWNER, "u").connected)
