@@ -100,6 +100,8 @@ class Crashes:
             self._end(endpoint)
             return ""
         what = self._trap.with_suffix(".sprung").read_text()
+        # What was sent is still under way: the next one must not list before it has landed.
+        self._comes_to_rest(node)
         if change.deleted:
             self._deleted_meanwhile(endpoint, "Foreground" if at % 2 else "Background")
             return what
@@ -113,7 +115,8 @@ class Crashes:
         self._comes_to_rest(node)
         assert node.is_ready()
         assert children(endpoint) == expected.children
-        assert self._children_written(mark) == expected.writes, what
+        written = self._children_written(mark)
+        assert written == expected.writes, (what, written - expected.writes, expected.writes - written)
         # What is seen on the way is a matter of moments; but nothing is told twice.
         told = events(endpoint)
         assert all(count <= max(1, expected.events[event]) for event, count in told.items()), (what, told)
