@@ -111,9 +111,11 @@ def cache(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("cache")
     folder.chmod(0o777)
     made = volume(cluster, folder)
+    delete = ("delete", "pv", made["metadata"]["name"], "--ignore-not-found")
+    cluster.kubectl(*delete, "--timeout=60s")  # what a run that was killed has left
     cluster.apply(made)
     yield folder
-    cluster.kubectl("delete", "pv", made["metadata"]["name"], "--wait=false")
+    cluster.kubectl(*delete, "--wait=false")
 
 
 @dataclass(frozen=True)
