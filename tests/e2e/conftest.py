@@ -2,7 +2,8 @@
 
 import json
 import os
-import re
+import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
+
+from tests.integration.free_port import free_port
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(
@@ -102,19 +105,21 @@ class Cluster:
 
     @contextmanager
     def forward(self, service: str, port: int) -> Iterator[str]:
-        """Base URL of a port-forward to a Service."""
+        """Base URL of a port-forward to a Service; kubectl ends it if a connection is reset: then anew."""
+        local = free_port()
         command = ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, "port-forward"]
+        words = shlex.join([*command, service, f"{local}:{port}"])
         with subprocess.Popen(
-            [*command, service, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["sh", "-c", f"while :; do {words}; sleep 0.2; done"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         ) as process:
             try:
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                match = re.search(r"127\.0\.0\.1:(\d+)", line)
-                assert match, f"port-forward to {service}: {line}"
-                yield f"http://127.0.0.1:{match[1]}"
+                eventually(lambda: _listens(local), bool, 30)
+                yield f"http://127.0.0.1:{local}"
             finally:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
 
     @contextmanager
     def watching(self, name: str, *paths: str) -> Iterator[list[str]]:
@@ -133,6 +138,11 @@ class Cluster:
             finally:
                 process.kill()
                 reader.join(10)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
 def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:
