@@ -112,7 +112,6 @@ class Cluster:
         with subprocess.Popen(
             ["sh", "-c", f"while :; do {words}; sleep 0.2; done"],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as process:
             try:

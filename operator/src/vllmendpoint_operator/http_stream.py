@@ -29,9 +29,10 @@ async def get(
     """Connected, and asked. ``part`` gets the body as it comes; raises ValueError to end it.
 
     ``ended`` is called once, but not after :meth:`BodyStream.close`: with None where the server ended it;
-    else with an OSError, a TimeoutError or a ValueError, which quotes nothing of what came. ``connect`` and
-    ``silence``: seconds for the connection, and for the next bytes to come. Raises OSError or TimeoutError
-    where no connection is made; then ``ended`` is not called.
+    else with an OSError, a TimeoutError or a ValueError, which quotes nothing of what came. What else
+    ``part`` raises is a defect: asyncio logs it, and ``ended`` gets it. ``connect`` and ``silence``: seconds
+    for the connection, and for the next bytes to come. Raises OSError, TimeoutError or ValueError where no
+    connection is made; then ``ended`` is not called.
     """
     host = f"[{address}]" if ":" in address else address
     request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
@@ -100,12 +101,11 @@ class BodyStream(asyncio.Protocol):
         self._beside = 0 if body else self._beside + len(data)
         if self._refusal is None and self._beside > _MOST_BESIDE_THE_BODY:
             self._refusal = ValueError("the head of the answer is too long")
-        for part in body:
-            if self._refusal is None and self._part is not None:
-                try:
-                    self._part(part)
-                except ValueError as refusal:
-                    self._refusal = refusal
+        if body and self._refusal is None and self._part is not None:
+            try:
+                self._part(b"".join(body))  # once, into however many chunks it was cut
+            except ValueError as refusal:
+                self._refusal = refusal
         if self._refusal is not None or self._complete:
             self._end(self._refusal)
 

@@ -158,7 +158,7 @@ class Reports:
                 connect=_CONNECT_SECONDS,
                 silence=SILENCE_SECONDS,
             )
-        except (OSError, TimeoutError) as failure:
+        except (OSError, TimeoutError, ValueError) as failure:  # the last: no address
             self._ended(stream, failure)
         finally:
             stream.connecting = None

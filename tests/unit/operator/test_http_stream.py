@@ -11,7 +11,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"transfer-encoding:  Chunked\r\n\r\n"
 
 
-async def asked(answer, *, silence=5.0, end=True):
+async def asked(answer, *, silence=5.0, end=True, joined=True):
     """What comes of an answer; and what was asked."""
     heard = []
 
@@ -34,7 +34,7 @@ async def asked(answer, *, silence=5.0, end=True):
         async with asyncio.timeout(5):
             if failure := await ended:
                 raise failure
-        return b"".join(parts), heard[0], port
+        return b"".join(parts) if joined else parts, heard[0], port
     finally:
         server.close()
 
@@ -104,17 +104,26 @@ async def test_nobody_listens():
         await get("127.0.0.1", 1, "/", part=refused, ended=refused, connect=5, silence=5)
 
 
-@pytest.mark.parametrize("by", ["close", "a refusal"])
-async def test_whoever_has_enough_closes(by):
-    closed, came, ended = asyncio.Event(), asyncio.Event(), []
+@contextlib.asynccontextmanager
+async def serving_x():
+    """A server that sends one byte and waits for the end; its port, and what is set at that end."""
+    closed = asyncio.Event()
 
     async def serve(reader, writer):
         writer.write(HEAD + b"\r\nx")
         with contextlib.suppress(ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
             await reader.read()
-        closed.set()
         writer.close()
+        closed.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1], closed
+
+
+@pytest.mark.parametrize("by", ["close", "a refusal"])
+async def test_whoever_has_enough_closes(by):
+    came, ended = asyncio.Event(), []
 
     def part(data):
         assert data == b"x"
@@ -122,37 +131,29 @@ async def test_whoever_has_enough_closes(by):
         if by == "a refusal":
             raise ValueError("enough")
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    stream = await get("127.0.0.1", port, "/", part=part, ended=ended.append, connect=5, silence=5)
-    async with asyncio.timeout(5):
+    async with serving_x() as (port, closed), asyncio.timeout(5):
+        stream = await get("127.0.0.1", port, "/", part=part, ended=ended.append, connect=5, silence=5)
         await came.wait()
         if by == "close":
             stream.close()
         await closed.wait()
-    await asyncio.sleep(0.05)
     assert [str(failure) for failure in ended] == ([] if by == "close" else ["enough"])
-    server.close()
 
 
 async def test_a_defect_is_not_taken_for_an_answer_that_is_malformed(caplog):
     def broken(data):
         raise KeyError(data)
 
-    async def serve(reader, writer):
-        writer.write(HEAD + b"\r\nx")
-        with contextlib.suppress(ConnectionError):
-            await reader.readuntil(b"\r\n\r\n")
-            await reader.read()
-        writer.close()
-        await writer.wait_closed()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
     ended = asyncio.get_running_loop().create_future()
-    await get("127.0.0.1", port, "/", part=broken, ended=ended.set_result, connect=5, silence=5)
-    async with asyncio.timeout(5):
+    async with serving_x() as (port, closed), asyncio.timeout(5):
+        await get("127.0.0.1", port, "/", part=broken, ended=ended.set_result, connect=5, silence=5)
         assert isinstance(await ended, KeyError)
+        await closed.wait()
     assert "data_received() call failed" in caplog.text
-    server.close()
-    await asyncio.sleep(0.05)
+
+
+async def test_a_body_in_many_chunks_is_handed_on_at_once():
+    """Else each of a hundred thousand chunks would cost a look at the line so far."""
+    parts, _, _ = await asked(CHUNKED + b"1\r\nz\r\n" * 10_000 + b"0\r\n\r\n", joined=False)
+    assert b"".join(parts) == b"z" * 10_000
+    assert len(parts) < 100
