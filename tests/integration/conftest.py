@@ -140,8 +140,9 @@ class Api:
     def asked(self, since: int) -> list[Object]:
         """All that operators asked for since then."""
         with self.audit.open("rb") as log:
-            log.seek(since)
-            lines = log.read().split(b"\n")[:-1]
+            log.seek(max(since - 1, 0))
+            lines = log.read().split(b"\n")
+        lines = lines[1 if since else 0 : -1]  # one that was half written then was asked before
         return [json.loads(line) for line in lines if b"aiohttp" in line or b"kopf" in line]
 
     def requests(self, since: int, *, namespace: str) -> list[Object]:

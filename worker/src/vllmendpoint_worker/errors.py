@@ -54,7 +54,7 @@ class EngineStartError(WorkerError):
 
 
 class HandlerTimeoutError(WorkerError):
-    """The customer's code did not end within its bound."""
+    """The customer's code did not end within its bound. Its text: the line that it was in, or nothing."""
 
 
 class ProbeUnavailableError(WorkerError):

@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,13 +113,14 @@ class Loader:
         thread.start()
         await asyncio.wait({done}, timeout=self._seconds)
         if not done.done():
+            at = _stands_at(thread, wanted)
             _interrupt(thread)
             await asyncio.wait({done}, timeout=1.0)
         if not done.done():
             done.cancel()
             await asyncio.to_thread(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
-            hung.__cause__ = HandlerTimeoutError()
+            hung.__cause__ = HandlerTimeoutError(at)
             raise ConfigurationRefusedError([_problem(hung, wanted, self._seconds)])
         return done.result()
 
@@ -205,6 +206,12 @@ def _interrupt(thread: threading.Thread) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUpError)
     )
+
+
+def _stands_at(thread: threading.Thread, wanted: Wanted) -> str:
+    """``model.py line 3``: the line of the customer's code that a thread is in, or ``""``."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return _line(traceback.extract_stack(frame), wanted) if frame is not None else ""
 
 
 def _folders(wanted: Wanted) -> tuple[Path, ...]:
@@ -304,6 +311,7 @@ def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem
 def _said(error: BaseException, wanted: Wanted, seconds: float) -> tuple[Reason, str, str]:
     where = failed_at(error, wanted)
     if isinstance(error, _TIMEOUTS):
+        where = where or str(error)
         line = f" ({where})" if where else ""
         what = f"were not imported within {seconds:.0f} s{line}"
         return Reason.HANDLER_IMPORT_FAILED, what, "keep long work out of the module's level"
@@ -347,12 +355,14 @@ def failed_at(error: BaseException, wanted: Wanted) -> str:
     folders = _folders(wanted)
     if isinstance(chain, SyntaxError) and chain.filename and _inside(chain.filename, folders):
         return f"{Path(chain.filename).name} line {chain.lineno}"
-    frames = [
-        frame for frame in traceback.extract_tb(chain.__traceback__) if _inside(frame.filename, folders)
-    ]
-    if not frames:
-        return ""
-    return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}"
+    return _line(traceback.extract_tb(chain.__traceback__), wanted)
+
+
+def _line(stack: Iterable[traceback.FrameSummary], wanted: Wanted) -> str:
+    """The innermost frame of the customer's code, or ``""``."""
+    folders = _folders(wanted)
+    frames = [frame for frame in stack if _inside(frame.filename, folders)]
+    return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
 
 
 def _inside(file: str, folders: tuple[Path, ...]) -> bool:
