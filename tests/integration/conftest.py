@@ -175,13 +175,13 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 @contextlib.contextmanager
-def control_plane(folder: Path) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]:
+def control_plane(folder: Path, binaries: Path = BIN) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]:
     """An API server that knows VLLMEndpoints, and the process whose children are its components."""
     if not (BIN / "cluster").exists():
         pytest.skip(f"no control plane in {BIN}: `hack/cluster/build.sh` builds it")
     with (folder.parent / "controlplane.err").open("wb") as errors:
         process = subprocess.Popen(
-            [BIN / "cluster", "controlplane", "--dir", folder], stdout=subprocess.PIPE, stderr=errors
+            [binaries / "cluster", "controlplane", "--dir", folder], stdout=subprocess.PIPE, stderr=errors
         )
         try:
             assert process.stdout is not None

@@ -110,9 +110,11 @@ class VLLMEndpointSpec(Contract):
         )
     )
     model: Annotated[Model, Field(description="What to serve.")]
-    engine: Annotated[Engine, Field(description="How vLLM runs.")] = Engine()
+    engine: Annotated[Engine, Field(description="How vLLM runs.")] = Field(default_factory=Engine)
     replicas: Annotated[Count, Field(description="Number of workers. Default: 1.")] = 1
-    worker: Annotated[Worker, Field(description="The pods that run Dynamo + vLLM.")] = Worker()
+    worker: Annotated[Worker, Field(description="The pods that run Dynamo + vLLM.")] = Field(
+        default_factory=Worker
+    )
     cache: Annotated[
         Cache | None, Field(description="Where downloaded models are kept. Default: an emptyDir.")
     ] = None

@@ -5,6 +5,7 @@ OperatorError
 │   ├── NotFound             404
 │   ├── Conflict             409
 │   ├── Gone                 410: a watch's resourceVersion is too old
+│   ├── NotStreamed          422: the API server lists in answers only, not by a watch
 │   ├── Rejected             400, 403, 422: the object itself is refused; trying again does not help
 │   ├── NamespaceGoing       403, since the namespace is being deleted: there is nothing left to do
 │   └── Throttled            429
@@ -21,6 +22,7 @@ __all__ = [
     "LeaseLost",
     "NamespaceGoing",
     "NotFound",
+    "NotStreamed",
     "OperatorError",
     "PlanError",
     "Rejected",
@@ -52,6 +54,10 @@ class Conflict(KubeError):
 
 
 class Gone(KubeError):
+    pass
+
+
+class NotStreamed(KubeError):
     pass
 
 

@@ -7,18 +7,17 @@ against 1.7 to 2.0 ms for one server-side apply).
 
 import asyncio
 import contextlib
-import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Final, Self
 
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
-from pydantic_core import from_json, to_json
+from msgspec import json
 
-from .errors import Conflict, Gone, KubeError, NamespaceGoing, NotFound, Rejected, Throttled
+from .errors import Conflict, Gone, KubeError, NamespaceGoing, NotFound, NotStreamed, Rejected, Throttled
 from .kinds import Kind
 
 __all__ = ["FIELD_MANAGER", "PAGE", "Kube", "Object"]
@@ -35,6 +34,7 @@ _WATCH_SILENCE_SECONDS: Final = 130
 """The API server sends a bookmark a minute: a stream that missed two is dead, whatever TCP says."""
 _WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SILENCE_SECONDS)
 _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+_LISTED: Final = "k8s.io/initial-events-end"
 _NO_SUCH_FIELD: Final = "failed to create typed patch object"
 """A server-side apply with a field that the kind has not, or one key of a list twice: no fault of the
 server's, though it says 500."""
@@ -129,7 +129,7 @@ class Kube:
         all_headers = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
         if token:
             all_headers["Authorization"] = token
-        data = body if body is None or isinstance(body, bytes) else to_json(body)
+        data = body if body is None or isinstance(body, bytes) else json.encode(body)
         try:
             async with self._session.request(
                 method, path, params=params, data=data, headers=all_headers, timeout=limits
@@ -157,7 +157,7 @@ class Kube:
             if warned is not None:
                 for header in response.headers.getall("Warning", ()):
                     warned(_warning(header))
-            result: Object = from_json(await response.read())
+            result: Object = json.decode(await response.read())
             return result
 
     # Reads
@@ -173,7 +173,7 @@ class Kube:
         selector: str = "",
         name: str = "",
         metadata_only: bool = False,
-    ) -> AsyncIterator[tuple[list[Object], str]]:
+    ) -> AsyncGenerator[tuple[list[Object], str], None]:
         """As :meth:`list`, a part at a time: at least one, all with the same resourceVersion."""
         params = {"limit": str(PAGE)}
         if name:
@@ -214,46 +214,36 @@ class Kube:
         self,
         kind: Kind,
         namespace: str | None,
-        resource_version: str,
+        resource_version: str | None,
         *,
         selector: str = "",
         metadata_only: bool = False,
     ) -> AsyncIterator[tuple[str, Object]]:
         """``(ADDED | MODIFIED | DELETED | BOOKMARK, object)`` until the server ends the stream.
 
-        Raises :class:`Gone` when the resourceVersion is too old: list again.
+        Without a resourceVersion all that is there comes first, each as ADDED, and then one ``LISTED``. Raises
+        :class:`NotStreamed` where the API server does not do that (as a rule before Kubernetes 1.34), and
+        :class:`Gone` when the resourceVersion is too old: list then.
         """
-        params = {
-            "watch": "true",
-            "resourceVersion": resource_version,
-            "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(_WATCH_SECONDS),
-        }
+        params = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(_WATCH_SECONDS)}
+        if resource_version is None:
+            params |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        else:
+            params["resourceVersion"] = resource_version
         if selector:
             params["labelSelector"] = selector
         headers = {"Accept": _METADATA.format("")} if metadata_only else None
-        async with self._request(
-            "watch",
-            kind,
-            "GET",
-            kind.path(namespace),
-            params=params,
-            headers=headers,
-            limits=_WATCH_TIMEOUT,
-        ) as response:
-            buffer = bytearray()
-            async for chunk in response.content.iter_any():
-                buffer += chunk
-                *lines, rest = buffer.split(b"\n")
-                buffer = bytearray(rest)
-                for line in lines:
-                    if not line:
-                        continue
-                    event = from_json(bytes(line))
-                    if event["type"] == "ERROR":
-                        status = event["object"]
-                        raise _typed(int(status.get("code", 0)), str(status.get("message", "")))
-                    yield event["type"], event["object"]
+        path = kind.path(namespace)
+        try:
+            async with self._request(
+                "watch", kind, "GET", path, params=params, headers=headers, limits=_WATCH_TIMEOUT
+            ) as response:
+                async for event in _events(response):
+                    yield event
+        except Rejected as refused:
+            if refused.status == 422 and resource_version is None:
+                raise NotStreamed(refused.status, refused.message) from refused
+            raise
 
     # Writes
 
@@ -329,6 +319,24 @@ class Kube:
         return aiohttp.ClientTimeout(total=min(self.fence(), _SECONDS), connect=10)
 
 
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Object]]:
+    buffer = bytearray()
+    async for chunk in response.content.iter_any():
+        buffer += chunk
+        *lines, rest = buffer.split(b"\n")
+        buffer = bytearray(rest)
+        for line in lines:
+            if not line:
+                continue
+            event = json.decode(line)
+            kind, obj = event["type"], event["object"]
+            if kind == "ERROR":
+                raise _typed(int(obj.get("code", 0)), str(obj.get("message", "")))
+            if kind == "BOOKMARK" and _LISTED in (obj["metadata"].get("annotations") or {}):
+                kind = "LISTED"
+            yield kind, obj
+
+
 def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
     if configuration.cert_file:
@@ -342,7 +350,7 @@ def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
 async def _error(response: aiohttp.ClientResponse) -> KubeError:
     text = (await response.content.read(65_536)).decode(errors="replace")
     try:
-        status = json.loads(text)
+        status = json.decode(text)
         message = str(status.get("message", text))
         causes = {cause.get("reason") for cause in (status.get("details") or {}).get("causes") or []}
     except (ValueError, AttributeError):
@@ -358,7 +366,7 @@ def _yaml(body: Object) -> bytes:
 
     Where a character is a line's end to YAML, or not printable, it would be changed or refused.
     """
-    data: bytes = to_json(body)
+    data: bytes = json.encode(body)
     if data.isascii() and b"\x7f" not in data:
         return data
     return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode()).encode()

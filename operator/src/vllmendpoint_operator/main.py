@@ -141,6 +141,7 @@ async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseExc
     # How long kopf keeps a task for an object after an event: by default 5 s, so after a list all at once.
     options.queueing.idle_timeout = 0.1
     options.networking.error_backoffs = _Backoffs()
+    options.persistence.diffbase_storage = _NoDiffs()
     # All at once, a thousand would take 25 MB for a moment, which the allocator keeps.
     options.watching.chunk_size = PAGE
     ended = asyncio.Event()
@@ -175,6 +176,19 @@ async def _inform(kube: Kube, settings: Settings, operator: Operator) -> BaseExc
     return failure
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf copies each object for its change handlers, of which there is none here."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Nothing."""
+
+
 class _Backoffs(Iterable[float]):
     """How long kopf waits before it asks again: for ever, where its own default gives up after a minute, and
     never so long that an API server that is back is not noticed.
@@ -189,7 +203,9 @@ async def _served(kube: Kube, settings: Settings) -> None:
     """Wait for the CRD: kopf looks for it once, and waits in silence for ever if it comes later."""
     while True:
         try:
-            await kube.list(ENDPOINT, settings.scopes[0] if settings.scopes else None, metadata_only=True)
+            scope = settings.scopes[0] if settings.scopes else None
+            async with contextlib.aclosing(kube.pages(ENDPOINT, scope, metadata_only=True)) as pages:
+                await anext(pages)
         except NotFound:
             log.warning(
                 "the API server does not know %s.%s yet: install the CRD (the chart does); "

@@ -45,7 +45,9 @@ class WorkQueue(Generic[Key]):
         self._wakeup.set()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Add the key later; of several delays for a key the earliest holds."""
+        """Add the key later; of several delays for a key the earliest holds, and none once it is added."""
+        if key in self._normal or key in self._urgent:
+            return
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         timer = self._timers.get(key)

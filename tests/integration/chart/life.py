@@ -7,6 +7,7 @@ from tests.audit import Right, granted, used
 from tests.integration.chart.installed import NAME, Cluster, operating
 from tests.integration.conftest import MANAGED, Space
 from tests.integration.waiting import until
+from vllmendpoint_operator import kinds as watched
 
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 RBAC = "rbac.authorization.k8s.io"
@@ -16,6 +17,10 @@ NOT_ASKED_FOR = {
     Right("get", "apps", "controllerrevisions"): "where another's object has its name, which is a digest",
     Right("update", "serving.vllmendpoint.dev", "vllmendpoints/finalizers"): "looked up for an owner with "
     "blockOwnerDeletion, where the API server runs OwnerReferencesPermissionEnforcement, as OpenShift's does",
+    **{
+        Right("list", kind.group, kind.plural): "where the API server gives no lists by a watch (before 1.34)"
+        for kind in (*watched.MANAGED, watched.POD, watched.REPLICA_SET)
+    },
 }
 """Rights that this life does not ask for, and why they are needed; `roles`: `clusterroles`, too."""
 

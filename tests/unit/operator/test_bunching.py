@@ -29,13 +29,8 @@ class Api:
     def __init__(self):
         self.changes = {kind: asyncio.Queue() for kind in (SERVICE, POD)}
 
-    async def list(self, kind, namespace, **options):
-        return [], "1"
-
-    async def pages(self, kind, namespace, **options):
-        yield await self.list(kind, namespace, **options)
-
     async def watch(self, kind, namespace, version, **options):
+        yield "LISTED", {"metadata": {"resourceVersion": "1"}}
         while kind in self.changes:
             yield "MODIFIED", await self.changes[kind].get()
         await asyncio.Event().wait()

@@ -5,7 +5,7 @@ import pytest
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
-from vllmendpoint_operator.errors import Gone, KubeError, Throttled
+from vllmendpoint_operator.errors import Gone, KubeError, NotStreamed, Throttled
 from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, POD, REPLICA_SET, SERVICE
 
 
@@ -22,10 +22,10 @@ def obj(name="s", *, instance="e", uid="u1", version=1, **more):
 
 
 class Api:
-    """Scripted answers: each list, then each watch, is the next in line."""
+    """Scripted answers: each list, then each watch, is the next in line. ``streams``: lists by a watch."""
 
-    def __init__(self, lists=(), watches=()):
-        self.lists, self.watches = list(lists), list(watches)
+    def __init__(self, lists=(), watches=(), *, streams=False):
+        self.lists, self.watches, self.streams = list(lists), list(watches), streams
         self.asked = []
 
     async def list(self, kind, namespace, **options):
@@ -41,6 +41,8 @@ class Api:
         yield items[1:], version
 
     async def watch(self, kind, namespace, version, **options):
+        if version is None and not self.streams:
+            raise NotStreamed(422, "sendInitialEvents is forbidden for watch")
         self.asked.append(("watch", version))
         if not self.watches:
             raise StopTest
@@ -100,6 +102,43 @@ async def test_lists_then_watches(store, told):
     assert told == [(("ns", "e"), False)] * 4
     assert api.asked[-1] == ("watch", "13"), "it goes on from where the last stream ended"
     assert "managedFields" not in services.get(("ns", "t"))["metadata"]
+
+
+LISTED = ("LISTED", {"metadata": {"resourceVersion": "10"}})
+
+
+async def test_a_list_that_is_streamed_is_whole_when_the_server_says_so(store, told):
+    half = [("ADDED", obj("a"))]
+    whole = [("ADDED", obj("a")), ("ADDED", obj("b", version=2)), LISTED]
+    services = store(api := Api(watches=[half, [*whole, ("MODIFIED", obj("b", version=11))]], streams=True))
+    services._is_all = lambda listed, then=services._is_all: (told.append(len(listed)), then(listed))
+    await run(services)
+    assert services.synced.is_set()
+    assert api.asked == [("watch", None), ("watch", None), ("watch", "11")], "half a list is begun again"
+    assert told == [(("ns", "e"), False), (("ns", "e"), False), 2, (("ns", "e"), False)]
+
+
+async def test_what_vanished_is_missed_when_a_streamed_list_has_come_and_not_before(store, told):
+    first = [("ADDED", obj("a")), ("ADDED", obj("b", version=2)), LISTED, Gone(410, "old")]
+    services = store(Api(watches=[first, [("ADDED", obj("b", version=2))]], streams=True))
+    await run(services)
+    assert services.get(("ns", "a")) is not None
+    services = store(Api(watches=[first, [("ADDED", obj("b", version=2)), LISTED]], streams=True))
+    await run(services)
+    assert services.get(("ns", "a")) is None
+
+
+async def test_a_stream_that_fails_in_the_middle_of_a_list_leaves_room_for_others(store):
+    cut = [("ADDED", obj("a")), KubeError(0, "cut")]
+    services = store(Api(watches=[cut] * 9, streams=True))
+    await run(services)
+    assert not services._listing.locked()
+
+
+async def test_a_server_that_streams_no_lists_is_asked_once(store, told):
+    services = store(api := Api([[obj()], [obj()]], [[Gone(410, "old")], []]))
+    await run(services)
+    assert [kind for kind, _ in api.asked] == ["list", "watch", "list", "watch", "watch"]
 
 
 async def test_what_was_made_anew_ahead_of_the_watch_outlives_the_news_of_the_old_ones_end(store, told):

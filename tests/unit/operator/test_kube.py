@@ -1,11 +1,14 @@
 """The client against a server that answers as the API server does."""
 
+import json
+
 import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.client.configuration import Configuration
 
+from vllmendpoint_operator.errors import Gone, NotStreamed, Rejected
 from vllmendpoint_operator.kinds import DEPLOYMENT
 from vllmendpoint_operator.kube import Kube
 
@@ -24,10 +27,17 @@ async def kube():
             response.headers.add("Warning", value)
         return response
 
+    async def watch(request):
+        client.asked.append(dict(request.query))
+        if client.refusal is not None:
+            return web.json_response({"kind": "Status", "message": "no"}, status=client.refusal)
+        return web.Response(body=b"".join(json.dumps(event).encode() + b"\n" for event in client.events))
+
     app = web.Application()
     app.router.add_route("PATCH", "/{path:.*}", answer)
+    app.router.add_get("/{path:.*}", watch)
     async with TestServer(app) as server, Kube(Configuration(host=str(server.make_url("")))) as client:
-        client.warnings = warnings
+        client.warnings, client.events, client.refusal, client.asked = warnings, [], None, []
         yield client
 
 
@@ -59,3 +69,41 @@ async def test_an_apply_reads_as_yaml_what_it_is_as_json(kube, text):
     body = {**BODY, "data": {"model.py": text}}
     assert await kube.apply(DEPLOYMENT, body) == body
     assert yaml.safe_load(kube.got.decode()) == body
+
+
+def event(kind, **metadata):
+    return {"type": kind, "object": {"metadata": metadata}}
+
+
+async def watched(kube, version):
+    return [(kind, obj["metadata"]) async for kind, obj in kube.watch(DEPLOYMENT, "ns", version)]
+
+
+async def test_a_list_by_a_watch_says_when_it_is_whole(kube):
+    whole = {"annotations": {"k8s.io/initial-events-end": "true"}}
+    kube.events = [event("ADDED", name="d"), event("BOOKMARK", **whole), event("BOOKMARK", name="later")]
+    assert await watched(kube, None) == [
+        ("ADDED", {"name": "d"}),
+        ("LISTED", whole),
+        ("BOOKMARK", {"name": "later"}),
+    ]
+    assert kube.asked[0]["sendInitialEvents"] == "true"
+    assert kube.asked[0]["resourceVersionMatch"] == "NotOlderThan"
+    assert "resourceVersion" not in kube.asked[0]
+
+
+async def test_a_watch_from_a_version_asks_for_no_list(kube):
+    kube.events = [event("MODIFIED", name="d")]
+    assert await watched(kube, "7") == [("MODIFIED", {"name": "d"})]
+    assert kube.asked[0]["resourceVersion"] == "7"
+    assert "sendInitialEvents" not in kube.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "version", "error"),
+    [(422, None, NotStreamed), (422, "7", Rejected), (403, None, Rejected), (410, "7", Gone)],
+)
+async def test_who_refuses_a_watch_and_why(kube, status, version, error):
+    kube.refusal = status
+    with pytest.raises(error):
+        await watched(kube, version)

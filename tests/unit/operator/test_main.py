@@ -17,11 +17,11 @@ class Kube:
 
     absent = 0
 
-    async def list(self, kind, namespace, **options):
+    async def pages(self, kind, namespace, **options):
         if self.absent:
             self.absent -= 1
             raise NotFound(404, "the server could not find the requested resource")
-        return [], "1"
+        yield [], "1"
 
 
 @pytest.fixture

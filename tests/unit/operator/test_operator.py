@@ -28,16 +28,13 @@ class Api:
         self.version = 10
 
     async def list(self, kind, namespace, **options):
-        if kind is SERVICE:
-            await self.services.wait()
         return ([ENDPOINT], "1") if options.get("name") else ([], "1")
 
-    async def pages(self, kind, namespace, **options):
-        yield await self.list(kind, namespace, **options)
-
     async def watch(self, kind, namespace, version, **options):
+        if kind is SERVICE:
+            await self.services.wait()
+        yield "LISTED", {"metadata": {"resourceVersion": "1"}}
         await asyncio.Event().wait()
-        yield
 
     async def get(self, kind, namespace, name):
         self.asked.append((asyncio.get_running_loop().time(), name))

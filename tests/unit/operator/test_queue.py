@@ -78,6 +78,16 @@ async def test_the_wait_is_told(queue):
     assert 0.04 < waited < 1
 
 
+async def test_a_key_that_waits_needs_no_timer(queue):
+    queue.add("a")
+    queue.add("b", urgent=True)
+    for key in "ab":
+        queue.add_after(key, 0.01)
+    assert not queue._timers
+    assert [await take(queue), await take(queue)] == ["b", "a"]
+    await nothing(queue)
+
+
 async def test_of_several_delays_the_earliest_holds(queue):
     queue.add_after("a", 30)
     queue.add_after("a", 0.02)
