@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _RELIST_FIRST: Final = 0.5
 _RELIST_LAST: Final = 30.0
-_LISTS_AT_ONCE: Final = 4
+_LISTS_AT_ONCE: Final = 2
 """What has arrived of each is held in memory; more than these are no sooner taken in."""
 _SELECTOR: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 

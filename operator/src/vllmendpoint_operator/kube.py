@@ -221,7 +221,7 @@ class Kube:
     ) -> AsyncIterator[tuple[str, Object]]:
         """``(ADDED | MODIFIED | DELETED | BOOKMARK, object)`` until the server ends the stream.
 
-        Without a resourceVersion all that is there comes first, each as ADDED, and then one ``LISTED``. Raises
+        Without a resourceVersion all that is there comes first, as ADDED, and then one ``LISTED``. Raises
         :class:`NotStreamed` where the API server does not do that (as a rule before Kubernetes 1.34), and
         :class:`Gone` when the resourceVersion is too old: list then.
         """

@@ -41,7 +41,7 @@ def measured(name: str, arguments: argparse.Namespace) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.bench.scale", description=__doc__)
     parser.add_argument("--endpoints", type=int, default=1000, help="how many (default: %(default)s)")
-    parser.add_argument("--only", choices=list(SUBJECTS), help="one operator, not both")
+    parser.add_argument("--only", choices=list(SUBJECTS), help="one operator, not ours and ideal")
     parser.add_argument("--no-frontend", dest="frontend", action="store_false", help="frontend.mode: None")
     parser.add_argument("--burst-seconds", type=float, default=500, help="(default: %(default)s)")
     parser.add_argument("--rest-seconds", type=float, default=60, help="(default: %(default)s)")
@@ -49,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # with all that was started
     enter_network_namespace("tests.bench.scale", sys.argv[1:])
-    names = [arguments.only] if arguments.only else list(SUBJECTS)
+    names = [arguments.only] if arguments.only else ["ours", "ideal"]
     figures = {name: measured(name, arguments) for name in names}
     print(f"\n{arguments.endpoints} endpoints{'' if arguments.frontend else ', no frontends'}")
     print(f"{'':30}" + "".join(f"{name:>10}" for name in names) + ("     ratio" if len(names) == 2 else ""))

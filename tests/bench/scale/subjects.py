@@ -1,4 +1,5 @@
-"""The two operators that are measured: ours, and the least one possible."""
+"""The operators that are measured: ours, and the least one possible, which writes as is cheapest (``ideal``) or
+as ours does (``ideal-apply``)."""
 
 import json
 import re
@@ -101,6 +102,10 @@ def _ours(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
     ]
 
 
+def _applying(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
+    return [*_ideal(plane, frontend, number), "--apply"]
+
+
 def _ideal(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
     described = plane.folder / "children.json"
     described.write_text(json.dumps(children(frontend=frontend)))
@@ -115,4 +120,5 @@ def _ideal(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
 SUBJECTS: Final = {
     "ours": Subject("ours", ("Python/", "kopf/"), _ours),
     "ideal": Subject("ideal", ("ideal",), _ideal),
+    "ideal-apply": Subject("ideal-apply", ("ideal",), _applying),
 }

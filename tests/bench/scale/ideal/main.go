@@ -30,11 +30,12 @@ func main() {
 	children := flags.String("children", "", "JSON list of the children of one endpoint, see render.go")
 	metrics := flags.String("metrics", "0", "address of /metrics")
 	workers := flags.Int("workers", 8, "endpoints reconciled at the same time")
+	apply := flags.Bool("apply", false, "make children by server-side apply, not by create")
 	if err := flags.Parse(os.Args[1:]); err != nil {
 		os.Exit(2)
 	}
 	log.SetLogger(zap.New(zap.UseDevMode(false)))
-	if err := run(*kubeconfig, *children, *metrics, *workers); err != nil {
+	if err := run(*kubeconfig, *children, *metrics, *workers, *apply); err != nil {
 		fmt.Fprintln(os.Stderr, "ideal:", err)
 		os.Exit(1)
 	}
@@ -48,7 +49,7 @@ func kinds() []client.Object {
 	}
 }
 
-func run(kubeconfig, children, metrics string, workers int) error {
+func run(kubeconfig, children, metrics string, workers int, apply bool) error {
 	templates, err := load(children)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func run(kubeconfig, children, metrics string, workers int) error {
 	for _, kind := range kinds() {
 		builder = builder.Owns(kind)
 	}
-	if err := builder.Complete(&reconciler{client: manager.GetClient(), scheme: scheme, templates: templates}); err != nil {
+	if err := builder.Complete(&reconciler{client: manager.GetClient(), scheme: scheme, templates: templates, apply: apply}); err != nil {
 		return err
 	}
 	return manager.Start(ctrl.SetupSignalHandler())

@@ -23,6 +23,7 @@ type reconciler struct {
 	client    client.Client
 	scheme    *runtime.Scheme
 	templates []template
+	apply     bool // by server-side apply, as ours writes, in place of a create
 }
 
 // Reconcile makes what is missing and writes the status where it changed.
@@ -67,10 +68,7 @@ func (r *reconciler) keep(ctx context.Context, endpoint *Endpoint, t template) (
 	live := made.(client.Object)
 	err = r.client.Get(ctx, client.ObjectKeyFromObject(desired), live)
 	if apierrors.IsNotFound(err) {
-		if err := r.client.Create(ctx, desired); err != nil && !apierrors.IsAlreadyExists(err) {
-			return nil, err
-		}
-		return desired, nil
+		return desired, r.write(ctx, desired)
 	}
 	if err != nil {
 		return nil, err
@@ -80,6 +78,16 @@ func (r *reconciler) keep(ctx context.Context, endpoint *Endpoint, t template) (
 	}
 	desired.SetResourceVersion(live.GetResourceVersion())
 	return desired, r.client.Update(ctx, desired)
+}
+
+func (r *reconciler) write(ctx context.Context, desired client.Object) error {
+	if r.apply {
+		return r.client.Patch(ctx, desired, client.Apply, client.FieldOwner("ideal"), client.ForceOwnership)
+	}
+	if err := r.client.Create(ctx, desired); !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	return nil
 }
 
 // stands is true where the child was written as it is desired now. What others did to it since is not looked for: that
