@@ -1,5 +1,4 @@
-"""The operators that are measured: ours, and the least one possible, which writes as is cheapest (``ideal``) or
-as ours does (``ideal-apply``)."""
+"""The operators that are measured: ours, and the least one possible, by creates or, as ours writes, by applies."""
 
 import json
 import re
