@@ -5,22 +5,17 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.gc_collector import GCCollector
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
 from vllmendpoint_api import ConditionStatus, VLLMEndpointStatus
 
 __all__ = ["Metrics", "serve"]
-
-_STATES: Final = ("wanted", "current", "ready", "generating")
 
 
 class Metrics:
@@ -57,7 +52,6 @@ class Metrics:
         )
         self.leader = Gauge("vllmendpoint_operator_leader", "1 while this replica leads.", registry=registry)
         self._endpoints = _Endpoints()
-        registry.register(self._endpoints)
 
     def request(self, verb: str, resource: str, status: int) -> None:
         self.requests.labels(verb, resource, str(status)).inc()
@@ -71,6 +65,12 @@ class Metrics:
 
     def forget(self, key: tuple[str, str]) -> None:
         self._endpoints.shown.pop(key, None)
+
+    def exposition(self) -> Iterator[bytes]:
+        """All of them in Prometheus' text format, in parts."""
+        yield generate_latest(self.registry)
+        for part in self._endpoints.text():
+            yield part.encode()
 
 
 _Conditions = tuple[tuple[str, ConditionStatus], ...]
@@ -88,33 +88,36 @@ class _Shown:
     replicas: tuple[int, int, int, int]
 
 
-class _Endpoints(Collector):
-    """Makes its samples when it is asked: a series kept for each status of each condition of 1,000
-    endpoints would cost more memory than the endpoints themselves.
+class _Endpoints:
+    """As text, made when it is asked for: as the client library's samples those of 1,000 endpoints would take
+    more memory, at each scrape, than the endpoints themselves.
     """
 
     def __init__(self) -> None:
         self.shown: dict[tuple[str, str], _Shown] = {}
 
-    def collect(self) -> Iterator[Metric]:
-        conditions = GaugeMetricFamily(
-            "vllmendpoint_condition",
-            "1 for the status that a condition of an endpoint has.",
-            labels=["namespace", "name", "condition", "status"],
-        )
-        replicas = GaugeMetricFamily(
-            "vllmendpoint_replicas",
-            "Replicas of an endpoint by state: wanted, current, ready, generating.",
-            labels=["namespace", "name", "state"],
-        )
-        for key, shown in list(self.shown.items()):  # on the exposition's own thread
-            for condition, status in shown.conditions:
-                for value in ConditionStatus:
-                    conditions.add_metric([*key, condition, value.value], float(status == value))
-            for state, count in zip(_STATES, shown.replicas, strict=True):
-                replicas.add_metric([*key, state], count)
-        yield conditions
-        yield replicas
+    def text(self) -> Iterator[str]:
+        """In parts. Namespaces, names and conditions have no character that has to be escaped."""
+        shown = [(f'name="{name}",namespace="{space}"', found) for (space, name), found in self.shown.items()]
+        yield _family("vllmendpoint_condition", "1 for the status that a condition of an endpoint has.")
+        for where, endpoint in shown:
+            yield "".join(
+                f'vllmendpoint_condition{{condition="{kind}",{where},status="{status}"}} '
+                f"{float(status == current)}\n"
+                for kind, current in endpoint.conditions
+                for status in ConditionStatus
+            )
+        states = ("wanted", "current", "ready", "generating")
+        yield _family("vllmendpoint_replicas", f"Replicas of an endpoint by state: {', '.join(states)}.")
+        for where, endpoint in shown:
+            yield "".join(
+                f'vllmendpoint_replicas{{{where},state="{state}"}} {float(count)}\n'
+                for state, count in zip(states, endpoint.replicas, strict=True)
+            )
+
+
+def _family(name: str, told: str) -> str:
+    return f"# HELP {name} {told}\n# TYPE {name} gauge\n"
 
 
 async def serve(
@@ -122,9 +125,13 @@ async def serve(
 ) -> list[web.AppRunner]:
     """``/metrics`` on one port; ``/healthz`` and ``/readyz`` on the other. Clean the runners up."""
 
-    async def exposition(_: web.Request) -> web.Response:
-        body = await asyncio.to_thread(generate_latest, metrics.registry)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def exposition(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE_LATEST})
+        await response.prepare(request)
+        for part in metrics.exposition():
+            await response.write(part)
+            await asyncio.sleep(0)  # a thousand endpoints' in a row would hold up the lease
+        return response
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")

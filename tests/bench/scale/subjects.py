@@ -1,4 +1,4 @@
-"""The operators that are measured: ours, and the least one possible, by creates or, as ours writes, by applies."""
+"""The operators that are measured: ours, and the least one possible, by creates or by applies, as ours."""
 
 import json
 import re

@@ -1,7 +1,6 @@
 """What /metrics shows of endpoints and of the operator's own work."""
 
 from aiohttp import ClientSession
-from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.documented_metrics import documented
@@ -9,7 +8,7 @@ from vllmendpoint_operator.metrics import Metrics, serve
 
 
 def exposed(metrics: Metrics) -> list[str]:
-    return generate_latest(metrics.registry).decode().splitlines()
+    return b"".join(metrics.exposition()).decode().splitlines()
 
 
 def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, make_worker):
