@@ -83,6 +83,8 @@ class _Stream:
     count: int = 0
     """Reports since then, which is a second ago at most."""
     line: bytes = b""
+    report: WorkerReport | None = None
+    """Of that line where it was news, until somebody has looked at it."""
     still: int = 0
     """Digest of what of the report is news, to compare the next one with."""
     weighty: tuple[object, ...] = ()
@@ -117,8 +119,10 @@ class Reports:
         stream = self._streams.get(owner, {}).get(uid)
         if stream is None:
             return Link()
+        report, stream.report = stream.report, None
         try:
-            report = parse(stream.line, uid) if stream.line else None
+            if report is None and stream.line:
+                report = parse(stream.line, uid)
         except ValueError as malformed:  # in what moves all the time, which is not looked at before
             return Link(None, False, stream.settled, str(malformed))
         return Link(report, stream.connected, stream.settled, stream.error)
@@ -205,11 +209,12 @@ class Reports:
     def _take(self, stream: _Stream, line: bytes) -> None:
         still = hash(_MOVES.sub(b"", line))
         if stream.connected and still == stream.still:
-            stream.line = line
+            stream.line, stream.report = line, None
             return
-        weighty = _weighty(parse(line, stream.target.uid))
+        report = parse(line, stream.target.uid)
+        weighty = _weighty(report)
         urgent = not stream.connected or weighty != stream.weighty
-        stream.line, stream.still, stream.weighty = line, still, weighty
+        stream.line, stream.report, stream.still, stream.weighty = line, report, still, weighty
         stream.connected, stream.settled, stream.error = True, True, ""
         self._changed(stream.target.owner, urgent)
 

@@ -327,6 +327,21 @@ async def test_what_moves_all_the_time_is_looked_at_when_it_is_asked_for(worker,
     assert followed.link(OWNER, "u").report is None
 
 
+async def test_a_report_is_kept_as_read_until_somebody_looks_and_no_longer(worker, followed, monkeypatch):
+    read = []
+    monkeypatch.setattr(reports_module, "parse", lambda line, uid: read.append(line) or parse(line, uid))
+    await worker.lines.put(WIRE)
+    await until(lambda: read)
+    assert followed.link(OWNER, "u").report == followed.link(OWNER, "u").report
+    assert len(read) == 2, "once as it came, and once for the second look"
+    await worker.lines.put(changed("verdict", {**WIRE["verdict"], "state": "Stalled"}))
+    await until(lambda: len(read) == 3)
+    later = changed("verdict", {**WIRE["verdict"], "state": "Stalled"}) | {"time": "2026-01-01T11:50:09Z"}
+    await worker.lines.put(later)
+    await until(lambda: b"11:50:09" in followed._streams[OWNER]["u"].line)
+    assert str(followed.link(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"), "the newest figures"
+
+
 async def test_given_up_while_it_is_connected_it_stays_given_up(worker, monkeypatch):
     monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.01)
     async with Reports(lambda *what: None, port=worker.port) as reports:
