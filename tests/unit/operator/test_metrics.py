@@ -34,6 +34,18 @@ def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, 
     assert [line for line in exposed(metrics) if 'name="other",namespace="team-b"' in line]
 
 
+def test_many_endpoints_are_shown_in_small_parts(make_endpoint, make_status, make_worker):
+    """Else each scrape of a thousand would take megabytes."""
+    metrics = Metrics()
+    endpoint = make_endpoint()
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint))
+    for number in range(300):
+        metrics.endpoint(("team-a", f"e-{number}"), 1, found)
+    parts = list(metrics.exposition())
+    assert sum(map(len, parts)) > 500_000
+    assert max(map(len, parts)) < 10_000
+
+
 def test_writes_are_counted_by_verb_and_kind():
     metrics = Metrics()
     for code in (200, 200, 409):
