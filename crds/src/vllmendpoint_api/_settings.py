@@ -63,6 +63,6 @@ class WorkerSettings(_Hot):
 
     def sealed(self) -> Self:
         """A copy whose ``hash`` is the digest of its content."""
-        content = self.model_copy(update={"hash": ""}).wire()
+        content = (self.model_copy(update={"hash": ""}) if self.hash else self).wire()
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return self.model_copy(update={"hash": hashlib.sha256(text.encode()).hexdigest()[:16]})

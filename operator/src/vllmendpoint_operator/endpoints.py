@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import json
 from pydantic import ValidationError
 
 from vllmendpoint_api import VLLMEndpointSpec
@@ -52,7 +53,7 @@ class Endpoints:
     def get(self, key: Key) -> Object | None:
         """Metadata, spec and status; a new object each time."""
         known = self._known.get(key)
-        return None if known is None else self._packer.unpack(known.packed)
+        return None if known is None else json.decode(self._packer.unpack(known.packed))
 
     def uid(self, key: Key) -> str | None:
         known = self._known.get(key)
@@ -75,7 +76,11 @@ class Endpoints:
         references = _references(key[0], kept["spec"])
         self._refer(key, old.references if old is not None else _NONE, references)
         self._known[key] = _Known(
-            version, metadata["uid"], "deletionTimestamp" in metadata, self._packer.pack(kept, ""), references
+            version,
+            metadata["uid"],
+            "deletionTimestamp" in metadata,
+            self._packer.pack(json.encode(kept), ""),
+            references,
         )
         return True
 

@@ -7,6 +7,7 @@ OperatorError
 │   ├── Gone                 410: a watch's resourceVersion is too old
 │   ├── NotStreamed          422: the API server lists in answers only, not by a watch
 │   ├── Rejected             400, 403, 422: the object itself is refused; trying again does not help
+│   ├── NoLogin              nothing was asked: there are no credentials, or they cannot be read
 │   ├── NamespaceGoing       403, since the namespace is being deleted: there is nothing left to do
 │   └── Throttled            429
 ├── LeaseLost                the lease ran out: nothing may be written any more
@@ -21,6 +22,7 @@ __all__ = [
     "KubeError",
     "LeaseLost",
     "NamespaceGoing",
+    "NoLogin",
     "NotFound",
     "NotStreamed",
     "OperatorError",
@@ -55,6 +57,11 @@ class Conflict(KubeError):
 
 class Gone(KubeError):
     pass
+
+
+class NoLogin(KubeError):
+    def __init__(self, message: str) -> None:
+        super().__init__(0, message)
 
 
 class NotStreamed(KubeError):

@@ -25,7 +25,7 @@ class Workload:
     replica_sets: list[Object]
     pods: list[Object]
     listening: bool
-    """A worker was asked for its reports this very moment: its first is on its way."""
+    """A worker was only just asked for its reports: its first is on its way."""
 
 
 def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
@@ -59,12 +59,12 @@ class Observer:
         self._held: dict[Key, Mapping[str, ConfigMapContent]] = {}
         """What keeps them: those that an endpoint's spec referred to when it was last looked at."""
 
-    def workload(self, endpoint: Endpoint) -> Workload:
+    def workload(self, key: Key, uid: str) -> Workload:
         """As it is now; also makes the report streams follow its worker pods."""
-        deployments = self._owned(DEPLOYMENT, endpoint, {endpoint.uid})
-        replica_sets = self._owned(REPLICA_SET, endpoint, _uids(deployments))
-        pods = self._owned(POD, endpoint, _uids(replica_sets))
-        listening = self._follow(endpoint, (obj for obj in pods if _component(obj) == "worker"))
+        deployments = self._owned(DEPLOYMENT, key, {uid})
+        replica_sets = self._owned(REPLICA_SET, key, _uids(deployments))
+        pods = self._owned(POD, key, _uids(replica_sets))
+        listening = self._follow(key, (obj for obj in pods if _component(obj) == "worker"))
         return Workload(deployments, replica_sets, pods, listening)
 
     async def observe(self, endpoint: Endpoint, workload: Workload) -> Observed:
@@ -74,7 +74,9 @@ class Observer:
             (kind.kind, obj["metadata"]["name"]): {"kind": kind.kind, **obj}
             for kind in MANAGED
             for obj in (
-                workload.deployments if kind is DEPLOYMENT else self._owned(kind, endpoint, {endpoint.uid})
+                self._owned(kind, endpoint.key, {endpoint.uid})
+                if kind is not DEPLOYMENT
+                else workload.deployments
             )
         }
         workers = [obj for obj in pods if _component(obj) == "worker"]
@@ -89,7 +91,7 @@ class Observer:
             claims=frozenset(
                 name
                 for name in claim_references(endpoint.spec)
-                if (namespace, name) in self._cache.reference(CLAIM, namespace)
+                if self._cache.reference(CLAIM, (namespace, name)) is not None
             ),
             settings_in_use=frozenset(_mounted(pods, replica_sets, "configMap", "name")),
             claims_in_use=frozenset(_mounted(pods, replica_sets, "persistentVolumeClaim", "claimName")),
@@ -98,36 +100,32 @@ class Observer:
 
     def forget(self, key: Key) -> None:
         """The endpoint is gone: end its streams."""
-        self._reports.follow(key, {})
+        self._reports.follow(key, ())
         self._held.pop(key, None)
 
-    def _owned(self, kind: Kind, endpoint: Endpoint, owners: Collection[str]) -> list[Object]:
+    def _owned(self, kind: Kind, key: Key, owners: Collection[str]) -> list[Object]:
         """Of what is labelled as the endpoint's: a label can be set by anybody, a controller cannot."""
-        store = self._cache.store(kind, endpoint.namespace)
-        return [obj for obj in store.of(endpoint.key) if _controller(obj) in owners]
+        namespace, _ = key
+        return [obj for obj in self._cache.store(kind, namespace).of(key) if _controller(obj) in owners]
 
     def _pod(self, endpoint: Endpoint, obj: Object) -> Pod:
         metadata = obj["metadata"]
         link = self._reports.link(endpoint.key, metadata["uid"])
         return Pod(metadata["name"], metadata["uid"], obj, link)
 
-    def _follow(self, endpoint: Endpoint, workers: Iterable[Object]) -> bool:
-        targets = {}
-        for obj in workers:
-            pod = Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj)
-            if pod.running and pod.address and not pod.terminating:
-                targets[pod.uid] = Target(pod.uid, pod.address, endpoint.key)
-        return self._reports.follow(endpoint.key, targets)
+    def _follow(self, key: Key, workers: Iterable[Object]) -> bool:
+        pods = [Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj) for obj in workers]
+        up = [pod for pod in pods if pod.running and pod.address and not pod.terminating]
+        return self._reports.follow(key, [Target(pod.uid, pod.address, key) for pod in up])
 
     async def _config_maps(self, endpoint: Endpoint) -> dict[str, ConfigMapContent]:
         namespace = endpoint.namespace
         found = {}
         for name in config_map_references(endpoint.spec):
-            reference = self._cache.reference(CONFIG_MAP, namespace).get((namespace, name))
-            if reference is None:
+            newest = self._cache.reference(CONFIG_MAP, (namespace, name))
+            if newest is None:
                 continue
-            metadata = reference["metadata"]
-            version = (namespace, name, f"{metadata['uid']}/{metadata['resourceVersion']}")
+            version = (namespace, name, newest)
             content = self._contents.get(version)
             if content is None:
                 try:

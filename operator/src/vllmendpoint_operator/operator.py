@@ -9,7 +9,7 @@ from typing import Final
 from .cache import Cache, Key
 from .endpoints import Endpoints
 from .errors import KubeError, LeaseLost
-from .kinds import ENDPOINT
+from .kinds import DEPLOYMENT, ENDPOINT, POD, REPLICA_SET
 from .kube import Kube, Object
 from .logs import reconciling
 from .metrics import Metrics
@@ -18,6 +18,7 @@ from .queue import WorkQueue
 from .reconcile import Reconciler
 from .reports import Reports
 from .settings import Settings
+from .views import keep_version, view
 
 __all__ = ["Operator"]
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 _BUNCH_SECONDS: Final = 0.25
 """A Deployment, its ReplicaSet and their pods change within moments of each other: one look for all."""
+
+
+_FIRST_CHECK_SECONDS: Final = 30.0
 
 
 class Operator:
@@ -67,10 +71,11 @@ class Operator:
 
     async def run(self) -> None:
         async with Reports(self._changed, port=self._settings.report_port) as reports:
+            observer = Observer(self._kube, self._cache, reports)
             reconciler = Reconciler(
                 kube=self._kube,
                 cache=self._cache,
-                observer=Observer(self._kube, self._cache, reports),
+                observer=observer,
                 endpoints=self._endpoints,
                 options=self._settings.options,
                 metrics=self._metrics,
@@ -80,6 +85,7 @@ class Operator:
                 async with asyncio.TaskGroup() as tasks:
                     for store in self._cache.stores:
                         tasks.create_task(store.run(), name=f"watch-{store.kind.plural}")
+                    await self._listen(observer)
                     await self._cache.synced()
                     self.ready = True
                     log.info("every watched kind is listed")
@@ -88,6 +94,15 @@ class Operator:
                     tasks.create_task(self._resync(), name="resync")
             finally:
                 self._queue.close()
+
+    async def _listen(self, observer: Observer) -> None:
+        """Ask the workers for their reports while the rest is listed: few looks have to wait for one then."""
+        await self._cache.synced(POD, REPLICA_SET, DEPLOYMENT)
+        for key in self._endpoints:
+            uid = self._endpoints.uid(key)
+            if uid is not None and self._endpoints.wants(key, uid):
+                observer.workload(key, uid)
+            await asyncio.sleep(0)
 
     async def _work(self, reconciler: Reconciler) -> None:
         while True:
@@ -130,23 +145,35 @@ class Operator:
         log.warning("%s/%s: %s; trying again in %.1f s", *key, error, delay)
 
     async def _resync(self) -> None:
-        """Look at everything once in a while, and drop what went unnoticed during a gap of the watch."""
+        """Look at everything once in a while, and make up for what the watch of the endpoints missed: soon
+        after the start too, since a list may have been cut off then.
+        """
+        await asyncio.sleep(_FIRST_CHECK_SECONDS)
+        await self._make_up()
         while True:
             await asyncio.sleep(self._settings.resync_seconds * random.uniform(0.9, 1.1))
-            try:
-                await self._drop_vanished()
-            except KubeError as error:
-                log.warning("resync: %s", error)
+            await self._make_up()
             for key in self._endpoints:
                 self._queue.add(key)
 
-    async def _drop_vanished(self) -> None:
-        known = {key: uid for key in self._endpoints if (uid := self._endpoints.uid(key)) is not None}
-        listed = set()
-        for scope in self._settings.scopes or (None,):
-            items, _ = await self._kube.list(ENDPOINT, scope, metadata_only=True)
-            listed |= {item["metadata"]["uid"] for item in items}
-        for key, uid in known.items():
+    async def _make_up(self) -> None:
+        """Drop endpoints that have gone unnoticed, and take in those that have come so."""
+        known = {uid: key for key in self._endpoints if (uid := self._endpoints.uid(key)) is not None}
+        try:
+            listed: dict[str, Key] = {}
+            for scope in self._settings.scopes or (None,):
+                async with self._kube.listing(ENDPOINT, scope, metadata_only=True) as (_, items):
+                    async for item in items:
+                        found = view(keep_version(item))
+                        listed[found.metadata.uid] = found.key
+            for namespace, name in (key for uid, key in listed.items() if uid not in known):
+                missed, _ = await self._kube.list(ENDPOINT, namespace, name=name)
+                for obj in missed:
+                    self.seen(obj)
+        except KubeError as error:
+            log.warning("resync: %s", error)
+            return
+        for uid, key in known.items():
             if uid not in listed and self._endpoints.drop(key, uid):
                 self._queue.add(key)
 

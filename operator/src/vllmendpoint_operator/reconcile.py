@@ -22,7 +22,7 @@ from .model import Endpoint, Observed
 from .observe import Observer
 from .pacing import STEP_SECONDS, Pace, presses
 from .plan import Options, Plan, plan
-from .reports import CONNECTING_GRACE_SECONDS
+from .reports import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
 from .status import invalid_status, status
 
 __all__ = ["Reconciler"]
@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 
 _CONFLICT_RETRY_SECONDS: Final = 1.0
 """What is newer comes by the watch, as a rule sooner; this does not depend on it."""
-_FIRST_REPORT_SECONDS: Final = 0.5
-"""A new stream's first report brings us back, as a rule in milliseconds: one look then, and none without it
-before. After a start of the operator that is so for every endpoint."""
 _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _TOLD_FAILURES: Final = 3
@@ -76,6 +73,9 @@ class Reconciler:
             # Its children go through their owner references; nothing is written any more.
             self._forget(key)
             return None
+        workload = self._observer.workload(key, obj["metadata"]["uid"])
+        if workload.listening and obj["status"].get("conditions"):
+            return FIRST_REPORT_SECONDS  # the report brings us back: one look then, and none before
         before = _status(obj)
         try:
             spec = VLLMEndpointSpec.model_validate(obj["spec"])
@@ -84,9 +84,6 @@ class Reconciler:
             said = invalid_status(endpoint, _sentence(error), datetime.now(UTC))
             return await self._write(obj, endpoint, said)
         endpoint = _endpoint(obj, spec, before)
-        workload = self._observer.workload(endpoint)
-        if workload.listening and before is not None:
-            return _FIRST_REPORT_SECONDS
         observed = await self._observer.observe(endpoint, workload)
         return await self._act(obj, endpoint, observed)
 
@@ -106,7 +103,7 @@ class Reconciler:
                     observed=observed.children,
                 )
                 if done.writes:
-                    workload = self._observer.workload(endpoint)
+                    workload = self._observer.workload(endpoint.key, endpoint.uid)
                     observed = await self._observer.observe(endpoint, workload)
         except PlanError as error:
             problem = error

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from vllmendpoint_api import WorkerReport, names
 
 from . import http_stream
+from .packing import Packer
 
 __all__ = ["Link", "Reports", "Target"]
 
@@ -29,6 +31,8 @@ SILENCE_SECONDS: Final = 15.0
 """A worker sends a line every 5 s at least; three missed and the stream counts as lost."""
 MAX_REPORTS_A_SECOND: Final = 50
 """Each costs the operator work, and may cost a write: a worker that floods is cut off."""
+FIRST_REPORT_SECONDS: Final = 0.5
+"""A new stream's first report comes within this time, as a rule in milliseconds."""
 CONNECTING_GRACE_SECONDS: Final = 10.0
 """How long a pod that was never heard, or whose stream ended, may take until it counts as unreachable."""
 _PATH: Final = "/status?watch=true"
@@ -67,7 +71,7 @@ class Link:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One worker's, between two looks: a report that is kept as it was read is a tenth of its model."""
+    """One worker's, between two looks: a report that is kept packed is a thirtieth of its model."""
 
     target: Target
     lost: float
@@ -82,9 +86,8 @@ class _Stream:
     second: float = 0.0
     count: int = 0
     """Reports since then, which is a second ago at most."""
-    line: bytes = b""
-    report: WorkerReport | None = None
-    """Of that line where it was news, until somebody has looked at it."""
+    packed: bytes = b""
+    """The newest line."""
     still: int = 0
     """Digest of what of the report is news, to compare the next one with."""
     weighty: tuple[object, ...] = ()
@@ -102,51 +105,57 @@ class Reports:
     ) -> None:
         self._changed = changed
         self._port = port
-        self._streams: dict[tuple[str, str], dict[str, _Stream]] = {}
-        """owner -> pod UID -> its stream"""
+        self._streams: dict[tuple[str, str], tuple[_Stream, ...]] = {}
+        """By owner."""
+        self._packer = Packer()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._context = copy_context()
+        """Of all streams: what is logged of one is not of the reconcile that began it."""
 
     async def __aenter__(self) -> "Reports":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for owner in list(self._streams):
-            self.follow(owner, {})
+            self.follow(owner, ())
         await asyncio.gather(*self._connecting, return_exceptions=True)
 
     def link(self, owner: tuple[str, str], uid: str) -> Link:
         """What is known of the pod ``uid`` of the endpoint ``owner``."""
-        stream = self._streams.get(owner, {}).get(uid)
+        stream = next((held for held in self._streams.get(owner, ()) if held.target.uid == uid), None)
         if stream is None:
             return Link()
-        report, stream.report = stream.report, None
+        report = None
         try:
-            if report is None and stream.line:
-                report = parse(stream.line, uid)
+            if stream.packed:
+                report = parse(self._packer.unpack(stream.packed), uid)
         except ValueError as malformed:  # in what moves all the time, which is not looked at before
             return Link(None, False, stream.settled, str(malformed))
         return Link(report, stream.connected, stream.settled, stream.error)
 
-    def follow(self, owner: tuple[str, str], targets: Mapping[str, Target]) -> bool:
-        """Hold exactly these streams for the endpoint; those that stand go on. True where one is new."""
-        held = self._streams.pop(owner, {})
-        for uid, stream in held.items():
-            if targets.get(uid) != stream.target:
+    def follow(self, owner: tuple[str, str], targets: Collection[Target]) -> bool:
+        """Hold exactly these streams for the endpoint; those that stand go on. True while a worker that was
+        only just asked may answer any moment.
+        """
+        now = asyncio.get_running_loop().time()
+        held = {stream.target: stream for stream in self._streams.pop(owner, ())}
+        begun = [_Stream(target, now, _RETRY_FIRST) for target in targets if target not in held]
+        kept = [stream for target, stream in held.items() if target in targets]
+        for stream in held.values():
+            if stream.target not in targets:
                 _close(stream)
-        kept, new = {}, False
-        for uid, target in targets.items():
-            if uid in held and held[uid].target == target:
-                kept[uid] = held[uid]
-            else:
-                stream = kept[uid] = _Stream(target, asyncio.get_running_loop().time(), _RETRY_FIRST)
-                self._connect(stream)
-                new = True
-        if kept:
-            self._streams[owner] = kept
-        return new
+        if kept or begun:
+            self._streams[owner] = (*kept, *begun)
+        for stream in begun:
+            self._connect(stream)
+        return any(
+            not stream.settled and now - stream.lost < FIRST_REPORT_SECONDS for stream in (*kept, *begun)
+        )
 
     def _connect(self, stream: _Stream) -> None:
-        task = stream.connecting = asyncio.create_task(self._ask(stream), name="report-connect")
+        task = stream.connecting = asyncio.create_task(
+            self._ask(stream), name="report-connect", context=self._context
+        )
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
@@ -170,7 +179,7 @@ class Reports:
     def _ended(self, stream: _Stream, failure: Exception | None) -> None:
         """The stream is over, or did not come about: try again, later each time that nothing was heard."""
         target = stream.target
-        if self._streams.get(target.owner, {}).get(target.uid) is not stream:
+        if stream not in self._streams.get(target.owner, ()):
             return  # given up while it was being connected
         loop = asyncio.get_running_loop()
         error = "the worker closed the stream"
@@ -209,12 +218,12 @@ class Reports:
     def _take(self, stream: _Stream, line: bytes) -> None:
         still = hash(_MOVES.sub(b"", line))
         if stream.connected and still == stream.still:
-            stream.line, stream.report = line, None
+            stream.packed = self._packer.pack(line, "")
             return
         report = parse(line, stream.target.uid)
         weighty = _weighty(report)
         urgent = not stream.connected or weighty != stream.weighty
-        stream.line, stream.report, stream.still, stream.weighty = line, report, still, weighty
+        stream.packed, stream.still, stream.weighty = self._packer.pack(line, ""), still, weighty
         stream.connected, stream.settled, stream.error = True, True, ""
         self._changed(stream.target.owner, urgent)
 

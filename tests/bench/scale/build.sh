@@ -25,3 +25,7 @@ mkdir -p "$bin"
 "$here/../../../hack/cluster/build.sh" kube cluster
 build kwok kwok sigs.k8s.io/kwok/cmd/kwok
 build ideal bench-ideal .
+
+# The operator as its image has it: a workspace's environment has Dynamo's packages too, some of which kopf imports.
+say "the operator's own environment"
+UV_PROJECT_ENVIRONMENT=$cache/operator "$bin/uv" sync --quiet --frozen --package vllmendpoint-operator --no-dev --compile-bytecode

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -94,7 +93,7 @@ def _ours(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
         "health-port": _METRICS_PORT + 2 * number + 1,
     }
     return [
-        sys.executable,
+        BIN.parent / "operator/bin/python",
         "-m",
         "vllmendpoint_operator",
         *(f"--{key}={value}" for key, value in flags.items()),

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
+from wire import listing, parts
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.kinds import POD, SERVICE
@@ -29,11 +30,14 @@ class Api:
     def __init__(self):
         self.changes = {kind: asyncio.Queue() for kind in (SERVICE, POD)}
 
+    def listing(self, kind, namespace, **options):
+        return listing()
+
     async def watch(self, kind, namespace, version, **options):
-        yield "LISTED", {"metadata": {"resourceVersion": "1"}}
         while kind in self.changes:
-            yield "MODIFIED", await self.changes[kind].get()
+            yield "MODIFIED", parts(await self.changes[kind].get())
         await asyncio.Event().wait()
+        yield
 
     def change(self, kind, version, **more):
         labels = {names.LABEL_INSTANCE: "e", names.LABEL_MANAGED_BY: names.MANAGED_BY}

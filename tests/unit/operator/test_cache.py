@@ -1,12 +1,15 @@
 """What the stores hold, whom they tell, and when."""
 
+import contextlib
+
 import pytest
+from wire import parts
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
-from vllmendpoint_operator.errors import Gone, KubeError, NotStreamed, Throttled
-from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, POD, REPLICA_SET, SERVICE
+from vllmendpoint_operator.errors import Gone, KubeError, Throttled
+from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, MANAGED, POD, REPLICA_SET, SERVICE
 
 
 def obj(name="s", *, instance="e", uid="u1", version=1, **more):
@@ -22,34 +25,37 @@ def obj(name="s", *, instance="e", uid="u1", version=1, **more):
 
 
 class Api:
-    """Scripted answers: each list, then each watch, is the next in line. ``streams``: lists by a watch."""
+    """Scripted answers: each list, then each watch, is the next in line."""
 
-    def __init__(self, lists=(), watches=(), *, streams=False):
-        self.lists, self.watches, self.streams = list(lists), list(watches), streams
+    def __init__(self, lists=(), watches=()):
+        self.lists, self.watches = list(lists), list(watches)
         self.asked = []
 
-    async def list(self, kind, namespace, **options):
+    @contextlib.asynccontextmanager
+    async def listing(self, kind, namespace, **options):
         self.asked.append(("list", None))
+        if not self.lists:
+            raise StopTest
         answer = self.lists.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        return answer, "10"
+        yield "10", self.items(answer)
 
-    async def pages(self, kind, namespace, **options):
-        items, version = await self.list(kind, namespace, **options)
-        yield items[:1], version
-        yield items[1:], version
+    async def items(self, answer):
+        for item in answer:
+            if isinstance(item, Exception):
+                raise item
+            yield parts(item)
 
     async def watch(self, kind, namespace, version, **options):
-        if version is None and not self.streams:
-            raise NotStreamed(422, "sendInitialEvents is forbidden for watch")
         self.asked.append(("watch", version))
         if not self.watches:
             raise StopTest
         for item in self.watches.pop(0):
             if isinstance(item, Exception):
                 raise item
-            yield item
+            event, obj = item
+            yield event, parts(obj)
 
 
 class StopTest(Exception):
@@ -69,7 +75,7 @@ def slept(monkeypatch):
     async def sleep(seconds):
         found.append(seconds)
 
-    monkeypatch.setattr("vllmendpoint_operator.cache.asyncio.sleep", sleep)
+    monkeypatch.setattr("vllmendpoint_operator.store.asyncio.sleep", sleep)
     return found
 
 
@@ -82,7 +88,9 @@ def store(told):
             changed=lambda owner, urgent: told.append((owner, urgent)),
             referenced=lambda kind, key: told.append((kind, key)),
         )
-        return cache.store(kind, "ns") if kind not in (CLAIM, CONFIG_MAP) else cache.reference(kind, "ns")
+        api.cache = cache
+        # Of the kinds that users refer to, the store of what is not ours.
+        return [store for store in cache.stores if store.kind is kind][-1]
 
     return make
 
@@ -104,41 +112,13 @@ async def test_lists_then_watches(store, told):
     assert "managedFields" not in services.get(("ns", "t"))["metadata"]
 
 
-LISTED = ("LISTED", {"metadata": {"resourceVersion": "10"}})
-
-
-async def test_a_list_that_is_streamed_is_whole_when_the_server_says_so(store, told):
-    half = [("ADDED", obj("a"))]
-    whole = [("ADDED", obj("a")), ("ADDED", obj("b", version=2)), LISTED]
-    services = store(api := Api(watches=[half, [*whole, ("MODIFIED", obj("b", version=11))]], streams=True))
-    services._is_all = lambda listed, then=services._is_all: (told.append(len(listed)), then(listed))
-    await run(services)
-    assert services.synced.is_set()
-    assert api.asked == [("watch", None), ("watch", None), ("watch", "11")], "half a list is begun again"
-    assert told == [(("ns", "e"), False), (("ns", "e"), False), 2, (("ns", "e"), False)]
-
-
-async def test_what_vanished_is_missed_when_a_streamed_list_has_come_and_not_before(store, told):
-    first = [("ADDED", obj("a")), ("ADDED", obj("b", version=2)), LISTED, Gone(410, "old")]
-    services = store(Api(watches=[first, [("ADDED", obj("b", version=2))]], streams=True))
+async def test_half_a_list_says_nothing_of_what_is_not_in_it(store, told):
+    cut = [obj("b", version=2), KubeError(0, "cut")]
+    services = store(Api([[obj("a"), obj("b", version=2)], cut], [[Gone(410, "old")]]))
     await run(services)
     assert services.get(("ns", "a")) is not None
-    services = store(Api(watches=[first, [("ADDED", obj("b", version=2)), LISTED]], streams=True))
-    await run(services)
-    assert services.get(("ns", "a")) is None
-
-
-async def test_a_stream_that_fails_in_the_middle_of_a_list_leaves_room_for_others(store):
-    cut = [("ADDED", obj("a")), KubeError(0, "cut")]
-    services = store(Api(watches=[cut] * 9, streams=True))
-    await run(services)
-    assert not services._listing.locked()
-
-
-async def test_a_server_that_streams_no_lists_is_asked_once(store, told):
-    services = store(api := Api([[obj()], [obj()]], [[Gone(410, "old")], []]))
-    await run(services)
-    assert [kind for kind, _ in api.asked] == ["list", "watch", "list", "watch", "watch"]
+    assert len(told) == 2, "that they came"
+    assert not services._listing.locked(), "room for others"
 
 
 async def test_what_was_made_anew_ahead_of_the_watch_outlives_the_news_of_the_old_ones_end(store, told):
@@ -225,11 +205,13 @@ async def test_readiness_is_urgent(store, told, before, after, urgent):
 
 
 async def test_references_and_replica_sets_are_trimmed(store, told):
-    maps = store(Api([[obj("c", data={"secret": "x"})]]), CONFIG_MAP)
+    maps = store(api := Api([[obj("c", data={"secret": "x"})]]), CONFIG_MAP)
     await run(maps)
     assert set(maps.get(("ns", "c"))) == {"metadata"}
     assert set(maps.get(("ns", "c"))["metadata"]) == {"namespace", "name", "uid", "resourceVersion"}
     assert told == [("ConfigMap", ("ns", "c"))]
+    assert api.cache.reference(CONFIG_MAP, ("ns", "c")) == "u1/1"
+    assert api.cache.reference(CONFIG_MAP, ("ns", "d")) is None
     template = {"spec": {"volumes": [{"name": "v"}], "containers": [{"name": "main"}]}}
     sets = store(Api([[obj("r", spec={"replicas": 2, "template": template})]]), REPLICA_SET)
     await run(sets)
@@ -274,3 +256,52 @@ def test_who_refers_to_what(spec, kind, name):
     assert endpoints.referring(kind, "ns", name) == [("ns", "e")]
     assert endpoints.referring(kind, "ns", "other") == []
     assert endpoints.referring(kind, "elsewhere", name) == []
+
+
+@pytest.mark.parametrize("kind", [CONFIG_MAP, CLAIM])
+async def test_users_may_refer_to_what_carries_our_label(store, told, kind):
+    store(api := Api(), kind)
+    ours = next(store for store in api.cache.stores if store.kind is kind)
+    api.lists = [[obj("c", uid="u7", version=9)]]
+    await run(ours)
+    assert api.cache.reference(kind, ("ns", "c")) == "u7/9"
+    assert told == [(("ns", "e"), False), (kind.kind, ("ns", "c"))]
+
+
+@pytest.mark.parametrize("kind", [*MANAGED, POD])
+async def test_all_of_what_is_compared_is_kept(store, kind):
+    """Whatever its fields are called."""
+    fields = {
+        "apiVersion": "v1",
+        "kind": "K",
+        "data": {"a": "b"},
+        "roleRef": {"n": 1},
+        "anything": [None, 1.5],
+    }
+    store(api := Api([[obj(generateName="s-", **fields)]]), kind)
+    ours = next(store for store in api.cache.stores if store.kind is kind)
+    await run(ours)
+    wanted = obj(generateName="s-", **fields)
+    del wanted["metadata"]["managedFields"]
+    assert ours.get(("ns", "s")) == wanted
+
+
+async def test_what_belongs_to_an_endpoint_is_known_by_kind(store):
+    store(api := Api())
+    services, pods = (api.cache.store(kind, "ns") for kind in (SERVICE, POD))
+    for name in ("a", "b"):
+        services.absorb(obj(name))
+    pods.absorb(obj("a", instance="f"))
+    pods.absorb(obj("c"))
+    services.drop(("ns", "a"))
+
+    def of(store, endpoint):
+        return [found["metadata"]["name"] for found in store.of(("ns", endpoint))]
+
+    assert (of(services, "e"), of(pods, "e")) == (["b"], ["c"])
+    assert (of(services, "f"), of(pods, "f")) == ([], ["a"])
+    assert (("ns", "b") in services, ("ns", "a") in services, ("other", "b") in services) == (
+        True,
+        False,
+        False,
+    )

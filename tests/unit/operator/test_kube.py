@@ -2,12 +2,14 @@
 
 import json
 
+import kopf
+import msgspec
 import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from kubernetes.aio.client.configuration import Configuration
 
+import vllmendpoint_operator.kube as kube_module
 from vllmendpoint_operator.errors import Gone, NotStreamed, Rejected
 from vllmendpoint_operator.kinds import DEPLOYMENT
 from vllmendpoint_operator.kube import Kube
@@ -36,7 +38,10 @@ async def kube():
     app = web.Application()
     app.router.add_route("PATCH", "/{path:.*}", answer)
     app.router.add_get("/{path:.*}", watch)
-    async with TestServer(app) as server, Kube(Configuration(host=str(server.make_url("")))) as client:
+    async with (
+        TestServer(app) as server,
+        Kube(lambda: kopf.ConnectionInfo(server=str(server.make_url("")))) as client,
+    ):
         client.warnings, client.events, client.refusal, client.asked = warnings, [], None, []
         yield client
 
@@ -76,17 +81,13 @@ def event(kind, **metadata):
 
 
 async def watched(kube, version):
-    return [(kind, obj["metadata"]) async for kind, obj in kube.watch(DEPLOYMENT, "ns", version)]
+    found = kube.watch(DEPLOYMENT, "ns", version)
+    return [(kind, msgspec.json.decode(obj["metadata"])) async for kind, obj in found]
 
 
-async def test_a_list_by_a_watch_says_when_it_is_whole(kube):
-    whole = {"annotations": {"k8s.io/initial-events-end": "true"}}
-    kube.events = [event("ADDED", name="d"), event("BOOKMARK", **whole), event("BOOKMARK", name="later")]
-    assert await watched(kube, None) == [
-        ("ADDED", {"name": "d"}),
-        ("LISTED", whole),
-        ("BOOKMARK", {"name": "later"}),
-    ]
+async def test_a_watch_from_nowhere_lists_first(kube):
+    kube.events = [event("ADDED", name="d"), event("BOOKMARK", resourceVersion="7")]
+    assert await watched(kube, None) == [("ADDED", {"name": "d"}), ("BOOKMARK", {"resourceVersion": "7"})]
     assert kube.asked[0]["sendInitialEvents"] == "true"
     assert kube.asked[0]["resourceVersionMatch"] == "NotOlderThan"
     assert "resourceVersion" not in kube.asked[0]
@@ -107,3 +108,31 @@ async def test_who_refuses_a_watch_and_why(kube, status, version, error):
     kube.refusal = status
     with pytest.raises(error):
         await watched(kube, version)
+
+
+async def test_credentials_are_read_again_after_a_minute(monkeypatch):
+    """The kubelet changes a pod's token long before the old one runs out."""
+    clock, tokens, seen = [1000.0], iter(["a", "b"]), []
+    monkeypatch.setattr(kube_module, "monotonic", lambda: clock[0])
+
+    async def answer(request):
+        seen.append(request.headers["Authorization"])
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        url = str(server.make_url(""))
+        async with Kube(lambda: kopf.ConnectionInfo(server=url, token=next(tokens))) as client:
+            for seconds in (0, 59, 2):
+                clock[0] += seconds
+                await client.get(DEPLOYMENT, "ns", "d")
+    assert seen == ["Bearer a", "Bearer a", "Bearer b"]
+
+
+async def test_a_list_says_what_its_items_are(kube):
+    """Once for all; whoever compares them wants it on each."""
+    kube.events = [{"metadata": {"resourceVersion": "7"}, "items": [BODY, BODY]}]
+    found, version = await kube.list(DEPLOYMENT, "ns")
+    assert version == "7"
+    assert found == [{"apiVersion": "apps/v1", "kind": "Deployment", **BODY}] * 2

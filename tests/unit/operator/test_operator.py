@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 
 import pytest
+from wire import listing
 
+import vllmendpoint_operator.operator as operator_module
 from vllmendpoint_operator.errors import KubeError, NotFound, Throttled
+from vllmendpoint_operator.kinds import ENDPOINT as ENDPOINT_KIND
 from vllmendpoint_operator.kinds import SERVICE
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.operator import Operator
@@ -18,23 +21,31 @@ ENDPOINT = {
 
 
 class Api:
-    """An empty cluster. ``services`` holds their list back; ``fail`` is raised by the next write."""
+    """An empty cluster but for ``listed``, the endpoints. ``services`` holds their list back; ``fail`` is
+    raised by the next write.
+    """
 
     def __init__(self):
         self.services = asyncio.Event()
         self.services.set()
         self.fail = None
+        self.listed = []
         self.asked = []
         self.version = 10
 
     async def list(self, kind, namespace, **options):
-        return ([ENDPOINT], "1") if options.get("name") else ([], "1")
+        return [ENDPOINT], "1"
 
-    async def watch(self, kind, namespace, version, **options):
+    @contextlib.asynccontextmanager
+    async def listing(self, kind, namespace, **options):
         if kind is SERVICE:
             await self.services.wait()
-        yield "LISTED", {"metadata": {"resourceVersion": "1"}}
+        async with listing(*(self.listed if kind is ENDPOINT_KIND else [])) as found:
+            yield found
+
+    async def watch(self, kind, namespace, version, **options):
         await asyncio.Event().wait()
+        yield
 
     async def get(self, kind, namespace, name):
         self.asked.append((asyncio.get_running_loop().time(), name))
@@ -102,3 +113,50 @@ async def test_retry_after_is_kept_whatever_comes_in(world, kind, code):
     operator.seen({**ENDPOINT, "metadata": {**ENDPOINT["metadata"], "resourceVersion": "6"}})
     await until(lambda: len(api.asked) > before)
     assert api.asked[before][0] - api.asked[before - 1][0] >= 1
+
+
+async def test_an_endpoint_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
+    """kopf takes a list that was cut off for whole."""
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    api, _, run = world
+    api.listed = [ENDPOINT]
+    await run()
+    await until(lambda: "e" in [name for _, name in api.asked])
+
+
+async def test_an_endpoint_that_went_unnoticed_is_dropped_soon(world, monkeypatch):
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    _, operator, run = world
+    operator.seen(ENDPOINT)
+    await run()
+    await until(lambda: ("ns", "e") not in operator._endpoints)
+
+
+async def test_a_check_that_fails_drops_nothing(world, monkeypatch, caplog):
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    api, operator, run = world
+
+    @contextlib.asynccontextmanager
+    async def listed(kind, namespace, **options):
+        if kind is ENDPOINT_KIND:
+            raise KubeError(500, "etcd is away")
+        async with listing() as found:
+            yield found
+
+    api.listing = listed
+    operator.seen(ENDPOINT)
+    await run()
+    await until(lambda: "etcd is away" in caplog.text)
+    assert ("ns", "e") in operator._endpoints
+
+
+async def test_workers_are_asked_for_reports_before_all_is_listed(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(operator_module.Observer, "workload", lambda self, *endpoint: asked.append(endpoint))
+    api, operator, run = world
+    api.services.clear()
+    operator.seen(ENDPOINT)
+    operator.seen({"metadata": {**ENDPOINT["metadata"], "name": "going", "deletionTimestamp": "now"}})
+    await run()
+    assert asked == [(("ns", "e"), "u")]
+    assert not operator.ready

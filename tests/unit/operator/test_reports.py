@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import json
 from datetime import UTC, datetime
 
@@ -16,6 +17,7 @@ from vllmendpoint_operator.reports import MAX_REPORT_BYTES, Link, Reports, Targe
 from vllmendpoint_operator.status import status
 
 OWNER = ("ns", "e")
+TARGET = Target("u", "127.0.0.1", OWNER)
 SINCE = "2026-01-01T11:50:00+00:00"
 WIRE = {
     "workerVersion": "1",
@@ -205,7 +207,7 @@ async def followed(worker, monkeypatch):
     told = []
     async with Reports(lambda *what: told.append(what), port=worker.port) as reports:
         reports.told = told
-        reports.follow(OWNER, {"u": Target("u", "127.0.0.1", OWNER)})
+        reports.follow(OWNER, [TARGET])
         yield reports
 
 
@@ -302,15 +304,34 @@ async def test_a_flood_is_cut(worker, followed):
 async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     await worker.lines.put(WIRE)
     await until(lambda: followed.link(OWNER, "u").connected)
-    followed.follow(("ns", "other"), {})
+    followed.follow(("ns", "other"), [])
     assert followed.link(OWNER, "u").connected, "another endpoint's streams stay"
-    same = {"u": Target("u", "127.0.0.1", OWNER)}
-    assert not followed.follow(OWNER, same)
-    assert followed.follow(OWNER, {**same, "v": Target("v", "127.0.0.1", OWNER)})
-    followed.follow(OWNER, {})
+    assert not followed.follow(OWNER, [TARGET])
+    assert followed.follow(OWNER, [TARGET, Target("v", "127.0.0.1", OWNER)])
+    followed.follow(OWNER, [])
     assert followed.link(OWNER, "u") == Link()
     await until(lambda: worker.gone == 1)
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "report-connect"]
+
+
+async def test_one_that_was_just_asked_may_answer_any_moment_and_then_no_longer(worker, followed):
+    worker.greeting = b""
+    assert followed.follow(OWNER, [TARGET]), "asked at the fixture's start"
+    await asyncio.sleep(reports_module.FIRST_REPORT_SECONDS)
+    assert not followed.follow(OWNER, [TARGET])
+
+
+async def test_what_is_logged_of_a_stream_is_not_of_the_look_that_began_it(worker, monkeypatch, caplog):
+    monkeypatch.setattr(reports_module, "_RETRY_FIRST", 10)
+    look, seen = contextvars.ContextVar("look", default=""), []
+    caplog.set_level("INFO", logger="vllmendpoint_operator.reports")
+    caplog.handler.addFilter(lambda record: seen.append(look.get()) or True)
+    async with Reports(lambda *what: None, port=worker.port) as reports:
+        look.set("the one that began it")
+        reports.follow(OWNER, [TARGET])
+        worker.greeting = json.dumps(WIRE).encode() + b"\nnonsense\n"
+        await until(lambda: seen)
+    assert seen == [""]
 
 
 async def test_one_that_was_heard_is_asked_again_soon(worker, followed):
@@ -327,28 +348,21 @@ async def test_what_moves_all_the_time_is_looked_at_when_it_is_asked_for(worker,
     assert followed.link(OWNER, "u").report is None
 
 
-async def test_a_report_is_kept_as_read_until_somebody_looks_and_no_longer(worker, followed, monkeypatch):
-    read = []
-    monkeypatch.setattr(reports_module, "parse", lambda line, uid: read.append(line) or parse(line, uid))
+async def test_of_what_moves_all_the_time_the_newest_is_told(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: read)
-    assert followed.link(OWNER, "u").report == followed.link(OWNER, "u").report
-    assert len(read) == 2, "once as it came, and once for the second look"
-    await worker.lines.put(changed("verdict", {**WIRE["verdict"], "state": "Stalled"}))
-    await until(lambda: len(read) == 3)
-    later = changed("verdict", {**WIRE["verdict"], "state": "Stalled"}) | {"time": "2026-01-01T11:50:09Z"}
-    await worker.lines.put(later)
-    await until(lambda: b"11:50:09" in followed._streams[OWNER]["u"].line)
-    assert str(followed.link(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"), "the newest figures"
+    await until(lambda: followed.link(OWNER, "u").connected)
+    await worker.lines.put({**WIRE, "time": "2026-01-01T11:50:09Z"})
+    await until(lambda: str(followed.link(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"))
+    assert len(followed.told) == 1, "no news"
 
 
 async def test_given_up_while_it_is_connected_it_stays_given_up(worker, monkeypatch):
     monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.01)
     async with Reports(lambda *what: None, port=worker.port) as reports:
         for steps in range(12):
-            reports.follow(OWNER, {"u": Target("u", "127.0.0.1", OWNER)})
+            reports.follow(OWNER, [TARGET])
             for _ in range(steps):
                 await asyncio.sleep(0)
-            reports.follow(OWNER, {})
+            reports.follow(OWNER, [])
         await asyncio.sleep(0.2)
         assert worker.asked == worker.gone

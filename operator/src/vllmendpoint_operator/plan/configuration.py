@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import yaml
 
 from vllmendpoint_api import (
@@ -58,7 +59,8 @@ def settings_name(endpoint: Endpoint) -> str:
 
 def settings_map(endpoint: Endpoint, settings: WorkerSettings, script: str | None) -> dict[str, Any]:
     """Settings and script in one volume: the kubelet swaps both at once."""
-    text = json.dumps(settings.wire(), sort_keys=True, indent=2) + "\n"
+    # With an indent the standard library runs Python code, which leaves garbage in circles at every look.
+    text = msgspec.json.format(json.dumps(settings.wire(), sort_keys=True), indent=2) + "\n"
     data = {names.SETTINGS_FILE: text} | ({} if script is None else {names.SCRIPT_FILE: script})
     return {
         "apiVersion": "v1",
