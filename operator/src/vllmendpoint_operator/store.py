@@ -34,9 +34,7 @@ Changed = Callable[[View, View | None], None]
 
 
 class Owned:
-    """Which objects carry an endpoint's label, of all stores together: an entry an endpoint and store would
-    take six times the memory.
-    """
+    """Which objects carry an endpoint's label, of all stores together: one entry an endpoint."""
 
     def __init__(self) -> None:
         self._found: dict[Key, tuple[object, ...]] = {}

@@ -117,8 +117,8 @@ class Bench:
         return {"stop s": self.operator.stop()}
 
     def restart(self, times: int = 3) -> Figures:
-        """From the process's start until it uses no CPU any more, with every endpoint looked at; the median, since
-        the API server collects its garbage in some of them. The memory, the writes and the reads are the last's.
+        """From the process's start until it uses no CPU any more, with every endpoint looked at: the median,
+        since in some the API server collects its garbage. Memory, writes and reads are the last one's.
         """
         listed, quiet, cpu = [], [], []
         for number in range(times):
