@@ -26,6 +26,8 @@ mkdir -p "$bin"
 build kwok kwok sigs.k8s.io/kwok/cmd/kwok
 build ideal bench-ideal .
 
-# The operator as its image has it: a workspace's environment has Dynamo's packages too, some of which kopf imports.
+# The operator as its image has it: Debian's Python, which is built for speed, and its own packages alone: the workspace's
+# environment has Dynamo's too, some of which kopf imports.
 say "the operator's own environment"
-UV_PROJECT_ENVIRONMENT=$cache/operator "$bin/uv" sync --quiet --frozen --package vllmendpoint-operator --no-dev --compile-bytecode
+UV_PROJECT_ENVIRONMENT=$cache/operator "$bin/uv" sync --quiet --frozen --python /usr/bin/python3 --package vllmendpoint-operator \
+  --no-dev --compile-bytecode
