@@ -184,7 +184,7 @@ async def test_an_object_whose_label_was_changed_is_told_to_both_and_left_by_non
     taken = [("MODIFIED", obj(instance="other", version=6))]
     services = store(Api([[obj(version=5)]], [taken]))
     await run(services)
-    assert {owner for owner, _ in told} == {("ns", "e"), ("ns", "other")}
+    assert told == [(("ns", "e"), False), (("ns", "other"), False), (("ns", "e"), False)]
     assert list(services.of(("ns", "e"))) == []
     services = store(Api([[obj(version=5)]], [taken, [("DELETED", obj(instance="other", version=7))]]))
     await run(services)

@@ -1,5 +1,6 @@
 """The client against a server that answers as the API server does."""
 
+import asyncio
 import json
 
 import kopf
@@ -33,7 +34,13 @@ async def kube():
         client.asked.append(dict(request.query))
         if client.refusal is not None:
             return web.json_response({"kind": "Status", "message": "no"}, status=client.refusal)
-        return web.Response(body=b"".join(json.dumps(event).encode() + b"\n" for event in client.events))
+        body = b"".join(json.dumps(event).encode() + b"\n" for event in client.events)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for at in range(0, len(body), client.part):
+            await response.write(body[at : at + client.part])
+            await asyncio.sleep(0.001)
+        return response
 
     app = web.Application()
     app.router.add_route("PATCH", "/{path:.*}", answer)
@@ -43,6 +50,7 @@ async def kube():
         Kube(lambda: kopf.ConnectionInfo(server=str(server.make_url("")))) as client,
     ):
         client.warnings, client.events, client.refusal, client.asked = warnings, [], None, []
+        client.part = 10_000
         yield client
 
 
@@ -91,6 +99,13 @@ async def test_a_watch_from_nowhere_lists_first(kube):
     assert kube.asked[0]["sendInitialEvents"] == "true"
     assert kube.asked[0]["resourceVersionMatch"] == "NotOlderThan"
     assert "resourceVersion" not in kube.asked[0]
+
+
+@pytest.mark.parametrize("part", [1, 40, 10_000])
+async def test_events_come_whole_however_they_arrive(kube, part):
+    kube.part = part
+    kube.events = [event("MODIFIED", name=f"d{number}") for number in range(5)]
+    assert [metadata["name"] for _, metadata in await watched(kube, "7")] == ["d0", "d1", "d2", "d3", "d4"]
 
 
 async def test_a_watch_from_a_version_asks_for_no_list(kube):

@@ -74,6 +74,14 @@ async def test_what_is_no_list_or_ends_early_is_refused(text, size):
         await read(text, size)
 
 
+@pytest.mark.parametrize("size", [7, 10_000])
+async def test_a_list_that_is_cut_off_is_refused_wherever_that_was(size):
+    text = wire({**HEAD, "items": NESTED})
+    for end in range(len(text)):
+        with pytest.raises(ValueError):  # noqa: PT011
+            await read(text[:end], size)
+
+
 async def test_an_object_comes_as_soon_as_the_next_one_begins():
     first, second = ({"metadata": {"name": name}} for name in "ab")
     text, taken = wire({**HEAD, "items": [first, second]}), []

@@ -153,6 +153,14 @@ def test_settings_hold_only_what_the_user_set(make_endpoint, make_plan, child):
     assert json.loads(text)["healthCheck"] == {}, "a default would outrank environment and config file"
 
 
+def test_settings_read_as_a_human_would_write_them_and_always_the_same(make_endpoint, make_plan, child):
+    payload = {"prompt": "héé \u2028 \U0001f642", "b": [], "a": {"y": 1.5, "x": 10**18}}
+    planned = make_plan(make_endpoint(healthCheck={"payload": payload}))
+    text = child(planned, "ConfigMap", "smollm-settings")["data"]["settings.json"]
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
+    assert json.loads(text)["healthCheck"]["payload"] == payload
+
+
 def test_inline_config_is_an_immutable_map_named_by_its_content(make_endpoint, make_plan, child):
     planned = make_plan(make_endpoint(engine={"config": {"inline": {"max-model-len": 512}}}))
     volume = walk(
