@@ -36,6 +36,7 @@ class Cache:
         def store(kind: Kind, scope: str | None) -> Store:
             def told(new: View, old: View | None) -> None:
                 owner, before = new.owner, None if old is None else old.owner
+                # A pod's readiness: the user waits for it, or is losing requests.
                 urgent = old is not None and new.ready != old.ready
                 if owner is not None:
                     changed(owner, urgent)

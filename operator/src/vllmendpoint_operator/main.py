@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 import kopf
+import yaml
 
 from .election import Election
 from .errors import KubeError, LeaseLost, NoLogin, NotFound, NotStreamed
@@ -111,7 +112,7 @@ def login(settings: Settings) -> kopf.ConnectionInfo:
             found = kopf.login_with_kubeconfig(settings=options)
         else:
             found = kopf.login_with_service_account(settings=options)
-    except (OSError, ValueError, KeyError, kopf.LoginError) as error:
+    except (OSError, ValueError, KeyError, kopf.LoginError, yaml.YAMLError) as error:
         raise NoLogin(f"{settings.kubeconfig or 'the service account'}: {error}") from error
     if found is None:
         raise NoLogin("this is no pod with a service account's token: name a kubeconfig file by --kubeconfig")

@@ -80,9 +80,13 @@ view: Final = json.Decoder(View).decode
 
 def keep_all(parts: Parts) -> bytes:
     """But ``managedFields``."""
-    metadata = json.decode(parts["metadata"], type=Parts)
+    return json.encode({**parts, "metadata": _metadata(parts)})
+
+
+def _metadata(parts: Parts) -> Parts:
+    metadata: Parts = json.decode(parts["metadata"], type=Parts)
     metadata.pop("managedFields", None)
-    return json.encode({**parts, "metadata": metadata})
+    return metadata
 
 
 class _Mounts(Struct, rename="camel"):
@@ -101,9 +105,7 @@ class _ReplicaSet(Struct):
 
 def keep_mounts(parts: Parts) -> bytes:
     """Of a ReplicaSet: how many pods it makes, what they mount, and as whom they run."""
-    metadata = json.decode(parts["metadata"], type=Parts)
-    metadata.pop("managedFields", None)
-    return json.encode({"metadata": metadata, "spec": json.decode(parts["spec"], type=_ReplicaSet)})
+    return json.encode({"metadata": _metadata(parts), "spec": json.decode(parts["spec"], type=_ReplicaSet)})
 
 
 class _Version(Struct, rename="camel"):

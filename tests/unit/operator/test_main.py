@@ -170,6 +170,14 @@ def test_a_kubeconfig_that_is_not_there_is_named(environment, tmp_path):
         main.login(settings)
 
 
+@pytest.mark.parametrize("text", ["{", "contexts: []", "current-context: c"])
+def test_a_kubeconfig_that_says_nothing_is_named(environment, tmp_path, text):
+    settings = flags(tmp_path, {})
+    (tmp_path / "kubeconfig").write_text(text)
+    with pytest.raises(NoLogin, match=f"{tmp_path}/kubeconfig: "):
+        main.login(settings)
+
+
 def test_outside_of_a_pod_the_flag_is_told(environment, tmp_path):
     environment.setattr(main.kopf, "login_with_service_account", lambda settings: None)
     with pytest.raises(NoLogin, match="--kubeconfig"):
