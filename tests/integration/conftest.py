@@ -137,13 +137,17 @@ class Api:
         """Now, as a place in the audit log."""
         return self.audit.stat().st_size
 
-    def asked(self, since: int) -> list[Object]:
-        """All that operators asked for since then."""
+    def log(self, since: int, *words: bytes) -> Iterator[Object]:
+        """What the audit log says of all requests since then that hold one of these words."""
         with self.audit.open("rb") as log:
             log.seek(max(since - 1, 0))
             lines = log.read().split(b"\n")
         lines = lines[1 if since else 0 : -1]  # one that was half written then was asked before
-        return [json.loads(line) for line in lines if b"aiohttp" in line or b"kopf" in line]
+        return (json.loads(line) for line in lines if any(word in line for word in words))
+
+    def asked(self, since: int) -> list[Object]:
+        """All that operators asked for since then."""
+        return list(self.log(since, b"aiohttp", b"kopf"))
 
     def requests(self, since: int, *, namespace: str) -> list[Object]:
         """What operators asked for since then: no watches, nothing of the lease."""
@@ -282,6 +286,18 @@ class Space:
 
         found: Object = until(holds, lambda: f"{kind} {wanted}: {self.get().get('status')}", seconds)
         return found
+
+    def events(self, reason: str) -> list[Object]:
+        return [
+            event
+            for event in self.api.all("Event", self.namespace)
+            if event["involvedObject"]["name"] == self.name and event["reason"] == reason
+        ]
+
+    def until_told(self, reason: str, times: int = 1) -> None:
+        """Wait for that many Events: each follows the status that it tells of, in a write of its own."""
+        until(lambda: len(self.events(reason)) >= times, lambda: f"{times} Events {reason}: {self.get()}")
+        assert len(self.events(reason)) == times
 
     def owned(self) -> list[Object]:
         uid = self.get()["metadata"]["uid"]

@@ -195,6 +195,7 @@ def test_scaling_changes_replicas_alone(shared, space, api, until):
     endpoint = space().create()
     endpoint.serve()
     endpoint.until("Ready", "True")
+    endpoint.until_told("Ready")
     before = endpoint.child("Deployment", "-workers")
     mark = api.mark()
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=3")

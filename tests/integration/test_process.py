@@ -53,6 +53,7 @@ def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, n
     endpoint = space(namespace).create()
     endpoint.serve()
     endpoint.until("Ready", "True")
+    endpoint.until_told("Ready")
     assert "every watched kind is listed" not in second.text()
     first.kill()
     killed = time.monotonic()

@@ -15,14 +15,6 @@ def running(shared, space):
     return endpoint, worker
 
 
-def events(api, endpoint, reason):
-    return [
-        event
-        for event in api.all("Event", endpoint.namespace)
-        if event["involvedObject"]["name"] == endpoint.name and event["reason"] == reason
-    ]
-
-
 def test_a_stall_is_told_within_two_seconds_and_once(running, api, until):
     endpoint, worker = running
     started = time.monotonic()
@@ -39,12 +31,12 @@ def test_a_stall_is_told_within_two_seconds_and_once(running, api, until):
     assert endpoint.get()["status"]["generatingReplicas"] == 0
     for tokens in range(5):
         worker.say(lastProbe__tokens=tokens)
-    until(lambda: events(api, endpoint, "EngineStalled"), "its Event")
+    endpoint.until_told("EngineStalled")
     worker.say("Generating")
     endpoint.until("Generating", "True")
     endpoint.until("Ready", "True")
-    assert len(events(api, endpoint, "EngineStalled")) == 1
-    assert len(events(api, endpoint, "Ready")) == 2
+    endpoint.until_told("Ready", times=2)
+    assert len(endpoint.events("EngineStalled")) == 1
 
 
 def test_the_worst_replica_goes_first_and_order_is_no_change(shared, space, api, until):
@@ -62,6 +54,7 @@ def test_the_worst_replica_goes_first_and_order_is_no_change(shared, space, api,
     endpoint.until("Generating", "False", "EngineStalled")
     assert endpoint.condition("Available")["status"] == "True"
     assert [w["name"] for w in endpoint.get()["status"]["workers"]] == [names[-1], *names[:-1]]
+    endpoint.until_told("EngineStalled")
     mark = api.mark()
     endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
     time.sleep(1)

@@ -1,8 +1,6 @@
 """What an operator leaves behind: objects, writes in the audit log, Events."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from tests.integration.conftest import MANAGED, Api, Space
@@ -56,7 +54,7 @@ def late_writes(api: Api, mark: int, namespace: str) -> list[str]:
     """Writes of the operator that the API server took after it had answered the deletion of the endpoint."""
     deleted = None
     late = []
-    for entry in _entries(api, mark):
+    for entry in api.log(mark, namespace.encode()):
         of = entry.get("objectRef", {})
         if of.get("namespace") != namespace:
             continue
@@ -78,10 +76,3 @@ def late_writes(api: Api, mark: int, namespace: str) -> list[str]:
 
 def _taken(entry: Object) -> bool:
     return entry["responseStatus"]["code"] < 400 and "dryRun" not in entry["requestURI"]
-
-
-def _entries(api: Api, mark: int) -> Iterator[Object]:
-    with api.audit.open("rb") as log:
-        log.seek(mark)
-        lines = log.read().split(b"\n")[:-1]
-    return map(json.loads, lines)
