@@ -1,6 +1,7 @@
 """What an operator leaves behind: objects, writes in the audit log, Events."""
 
 from collections import Counter
+from datetime import datetime, timedelta
 from typing import Any
 
 from tests.integration.conftest import MANAGED, Api, Space
@@ -8,6 +9,8 @@ from tests.integration.conftest import MANAGED, Api, Space
 Object = dict[str, Any]
 _OF_THE_NAMESPACE = ("ConfigMap kube-root-ca.crt", "ServiceAccount default")
 _WRITES = ("create", "update", "patch", "delete")
+_CROSSING = timedelta(seconds=0.1)
+"""A write may be on its way while the news of the deletion is."""
 _ASSIGNED = ("clusterIP", "clusterIPs")
 
 
@@ -59,14 +62,13 @@ def late_writes(api: Api, mark: int, namespace: str) -> list[str]:
         if of.get("namespace") != namespace:
             continue
         if entry["verb"] == "delete" and of["resource"] == "vllmendpoints" and not deleted:
-            deleted = entry["stageTimestamp"]
+            deleted = datetime.fromisoformat(entry["stageTimestamp"])
         if (
             deleted
             and ("aiohttp" in entry["userAgent"] or "kopf" in entry["userAgent"])
             and entry["verb"] in _WRITES
-            # An Event that follows its status write may cross with the deletion.
-            and of["resource"] not in ("leases", "events")
-            and entry["requestReceivedTimestamp"] > deleted
+            and of["resource"] != "leases"
+            and datetime.fromisoformat(entry["requestReceivedTimestamp"]) > deleted + _CROSSING
             and _taken(entry)
         ):
             late.append(f"{entry['verb']} {of['resource']} {of.get('name')}")
