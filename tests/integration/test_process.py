@@ -1,10 +1,17 @@
 """The operator as a process: asked to end, doubled, frozen, followed by another."""
 
+import base64
+import json
 import signal
 import time
 import urllib.request
+from pathlib import Path
+
+import certifi
+import yaml
 
 from tests.integration.free_port import free_port
+from vllmendpoint_api import names
 
 
 def ask(number, path):
@@ -85,3 +92,49 @@ def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, space, ap
     assert api.writes(mark, namespace=namespace) == []
     assert "lease" in first.text().splitlines()[-1]
     assert "sub-exception" not in first.text().splitlines()[-1]
+
+
+def test_an_api_server_that_is_not_trusted_ends_it(operate, api, namespace, tmp_path):
+    """As after a change of the certificate authority, which is read at the start: one that waits for the lease
+    would wait for ever.
+    """
+    config = yaml.safe_load(api.operators.read_text())
+    another = Path(certifi.where()).read_bytes()
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = base64.b64encode(another).decode()
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(config))
+    operator = operate(namespace, kubeconfig=kubeconfig)
+    assert operator.process.wait(20) == 1
+    last = operator.text().splitlines()[-1]
+    assert "certificate verify failed" in last
+    assert "authorities known are those of the start" in last
+
+
+def test_one_that_is_nested_as_deep_as_can_be_ends_nobody(operate, space, api, namespace, tmp_path, until):
+    operator = operate(namespace).leads()
+    levels = 9_900  # the API server takes 10,000 in all
+    text = (
+        f'{{"apiVersion":"{names.API_VERSION}","kind":"{names.KIND}","metadata":{{"name":"deep"}},"spec":'
+        '{"model":{"uri":"hf://o/n"},"engine":{"config":{"inline":'
+        + '{"a":' * levels
+        + "1"
+        + "}" * levels
+        + "}}}}"
+    )
+    (tmp_path / "deep.json").write_text(text)
+    path = api.path("VLLMEndpoint", namespace)
+    api.kubectl("create", "--raw", path, "-f", str(tmp_path / "deep.json"))
+
+    def accepted():
+        condition = '{.status.conditions[?(@.type=="Accepted")]}'
+        return api.kubectl("get", "vep", "-n", namespace, "deep", "-o", f"jsonpath={condition}")
+
+    told = "engine.config.inline: Value error, nested more than 64 levels deep"
+    until(lambda: told in accepted(), lambda: (accepted()[-500:], operator.text()[-2000:]))
+    assert "InvalidSpec" in accepted()
+    assert operator.stop() == 0
+    again = operate(namespace).leads()
+    other = space(namespace).create()
+    other.until("Available", "False", "Starting")
+    assert again.process.poll() is None
+    api.kubectl("delete", "vep", "-n", namespace, "deep")

@@ -1,8 +1,8 @@
 """The pydantic base of every model in the contract."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 __all__ = ["Contract", "JsonObject", "Quantity"]
@@ -25,8 +25,28 @@ class Contract(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+MAX_DEPTH: Final = 64
+"""Levels of a free-form object: the API server takes ten thousand, and cannot be told not to."""
+
+
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError. Level by level: recursion is what has to be kept away."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+
+
 JsonObject = Annotated[
     dict[str, Any],
+    AfterValidator(_shallow),
     WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
 ]
 """A free-form object that the API server keeps as it is."""

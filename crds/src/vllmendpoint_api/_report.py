@@ -7,11 +7,11 @@ so a field is only ever added, and unknown fields are ignored by the reader.
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
-from ._base import Contract, JsonObject
+from ._base import MAX_DEPTH, Contract, JsonObject
 from ._handlers import HandlerSource
 from ._health import Level, Mode, PayloadSource
 
@@ -35,8 +35,6 @@ __all__ = [
     "WorkerReport",
 ]
 
-_MAX_DEPTH: Final = 32
-
 
 def _utc(value: datetime) -> datetime:
     if not 1970 <= value.year <= 2200:
@@ -46,7 +44,7 @@ def _utc(value: datetime) -> datetime:
 
 def _storable(value: Any, depth: int = 0) -> Any:
     """Raises ValueError for what JSON or the API server has no place for: a status must be writable."""
-    if depth > _MAX_DEPTH:
+    if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError("a number too large")

@@ -41,7 +41,7 @@ _SORTED: Final = msgspec.json.Encoder(order="deterministic")
 _NO_VERSION: Final = "1"
 """A resourceVersion that no object has: an apply with it makes what is not there and conflicts with what is.
 Nothing has to be looked up before it is made."""
-_NOT_THE_SPECS: Final = re.compile(r"exceeded quota|cannot \w+ resource")
+_NOT_THE_SPECS: Final = re.compile(r"exceeded quota|cannot \w+ resource|attempting to grant RBAC permissions")
 """Refusals that say nothing of the spec: a ResourceQuota, a right that the operator has not."""
 _REFRESH_MANAGER: Final = "vllmendpoint-operator-refresh"
 """A field manager of its own for pods, which a ReplicaSet owns."""

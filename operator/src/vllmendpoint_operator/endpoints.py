@@ -59,6 +59,11 @@ class Endpoints:
         known = self._known.get(key)
         return None if known is None else known.uid
 
+    def version(self, key: Key) -> int:
+        """0 where it is not known."""
+        known = self._known.get(key)
+        return 0 if known is None else known.version
+
     def put(self, obj: Object) -> bool:
         """False where what is known is as new."""
         metadata = obj["metadata"]

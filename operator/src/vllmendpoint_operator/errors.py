@@ -10,7 +10,9 @@ OperatorError
 │   ├── NoLogin              nothing was asked: there are no credentials, or they cannot be read
 │   ├── NamespaceGoing       403, since the namespace is being deleted: there is nothing left to do
 │   └── Throttled            429
-├── LeaseLost                the lease ran out: nothing may be written any more
+├── StartAnew                this process cannot go on; the next one may
+│   ├── LeaseLost            the lease ran out: nothing may be written any more
+│   └── Untrusted            the API server's certificate is of no authority known here, or of one no longer
 └── PlanError                the spec cannot be planned; carries a condition's reason
 """
 
@@ -28,7 +30,9 @@ __all__ = [
     "OperatorError",
     "PlanError",
     "Rejected",
+    "StartAnew",
     "Throttled",
+    "Untrusted",
 ]
 
 
@@ -80,7 +84,15 @@ class Throttled(KubeError):
     pass
 
 
-class LeaseLost(OperatorError):
+class StartAnew(OperatorError):
+    pass
+
+
+class LeaseLost(StartAnew):
+    pass
+
+
+class Untrusted(StartAnew):
     pass
 
 

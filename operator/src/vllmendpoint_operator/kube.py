@@ -16,7 +16,17 @@ from typing import Any, Final, Protocol, Self
 import aiohttp
 from msgspec import Raw, Struct, json
 
-from .errors import Conflict, Gone, KubeError, NamespaceGoing, NotFound, NotStreamed, Rejected, Throttled
+from .errors import (
+    Conflict,
+    Gone,
+    KubeError,
+    NamespaceGoing,
+    NotFound,
+    NotStreamed,
+    Rejected,
+    Throttled,
+    Untrusted,
+)
 from .kinds import Kind
 from .lists import Parts, listed
 
@@ -145,6 +155,9 @@ class Kube:
                 if response.status >= 400:
                     raise await _error(response)
                 yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            # kopf has the authorities of its start too, and would ask in vain for ever.
+            raise Untrusted(f"{error}; the certificate authorities known are those of the start") from error
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             # ValueError: what came is no JSON, so it is not the API server that answered.
             self._observe(verb, kind.plural, 0)

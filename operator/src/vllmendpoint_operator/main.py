@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -18,7 +19,7 @@ import kopf
 import yaml
 
 from .election import Election
-from .errors import KubeError, LeaseLost, NoLogin, NotFound, NotStreamed
+from .errors import KubeError, NoLogin, NotFound, NotStreamed, StartAnew
 from .kinds import ENDPOINT
 from .kube import Kube
 from .logs import configure
@@ -30,6 +31,9 @@ __all__ = ["main", "run"]
 
 log = logging.getLogger(__name__)
 
+_DEEPEST: Final = 12_000
+"""Levels of JSON: the API server takes 10,000 of them in one object, and it must not end us. A stack of 8 MB
+has room for twice as many."""
 _GARBAGE: Final = 10_000
 """Containers made between two looks for garbage; 700 would cost a fifth of a start with 1,000 endpoints."""
 
@@ -40,16 +44,19 @@ _RESTART_SECONDS: Final = 1.0
 
 
 def main() -> int:
-    """Exit codes: 0 asked to end, 1 no login, or the lease was lost, or something failed (start again)."""
+    """Exit codes: 0 asked to end, 1 no login, the lease was lost, the API server has another certificate
+    authority now, or something failed (start again).
+    """
     settings = Settings()
     configure(settings.log_level, settings.log_format)
     # Lists make objects by the ten thousand, and what was imported is not to be walked for each few of them.
     gc.freeze()
+    sys.setrecursionlimit(_DEEPEST)
     gc.set_threshold(_GARBAGE, 50, 50)
     code = 0
     try:
         asyncio.run(run(settings))
-    except* (LeaseLost, NoLogin) as lost:
+    except* (StartAnew, NoLogin) as lost:
         log.error("%s", _first(lost))
         code = 1
     return code

@@ -8,7 +8,7 @@ from typing import Final
 
 from .cache import Cache, Key
 from .endpoints import Endpoints
-from .errors import KubeError, LeaseLost
+from .errors import KubeError, StartAnew
 from .kinds import DEPLOYMENT, ENDPOINT, POD, REPLICA_SET
 from .kube import Kube, Object
 from .logs import reconciling
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 _BUNCH_SECONDS: Final = 0.25
 """A Deployment, its ReplicaSet and their pods change within moments of each other: one look for all."""
-
-
 _FIRST_CHECK_SECONDS: Final = 30.0
+_LAG_SECONDS: Final = 5.0
+"""By then the watch has brought what a list had."""
 
 
 class Operator:
@@ -119,7 +119,7 @@ class Operator:
         rest = 0.0
         try:
             again = await reconciler.reconcile(key)
-        except LeaseLost:
+        except StartAnew:
             raise
         except KubeError as error:
             rest = error.retry_after or 0.0
@@ -157,19 +157,21 @@ class Operator:
                 self._queue.add(key)
 
     async def _make_up(self) -> None:
-        """Drop endpoints that have gone unnoticed, and take in those that have come so."""
+        """Drop endpoints that have gone unnoticed, and take in those that have come or changed so."""
         known = {uid: key for key in self._endpoints if (uid := self._endpoints.uid(key)) is not None}
         try:
-            listed: dict[str, Key] = {}
+            listed: dict[str, tuple[Key, int]] = {}
             for scope in self._settings.scopes or (None,):
                 async with self._kube.listing(ENDPOINT, scope, metadata_only=True) as (_, items):
                     async for item in items:
                         found = view(keep_version(item))
-                        listed[found.metadata.uid] = found.key
-            for namespace, name in (key for uid, key in listed.items() if uid not in known):
-                missed, _ = await self._kube.list(ENDPOINT, namespace, name=name)
-                for obj in missed:
-                    self.seen(obj)
+                        listed[found.metadata.uid] = found.key, found.version
+            await asyncio.sleep(_LAG_SECONDS)
+            for key, version in listed.values():
+                if self._endpoints.version(key) < version:
+                    missed, _ = await self._kube.list(ENDPOINT, key[0], name=key[1])
+                    for obj in missed:
+                        self.seen(obj)
         except KubeError as error:
             log.warning("resync: %s", error)
             return

@@ -62,6 +62,8 @@ class Reconciler:
         """Of those whose status was written."""
         self._failures: dict[Key, int] = {}
         """Times in a row that the children could not be written."""
+        self._conflicts: dict[Key, str] = {}
+        """The resourceVersion with which a status was last refused."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one endpoint a step on. Returns seconds after which to look again, if at all.
@@ -74,7 +76,12 @@ class Reconciler:
             self._forget(key)
             return None
         workload = self._observer.workload(key, obj["metadata"]["uid"])
-        if workload.listening and obj["status"].get("conditions"):
+        told = obj["status"]
+        if (
+            workload.listening
+            and told.get("conditions")
+            and told.get("observedGeneration") == obj["metadata"]["generation"]
+        ):
             return FIRST_REPORT_SECONDS  # the report brings us back: one look then, and none before
         before = _status(obj)
         try:
@@ -151,14 +158,18 @@ class Reconciler:
         try:
             written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
         except Conflict:
-            log.debug("status not written: %s/%s has changed", *endpoint.key)
+            version = obj["metadata"]["resourceVersion"]
+            if self._conflicts.get(endpoint.key) == version:
+                await self._fetch(endpoint)  # the watch has not brought what is newer
+            self._conflicts[endpoint.key] = version
             return _CONFLICT_RETRY_SECONDS
         except NotFound:
-            await self._forget_vanished(endpoint)
-            return None
+            await self._fetch(endpoint)
+            return _CONFLICT_RETRY_SECONDS if endpoint.key in self._endpoints else None
         if not self._endpoints.wants(endpoint.key, endpoint.uid):
             return None  # deleted while the answer was on its way: it must not come back to life here
         self._endpoints.put(written)
+        self._conflicts.pop(endpoint.key, None)
         pace.written(now)
         self._paces[endpoint.key] = pace
         before = endpoint.status.conditions if endpoint.status is not None else ()
@@ -177,18 +188,23 @@ class Reconciler:
                 # An Event is a courtesy: the condition, or the log, has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)
 
-    async def _forget_vanished(self, endpoint: Endpoint) -> None:
-        """Its DELETED was lost in a gap of the watch. A 404 alone may mean that the CRD is not served."""
-        found, _ = await self._kube.list(ENDPOINT, endpoint.namespace, name=endpoint.name, metadata_only=True)
+    async def _fetch(self, endpoint: Endpoint) -> None:
+        """A change, or its end, was lost in a gap of the watch. A 404 alone may mean that the CRD is not
+        served.
+        """
+        found, _ = await self._kube.list(ENDPOINT, endpoint.namespace, name=endpoint.name)
         stands = any(item["metadata"]["uid"] == endpoint.uid for item in found)
         if not stands and self._endpoints.drop(endpoint.key, endpoint.uid):
             self._forget(endpoint.key)
+        for newest in found:
+            self._endpoints.put(newest)
 
     def _forget(self, key: Key) -> None:
         self._observer.forget(key)
         self._metrics.forget(key)
         self._paces.pop(key, None)
         self._failures.pop(key, None)
+        self._conflicts.pop(key, None)
 
 
 def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:

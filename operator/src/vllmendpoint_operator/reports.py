@@ -135,7 +135,7 @@ class Reports:
 
     def follow(self, owner: tuple[str, str], targets: Collection[Target]) -> bool:
         """Hold exactly these streams for the endpoint; those that stand go on. True while a worker that was
-        only just asked may answer any moment.
+        only just asked for the first time may answer any moment.
         """
         now = asyncio.get_running_loop().time()
         held = {stream.target: stream for stream in self._streams.pop(owner, ())}
@@ -148,8 +148,10 @@ class Reports:
             self._streams[owner] = (*kept, *begun)
         for stream in begun:
             self._connect(stream)
+        # One that was heard and lost again, and again, is waited for by nobody.
         return any(
-            not stream.settled and now - stream.lost < FIRST_REPORT_SECONDS for stream in (*kept, *begun)
+            not (stream.settled or stream.packed) and now - stream.lost < FIRST_REPORT_SECONDS
+            for stream in (*kept, *begun)
         )
 
     def _connect(self, stream: _Stream) -> None:

@@ -7,6 +7,7 @@ children come this way. Nothing here writes.
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _RELIST_FIRST: Final = 0.5
 _RELIST_LAST: Final = 30.0
+_WENT: Final = 256
+"""Deletions that are remembered: more than come in the time that an answer is on its way."""
 _SELECTOR: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
 Changed = Callable[[View, View | None], None]
@@ -86,6 +89,8 @@ class Store:
         self._packer = Packer()
         self._packed: dict[str, dict[str, bytes]] = {}
         """Namespace -> name -> object."""
+        self._went: deque[str] = deque(maxlen=_WENT)
+        """UIDs."""
 
     def __contains__(self, key: Key) -> bool:
         namespace, name = key
@@ -102,8 +107,11 @@ class Store:
             yield json.decode(self._packer.unpack(self._packed[namespace][name]))
 
     def absorb(self, obj: Object) -> None:
-        """Take in what a write of ours returned, ahead of the watch."""
-        self._put(json.decode(json.encode(obj), type=Parts), notify=False)
+        """Take in what a write of ours returned, ahead of the watch; or after it, where the object has gone
+        again meanwhile.
+        """
+        if obj["metadata"]["uid"] not in self._went:
+            self._put(json.decode(json.encode(obj), type=Parts), notify=False)
 
     def drop(self, key: Key) -> None:
         self._delete(key, notify=False)
@@ -190,6 +198,7 @@ class Store:
         known = self._view(last.key)
         if known is not None and known.version <= last.version:
             self._delete(last.key)
+        self._went.append(last.metadata.uid)
         return last
 
     def _delete(self, key: Key, *, notify: bool = True) -> None:

@@ -174,6 +174,15 @@ async def test_the_answer_to_our_own_write_is_no_news(store, told):
     assert told == []
 
 
+async def test_an_answer_that_comes_after_the_end_of_the_object_brings_nothing_back(store):
+    services = store(Api([[obj(version=5)]], [[("DELETED", obj(version=7))]]))
+    await run(services)
+    services.absorb(obj(version=6))
+    assert services.get(("ns", "s")) is None
+    services.absorb(obj(uid="u2", version=8))
+    assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
+
+
 async def test_another_object_under_the_name_is_another(store, told):
     services = store(Api([[obj(version=5)]], [[("ADDED", obj(uid="u2", version=4))]]))
     await run(services)

@@ -68,7 +68,8 @@ class Api:
 
 
 @pytest.fixture
-async def world():
+async def world(monkeypatch):
+    monkeypatch.setattr(operator_module, "_LAG_SECONDS", 0)
     api = Api()
     operator = Operator(api, Settings(_cli_parse_args=["--worker-image=x"]), Metrics())
     running = []
@@ -122,6 +123,15 @@ async def test_an_endpoint_that_the_watch_missed_is_taken_in_soon(world, monkeyp
     api.listed = [ENDPOINT]
     await run()
     await until(lambda: "e" in [name for _, name in api.asked])
+
+
+async def test_a_change_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    api, operator, run = world
+    operator.seen({**ENDPOINT, "metadata": {**ENDPOINT["metadata"], "resourceVersion": "4"}})
+    api.listed = [ENDPOINT]
+    await run()
+    await until(lambda: operator._endpoints.version(("ns", "e")) >= 5)
 
 
 async def test_an_endpoint_that_went_unnoticed_is_dropped_soon(world, monkeypatch):

@@ -101,10 +101,8 @@ async def test_deleted_while_its_status_is_on_its_way_it_stays_deleted(world):
     assert series(metrics) == []
 
 
-@pytest.mark.parametrize(
-    ("answer", "again"), [(Conflict(409, "changed"), 1.0), (NotFound(404, "gone"), None)]
-)
-async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answer, again):
+@pytest.mark.parametrize("answer", [Conflict(409, "changed"), NotFound(404, "the CRD is not served")])
+async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answer):
     api, endpoints, _, reconciler = world
     endpoints.put(endpoint())
 
@@ -112,8 +110,25 @@ async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answe
         raise answer
 
     api.meanwhile = refuse
-    assert await reconciler.reconcile(KEY) == again
+    assert await reconciler.reconcile(KEY) == 1
     assert endpoints.get(KEY) is not None, "it stands, and the watch brings what is newer"
+
+
+async def test_what_changed_in_a_gap_of_the_watch_is_fetched_at_the_second_refusal(world):
+    api, endpoints, _, reconciler = world
+    endpoints.put(endpoint())
+    newest = endpoint(replicas=4)
+    newest["metadata"]["resourceVersion"] = "900"
+    api.listed = [newest]
+
+    def refuse():
+        raise Conflict(409, "changed")
+
+    api.meanwhile = refuse
+    assert await reconciler.reconcile(KEY) == 1
+    assert endpoints.version(KEY) == 5, "as a rule the watch brings it"
+    assert await reconciler.reconcile(KEY) == 1
+    assert endpoints.get(KEY)["spec"]["replicas"] == 4
 
 
 @pytest.mark.parametrize("now", [[], ["another"]])
@@ -126,8 +141,8 @@ async def test_what_went_in_a_gap_of_the_watch_is_forgotten(world, now):
         raise NotFound(404, "gone")
 
     api.meanwhile = refuse
-    assert await reconciler.reconcile(KEY) is None
-    assert endpoints.get(KEY) is None
+    assert await reconciler.reconcile(KEY) == (1 if now else None)
+    assert [endpoints.uid(key) for key in endpoints] == now
     assert series(metrics) == []
 
 
@@ -233,6 +248,11 @@ async def test_a_worker_that_has_just_been_asked_is_waited_for(world, monkeypatc
     for _ in range(2):
         assert await reconciler.reconcile(KEY) == 0.5
         assert (api.status, api.version) == (None, version)
+    edited = endpoint(replicas=2)
+    edited["metadata"] |= {"generation": 2, "resourceVersion": "902"}
+    endpoints.put(edited | {"status": endpoints.get(KEY)["status"]})
+    await reconciler.reconcile(KEY)
+    assert api.version > version, "what the user changes waits for no worker"
     monkeypatch.setattr(reports, "FIRST_REPORT_SECONDS", 0)
     await reconciler.reconcile(KEY)
     assert endpoints.get(KEY)["status"]["replicas"] == 0, "a step that waits"

@@ -105,7 +105,7 @@ def test_control_characters_go_where_they_need_no_escape(character):
         (changed("lastProbe.tokens", 10**30), "lastProbe.tokens"),
         (changed("healthCheck.payload", {"a": float("inf")}), "healthCheck.payload"),
         (changed("healthCheck.payload", {"a": [10**30]}), "healthCheck.payload"),
-        (changed("healthCheck.payload", json.loads('{"a":' * 40 + "1" + "}" * 40)), "healthCheck.payload"),
+        (changed("healthCheck.payload", json.loads('{"a":' * 70 + "1" + "}" * 70)), "healthCheck.payload"),
         (changed("configuration.problems", [{}] * 17), "configuration.problems"),
     ],
 )
@@ -318,6 +318,18 @@ async def test_one_that_was_just_asked_may_answer_any_moment_and_then_no_longer(
     worker.greeting = b""
     assert followed.follow(OWNER, [TARGET]), "asked at the fixture's start"
     await asyncio.sleep(reports_module.FIRST_REPORT_SECONDS)
+    assert not followed.follow(OWNER, [TARGET])
+
+
+async def test_one_that_is_heard_and_lost_again_and_again_is_waited_for_by_nobody(
+    worker, followed, monkeypatch
+):
+    monkeypatch.setattr(reports_module, "FIRST_REPORT_SECONDS", 60)
+    await worker.lines.put(WIRE)
+    await until(lambda: followed.link(OWNER, "u").connected)
+    await worker.lines.put(None)
+    await until(lambda: not followed.link(OWNER, "u").connected)
+    assert not followed.link(OWNER, "u").settled, "it may come back"
     assert not followed.follow(OWNER, [TARGET])
 
 
