@@ -129,6 +129,10 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     ),
     # engine
     (
+        {"engine": {"args": ["--max-model-len 512"]}},
+        "engine.args: --max-model-len and its value are two items; or write one with = between them",
+    ),
+    (
         {"engine": {"args": ["--seed", "1", "--model"]}},
         "engine.args: --model is set by the operator; remove it",
     ),

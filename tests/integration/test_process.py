@@ -95,8 +95,8 @@ def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, space, ap
 
 
 def test_an_api_server_that_is_not_trusted_ends_it(operate, api, namespace, tmp_path):
-    """As after a change of the certificate authority, which is read at the start: one that waits for the lease
-    would wait for ever.
+    """As after a change of the certificate authority, which is read at the start: one that waits for the
+    lease would wait for ever.
     """
     config = yaml.safe_load(api.operators.read_text())
     another = Path(certifi.where()).read_bytes()

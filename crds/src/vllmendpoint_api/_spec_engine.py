@@ -132,6 +132,12 @@ _ARG_RULE: Final = {
     "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is set by the operator; remove it'",
     "message": "engine.args: this argument is set by the operator; remove it",
 }
+_ITEM_RULE: Final = {
+    "rule": "!self.matches('^--[A-Za-z0-9_.-]+\\\\s')",
+    "messageExpression": "'engine.args: ' + self.split(' ', 2)[0] + ' and its value are two items; "
+    "or write one with = between them'",
+    "message": "engine.args: an option and its value are two items; or write one with = between them",
+}
 
 
 class EngineConfig(Contract):
@@ -155,7 +161,7 @@ class Engine(Contract):
     """How vLLM runs."""
 
     args: Annotated[
-        tuple[Annotated[str, Field(max_length=4096, json_schema_extra=rules(_ARG_RULE))], ...],
+        tuple[Annotated[str, Field(max_length=4096, json_schema_extra=rules(_ARG_RULE, _ITEM_RULE))], ...],
         Field(
             max_length=128,
             description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item. "

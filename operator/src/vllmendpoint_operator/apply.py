@@ -154,13 +154,21 @@ async def _apply(
             raise PlanError(
                 Reason.INVALID_SPEC,
                 f"cache.volumeClaimTemplate: the API server refuses the {name}: "
-                f"{error.message.partition(chr(10))[0]}",
+                f"{error.message.partition(chr(10))[0]}{_anew(live)}",
             ) from error
         reason = (
             Reason.INVALID_POD_TEMPLATE if kind in (DEPLOYMENT, CONTROLLER_REVISION) else Reason.INVALID_SPEC
         )
         raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
     return applied
+
+
+def _anew(claim: Object | None) -> str:
+    if claim is None:
+        return ""
+    return (
+        f"; if nothing of worth is in it, `kubectl delete pvc {claim['metadata']['name']}` has it made anew"
+    )
 
 
 async def _rehearse(kube: Kube, kind: Kind, child: Object) -> None:

@@ -260,6 +260,18 @@ async def test_a_claim_that_cannot_be_changed_so_is_told_in_a_line(kube, cache, 
     )
 
 
+async def test_a_claim_that_stands_and_cannot_be_changed_may_be_deleted(
+    kube, cache, put, make_endpoint, make_plan
+):
+    endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
+    claim = next(c for c in make_plan(endpoint).children if c["kind"] == "PersistentVolumeClaim")
+    put(claim)
+    larger = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
+    kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable")
+    with pytest.raises(PlanError, match="; if nothing of worth is in it, `kubectl delete pvc smollm-cache`"):
+        await apply_plan(kube, cache, larger, make_plan(larger))
+
+
 async def test_a_claim_that_its_pods_hold_keeps_nothing_waiting(kube, cache, put, make_endpoint, make_plan):
     """The API server deletes a claim when its last pod is gone, and no sooner."""
     endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})

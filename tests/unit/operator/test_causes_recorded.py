@@ -108,7 +108,13 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
         Reason.IMAGE_PULL_FAILED,
         "repository name (Case) must be lowercase. Check worker.image",
     ),
-    "no-secret": (Reason.SECRET_NOT_FOUND, 'cannot start its container: secret "not-there" not found.'),
+    "no-secret": (
+        Reason.SECRET_NOT_FOUND,
+        (
+            'cannot start its container: secret "not-there" not found; create it, or correct what names it: '
+            "model.tokenSecretRef, worker.env or worker.envFrom."
+        ),
+    ),
     "no-mount": (
         Reason.STARTING,
         "is starting on node vllmendpoint-local: its volumes and its network are not set up yet",

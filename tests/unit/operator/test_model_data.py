@@ -112,7 +112,7 @@ def test_other_variables_pass(rendered, name):
 )
 def test_a_model_in_s3_is_fetched_by_the_worker_into_its_cache(rendered, uri, folder):
     pod, env, mounts, _ = rendered(model={"uri": uri})
-    assert pod["containers"][0]["args"][:2] == ["--model", folder]
+    assert pod["containers"][0]["args"][2:] == ["--model", folder]
     assert env["VLLMENDPOINT_MODEL_URI"] == uri
     assert folder.startswith(mounts["cache"])
 
@@ -125,6 +125,6 @@ def test_other_models_are_not(rendered):
 def test_a_revision_is_the_engines(rendered):
     pod, _, _, _ = rendered(model={"uri": HUB, "revision": "v2"}, engine={"args": ["--seed", "1"]})
     args = pod["containers"][0]["args"]
-    assert args == ["--model", "o/n", "--served-model-name", "smollm", "--revision", "v2", "--seed", "1"]
+    assert args == ["--served-model-name", "smollm", "--model", "o/n", "--revision", "v2", "--seed", "1"]
     pod, _, _, _ = rendered(model={"uri": HUB})
     assert "--revision" not in pod["containers"][0]["args"]

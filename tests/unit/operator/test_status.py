@@ -150,6 +150,20 @@ def test_scaled_to_zero_is_ready(make_endpoint, make_status):
     assert found["Reconciling"] == ("False", "Settled")
 
 
+def test_what_is_in_force_goes_with_the_last_worker(make_endpoint, make_status, make_worker):
+    before = make_status(make_endpoint(), make_worker("w"))
+    assert before.health_check is not None
+    assert before.handlers is not None
+    after = make_status(make_endpoint(replicas=0, before=before))
+    assert after.health_check is after.handlers is None
+
+
+def test_the_image_of_a_revision_is_the_one_that_runs(make_endpoint, make_status):
+    assert make_status(make_endpoint()).revision.image == "registry.example/worker:1"
+    changed = {"spec": {"containers": [{"name": "main", "image": "other:1"}]}}
+    assert make_status(make_endpoint(worker={"podTemplate": changed})).revision.image == "other:1"
+
+
 @pytest.mark.parametrize(
     ("replicas", "down", "surge", "needed"),
     [
@@ -254,6 +268,24 @@ PROBLEM = {
             ["it serves nothing until then", "(2 more problems.)"],
         ),
         ({"configuration__state": "Refused"}, ("False", "InvalidSettings"), ["see its log"]),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [PROBLEM],
+                "configuration__settingsHash": "old",
+            },
+            ("Unknown", "Pending"),
+            ["have not taken in the newest settings yet"],
+        ),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [PROBLEM],
+                "configuration__settingsHash": "",
+            },
+            ("False", "InvalidPayload"),
+            [],
+        ),
         (
             {
                 "configuration__state": "Refused",

@@ -271,6 +271,43 @@ def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) 
         assert reasons == (["InvalidConfigFile"] if "other" in argv[-1] else [])
 
 
+def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "toy"
+    found = sources(tmp_path, ["--model", str(folder)])
+    (problem,) = found.load().engine.problems
+    assert problem.reason == "InvalidEngineArguments"
+    assert problem.message == (
+        f"model.uri (--model) names a folder {folder} that is not there: "
+        "correct the path, or put the model there."
+    )
+    before = found.signature()
+    folder.mkdir(parents=True)
+    assert found.signature() != before, "it is waited for"
+    assert found.load().engine.problems == ()
+    before = found.signature()
+    (folder / "a-file-more").touch()
+    assert found.signature() == before, "and then no longer watched"
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ"),
+    [
+        (["--model", "organisation/name"], {}),
+        (["--model", "/not/there"], {"VLLMENDPOINT_MODEL_URI": "s3://bucket/model/"}),
+        (["--model", "/not/there"], {"VLLMENDPOINT_ARTIFACTS_URI": "s3://bucket/model/"}),
+    ],
+)
+def test_a_model_that_is_fetched_need_not_be_there(
+    tmp_path: Path, argv: list[str], environ: dict[str, str]
+) -> None:
+    assert sources(tmp_path, argv, **environ).load().engine.problems == ()
+
+
+def test_of_a_model_that_the_environment_names_the_path_is_not_told(tmp_path: Path) -> None:
+    (problem,) = sources(tmp_path, SM_VLLM_MODEL="/hunter2").load().engine.problems
+    assert "SM_VLLM_MODEL names a folder that is not there" in problem.message
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"), [("", None), ("chat", ModelType.CHAT), ("Embedding", ModelType.EMBEDDING)]
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllmendpoint_api import Problem, names
+from vllmendpoint_api import Problem, Reason, names
 
 from . import sagemaker
 from .options import Given, from_arguments, from_config, named
@@ -22,6 +22,8 @@ class Engine:
     """Every option and where it is given, the higher place first, the config file last."""
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    missing: Path | None = None
+    """The model's folder or file, where it is not there: once it is, all is well."""
 
 
 class CommandLine:
@@ -41,15 +43,30 @@ class CommandLine:
         self._will_be_filled = bool(environ.get(names.ENV_ARTIFACTS_URI, "").strip())
 
     def engine(self, config: Mapping[str, Any]) -> Engine:
-        """Reads the names in the model's folder, nothing else."""
+        """Reads the names in the model's folder, and whether there is one."""
         given = (*self._given, *from_config(config))
         model: list[str] = []
         problems = list(self._problems)
-        if named(given, "--model") is None:
+        missing = None
+        where = named(given, "--model")
+        if where is not None:
+            missing = self._missing(where)
+            if missing is not None:
+                problems.append(_not_there(where, missing))
+        else:
             model = sagemaker.fallback_model(self._environ, self._folder, self._files())
             if not model:
                 problems.append(sagemaker.no_model())
-        return Engine((*model, *self._arguments), given, tuple(problems), tuple(self._warnings))
+        return Engine((*model, *self._arguments), given, tuple(problems), tuple(self._warnings), missing)
+
+    def _missing(self, model: Given) -> Path | None:
+        """Upstream would look for it on the hub."""
+        fetched = self._environ.get(names.ENV_MODEL_URI, "").strip() or self._will_be_filled
+        path = Path(model.value[-1]) if model.value and model.value[-1].startswith("/") else None
+        try:
+            return path if path is not None and not fetched and not path.exists() else None
+        except (OSError, ValueError):  # no name that a file can have
+            return path
 
     def _files(self) -> list[str] | None:
         """None where the folder is still to be filled."""
@@ -58,6 +75,15 @@ class CommandLine:
         except (OSError, ValueError):  # no name that a folder can have
             found = []
         return found if found or not self._will_be_filled else None
+
+
+def _not_there(model: Given, path: Path) -> Problem:
+    told = "" if model.origin.confidential else f" {path}"
+    return model.origin.problem(
+        f"names a folder{told} that is not there",
+        "correct the path, or put the model there",
+        reason=Reason.INVALID_ENGINE_ARGUMENTS,
+    )
 
 
 def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:

@@ -80,6 +80,8 @@ class ConfigSources:
         self._settings_file = self._settings_dir / names.SETTINGS_FILE
         self._environ = dict(environ)
         self._handler_files: frozenset[Path] = frozenset()
+        self._missing: Path | None = None
+        """The model, which may come yet; one that is there is not watched."""
         self._model_type = environ.get(names.ENV_MODEL_TYPE, "").strip()
         self._command_line = CommandLine(environ, argv)
         flagged = self._command_line.config_file
@@ -99,7 +101,7 @@ class ConfigSources:
         self._handler_files |= files
 
     def _files(self) -> list[Path]:
-        named = (self._settings_file, self._config_file, self._payload_file)
+        named = (self._settings_file, self._config_file, self._payload_file, self._missing)
         return [*(path for path in named if path is not None), *sorted(self._handler_files)]
 
     def model_type(self) -> tuple[ModelType | None, tuple[Problem, ...]]:
@@ -134,6 +136,7 @@ class ConfigSources:
             custom_default=CUSTOM_DEFAULT.value,
         )
         engine = self._command_line.engine(config)
+        self._missing = engine.missing
         return Loaded(
             sources,
             settings_hash,

@@ -127,7 +127,8 @@ class Translator:
 
     async def _render(self, request: Any, form: Form) -> list[int]:
         failed = (
-            f"cannot be rendered by vLLM for this model, or takes more than its {self._max_model_len} tokens"
+            f"cannot be rendered by vLLM for this model, or takes, with max_tokens, more than its "
+            f"{self._max_model_len} tokens"
         )
         with _refusals({}, form.value, failed):
             if form is Form.MESSAGES:

@@ -35,9 +35,10 @@ class Revision:
     upgrade_available: bool
 
     def status(self) -> RevisionStatus:
-        return RevisionStatus(
-            name=self.name, image=self.data["image"], upgrade_available=self.upgrade_available
-        )
+        # The podTemplate may have another image than worker.image.
+        containers = self.data["worker"]["spec"]["containers"]
+        image = next(one["image"] for one in containers if one["name"] == names.MAIN_CONTAINER)
+        return RevisionStatus(name=self.name, image=image, upgrade_available=self.upgrade_available)
 
     def object(self, endpoint: Endpoint) -> dict[str, Any]:
         return {

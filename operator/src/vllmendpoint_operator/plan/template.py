@@ -166,7 +166,10 @@ def customised(rendered: dict[str, Any], patch: dict[str, Any] | None, field: st
     unknown = sorted(set(patch) - {"metadata", "spec"})
     if unknown:
         raise _refused(field, f"unknown field {unknown[0]!r}; a PodTemplateSpec has metadata and spec")
-    merged: dict[str, Any] = strategic_merge(rendered, patch)
+    try:
+        merged: dict[str, Any] = strategic_merge(rendered, patch)
+    except PlanError as error:
+        raise PlanError(error.reason, error.message.replace("podTemplate", field, 1)) from error
     for name, value in rendered["metadata"]["labels"].items():
         if merged.get("metadata", {}).get("labels", {}).get(name) != value:
             raise _refused(field, f"metadata.labels: {name} is set by the operator; remove it")

@@ -110,7 +110,8 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         "image": image(endpoint, options),
         # No command: the image's entry point starts the worker below an init that reaps.
         "args": [
-            *("--model", path, "--served-model-name", endpoint.model_name),
+            # In this order: --served-model-name takes all that follows, up to the next option.
+            *("--served-model-name", endpoint.model_name, "--model", path),
             *(("--revision", spec.model.revision) if spec.model.revision else ()),
             *spec.engine.args,
         ],

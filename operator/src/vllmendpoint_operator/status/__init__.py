@@ -61,6 +61,8 @@ def status(
     }
     told, omitted = shown(listed)
     report = _reporter(observed)
+    # A new leader has to hear a worker yet; where there is none, nothing is in force.
+    kept = before if before is not None and observed.workers else VLLMEndpointStatus()
     return VLLMEndpointStatus(
         observed_generation=endpoint.generation,
         replicas=len(listed),
@@ -77,8 +79,8 @@ def status(
         else before.revision
         if before
         else None,
-        health_check=_health_check(report) or (before.health_check if before else None),
-        handlers=_handlers(report) or (before.handlers if before else None),
+        health_check=_health_check(report) or kept.health_check,
+        handlers=_handlers(report) or kept.handlers,
         workers=told,
         workers_omitted=omitted,
         conditions=entries(findings, before.conditions if before else (), endpoint.generation, observed.now),

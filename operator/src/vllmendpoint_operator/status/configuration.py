@@ -37,18 +37,20 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
         pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
     ]
     started = [pod for pod in told if _report(pod).started]
-    refused = [pod for pod in told if _report(pod).configuration.state == ConfigurationState.REFUSED]
-    if refused:
-        return _refused(refused, len(told))
-    if not started:
+    # A refusal of the settings before these says nothing of these.
+    refused = [pod for pod in told if _has_refused(pod)]
+    if these := [pod for pod in refused if settings_hash in (None, _hash(pod)) or not _hash(pod)]:
+        return _refused(these, len(told))
+    if not started and not refused:
         return unknown(Reason.PENDING, "No worker has started yet.")
     if settings_hash is None:
         return unknown(Reason.PENDING, "Not looked at: the settings that the spec asks for cannot be made.")
-    behind = [pod for pod in started if _report(pod).configuration.settings_hash != settings_hash]
+    resolving = [pod for pod in told if _report(pod).started or _has_refused(pod)]
+    behind = [pod for pod in resolving if _hash(pod) != settings_hash]
     if behind:
         return unknown(
             Reason.PENDING,
-            f"{len(behind)} of {len(started)} workers, {behind[0].name} among them, "
+            f"{len(behind)} of {len(resolving)} workers, {behind[0].name} among them, "
             "have not taken in the newest settings yet.",
         )
     return true(Reason.RESOLVED, f"All {len(started)} started workers run the settings of this generation.")
@@ -67,6 +69,15 @@ def _refused(refused: list[Pod], total: int) -> Finding:
         f"{problem.source}: {problem.message} "
         f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
     )
+
+
+def _has_refused(pod: Pod) -> bool:
+    return _report(pod).configuration.state == ConfigurationState.REFUSED
+
+
+def _hash(pod: Pod) -> str:
+    """Of the settings that the worker speaks of; empty where it could not read any."""
+    return _report(pod).configuration.settings_hash
 
 
 def _unheard(pod: Pod) -> bool:

@@ -48,7 +48,7 @@ def stalled(parts: Mapping[Condition, Finding]) -> Finding:
         finding = parts[part]
         if finding.status is ConditionStatus.FALSE:
             return true(finding.reason, finding.message)
-    return false(Reason.SETTLED, "Nothing waits for the user.")
+    return false(Reason.SETTLED, "Neither the spec nor what it refers to is refused.")
 
 
 def reconciling(parts: Mapping[Condition, Finding]) -> Finding:

@@ -34,6 +34,10 @@ _NO_REFERENCE: Final = (
     (Reason.CONFIG_MAP_NOT_FOUND, re.compile(r'configmap ".*" not found|in ConfigMap \S+$')),
 )
 """As the kubelet says it of a container's environment."""
+_NAMED_IN: Final = {
+    Reason.SECRET_NOT_FOUND: "model.tokenSecretRef, worker.env or worker.envFrom",
+    Reason.CONFIG_MAP_NOT_FOUND: "worker.env or worker.envFrom",
+}
 _NO_ROOM: Final = frozenset({Reason.INSUFFICIENT_GPU, Reason.UNSCHEDULABLE})
 _BYTES: Final = re.compile(r"(\d+) of (\d+) bytes")
 
@@ -109,7 +113,10 @@ def _container(pod: Pod, name: str, status: dict[str, Any], startup_timeout_seco
     if reason in _CONFIG:
         missing = (missed for missed, told in _NO_REFERENCE if told.search(message))
         kind = next(missing, Reason.CONTAINER_CONFIG_ERROR)
-        return Cause(kind, f"pod {pod.name} cannot start its container: {one_line(message) or reason}.")
+        said = f"pod {pod.name} cannot start its container: {one_line(message) or reason}"
+        if kind is not Reason.CONTAINER_CONFIG_ERROR:
+            said += f"; create it, or correct what names it: {_NAMED_IN[kind]}"
+        return Cause(kind, f"{said}.")
     restarts = int(status.get("restartCount", 0))
     now = state.get("terminated")
     if now and name != names.MAIN_CONTAINER and int(now.get("exitCode", 0)) == 0:
@@ -144,7 +151,7 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
     if ping is not None and ping.state == PingState.FAILING and report.verdict.state not in VERDICT_REASONS:
         return Cause(
             Reason.PING_FAILED,
-            f"pod {pod.name} generates, but its custom ping handler fails: {ping.message}. "
+            f"pod {pod.name} runs, but its custom ping handler fails: {ping.message}. "
             "Mend the handler, or what it looks at.",
         )
     if report.verdict.state == Verdict.STARTING:
