@@ -77,9 +77,9 @@ THIRD = {"cache": {"emptyDir": {"sizeLimit": "4Gi"}}}
 MAIN = "spec.containers.[name=main]"
 SEEN = {
     "first": [
-        ("model.uri", "worker", f"{MAIN}.args.1", "o/n"),
+        ("model.uri", "worker", f"{MAIN}.args.3", "o/n"),
         ("model.revision", "worker", f"{MAIN}.args.5", "v1"),
-        ("model.name", "worker", f"{MAIN}.args.3", "served"),
+        ("model.name", "worker", f"{MAIN}.args.1", "served"),
         ("model.type", "worker", f"{MAIN}.env.[name=VLLMENDPOINT_MODEL_TYPE].value", "Chat"),
         (
             "model.tokenSecretRef.name",

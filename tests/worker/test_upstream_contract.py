@@ -33,6 +33,7 @@ with warnings.catch_warnings():
 
     from vllmendpoint_worker import upstream
     from vllmendpoint_worker.arguments import clear_environment
+    from vllmendpoint_worker.errors import EngineStartError
     from vllmendpoint_worker.payload import Origin, check
     from vllmendpoint_worker.progress import PROGRESS
 
@@ -293,6 +294,14 @@ def test_the_config_file_becomes_arguments() -> None:
         "--compilation-config",
         '{"mode": 0}',
     ]
+
+
+async def test_what_stands_before_all_options_is_refused_and_no_name_of_the_model() -> None:
+    """In the operator's order of arguments; the other way round vLLM would take it for one more name."""
+    with pytest.raises(EngineStartError, match="unrecognized arguments: 512"):
+        await upstream.parse_arguments(
+            ["--served-model-name", "m", "--model", "m", "512", "--seed", "1"], None
+        )
 
 
 def test_the_environment_is_made_one_that_upstream_survives() -> None:
