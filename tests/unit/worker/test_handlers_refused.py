@@ -5,7 +5,7 @@ import sys
 import threading
 
 import pytest
-from handlers_served import GUIDE, MIDDLEWARE, PING, Served
+from handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 
 from vllmendpoint_api import HandlerSource, Reason
 
@@ -95,15 +95,32 @@ async def test_told_from_running_it(served: Served, script: str, reason: Reason,
 
 
 @pytest.mark.parametrize(
-    "path", ["gone.py:f", "/gone/away.py:f", "no_such_module_here:f", "json:gone", "json:A.b"]
+    ("path", "reason", "says"),
+    [
+        ("gone.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put it in "),
+        ("/gone/away.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put it there."),
+        (
+            "no_such_module_here:f",
+            Reason.HANDLER_NOT_FOUND,
+            "a module that is not there: correct the name, or",
+        ),
+        ("json.gone.away:f", Reason.HANDLER_NOT_FOUND, "a module that is not there: correct the name, or"),
+        ("json:gone", Reason.HANDLER_NOT_FOUND, "a function that is not there: define it or correct"),
+        ("json:A.b", Reason.HANDLER_NOT_FOUND, "a function that is not there: define it or correct"),
+    ],
 )
-async def test_what_a_path_names_is_not_there(served: Served, path: str) -> None:
-    served.spec(invocations=path)
+@pytest.mark.parametrize("where", ["environment", "spec"])
+async def test_what_a_path_names_is_not_there(
+    served: Served, path: str, reason: Reason, says: str, where: str
+) -> None:
+    if where == "spec":
+        served.spec(invocations=path)
+    else:
+        served.environ[INVOCATIONS] = path
     problem = await served.refused()
-    assert problem.reason in (Reason.SCRIPT_NOT_FOUND, Reason.HANDLER_IMPORT_FAILED, Reason.HANDLER_NOT_FOUND)
-    assert problem.field == "handlers.invocations"
-    if path.startswith("/"):
-        assert problem.message.endswith("names a file that does not exist: put it there.")
+    assert problem.reason == reason
+    field = f"handlers.invocations ({path})" if where == "spec" else INVOCATIONS
+    assert problem.message.startswith(f"{field} names {says}"), "of the environment no value is told"
 
 
 async def test_a_script_that_nobody_named_is_told_by_what_it_is(served: Served) -> None:

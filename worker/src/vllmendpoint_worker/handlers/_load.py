@@ -23,6 +23,7 @@ from typing import Any, Final
 from vllmendpoint_api import HandlerSource, Problem, Reason
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
+from vllmendpoint_worker.handler_path import HandlerPath
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
 from ._standards import (
@@ -296,19 +297,31 @@ def _tell(loaded: Loaded, resolution: Resolution) -> None:
 
 def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem:
     error = failed.__cause__ or failed
-    reason, what, fix = _said(error, wanted, seconds)
+    named = next((choice.path for choice in wanted.choices.values() if choice.field == failed.field), None)
+    reason, what, fix = _said(error, wanted, named, seconds)
     if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUTS):
         logger.error("The handlers' code failed", exc_info=error)
     source = "Script" if failed.source is HandlerSource.DEFAULT else failed.source.value
+    # What the environment says may be secret, what the spec says is not.
+    text = f" ({named.text[:256]})" if named is not None and failed.source is HandlerSource.SPEC else ""
     return Problem(
         reason=reason,
         source=source,
         field=failed.field[:128],
-        message=f"{failed.field} {what}: {fix}."[:2048],
+        message=f"{failed.field}{text} {what}: {fix}."[:2048],
     )
 
 
-def _said(error: BaseException, wanted: Wanted, seconds: float) -> tuple[Reason, str, str]:
+def _lacks(error: BaseException, path: HandlerPath) -> bool:
+    """The module that the path names, or a package that it would be in, is not there."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return False
+    return f"{path.where}.".startswith(f"{error.name}.")
+
+
+def _said(
+    error: BaseException, wanted: Wanted, named: HandlerPath | None, seconds: float
+) -> tuple[Reason, str, str]:
     where = failed_at(error, wanted)
     if isinstance(error, _TIMEOUTS):
         where = where or str(error)
@@ -335,6 +348,9 @@ def _said(error: BaseException, wanted: Wanted, seconds: float) -> tuple[Reason,
             return Reason.INVALID_HANDLER, what, fix
     if isinstance(error, ModuleLoadError) and error.__context__ is not None:
         error = error.__context__
+    if not where and named is not None and _lacks(error, named):
+        fix = "correct the name, or install the module in the worker's image"
+        return Reason.HANDLER_NOT_FOUND, "names a module that is not there", fix
     kind = type(error).__name__
     text = (
         f"{kind}: {error.msg if isinstance(error, SyntaxError) else error}"
