@@ -151,7 +151,7 @@ def test_paused_changes_nothing_until_it_is_not(shared, space, api, until):
 def test_paused_from_the_start_and_deleted(shared, space, api, until):
     endpoint = space().create(paused=True)
     paused = endpoint.until("Available", "False", "Paused")
-    assert "the Deployment was last asked for 0, and spec.paused is true" in paused["message"]
+    assert "there is no Deployment yet, and spec.paused is true; set it to false" in paused["message"]
     assert endpoint.owned() == []
     endpoint.patch(spec={"paused": False})
     until(endpoint.pods, "pods")

@@ -1,13 +1,19 @@
 """The reference of the resource as Markdown, from the same models as the CRD."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from ._conditions import CONDITION_REASONS
 from ._names import API_VERSION, KIND
 from ._schema import custom_resource_definition
 
 __all__ = ["reference"]
+
+
+_ALSO: Final = (
+    "`Ready`, `Reconciling` and `Stalled` also have the reasons of the condition that they come from, and a "
+    "part that was not looked at, since another is False, is Unknown with `Pending`."
+)
 
 
 def reference() -> str:
@@ -34,6 +40,8 @@ def reference() -> str:
             "",
             "## Conditions",
             *reasons,
+            "",
+            _ALSO,
             "",
         ]
     )

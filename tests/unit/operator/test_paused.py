@@ -41,7 +41,8 @@ def test_pods_that_are_not_made_since_it_is_paused(
     assert found.reason == reason
     if reason == "Paused":
         assert f"0 of {replicas} replicas ready" in found.message
-        assert f"last asked for {made or 0}, and spec.paused is true" in found.message
+        stands = "there is no Deployment yet" if made is None else f"the Deployment was last asked for {made}"
+        assert f"{stands}, and spec.paused is true; set it to false to go on." in found.message
 
 
 def test_a_spec_that_is_refused_is_told_while_paused(make_endpoint, condition, noon):

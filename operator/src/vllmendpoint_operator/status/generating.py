@@ -14,7 +14,7 @@ __all__ = ["generating"]
 _FIX: Final = {
     Reason.ENGINE_DEAD: "The worker ends and is started again; see its log for the cause.",
     Reason.PROBE_FAILED: "Check healthCheck.payload against the model, and the worker's log.",
-    Reason.UNEXPECTED_ANSWER: "Check the model's weights and settings.",
+    Reason.UNEXPECTED_ANSWER: "Check healthCheck.expect, and the model's weights and settings.",
 }
 
 

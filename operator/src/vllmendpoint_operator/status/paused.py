@@ -24,9 +24,14 @@ def paused(
     made = 0 if deployment is None else int(deployment["spec"].get("replicas", 1))
     wanted = endpoint.spec.replicas
     if findings[Condition.AVAILABLE].reason is Reason.STARTING and made < wanted:
+        stands = (
+            "there is no Deployment yet"
+            if deployment is None
+            else f"the Deployment was last asked for {made}"
+        )
         said[Condition.AVAILABLE] = false(
             Reason.PAUSED,
-            f"{sum(pod.ready for pod in observed.workers)} of {wanted} replicas ready: the Deployment was "
-            f"last asked for {made}, and spec.paused is true.",
+            f"{sum(pod.ready for pod in observed.workers)} of {wanted} replicas ready: {stands}, and "
+            "spec.paused is true; set it to false to go on.",
         )
     return said
