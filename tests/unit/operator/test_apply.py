@@ -169,9 +169,14 @@ NO_RIGHT = (
     'services "smollm" is forbidden: User "system:serviceaccount:s:o" cannot patch resource "services" '
     'in API group "" in the namespace "team-a"'
 )
+NO_BIND = (
+    'rolebindings.rbac.authorization.k8s.io "smollm-workers" is forbidden: user '
+    '"system:serviceaccount:s:o" (groups=["system:authenticated"]) is attempting to grant RBAC permissions '
+    'not currently held:\n{APIGroups:[""], Resources:["pods"], Verbs:["get"]}'
+)
 
 
-@pytest.mark.parametrize("told", [QUOTA, NO_RIGHT], ids=["quota", "right"])
+@pytest.mark.parametrize("told", [QUOTA, NO_RIGHT, NO_BIND], ids=["quota", "right", "bind"])
 async def test_what_says_nothing_of_the_spec_is_tried_again(kube, cache, make_endpoint, make_plan, told):
     endpoint = make_endpoint()
     kube.refuse["Service"] = Rejected(403, told)

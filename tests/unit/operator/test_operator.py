@@ -34,7 +34,7 @@ class Api:
         self.version = 10
 
     async def list(self, kind, namespace, **options):
-        return [ENDPOINT], "1"
+        return self.listed or [ENDPOINT], "1"
 
     @contextlib.asynccontextmanager
     async def listing(self, kind, namespace, **options):
@@ -128,10 +128,11 @@ async def test_an_endpoint_that_the_watch_missed_is_taken_in_soon(world, monkeyp
 async def test_a_change_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
     monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
     api, operator, run = world
-    operator.seen({**ENDPOINT, "metadata": {**ENDPOINT["metadata"], "resourceVersion": "4"}})
-    api.listed = [ENDPOINT]
+    operator.seen(ENDPOINT)
+    newest = {**ENDPOINT["metadata"], "resourceVersion": "900", "generation": 2}
+    api.listed = [{"metadata": newest, "spec": {**ENDPOINT["spec"], "replicas": 3}}]
     await run()
-    await until(lambda: operator._endpoints.version(("ns", "e")) >= 5)
+    await until(lambda: operator._endpoints.get(("ns", "e"))["spec"].get("replicas") == 3)
 
 
 async def test_an_endpoint_that_went_unnoticed_is_dropped_soon(world, monkeypatch):

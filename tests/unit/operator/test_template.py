@@ -147,6 +147,12 @@ def test_the_base_is_left_as_it_was():
     assert json.dumps(BASE) == before
 
 
+@pytest.mark.parametrize("field", ["worker.podTemplate", "frontend.podTemplate"])
+def test_which_template_is_misshapen_is_told(field):
+    with pytest.raises(PlanError, match=f"^{field}: containers must be a list"):
+        customised(OURS, {"spec": {"containers": {"name": "x"}}}, field)
+
+
 OURS = {
     "metadata": {"labels": {"app": "x"}},
     "spec": {

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
@@ -121,6 +122,17 @@ async def test_what_a_path_names_is_not_there(
     assert problem.reason == reason
     field = f"handlers.invocations ({path})" if where == "spec" else INVOCATIONS
     assert problem.message.startswith(f"{field} names {says}"), "of the environment no value is told"
+
+
+async def test_a_module_that_lacks_another_is_not_itself_what_is_missing(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "installed_elsewhere.py").write_text("import no_such_module_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    served.spec(invocations="installed_elsewhere:f")
+    problem = await served.refused()
+    assert problem.reason == Reason.HANDLER_IMPORT_FAILED
+    assert "No module named 'no_such_module_here'" in problem.message
 
 
 async def test_a_script_that_nobody_named_is_told_by_what_it_is(served: Served) -> None:

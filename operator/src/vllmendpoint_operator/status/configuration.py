@@ -38,19 +38,23 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
     ]
     started = [pod for pod in told if _report(pod).started]
     # A refusal of the settings before these says nothing of these.
-    refused = [pod for pod in told if _has_refused(pod)]
-    if these := [pod for pod in refused if settings_hash in (None, _hash(pod)) or not _hash(pod)]:
-        return _refused(these, len(told))
-    if not started and not refused:
+    refused = [
+        pod
+        for pod in told
+        if _report(pod).configuration.state == ConfigurationState.REFUSED
+        and (settings_hash in (None, _hash(pod)) or not _hash(pod))
+    ]
+    if refused:
+        return _refused(refused, len(told))
+    if not started:
         return unknown(Reason.PENDING, "No worker has started yet.")
     if settings_hash is None:
         return unknown(Reason.PENDING, "Not looked at: the settings that the spec asks for cannot be made.")
-    resolving = [pod for pod in told if _report(pod).started or _has_refused(pod)]
-    behind = [pod for pod in resolving if _hash(pod) != settings_hash]
+    behind = [pod for pod in started if _hash(pod) != settings_hash]
     if behind:
         return unknown(
             Reason.PENDING,
-            f"{len(behind)} of {len(resolving)} workers, {behind[0].name} among them, "
+            f"{len(behind)} of {len(started)} workers, {behind[0].name} among them, "
             "have not taken in the newest settings yet.",
         )
     return true(Reason.RESOLVED, f"All {len(started)} started workers run the settings of this generation.")
@@ -69,10 +73,6 @@ def _refused(refused: list[Pod], total: int) -> Finding:
         f"{problem.source}: {problem.message} "
         f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
     )
-
-
-def _has_refused(pod: Pod) -> bool:
-    return _report(pod).configuration.state == ConfigurationState.REFUSED
 
 
 def _hash(pod: Pod) -> str:
