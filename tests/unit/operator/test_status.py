@@ -332,6 +332,8 @@ def test_a_problem_of_the_plan(make_endpoint, make_status, make_worker, conditio
     assert told(found)["Stalled"] == ("True", reason.value)
     assert condition(found, "Stalled").message == "what to do"
     assert told(found)["Available"][0] == "True", "what runs goes on"
+    if where == "ResolvedRefs":
+        assert "verifies its pods once every reference is there" in condition(found, "Accepted").message
 
 
 def test_what_is_being_deleted_is_waited_for_without_alarm(make_endpoint, make_status, condition):

@@ -19,6 +19,11 @@ _OF_A_POD: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.CONFIG_MAP_NOT_FOU
 def accepted(problem: PlanError | None) -> Finding:
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.ACCEPTED]:
         return false(problem.reason, problem.message)
+    if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
+        return true(
+            Reason.ACCEPTED,
+            "Nothing in the spec is refused; the API server verifies its pods once every reference is there.",
+        )
     return true(Reason.ACCEPTED, "The spec is valid.")
 
 
