@@ -10,7 +10,7 @@ Object = dict[str, Any]
 _OF_THE_NAMESPACE = ("ConfigMap kube-root-ca.crt", "ServiceAccount default")
 _WRITES = ("create", "update", "patch", "delete")
 _CROSSING = timedelta(seconds=0.1)
-"""A write may be on its way while the news of the deletion is."""
+"""An Event that follows its status may be on its way while the news of the deletion is."""
 _ASSIGNED = ("clusterIP", "clusterIPs")
 
 
@@ -68,7 +68,8 @@ def late_writes(api: Api, mark: int, namespace: str) -> list[str]:
             and ("aiohttp" in entry["userAgent"] or "kopf" in entry["userAgent"])
             and entry["verb"] in _WRITES
             and of["resource"] != "leases"
-            and datetime.fromisoformat(entry["requestReceivedTimestamp"]) > deleted + _CROSSING
+            and datetime.fromisoformat(entry["requestReceivedTimestamp"])
+            > deleted + (_CROSSING if of["resource"] == "events" else timedelta())
             and _taken(entry)
         ):
             late.append(f"{entry['verb']} {of['resource']} {of.get('name')}")

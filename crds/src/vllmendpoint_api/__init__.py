@@ -4,7 +4,7 @@ Both halves of the system import it; it imports neither.
 """
 
 from . import _names as names
-from ._base import Contract, JsonObject, Quantity
+from ._base import MAX_DEPTH, Contract, JsonObject, Quantity
 from ._conditions import *  # noqa: F403
 from ._conditions import __all__ as _conditions
 from ._handlers import *  # noqa: F403
@@ -34,6 +34,7 @@ from ._status import *  # noqa: F403
 from ._status import __all__ as _status
 
 __all__ = [  # noqa: PLE0604
+    "MAX_DEPTH",
     "ConfigMapKeyRef",
     "Contract",
     "JsonObject",

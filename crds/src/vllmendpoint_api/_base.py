@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-__all__ = ["Contract", "JsonObject", "Quantity"]
+__all__ = ["MAX_DEPTH", "Contract", "JsonObject", "Quantity"]
 
 
 class Contract(BaseModel):
@@ -25,8 +25,9 @@ class Contract(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-MAX_DEPTH: Final = 64
-"""Levels of a free-form object: the API server takes ten thousand, and cannot be told not to."""
+MAX_DEPTH: Final = 32
+"""Levels of a free-form object, in a spec, in a report and in what a worker reads: the API server takes ten
+thousand, and cannot be told not to."""
 
 
 def _shallow(value: dict[str, Any]) -> dict[str, Any]:

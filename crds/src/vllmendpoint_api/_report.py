@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
-from ._base import MAX_DEPTH, Contract, JsonObject
+from ._base import Contract, JsonObject
 from ._handlers import HandlerSource
 from ._health import Level, Mode, PayloadSource
 
@@ -42,16 +42,14 @@ def _utc(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
-def _storable(value: Any, depth: int = 0) -> Any:
+def _storable(value: Any) -> Any:
     """Raises ValueError for what JSON or the API server has no place for: a status must be writable."""
-    if depth > MAX_DEPTH:
-        raise ValueError("nested too deeply")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError("a number too large")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("not a number")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _storable(inner, depth + 1)
+        _storable(inner)
     return value
 
 

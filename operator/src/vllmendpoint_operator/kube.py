@@ -157,7 +157,10 @@ class Kube:
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
             # kopf has the authorities of its start too, and would ask in vain for ever.
-            raise Untrusted(f"{error}; the certificate authorities known are those of the start") from error
+            raise Untrusted(
+                f"{error}; the certificate authorities known are those of the start. If a new start does not "
+                "help, correct the certificate-authority of the kubeconfig"
+            ) from error
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             # ValueError: what came is no JSON, so it is not the API server that answered.
             self._observe(verb, kind.plural, 0)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _BUNCH_SECONDS: Final = 0.25
 """A Deployment, its ReplicaSet and their pods change within moments of each other: one look for all."""
 _FIRST_CHECK_SECONDS: Final = 30.0
+"""A list that was cut off at the start is made up for by then."""
 _LAG_SECONDS: Final = 5.0
 """By then the watch has brought what a list had."""
 

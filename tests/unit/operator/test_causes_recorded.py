@@ -112,7 +112,7 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
         Reason.SECRET_NOT_FOUND,
         (
             'cannot start its container: secret "not-there" not found; create it, or correct what names it: '
-            "model.tokenSecretRef, worker.env or worker.envFrom."
+            "model.tokenSecretRef, worker.env, worker.envFrom or a podTemplate."
         ),
     ),
     "no-mount": (

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from vllmendpoint_api import VLLMEndpointSpec
+from vllmendpoint_api import MAX_DEPTH, VLLMEndpointSpec
 
 FIELDS = {
     "engine.config.inline": lambda deep: {"engine": {"config": {"inline": deep}}},
@@ -20,12 +20,12 @@ def nested(levels, inner="1"):
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_up_to_64_levels(field):
+def test_up_to_a_bound(field):
     spec = {"model": {"uri": "hf://o/n"}}
-    VLLMEndpointSpec.model_validate(spec | FIELDS[field](nested(64)))
-    for deep in (nested(65), nested(64, "[]"), nested(60, "[[[[[1]]]]]")):
+    VLLMEndpointSpec.model_validate(spec | FIELDS[field](nested(MAX_DEPTH)))
+    for deep in (nested(MAX_DEPTH + 1), nested(MAX_DEPTH, "[]"), nested(MAX_DEPTH - 4, "[[[[[1]]]]]")):
         with pytest.raises(ValidationError) as refused:
             VLLMEndpointSpec.model_validate(spec | FIELDS[field](deep))
         (error,) = refused.value.errors()
         assert ".".join(map(str, error["loc"])) == field
-        assert "nested more than 64 levels deep" in error["msg"]
+        assert f"nested more than {MAX_DEPTH} levels deep" in error["msg"]

@@ -150,20 +150,6 @@ def test_scaled_to_zero_is_ready(make_endpoint, make_status):
     assert found["Reconciling"] == ("False", "Settled")
 
 
-def test_what_is_in_force_goes_with_the_last_worker(make_endpoint, make_status, make_worker):
-    before = make_status(make_endpoint(), make_worker("w"))
-    assert before.health_check is not None
-    assert before.handlers is not None
-    after = make_status(make_endpoint(replicas=0, before=before))
-    assert after.health_check is after.handlers is None
-
-
-def test_the_image_of_a_revision_is_the_one_that_runs(make_endpoint, make_status):
-    assert make_status(make_endpoint()).revision.image == "registry.example/worker:1"
-    changed = {"spec": {"containers": [{"name": "main", "image": "other:1"}]}}
-    assert make_status(make_endpoint(worker={"podTemplate": changed})).revision.image == "other:1"
-
-
 @pytest.mark.parametrize(
     ("replicas", "down", "surge", "needed"),
     [
@@ -236,82 +222,6 @@ def test_rollout(make_endpoint, make_plan, living, make_status, make_worker, con
     assert told(found)["UpToDate"] == told(found)["Ready"] == ("False", "RollingOut")
     assert told(found)["Reconciling"] == ("True", "RollingOut")
     assert message in condition(found, "UpToDate").message
-
-
-PROBLEM = {
-    "reason": "InvalidPayload",
-    "source": "Spec",
-    "field": "payload.temprature",
-    "message": "unknown field.",
-}
-
-
-@pytest.mark.parametrize(
-    ("said", "expected", "parts"),
-    [
-        ({"configuration__settingsHash": "old"}, ("Unknown", "Pending"), ["1 of 1 workers, w-1 among them"]),
-        (
-            {"configuration__state": "Refused", "configuration__problems": [PROBLEM]},
-            ("False", "InvalidPayload"),
-            [
-                "Spec: unknown field.",
-                "1 of 1 workers, pod w-1; it keeps its last good settings",
-            ],
-        ),
-        (
-            {
-                "configuration__state": "Refused",
-                "configuration__problems": [PROBLEM] * 3,
-                "healthCheck": None,
-            },
-            ("False", "InvalidPayload"),
-            ["it serves nothing until then", "(2 more problems.)"],
-        ),
-        ({"configuration__state": "Refused"}, ("False", "InvalidSettings"), ["see its log"]),
-        (
-            {
-                "configuration__state": "Refused",
-                "configuration__problems": [PROBLEM],
-                "configuration__settingsHash": "old",
-            },
-            ("Unknown", "Pending"),
-            ["have not taken in the newest settings yet"],
-        ),
-        (
-            {
-                "configuration__state": "Refused",
-                "configuration__problems": [PROBLEM],
-                "configuration__settingsHash": "",
-            },
-            ("False", "InvalidPayload"),
-            [],
-        ),
-        (
-            {
-                "configuration__state": "Refused",
-                "configuration__problems": [{**PROBLEM, "reason": "Nonsense"}],
-            },
-            ("False", "InvalidSettings"),
-            [],
-        ),
-        (
-            {
-                "configuration__state": "Refused",
-                "configuration__problems": [{**PROBLEM, "reason": "ProbingDisabled"}],
-            },
-            ("False", "InvalidSettings"),
-            [],
-        ),
-    ],
-)
-def test_configuration(make_endpoint, make_status, make_worker, condition, said, expected, parts):
-    endpoint = make_endpoint()
-    found = make_status(endpoint, make_worker("w-1", settings=endpoint, said=said))
-    assert told(found)["ConfigurationResolved"] == expected
-    assert told(found)["Ready"] == ("False", expected[1])
-    for part in parts:
-        assert part in condition(found, "ConfigurationResolved").message
-    assert (told(found)["Stalled"][0] == "True") is (expected[0] == "False")
 
 
 @pytest.mark.parametrize(

@@ -43,3 +43,17 @@ def test_none_is_left_out(make_endpoint, make_status, make_worker):
     wanted = leaves(version["schema"]["openAPIV3Schema"]["properties"]["status"])
     assert wanted - told(status) == set()
     assert told(status) <= wanted
+
+
+def test_what_is_in_force_goes_with_the_last_worker(make_endpoint, make_status, make_worker):
+    before = make_status(make_endpoint(), make_worker("w"))
+    assert before.health_check is not None
+    assert before.handlers is not None
+    after = make_status(make_endpoint(replicas=0, before=before))
+    assert after.health_check is after.handlers is None
+
+
+def test_the_image_of_a_revision_is_the_one_that_runs(make_endpoint, make_status):
+    assert make_status(make_endpoint()).revision.image == "registry.example/worker:1"
+    changed = {"spec": {"containers": [{"name": "main", "image": "other:1"}]}}
+    assert make_status(make_endpoint(worker={"podTemplate": changed})).revision.image == "other:1"

@@ -277,7 +277,7 @@ def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> Non
     (problem,) = found.load().engine.problems
     assert problem.reason == "InvalidEngineArguments"
     assert problem.message == (
-        f"model.uri (--model) names a folder {folder} that is not there: "
+        f"model.uri (--model) names a path that is not there ({folder}): "
         "correct the path, or put the model there."
     )
     before = found.signature()
@@ -305,7 +305,7 @@ def test_a_model_that_is_fetched_need_not_be_there(
 
 def test_of_a_model_that_the_environment_names_the_path_is_not_told(tmp_path: Path) -> None:
     (problem,) = sources(tmp_path, SM_VLLM_MODEL="/hunter2").load().engine.problems
-    assert "SM_VLLM_MODEL names a folder that is not there" in problem.message
+    assert "SM_VLLM_MODEL names a path that is not there: " in problem.message
 
 
 @pytest.mark.parametrize(

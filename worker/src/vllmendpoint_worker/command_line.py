@@ -78,9 +78,9 @@ class CommandLine:
 
 
 def _not_there(model: Given, path: Path) -> Problem:
-    told = "" if model.origin.confidential else f" {path}"
+    told = "" if model.origin.confidential else f" ({path})"
     return model.origin.problem(
-        f"names a folder{told} that is not there",
+        f"names a path that is not there{told}",
         "correct the path, or put the model there",
         reason=Reason.INVALID_ENGINE_ARGUMENTS,
     )

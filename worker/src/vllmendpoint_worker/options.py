@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Final
 
-from vllmendpoint_api import PayloadSource, Problem, Reason
+from vllmendpoint_api import MAX_DEPTH, PayloadSource, Problem, Reason
 
 from .arguments import is_number
 from .payload import Origin
@@ -26,9 +26,6 @@ MAX_NAME: Final = 96
 
 MAX_CHARACTERS: Final = 1024 * 1024
 """Largest value of a config file's option, written out."""
-
-MAX_DEPTH: Final = 32
-"""Deepest nesting of one."""
 
 _SPEC_FIELDS: Final = {"--model": "model.uri", "--served-model-name": "model.name"}
 _REASONS: Final = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from vllmendpoint_api import ModelType, PayloadSource, Problem
+from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem
 
 __all__ = ["MARKERS", "MAX_PAYLOAD_BYTES", "Form", "Origin", "RequestFields", "check", "form_of"]
 
@@ -27,9 +27,6 @@ them.
 
 MAX_PAYLOAD_BYTES: Final = 32 * 1024
 """Largest payload, as JSON: it is carried in every report of the worker."""
-
-MAX_DEPTH: Final = 32
-"""Deepest nesting: a report carries it, and the operator reads no deeper."""
 
 MAX_UNKNOWN: Final = 8
 """Unknown fields that are named one by one."""

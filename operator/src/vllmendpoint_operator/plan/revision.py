@@ -15,7 +15,6 @@ from .configuration import digest
 from .frontend import managed
 from .frontend import pod_template as frontend_template
 from .options import Options
-from .workload import image
 from .workload import pod_template as worker_template
 
 __all__ = ["HISTORY", "Revision", "pinned", "revisions"]
@@ -31,11 +30,10 @@ class Revision:
     number: int
     inputs: str
     data: dict[str, Any]
-    """``{"image": ..., "worker": PodTemplateSpec, "frontend": PodTemplateSpec or None}``"""
+    """``{"worker": PodTemplateSpec, "frontend": PodTemplateSpec}``, the latter where there is one."""
     upgrade_available: bool
 
     def status(self) -> RevisionStatus:
-        # The podTemplate may have another image than worker.image.
         containers = self.data["worker"]["spec"]["containers"]
         image = next(one["image"] for one in containers if one["name"] == names.MAIN_CONTAINER)
         return RevisionStatus(name=self.name, image=image, upgrade_available=self.upgrade_available)
@@ -66,7 +64,6 @@ def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str
     ``config`` is the name of the ConfigMap with the engine's config file (a digest of its content).
     """
     fresh: dict[str, Any] = {
-        "image": image(endpoint, options),
         "worker": _restarting(worker_template(endpoint, options, config), endpoint.rollout),
     }
     if managed(endpoint):

@@ -30,14 +30,18 @@ _CONFIG: Final = {
     "PostStartHookError",
 }
 _NO_REFERENCE: Final = (
-    (Reason.SECRET_NOT_FOUND, re.compile(r'secret ".*" not found|in Secret \S+$')),
-    (Reason.CONFIG_MAP_NOT_FOUND, re.compile(r'configmap ".*" not found|in ConfigMap \S+$')),
+    (
+        Reason.SECRET_NOT_FOUND,
+        re.compile(r'secret ".*" not found|in Secret \S+$'),
+        "model.tokenSecretRef, worker.env, worker.envFrom or a podTemplate",
+    ),
+    (
+        Reason.CONFIG_MAP_NOT_FOUND,
+        re.compile(r'configmap ".*" not found|in ConfigMap \S+$'),
+        "worker.env, worker.envFrom or a podTemplate",
+    ),
 )
-"""As the kubelet says it of a container's environment."""
-_NAMED_IN: Final = {
-    Reason.SECRET_NOT_FOUND: "model.tokenSecretRef, worker.env or worker.envFrom",
-    Reason.CONFIG_MAP_NOT_FOUND: "worker.env or worker.envFrom",
-}
+"""As the kubelet says it of a container's environment, and the fields that may name it."""
 _NO_ROOM: Final = frozenset({Reason.INSUFFICIENT_GPU, Reason.UNSCHEDULABLE})
 _BYTES: Final = re.compile(r"(\d+) of (\d+) bytes")
 
@@ -111,12 +115,11 @@ def _container(pod: Pod, name: str, status: dict[str, Any], startup_timeout_seco
     if reason in PULL:
         return cannot_pull(pod, name, str(status.get("image") or f"of container {name}"), reason, message)
     if reason in _CONFIG:
-        missing = (missed for missed, told in _NO_REFERENCE if told.search(message))
-        kind = next(missing, Reason.CONTAINER_CONFIG_ERROR)
         said = f"pod {pod.name} cannot start its container: {one_line(message) or reason}"
-        if kind is not Reason.CONTAINER_CONFIG_ERROR:
-            said += f"; create it, or correct what names it: {_NAMED_IN[kind]}"
-        return Cause(kind, f"{said}.")
+        for missing, told, fields in _NO_REFERENCE:
+            if told.search(message):
+                return Cause(missing, f"{said}; create it, or correct what names it: {fields}.")
+        return Cause(Reason.CONTAINER_CONFIG_ERROR, f"{said}.")
     restarts = int(status.get("restartCount", 0))
     now = state.get("terminated")
     if now and name != names.MAIN_CONTAINER and int(now.get("exitCode", 0)) == 0:

@@ -1,0 +1,83 @@
+"""``ConfigurationResolved``: what the workers say of the settings, and what comes of it."""
+
+import pytest
+
+
+def told(status):
+    return {entry.type: (entry.status, entry.reason) for entry in status.conditions}
+
+
+PROBLEM = {
+    "reason": "InvalidPayload",
+    "source": "Spec",
+    "field": "payload.temprature",
+    "message": "unknown field.",
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "parts"),
+    [
+        ({"configuration__settingsHash": "old"}, ("Unknown", "Pending"), ["1 of 1 workers, w-1 among them"]),
+        (
+            {"configuration__state": "Refused", "configuration__problems": [PROBLEM]},
+            ("False", "InvalidPayload"),
+            [
+                "Spec: unknown field.",
+                "1 of 1 workers, pod w-1; it keeps its last good settings",
+            ],
+        ),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [PROBLEM] * 3,
+                "healthCheck": None,
+            },
+            ("False", "InvalidPayload"),
+            ["it serves nothing until then", "(2 more problems.)"],
+        ),
+        ({"configuration__state": "Refused"}, ("False", "InvalidSettings"), ["see its log"]),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [PROBLEM],
+                "configuration__settingsHash": "old",
+            },
+            ("Unknown", "Pending"),
+            ["have not taken in the newest settings yet"],
+        ),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [PROBLEM],
+                "configuration__settingsHash": "",
+            },
+            ("False", "InvalidPayload"),
+            [],
+        ),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [{**PROBLEM, "reason": "Nonsense"}],
+            },
+            ("False", "InvalidSettings"),
+            [],
+        ),
+        (
+            {
+                "configuration__state": "Refused",
+                "configuration__problems": [{**PROBLEM, "reason": "ProbingDisabled"}],
+            },
+            ("False", "InvalidSettings"),
+            [],
+        ),
+    ],
+)
+def test_configuration(make_endpoint, make_status, make_worker, condition, said, expected, parts):
+    endpoint = make_endpoint()
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint, said=said))
+    assert told(found)["ConfigurationResolved"] == expected
+    assert told(found)["Ready"] == ("False", expected[1])
+    for part in parts:
+        assert part in condition(found, "ConfigurationResolved").message
+    assert (told(found)["Stalled"][0] == "True") is (expected[0] == "False")
