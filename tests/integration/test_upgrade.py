@@ -102,10 +102,12 @@ def taken_up(endpoint: Space, until: Callable[..., Any], value: str) -> None:
                     endpoint.work(pod)
                 else:
                     endpoint.play(pod)
-        return endpoint.condition("UpToDate").get("status") == "True" and not newer(endpoint)
+        # Of one reading: between two the rollout may begin.
+        status = endpoint.get()["status"]
+        ready = next(c for c in status["conditions"] if c["type"] == "Ready")["status"] == "True"
+        return ready and not status["revision"]["upgradeAvailable"]
 
     until(played, lambda: endpoint.get()["status"], seconds=40)
-    endpoint.until("Ready", "True")
 
 
 def newer(endpoint: Space) -> bool:
