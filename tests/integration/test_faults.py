@@ -67,7 +67,8 @@ def test_answers_that_are_lost_cost_no_second_write(behind, space, api):
 
 def test_events_that_fail_take_nothing_with_them(behind, space, api, until):
     fault = behind.door.befall(status=500, method="POST", path="/events")
-    endpoint, mark = space(NAMESPACE).create(), api.mark()
+    mark = api.mark()
+    endpoint = space(NAMESPACE).create()
     ready_with_each_child_written_once(behind, endpoint, mark)
     until(lambda: fault.times == 0, "its Event is tried")
 
@@ -96,7 +97,8 @@ def of(behind, endpoint):
 
 def test_a_slow_server_is_waited_for(behind, space, api):
     behind.door.befall(times=1000, seconds=0.05, path=f"/namespaces/{NAMESPACE}/")
-    endpoint, mark = space(NAMESPACE).create(), api.mark()
+    mark = api.mark()
+    endpoint = space(NAMESPACE).create()
     ready_with_each_child_written_once(behind, endpoint, mark)
 
 

@@ -66,9 +66,9 @@ def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, n
     assert 4 < time.monotonic() - killed < 12, "not before the lease ran out, and soon after it"
     until(lambda: endpoint.get()["status"]["workers"][0]["verdict"] == "Busy", "the change is told")
     assert endpoint.condition("Ready")["status"] == "True", "the verdict was kept meanwhile"
+    assert len(endpoint.events("Ready")) == 1, "a new leader tells nothing anew"
     endpoint.patch(spec={"replicas": 2})
     until(lambda: len(endpoint.pods()) == 2, "the change is taken up")
-    assert len(endpoint.events("Ready")) == 1, "a new leader tells nothing anew"
     (lease,) = api.all("Lease", namespace)
     assert lease["spec"]["holderIdentity"] == "second"
 
