@@ -297,11 +297,6 @@ REFUSED: Final[list[tuple[Object, str]]] = [
 
 REFUSED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
     (
-        _claim(),
-        _claim(size="1Gi"),
-        "cache.volumeClaimTemplate.size: a volume cannot shrink; give at least its size",
-    ),
-    (
         _claim(storageClassName="a"),
         _claim(storageClassName="b"),
         f"cache.volumeClaimTemplate.storageClassName: {_FIXED}",

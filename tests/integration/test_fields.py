@@ -87,7 +87,6 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
     endpoint.serve()
     endpoint.until("Ready", "True")
     # What admission sees.
-    assert "a volume cannot shrink; give at least its size" in edited(endpoint, size="500Mi")
     assert "storageClassName: a claim keeps it; make another claim" in edited(endpoint, storageClassName="b")
     assert "accessModes: a claim keeps it; make another claim" in edited(
         endpoint, accessModes=["ReadWriteMany"]
@@ -101,8 +100,13 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
     said = "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim"
     assert refused["message"].startswith(f"{said} {endpoint.name}-cache: ")
     assert "\n" not in refused["message"]
+    assert "it has 1Gi: set size to that again" in refused["message"]
     assert endpoint.condition("Stalled")["status"] == "True"
     assert endpoint.condition("Available")["status"] == "True", "what runs goes on"
+    assert not edited(endpoint, size="1Gi"), "what is refused can be taken back"
+    endpoint.until("Ready", "True")
+    assert not edited(endpoint, size="500Mi")
+    assert "it has 1Gi" in endpoint.until("Accepted", "False", "InvalidSpec")["message"]
     # Taken out, it goes with the last pod that may mount it.
     endpoint.patch(spec={"cache": None})
     endpoint.until("Accepted", "True")

@@ -100,10 +100,19 @@ def test_a_restart_writes_nothing(operate, space, api, namespace, until):
     ("kind", "suffix", "edit", "path"),
     [
         ("Service", "", {"spec": {"selector": {"app.kubernetes.io/component": "x"}}}, ("spec", "selector")),
+        ("Service", "", {"spec": {"selector": {"one": "more"}}}, ("spec", "selector")),
         ("Deployment", "-workers", {"spec": {"replicas": 5}}, ("spec", "replicas")),
+        ("Deployment", "-workers", {"spec": {"paused": True}}, ("spec", "paused")),
+        ("Deployment", "-frontend", {"spec": {"paused": True}}, ("spec", "paused")),
         ("ConfigMap", "-settings", {"data": {"settings.json": "{}"}}, ("data",)),
         ("RoleBinding", "-workers", {"subjects": []}, ("subjects",)),
         ("NetworkPolicy", "-workers", {"spec": {"ingress": [{}]}}, ("spec", "ingress")),
+        (
+            "NetworkPolicy",
+            "-workers",
+            {"spec": {"podSelector": {"matchLabels": {"one": "more"}}}},
+            ("spec", "podSelector"),
+        ),
         (
             "Service",
             "-workers",
@@ -152,11 +161,16 @@ def test_what_others_add_is_no_drift(shared, settled_endpoint, api, until):
         "metadata": {"annotations": {"a": "b"}},
         "spec": {"template": {"spec": {"containers": containers}}},
     }
+    ports = endpoint.child("Service")["spec"]["ports"]
+    ports.append({"name": "more", "port": 9000, "protocol": "TCP"})
     mark = api.mark()
     api.patch("Deployment", "shared", f"{endpoint.name}-frontend", body)
+    api.patch("Service", "shared", endpoint.name, {"spec": {"ports": ports}})
     until(lambda: len(endpoint.pods("frontend")) >= 1)
     settled(api, "shared", until)
-    assert not [write for write in api.writes(mark, namespace="shared") if "deployments" in write]
+    written = [write for write in api.writes(mark, namespace="shared") if endpoint.name in write]
+    assert not [write for write in written if "deployments" in write or "services" in write]
+    assert len(endpoint.child("Service")["spec"]["ports"]) == 2
 
 
 @pytest.fixture(scope="module")

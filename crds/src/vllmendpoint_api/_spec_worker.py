@@ -162,10 +162,6 @@ class VolumeClaimTemplate(Contract):
                 "message": "cache.volumeClaimTemplate.size: must be greater than 0",
             },
             {
-                "rule": "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
-                "message": "cache.volumeClaimTemplate.size: a volume cannot shrink; give at least its size",
-            },
-            {
                 "rule": "!('ReadWriteOncePod' in self.accessModes) || size(self.accessModes) == 1",
                 "message": "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod goes with no other mode; "
                 "remove it, or the others",
@@ -173,7 +169,9 @@ class VolumeClaimTemplate(Contract):
         )
     )
     size: Annotated[
-        Quantity, Field(description="Size of the volume. It may grow, where its class allows it.")
+        Quantity,
+        # No rule against less: growth that the API server refuses must be taken back.
+        Field(description="Size of the volume. It may grow, where its class allows it."),
     ]
     storage_class_name: Annotated[
         str | None,

@@ -4,16 +4,16 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from vllmendpoint_api import Reason, names
 
 from .cache import Cache
+from .differences import differs
 from .errors import Conflict, NotFound, PlanError, Rejected
 from .kinds import (
     CLAIM,
@@ -30,7 +30,7 @@ from .kube import Kube, Object
 from .model import Endpoint
 from .plan import Plan
 
-__all__ = ["Applied", "apply_plan", "differs"]
+__all__ = ["Applied", "apply_plan"]
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ async def apply_plan(
         in cache.store(by_name(child["kind"]), endpoint.namespace)
         for child in plan.children
     )
+    # The revision alone may come before what is left of another endpoint.
+    established = any(kind != CONTROLLER_REVISION.kind for kind, _ in observed or {})
     for child in plan.children:
         kind = by_name(child["kind"])
         store = cache.store(kind, endpoint.namespace)
@@ -95,7 +97,7 @@ async def apply_plan(
         live = store.get((endpoint.namespace, child["metadata"]["name"]))
         if not wanted():
             return done
-        if live is not None and _left_alone(kind, desired, live, endpoint):
+        if live is not None and _left_alone(kind, desired, live, endpoint, established):
             continue
         if live is None or _made_anew(kind, desired, live):
             if not asked and not await _stands(kube, endpoint):
@@ -105,7 +107,7 @@ async def apply_plan(
                 await _rehearse(kube, kind, child)
                 await _delete(kube, cache, kind, live)
                 done.writes += 1
-            store.absorb(await _make(kube, kind, desired, partial(done.warned, child)))
+            store.absorb(await _make(kube, kind, desired, partial(done.warned, child), established))
         else:
             # Scaling one that was warned of is no news.
             store.absorb(await _apply(kube, kind, desired, live))
@@ -166,8 +168,10 @@ async def _apply(
 def _anew(claim: Object | None) -> str:
     if claim is None:
         return ""
+    name, size = claim["metadata"]["name"], claim["spec"]["resources"]["requests"]["storage"]
     return (
-        f"; if nothing of worth is in it, `kubectl delete pvc {claim['metadata']['name']}` has it made anew"
+        f"; it has {size}: set size to that again, or, if nothing of worth is in it, "
+        f"`kubectl delete pvc {name}` has it made anew"
     )
 
 
@@ -201,7 +205,9 @@ async def _stands(kube: Kube, endpoint: Endpoint) -> bool:
     )
 
 
-async def _make(kube: Kube, kind: Kind, desired: Object, warned: Callable[[str], None]) -> Object:
+async def _make(
+    kube: Kube, kind: Kind, desired: Object, warned: Callable[[str], None], established: bool
+) -> Object:
     """Our cache holds labelled objects only: another's may stand under the name, and is left alone."""
     metadata = desired["metadata"]
     new = {**desired, "metadata": {**metadata, "resourceVersion": _NO_VERSION}}
@@ -210,17 +216,19 @@ async def _make(kube: Kube, kind: Kind, desired: Object, warned: Callable[[str],
     except Conflict:
         found = await kube.get(kind, metadata["namespace"], metadata["name"])
     if not _is_owned(found, metadata["ownerReferences"][0]["uid"]):
-        raise _taken(kind, desired, found)
+        raise _taken(kind, desired, found, established)
     return await _apply(kube, kind, desired, found, warned)
 
 
-def _taken(kind: Kind, child: Object, live: Object) -> PlanError:
+def _taken(kind: Kind, child: Object, live: Object, established: bool) -> PlanError:
+    """``established``: the endpoint has children of its own, which must not be deleted with what stands in
+    the way."""
     name = child["metadata"]["name"]
     if "deletionTimestamp" in live["metadata"] or _was_ours(child, live):
         return PlanError(
             Reason.PENDING, f"the {kind.kind} {name!r} is being deleted; this goes on when it is gone."
         )
-    if _was_orphaned(child, live):
+    if _was_orphaned(child, live) and not established:
         return PlanError(
             Reason.NAME_TAKEN,
             f"metadata.name: the {kind.kind} {name!r} was left by an earlier endpoint of this name, deleted "
@@ -263,14 +271,14 @@ def _stamped(child: Object) -> Object:
     return {**child, "metadata": {**child["metadata"], "annotations": annotations}}
 
 
-def _left_alone(kind: Kind, desired: Object, live: Object, endpoint: Endpoint) -> bool:
+def _left_alone(kind: Kind, desired: Object, live: Object, endpoint: Endpoint, established: bool) -> bool:
     """Nothing is to be done about it now. Raises PlanError where it is not ours."""
     if _is_ours(live, endpoint):
         return not differs(desired, live)
     if kind is CLAIM and _controller(live) == endpoint.uid:
         # Deleted by somebody, and held by the pods that mount it: the rest does not wait for their end.
         return True
-    raise _taken(kind, desired, live)
+    raise _taken(kind, desired, live, established)
 
 
 def _made_anew(kind: Kind, desired: Object, live: Object) -> bool:
@@ -311,69 +319,3 @@ def _controller(obj: Object) -> str | None:
         if owner.get("controller"):
             return str(owner["uid"])
     return None
-
-
-def differs(desired: Any, live: Any, field: str = "") -> bool:
-    """Whether applying ``desired`` would change ``live``: something of it is absent or different.
-
-    What the API server adds (defaults, status) does not count, nor what others added to a keyed list,
-    since an apply leaves it there; a field taken out shows in the digest that every child carries.
-    Quantities compare by value.
-    """
-    if desired == live:
-        return False
-    if isinstance(desired, dict) and isinstance(live, dict):
-        return any(
-            differs(value, live[key], key) if key in live else not _dropped(value)
-            for key, value in desired.items()
-        )
-    if isinstance(desired, list) and isinstance(live, list):
-        key = _LIST_KEYS.get(field)
-        if key is not None:
-            by_key = {item.get(key): item for item in live}
-            return any(differs(item, by_key.get(item[key], {})) for item in desired)
-        return len(desired) != len(live) or any(
-            differs(item, other) for item, other in zip(desired, live, strict=True)
-        )
-    return not _same_quantity(desired, live)
-
-
-_LIST_KEYS: Final = {
-    **dict.fromkeys(("containers", "initContainers", "env", "volumes", "imagePullSecrets"), "name"),
-    "volumeMounts": "mountPath",
-}
-"""Lists that server-side apply merges by a key; all others it replaces (``subjects``, for instance)."""
-
-
-def _dropped(value: Any) -> bool:
-    """The API server leaves zero values out: an absent and an empty field are one."""
-    return value in ({}, [], "", None, 0, False)
-
-
-_QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]{1,3})?)([a-zA-Z]*)$")
-"""Other text looks like one now and then: a digest of digits with one ``e`` among them."""
-_SUFFIX: Final = {
-    "": Decimal(1),
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    **{s: Decimal(10) ** (3 * i) for i, s in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
-    **{s: Decimal(1024) ** i for i, s in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
-}
-
-
-def _same_quantity(a: Any, b: Any) -> bool:
-    if not isinstance(a, str | int) or not isinstance(b, str | int):
-        return False
-    x, y = _quantity(str(a)), _quantity(str(b))
-    return x is not None and x == y
-
-
-def _quantity(text: str) -> Decimal | None:
-    match = _QUANTITY.match(text)
-    if match is None or match[2] not in _SUFFIX:
-        return None
-    try:
-        return Decimal(match[1]) * _SUFFIX[match[2]]
-    except ArithmeticError:
-        return None

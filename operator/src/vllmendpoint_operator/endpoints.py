@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from vllmendpoint_api import VLLMEndpointSpec
 
 from .cache import Key
-from .observe import claim_references, config_map_references
 from .packing import Packer
+from .references import claim_references, config_map_references
 
 __all__ = ["Endpoints"]
 

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
-from vllmendpoint_api import VLLMEndpointSpec, names
+from vllmendpoint_api import names
 
 from .cache import Cache, Key
 from .errors import NotFound
 from .kinds import CLAIM, CONFIG_MAP, DEPLOYMENT, MANAGED, POD, REPLICA_SET, Kind
 from .kube import Kube, Object
 from .model import ConfigMapContent, Endpoint, Observed, Pod
+from .references import claim_references, config_map_references
 from .reports import Reports, Target
 
-__all__ = ["Observer", "Workload", "claim_references", "config_map_references"]
+__all__ = ["Observer", "Workload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +27,6 @@ class Workload:
     pods: list[Object]
     listening: bool
     """A worker was only just asked for its reports: its first is on its way."""
-
-
-def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
-    """Names of the ConfigMaps whose content the plan needs."""
-    config = spec.engine.config
-    script = spec.handlers.script if spec.handlers is not None else None
-    references = (
-        config.config_map_key_ref if config is not None else None,
-        script.config_map_key_ref if script is not None else None,
-    )
-    return {reference.name for reference in references if reference is not None}
-
-
-def claim_references(spec: VLLMEndpointSpec) -> set[str]:
-    """Names of the PersistentVolumeClaims that the workers mount."""
-    found = set()
-    if spec.model.uri.startswith("pvc://"):
-        found.add(spec.model.uri.removeprefix("pvc://").split("/", 1)[0])
-    if spec.cache is not None and spec.cache.persistent_volume_claim is not None:
-        found.add(spec.cache.persistent_volume_claim.claim_name)
-    return found
 
 
 class Observer:

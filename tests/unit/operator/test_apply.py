@@ -220,6 +220,21 @@ async def test_anothers_object_is_left_alone(
     assert ("apply", kind, wanted["metadata"]["name"]) not in kube.writes
 
 
+async def test_a_child_that_lost_its_owner_is_named_alone(kube, cache, put, living, make_endpoint, make_plan):
+    """``kubectl replace`` of an edited export: what the endpoint has besides must not be deleted with it."""
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    observed = living(planned)
+    service = next(c for c in planned.children if c["kind"] == "Service")
+    children = {key: obj for key, obj in observed.children.items() if key[0] != "Service"}
+    put({**service, "metadata": {**service["metadata"], "ownerReferences": []}})
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, planned, observed=children)
+    assert refused.value.reason is Reason.NAME_TAKEN
+    assert "delete it, or give the endpoint another name" in refused.value.message
+    assert "kubectl delete" not in refused.value.message
+
+
 @pytest.mark.parametrize(
     "metadata",
     [{"deletionTimestamp": "2026-01-01T12:00:00Z"}, {"ownerReferences": "earlier"}],
@@ -273,7 +288,9 @@ async def test_a_claim_that_stands_and_cannot_be_changed_may_be_deleted(
     put(claim)
     larger = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable")
-    with pytest.raises(PlanError, match="; if nothing of worth is in it, `kubectl delete pvc smollm-cache`"):
+    with pytest.raises(
+        PlanError, match="; it has 9Gi: set size to that again, or, .*`kubectl delete pvc smollm-cache`"
+    ):
         await apply_plan(kube, cache, larger, make_plan(larger))
 
 

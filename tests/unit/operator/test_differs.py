@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_operator.apply import differs
+from vllmendpoint_operator.differences import differs
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,33 @@ from vllmendpoint_operator.apply import differs
             {"volumeMounts": [{"mountPath": "/b", "name": "w"}, {"mountPath": "/a", "name": "v"}]},
             False,
         ),
+        (
+            {"ports": [{"port": 1, "protocol": "TCP"}]},
+            {"ports": [{"port": 2, "protocol": "TCP"}, {"port": 1, "protocol": "TCP", "nodePort": 3}]},
+            False,
+        ),
+        ({"ports": [{"containerPort": 1}]}, {"ports": [{"containerPort": 1, "protocol": "TCP"}]}, False),
+        ({"ports": [{"port": 1}]}, {"ports": [{"port": 1, "protocol": "UDP"}]}, True),
+        ({"ownerReferences": [{"uid": "a"}]}, {"ownerReferences": [{"uid": "b"}, {"uid": "a"}]}, False),
+        ({"ownerReferences": [{"uid": "a"}]}, {"ownerReferences": [{"uid": "b"}]}, True),
+        # atomic maps: one more label selects other pods
+        ({"selector": {"a": "1"}}, {"selector": {"a": "1"}}, False),
+        ({"selector": {"a": "1"}}, {"selector": {"a": "1", "b": "2"}}, True),
+        ({"podSelector": {"matchLabels": {"a": "1"}}}, {"podSelector": {"matchLabels": {"a": "1"}}}, False),
+        (
+            {"podSelector": {"matchLabels": {"a": "1"}}},
+            {"podSelector": {"matchLabels": {"a": "1", "b": "2"}}},
+            True,
+        ),
+        ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {"a": "1", "b": "2"}}, True),
+        ({"labelSelector": {"matchLabels": {}}}, {"labelSelector": {}}, False),
+        ({"ingress": [{"ports": [{"port": 1}]}]}, {"ingress": [{"ports": [{"port": 1}]}]}, False),
+        (
+            {"ingress": [{"ports": [{"port": 1}]}]},
+            {"ingress": [{"ports": [{"port": 1}, {"port": 2}]}]},
+            True,
+        ),
+        ({"ingress": [{"from": [{"podSelector": {}}]}]}, {"ingress": [{}]}, True),
         # quantities
         ({"cpu": "1000m"}, {"cpu": "1"}, False),
         ({"cpu": "0.5"}, {"cpu": "500m"}, False),

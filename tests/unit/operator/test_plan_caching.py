@@ -51,3 +51,17 @@ def test_a_claim_goes_only_when_no_pod_can_mount_it_any_more(make_endpoint, make
     assert [(o["kind"], o["metadata"]["name"]) for o in free.prune] == [
         ("PersistentVolumeClaim", "smollm-cache")
     ]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"cache": {"persistentVolumeClaim": {"claimName": "smollm-cache"}}},
+        {"model": {"uri": "pvc://smollm-cache/toy"}},
+    ],
+    ids=["as the cache", "as the model"],
+)
+def test_a_claim_that_is_named_since_stays(make_endpoint, make_plan, living, spec):
+    """No pod may mount it at the moment: with ``replicas: 0``, for instance."""
+    first = make_plan(make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}}))
+    assert not make_plan(make_endpoint(replicas=0, **spec), living(first)).prune

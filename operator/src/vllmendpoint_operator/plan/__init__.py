@@ -16,6 +16,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.references import claim_references
 
 from . import access, caching, configuration, disruption, frontend, network, workload
 from .options import Options
@@ -77,7 +78,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     return Plan(
         children=owned,
         verify=tuple(child for child in owned if _unverified(endpoint, observed, revision, child)),
-        prune=_prune(owned, observed),
+        prune=_prune(endpoint, owned, observed),
         refresh=_refresh(observed, settings),
         settings=settings,
         revision=revision.status(),
@@ -152,8 +153,11 @@ def _unverified(endpoint: Endpoint, observed: Observed, revision: Revision, chil
     return bool(patch) if before is None else bool(before != revision.data[part])
 
 
-def _prune(children: tuple[dict[str, Any], ...], observed: Observed) -> tuple[dict[str, Any], ...]:
+def _prune(
+    endpoint: Endpoint, children: tuple[dict[str, Any], ...], observed: Observed
+) -> tuple[dict[str, Any], ...]:
     wanted = {(child["kind"], child["metadata"]["name"]) for child in children}
+    claims = observed.claims_in_use | claim_references(endpoint.spec)  # one made for it may be named since
     gone = [
         obj
         for (kind, name), obj in observed.children.items()
@@ -161,7 +165,7 @@ def _prune(children: tuple[dict[str, Any], ...], observed: Observed) -> tuple[di
         and (kind, name) not in wanted
         # Old pods keep what they mount whatever happens, so that an evicted one can come back.
         and not (kind == "ConfigMap" and name in observed.settings_in_use)
-        and not (kind == "PersistentVolumeClaim" and name in observed.claims_in_use)
+        and not (kind == "PersistentVolumeClaim" and name in claims)
     ]
     history = [
         obj for obj in revisions(observed) if ("ControllerRevision", obj["metadata"]["name"]) not in wanted

@@ -80,6 +80,7 @@ def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
         "metadata": {"name": frontend_name(endpoint), "labels": endpoint.labels(FRONTEND)},
         "spec": {
             "replicas": endpoint.spec.frontend.replicas,
+            "paused": False,
             "selector": {"matchLabels": endpoint.selector(FRONTEND)},
             "revisionHistoryLimit": 2,
             "template": template,

@@ -170,6 +170,7 @@ def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
         "metadata": {"name": deployment_name(endpoint), "labels": endpoint.labels(WORKER)},
         "spec": {
             "replicas": spec.replicas,
+            "paused": False,  # whoever pauses a rollout here has it undone: spec.paused is the endpoint's
             "selector": {"matchLabels": endpoint.selector(WORKER)},
             "strategy": {
                 "type": "RollingUpdate",

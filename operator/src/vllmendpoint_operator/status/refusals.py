@@ -5,8 +5,8 @@ from typing import Final
 from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.observe import claim_references
 from vllmendpoint_operator.plan.workload import deployment_name
+from vllmendpoint_operator.references import claim_references
 
 from .conditions import Finding, false, true, unknown
 from .why import why
