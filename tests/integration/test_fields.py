@@ -155,7 +155,7 @@ def test_paused_changes_nothing_until_it_is_not(shared, space, api, until):
 def test_paused_from_the_start_and_deleted(shared, space, api, until):
     endpoint = space().create(paused=True)
     paused = endpoint.until("Available", "False", "Paused")
-    assert "there is no Deployment yet, and spec.paused is true; set it to false" in paused["message"]
+    assert "-workers yet, and spec.paused is true; set it to false" in paused["message"]
     assert endpoint.owned() == []
     endpoint.patch(spec={"paused": False})
     until(endpoint.pods, "pods")
@@ -209,7 +209,7 @@ def test_a_pod_template_is_refused_before_anything_is_written(shared, space, api
 def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, space, api, until):
     endpoint = space().create(replicas=2)
     until(lambda: len(endpoint.pods()) == 2 and endpoint.pods("frontend"), "all its pods")
-    until(lambda: endpoint.get()["status"]["replicas"] == 2, "the status follows")
+    until(lambda: endpoint.get()["status"].get("replicas") == 2, "the status follows")
     path = f"{api.path('VLLMEndpoint', 'shared', endpoint.name)}/scale"
     scale = api.call("GET", path)
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)

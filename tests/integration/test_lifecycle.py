@@ -65,7 +65,9 @@ def test_an_unchanged_resource_costs_nothing(shared, space, api, until):
     mark = api.mark()
     endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
     time.sleep(2)  # nothing happens, so nothing tells that it has not
-    assert api.requests(mark, namespace="shared") == []
+    # Every now and then all are listed, in case that the watch lost one.
+    asked = [(e["verb"], e["objectRef"]["resource"]) for e in api.requests(mark, namespace="shared")]
+    assert set(asked) <= {("list", "vllmendpoints")}
 
 
 def settled(api, namespace, until):
@@ -85,6 +87,8 @@ def test_a_restart_writes_nothing(operate, space, api, namespace, until):
     endpoint = space(namespace).create(engine={"config": {"inline": {"seed": 1}}}, replicas=2)
     endpoint.serve(2)
     endpoint.until("Ready", "True")
+    whole = {"readyReplicas": 2, "generatingReplicas": 2}  # one of two is enough for Ready
+    until(lambda: whole.items() <= endpoint.get()["status"].items(), "both generate")
     settled(api, namespace, until)
     before = endpoint.get()
     assert operator.stop() == 0

@@ -44,6 +44,8 @@ def test_a_scrape_says_what_the_api_server_saw(operate, space, api, namespace, u
     endpoint.until("Ready", "True")
     endpoint.patch(spec={"frontend": {"mode": "None"}})
     until(lambda: endpoint.child("Deployment", "-frontend") is None, "something is deleted")
+    last = {"observedGeneration": 2, "readyReplicas": 2}
+    until(lambda: last.items() <= endpoint.get()["status"].items(), "the last status write")
 
     def written():
         """Of the audit log: how often, by verb and kind."""

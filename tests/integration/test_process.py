@@ -10,13 +10,16 @@ import yaml
 from tests.integration.free_port import free_port
 from vllmendpoint_api import names
 
+ENDS_SECONDS = 6
+"""A loaded machine's: what is not given up at once takes a lease's or a request's time, 10 s and more."""
+
 
 def ask(number, path):
     with urllib.request.urlopen(f"http://127.0.0.1:{number}{path}", timeout=5) as answer:
         return answer.status, answer.read().decode()
 
 
-def test_answers_for_itself_and_ends_within_two_seconds(operate, space, api, namespace, until):
+def test_answers_for_itself_and_ends_at_once(operate, space, api, namespace, until):
     metrics, health = free_port(), free_port()
     operator = operate(namespace, metrics_port=metrics, health_port=health).leads()
     endpoint = space(namespace).create()
@@ -35,24 +38,24 @@ def test_answers_for_itself_and_ends_within_two_seconds(operate, space, api, nam
     until(lambda: where not in ask(metrics, "/metrics")[1], lambda: ask(metrics, "/metrics")[1])
     started = time.monotonic()
     assert operator.stop() == 0, operator.text()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < ENDS_SECONDS
     assert "Traceback" not in operator.text(), operator.text()
     (lease,) = api.all("Lease", namespace)
     assert lease["spec"].get("holderIdentity", "") == "", "the next one leads at once"
 
 
-def test_ends_within_two_seconds_while_it_waits_for_the_lease(operate, namespace, until):
+def test_ends_at_once_while_it_waits_for_the_lease(operate, namespace, until):
     operate(namespace).leads()
     waiting = operate(namespace)
     until(lambda: "waiting for the lease" in waiting.text(), waiting.text)
     started = time.monotonic()
     assert waiting.stop() == 0, waiting.text()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < ENDS_SECONDS
 
 
 def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, namespace, until):
-    first = operate(namespace, identity="first").leads()
-    second = operate(namespace, identity="second")
+    first = operate(namespace, identity="first", lease_seconds=6).leads()
+    second = operate(namespace, identity="second", lease_seconds=6)
     until(lambda: "waiting for the lease" in second.text(), second.text)
     endpoint = space(namespace).create()
     (worker,) = endpoint.serve()
@@ -62,10 +65,16 @@ def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, n
     first.kill()
     killed = time.monotonic()
     worker.say("Busy")
-    second.leads(seconds=15)
-    assert 4 < time.monotonic() - killed < 12, "not before the lease ran out, and soon after it"
-    until(lambda: endpoint.get()["status"]["workers"][0]["verdict"] == "Busy", "the change is told")
+    second.leads()
+    assert time.monotonic() - killed > 2, "not before the lease ran out, which was renewed every 2 s"
+
+    def verdict():
+        return endpoint.get()["status"]["workers"][0]["verdict"]
+
+    until(lambda: verdict() == "Busy", "the change is told")
     assert endpoint.condition("Ready")["status"] == "True", "the verdict was kept meanwhile"
+    worker.say("Generating")
+    until(lambda: verdict() == "Generating", "another, after all that the first one's Events would follow")
     assert len(endpoint.events("Ready")) == 1, "a new leader tells nothing anew"
     endpoint.patch(spec={"replicas": 2})
     until(lambda: len(endpoint.pods()) == 2, "the change is taken up")
@@ -75,11 +84,11 @@ def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, n
 
 def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, space, api, namespace, until):
     """SIGSTOP stands for the longest pause there is: a machine that was suspended."""
-    first = operate(namespace, identity="first").leads()
+    first = operate(namespace, identity="first", lease_seconds=6).leads()
     endpoint = space(namespace).create()
     endpoint.until("Available", "False", "Starting")
     first.process.send_signal(signal.SIGSTOP)
-    second = operate(namespace, identity="second").leads()
+    second = operate(namespace, identity="second", lease_seconds=6).leads()
     second.process.send_signal(signal.SIGSTOP)  # so that every write is the first one's
     time.sleep(0.5)  # for what it had sent already
     endpoint.patch(spec={"replicas": 2})

@@ -93,6 +93,14 @@ def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(
     endpoint.until("Ready", "True")
 
 
+def replica_sets(api, endpoint):
+    return [
+        item
+        for item in api.all("ReplicaSet", "shared")
+        if item["metadata"]["ownerReferences"][0]["name"] == f"{endpoint.name}-workers"
+    ]
+
+
 def test_without_a_spare_gpu_the_old_goes_first(shared, space, api, until):
     """Surge 0: never more pods than replicas, so a rollout needs no GPU that is not there."""
     endpoint = space()
@@ -103,8 +111,9 @@ def test_without_a_spare_gpu_the_old_goes_first(shared, space, api, until):
 
     def rolled():
         nonlocal most
+        # As its controller asks for them: of two ReplicaSets' pods one may be made before another is deleted.
+        most = max(most, sum(item["spec"]["replicas"] for item in replica_sets(api, endpoint)))
         pods = [pod for pod in endpoint.pods() if not pod["metadata"].get("deletionTimestamp")]
-        most = max(most, len(pods))
         for pod in pods:
             if pod["metadata"]["uid"] not in old | played:
                 played.add(pod["metadata"]["uid"])
@@ -135,7 +144,8 @@ def test_observing_tells_and_gates_nothing(shared, space, until):
         status = endpoint.get()["status"]
         worker = status["workers"][0]
         counts = (status["readyReplicas"], status["generatingReplicas"])
-        return (*counts, worker["ready"], worker.get("verdict")) == (1, 0, True, "Stalled")
+        who = worker["name"] == new["metadata"]["name"]
+        return who and (*counts, worker["ready"], worker.get("verdict")) == (1, 0, True, "Stalled")
 
     until(told, "ready, and not generating")
 

@@ -132,6 +132,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.HANDLER_IMPORT_FAILED,
         Reason.ARTIFACTS_NOT_FETCHED,
         Reason.MODEL_DOWNLOAD_FAILED,
+        Reason.WORKER_UNREACHABLE,
     ),
     Condition.AVAILABLE: (
         Reason.AVAILABLE,

@@ -23,6 +23,7 @@ from .kinds import (
     MANAGED,
     POD,
     ROLE_BINDING,
+    SERVICE,
     Kind,
     by_name,
 )
@@ -85,8 +86,8 @@ async def apply_plan(
         in cache.store(by_name(child["kind"]), endpoint.namespace)
         for child in plan.children
     )
-    # The revision alone may come before what is left of another endpoint.
-    established = any(kind != CONTROLLER_REVISION.kind for kind, _ in observed or {})
+    # What comes before these may have been made although others' children stand in the way of the rest.
+    established = any(kind in (SERVICE.kind, DEPLOYMENT.kind) for kind, _ in observed or {})
     for child in plan.children:
         kind = by_name(child["kind"])
         store = cache.store(kind, endpoint.namespace)

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from vllmendpoint_api import VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .reports import Link
 
-__all__ = ["ConfigMapContent", "Endpoint", "Object", "Observed", "Pod"]
+__all__ = ["REVISION_ANNOTATION", "ConfigMapContent", "Endpoint", "Object", "Observed", "Pod"]
 
 Object = dict[str, Any]
+
+REVISION_ANNOTATION: Final = "deployment.kubernetes.io/revision"
+"""Set by the Deployment controller, alike on a Deployment and on the ReplicaSet of its newest template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,24 @@ class Pod:
         return "deletionTimestamp" in self.obj["metadata"]
 
     @property
+    def over(self) -> bool:
+        """A record that Kubernetes keeps of one that was taken off its node: another takes its place.
+
+        Succeeded too: so ends one whose containers end well when they are told to.
+        """
+        return self.phase in ("Failed", "Succeeded")
+
+    @property
+    def template_hash(self) -> str:
+        """Which ReplicaSet of its Deployment made it."""
+        return str((self.obj["metadata"].get("labels") or {}).get("pod-template-hash", ""))
+
+    @property
+    def component(self) -> str:
+        """``worker`` or ``frontend``, as the fields of the spec are called."""
+        return str((self.obj["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, "worker"))
+
+    @property
     def ready(self) -> bool:
         return self.condition("Ready").get("status") == "True" and not self.terminating
 
@@ -131,6 +152,8 @@ class Observed:
     """(kind, name) -> object, only those whose controller is this endpoint."""
     workers: tuple[Pod, ...] = ()
     frontends: tuple[Pod, ...] = ()
+    template_hashes: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(Deployment, its controller's number of a revision) -> what that revision's pods are labelled with."""
     config_maps: Mapping[str, ConfigMapContent] = field(default_factory=dict)
     """Those that the spec refers to and that exist."""
     claims: frozenset[str] = frozenset()

@@ -1,6 +1,6 @@
 """Gather one endpoint's world from the cache and the workers' reports. Writes nothing."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
@@ -11,7 +11,7 @@ from .cache import Cache, Key
 from .errors import NotFound
 from .kinds import CLAIM, CONFIG_MAP, DEPLOYMENT, MANAGED, POD, REPLICA_SET, Kind
 from .kube import Kube, Object
-from .model import ConfigMapContent, Endpoint, Observed, Pod
+from .model import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod
 from .references import claim_references, config_map_references
 from .reports import Reports, Target
 
@@ -67,6 +67,10 @@ class Observer:
             frontends=tuple(
                 self._pod(endpoint, obj) for obj in _by_name(pods) if _component(obj) == "frontend"
             ),
+            template_hashes={
+                (owner, _revision(obj)): str(obj["metadata"]["labels"].get("pod-template-hash", ""))
+                for owner, obj in _by_owner(workload.deployments, replica_sets)
+            },
             config_maps=await self._config_maps(endpoint),
             claims=frozenset(
                 name
@@ -123,6 +127,17 @@ class Observer:
 
 def _uids(objects: Iterable[Object]) -> set[str]:
     return {obj["metadata"]["uid"] for obj in objects}
+
+
+def _by_owner(deployments: Iterable[Object], replica_sets: Iterable[Object]) -> Iterator[tuple[str, Object]]:
+    """Each ReplicaSet with the name of its Deployment."""
+    owners = {obj["metadata"]["uid"]: str(obj["metadata"]["name"]) for obj in deployments}
+    for obj in replica_sets:
+        yield owners[str(_controller(obj))], obj
+
+
+def _revision(obj: Object) -> str:
+    return str((obj["metadata"].get("annotations") or {}).get(REVISION_ANNOTATION, ""))
 
 
 def _by_name(objects: Iterable[Object]) -> list[Object]:

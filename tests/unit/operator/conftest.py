@@ -14,7 +14,7 @@ from vllmendpoint_api import (
     WorkerReport,
     names,
 )
-from vllmendpoint_operator.model import ConfigMapContent, Endpoint, Observed, Pod
+from vllmendpoint_operator.model import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod
 from vllmendpoint_operator.plan import Options, Plan, plan, worker_settings
 from vllmendpoint_operator.reports import Link
 from vllmendpoint_operator.status import status
@@ -83,12 +83,14 @@ def living() -> Callable[..., Observed]:
     """What is observed after a plan was applied: its children, with a Deployment status all done."""
 
     def make(planned: Plan, *, pods: Iterable[Pod] = (), **more: Any) -> Observed:
-        children = {}
+        children, hashes = {}, {}
         for child in planned.children:
             live = {**child, "metadata": {**child["metadata"], "generation": 1}}
             if child["kind"] == "Deployment":
                 count = child["spec"]["replicas"]
                 live["status"] = {"observedGeneration": 1, "replicas": count, "updatedReplicas": count}
+                live["metadata"]["annotations"] = {REVISION_ANNOTATION: "1"}
+                hashes[child["metadata"]["name"], "1"] = "new"
             children[child["kind"], child["metadata"]["name"]] = live
         frontend = ready_pod("frontend-1")
         return Observed(
@@ -97,6 +99,7 @@ def living() -> Callable[..., Observed]:
                 "children": children,
                 "workers": tuple(pods),
                 "frontends": (frontend,),
+                "template_hashes": hashes,
                 **more,
             }
         )
@@ -160,7 +163,13 @@ def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
         **changed.pop("container", {}),
     }
     ready = changed.pop("ready", True)
-    metadata = {"name": name, "uid": f"uid-{name}", "namespace": "team-a", **changed.pop("metadata", {})}
+    metadata = {
+        "name": name,
+        "uid": f"uid-{name}",
+        "namespace": "team-a",
+        "labels": {"pod-template-hash": "new"},
+        **changed.pop("metadata", {}),
+    }
     obj = {
         "metadata": metadata,
         "spec": {"nodeName": "node-1", **changed.pop("spec", {})},

@@ -289,7 +289,7 @@ async def test_a_claim_that_stands_and_cannot_be_changed_may_be_deleted(
     larger = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable")
     with pytest.raises(
-        PlanError, match="; it has 9Gi: set size to that again, or, .*`kubectl delete pvc smollm-cache`"
+        PlanError, match=r"; it has 9Gi: set size to that again, or, .*`kubectl delete pvc smollm-cache`"
     ):
         await apply_plan(kube, cache, larger, make_plan(larger))
 

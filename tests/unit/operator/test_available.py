@@ -244,3 +244,106 @@ def test_a_frontend_on_its_way_is_a_start_and_no_defect(
     frontend = make_pod("f-1", ready=False, container={"state": state, "started": False})
     found = make_status(endpoint, make_worker(settings=endpoint), frontends=(frontend,))
     assert told(condition, found, "Available")[:2] == ("False", reason)
+
+
+def test_one_that_ended_in_good_order_is_a_record_too(make_endpoint, make_status, make_pod, make_worker):
+    endpoint = make_endpoint()
+    gone = make_pod("w-1", ready=False, phase="Succeeded")
+    found = make_status(endpoint, gone, make_worker("w-2", settings=endpoint))
+    assert (found.replicas, [worker.name for worker in found.workers]) == (1, ["w-2"])
+
+
+@pytest.mark.parametrize(("made", "told_of"), [("12:00:30", True), ("12:30:00", False)])
+def test_a_record_explains_what_took_its_place_and_nothing_later(
+    make_endpoint, make_status, make_pod, make_worker, condition, made, told_of
+):
+    endpoint = make_endpoint()
+    since = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T12:00:00Z"}
+    gone = make_pod("w-1", ready=False, phase="Failed", reason="Evicted", conditions=[since])
+    labels = {"labels": {"pod-template-hash": "new"}}
+    after = make_worker(
+        "w-2",
+        "Starting",
+        settings=endpoint,
+        metadata={**labels, "creationTimestamp": f"2026-01-01T{made}Z"},
+    )
+    found = make_status(endpoint, gone, after)
+    assert (told(condition, found, "Available")[1] == "PodFailed") is told_of
+    assert ("Evicted" in condition(found, "Available").message) is told_of
+
+
+def test_the_newest_record_is_told(make_endpoint, make_status, make_pod, make_worker, condition):
+    endpoint = make_endpoint()
+    gone = [
+        make_pod(
+            f"w-{number}",
+            ready=False,
+            phase="Failed",
+            reason="Evicted",
+            conditions=[
+                {"type": "Ready", "status": "False", "lastTransitionTime": f"2026-01-01T12:0{number}:00Z"}
+            ],
+        )
+        for number in (1, 2)
+    ]
+    found = make_status(endpoint, *gone, make_worker("w-3", "Starting", settings=endpoint))
+    assert condition(found, "Available").message.startswith("0 of 1 replicas ready, 1 needed: pod w-2 failed")
+
+
+def test_what_a_lost_node_holds_is_not_waited_for(
+    make_endpoint, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint()
+    lost = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    old = make_worker("w-1", settings=endpoint, metadata=LEAVING, conditions=lost)
+    new = make_pod("w-2", ready=False, phase="Pending", conditions=[NO_GPU], containerStatuses=[])
+    status, reason, said = told(condition, make_status(endpoint, old, new), "Available")
+    assert (status, reason) == ("False", "NodeLost")
+    assert "pod w-2 waits for what pod w-1 still holds, which cannot end: node node-1 no longer" in said
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_zero_replicas_that_are_not_applied(
+    make_endpoint, make_plan, living, make_status, make_worker, condition, paused
+):
+    before = make_endpoint(replicas=2)
+    children = living(make_plan(before)).children
+    pods = [make_worker(f"w-{number}", settings=before) for number in (1, 2)]
+    problem = None if paused else PlanError(Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap")
+    found = make_status(make_endpoint(replicas=0, paused=paused), *pods, children=children, problem=problem)
+    assert told(condition, found, "Available") == (
+        "True",
+        "Available",
+        "replicas is 0, which is not applied yet: 2 pods serve on.",
+    )
+    assert told(condition, found, "Generating")[:2] == ("True", "Generating")
+    assert told(condition, found, "Ready")[0] == "False"
+    applied = make_status(make_endpoint(replicas=0), *pods)
+    assert told(condition, applied, "Available")[1] == "ScaledToZero"
+
+
+def test_a_scale_up_that_is_not_applied(
+    make_endpoint, make_plan, living, make_status, make_worker, condition
+):
+    before = make_endpoint()
+    children = living(make_plan(before)).children
+    problem = PlanError(Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap")
+    endpoint = make_endpoint(replicas=5)
+    found = make_status(endpoint, make_worker(settings=before), children=children, problem=problem)
+    assert told(condition, found, "Available")[1:] == (
+        "NotReady",
+        "1 of 5 replicas ready, 4 needed: no more pods are made until this is mended: no ConfigMap.",
+    )
+
+
+def test_a_replica_that_does_not_come_up_is_told_where_the_others_suffice(
+    make_endpoint, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    good = make_worker("w-1", settings=endpoint)
+    found = make_status(endpoint, good, make_pod("w-2", ready=False, container=crash("ValueError: no")))
+    assert told(condition, found, "Ready")[0] == "True"
+    said = condition(found, "Ready").message
+    assert said.startswith("1 of 1 started replicas generate. 1 more did not start: pod w-2 ended with exit")
+    found = make_status(endpoint, good, make_worker("w-2", "Starting", settings=endpoint))
+    assert condition(found, "Ready").message == "1 of 1 started replicas generate."

@@ -2,6 +2,8 @@
 
 import pytest
 
+from vllmendpoint_operator.reports import Link
+
 
 def told(status):
     return {entry.type: (entry.status, entry.reason) for entry in status.conditions}
@@ -81,3 +83,29 @@ def test_configuration(make_endpoint, make_status, make_worker, condition, said,
     for part in parts:
         assert part in condition(found, "ConfigurationResolved").message
     assert (told(found)["Stalled"][0] == "True") is (expected[0] == "False")
+
+
+def test_one_that_cannot_be_asked(make_endpoint, make_status, make_worker, make_pod, condition):
+    """A NetworkPolicy in the way: the kubelet finds it ready, and nobody knows what it runs."""
+    endpoint = make_endpoint(replicas=2)
+    never = make_pod("w-1", Link(settled=True, error="refused"))
+    found = make_status(endpoint, never, make_worker("w-2", settings=endpoint))
+    assert told(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
+    assert "1 of 2 workers, w-1 among them, cannot be asked" in (
+        condition(found, "ConfigurationResolved").message
+    )
+    assert told(found)["Ready"] == ("False", "WorkerUnreachable")
+    assert told(found)["Reconciling"][0] == "False"
+    lost = make_worker("w-1", settings=endpoint, connected=False)
+    found = make_status(endpoint, lost, make_worker("w-2", settings=endpoint))
+    assert told(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
+
+
+def test_settings_that_an_older_worker_does_not_know(make_endpoint, make_status, make_worker, condition):
+    endpoint = make_endpoint()
+    said = {"configuration__warnings": ["this version does not know the setting healthCheck.x"]}
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint, said=said))
+    assert told(found)["ConfigurationResolved"] == ("True", "Resolved")
+    assert condition(found, "ConfigurationResolved").message.endswith(
+        "Pod w-1: this version does not know the setting healthCheck.x"
+    )

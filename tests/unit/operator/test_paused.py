@@ -41,7 +41,12 @@ def test_pods_that_are_not_made_since_it_is_paused(
     assert found.reason == reason
     if reason == "Paused":
         assert f"0 of {replicas} replicas ready" in found.message
-        stands = "there is no Deployment yet" if made is None else f"the Deployment was last asked for {made}"
+        name = "smollm-workers"
+        stands = (
+            f"there is no Deployment {name} yet"
+            if made is None
+            else f"the Deployment {name} was last asked for {made}"
+        )
         assert f"{stands}, and spec.paused is true; set it to false to go on." in found.message
 
 
@@ -54,3 +59,26 @@ def test_a_spec_that_is_refused_is_told_while_paused(make_endpoint, condition, n
     )
     assert condition(found, "Ready").reason == "InvalidSpec"
     assert condition(found, "Reconciling").status == "False"
+
+
+def test_a_frontend_that_is_not_made_since_it_is_paused(
+    make_endpoint, make_plan, living, make_worker, condition
+):
+    without = make_endpoint(frontend={"mode": "None"})
+    observed = replace(living(make_plan(without), pods=[make_worker(settings=without)]), frontends=())
+    endpoint = make_endpoint(paused=True)
+    found = status(endpoint, observed, make_plan(endpoint, observed), None)
+    said = condition(found, "Available")
+    assert said.reason == "Paused"
+    assert said.message.startswith("0 of 1 frontend pods ready: there is no Deployment smollm-frontend yet")
+
+
+def test_what_was_not_verified_is_not_called_valid(make_endpoint, make_plan, living, condition):
+    running = make_endpoint()
+    observed = living(make_plan(running))
+    held = make_endpoint(paused=True, worker={"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})
+    found = status(held, observed, make_plan(held, observed), None)
+    assert "verifies its pods once spec.paused is false" in condition(found, "Accepted").message
+    still = make_endpoint(paused=True)
+    found = status(still, observed, make_plan(still, observed), None)
+    assert condition(found, "Accepted").message == "The spec is valid."

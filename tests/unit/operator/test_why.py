@@ -37,6 +37,10 @@ def unscheduled(message, **spec):
     return {"phase": "Pending", "conditions": conditions, "containerStatuses": [], "spec": spec}
 
 
+PROXY = {"name": "proxy", "resources": {"limits": {"memory": "32Mi"}}}
+BOTH = {"containers": [{"name": "main", "resources": {"limits": {"memory": "200Gi"}}}, PROXY]}
+SIDECAR = {"name": "proxy", "restartCount": 1, "ready": False}
+FRONTEND = {"metadata": {"labels": {"app.kubernetes.io/component": "frontend"}}}
 GPU = {"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}
 MEMORY = {"containers": [{"name": "main", "resources": {"limits": {"memory": "4Gi"}}}]}
 CASES = {
@@ -157,6 +161,70 @@ CASES = {
         Reason.POD_FAILED,
         ["failed on node node-1 (Evicted): The node was low on resource: memory. Ask for"],
     ),
+    "shut down in good order": (
+        {
+            "phase": "Succeeded",
+            "conditions": [
+                {
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "TerminationByKubelet",
+                    "message": "Pod was terminated in response to imminent node shutdown.",
+                }
+            ],
+            **again(ended(0, "Completed"), restarts=0),
+        },
+        Reason.POD_FAILED,
+        ["ended on node node-1 (TerminationByKubelet): Pod was terminated in response to imminent node"],
+    ),
+    "a frontend that does not come up": (
+        {**again(ended(137, seconds=BUDGET + 5)), **FRONTEND},
+        Reason.STARTUP_TIMEOUT,
+        ["before it served: it has 600 s. See `kubectl logs w-1"],
+    ),
+    "a frontend killed for memory": (
+        {**again(ended(137, "OOMKilled")), **FRONTEND},
+        Reason.OOM_KILLED,
+        ["Raise frontend.resources.limits.memory. It is starting again."],
+    ),
+    "a sidecar killed for memory": (
+        {"containerStatuses": [SIDECAR | {"state": {"terminated": ended(137, "OOMKilled")}}], "spec": BOTH},
+        Reason.OOM_KILLED,
+        ["container proxy, was killed", "limit 32Mi", "Raise its limit in worker.podTemplate."],
+    ),
+    "without a limit beside a sidecar that has one": (
+        {**again(ended(137, "OOMKilled")), "spec": {"containers": [PROXY, {"name": "main"}]}},
+        Reason.OOM_KILLED,
+        ["limit none set: the node's"],
+    ),
+    "a sidecar's image": (
+        {
+            "containerStatuses": [
+                SIDECAR | {"image": "p:1", "state": {"waiting": {"reason": "ErrImagePull", "message": "404"}}}
+            ]
+        },
+        Reason.IMAGE_PULL_FAILED,
+        ["the image p:1 of container proxy: 404", "check name and tag in worker.podTemplate."],
+    ),
+    "a longer time to end in": (
+        {
+            **again(ended(137, seconds=BUDGET + 290)),
+            "spec": {"terminationGracePeriodSeconds": 300, "containers": []},
+        },
+        Reason.STARTUP_TIMEOUT,
+        ["the budget worker.startupTimeoutSeconds is 600 s"],
+    ),
+    "an init container": (
+        {
+            **waiting("PodInitializing"),
+            "initContainerStatuses": [
+                {"name": "done", "ready": True, "state": {"terminated": ended(0)}},
+                {"name": "fetch", "ready": False, "state": {"running": {}}},
+            ],
+        },
+        Reason.STARTING,
+        ["pod w-1 is starting: its init container fetch has yet to end."],
+    ),
     "creating": (
         {**waiting("ContainerCreating")},
         Reason.STARTING,
@@ -243,3 +311,67 @@ def test_a_failing_custom_ping_is_named(make_worker):
     cause = why(stalled, 1800)
     assert cause is not None
     assert cause.reason is Reason.ENGINE_STALLED, "the engine's own trouble goes first"
+
+
+def test_one_that_hangs_is_not_what_it_said_last(make_worker):
+    """The stream went silent, the kubelet's probes time out, and nothing restarts it."""
+    hung = make_worker("w-1", ready=False, connected=False, error="silent for 15 s")
+    found = why(hung, BUDGET)
+    assert found.reason is Reason.NOT_READY
+    assert "answers neither the kubelet nor the operator (silent for 15 s)" in found.message
+    # Cut for a moment only, it is what it was.
+    assert (
+        why(make_worker("w-1", ready=False, connected=False, settled=False), BUDGET).reason is Reason.STARTING
+    )
+    loading = make_worker("w-1", "Starting", connected=False, container={"started": False})
+    assert why(loading, BUDGET).reason is Reason.STARTING
+
+
+@pytest.mark.parametrize(
+    ("pod", "told"),
+    [
+        ({}, "generates; the kubelet has yet to see it ready."),
+        ({"container": {"ready": True}}, "generates; the kubelet has yet to see it ready."),
+        (
+            {
+                "containerStatuses": [
+                    {"name": "main", "ready": True, "started": True, "state": {"running": {}}},
+                    {**SIDECAR, "state": {"running": {}}, "restartCount": 0},
+                ]
+            },
+            "generates; its container proxy is not ready.",
+        ),
+        (
+            {
+                "container": {"ready": True},
+                "conditions": [
+                    {
+                        "type": "Ready",
+                        "status": "False",
+                        "reason": "ReadinessGatesNotReady",
+                        "message": 'the status of pod readiness gate "a/b" is not "True", but False',
+                    }
+                ],
+            },
+            'generates; the status of pod readiness gate "a/b" is not "True", but False.',
+        ),
+    ],
+)
+def test_what_holds_up_one_that_generates(make_worker, pod, told):
+    found = why(make_worker("w-1", ready=False, **pod), BUDGET)
+    assert (found.reason, found.message) == (Reason.STARTING, f"pod w-1 {told}")
+
+
+def test_one_that_generates_and_takes_no_requests(make_worker):
+    found = why(make_worker("w-1", ready=False, said={"ready": False}), BUDGET)
+    assert (found.reason, found.message) == (
+        Reason.NOT_READY,
+        "pod w-1 generates, and takes no requests: it warms up, or is ending.",
+    )
+
+
+def test_the_stage_of_one_that_starts_again(make_worker):
+    pod = make_worker(
+        "w-1", "Starting", said={"stage__name": "LoadingWeights"}, ready=False, **again(ended(3))
+    )
+    assert why(pod, BUDGET).message.endswith("It is starting again: LoadingWeights since 11:50:00 UTC.")

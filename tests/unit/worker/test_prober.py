@@ -1,7 +1,6 @@
 """The prober against an engine made of Python: when it asks, how it aborts, what it calls an answer."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
 from vllmendpoint_api import Mode, Outcome, Verdict
 from vllmendpoint_worker import liveness
-from vllmendpoint_worker.board import Board, Clock
+from vllmendpoint_worker.board import Board
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.expect import Expectation
 from vllmendpoint_worker.prober import Prober, ProbeSettings, ask, next_probe_at
@@ -22,6 +22,10 @@ from vllmendpoint_worker.verdict import Rules, State
 pytestmark = pytest.mark.timeout(30)
 UNEXPECTED = Outcome.UNEXPECTED_ANSWER
 GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class FakeEngine:
@@ -41,10 +45,10 @@ class FakeEngine:
         self.most_running = 0
         self.aborted = 0
         self.ids: list[str] = []
-        self.progress = progress or Progress()
+        self.progress = progress or Progress(now)
 
     async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        self.asked.append(time.monotonic())
+        self.asked.append(now())
         self.requests.append(request)
         self.ids.append(request_id)
         self.running += 1
@@ -80,7 +84,7 @@ def settings(
 
 @asynccontextmanager
 async def probing(engine: FakeEngine, given: ProbeSettings) -> AsyncIterator[Prober]:
-    prober = Prober(engine, given, progress=engine.progress, publish=lambda: None)
+    prober = Prober(engine, given, progress=engine.progress, publish=lambda: None, clock=LoopClock())
     task = asyncio.create_task(prober.run())
     try:
         yield prober
@@ -90,11 +94,11 @@ async def probing(engine: FakeEngine, given: ProbeSettings) -> AsyncIterator[Pro
 
 
 async def until(condition: Any, seconds: float = 5.0) -> float:
-    began = time.monotonic()
+    began = now()
     while not condition():
-        assert time.monotonic() - began < seconds, "did not come about in time"
+        assert now() - began < seconds, "did not come about in time"
         await asyncio.sleep(0.01)
-    return time.monotonic() - began
+    return now() - began
 
 
 @pytest.mark.parametrize(
@@ -111,10 +115,11 @@ async def until(condition: Any, seconds: float = 5.0) -> float:
         ([{"data": [{"embedding": "AAAA"}]}], Outcome.COMPLETE, 0),
     ],
 )  # fmt: skip
+@on_virtual_time
 async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome, tokens: int) -> None:
     engine = FakeEngine()
     engine.chunks = chunks
-    result = await ask(engine, {}, 1.0, Clock())
+    result = await ask(engine, {}, 1.0, LoopClock())
     assert (result.outcome, result.tokens) == (outcome, tokens)
     assert engine.ids[0].startswith(PROBE_PREFIX)
 
@@ -142,45 +147,52 @@ def letters(tokens: Sequence[int]) -> str:
         ),
     ],
 )
+@on_virtual_time
 async def test_the_text_must_match_what_is_expected(
     regex: str, chunks: list[dict[str, Any]], outcome: Outcome
 ) -> None:
     engine = FakeEngine()
     engine.chunks = chunks
-    result = await ask(engine, {}, 1.0, Clock(), Expectation(regex, letters))
+    result = await ask(engine, {}, 1.0, LoopClock(), Expectation(regex, letters))
     assert result.outcome is outcome
 
 
+@on_virtual_time
 async def test_an_answer_that_does_not_match_is_told_without_its_text() -> None:
     engine = FakeEngine()
-    result = await ask(engine, {}, 1.0, Clock(), Expectation("hunter2", lambda tokens: "the secret"))
+    result = await ask(engine, {}, 1.0, LoopClock(), Expectation("hunter2", lambda tokens: "the secret"))
     assert result.detail == "2 tokens that do not match healthCheck.expect.regex"
     engine.chunks = GOOD[1:]
-    assert "1 token that does not" in (await ask(engine, {}, 1.0, Clock(), Expectation("x", letters))).detail
+    assert (
+        "1 token that does not" in (await ask(engine, {}, 1.0, LoopClock(), Expectation("x", letters))).detail
+    )
 
 
+@on_virtual_time
 async def test_a_tokenizer_that_raises_is_an_error() -> None:
     def decode(tokens: Sequence[int]) -> str:
         raise OverflowError("hunter2")
 
-    result = await ask(FakeEngine(), {}, 1.0, Clock(), Expectation("x", decode))
+    result = await ask(FakeEngine(), {}, 1.0, LoopClock(), Expectation("x", decode))
     assert result.outcome is Outcome.ERROR
     assert "OverflowError" in result.detail
     assert "hunter2" not in result.detail
 
 
+@on_virtual_time
 async def test_with_an_expected_text_users_answers_do_not_spare_the_probe() -> None:
     engine = FakeEngine()
     given = replace(settings(period=0.4), expect=Expectation("ef", letters))
     async with probing(engine, given) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        began = time.monotonic()
+        began = now()
         while len(engine.asked) < 4:
             engine.progress.finished([("cmpl-1-0", True)])
-            assert time.monotonic() - began < 5.0
+            assert now() - began < 5.0
             await asyncio.sleep(0.05)
 
 
+@on_virtual_time
 async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
     engine = FakeEngine()
     given = settings(period=60.0)
@@ -193,6 +205,7 @@ async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
         assert len(engine.asked) == asked + 1
 
 
+@on_virtual_time
 async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
     engine = FakeEngine()
     engine.behaviour = "wait"
@@ -207,11 +220,17 @@ async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
         assert len(engine.asked) == 2
 
 
+@on_virtual_time
 async def test_every_probe_that_ended_is_counted_once() -> None:
     engine = FakeEngine()
     ended: list[Any] = []
     prober = Prober(
-        engine, settings(period=60.0), progress=engine.progress, publish=lambda: None, ended=ended.append
+        engine,
+        settings(period=60.0),
+        progress=engine.progress,
+        publish=lambda: None,
+        ended=ended.append,
+        clock=LoopClock(),
     )
     task = asyncio.create_task(prober.run())
     await until(lambda: len(ended) == 1)
@@ -228,24 +247,27 @@ async def test_every_probe_that_ended_is_counted_once() -> None:
     await asyncio.wait({task}, timeout=5)
 
 
+@on_virtual_time
 async def test_a_probe_is_aborted_at_its_timeout() -> None:
     engine = FakeEngine()
     engine.behaviour = "hang"
-    result = await ask(engine, {}, 0.2, Clock())
+    result = await ask(engine, {}, 0.2, LoopClock())
     assert result.outcome is Outcome.TIMEOUT
     assert 0.2 <= result.latency < 0.5
     assert (engine.aborted, engine.running) == (1, 0)
 
 
+@on_virtual_time
 async def test_an_error_is_named_by_its_type_only() -> None:
     engine = FakeEngine()
     engine.behaviour = "raise"
-    result = await ask(engine, {}, 1.0, Clock())
+    result = await ask(engine, {}, 1.0, LoopClock())
     assert (result.outcome, result.detail) == (Outcome.ERROR, "ValueError")
     engine.gone = "gone"
-    assert (await ask(engine, {}, 1.0, Clock())).outcome is Outcome.ENGINE_DEAD
+    assert (await ask(engine, {}, 1.0, LoopClock())).outcome is Outcome.ENGINE_DEAD
 
 
+@on_virtual_time
 async def test_idle_it_asks_once_a_period_and_one_at_a_time() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4)) as prober:
@@ -256,6 +278,7 @@ async def test_idle_it_asks_once_a_period_and_one_at_a_time() -> None:
         assert prober.state.verdict is Verdict.GENERATING
 
 
+@on_virtual_time
 async def test_a_stall_is_seen_within_period_and_timeout_and_probes_do_not_pile_up() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.5, timeout=0.3)) as prober:
@@ -268,6 +291,7 @@ async def test_a_stall_is_seen_within_period_and_timeout_and_probes_do_not_pile_
         assert await until(lambda: prober.state.verdict is Verdict.GENERATING) <= 1.6
 
 
+@on_virtual_time
 async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=0.3)) as prober:
@@ -281,6 +305,7 @@ async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None
         assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.3 + 1.0
 
 
+@on_virtual_time
 async def test_users_answers_spare_the_probe() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4)) as prober:
@@ -289,16 +314,18 @@ async def test_users_answers_spare_the_probe() -> None:
             engine.progress.finished([("cmpl-1-0", True)])
             await asyncio.sleep(0.1)
         assert len(engine.asked) == 1
-        assert prober.last_proof == pytest.approx(time.monotonic(), abs=0.3)
+        assert prober.last_proof == pytest.approx(now(), abs=0.3)
         assert await until(lambda: len(engine.asked) == 2) <= 0.8
 
 
+@on_virtual_time
 async def test_our_own_probes_and_bad_ends_are_no_users_answers() -> None:
     progress = Progress()
     progress.finished([(f"{PROBE_PREFIX}1", True), ("user", False)])
     assert (progress.users_finished, progress.last_user_finished) == (0, None)
 
 
+@on_virtual_time
 async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4, timeout=0.4)) as prober:
@@ -314,15 +341,16 @@ async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -
         assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.4 + 1.0
 
 
+@on_virtual_time
 async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_probe() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=2.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         engine.behaviour, engine.users = "hang", 8
         probe = asyncio.create_task(prober.probe_now())
-        began = time.monotonic()
+        began = now()
         while not probe.done():
-            if time.monotonic() - began < 1.5:  # the last tokens come before the probe ends
+            if now() - began < 1.5:  # the last tokens come before the probe ends
                 engine.progress.step(8, 0.02)
             await asyncio.sleep(0.02)
         assert prober.state.verdict is Verdict.BUSY
@@ -331,6 +359,7 @@ async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_pr
 
 
 @pytest.mark.parametrize("stay", [True, False], ids=["users-wait", "users-hang-up"])
+@on_virtual_time
 async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool) -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=1.0)) as prober:
@@ -349,6 +378,7 @@ async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool
         assert seen == {Verdict.BUSY, end}
 
 
+@on_virtual_time
 async def test_a_changed_question_is_asked_at_once() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
@@ -358,6 +388,7 @@ async def test_a_changed_question_is_asked_at_once() -> None:
         assert engine.requests[1] == {"token_ids": [9]}
 
 
+@on_virtual_time
 async def test_disabled_asks_nothing() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(mode=Mode.DISABLED)) as prober:
@@ -370,27 +401,29 @@ async def test_disabled_asks_nothing() -> None:
         prober.configure(settings(mode=Mode.DISABLED))
 
 
-@pytest.fixture
-async def ends(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, Board, list[str]]]:
+@asynccontextmanager
+async def beating(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, Board, list[str]]]:
     """A worker that serves and beats, and the ends that liveness made of it."""
     ends: list[str] = []
     monkeypatch.setattr(liveness, "leave", lambda code, why: ends.append(why))
-    board = Board(worker_version="1.2.3")
-    shown = Publisher(board, Clock())
+    board = Board(worker_version="1.2.3", clock=LoopClock())
+    shown = Publisher(board, LoopClock())
     shown.resolved = shown.warmed = shown.serving = True
-    beating = asyncio.create_task(liveness.Liveness(board, shown, lambda: 1.0, Clock()).run())
-    yield shown, board, ends
-    beating.cancel()
-    await asyncio.wait({beating}, timeout=5)
+    beats = asyncio.create_task(liveness.Liveness(board, shown, lambda: 1.0, LoopClock()).run())
+    try:
+        yield shown, board, ends
+    finally:
+        beats.cancel()
+        await asyncio.wait({beats}, timeout=5)
 
 
+@on_virtual_time
 async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
-    ends: tuple[Publisher, Board, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shown, board, left = ends
     engine = FakeEngine()
     engine.behaviour = "hang"
-    async with probing(engine, settings()) as prober:
+    async with beating(monkeypatch) as (shown, board, left), probing(engine, settings()) as prober:
         shown.prober = prober
         await until(lambda: prober.state.verdict is Verdict.STALLED)
         prober.configure(settings(mode=Mode.DISABLED))
@@ -408,6 +441,7 @@ async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
         assert left == []
 
 
+@on_virtual_time
 async def test_probing_that_was_off_takes_no_healthy_worker_out_of_service() -> None:
     engine = FakeEngine()
     async with probing(engine, settings()) as prober:
@@ -417,6 +451,7 @@ async def test_probing_that_was_off_takes_no_healthy_worker_out_of_service() -> 
         assert prober.state.verdict is Verdict.GENERATING
 
 
+@on_virtual_time
 async def test_probe_now_is_shared_by_those_who_ask_together() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
@@ -426,6 +461,7 @@ async def test_probe_now_is_shared_by_those_who_ask_together() -> None:
         assert len(engine.asked) == 2
 
 
+@on_virtual_time
 async def test_a_dead_engine_is_seen_while_a_probe_hangs() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(timeout=20.0)) as prober:
@@ -436,6 +472,7 @@ async def test_a_dead_engine_is_seen_while_a_probe_hangs() -> None:
         assert await until(lambda: prober.state.verdict is Verdict.DEAD) < 0.5
 
 
+@on_virtual_time
 async def test_errors_fail_after_the_threshold_one_second_apart() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:

@@ -1,6 +1,6 @@
 """The frontend: Dynamo's OpenAI HTTP server, for this endpoint's workers alone."""
 
-from typing import Any
+from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, names
 from vllmendpoint_operator.model import Endpoint
@@ -18,7 +18,10 @@ from .pods import (
 from .template import customised
 from .workload import image
 
-__all__ = ["deployment", "frontend_name", "managed", "pod_template"]
+__all__ = ["STARTUP_SECONDS", "deployment", "frontend_name", "managed", "pod_template"]
+
+STARTUP_SECONDS: Final = 120
+"""Until it must answer; the probe asks every second."""
 
 
 def managed(endpoint: Endpoint) -> bool:
@@ -42,7 +45,12 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
             {"name": "HF_HUB_OFFLINE", "value": "1"},
         ],
         "ports": [{"name": "http", "containerPort": names.FRONTEND_PORT, "protocol": "TCP"}],
-        "startupProbe": {**_get("/live"), "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 120},
+        "startupProbe": {
+            **_get("/live"),
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": STARTUP_SECONDS,
+        },
         "readinessProbe": {**_get("/health"), "periodSeconds": 5, "timeoutSeconds": 3},
         "livenessProbe": {
             **_get("/live"),

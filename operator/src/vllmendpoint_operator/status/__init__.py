@@ -39,7 +39,7 @@ def status(
     spec = endpoint.spec
     listed = workers(observed.workers, before, observed.now, spec.worker.startup_timeout_seconds)
     findings: dict[Condition, Finding] = {
-        Condition.ACCEPTED: accepted(problem),
+        Condition.ACCEPTED: accepted(problem, spec.paused and plan is not None and bool(plan.verify)),
         Condition.RESOLVED_REFS: resolved_refs(endpoint, observed, problem),
         Condition.CONFIGURATION_RESOLVED: configuration_resolved(
             endpoint, observed, plan.settings.hash if plan is not None else None
@@ -73,9 +73,9 @@ def status(
         model_name=endpoint.model_name,
         url=url(endpoint),
         invocations_url=invocations_url(endpoint),
-        # What is in force: while paused, that is not what the plan would make.
+        # What is in force: not what the plan would make, were it not paused, or refused.
         revision=plan.revision
-        if plan is not None and not spec.paused
+        if plan is not None and problem is None and not spec.paused
         else before.revision
         if before
         else None,

@@ -1,54 +1,56 @@
 """``Available``: enough replicas are ready, and the frontend is up."""
 
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
-from vllmendpoint_api import FrontendMode, Reason
+from vllmendpoint_api import Reason
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.model import Endpoint, Observed, Pod
 from vllmendpoint_operator.plan.disruption import required
-from vllmendpoint_operator.plan.frontend import frontend_name
-from vllmendpoint_operator.plan.workload import deployment_name
 
 from .cause import one_line
 from .conditions import Finding, false, true
+from .parts import Part, frontend, workers
 from .why import Cause, causes, why, worst
 
 __all__ = ["available", "not_created"]
 
+_REPLACED_WITHIN: Final = timedelta(minutes=5)
+"""Of the end of a pod, and its controller makes another in seconds."""
+
 
 def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Finding:
     """``problem``: why the spec could not be applied."""
-    replicas = endpoint.spec.replicas
+    part = workers(endpoint, observed)
+    replicas, ready = part.replicas, part.ready
     if replicas == 0:
+        if ready and part.asked_for:
+            return true(Reason.AVAILABLE, f"replicas is 0, which is not applied yet: {ready} pods serve on.")
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
-    ready = sum(pod.ready for pod in observed.workers)
     needed = required(replicas, endpoint.spec.strategy.rolling_update)
-    counts = f"{ready} of {replicas} replicas ready, {needed} needed"
     if ready < needed:
-        budget = endpoint.spec.worker.startup_timeout_seconds
-        cause = _cause(endpoint, observed, problem, budget)
-        return false(cause.reason, f"{counts}: {cause.message}")
-    if endpoint.spec.frontend.mode == FrontendMode.MANAGED and not any(
-        pod.ready for pod in observed.frontends
-    ):
-        down = worst(causes(observed.frontends, 120).values())
-        down = down or not_created(observed, frontend_name(endpoint), problem)
+        cause = _cause(part, problem)
+        return false(cause.reason, f"{ready} of {replicas} replicas ready, {needed} needed: {cause.message}")
+    front = frontend(endpoint, observed)
+    if front is not None and not front.ready:
+        down = _cause(front, problem)
         # While it starts, it is the start that goes on, as with workers.
         reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
         return false(reason, f"the frontend is not ready: {down.message}")
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
 
 
-def _cause(endpoint: Endpoint, observed: Observed, problem: PlanError | None, budget: int) -> Cause:
-    """What stands in the way of the pods that are there; else of those that are not."""
-    living = [pod for pod in observed.workers if pod.phase != "Failed"]
-    cause = worst(causes(living, budget).values())
-    if cause is None or len(living) < endpoint.spec.replicas:
-        lacking = not_created(observed, deployment_name(endpoint), problem)
+def _cause(part: Part, problem: PlanError | None) -> Cause:
+    """What stands in the way of the newest pods; else of those that are not there."""
+    living = [pod for pod in part.pods if not pod.over]
+    newest = part.current or living
+    leaving = [pod for pod in living if pod.terminating and pod not in newest]
+    cause = worst(causes([*newest, *leaving], part.budget).values())
+    if cause is None or len(living) < part.replicas:
+        lacking = not_created(part, problem)
         cause = lacking if cause is None or lacking.reason is not Reason.STARTING else cause
-    # Kubernetes keeps a pod that was taken off its node, as a record: it tells why there is a new one.
-    gone = next((pod for pod in observed.workers if pod.phase == "Failed" and not pod.terminating), None)
-    before = why(gone, budget) if gone is not None else None
+    # It tells why there is a new one.
+    before = next((why(gone, part.budget) for gone in _replaced(part.pods)), None)
     if before is None:
         return cause
     if cause.reason is Reason.STARTING:
@@ -56,15 +58,40 @@ def _cause(endpoint: Endpoint, observed: Observed, problem: PlanError | None, bu
     return Cause(cause.reason, f"{cause.message} Before: {before.message}")
 
 
-def not_created(observed: Observed, name: str, problem: PlanError | None = None) -> Cause:
-    """Why the Deployment ``name`` has fewer pods than it wants, as its controller says, or is not there."""
-    deployment = observed.child("Deployment", name)
-    if deployment is None and problem is not None:
+def _replaced(pods: tuple[Pod, ...]) -> list[Pod]:
+    """Records of pods that were taken off their node just before one that is not ready yet was made, or none
+    was yet: newest first. Kubernetes keeps them for weeks."""
+    fresh = [pod for pod in pods if not pod.over and not pod.ready]
+    gone = [
+        pod
+        for pod in pods
+        if pod.over and not pod.terminating and (not fresh or any(_soon(pod, other) for other in fresh))
+    ]
+    return sorted(gone, key=_ended, reverse=True)
+
+
+def _soon(gone: Pod, other: Pod) -> bool:
+    made, ended = str(other.obj["metadata"].get("creationTimestamp", "")), _ended(gone)
+    if not made or not ended:
+        return True
+    since = datetime.fromisoformat(made) - datetime.fromisoformat(ended)
+    return -_REPLACED_WITHIN <= since <= _REPLACED_WITHIN
+
+
+def _ended(pod: Pod) -> str:
+    """When its conditions changed last."""
+    return max((str(c.get("lastTransitionTime", "")) for c in pod.status.get("conditions") or []), default="")
+
+
+def not_created(part: Part, problem: PlanError | None) -> Cause:
+    """Why pods are missing: the Deployment's controller says it, or the plan does."""
+    if problem is not None and part.asked_for < part.replicas:
         said = one_line(problem.message)
         if problem.reason is Reason.PENDING:
             return Cause(Reason.STARTING, f"its pods are not made yet: {said}.")
-        return Cause(Reason.NOT_READY, f"no pod is made until this is mended: {said}.")
-    failure = _condition(deployment, "ReplicaFailure")
+        what = "no pod is" if part.deployment is None else "no more pods are"
+        return Cause(Reason.NOT_READY, f"{what} made until this is mended: {said}.")
+    failure = _condition(part.deployment, "ReplicaFailure")
     if failure.get("status") != "True":
         return Cause(Reason.STARTING, "its pods are being created.")
     said = one_line(str(failure.get("message", "")))

@@ -58,12 +58,15 @@ def one_line(text: str) -> str:
     return " ".join(spaced.split())[:_LONGEST].rstrip(" .:;,")
 
 
-def wanted(pod: Pod, resource: str, *kinds: str) -> str | None:
-    """How much of a resource the pod's first container with such an entry has under ``kinds``."""
-    containers: list[dict[str, Any]] = (pod.obj.get("spec") or {}).get("containers") or []
-    for container in containers:
+def wanted(pod: Pod, resource: str, *kinds: str, container: str | None = None) -> str | None:
+    """How much of a resource that container, or the first with such an entry, has under ``kinds``."""
+    spec = pod.obj.get("spec") or {}
+    containers: list[dict[str, Any]] = [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]
+    for each in containers:
+        if container not in (None, each.get("name")):
+            continue
         for kind in kinds:
-            amounts = (container.get("resources") or {}).get(kind) or {}
+            amounts = (each.get("resources") or {}).get(kind) or {}
             if resource in amounts:
                 return str(amounts[resource])
     return None

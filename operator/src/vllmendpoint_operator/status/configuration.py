@@ -6,18 +6,20 @@ from vllmendpoint_api import (
     ConditionStatus,
     ConfigurationState,
     Reason,
+    Stage,
     WorkerReport,
 )
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
 
 from .conditions import Finding, false, true, unknown
+from .parts import workers
 
 __all__ = ["configuration_resolved"]
 
 _KNOWN = {
     reason.value: reason
     for reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
-    if reason not in (Reason.RESOLVED, Reason.PENDING)
+    if reason not in (Reason.RESOLVED, Reason.PENDING, Reason.WORKER_UNREACHABLE)
 }
 
 
@@ -37,15 +39,31 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
         pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
     ]
     started = [pod for pod in told if _report(pod).started]
-    # A refusal of the settings before these says nothing of these.
+    newest = workers(endpoint, observed).current
+    # A refusal of the settings before these says nothing of these, nor does one of an older template by a
+    # worker that never served.
     refused = [
         pod
         for pod in told
         if _report(pod).configuration.state == ConfigurationState.REFUSED
         and (settings_hash in (None, _hash(pod)) or not _hash(pod))
+        and (newest is None or pod in newest or _report(pod).stage.name != Stage.REFUSED)
     ]
+    if refused and newest is None and all(_report(pod).stage.name == Stage.REFUSED for pod in refused):
+        return unknown(Reason.PENDING, "No worker of this generation yet.")
     if refused:
         return _refused(refused, len(told))
+    lost = [
+        pod
+        for pod in observed.workers
+        if pod.running and not pod.terminating and pod.link.settled and not pod.link.connected
+    ]
+    if lost:
+        return unknown(
+            Reason.WORKER_UNREACHABLE,
+            f"{len(lost)} of {len(observed.workers)} workers, {lost[0].name} among them, cannot be asked "
+            "which settings they run.",
+        )
     if not started:
         return unknown(Reason.PENDING, "No worker has started yet.")
     if settings_hash is None:
@@ -57,7 +75,16 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
             f"{len(behind)} of {len(started)} workers, {behind[0].name} among them, "
             "have not taken in the newest settings yet.",
         )
-    return true(Reason.RESOLVED, f"All {len(started)} started workers run the settings of this generation.")
+    return true(
+        Reason.RESOLVED,
+        f"All {len(started)} started workers run the settings of this generation.{_warnings(started)}",
+    )
+
+
+def _warnings(started: list[Pod]) -> str:
+    """A worker of an older image may not know a setting: it says so, and goes on without it."""
+    warned = [(pod, text) for pod in started for text in _report(pod).configuration.warnings]
+    return f" Pod {warned[0][0].name}: {warned[0][1]}" if warned else ""
 
 
 def _refused(refused: list[Pod], total: int) -> Finding:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.model import Pod
+from vllmendpoint_operator.plan.pods import WORKER
 from vllmendpoint_operator.plan.workload import GRACE_SECONDS
 
 from .cause import Cause, one_line, wanted
@@ -29,11 +30,11 @@ def ended(pod: Pod, container: str, state: dict[str, Any], restarts: int, budget
     if container != names.MAIN_CONTAINER:
         what, log = f"{what}, container {container},", log.replace(" --", f" -c {container} --")
     if state.get("reason") == "OOMKilled":
-        limit = wanted(pod, "memory", "limits") or "none set: the node's"
+        limit = wanted(pod, "memory", "limits", container=container) or "none set: the node's"
         return Cause(
             Reason.OOM_KILLED,
             f"{what} was killed for memory (OOMKilled, exit code {code}, limit {limit}, {times}). "
-            "Raise worker.resources.limits.memory, or lower --max-model-len or --max-num-seqs.",
+            f"{_more_memory(pod, container)}",
         )
     if last.startswith(_DOWNLOAD):
         return Cause(
@@ -41,27 +42,38 @@ def ended(pod: Pod, container: str, state: dict[str, Any], restarts: int, budget
             f"{what} ended ({times}): {last.removeprefix(_DOWNLOAD)}.",
         )
     said = f" It said: {last}." if last else ""
-    if container == names.MAIN_CONTAINER and code in _BY_SIGNAL and _used_up(state, budget):
+    if container == names.MAIN_CONTAINER and code in _BY_SIGNAL and _used_up(state, budget, _grace(pod)):
         return Cause(
             Reason.STARTUP_TIMEOUT,
             f"{what} was ended by the kubelet (exit code {code}, {times}) before it served: "
-            f"the budget worker.startupTimeoutSeconds is {budget} s.{said} Raise it, or see {log}.",
+            + (
+                f"the budget worker.startupTimeoutSeconds is {budget} s.{said} Raise it, or see {log}."
+                if pod.component == WORKER
+                else f"it has {budget} s.{said} See {log}."
+            ),
         )
     return Cause(Reason.CRASH_LOOPING, f"{what} ended with exit code {code} ({times}).{said} See {log}.")
 
 
 def failed(pod: Pod) -> Cause:
-    """Of a pod in the phase Failed: it was taken off its node, and another takes its place."""
-    reason = one_line(str(pod.status.get("reason", ""))) or "Failed"
-    message = one_line(str(pod.status.get("message", "")))
+    """Of a pod that is over: it was taken off its node, and another takes its place."""
+    # Where its containers ended well, the phase is Succeeded and the condition alone says why.
+    target = pod.condition("DisruptionTarget")
+    reason = one_line(str(pod.status.get("reason") or target.get("reason") or pod.phase))
+    message = one_line(str(pod.status.get("message") or target.get("message") or ""))
     where = f" on node {pod.node}" if pod.node else ""
     advice = (
-        " Ask for what it needs in worker.resources.requests, and give its volumes room."
+        f" Ask for what it needs in {pod.component}.resources.requests, and give its volumes room."
         if reason == "Evicted"
         else ""
     )
     detail = f": {message}" if message else ""
-    return Cause(Reason.POD_FAILED, f"pod {pod.name} failed{where} ({reason}){detail}.{advice}")
+    how = "ended" if pod.phase == "Succeeded" else "failed"
+    return Cause(Reason.POD_FAILED, f"pod {pod.name} {how}{where} ({reason}){detail}.{advice}")
+
+
+def _grace(pod: Pod) -> int:
+    return int((pod.obj.get("spec") or {}).get("terminationGracePeriodSeconds", GRACE_SECONDS))
 
 
 def _last_words(message: str) -> str:
@@ -71,7 +83,7 @@ def _last_words(message: str) -> str:
     return (errors or lines or [""])[-1]
 
 
-def _used_up(state: dict[str, Any], budget: int) -> bool:
+def _used_up(state: dict[str, Any], budget: int, grace: int) -> bool:
     """It lived just as long as the start-up budget allows, and the time to end in: the kubelet ended it.
 
     The exit code does not tell: 137 is any kill, and a worker that heeds SIGTERM has its own.
@@ -81,4 +93,11 @@ def _used_up(state: dict[str, Any], budget: int) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     over = lived.total_seconds() - budget
-    return -_SLACK_SECONDS <= over <= GRACE_SECONDS + _SLACK_SECONDS
+    return -_SLACK_SECONDS <= over <= grace + _SLACK_SECONDS
+
+
+def _more_memory(pod: Pod, container: str) -> str:
+    if container != names.MAIN_CONTAINER:
+        return f"Raise its limit in {pod.component}.podTemplate."
+    more = f"Raise {pod.component}.resources.limits.memory"
+    return f"{more}, or lower --max-model-len or --max-num-seqs." if pod.component == WORKER else f"{more}."

@@ -20,7 +20,7 @@ _FIX: Final = {
 
 def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus]) -> Finding:
     """``workers``: every replica that is not on its way out, worst first."""
-    if endpoint.spec.replicas == 0 or not workers:
+    if not workers:
         return unknown(Reason.NO_WORKERS, "There are no workers.")
     started = [
         worker
@@ -56,7 +56,10 @@ def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus]) -> Finding:
         )
     busy = sum(worker.verdict == Verdict.BUSY for worker in started)
     detail = f", {busy} of them busy" if busy else ""
-    return true(Reason.GENERATING, f"{total} of {total} started replicas generate{detail}.")
+    # One that does not come up is not forgotten where the others suffice for Ready.
+    broken = [worker for worker in workers if worker not in started and worker.reason != Reason.STARTING]
+    more = f" {len(broken)} more did not start: {broken[0].message}" if broken else ""
+    return true(Reason.GENERATING, f"{total} of {total} started replicas generate{detail}.{more}")
 
 
 def _fix(reason: Reason, endpoint: Endpoint) -> str:

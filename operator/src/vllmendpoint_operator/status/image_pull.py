@@ -64,5 +64,8 @@ def cannot_pull(pod: Pod, container: str, image: str, reason: str, message: str)
         (text for pattern, text in _ADVICE if pattern.search(said.lower())),
         "Check worker.image and worker.imagePullSecrets.",
     )
+    if container != names.MAIN_CONTAINER:
+        advice = advice.replace("worker.image and ", f"its image in {pod.component}.podTemplate, and ")
+        advice = advice.replace("worker.image.", f"{pod.component}.podTemplate.")
     what = f"the image {image}" + ("" if container == names.MAIN_CONTAINER else f" of container {container}")
     return Cause(Reason.IMAGE_PULL_FAILED, f"pod {pod.name} cannot pull {what}: {said or reason}. {advice}")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.plan.workload import deployment_name
 
 from .conditions import Finding, false
+from .parts import parts
 
 __all__ = ["paused"]
 
@@ -20,18 +20,19 @@ def paused(
             Reason.PAUSED, "spec.paused is true: no change is applied until it is false."
         )
     }
-    deployment = observed.child("Deployment", deployment_name(endpoint))
-    made = 0 if deployment is None else int(deployment["spec"].get("replicas", 1))
-    wanted = endpoint.spec.replicas
-    if findings[Condition.AVAILABLE].reason is Reason.STARTING and made < wanted:
-        stands = (
-            "there is no Deployment yet"
-            if deployment is None
-            else f"the Deployment was last asked for {made}"
-        )
-        said[Condition.AVAILABLE] = false(
-            Reason.PAUSED,
-            f"{sum(pod.ready for pod in observed.workers)} of {wanted} replicas ready: {stands}, and "
-            "spec.paused is true; set it to false to go on.",
-        )
+    if findings[Condition.AVAILABLE].reason is not Reason.STARTING:
+        return said
+    for part in parts(endpoint, observed):
+        if part.asked_for < part.replicas:
+            stands = (
+                f"there is no Deployment {part.name} yet"
+                if part.deployment is None
+                else f"the Deployment {part.name} was last asked for {part.asked_for}"
+            )
+            said[Condition.AVAILABLE] = false(
+                Reason.PAUSED,
+                f"{part.ready} of {part.replicas} {part.what} ready: {stands}, and spec.paused is true; "
+                "set it to false to go on.",
+            )
+            break
     return said

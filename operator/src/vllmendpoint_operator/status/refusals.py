@@ -5,10 +5,10 @@ from typing import Final
 from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.plan.workload import deployment_name
 from vllmendpoint_operator.references import claim_references
 
 from .conditions import Finding, false, true, unknown
+from .parts import parts, workers
 from .why import why
 
 __all__ = ["accepted", "resolved_refs"]
@@ -16,13 +16,19 @@ __all__ = ["accepted", "resolved_refs"]
 _OF_A_POD: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.CONFIG_MAP_NOT_FOUND})
 
 
-def accepted(problem: PlanError | None) -> Finding:
+def accepted(problem: PlanError | None, unverified: bool) -> Finding:
+    """``unverified``: the API server was not asked about the pods yet, since spec.paused is true."""
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.ACCEPTED]:
         return false(problem.reason, problem.message)
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
         return true(
             Reason.ACCEPTED,
             "Nothing in the spec is refused; the API server verifies its pods once every reference is there.",
+        )
+    if unverified:
+        return true(
+            Reason.ACCEPTED,
+            "Nothing in the spec is refused; the API server verifies its pods once spec.paused is false.",
         )
     return true(Reason.ACCEPTED, "The spec is valid.")
 
@@ -45,18 +51,21 @@ def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | N
             f"worker.serviceAccountName: no ServiceAccount {account!r} in the namespace "
             f"{endpoint.namespace}, so no pod can be made; create it, or name another",
         )
-    for pod in (*observed.workers, *observed.frontends):
-        # The kubelet says it: the operator reads no Secret, and of a ConfigMap only what the plan needs.
-        cause = why(pod, endpoint.spec.worker.startup_timeout_seconds)
-        if cause is not None and cause.reason in _OF_A_POD:
-            return false(cause.reason, cause.message)
+    for part in parts(endpoint, observed):
+        for pod in part.pods if part.current is None else part.current:
+            # The kubelet says it: the operator reads no Secret, and of a ConfigMap only what the plan needs.
+            cause = why(pod, part.budget)
+            if cause is not None and cause.reason in _OF_A_POD:
+                if part.current is None:
+                    return unknown(Reason.PENDING, f"No pod of this generation yet; before: {cause.message}")
+                return false(cause.reason, cause.message)
     return true(Reason.RESOLVED, "Every reference exists.")
 
 
 def _missing_account(endpoint: Endpoint, observed: Observed) -> str | None:
     """The operator watches its own ServiceAccounts only: the ReplicaSet says that one is not there."""
     named = endpoint.spec.worker.service_account_name
-    deployment = observed.child("Deployment", deployment_name(endpoint))
+    deployment = workers(endpoint, observed).deployment
     for condition in ((deployment or {}).get("status") or {}).get("conditions") or []:
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
             return named if f'serviceaccount "{named}" not found' in condition.get("message", "") else None

@@ -52,24 +52,35 @@ def causes(pods: Iterable[Pod], startup_timeout_seconds: int) -> dict[str, Cause
     One without room while another ends waits for that one's: so goes every rollout without a GPU to spare.
     """
     pods = tuple(pods)
-    leaving = next((pod.name for pod in pods if pod.terminating), None)
+    leaving = sorted((pod for pod in pods if pod.terminating), key=_node_lost)
     found = {}
     for pod in pods:
         cause = why(pod, startup_timeout_seconds)
-        if cause is not None and cause.reason in _NO_ROOM and leaving is not None:
-            cause = Cause(
-                Reason.STARTING, f"pod {pod.name} waits for what pod {leaving} still holds while it ends."
-            )
+        if cause is not None and cause.reason in _NO_ROOM and leaving:
+            cause = _waits(pod, leaving[0])
         if cause is not None:
             found[pod.name] = cause
     return found
+
+
+def _waits(pod: Pod, leaving: Pod) -> Cause:
+    if not _node_lost(leaving):
+        return Cause(
+            Reason.STARTING, f"pod {pod.name} waits for what pod {leaving.name} still holds while it ends."
+        )
+    return Cause(
+        Reason.NODE_LOST,
+        f"pod {pod.name} waits for what pod {leaving.name} still holds, which cannot end: node "
+        f"{leaving.node} no longer answers the control plane. Bring the machine back, or delete the node if "
+        "it is gone for good.",
+    )
 
 
 def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
     """Why this worker is not ready; None where it is, or is on its way out."""
     if pod.ready or pod.terminating:
         return None
-    if pod.phase == "Failed":
+    if pod.over:
         return failed(pod)
     scheduled = pod.condition("PodScheduled")
     if scheduled.get("status") == "False":
@@ -130,26 +141,39 @@ def _container(pod: Pod, name: str, status: dict[str, Any], startup_timeout_seco
     # Without a startup probe a container counts as started while it fails: then readiness tells.
     if last and restarts and not status.get("started" if name == names.MAIN_CONTAINER else "ready"):
         cause = ended(pod, name, last, restarts, startup_timeout_seconds)
-        return Cause(cause.reason, f"{cause.message} It is starting again.")
+        return Cause(cause.reason, f"{cause.message} It is starting again{_stage(pod)}.")
     return None
+
+
+def _stage(pod: Pod) -> str:
+    report = pod.link.report
+    if report is None or not pod.link.connected or report.started:
+        return ""
+    detail = f" ({_steps(report.stage.detail)})" if report.stage.detail else ""
+    # A moment, not a duration: a message that moved on its own would be a write a second.
+    return f": {report.stage.name}{detail} since {report.stage.since:%H:%M:%S} UTC"
 
 
 def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
     report = pod.link.report
+    if pod.started and pod.link.settled and not pod.link.connected:
+        return Cause(
+            Reason.NOT_READY,
+            f"pod {pod.name} answers neither the kubelet nor the operator "
+            f"({pod.link.error or 'the stream ended'}): its process hangs, or its network is cut. "
+            "Delete the pod to start it anew.",
+        )
     if report is None:
         return Cause(Reason.STARTING, _before_the_first_report(pod))
     if report.stage.name == Stage.REFUSED and report.configuration.problems:
         return Cause(Reason.NOT_READY, f"pod {pod.name} waits for a valid configuration, and serves nothing.")
     if not report.started:
-        detail = f" ({_steps(report.stage.detail)})" if report.stage.detail else ""
-        # A moment, not a duration: a message that moved on its own would be a write a second.
         return Cause(
             Reason.STARTING,
-            f"pod {pod.name} is starting: {report.stage.name}{detail} since "
-            f"{report.stage.since:%H:%M:%S} UTC, budget {startup_timeout_seconds} s.",
+            f"pod {pod.name} is starting{_stage(pod)}, budget {startup_timeout_seconds} s.",
         )
     if report.ready:
-        return Cause(Reason.STARTING, f"pod {pod.name} generates; the kubelet has yet to see it ready.")
+        return Cause(Reason.STARTING, f"pod {pod.name} generates; {_held_up(pod)}.")
     ping = report.custom_ping
     if ping is not None and ping.state == PingState.FAILING and report.verdict.state not in VERDICT_REASONS:
         return Cause(
@@ -159,10 +183,26 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
         )
     if report.verdict.state == Verdict.STARTING:
         return Cause(Reason.STARTING, f"pod {pod.name} serves; its first probe is not back yet.")
+    if report.verdict.state not in VERDICT_REASONS:
+        return Cause(
+            Reason.NOT_READY, f"pod {pod.name} generates, and takes no requests: it warms up, or is ending."
+        )
     return Cause(
-        VERDICT_REASONS.get(Verdict(report.verdict.state), Reason.NOT_READY),
+        VERDICT_REASONS[Verdict(report.verdict.state)],
         f"pod {pod.name} is not ready: {report.verdict.message or report.verdict.state}",
     )
+
+
+def _held_up(pod: Pod) -> str:
+    """By what a podTemplate, or a webhook, brought along; else by nothing but a moment."""
+    ready = pod.condition("Ready")
+    if pod.main.get("ready"):
+        others = [name for name, status in _containers(pod) if status.get("ready") is False]
+        if others:
+            return f"its container {others[0]} is not ready"
+        if ready.get("reason") == "ReadinessGatesNotReady":
+            return one_line(str(ready.get("message", "")))
+    return "the kubelet has yet to see it ready"
 
 
 def _before_the_first_report(pod: Pod) -> str:
@@ -171,6 +211,9 @@ def _before_the_first_report(pod: Pod) -> str:
             f"pod {pod.name} is starting on node {pod.node}: its volumes and its network are not set up yet; "
             f"if that lasts, `kubectl describe pod {pod.name}` tells why."
         )
+    for status in pod.status.get("initContainerStatuses") or []:
+        if "running" in (status.get("state") or {}) and not status.get("ready"):
+            return f"pod {pod.name} is starting: its init container {status['name']} has yet to end."
     return f"pod {pod.name} is starting ({pod.phase})."
 
 

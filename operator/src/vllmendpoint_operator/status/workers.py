@@ -47,14 +47,14 @@ def workers(
 ) -> tuple[WorkerStatus, ...]:
     """All replicas that are not on their way out; the caller cuts the list.
 
-    A pod in the phase Failed is a record that Kubernetes keeps: another has taken its place.
+    Nor records of pods: another has taken the place of each.
     """
     old = {worker.name: worker for worker in before.workers} if before else {}
     stopped = causes(pods, startup_timeout_seconds)
     found = [
         _worker(pod, old.get(pod.name), now, stopped.get(pod.name))
         for pod in pods
-        if not pod.terminating and pod.phase != "Failed"
+        if not pod.terminating and not pod.over
     ]
     return tuple(sorted(found, key=_badness))
 
@@ -81,7 +81,7 @@ def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | No
     since = timestamp(now)
     if old is not None and (old.ready, old.verdict, old.reason) == (pod.ready, verdict, reason):
         since = old.last_transition_time
-        if probe and old.last_probe and not _outdated(old.last_probe, probe, now):
+        if probe and old.last_probe and not _outdated(old.last_probe, probe):
             probe = old.last_probe
     return WorkerStatus(
         name=pod.name,
@@ -126,8 +126,10 @@ def _said(report: WorkerReport) -> tuple[Verdict | None, str, str, LastProbe | N
     )
 
 
-def _outdated(old: LastProbe, new: LastProbe, now: datetime) -> bool:
-    return old.outcome != new.outcome or now - datetime.fromisoformat(old.time) >= PROBE_FIGURES
+def _outdated(old: LastProbe, new: LastProbe) -> bool:
+    """Both times are of the worker's clock."""
+    between = datetime.fromisoformat(new.time) - datetime.fromisoformat(old.time)
+    return old.outcome != new.outcome or abs(between) >= PROBE_FIGURES
 
 
 def shown(all_workers: tuple[WorkerStatus, ...]) -> tuple[tuple[WorkerStatus, ...], int]:

@@ -1,0 +1,93 @@
+"""The two Deployments of an endpoint, and which of their pods are of the newest template."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllmendpoint_operator.model import REVISION_ANNOTATION, Endpoint, Object, Observed, Pod
+from vllmendpoint_operator.plan.frontend import STARTUP_SECONDS, frontend_name, managed
+from vllmendpoint_operator.plan.workload import deployment_name
+
+__all__ = ["Part", "frontend", "parts", "workers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The workers, or the frontend."""
+
+    name: str
+    """The Deployment's."""
+    what: str
+    replicas: int
+    """As the spec has it."""
+    budget: int
+    """Seconds that a pod may take to start."""
+    pods: tuple[Pod, ...]
+    deployment: Object | None
+    newest: str | None
+    """Label of the newest template's pods; None where the Deployment controller has yet to say."""
+
+    @property
+    def ready(self) -> int:
+        return sum(pod.ready for pod in self.pods)
+
+    @property
+    def asked_for(self) -> int:
+        """Replicas that the Deployment was last given."""
+        return 0 if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def seen(self) -> bool:
+        """The Deployment controller has looked at the newest spec."""
+        if self.deployment is None:
+            return False
+        observed = int((self.deployment.get("status") or {}).get("observedGeneration", -1))
+        return observed >= int(self.deployment["metadata"].get("generation", 0))
+
+    @property
+    def current(self) -> list[Pod] | None:
+        """Pods of the newest template that are neither over nor on their way out; None where that is unknown.
+
+        What is wrong with older ones says nothing of what the spec asks for now.
+        """
+        if not self.seen or self.newest is None:
+            return None
+        return [
+            pod
+            for pod in self.pods
+            if pod.template_hash == self.newest and not pod.over and not pod.terminating
+        ]
+
+
+def workers(endpoint: Endpoint, observed: Observed) -> Part:
+    name = deployment_name(endpoint)
+    return Part(
+        name,
+        "replicas",
+        endpoint.spec.replicas,
+        endpoint.spec.worker.startup_timeout_seconds,
+        observed.workers,
+        *_made(observed, name),
+    )
+
+
+def frontend(endpoint: Endpoint, observed: Observed) -> Part | None:
+    """None where the spec has none."""
+    if not managed(endpoint):
+        return None
+    name = frontend_name(endpoint)
+    replicas = endpoint.spec.frontend.replicas
+    return Part(name, "frontend pods", replicas, STARTUP_SECONDS, observed.frontends, *_made(observed, name))
+
+
+def parts(endpoint: Endpoint, observed: Observed) -> Iterator[Part]:
+    yield workers(endpoint, observed)
+    if (found := frontend(endpoint, observed)) is not None:
+        yield found
+
+
+def _made(observed: Observed, name: str) -> tuple[Object | None, str | None]:
+    deployment = observed.child("Deployment", name)
+    if deployment is None:
+        return None, None
+    revision = (deployment["metadata"].get("annotations") or {}).get(REVISION_ANNOTATION, "")
+    return deployment, observed.template_hashes.get((name, revision))

@@ -1,0 +1,143 @@
+"""What is wrong with pods of an older template says nothing of what the spec asks for now."""
+
+from dataclasses import replace
+
+import pytest
+
+OLD = {"labels": {"pod-template-hash": "old"}, "creationTimestamp": "2026-01-01T11:00:00Z"}
+NEW = {"labels": {"pod-template-hash": "new"}, "creationTimestamp": "2026-01-01T11:59:00Z"}
+NO_SECRET = {"reason": "CreateContainerConfigError", "message": 'secret "hf" not found'}
+NO_IMAGE = {"reason": "ImagePullBackOff", "message": "no such image"}
+REFUSED = {
+    "configuration__state": "Refused",
+    "configuration__problems": [
+        {"reason": "InvalidEnvironment", "source": "Environment", "field": "X", "message": "no."}
+    ],
+    "stage__name": "Refused",
+    "started": False,
+    "ready": False,
+}
+
+
+def waiting(waits):
+    return {"ready": False, "container": {"state": {"waiting": waits}, "started": False}, "phase": "Pending"}
+
+
+def told(condition, found, *kinds):
+    return tuple((condition(found, kind).status, condition(found, kind).reason) for kind in kinds)
+
+
+def unseen(make_plan, living, endpoint):
+    """The Deployment controller has not looked at the newest spec yet."""
+    children = dict(living(make_plan(endpoint)).children)
+    for key, obj in children.items():
+        if key[0] == "Deployment":
+            children[key] = {**obj, "metadata": {**obj["metadata"], "generation": 2}}
+    return children
+
+
+def test_a_secret_that_was_corrected(
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=3)
+    old = [make_pod(f"w-{i}", metadata=OLD, **waiting(NO_SECRET)) for i in (1, 2)]
+    broken = make_pod("w-3", metadata=NEW, **waiting(NO_SECRET))
+    loading = make_worker("w-3", "Starting", settings=endpoint, metadata=NEW)
+    kinds = ("ResolvedRefs", "Stalled", "Available")
+    assert told(condition, make_status(endpoint, *old, broken), *kinds) == (
+        ("False", "SecretNotFound"),
+        ("True", "SecretNotFound"),
+        ("False", "SecretNotFound"),
+    )
+    assert told(condition, make_status(endpoint, *old, loading), *kinds) == (
+        ("True", "Resolved"),
+        ("False", "Settled"),
+        ("False", "Starting"),
+    )
+    # The moment between the new spec and its first pod is nobody's fault either.
+    between = make_status(endpoint, *old, children=unseen(make_plan, living, endpoint))
+    assert told(condition, between, "ResolvedRefs", "Stalled", "Reconciling") == (
+        ("Unknown", "Pending"),
+        ("False", "Settled"),
+        ("True", "Pending"),
+    )
+
+
+def test_an_environment_that_was_corrected(
+    make_endpoint, make_plan, living, make_status, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    old = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, said=REFUSED)
+    again = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW, said=REFUSED)
+    loading = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW)
+    kinds = ("ConfigurationResolved", "Stalled")
+    assert told(condition, make_status(endpoint, old, again), *kinds) == (
+        ("False", "InvalidEnvironment"),
+        ("True", "InvalidEnvironment"),
+    )
+    assert told(condition, make_status(endpoint, old, loading), *kinds) == (
+        ("Unknown", "Pending"),
+        ("False", "Settled"),
+    )
+    between = make_status(endpoint, old, children=unseen(make_plan, living, endpoint))
+    assert told(condition, between, *kinds) == (("Unknown", "Pending"), ("False", "Settled"))
+
+
+def test_hot_settings_that_an_older_worker_refuses_are_told(
+    make_endpoint, make_status, make_worker, make_pod, condition
+):
+    """It serves, and they are as new to it as to any other."""
+    endpoint = make_endpoint(replicas=2)
+    serves = {**REFUSED, "stage__name": "Serving", "started": True}
+    old = make_worker("w-1", settings=endpoint, metadata=OLD, said=serves)
+    pending = make_pod("w-2", metadata=NEW, **waiting({"reason": "ContainerCreating"}))
+    assert told(condition, make_status(endpoint, old, pending), "ConfigurationResolved") == (
+        ("False", "InvalidEnvironment"),
+    )
+
+
+def test_an_image_that_was_corrected(make_endpoint, make_status, make_pod, make_worker, condition):
+    endpoint = make_endpoint(replicas=2)
+    old = make_pod("w-1", metadata=OLD, **waiting(NO_IMAGE))
+    loading = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW)
+    assert told(condition, make_status(endpoint, old, loading), "Available", "Ready") == (
+        ("False", "Starting"),
+        ("False", "Starting"),
+    )
+
+
+@pytest.mark.parametrize("made", ["2026-01-01T11:00:00Z", "2026-01-01T11:59:30Z"], ids=["before", "after"])
+def test_an_old_pod_made_anew_is_not_the_new_revision(
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition, made
+):
+    """A drain in the middle of a rollout: the old ReplicaSet makes a pod last."""
+    endpoint = make_endpoint(replicas=3)
+    children = dict(living(make_plan(endpoint)).children)
+    key = ("Deployment", "smollm-workers")
+    status = {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 1}
+    children[key] = {**children[key], "status": status}
+    serving = make_worker("w-1", settings=endpoint, metadata=OLD)
+    remade = make_pod("w-2", metadata={**OLD, "creationTimestamp": made}, **waiting(NO_IMAGE))
+    crashing = make_pod("w-3", metadata=NEW, **waiting(NO_IMAGE))
+    stopped = make_status(endpoint, serving, remade, crashing, children=children)
+    assert told(condition, stopped, "UpToDate") == (("False", "RolloutStopped"),)
+    assert "pod w-3 cannot pull" in condition(stopped, "UpToDate").message
+    loading = make_worker("w-3", "Starting", settings=endpoint, metadata=NEW)
+    goes_on = make_status(endpoint, serving, remade, loading, children=children)
+    assert told(condition, goes_on, "UpToDate") == (("False", "RollingOut"),)
+
+
+def test_a_refused_rollout_is_not_the_revision_in_force(make_endpoint, make_plan, living, make_worker):
+    from vllmendpoint_api import Reason
+    from vllmendpoint_operator.errors import PlanError
+    from vllmendpoint_operator.status import status
+
+    endpoint = make_endpoint()
+    observed = living(make_plan(endpoint), pods=[make_worker(settings=endpoint)])
+    before = status(endpoint, observed, make_plan(endpoint, observed), None)
+    changed = replace(make_endpoint(worker={"image": "registry.example/worker:next"}), status=before)
+    problem = PlanError(Reason.INVALID_POD_TEMPLATE, "no")
+    after = status(changed, observed, make_plan(changed, observed), problem)
+    assert after.revision == before.revision
+    taken = status(changed, observed, make_plan(changed, observed), None)
+    assert taken.revision.image == "registry.example/worker:next"
