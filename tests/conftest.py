@@ -4,7 +4,14 @@ Without ``-n`` nothing changes.
 """
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+# A machine that stands still for a moment is no finding, and what is one must be found again.
+settings.register_profile(
+    "ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ours")
 
 
 class FolderScheduling(LoadScopeScheduling):

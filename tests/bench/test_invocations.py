@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.conftest import ENGINE_ARGUMENTS, LOOPBACK, START_SECONDS, WorkerProcess, free_port, wait
+from tests.free_port import free_port
+from tests.worker.conftest import ENGINE_ARGUMENTS, LOOPBACK, START_SECONDS, WorkerProcess, wait
 
 pytestmark = pytest.mark.timeout(1800)
 FLOAT32 = ["--dtype", "float32"]

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from tests.integration.free_port import free_port
+from tests.free_port import free_port
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(

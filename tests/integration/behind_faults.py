@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tests.free_port import free_port
 from tests.integration.conftest import Api, Mark, Space
 from tests.integration.faulty_api import FaultyApi
-from tests.integration.free_port import free_port
 from tests.integration.operator_process import Operator
 from tests.integration.traces import writes
 

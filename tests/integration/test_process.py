@@ -7,7 +7,7 @@ import urllib.request
 
 import yaml
 
-from tests.integration.free_port import free_port
+from tests.free_port import free_port
 from vllmendpoint_api import names
 
 ENDS_SECONDS = 6

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.worker.conftest import WorkerProcess, free_port
+from tests.free_port import free_port
+from tests.worker.conftest import WorkerProcess
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -7,10 +7,8 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,11 +20,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.free_port import free_port
 from vllmendpoint_api import Verdict, WorkerReport
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240.0
-HEALTH_LAG = 5.0
+HEALTH_LAG = 15.0
 """Seconds that Dynamo's ``/health`` may be behind a stall: its canary asks every second ("a second or two" in
 docs/health-checks.md), and the machine may be busy."""
 ENGINE_ARGUMENTS = [
@@ -55,15 +54,6 @@ LOOPBACK = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-
-
-def free_port() -> int:
-    """Below 32768: Dynamo reads its system port as a signed 16-bit number."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
 
 
 class Process(NamedTuple):

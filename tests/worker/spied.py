@@ -31,7 +31,7 @@ class Spied(WorkerProcess):
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
 
     def seen_lines(self) -> list[str]:
-        return self._seen_file.read_text().splitlines()
+        return self._seen_file.read_text().split("\n")[:-1]  # the last may be half written
 
     def probes_seen(self) -> list[dict[str, Any]]:
         """Every probe that reached the engine core, oldest first."""
@@ -43,7 +43,15 @@ class Spied(WorkerProcess):
 
     def metric(self, name: str, port: str = "report") -> float:
         """The sum of a metric's series."""
+        return self.metrics(name, port=port)[0]
+
+    def metrics(self, *names: str, port: str = "report") -> tuple[float, ...]:
+        """Such sums, of one moment."""
         text = self.ask(port, "/metrics")[1].decode()
-        values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-        assert values, name
-        return sum(map(float, values))
+
+        def summed(name: str) -> float:
+            values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+            assert values, name
+            return sum(map(float, values))
+
+        return tuple(map(summed, names))

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from tests.free_port import free_port
 from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict
 
-from .conftest import ROOT, Load, WorkerProcess, assert_health_follows, free_port, stopped, wait
+from .conftest import ROOT, Load, WorkerProcess, assert_health_follows, stopped, wait
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
@@ -174,12 +175,10 @@ def test_users_embeddings_spare_the_probe(worker: Spied) -> None:
         wait(lambda: load.answers > 0)
         worker.ask("report", "/probe", {}, method="POST")
         before = worker.metric("vllmendpoint_probes_total")
-        time.sleep(3.0 * PERIOD)
+        time.sleep(4.0 * PERIOD)
         report = worker.report()
         # On a machine with too much to do an answer may take longer than a stop of progress may last.
-        assert worker.metric("vllmendpoint_probes_total") - before <= 1, (
-            "three periods, unspared three probes"
-        )
+        assert worker.metric("vllmendpoint_probes_total") - before <= 2, "four periods, unspared four probes"
         assert report.verdict.last_proof_of_life is not None
         assert (report.time - report.verdict.last_proof_of_life).total_seconds() < PERIOD
 

@@ -25,7 +25,7 @@ from vllmendpoint_api import (
     script_digest,
 )
 
-from .conftest import WorkerProcess
+from .conftest import START_SECONDS, WorkerProcess
 
 pytestmark = pytest.mark.timeout(300)
 GUIDE = Path(__file__).parents[1] / "guide"
@@ -125,7 +125,8 @@ def streamed(answer: tuple[int, str, str], least: int = 1) -> str:
 def test_a_script_that_cannot_be_imported_is_told_within_seconds(worker: WorkerProcess, folder: Path) -> None:
     (folder / "model.py").write_text("def f(:\n")
     worker.start()
-    worker.until(lambda report: report.started, 60)
+    # After the heavy imports; what is refused is told in three steps.
+    worker.until(lambda report: report.started and report.stage.name == "Refused", START_SECONDS)
     report = worker.report()
     assert report.configuration.state == ConfigurationState.REFUSED
     (problem,) = report.configuration.problems

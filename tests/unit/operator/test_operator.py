@@ -169,5 +169,5 @@ async def test_workers_are_asked_for_reports_before_all_is_listed(world, monkeyp
     operator.seen(ENDPOINT)
     operator.seen({"metadata": {**ENDPOINT["metadata"], "name": "going", "deletionTimestamp": "now"}})
     await run()
-    assert asked == [(("ns", "e"), "u")]
+    await until(lambda: asked == [(("ns", "e"), "u")])
     assert not operator.ready

@@ -388,7 +388,7 @@ async def test_a_model_is_told_by_its_own_field_and_reason(
         URI, str(tmp_path), field="model.uri", reason=Reason.MODEL_DOWNLOAD_FAILED, open_store=Bucket
     )
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(model.fetched(problems.append, nothing), 0.5)
+        await asyncio.wait_for(model.fetched(problems.append, nothing), 2.0)
     assert [(each.reason, each.field) for each in problems] == [("ModelDownloadFailed", "model.uri")]
     assert problems[0].reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
 

@@ -201,11 +201,11 @@ async def test_the_newest_of_what_hangs_and_what_is_raised(served: Served) -> No
 
 @pytest.fixture
 def watched(served: Served) -> Callable[..., PingWatch]:
-    def make(seconds: float = 0.2) -> PingWatch:
+    def make(timeout: Callable[[], float] = lambda: 5.0) -> PingWatch:
         def changed(report: PingReport | None) -> None:
             pass
 
-        return PingWatch(served.room, timeout=lambda: seconds, thresholds=lambda: (2, 1), changed=changed)
+        return PingWatch(served.room, timeout=timeout, thresholds=lambda: (2, 1), changed=changed)
 
     return make
 
@@ -222,18 +222,21 @@ async def test_a_failing_ping(
     served: Served, watched: Callable[..., PingWatch], body: str, says: str
 ) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
-    watch = watched()
+    seconds = 5.0
+    watch = watched(lambda: seconds)
     await served.start()
     await watch.ask()
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING
     served.script(f"def custom_sagemaker_ping_handler(request):\n    {body}\n")
     await served.start()
+    seconds = 0.2 if "sleep" in body else 5.0
     await watch.ask()
     assert watch.report.state == PingState.PASSING, "one failure is below the threshold"
     await watch.ask()
     assert watch.report.state == PingState.FAILING
     assert says in watch.report.message or "does not return" in watch.report.message
+    seconds = 5.0
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
     await served.start()
     await watch.ask()

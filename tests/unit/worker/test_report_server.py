@@ -145,9 +145,16 @@ def test_clients_are_bounded(server: ReportServer) -> None:
         began = time.monotonic()
         with contextlib.suppress(ConnectionResetError):
             assert extra.recv(1) == b""
-        assert time.monotonic() - began < 2.0  # at once, not when it has said nothing for too long
-    time.sleep(0.3)
-    assert ask(server, "/live")[0] == 200
+        assert time.monotonic() - began < 4.0  # at once, not when it has said nothing for too long
+    deadline = time.monotonic() + 10
+    while not live(server):  # it has yet to see them go
+        assert time.monotonic() < deadline
+
+
+def live(server: ReportServer) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(server, "/live")[0] == 200
+    return False
 
 
 class Watch:
@@ -169,7 +176,7 @@ class Watch:
 def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
     server: ReportServer, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 1.0)
+    monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 3.0)
     watch = Watch(server)
     assert watch.line().stage.name == Stage.IMPORTING
     began = time.monotonic()
@@ -177,10 +184,9 @@ def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
     assert watch.line().stage.name == Stage.CONFIGURING
     board.update(configuration=ConfigurationReport(settings_hash="new"))
     assert watch.line().configuration.settings_hash == "new"
-    assert time.monotonic() - began < 0.9
-    began = time.monotonic()
+    assert time.monotonic() - began < 2.9
     assert watch.line().configuration.settings_hash == "new"
-    assert 0.5 < time.monotonic() - began < 2.0
+    assert time.monotonic() - began > 2.9
     watch.close()
 
 
@@ -195,7 +201,7 @@ def test_a_proof_of_life_alone_sends_no_line(
     for _ in range(20):
         board.update(verdict=verdict.model_copy(update={"last_proof_of_life": datetime.now(UTC)}))
     assert watch.line().verdict.last_proof_of_life is not None
-    assert time.monotonic() - began > 0.7
+    assert time.monotonic() - began > 0.5  # nothing came before the heartbeat
     watch.close()
 
 
@@ -207,7 +213,7 @@ def test_many_changes_between_two_lines_are_one_line(server: ReportServer, board
     lines = 0
     while watch.line().configuration.settings_hash != "199":
         lines += 1
-    assert lines < 200
+    assert lines < 100
     watch.close()
 
 
@@ -258,5 +264,6 @@ async def test_stop_ends_watchers(board: Board) -> None:
     watch = await asyncio.to_thread(Watch, server)
     await asyncio.to_thread(watch.line)
     await asyncio.to_thread(server.stop)
+    assert not server._thread.is_alive()
     board.stage(Stage.STOPPING)
     watch.close()
