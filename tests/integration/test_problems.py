@@ -128,7 +128,8 @@ def test_a_pod_template_that_the_operator_refuses(shared, space, until):
         == "worker.podTemplate: container main: args is set by the operator; use engine.args"
     )
     endpoint.patch(spec={"worker": {"podTemplate": {"spec": "text"}}})
-    until(lambda: "spec" in endpoint.condition("Accepted")["message"].partition(":")[0], endpoint.get)
+    told = "worker.podTemplate: spec must be an object"
+    until(lambda: endpoint.condition("Accepted")["message"] == told, endpoint.get)
     endpoint.patch(spec={"worker": {"podTemplate": None}})
     endpoint.until("Accepted", "True")
 

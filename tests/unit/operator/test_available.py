@@ -300,6 +300,10 @@ def test_what_a_lost_node_holds_is_not_waited_for(
     status, reason, said = told(condition, make_status(endpoint, old, new), "Available")
     assert (status, reason) == ("False", "NodeLost")
     assert "pod w-2 waits for what pod w-1 still holds, which cannot end: node node-1 no longer" in said
+    ends = make_worker("w-3", settings=endpoint, metadata=LEAVING)
+    assert told(condition, make_status(endpoint, old, ends, new), "Available")[1] == "Starting", (
+        "that one ends"
+    )
 
 
 @pytest.mark.parametrize("paused", [False, True])
