@@ -80,7 +80,7 @@ def _soon(gone: Pod, other: Pod) -> bool:
 
 def _ended(pod: Pod) -> str:
     """When its conditions changed last."""
-    return max((str(c.get("lastTransitionTime", "")) for c in pod.status.get("conditions") or []), default="")
+    return max((c.get("lastTransitionTime") or "" for c in pod.status.get("conditions") or []), default="")
 
 
 def not_created(part: Part, problem: PlanError | None) -> Cause:
