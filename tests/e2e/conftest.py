@@ -1,5 +1,6 @@
 """A cluster with the operator in it (``hack/deploy.sh``), and one namespace for a module's tests."""
 
+import http.client
 import json
 import os
 import shlex
@@ -145,16 +146,21 @@ def _listens(port: int) -> bool:
 
 
 def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:
-    """Status and body; 0 where nobody answers in time."""
+    """Status and body; 0 where nobody answers in time. A port-forward that is lost meanwhile is made anew."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=seconds) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode(errors="replace")
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        return 0, str(error)
+    end = time.monotonic() + 10
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode(errors="replace")
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.IncompleteRead) as error:
+            cause = getattr(error, "reason", error)
+            if not isinstance(cause, ConnectionError | http.client.IncompleteRead) or time.monotonic() > end:
+                return 0, str(error)
+        time.sleep(0.3)
 
 
 def chat(
