@@ -11,6 +11,7 @@ _ATOMIC: Final = frozenset(
 )
 """What server-side apply replaces as a whole, and to what the API server adds nothing: one label more
 selects other pods."""
+_SELECTORS: Final = frozenset({"podSelector", "namespaceSelector", "labelSelector"})
 _LIST_KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("containers", "initContainers", "env", "volumes", "imagePullSecrets"), ("name",)),
     "volumeMounts": ("mountPath",),
@@ -38,7 +39,7 @@ def differs(desired: Any, live: Any, field: str = "") -> bool:
         return differs(desired, live) or differs(live, desired)
     if isinstance(desired, dict) and isinstance(live, dict):
         return any(
-            differs(value, live[key], key) if key in live else not _dropped(value)
+            differs(value, live[key], key) if key in live else not _dropped(value, key)
             for key, value in desired.items()
         )
     if isinstance(desired, list) and isinstance(live, list):
@@ -56,9 +57,10 @@ def _key(item: dict[str, Any], keys: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(item.get(key, _DEFAULTS.get(key)) for key in keys)
 
 
-def _dropped(value: Any) -> bool:
-    """The API server leaves zero values out: an absent and an empty field are one."""
-    return value in ({}, [], "", None, 0, False)
+def _dropped(value: Any, field: str = "") -> bool:
+    """The API server leaves zero values out: an absent and an empty field are one. But for a selector, of
+    which an empty one takes all, and none takes nothing."""
+    return value is None or (value in ({}, [], "", 0, False) and field not in _SELECTORS)
 
 
 _QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]{1,3})?)([a-zA-Z]*)$")

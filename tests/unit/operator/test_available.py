@@ -1,5 +1,7 @@
 """``Available`` and ``UpToDate`` where pods fail, are refused, or stop a rollout."""
 
+from dataclasses import replace
+
 import pytest
 
 from vllmendpoint_api import Reason
@@ -351,3 +353,44 @@ def test_a_replica_that_does_not_come_up_is_told_where_the_others_suffice(
     assert said.startswith("1 of 1 started replicas generate. 1 more did not start: pod w-2 ended with exit")
     found = make_status(endpoint, good, make_worker("w-2", "Starting", settings=endpoint))
     assert condition(found, "Ready").message == "1 of 1 started replicas generate."
+
+
+@pytest.mark.parametrize("after", ["none yet", "one that ends"])
+def test_an_old_record_explains_no_later_start(
+    make_endpoint, make_status, make_pod, make_worker, condition, after
+):
+    endpoint = make_endpoint()
+    since = {"type": "Ready", "status": "False", "lastTransitionTime": "2025-12-01T12:00:00Z"}
+    gone = make_pod("w-1", ready=False, phase="Failed", reason="Evicted", conditions=[since])
+    labels = {"labels": {"pod-template-hash": "new"}}
+    place = {**labels, "creationTimestamp": "2025-12-01T12:00:10Z"} | LEAVING
+    ends = [] if after == "none yet" else [make_worker("w-2", settings=endpoint, metadata=place)]
+    found = make_status(endpoint, gone, *ends)
+    assert told(condition, found, "Available")[1] == "Starting"
+    just_now = {**since, "lastTransitionTime": "2026-01-01T11:59:00Z"}
+    gone = make_pod("w-1", ready=False, phase="Failed", reason="Evicted", conditions=[just_now])
+    assert told(condition, make_status(endpoint, gone, *ends), "Available")[1] == "PodFailed"
+
+
+def test_a_new_leader_keeps_what_was_known_of_one_that_hangs(
+    make_endpoint, make_status, make_worker, make_pod, condition
+):
+    endpoint = make_endpoint()
+    hung = make_worker("w-1", ready=False, connected=False, error="silent", settings=endpoint)
+    before = make_status(endpoint, hung)
+    assert told(condition, before, "Available")[1] == "NotReady"
+    unheard = make_pod("w-1", ready=False)
+    after = make_status(replace(endpoint, status=before), unheard)
+    assert told(condition, after, "Available") == told(condition, before, "Available")
+    well = make_status(endpoint, make_worker("w-1", settings=endpoint))
+    assert told(condition, well, "Available")[0] == "True"
+    after = make_status(replace(endpoint, status=well), unheard)
+    assert told(condition, after, "Available")[0] == "False", "readiness needs no report"
+
+
+def test_one_that_is_ready_and_was_not_heard_yet_has_started(
+    make_endpoint, make_status, make_worker, make_pod, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint), make_pod("w-2"))
+    assert condition(found, "Generating").message == "1 of 1 started replicas generate."

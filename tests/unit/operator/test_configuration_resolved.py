@@ -109,3 +109,13 @@ def test_settings_that_an_older_worker_does_not_know(make_endpoint, make_status,
     assert condition(found, "ConfigurationResolved").message.endswith(
         "Pod w-1: this version does not know the setting healthCheck.x"
     )
+
+
+def test_records_and_those_that_end_are_none_of_the_workers(
+    make_endpoint, make_status, make_worker, make_pod, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    gone = make_pod("w-0", ready=False, phase="Failed")
+    never = make_pod("w-1", Link(settled=True, error="refused"))
+    found = make_status(endpoint, gone, never, make_worker("w-2", settings=endpoint))
+    assert condition(found, "ConfigurationResolved").message.startswith("1 of 2 workers")

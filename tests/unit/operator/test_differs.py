@@ -62,6 +62,15 @@ from vllmendpoint_operator.differences import differs
         ),
         ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {"a": "1", "b": "2"}}, True),
         ({"labelSelector": {"matchLabels": {}}}, {"labelSelector": {}}, False),
+        ({"nodeSelector": {}}, {}, False),
+        # an empty selector takes all, and none takes nothing
+        (
+            {"ingress": [{"from": [{"podSelector": {"a": "1"}}]}]},
+            {"ingress": [{"from": [{"podSelector": {"a": "1"}, "namespaceSelector": {}}]}]},
+            True,
+        ),
+        ({"labelSelector": {}}, {}, True),
+        ({"labelSelector": None}, {}, False),
         ({"ingress": [{"ports": [{"port": 1}]}]}, {"ingress": [{"ports": [{"port": 1}]}]}, False),
         (
             {"ingress": [{"ports": [{"port": 1}]}]},

@@ -141,3 +141,60 @@ def test_a_refused_rollout_is_not_the_revision_in_force(make_endpoint, make_plan
     assert after.revision == before.revision
     taken = status(changed, observed, make_plan(changed, observed), None)
     assert taken.revision.image == "registry.example/worker:next"
+
+
+@pytest.mark.parametrize("step", ["the replicas first", "the old template again"])
+def test_a_step_in_which_the_deployment_names_an_older_template(
+    make_endpoint, make_plan, living, make_status, make_pod, condition, step
+):
+    """As its controller writes: both with an ``observedGeneration`` that is the newest already."""
+    endpoint = make_endpoint(replicas=2)
+    observed = living(make_plan(endpoint))
+    children, hashes = dict(observed.children), dict(observed.template_hashes)
+    key = ("Deployment", "smollm-workers")
+    status = {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1}
+    if step == "the replicas first":
+        status["updatedReplicas"] = 0
+    else:
+        hashes |= {("smollm-workers", "10"): "old", ("smollm-workers", "9"): "oldest"}
+    children[key] = {**children[key], "status": status}
+    broken = make_pod("w-1", metadata=NEW, **waiting(NO_SECRET))
+    serving = make_pod("w-2", metadata=NEW)
+    found = make_status(endpoint, broken, serving, children=children, template_hashes=hashes)
+    assert told(condition, found, "ResolvedRefs", "Stalled") == (("Unknown", "Pending"), ("False", "Settled"))
+    assert condition(found, "UpToDate").reason == "RollingOut"
+
+
+def test_hot_and_cold_refusals_of_a_template_that_is_not_known(
+    make_endpoint, make_plan, living, make_status, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    never = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, said=REFUSED)
+    hot = {**REFUSED, "stage__name": "Serving", "started": True}
+    hot["configuration__problems"] = [{**REFUSED["configuration__problems"][0], "reason": "InvalidPayload"}]
+    serves = make_worker("w-2", settings=endpoint, metadata=OLD, said=hot)
+    found = make_status(endpoint, never, serves, children=unseen(make_plan, living, endpoint))
+    assert told(condition, found, "ConfigurationResolved") == (("False", "InvalidPayload"),)
+
+
+def test_a_quota_that_refuses_the_newest_is_told_over_what_older_ones_lack(
+    make_endpoint, make_plan, living, make_status, make_pod, condition
+):
+    endpoint = make_endpoint(replicas=1)
+    children = dict(living(make_plan(endpoint)).children)
+    key = ("Deployment", "smollm-workers")
+    failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: q"}
+    status = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 0, "conditions": [failure]}
+    children[key] = {**children[key], "status": status}
+    old = make_pod("w-1", metadata=OLD, **waiting(NO_IMAGE))
+    found = make_status(endpoint, old, children=children)
+    assert told(condition, found, "Available") == (("False", "PodCreationFailed"),)
+
+
+def test_what_older_ones_lack_is_not_told_of_those_that_did_not_start(
+    make_endpoint, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    old = make_pod("w-1", metadata=OLD, **waiting(NO_SECRET))
+    found = make_status(endpoint, old, make_worker("w-2", settings=endpoint, metadata=NEW))
+    assert condition(found, "Generating").message == "1 of 1 started replicas generate."

@@ -82,3 +82,15 @@ def test_what_was_not_verified_is_not_called_valid(make_endpoint, make_plan, liv
     still = make_endpoint(paused=True)
     found = status(still, observed, make_plan(still, observed), None)
     assert condition(found, "Accepted").message == "The spec is valid."
+
+
+def test_workers_that_load_are_not_held_up_by_frontend_pods_that_are_not_made(
+    make_endpoint, make_plan, living, make_worker, condition
+):
+    running = make_endpoint()
+    observed = living(
+        make_plan(running), pods=[make_worker("w-1", "Starting", settings=running, ready=False)]
+    )
+    endpoint = make_endpoint(paused=True, frontend={"replicas": 2})
+    found = status(endpoint, observed, make_plan(endpoint, observed), None)
+    assert condition(found, "Available").reason == "Starting"

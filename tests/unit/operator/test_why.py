@@ -219,8 +219,10 @@ CASES = {
             **waiting("PodInitializing"),
             "initContainerStatuses": [
                 {"name": "done", "ready": True, "state": {"terminated": ended(0)}},
+                {"name": "proxy", "ready": False, "state": {"running": {}}},
                 {"name": "fetch", "ready": False, "state": {"running": {}}},
             ],
+            "spec": {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"}]},
         },
         Reason.STARTING,
         ["pod w-1 is starting: its init container fetch has yet to end."],
@@ -318,13 +320,16 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
     hung = make_worker("w-1", ready=False, connected=False, error="silent for 15 s")
     found = why(hung, BUDGET)
     assert found.reason is Reason.NOT_READY
-    assert "answers neither the kubelet nor the operator (silent for 15 s)" in found.message
+    assert "is not ready, and the operator gets no report from it (silent for 15 s)" in found.message
     # Cut for a moment only, it is what it was.
     assert (
         why(make_worker("w-1", ready=False, connected=False, settled=False), BUDGET).reason is Reason.STARTING
     )
     loading = make_worker("w-1", "Starting", connected=False, container={"started": False})
     assert why(loading, BUDGET).reason is Reason.STARTING
+    # The kubelet does reach it, and something else holds it up.
+    answers = make_worker("w-1", ready=False, connected=False, container={"ready": True})
+    assert why(answers, BUDGET).reason is Reason.STARTING
 
 
 @pytest.mark.parametrize(
@@ -366,7 +371,7 @@ def test_one_that_generates_and_takes_no_requests(make_worker):
     found = why(make_worker("w-1", ready=False, said={"ready": False}), BUDGET)
     assert (found.reason, found.message) == (
         Reason.NOT_READY,
-        "pod w-1 generates, and takes no requests: it warms up, or is ending.",
+        "pod w-1 takes no requests yet, or no more: it warms up, or is ending.",
     )
 
 

@@ -18,6 +18,7 @@ from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.plan import Plan, invocations_url, url
 from vllmendpoint_operator.plan.pods import WORKER
 
+from . import parts
 from .available import available
 from .conditions import Finding, entries, false, true, unknown
 from .configuration import configuration_resolved
@@ -45,7 +46,9 @@ def status(
             endpoint, observed, plan.settings.hash if plan is not None else None
         ),
         Condition.AVAILABLE: available(endpoint, observed, problem),
-        Condition.GENERATING: generating(endpoint, listed),
+        Condition.GENERATING: generating(
+            endpoint, listed, {pod.name for pod in parts.workers(endpoint, observed).current or ()}
+        ),
         Condition.UP_TO_DATE: unknown(
             Reason.PENDING, f"The current revision could not be applied: {problem.message}"
         )

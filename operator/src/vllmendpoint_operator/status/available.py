@@ -3,13 +3,13 @@
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from vllmendpoint_api import Reason
+from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
 from vllmendpoint_operator.plan.disruption import required
 
 from .cause import one_line
-from .conditions import Finding, false, true
+from .conditions import Finding, false, kept, true
 from .parts import Part, frontend, workers
 from .why import Cause, causes, why, worst
 
@@ -29,28 +29,32 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
     needed = required(replicas, endpoint.spec.strategy.rolling_update)
     if ready < needed:
-        cause = _cause(part, problem)
+        said = kept(endpoint, Condition.AVAILABLE) if any(_unheard(pod) for pod in part.pods) else None
+        if said is not None and not said.holds:
+            return said
+        cause = _cause(part, problem, observed.now)
         return false(cause.reason, f"{ready} of {replicas} replicas ready, {needed} needed: {cause.message}")
     front = frontend(endpoint, observed)
     if front is not None and not front.ready:
-        down = _cause(front, problem)
+        down = _cause(front, problem, observed.now)
         # While it starts, it is the start that goes on, as with workers.
         reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
         return false(reason, f"the frontend is not ready: {down.message}")
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
 
 
-def _cause(part: Part, problem: PlanError | None) -> Cause:
+def _cause(part: Part, problem: PlanError | None, now: datetime) -> Cause:
     """What stands in the way of the newest pods; else of those that are not there."""
     living = [pod for pod in part.pods if not pod.over]
     newest = part.current or living
+    few = min(len(living), len(living if part.current is None else part.current)) < part.replicas
     leaving = [pod for pod in living if pod.terminating and pod not in newest]
     cause = worst(causes([*newest, *leaving], part.budget).values())
-    if cause is None or len(living) < part.replicas:
+    if cause is None or few:
         lacking = not_created(part, problem)
         cause = lacking if cause is None or lacking.reason is not Reason.STARTING else cause
     # It tells why there is a new one.
-    before = next((why(gone, part.budget) for gone in _replaced(part.pods)), None)
+    before = next((why(gone, part.budget) for gone in _replaced(part.pods, now)), None)
     if before is None:
         return cause
     if cause.reason is Reason.STARTING:
@@ -58,24 +62,36 @@ def _cause(part: Part, problem: PlanError | None) -> Cause:
     return Cause(cause.reason, f"{cause.message} Before: {before.message}")
 
 
-def _replaced(pods: tuple[Pod, ...]) -> list[Pod]:
-    """Records of pods that were taken off their node just before one that is not ready yet was made, or none
-    was yet: newest first. Kubernetes keeps them for weeks."""
-    fresh = [pod for pod in pods if not pod.over and not pod.ready]
-    gone = [
-        pod
-        for pod in pods
-        if pod.over and not pod.terminating and (not fresh or any(_soon(pod, other) for other in fresh))
-    ]
+def _replaced(pods: tuple[Pod, ...], now: datetime) -> list[Pod]:
+    """Records of pods that were taken off their node just before one that is not ready yet was made, or just
+    now: newest first. Kubernetes keeps them for weeks."""
+    fresh = [pod for pod in pods if not pod.over and not pod.ready and not pod.terminating]
+    moments = [datetime.fromisoformat(made) for pod in fresh if (made := _made(pod))]
+    if len(moments) < len(fresh) or not fresh:
+        moments.append(now)
+    gone = [pod for pod in pods if pod.over and not pod.terminating and _just_before(pod, moments)]
     return sorted(gone, key=_ended, reverse=True)
 
 
-def _soon(gone: Pod, other: Pod) -> bool:
-    made, ended = str(other.obj["metadata"].get("creationTimestamp", "")), _ended(gone)
-    if not made or not ended:
+def _just_before(gone: Pod, moments: list[datetime]) -> bool:
+    if not (ended := _ended(gone)):
         return True
-    since = datetime.fromisoformat(made) - datetime.fromisoformat(ended)
-    return -_REPLACED_WITHIN <= since <= _REPLACED_WITHIN
+    return any(abs(moment - datetime.fromisoformat(ended)) <= _REPLACED_WITHIN for moment in moments)
+
+
+def _made(pod: Pod) -> str:
+    return str(pod.obj["metadata"].get("creationTimestamp") or "")
+
+
+def _unheard(pod: Pod) -> bool:
+    """By a new leader, and not ready: what was known of it still stands."""
+    return (
+        pod.started
+        and not pod.ready
+        and not pod.terminating
+        and pod.link.report is None
+        and not pod.link.settled
+    )
 
 
 def _ended(pod: Pod) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from vllmendpoint_api import Condition, ConditionEntry, ConditionStatus, Reason
+from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionEntry, ConditionStatus, Reason
+from vllmendpoint_operator.model import Endpoint
 
-__all__ = ["Finding", "entries", "false", "timestamp", "true", "unknown"]
+__all__ = ["Finding", "entries", "false", "kept", "timestamp", "true", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,18 @@ def false(reason: Reason, message: str) -> Finding:
 
 def unknown(reason: Reason, message: str) -> Finding:
     return Finding(ConditionStatus.UNKNOWN, reason, message)
+
+
+def kept(endpoint: Endpoint, condition: Condition) -> Finding | None:
+    """What the condition said of this very generation, in reasons that this version knows."""
+    for entry in endpoint.status.conditions if endpoint.status is not None else ():
+        if (
+            entry.type == condition
+            and entry.observed_generation == endpoint.generation
+            and entry.reason in CONDITION_REASONS[condition]
+        ):
+            return Finding(ConditionStatus(entry.status), Reason(entry.reason), entry.message)
+    return None
 
 
 def timestamp(moment: datetime) -> str:

@@ -3,7 +3,6 @@
 from vllmendpoint_api import (
     CONDITION_REASONS,
     Condition,
-    ConditionStatus,
     ConfigurationState,
     Reason,
     Stage,
@@ -11,7 +10,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
 
-from .conditions import Finding, false, true, unknown
+from .conditions import Finding, false, kept, true, unknown
 from .parts import workers
 
 __all__ = ["configuration_resolved"]
@@ -25,16 +24,10 @@ _KNOWN = {
 
 def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash: str | None) -> Finding:
     """``settings_hash``: that of the settings the spec asks for; None where nobody can tell."""
-    if any(_unheard(pod) for pod in observed.workers):
-        # A new leader has not heard this worker yet: what was known of this generation still stands.
-        before = endpoint.status.conditions if endpoint.status is not None else ()
-        for entry in before:
-            if (
-                entry.type == Condition.CONFIGURATION_RESOLVED
-                and entry.observed_generation == endpoint.generation
-                and entry.reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
-            ):
-                return Finding(ConditionStatus(entry.status), Reason(entry.reason), entry.message)
+    # A new leader has not heard each worker yet: what was known of this generation still stands.
+    said = kept(endpoint, Condition.CONFIGURATION_RESOLVED)
+    if said is not None and any(_unheard(pod) for pod in observed.workers):
+        return said
     told = [
         pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
     ]
@@ -47,12 +40,12 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
         for pod in told
         if _report(pod).configuration.state == ConfigurationState.REFUSED
         and (settings_hash in (None, _hash(pod)) or not _hash(pod))
-        and (newest is None or pod in newest or _report(pod).stage.name != Stage.REFUSED)
     ]
-    if refused and newest is None and all(_report(pod).stage.name == Stage.REFUSED for pod in refused):
+    telling = [pod for pod in refused if _report(pod).stage.name != Stage.REFUSED or pod in (newest or ())]
+    if telling:
+        return _refused(telling, len(told))
+    if refused and newest is None:
         return unknown(Reason.PENDING, "No worker of this generation yet.")
-    if refused:
-        return _refused(refused, len(told))
     lost = [
         pod
         for pod in observed.workers
@@ -61,8 +54,8 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
     if lost:
         return unknown(
             Reason.WORKER_UNREACHABLE,
-            f"{len(lost)} of {len(observed.workers)} workers, {lost[0].name} among them, cannot be asked "
-            "which settings they run.",
+            f"{len(lost)} of {sum(not (pod.over or pod.terminating) for pod in observed.workers)} workers, "
+            f"{lost[0].name} among them, cannot be asked which settings they run.",
         )
     if not started:
         return unknown(Reason.PENDING, "No worker has started yet.")

@@ -1,6 +1,6 @@
 """``Generating``: every started replica, routed or not, generates or is busy."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from vllmendpoint_api import ConditionStatus, Mode, Reason, Verdict, WorkerStatus
@@ -18,15 +18,17 @@ _FIX: Final = {
 }
 
 
-def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus]) -> Finding:
-    """``workers``: every replica that is not on its way out, worst first."""
+def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus], current: Collection[str]) -> Finding:
+    """``workers``: every replica that is not on its way out, worst first; ``current``: names of those of the
+    newest template, as far as that is known.
+    """
     if not workers:
         return unknown(Reason.NO_WORKERS, "There are no workers.")
-    started = [
-        worker
-        for worker in workers
-        if worker.verdict not in (None, Verdict.STARTING) or worker.reason == Reason.WORKER_UNREACHABLE
-    ]
+    started: list[WorkerStatus] = []
+    waiting: list[WorkerStatus] = []
+    for worker in workers:
+        running = worker.verdict not in (None, Verdict.STARTING)
+        (started if running or worker.reason == Reason.WORKER_UNREACHABLE else waiting).append(worker)
     if not started:
         return unknown(Reason.NO_WORKERS, "No worker has started yet.")
     total = len(started)
@@ -57,7 +59,11 @@ def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus]) -> Finding:
     busy = sum(worker.verdict == Verdict.BUSY for worker in started)
     detail = f", {busy} of them busy" if busy else ""
     # One that does not come up is not forgotten where the others suffice for Ready.
-    broken = [worker for worker in workers if worker not in started and worker.reason != Reason.STARTING]
+    broken = [
+        worker
+        for worker in waiting
+        if not worker.ready and worker.reason not in ("", Reason.STARTING) and worker.name in current
+    ]
     more = f" {len(broken)} more did not start: {broken[0].message}" if broken else ""
     return true(Reason.GENERATING, f"{total} of {total} started replicas generate{detail}.{more}")
 

@@ -27,6 +27,10 @@ class Part:
     """Label of the newest template's pods; None where the Deployment controller has yet to say."""
 
     @property
+    def workers(self) -> bool:
+        return self.what == "replicas"
+
+    @property
     def ready(self) -> int:
         return sum(pod.ready for pod in self.pods)
 
@@ -49,13 +53,16 @@ class Part:
 
         What is wrong with older ones says nothing of what the spec asks for now.
         """
-        if not self.seen or self.newest is None:
+        if self.deployment is None or not self.seen or self.newest is None:
             return None
-        return [
+        found = [
             pod
             for pod in self.pods
             if pod.template_hash == self.newest and not pod.over and not pod.terminating
         ]
+        # A template that changes with the replicas is taken in a step later than they are.
+        updated = (self.deployment.get("status") or {}).get("updatedReplicas", 0)
+        return None if found and not updated else found
 
 
 def workers(endpoint: Endpoint, observed: Observed) -> Part:
@@ -89,5 +96,13 @@ def _made(observed: Observed, name: str) -> tuple[Object | None, str | None]:
     deployment = observed.child("Deployment", name)
     if deployment is None:
         return None, None
-    revision = (deployment["metadata"].get("annotations") or {}).get(REVISION_ANNOTATION, "")
-    return deployment, observed.template_hashes.get((name, revision))
+    revision = str((deployment["metadata"].get("annotations") or {}).get(REVISION_ANNOTATION, ""))
+    last = max(
+        (number for owner, number in observed.template_hashes if owner == name), key=_number, default=""
+    )
+    # A template that was there before is numbered anew, and the Deployment in a step after that.
+    return deployment, observed.template_hashes.get((name, revision)) if revision == last else None
+
+
+def _number(revision: str) -> int:
+    return int(revision) if revision.isdecimal() else 0

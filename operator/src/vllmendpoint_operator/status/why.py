@@ -156,12 +156,12 @@ def _stage(pod: Pod) -> str:
 
 def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
     report = pod.link.report
-    if pod.started and pod.link.settled and not pod.link.connected:
+    if pod.started and not pod.main.get("ready") and pod.link.settled and not pod.link.connected:
         return Cause(
             Reason.NOT_READY,
-            f"pod {pod.name} answers neither the kubelet nor the operator "
-            f"({pod.link.error or 'the stream ended'}): its process hangs, or its network is cut. "
-            "Delete the pod to start it anew.",
+            f"pod {pod.name} is not ready, and the operator gets no report from it "
+            f"({pod.link.error or 'the stream ended'}): its process hangs, or the network is cut. Check the "
+            "node and NetworkPolicies; a pod that is deleted is made anew.",
         )
     if report is None:
         return Cause(Reason.STARTING, _before_the_first_report(pod))
@@ -185,7 +185,7 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
         return Cause(Reason.STARTING, f"pod {pod.name} serves; its first probe is not back yet.")
     if report.verdict.state not in VERDICT_REASONS:
         return Cause(
-            Reason.NOT_READY, f"pod {pod.name} generates, and takes no requests: it warms up, or is ending."
+            Reason.NOT_READY, f"pod {pod.name} takes no requests yet, or no more: it warms up, or is ending."
         )
     return Cause(
         VERDICT_REASONS[Verdict(report.verdict.state)],
@@ -211,8 +211,10 @@ def _before_the_first_report(pod: Pod) -> str:
             f"pod {pod.name} is starting on node {pod.node}: its volumes and its network are not set up yet; "
             f"if that lasts, `kubectl describe pod {pod.name}` tells why."
         )
+    spec = pod.obj.get("spec") or {}
+    sidecars = {c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"}
     for status in pod.status.get("initContainerStatuses") or []:
-        if "running" in (status.get("state") or {}) and not status.get("ready"):
+        if "running" in (status.get("state") or {}) and status["name"] not in sidecars:
             return f"pod {pod.name} is starting: its init container {status['name']} has yet to end."
     return f"pod {pod.name} is starting ({pod.phase})."
 
