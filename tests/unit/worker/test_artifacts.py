@@ -419,3 +419,20 @@ async def test_it_tries_again_until_the_data_is_there(
         "ArtifactsNotFetched", "Spec", "model.artifactsUri",
         "model.artifactsUri names a prefix that holds no object: upload the model's data, or correct it.",
     )  # fmt: skip
+
+
+def test_objects_that_change_while_they_are_fetched_are_not_mixed(tmp_path: Path) -> None:
+    bucket = Bucket(model__1=b"old1", model__2=b"old2")
+    download = bucket.download
+
+    def changing(*arguments: Any) -> None:
+        download(*arguments)
+        bucket.contents.update({"model/1": b"new1", "model/2": b"new2"})
+
+    bucket.download = changing  # type: ignore[method-assign]
+    with pytest.raises(ArtifactsError, match="changed while it was being fetched"):
+        fetch(bucket, tmp_path, "s3://bucket/model/")
+    assert content(tmp_path) == {}
+    bucket.download = download  # type: ignore[method-assign]
+    fetch(bucket, tmp_path, "s3://bucket/model/")
+    assert content(tmp_path) == {"1": "new1", "2": "new2"}

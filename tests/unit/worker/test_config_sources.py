@@ -345,3 +345,10 @@ def test_a_file_that_comes_and_goes_is_noticed(tmp_path: Path) -> None:
     assert given.signature() != there
     (tmp_path / "settings.json").unlink()
     assert given.signature() == gone
+
+
+def test_a_number_to_base_60_of_two_hundred_digits_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("seed: 1" + ":1" * 200 + ".5\n")
+    loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(config)).load()
+    assert isinstance(merge(loaded.sources), Refused) or loaded.engine.problems

@@ -259,7 +259,7 @@ def custom_sagemaker_ping_handler(request):
     release.wait(20)
 """)
     await served.start()
-    watch = watched()
+    watch = watched(lambda: 0.2)
     for _ in range(5):
         await watch.ask()
         await asyncio.sleep(0.1)
@@ -269,3 +269,52 @@ def custom_sagemaker_ping_handler(request):
     assert watch.report.state == PingState.FAILING
     assert "does not return" in watch.report.message
     module.release.set()
+
+
+async def test_a_ping_that_streams_its_answer(served: Served, watched: Callable[..., PingWatch]) -> None:
+    """The framework listens for the end of the client meanwhile."""
+    served.script("""
+from fastapi.responses import StreamingResponse
+async def words():
+    yield "fine"
+def custom_sagemaker_ping_handler(request):
+    return StreamingResponse(words())
+""")
+    await served.start()
+    watch = watched()
+    await asyncio.wait_for(watch.ask(), 10)
+    assert watch.report is not None
+    assert watch.report.state == PingState.PASSING
+
+
+DEAF = """while not released.is_set():
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            pass"""
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise SystemExit(3)", "answers 500"),
+        ("raise KeyboardInterrupt", "answers 500"),
+        ("raise asyncio.CancelledError", "CancelledError"),
+        (DEAF, "did not answer within 0.2 s"),
+    ],
+    ids=["sys.exit", "interrupt", "cancels itself", "heeds no cancellation"],
+)
+async def test_a_ping_that_would_end_its_watch(
+    served: Served, watched: Callable[..., PingWatch], body: str, says: str
+) -> None:
+    served.script(
+        "import asyncio, threading\nreleased = threading.Event()\n"
+        f"async def custom_sagemaker_ping_handler(request):\n    {body}\n"
+    )
+    await served.start()
+    watch = watched(lambda: 0.2 if "sleep" in body else 5.0)
+    await asyncio.wait_for(watch.ask(), 10)
+    assert watch.report is not None
+    assert watch.report.state == PingState.FAILING
+    assert says in watch.report.message or "raised" in watch.report.message
+    next(m for name, m in sys.modules.items() if name.startswith("vllmendpoint_handlers")).released.set()

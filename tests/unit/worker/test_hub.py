@@ -82,3 +82,15 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     _, error = fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2")
     said = download_failed("team/toy", OSError(error)) or ""
     assert "http://127.0.0.1:9/api/models/team/toy/tree/v2 cannot be reached. Check DNS" in said, error
+
+
+def test_a_hub_that_is_away_hinders_no_restart(hub: str, tmp_path: Path) -> None:
+    folder, error = fetch(hub, tmp_path, "team/toy", "v2")
+    assert not error
+    assert fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2") == (folder, "")
+
+
+def test_the_password_of_a_mirror_is_not_repeated(tmp_path: Path) -> None:
+    _, error = fetch("http://bob:hunter2@127.0.0.1:9", tmp_path, "team/toy", "v2")
+    assert "error sending request for url (http://127.0.0.1:9/api/models" in error
+    assert "hunter2" not in error

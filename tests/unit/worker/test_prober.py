@@ -60,6 +60,8 @@ class FakeEngine:
                 await self.go.wait()
             if self.behaviour == "raise":
                 raise ValueError("hunter2")
+            if self.behaviour == "cancelled":
+                raise asyncio.CancelledError
             for chunk in self.chunks:
                 self.progress.step(1, 0.001)
                 yield chunk
@@ -239,10 +241,10 @@ async def test_every_probe_that_ended_is_counted_once() -> None:
     await until(lambda: engine.running == 1)
     prober.configure(settings(period=60.0, token_ids=[9]))  # while the old question is being asked
     engine.behaviour = "answer"
-    await until(lambda: len(ended) == 3)
-    assert [result.outcome for result in ended] == [Outcome.COMPLETE, Outcome.TIMEOUT, Outcome.COMPLETE]
-    assert len(engine.asked) == 3
-    await probe
+    await until(lambda: len(ended) == 2)
+    assert [result.outcome for result in ended] == [Outcome.COMPLETE, Outcome.COMPLETE]
+    assert (len(engine.asked), engine.aborted) == (3, 1), "nobody waits for an answer to the old one"
+    assert (await probe).outcome is Outcome.COMPLETE
     task.cancel()
     await asyncio.wait({task}, timeout=5)
 
@@ -386,6 +388,50 @@ async def test_a_changed_question_is_asked_at_once() -> None:
         prober.configure(settings(period=60.0, token_ids=[9]))
         await until(lambda: len(engine.requests) == 2)
         assert engine.requests[1] == {"token_ids": [9]}
+
+
+@on_virtual_time
+async def test_an_engine_that_cancels_its_own_stream_is_an_error_and_asked_again() -> None:
+    engine = FakeEngine()
+    engine.behaviour = "cancelled"
+    async with probing(engine, settings(period=5.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.FAILING)
+        engine.behaviour = "answer"
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+
+
+@on_virtual_time
+@pytest.mark.parametrize(
+    "changed",
+    [settings(period=60.0, timeout=300.0, token_ids=[9]), settings(period=60.0, timeout=1.0)],
+    ids=["another question", "a shorter time"],
+)
+async def test_a_probe_that_hangs_does_not_hold_up_other_settings(changed: ProbeSettings) -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        asked = asyncio.create_task(prober.probe_now())
+        await until(lambda: engine.running == 1)
+        engine.behaviour = "answer"
+        prober.configure(changed)
+        assert await until(asked.done) < 3.0
+        assert (await asked).outcome is Outcome.COMPLETE, "who waited is answered with the new ones"
+        assert engine.aborted == 1
+
+
+@on_virtual_time
+async def test_a_probe_that_hangs_ends_when_probing_is_turned_off() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        asked = asyncio.create_task(prober.probe_now())
+        await until(lambda: engine.running == 1)
+        prober.configure(settings(mode=Mode.DISABLED))
+        with pytest.raises(ProbeUnavailableError):
+            await asyncio.wait_for(asked, 3.0)
+        assert (engine.aborted, engine.running) == (1, 0)
 
 
 @on_virtual_time

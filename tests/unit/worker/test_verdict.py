@@ -156,7 +156,7 @@ def test_since_moves_only_with_the_verdict() -> None:
     [
         (START, V.STARTING),
         (GENERATING, V.GENERATING),
-        (BUSY, V.STARTING),
+        (BUSY, V.BUSY),
         (STALLED, V.STARTING),
         (FAILING, V.STARTING),
         (WRONG, V.STARTING),

@@ -246,6 +246,11 @@ class Artifacts:
             if archive or there.objects.get(path) != wanted[path] or not there.in_place(self._folder, path)
         }
         self._download(store, location, missing, tell)
+        if placed(selected(store.objects(location), location.key), location.key) != objects:
+            raise ArtifactsError(
+                "changed while it was being fetched",
+                "it is fetched again; let an upload end before a worker starts",
+            )
         source, moved = self._new, {path: each.size for path, each in missing.items()}
         if archive:
             tell("model data: unpacking")

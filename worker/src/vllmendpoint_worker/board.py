@@ -74,7 +74,7 @@ class Board:
         self._clock = clock or Clock()
         self._worker_version = worker_version[:128]
         self._pod_uid = pod_uid[:128]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the handler of a signal updates too, in the middle of anything
         self._subscribers: list[Callable[[], None]] = []
         self._last_beat: float | None = None
         self.culprit: Callable[[], str] = str

@@ -377,8 +377,18 @@ class Worker:
 
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
-        task.add_done_callback(_unexpected_end)
+        task.add_done_callback(self._ended)
         self._tasks.append(task)
+
+    @staticmethod
+    def _ended(task: "asyncio.Task[None]") -> None:
+        """Prober, watcher and liveness never end by themselves: without one of them the report would lie."""
+        if task.cancelled():
+            return  # it was stopped
+        error = task.exception()
+        logger.critical("The task %s ended", task.get_name(), exc_info=error)
+        how = "ended" if error is None else f"failed: {type(error).__name__}"
+        leave(EXIT_DEAD, f"The worker's task {task.get_name()} {how}.")
 
     async def _stop_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
@@ -391,10 +401,3 @@ class Worker:
 def _settings(resolved: Resolved, translated: Translated) -> ProbeSettings:
     rules = Rules(resolved.timeout_seconds, resolved.failure_threshold, resolved.success_threshold)
     return ProbeSettings(translated.request, resolved.mode, resolved.period_seconds, rules, translated.expect)
-
-
-def _unexpected_end(task: "asyncio.Task[None]") -> None:
-    """Prober, watcher and liveness never end by themselves: without one of them the report would lie."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.critical("The task %s failed", task.get_name(), exc_info=error)
-        leave(EXIT_DEAD, f"The worker's task {task.get_name()} failed: {type(error).__name__}.")

@@ -92,9 +92,9 @@ class ConfigSources:
         raw = self._environment.get(ENV_PAYLOAD, "").strip()
         self._payload_file = Path(raw[1:]) if raw.startswith("@") else None
 
-    def signature(self) -> tuple[object, ...]:
+    def signature(self) -> dict[Path, object]:
         """Changes when one of the files does: identity, time and size of what the names now lead to."""
-        return tuple(stamp(path) for path in self._files())
+        return {path: stamp(path) for path in self._files()}
 
     def watch(self, files: frozenset[Path]) -> None:
         """Files of handlers that were imported: a change in one of them is a change too."""
@@ -273,7 +273,13 @@ def _parse_yaml(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
         value = yaml.safe_load(data.decode())
     except UnicodeDecodeError:
         return {}, ("is not UTF-8 text", "save it as UTF-8")
-    except (ValueError, LookupError, AttributeError, RecursionError):  # what PyYAML lets pass
+    except (
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ):  # PyYAML lets them pass
         what = "holds a value that YAML cannot read, or is nested too deeply"
         return {}, (what, "quote text that looks like a date or a number")
     except yaml.YAMLError as error:

@@ -19,10 +19,12 @@ from vllmendpoint_api import (
     Stage,
 )
 
+from .aside import aside
 from .board import Board
 from .config_sources import ConfigSources, Loaded
 from .custom_default import CUSTOM_DEFAULT
 from .errors import ConfigurationRefusedError, TranslationError
+from .handler_sources import stamp
 from .merge import ABSENT, Refused, Resolved, merge
 from .options import differing
 from .payload import RequestFields
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.5
 """How often the files' ``stat`` is compared; a change is in force within this and the time of a reload."""
 
+_READS: Final = 5
+
 
 class Configuration:
     """``fields``, ``option_names`` and ``model_type`` sharpen the check as they become known during the
@@ -43,7 +47,7 @@ class Configuration:
     def __init__(self, sources: ConfigSources, board: Board) -> None:
         self._sources = sources
         self._board = board
-        self._signature: tuple[object, ...] = ()
+        self._signature: dict[Path, object] = {}
         self._custom_default = CUSTOM_DEFAULT.version
         self.fields: RequestFields | None = None
         self.option_names: Mapping[str, str] = {}
@@ -83,14 +87,16 @@ class Configuration:
             raise ConfigurationRefusedError(problems)
 
     async def load(self) -> Loaded:
-        """Read everything, off the loop. The signature is taken first: a change in between is seen later."""
-        while True:
+        """Read everything, off the loop, and again where a file changed meanwhile, or more were named:
+        settings and script come together. What changes without end is read as it is, and seen to change.
+        """
+        for _ in range(_READS):
             self._custom_default = CUSTOM_DEFAULT.version
-            signature = await asyncio.to_thread(self._sources.signature)
-            loaded = await asyncio.to_thread(self._sources.load)
-            if len(signature) == len(await asyncio.to_thread(self._sources.signature)):
-                self._signature = signature
-                return loaded  # else the load named more files to watch
+            self._signature = await aside(self._sources.signature)
+            loaded = await aside(self._sources.load)
+            if self._signature == await aside(self._sources.signature):
+                break
+        return loaded
 
     def merge(self, loaded: Loaded) -> Resolved:
         """Raises ConfigurationRefusedError."""
@@ -101,9 +107,11 @@ class Configuration:
         return result
 
     def watch(self, files: frozenset[Path]) -> None:
-        """Files of imported handlers count from now on; that they do is no change."""
+        """Files of imported handlers count from now on; that they do is no change. What else changed while
+        they were imported is one still.
+        """
         self._sources.watch(files)
-        self._signature = self._sources.signature()
+        self._signature |= {path: stamp(path) for path in files - self._signature.keys()}
 
     async def changed(self) -> None:
         """Return when a file has changed since the last load, or a script has set another custom default."""
@@ -111,7 +119,7 @@ class Configuration:
             await asyncio.sleep(POLL_SECONDS)
             if CUSTOM_DEFAULT.version != self._custom_default:
                 return
-            if await asyncio.to_thread(self._sources.signature) != self._signature:
+            if await aside(self._sources.signature) != self._signature:
                 return
 
     def accept(self, resolved: Resolved, loaded: Loaded, notes: tuple[str, ...] = ()) -> None:

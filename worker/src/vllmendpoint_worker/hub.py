@@ -1,10 +1,11 @@
 """A model of the hub at a revision: Dynamo's downloader knows none, and takes the default branch."""
 
+from contextlib import suppress
 from typing import Final
 
 import httpx
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 __all__ = ["snapshot"]
 
@@ -19,10 +20,14 @@ def snapshot(model: str, revision: str) -> str:
     """
     try:
         try:
-            files = HfApi().list_repo_files(model, revision=revision)
-            ignored = _OTHER_WEIGHTS if any(name.endswith(".safetensors") for name in files) else ()
-        except OfflineModeIsEnabled:
-            ignored = _OTHER_WEIGHTS  # not asked for; where the cache has them they are there
+            ignored = _ignored(model, revision)
+        except (OfflineModeIsEnabled, httpx.TransportError, HfHubHTTPError) as error:
+            if not _away(error):
+                raise
+            # Where the cache has them they are there: a hub that is away hinders no restart.
+            with suppress(LocalEntryNotFoundError):
+                return str(_cached(model, revision))
+            raise
         return str(snapshot_download(model, revision=revision, ignore_patterns=list(ignored)))
     except HfHubHTTPError as error:
         answer = error.response
@@ -32,5 +37,20 @@ def snapshot(model: str, revision: str) -> str:
         raise OSError(f"error sending request for url ({_plain(error.request.url)})") from error
 
 
+def _cached(model: str, revision: str) -> str:
+    return snapshot_download(
+        model, revision=revision, ignore_patterns=list(_OTHER_WEIGHTS), local_files_only=True
+    )
+
+
+def _ignored(model: str, revision: str) -> tuple[str, ...]:
+    files = HfApi().list_repo_files(model, revision=revision)
+    return _OTHER_WEIGHTS if any(name.endswith(".safetensors") for name in files) else ()
+
+
+def _away(error: Exception) -> bool:
+    return not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
+
+
 def _plain(url: httpx.URL) -> str:
-    return str(url.copy_with(query=None))
+    return str(url.copy_with(query=None, userinfo=b""))

@@ -133,6 +133,8 @@ async def ask(
         if reading.done() and not reading.cancelled():
             reading.exception()  # taken, so that asyncio does not log it as never retrieved
         return ProbeResult(Outcome.TIMEOUT, latency, answer.tokens, ended)
+    if reading.cancelled():  # by the engine itself
+        return ProbeResult(Outcome.ERROR, latency, answer.tokens, ended, asyncio.CancelledError.__name__)
     if (error := reading.exception()) is not None:
         dead = engine.dead()
         outcome = Outcome.ERROR if dead is None else Outcome.ENGINE_DEAD
@@ -238,6 +240,7 @@ class Prober:
         self._traffic_since: float | None = None
         self._wanted: list[asyncio.Future[ProbeResult]] = []
         self._wake = asyncio.Event()
+        self._asking: asyncio.Task[ProbeResult] | None = None
 
     @property
     def settings(self) -> ProbeSettings:
@@ -256,6 +259,12 @@ class Prober:
             self._wanted.clear()
         elif before != settings:
             self._want()
+        if self._asking is not None and (
+            before.question != settings.question
+            or before.rules.timeout != settings.rules.timeout
+            or settings.mode is Mode.DISABLED
+        ):
+            self._asking.cancel()  # what it finds, or the time it may take, is no longer asked for
         self._publish()
 
     async def probe_now(self) -> ProbeResult:
@@ -308,7 +317,7 @@ class Prober:
     async def _probe(self) -> None:
         wanted, self._wanted = self._wanted, []
         settings = self._settings
-        asking = asyncio.create_task(
+        asking = self._asking = asyncio.create_task(
             ask(self._engine, settings.request, settings.rules.timeout, self._clock, settings.expect),
             name="ask",
         )
@@ -316,13 +325,21 @@ class Prober:
             while not asking.done():
                 await asyncio.wait({asking}, timeout=TICK_SECONDS)
                 self._look()
+        except asyncio.CancelledError:
+            asking.cancel()
+            for waiting in wanted:
+                waiting.cancel()
+            await asyncio.wait({asking}, timeout=2 * ABORT_SECONDS)
+            raise
         finally:
-            if not asking.done():
-                asking.cancel()
-                await asyncio.wait({asking}, timeout=2 * ABORT_SECONDS)
-            if not asking.done() or asking.cancelled():
-                for waiting in wanted:
-                    waiting.cancel()
+            self._asking = None
+        if asking.cancelled():  # by other settings, with which those who wait are answered
+            if self._settings.mode is not Mode.DISABLED:
+                self._wanted = wanted + self._wanted
+                return
+            for waiting in wanted:
+                waiting.set_exception(ProbeUnavailableError("probing is off"))
+            return
         result = asking.result()
         self._account(result, settings)
         for waiting in wanted:

@@ -151,11 +151,11 @@ def asked_anew(state: State) -> State:
 
 def probed_again(state: State, at: float) -> State:
     """The state where probing is on again: trouble of the time before it was off may be over, and none of it
-    counts. A worker that generated stays in service, as it was all the while: every one of an endpoint would
-    leave it at once.
+    counts. A worker that generated, or was busy, stays in service, as it was all the while: every one of an
+    endpoint would leave it at once.
     """
-    if state.verdict in (Verdict.GENERATING, Verdict.DEAD):
-        return asked_anew(state)
+    if state.verdict in (Verdict.GENERATING, Verdict.BUSY, Verdict.DEAD):
+        return replace(asked_anew(state), unanswered=False)
     return State.start(at)
 
 

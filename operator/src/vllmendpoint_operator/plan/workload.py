@@ -134,6 +134,14 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
             "timeoutSeconds": 2,
             "failureThreshold": 1,
         },
+        # Not the verdict, on which the process ends itself: only that there is one which could. Ten minutes,
+        # since code of the customer's may hold the interpreter for long, and a start is costly.
+        "livenessProbe": {
+            **_get("/live"),
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 60,
+        },
         # The last lines of the log say why it ended.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": container_security(),

@@ -84,12 +84,14 @@ class Endpoint:
                 return await result
         except HTTPException:
             raise
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             where = failed_at(error, self._wanted)
             sentence = f"{self.handler.name} raised {type(error).__name__}"
             self._failed(self.route, f"{sentence} at {where}." if where else f"{sentence}.")
             logger.warning("The handler of %s failed", self.route, exc_info=error)
-            raise
+            if isinstance(error, Exception):
+                raise
+            raise RuntimeError(sentence) from error  # it must not end the event loop
 
     def _in_thread(self, arguments: dict[str, Any]) -> Any:
         with self._counted():

@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_worker.aside import aside
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
 from vllmendpoint_worker.handler_path import HandlerPath
@@ -119,7 +120,7 @@ class Loader:
             await asyncio.wait({done}, timeout=1.0)
         if not done.done():
             done.cancel()
-            await asyncio.to_thread(changes.end, failed=True)
+            await aside(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError(at)
             raise ConfigurationRefusedError([_problem(hung, wanted, self._seconds)])

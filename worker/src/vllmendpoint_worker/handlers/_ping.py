@@ -85,19 +85,31 @@ class PingWatch:
         """What is wrong with the answer, "" where it is 200. In process: no port, no proxy in between."""
         status: list[int] = []
 
+        asked = False
+
         async def receive() -> dict[str, Any]:
+            nonlocal asked
+            if asked:
+                await asyncio.get_running_loop().create_future()  # whoever asks stays, and says no more
+            asked = True
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 status.append(message["status"])
 
+        # As a task: customer code may not heed a cancellation, or may cancel itself.
+        asking = asyncio.create_task(self._room(_scope(), receive, send), name="ping")
         try:
-            async with asyncio.timeout(seconds):
-                await self._room(_scope(), receive, send)
-        except TimeoutError:
+            await asyncio.wait({asking}, timeout=seconds)
+        finally:
+            if not asking.done():
+                asking.cancel()
+                asking.add_done_callback(lambda late: late.cancelled() or late.exception())
+        if not asking.done():
             return f"{name} did not answer within {seconds:g} s"
-        except Exception as error:
+        error = asyncio.CancelledError() if asking.cancelled() else asking.exception()
+        if error is not None:
             logger.debug("The ping handler failed", exc_info=error)
             if not status:
                 return f"{name} raised {type(error).__name__}"

@@ -4,7 +4,6 @@ A generation is an app of its own over vLLM's: its state, exception handlers, mi
 vLLM's, with the custom routes in front. A request stays in the generation it began in.
 """
 
-import asyncio
 import logging
 import sys
 import threading
@@ -23,6 +22,7 @@ from vllmendpoint_api import (
     Problem,
     Reason,
 )
+from vllmendpoint_worker.aside import aside
 from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError
@@ -222,7 +222,7 @@ class HandlerRoom:
 
 
 async def _stamps(files: frozenset[Path]) -> tuple[object, ...]:
-    return await asyncio.to_thread(lambda: tuple(stamp(path) for path in sorted(files)))
+    return await aside(lambda: tuple(stamp(path) for path in sorted(files)))
 
 
 def _digest(generation: Generation) -> str:
