@@ -346,3 +346,13 @@ def test_a_script_that_is_not_there(make_endpoint, make_plan, config_maps, noon,
     with pytest.raises(PlanError, match=r"handlers\.script\.configMapKeyRef") as caught:
         make_plan(one, Observed(now=noon, config_maps=maps))
     assert caught.value.reason == reason
+
+
+def test_only_a_worker_that_answers_nothing_for_ten_minutes_is_ended_by_the_kubelet(
+    make_endpoint, make_plan, child
+):
+    template = child(make_plan(make_endpoint()), "Deployment", "smollm-workers")["spec"]["template"]
+    (main,) = template["spec"]["containers"]
+    probe = main["livenessProbe"]
+    assert probe["httpGet"] == {"path": "/live", "port": "report", "scheme": "HTTP"}, "not the verdict"
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 600

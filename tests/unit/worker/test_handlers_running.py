@@ -275,14 +275,15 @@ async def test_a_ping_that_streams_its_answer(served: Served, watched: Callable[
     """The framework listens for the end of the client meanwhile."""
     served.script("""
 from fastapi.responses import StreamingResponse
-async def words():
-    yield "fine"
-def custom_sagemaker_ping_handler(request):
+async def custom_sagemaker_ping_handler(request):
+    async def words():
+        yield "fine"
     return StreamingResponse(words())
 """)
     await served.start()
-    watch = watched()
+    watch, began = watched(), time.monotonic()
     await asyncio.wait_for(watch.ask(), 10)
+    assert time.monotonic() - began < 10, "the loop is not held up"
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING
 

@@ -273,13 +273,8 @@ def _parse_yaml(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
         value = yaml.safe_load(data.decode())
     except UnicodeDecodeError:
         return {}, ("is not UTF-8 text", "save it as UTF-8")
-    except (
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ):  # PyYAML lets them pass
+    # What PyYAML lets pass:
+    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError):
         what = "holds a value that YAML cannot read, or is nested too deeply"
         return {}, (what, "quote text that looks like a date or a number")
     except yaml.YAMLError as error:
