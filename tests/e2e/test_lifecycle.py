@@ -169,7 +169,7 @@ def test_changed_payload_reaches_worker_and_status_without_a_restart(cluster: Cl
     patch = {"spec": {"healthCheck": {"payload": payload}}}
     cluster.kubectl("patch", "vep", NAME, "--type=merge", "-p", json.dumps(patch))
     check = eventually(
-        lambda: cluster.endpoint(NAME)["status"]["healthCheck"], lambda c: c["source"] == "Spec", 60
+        lambda: cluster.endpoint(NAME)["status"]["healthCheck"], lambda c: c["source"] == "Spec", 10
     )
     assert check["payload"] == payload
     cluster.kubectl("wait", "--for=condition=Ready", f"vep/{NAME}", "--timeout=30s")

@@ -124,6 +124,11 @@ class Pod:
         return "running" in (self.main.get("state") or {})
 
     @property
+    def unheard(self) -> bool:
+        """It runs, and has not reported yet, nor is it silent for so long that it means something."""
+        return self.running and not self.terminating and self.link.report is None and not self.link.settled
+
+    @property
     def started(self) -> bool:
         """The startup probe has passed."""
         return bool(self.main.get("started")) and self.running

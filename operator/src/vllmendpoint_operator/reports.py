@@ -68,6 +68,10 @@ class Link:
     """Heard, or tried for longer than the grace: an absent stream now means something."""
     error: str = ""
 
+    @property
+    def lost(self) -> bool:
+        return self.settled and not self.connected
+
 
 @dataclass(slots=True, eq=False)
 class _Stream:

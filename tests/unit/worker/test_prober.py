@@ -1,184 +1,26 @@
-"""The prober against an engine made of Python: when it asks, how it aborts, what it calls an answer."""
+"""The prober against an engine made of Python: when it asks, what it aborts, what it makes of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.unit.worker.probed_engine import FakeEngine, letters, now, probing, settings, until
 from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
 from vllmendpoint_api import Mode, Outcome, Verdict
 from vllmendpoint_worker import liveness
 from vllmendpoint_worker.board import Board
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.expect import Expectation
-from vllmendpoint_worker.prober import Prober, ProbeSettings, ask, next_probe_at
+from vllmendpoint_worker.prober import Prober, ProbeResult, ProbeSettings, next_probe_at
 from vllmendpoint_worker.progress import PROBE_PREFIX, Progress
 from vllmendpoint_worker.publish import Publisher
 from vllmendpoint_worker.verdict import Rules, State
 
 pytestmark = pytest.mark.timeout(30)
-UNEXPECTED = Outcome.UNEXPECTED_ANSWER
-GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-class FakeEngine:
-    """``behaviour``: "answer", "hang", "raise", "wait" (for ``go``); ``users``: requests in flight that are
-    not ours.
-    """
-
-    def __init__(self, progress: Progress | None = None) -> None:
-        self.behaviour = "answer"
-        self.go = asyncio.Event()
-        self.chunks: list[dict[str, Any]] = list(GOOD)
-        self.users = 0
-        self.gone: str | None = None
-        self.asked: list[float] = []
-        self.requests: list[Mapping[str, Any]] = []
-        self.running = 0
-        self.most_running = 0
-        self.aborted = 0
-        self.ids: list[str] = []
-        self.progress = progress or Progress(now)
-
-    async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        self.asked.append(now())
-        self.requests.append(request)
-        self.ids.append(request_id)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            if self.behaviour == "hang":
-                await asyncio.Event().wait()
-            if self.behaviour == "wait":
-                await self.go.wait()
-            if self.behaviour == "raise":
-                raise ValueError("hunter2")
-            if self.behaviour == "cancelled":
-                raise asyncio.CancelledError
-            for chunk in self.chunks:
-                self.progress.step(1, 0.001)
-                yield chunk
-        except asyncio.CancelledError:
-            self.aborted += 1
-            raise
-        finally:
-            self.running -= 1
-
-    def in_flight(self) -> int:
-        return self.users + self.running
-
-    def dead(self) -> str | None:
-        return self.gone
-
-
-def settings(
-    period: float = 0.5, timeout: float = 0.3, mode: Mode = Mode.ENFORCE, **request: Any
-) -> ProbeSettings:
-    return ProbeSettings(request or {"token_ids": [1]}, mode, period, Rules(timeout, 2, 1))
-
-
-@asynccontextmanager
-async def probing(engine: FakeEngine, given: ProbeSettings) -> AsyncIterator[Prober]:
-    prober = Prober(engine, given, progress=engine.progress, publish=lambda: None, clock=LoopClock())
-    task = asyncio.create_task(prober.run())
-    try:
-        yield prober
-    finally:
-        task.cancel()
-        await asyncio.wait({task}, timeout=5)
-
-
-async def until(condition: Any, seconds: float = 5.0) -> float:
-    began = now()
-    while not condition():
-        assert now() - began < seconds, "did not come about in time"
-        await asyncio.sleep(0.01)
-    return now() - began
-
-
-@pytest.mark.parametrize(
-    ("chunks", "outcome", "tokens"),
-    [
-        (GOOD, Outcome.COMPLETE, 2),
-        ([], Outcome.UNEXPECTED_ANSWER, 0),
-        ([{"index": 0, "token_ids": [], "finish_reason": "stop"}], Outcome.UNEXPECTED_ANSWER, 0),
-        ([{"index": 0, "token_ids": [5]}], Outcome.UNEXPECTED_ANSWER, 1),
-        ([{"index": 0, "token_ids": [5]}, {"index": 0, "finish_reason": "error: no luck"}], Outcome.ERROR, 1),
-        ([{"index": 0, "token_ids": [5], "finish_reason": "stop"}, {"event": "error"}], Outcome.ERROR, 1),
-        ([{"index": 0, "token_ids": [5], "finish_reason": "cancelled"}], Outcome.ERROR, 1),
-        ([{"token_ids": [5], "finish_reason": "stop"}, {"index": 1, "token_ids": [6]}], UNEXPECTED, 2),
-        ([{"data": [{"embedding": "AAAA"}]}], Outcome.COMPLETE, 0),
-    ],
-)  # fmt: skip
-@on_virtual_time
-async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome, tokens: int) -> None:
-    engine = FakeEngine()
-    engine.chunks = chunks
-    result = await ask(engine, {}, 1.0, LoopClock())
-    assert (result.outcome, result.tokens) == (outcome, tokens)
-    assert engine.ids[0].startswith(PROBE_PREFIX)
-
-
-def letters(tokens: Sequence[int]) -> str:
-    """A tokenizer: 5 is "e", 6 is "f"."""
-    return "".join(chr(96 + token) for token in tokens)
-
-
-@pytest.mark.parametrize(
-    ("regex", "chunks", "outcome"),
-    [
-        ("ef", GOOD, Outcome.COMPLETE),
-        ("f$", GOOD, Outcome.COMPLETE),
-        ("(?i)EF", GOOD, Outcome.COMPLETE),
-        ("^f", GOOD, UNEXPECTED),
-        ("x", GOOD, UNEXPECTED),
-        ("e", [{"index": 0, "token_ids": [5]}], UNEXPECTED),
-        (".*", [], UNEXPECTED),
-        (
-            "e",
-            [{"index": 0, "token_ids": [5], "finish_reason": "stop"}]
-            + [{"index": 1, "token_ids": [6], "finish_reason": "stop"}],
-            UNEXPECTED,
-        ),
-    ],
-)
-@on_virtual_time
-async def test_the_text_must_match_what_is_expected(
-    regex: str, chunks: list[dict[str, Any]], outcome: Outcome
-) -> None:
-    engine = FakeEngine()
-    engine.chunks = chunks
-    result = await ask(engine, {}, 1.0, LoopClock(), Expectation(regex, letters))
-    assert result.outcome is outcome
-
-
-@on_virtual_time
-async def test_an_answer_that_does_not_match_is_told_without_its_text() -> None:
-    engine = FakeEngine()
-    result = await ask(engine, {}, 1.0, LoopClock(), Expectation("hunter2", lambda tokens: "the secret"))
-    assert result.detail == "2 tokens that do not match healthCheck.expect.regex"
-    engine.chunks = GOOD[1:]
-    assert (
-        "1 token that does not" in (await ask(engine, {}, 1.0, LoopClock(), Expectation("x", letters))).detail
-    )
-
-
-@on_virtual_time
-async def test_a_tokenizer_that_raises_is_an_error() -> None:
-    def decode(tokens: Sequence[int]) -> str:
-        raise OverflowError("hunter2")
-
-    result = await ask(FakeEngine(), {}, 1.0, LoopClock(), Expectation("x", decode))
-    assert result.outcome is Outcome.ERROR
-    assert "OverflowError" in result.detail
-    assert "hunter2" not in result.detail
 
 
 @on_virtual_time
@@ -247,26 +89,6 @@ async def test_every_probe_that_ended_is_counted_once() -> None:
     assert (await probe).outcome is Outcome.COMPLETE
     task.cancel()
     await asyncio.wait({task}, timeout=5)
-
-
-@on_virtual_time
-async def test_a_probe_is_aborted_at_its_timeout() -> None:
-    engine = FakeEngine()
-    engine.behaviour = "hang"
-    result = await ask(engine, {}, 0.2, LoopClock())
-    assert result.outcome is Outcome.TIMEOUT
-    assert 0.2 <= result.latency < 0.5
-    assert (engine.aborted, engine.running) == (1, 0)
-
-
-@on_virtual_time
-async def test_an_error_is_named_by_its_type_only() -> None:
-    engine = FakeEngine()
-    engine.behaviour = "raise"
-    result = await ask(engine, {}, 1.0, LoopClock())
-    assert (result.outcome, result.detail) == (Outcome.ERROR, "ValueError")
-    engine.gone = "gone"
-    assert (await ask(engine, {}, 1.0, LoopClock())).outcome is Outcome.ENGINE_DEAD
 
 
 @on_virtual_time
@@ -400,6 +222,18 @@ async def test_an_engine_that_cancels_its_own_stream_is_an_error_and_asked_again
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
 
 
+@asynccontextmanager
+async def hanging() -> AsyncIterator[tuple[FakeEngine, Prober, "asyncio.Task[ProbeResult]"]]:
+    """A probe that somebody asked for, and that may hang for five minutes."""
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        asked = asyncio.create_task(prober.probe_now())
+        await until(lambda: engine.running == 1)
+        yield engine, prober, asked
+
+
 @on_virtual_time
 @pytest.mark.parametrize(
     "changed",
@@ -407,12 +241,7 @@ async def test_an_engine_that_cancels_its_own_stream_is_an_error_and_asked_again
     ids=["another question", "a shorter time"],
 )
 async def test_a_probe_that_hangs_does_not_hold_up_other_settings(changed: ProbeSettings) -> None:
-    engine = FakeEngine()
-    async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
-        await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        engine.behaviour = "hang"
-        asked = asyncio.create_task(prober.probe_now())
-        await until(lambda: engine.running == 1)
+    async with hanging() as (engine, prober, asked):
         engine.behaviour = "answer"
         prober.configure(changed)
         assert await until(asked.done) < 3.0
@@ -422,12 +251,7 @@ async def test_a_probe_that_hangs_does_not_hold_up_other_settings(changed: Probe
 
 @on_virtual_time
 async def test_a_probe_that_hangs_ends_when_probing_is_turned_off() -> None:
-    engine = FakeEngine()
-    async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
-        await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        engine.behaviour = "hang"
-        asked = asyncio.create_task(prober.probe_now())
-        await until(lambda: engine.running == 1)
+    async with hanging() as (engine, prober, asked):
         prober.configure(settings(mode=Mode.DISABLED))
         with pytest.raises(ProbeUnavailableError):
             await asyncio.wait_for(asked, 3.0)

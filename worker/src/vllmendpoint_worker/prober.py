@@ -254,9 +254,7 @@ class Prober:
         if before.mode is Mode.DISABLED and settings.mode is not Mode.DISABLED:
             self.state = probed_again(self.state, self._clock.monotonic())
         if settings.mode is Mode.DISABLED:
-            for waiting in self._wanted:
-                waiting.set_exception(ProbeUnavailableError("probing is off"))
-            self._wanted.clear()
+            self._refuse_wanted()
         elif before != settings:
             self._want()
         if self._asking is not None and (
@@ -266,6 +264,11 @@ class Prober:
         ):
             self._asking.cancel()  # what it finds, or the time it may take, is no longer asked for
         self._publish()
+
+    def _refuse_wanted(self) -> None:
+        for waiting in self._wanted:
+            waiting.set_exception(ProbeUnavailableError("probing is off"))
+        self._wanted.clear()
 
     async def probe_now(self) -> ProbeResult:
         """A probe of its own, after the one in flight; concurrent callers share it."""
@@ -334,11 +337,9 @@ class Prober:
         finally:
             self._asking = None
         if asking.cancelled():  # by other settings, with which those who wait are answered
-            if self._settings.mode is not Mode.DISABLED:
-                self._wanted = wanted + self._wanted
-                return
-            for waiting in wanted:
-                waiting.set_exception(ProbeUnavailableError("probing is off"))
+            self._wanted = wanted + self._wanted
+            if self._settings.mode is Mode.DISABLED:
+                self._refuse_wanted()
             return
         result = asking.result()
         self._account(result, settings)

@@ -1,12 +1,11 @@
 """``Available``: enough replicas are ready, and the frontend is up."""
 
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
-from vllmendpoint_operator.plan.disruption import required
 
 from .cause import one_line
 from .conditions import Finding, false, kept, true
@@ -27,13 +26,16 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
         if ready and part.asked_for:
             return true(Reason.AVAILABLE, f"replicas is 0, which is not applied yet: {ready} pods serve on.")
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
-    needed = required(replicas, endpoint.spec.strategy.rolling_update)
-    if ready < needed:
-        said = kept(endpoint, Condition.AVAILABLE) if any(_unheard(pod) for pod in part.pods) else None
+    if ready < part.needed:
+        # By a new leader, and not ready: what was known of it still stands.
+        unheard = any(pod.unheard and pod.started and not pod.ready for pod in part.pods)
+        said = kept(endpoint, Condition.AVAILABLE) if unheard else None
         if said is not None and not said.holds:
             return said
         cause = _cause(part, problem, observed.now)
-        return false(cause.reason, f"{ready} of {replicas} replicas ready, {needed} needed: {cause.message}")
+        return false(
+            cause.reason, f"{ready} of {replicas} replicas ready, {part.needed} needed: {cause.message}"
+        )
     front = frontend(endpoint, observed)
     if front is not None and not front.ready:
         down = _cause(front, problem, observed.now)
@@ -83,17 +85,6 @@ def _made(pod: Pod) -> str:
     return str(pod.obj["metadata"].get("creationTimestamp") or "")
 
 
-def _unheard(pod: Pod) -> bool:
-    """By a new leader, and not ready: what was known of it still stands."""
-    return (
-        pod.started
-        and not pod.ready
-        and not pod.terminating
-        and pod.link.report is None
-        and not pod.link.settled
-    )
-
-
 def _ended(pod: Pod) -> str:
     """When its conditions changed last."""
     return max((c.get("lastTransitionTime") or "" for c in pod.status.get("conditions") or []), default="")
@@ -107,10 +98,9 @@ def not_created(part: Part, problem: PlanError | None) -> Cause:
             return Cause(Reason.STARTING, f"its pods are not made yet: {said}.")
         what = "no pod is" if part.deployment is None else "no more pods are"
         return Cause(Reason.NOT_READY, f"{what} made until this is mended: {said}.")
-    failure = _condition(part.deployment, "ReplicaFailure")
-    if failure.get("status") != "True":
+    if not part.refusal:
         return Cause(Reason.STARTING, "its pods are being created.")
-    said = one_line(str(failure.get("message", "")))
+    said = one_line(part.refusal)
     if "exceeded quota" in said:
         advice = "Raise the ResourceQuota, or ask for less."
     elif "violates PodSecurity" in said:
@@ -118,11 +108,3 @@ def not_created(part: Part, problem: PlanError | None) -> Cause:
     else:
         advice = "It is tried again."
     return Cause(Reason.POD_CREATION_FAILED, f"pods cannot be created: {said}. {advice}")
-
-
-def _condition(obj: dict[str, Any] | None, kind: str) -> dict[str, Any]:
-    for condition in ((obj or {}).get("status") or {}).get("conditions") or []:
-        if condition.get("type") == kind:
-            found: dict[str, Any] = condition
-            return found
-    return {}

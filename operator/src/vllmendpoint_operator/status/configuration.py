@@ -26,7 +26,7 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
     """``settings_hash``: that of the settings the spec asks for; None where nobody can tell."""
     # A new leader has not heard each worker yet: what was known of this generation still stands.
     said = kept(endpoint, Condition.CONFIGURATION_RESOLVED)
-    if said is not None and any(_unheard(pod) for pod in observed.workers):
+    if said is not None and any(pod.unheard for pod in observed.workers):
         return said
     told = [
         pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
@@ -46,11 +46,7 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
         return _refused(telling, len(told))
     if refused and newest is None:
         return unknown(Reason.PENDING, "No worker of this generation yet.")
-    lost = [
-        pod
-        for pod in observed.workers
-        if pod.running and not pod.terminating and pod.link.settled and not pod.link.connected
-    ]
+    lost = [pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.lost]
     if lost:
         return unknown(
             Reason.WORKER_UNREACHABLE,
@@ -83,7 +79,9 @@ def _warnings(started: list[Pod]) -> str:
 def _refused(refused: list[Pod], total: int) -> Finding:
     pod = refused[0]
     problems = _report(pod).configuration.problems
-    kept = "it keeps its last good settings" if _report(pod).health_check else "it serves nothing until then"
+    goes_on = (
+        "it keeps its last good settings" if _report(pod).health_check else "it serves nothing until then"
+    )
     if not problems:
         return false(Reason.INVALID_SETTINGS, f"pod {pod.name} refused its configuration; see its log.")
     problem = problems[0]
@@ -91,18 +89,13 @@ def _refused(refused: list[Pod], total: int) -> Finding:
     return false(
         _KNOWN.get(problem.reason, Reason.INVALID_SETTINGS),
         f"{problem.source}: {problem.message} "
-        f"({len(refused)} of {total} workers, pod {pod.name}; {kept}.){more}",
+        f"({len(refused)} of {total} workers, pod {pod.name}; {goes_on}.){more}",
     )
 
 
 def _hash(pod: Pod) -> str:
     """Of the settings that the worker speaks of; empty where it could not read any."""
     return _report(pod).configuration.settings_hash
-
-
-def _unheard(pod: Pod) -> bool:
-    """Not yet, and not for so long that it means something."""
-    return pod.running and not pod.terminating and pod.link.report is None and not pod.link.settled
 
 
 def _report(pod: Pod) -> WorkerReport:

@@ -38,7 +38,7 @@ _ADVICE: Final = (
     ),
     (
         re.compile(r"not found|manifest unknown|\b404\b"),
-        "The registry has no such image: check name and tag in worker.image.",
+        "The registry has no such image: check name and tag in {image}.",
     ),
     (
         re.compile(r"\b429\b|toomanyrequests"),
@@ -62,10 +62,10 @@ def cannot_pull(pod: Pod, container: str, image: str, reason: str, message: str)
         said = f"{reason}; the registry's answer is in `kubectl describe pod {pod.name}`"
     advice = next(
         (text for pattern, text in _ADVICE if pattern.search(said.lower())),
-        "Check worker.image and worker.imagePullSecrets.",
+        "Check {image} and worker.imagePullSecrets.",
     )
-    if container != names.MAIN_CONTAINER:
-        advice = advice.replace("worker.image and ", f"its image in {pod.component}.podTemplate, and ")
-        advice = advice.replace("worker.image.", f"{pod.component}.podTemplate.")
+    # The frontend runs the workers' image; another container is of a podTemplate.
+    field = "worker.image" if container == names.MAIN_CONTAINER else f"{pod.component}.podTemplate"
+    advice = advice.format(image=field)
     what = f"the image {image}" + ("" if container == names.MAIN_CONTAINER else f" of container {container}")
     return Cause(Reason.IMAGE_PULL_FAILED, f"pod {pod.name} cannot pull {what}: {said or reason}. {advice}")

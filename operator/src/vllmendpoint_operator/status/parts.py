@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllmendpoint_operator.model import REVISION_ANNOTATION, Endpoint, Object, Observed, Pod
+from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.plan.frontend import STARTUP_SECONDS, frontend_name, managed
 from vllmendpoint_operator.plan.workload import deployment_name
 
@@ -19,16 +20,14 @@ class Part:
     what: str
     replicas: int
     """As the spec has it."""
+    needed: int
+    """Ready ones that suffice."""
     budget: int
     """Seconds that a pod may take to start."""
     pods: tuple[Pod, ...]
     deployment: Object | None
     newest: str | None
     """Label of the newest template's pods; None where the Deployment controller has yet to say."""
-
-    @property
-    def workers(self) -> bool:
-        return self.what == "replicas"
 
     @property
     def ready(self) -> int:
@@ -38,6 +37,14 @@ class Part:
     def asked_for(self) -> int:
         """Replicas that the Deployment was last given."""
         return 0 if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def refusal(self) -> str:
+        """Why pods cannot be created, as its ReplicaSet has it from the API server; empty where they can."""
+        for condition in ((self.deployment or {}).get("status") or {}).get("conditions") or []:
+            if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+                return str(condition.get("message") or "its ReplicaSet does not say why")
+        return ""
 
     @property
     def seen(self) -> bool:
@@ -71,6 +78,7 @@ def workers(endpoint: Endpoint, observed: Observed) -> Part:
         name,
         "replicas",
         endpoint.spec.replicas,
+        required(endpoint.spec.replicas, endpoint.spec.strategy.rolling_update),
         endpoint.spec.worker.startup_timeout_seconds,
         observed.workers,
         *_made(observed, name),
@@ -83,7 +91,9 @@ def frontend(endpoint: Endpoint, observed: Observed) -> Part | None:
         return None
     name = frontend_name(endpoint)
     replicas = endpoint.spec.frontend.replicas
-    return Part(name, "frontend pods", replicas, STARTUP_SECONDS, observed.frontends, *_made(observed, name))
+    return Part(
+        name, "frontend pods", replicas, 1, STARTUP_SECONDS, observed.frontends, *_made(observed, name)
+    )
 
 
 def parts(endpoint: Endpoint, observed: Observed) -> Iterator[Part]:

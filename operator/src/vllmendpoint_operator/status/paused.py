@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.plan.disruption import required
 
 from .conditions import Finding, false
 from .parts import parts
@@ -24,8 +23,7 @@ def paused(
     if findings[Condition.AVAILABLE].reason is not Reason.STARTING:
         return said
     for part in parts(endpoint, observed):
-        needed = required(part.replicas, endpoint.spec.strategy.rolling_update) if part.workers else 1
-        if part.asked_for < part.replicas and part.ready < needed:
+        if part.asked_for < part.replicas and part.ready < part.needed:
             stands = (
                 f"there is no Deployment {part.name} yet"
                 if part.deployment is None

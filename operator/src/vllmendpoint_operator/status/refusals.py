@@ -65,8 +65,5 @@ def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | N
 def _missing_account(endpoint: Endpoint, observed: Observed) -> str | None:
     """The operator watches its own ServiceAccounts only: the ReplicaSet says that one is not there."""
     named = endpoint.spec.worker.service_account_name
-    deployment = workers(endpoint, observed).deployment
-    for condition in ((deployment or {}).get("status") or {}).get("conditions") or []:
-        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return named if f'serviceaccount "{named}" not found' in condition.get("message", "") else None
-    return None
+    refusal = workers(endpoint, observed).refusal
+    return named if f'serviceaccount "{named}" not found' in refusal else None

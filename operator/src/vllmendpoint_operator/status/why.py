@@ -156,7 +156,7 @@ def _stage(pod: Pod) -> str:
 
 def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
     report = pod.link.report
-    if pod.started and not pod.main.get("ready") and pod.link.settled and not pod.link.connected:
+    if pod.started and not pod.main.get("ready") and pod.link.lost:
         return Cause(
             Reason.NOT_READY,
             f"pod {pod.name} is not ready, and the operator gets no report from it "

@@ -71,7 +71,7 @@ def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | No
         return old.model_copy(update={"ready": pod.ready, "restart_count": pod.restarts})
     verdict: Verdict | None = None
     reason, message, probe = "", "", None
-    if pod.running and link.report is not None and (link.connected or not link.settled):
+    if pod.running and link.report is not None and not link.lost:
         verdict, reason, message, probe = _said(link.report)
     elif pod.running and link.settled:
         reason = Reason.WORKER_UNREACHABLE.value

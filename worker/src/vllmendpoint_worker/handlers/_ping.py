@@ -21,6 +21,9 @@ logger = logging.getLogger("vllmendpoint_worker.handlers")
 PING_SECONDS: Final = 2.0
 """Time between two pings. SageMaker itself asks every few seconds, and wants an answer within two."""
 
+_CANCEL_SECONDS: Final = 1.0
+"""For a handler to heed that it is given up."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
@@ -101,12 +104,13 @@ class PingWatch:
         # As a task: customer code may not heed a cancellation, or may cancel itself.
         asking = asyncio.create_task(self._room(_scope(), receive, send), name="ping")
         try:
-            await asyncio.wait({asking}, timeout=seconds)
+            done, _ = await asyncio.wait({asking}, timeout=seconds)
         finally:
             if not asking.done():
                 asking.cancel()
                 asking.add_done_callback(lambda late: late.cancelled() or late.exception())
-        if not asking.done():
+                await asyncio.wait({asking}, timeout=_CANCEL_SECONDS)
+        if not done:
             return f"{name} did not answer within {seconds:g} s"
         error = asyncio.CancelledError() if asking.cancelled() else asking.exception()
         if error is not None:
