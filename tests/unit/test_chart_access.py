@@ -13,8 +13,9 @@ from vllmendpoint_api import VLLMEndpointSpec
 from vllmendpoint_operator import kinds
 from vllmendpoint_operator.kinds import Kind
 from vllmendpoint_operator.model import Endpoint
-from vllmendpoint_operator.plan.pods import dynamo_namespace
-from vllmendpoint_operator.plan.workload import deployment_name
+from vllmendpoint_operator.plan import Options
+from vllmendpoint_operator.plan.pods import dynamo_namespace, with_worker_suffix
+from vllmendpoint_operator.plan.workload import deployment_name, pod_template
 
 CHILD = {"get", "list", "watch", "create", "patch", "delete"}
 WATCHED = {"list", "watch"}
@@ -216,7 +217,8 @@ def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
     """From the name of a pod to DYN_NAMESPACE: what is cut off, and where, is the operator's doing."""
     policy = one(template(), "ValidatingAdmissionPolicy", f"{NAME}-worker")
     own = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}["own"]
-    (cut,) = re.findall(r"substring\(0, (\d+)\) \+ '-\[0-9a-f\]\{10\}\$'", own)
+    (cut,) = re.findall(r"substring\(0, (\d+)\) \+ '-\[0-9a-f\]\{10\}'", own)
+    (suffix,) = re.findall(r"\+ '(\(_.*\$)'", own)
     (whole,) = re.findall(r"size\(\) <= (\d+)", own)
     spec = VLLMEndpointSpec.model_validate({"model": {"uri": "file:///m"}})
 
@@ -224,6 +226,12 @@ def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
         endpoint = Endpoint(
             namespace=namespace, name=name, uid="u", generation=1, spec=spec, status=None, rollout=""
         )
+        worker = with_worker_suffix(pod_template(endpoint, Options(worker_image="i"), None))
+        env = {item["name"]: item.get("value") for item in worker["spec"]["containers"][0]["env"]}
+        own = f"{env['DYN_NAMESPACE']}-{env['DYN_NAMESPACE_WORKER_SUFFIX']}"
+        assert own.startswith(f"{dynamo_namespace(endpoint)}_")
+        for part in ("", "-0123456789"):
+            assert re.fullmatch(suffix, (own + part).removeprefix(dynamo_namespace(endpoint)))
         return dynamo_namespace(endpoint), deployment_name(endpoint)
 
     assert rendered("team-a", "smollm") == ("team-a-smollm", "smollm-workers")

@@ -45,6 +45,8 @@ LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
+LABEL_REVISION: Final = f"{GROUP}/revision"
+"""On worker pods: digest of their template, and the suffix of their Dynamo namespace."""
 MANAGED_BY: Final = "vllmendpoint-operator"
 PART_OF: Final = "vllmendpoint"
 

@@ -39,6 +39,7 @@ OWNED_ENGINE_ARGS: Final[dict[str, str]] = {
 OWNED_ENV: Final[dict[str, str]] = {
     "DYN_NAMESPACE": "each endpoint has a Dynamo namespace of its own",
     "DYN_NAMESPACE_WORKER_SUFFIX": "each endpoint has a Dynamo namespace of its own",
+    "DYN_NAMESPACE_PREFIX": "each endpoint has a Dynamo namespace of its own",
     "DYN_DISCOVERY_BACKEND": "workers are found through Kubernetes",
     "DYN_REQUEST_PLANE": "the operator pins it to tcp",
     "DYN_EVENT_PLANE": "the operator pins it to zmq",

@@ -96,9 +96,11 @@ def test_a_worker_writes_its_own_metadata_only(
     assert OWN_POD in write("a", pod, loose)
     assert OWN_POD in write("a", pods["a/" + LONG], own)
     assert "serverside-applied" in write("a", pod, own)
-    data = {"endpoints": instance(f"a-{name}"), "model_cards": instance(f"a-{name}"), "later": {"thing": 1}}
-    data["event_channels"] = event(f"a-{name}", f"a-{name}")
-    assert "serverside-applied" in write("a", pod, own, **data)
+    # A worker of the version before; of a revision; of a revision and a model.
+    for dynamo in (f"a-{name}", f"a-{name}_-0123456789", f"a-{name}_-0123456789-abcdef0123"):
+        data = {"endpoints": instance(dynamo), "model_cards": instance(dynamo), "later": {"thing": 1}}
+        data["event_channels"] = event(dynamo, dynamo)
+        assert "serverside-applied" in write("a", pod, own, **data)
     assert installed.get("dwm", pod, "-n", "a")["spec"]["data"]["endpoints"] == data["endpoints"]
     # Nor by taking another's away: not even its own, since the pod's end takes that.
     assert "forbidden" in write("a", pod, own, "delete")
@@ -110,12 +112,25 @@ def test_a_worker_writes_its_own_metadata_only(
     [
         instance("a-other"),
         instance("a-tiny") | instance("b-tiny"),
+        instance("a-tiny-v2_-0123456789"),
+        instance("a-tiny_"),
+        instance("a-tiny_-0123456789-abcdef0123-0123456789"),
         instance(""),
         instance(".*"),
         event("a-tiny", "a-other"),
         {"an/event": {"namespace": "a-tiny", "scope": {"kind": "component", "namespace": "a-other"}}},
     ],
-    ids=["another's", "one of two", "none", "a pattern", "another's events", "another's component"],
+    ids=[
+        "another's",
+        "one of two",
+        "one whose name begins alike",
+        "no suffix",
+        "three suffixes",
+        "none",
+        "a pattern",
+        "another's events",
+        "another's component",
+    ],
 )
 def test_a_worker_publishes_no_other_endpoint(
     installed: Cluster, pods: dict[str, str], write: Write, kind: str, data: dict[str, Any]
@@ -130,10 +145,10 @@ def test_long_names_are_known_by_what_is_left_of_them(
 ) -> None:
     for namespace in ("a", WIDE):
         pod = pods[f"{namespace}/{LONG}"]
-        (env,) = (
+        env = "-".join(
             item["value"]
             for item in installed.get("pod", pod, "-n", namespace)["spec"]["containers"][0]["env"]
-            if item["name"] == "DYN_NAMESPACE"
+            if item["name"] in ("DYN_NAMESPACE", "DYN_NAMESPACE_WORKER_SUFFIX")
         )
         own = token(installed, namespace, f"{LONG}-workers", pod)
         assert "serverside-applied" in write(namespace, pod, own, endpoints=instance(env))

@@ -88,7 +88,12 @@ def living() -> Callable[..., Observed]:
             live = {**child, "metadata": {**child["metadata"], "generation": 1}}
             if child["kind"] == "Deployment":
                 count = child["spec"]["replicas"]
-                live["status"] = {"observedGeneration": 1, "replicas": count, "updatedReplicas": count}
+                live["status"] = {
+                    "observedGeneration": 1,
+                    "replicas": count,
+                    "updatedReplicas": count,
+                    "availableReplicas": count,
+                }
                 live["metadata"]["annotations"] = {REVISION_ANNOTATION: "1"}
                 hashes[child["metadata"]["name"], "1"] = "new"
             children[child["kind"], child["metadata"]["name"]] = live
@@ -167,7 +172,7 @@ def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
         "name": name,
         "uid": f"uid-{name}",
         "namespace": "team-a",
-        "labels": {"pod-template-hash": "new"},
+        "labels": {"pod-template-hash": "new", names.LABEL_REVISION: "new"},
         **changed.pop("metadata", {}),
     }
     obj = {

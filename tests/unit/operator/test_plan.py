@@ -234,7 +234,7 @@ def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, chi
         return walk(deployment, f"{MAIN}.env.[name=DYN_NAMESPACE].value")
 
     long = "n" * 63
-    assert namespace(namespace="a", name="b") == "a-b"
+    assert namespace(namespace="a", name="b") == "a-b_"
     assert namespace(namespace=long, name="e" * 39 + "a") != namespace(namespace=long, name="e" * 39 + "b")
 
 

@@ -210,6 +210,10 @@ def test_pods_that_cannot_be_created_are_told(make_endpoint, make_plan, living, 
             "1 of 2 replicas run the current revision, 1",
         ),
         ({"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2}, "revision, 1 of an older one left"),
+        (
+            {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1},
+            "2 of 2 replicas run the current revision, 1 of them available.",
+        ),
         ({}, "0 of 2 replicas run the current revision."),
     ],
 )
@@ -222,6 +226,26 @@ def test_rollout(make_endpoint, make_plan, living, make_status, make_worker, con
     assert told(found)["UpToDate"] == told(found)["Ready"] == ("False", "RollingOut")
     assert told(found)["Reconciling"] == ("True", "RollingOut")
     assert message in condition(found, "UpToDate").message
+
+
+@pytest.mark.parametrize(
+    ("revision", "expected"),
+    [("the same", "UpToDate"), ("another", "RollingOut"), ("none before", "RollingOut")],
+)
+def test_a_replica_that_is_unavailable_later_does_not_undo_a_rollout(
+    make_endpoint, make_plan, living, make_status, make_worker, revision, expected
+):
+    first = make_endpoint(replicas=2)
+    pods = [make_worker(f"w-{i}", settings=first) for i in range(2)]
+    before = None if revision == "none before" else make_status(first, *pods)
+    change = {"engine": {"args": ["--seed", "1"]}} if revision == "another" else {}
+    endpoint = make_endpoint(replicas=2, before=before, **change)
+    children = dict(living(make_plan(endpoint)).children)
+    deployment = children["Deployment", "smollm-workers"]
+    status = {**deployment["status"], "availableReplicas": 1}
+    children["Deployment", "smollm-workers"] = {**deployment, "status": status}
+    found = make_status(endpoint, *pods, children=children)
+    assert told(found)["UpToDate"][1] == expected
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,26 @@ from .pods import (
     container_security,
     dynamo_env,
     dynamo_labels,
+    dynamo_namespace,
+    namespace_prefix,
     pod_security,
     resources,
 )
 from .template import customised
 from .workload import image
 
-__all__ = ["STARTUP_SECONDS", "deployment", "frontend_name", "managed", "pod_template"]
+__all__ = [
+    "STARTUP_SECONDS",
+    "accepting_plain_workers",
+    "deployment",
+    "frontend_name",
+    "managed",
+    "pod_template",
+]
 
 STARTUP_SECONDS: Final = 120
 """Until it must answer; the probe asks every second."""
+_PREFIX: Final = "DYN_NAMESPACE_PREFIX"
 
 
 def managed(endpoint: Endpoint) -> bool:
@@ -40,7 +50,7 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         "command": ["python3", "-m", "dynamo.frontend"],
         "args": ["--http-port", str(names.FRONTEND_PORT)],
         "env": [
-            *dynamo_env(endpoint),
+            *dynamo_env({_PREFIX: namespace_prefix(endpoint)}),
             {"name": "DYN_TCP_RESPONSE_STREAM_PORT", "value": str(RESPONSE_PORT)},
             {"name": "HF_HUB_OFFLINE", "value": "1"},
         ],
@@ -79,6 +89,25 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         "spec": pod,
     }
     return customised(rendered, frontend.pod_template, "frontend.podTemplate")
+
+
+def accepting_plain_workers(endpoint: Endpoint, template: dict[str, Any], *, accept: bool) -> dict[str, Any]:
+    """``template`` with a prefix that matches workers in the endpoint's plain Dynamo namespace too, or not.
+
+    Without the underscore the prefix also matches endpoints whose names begin with this one's: it is only for
+    the rollout that replaces the last workers of an operator without revisions.
+    """
+    prefix = dynamo_namespace(endpoint) if accept else namespace_prefix(endpoint)
+    containers = [
+        {
+            **one,
+            "env": [{**item, "value": prefix} if item["name"] == _PREFIX else item for item in one["env"]],
+        }
+        if one["name"] == names.MAIN_CONTAINER
+        else one
+        for one in template["spec"]["containers"]
+    ]
+    return {**template, "spec": {**template["spec"], "containers": containers}}
 
 
 def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:

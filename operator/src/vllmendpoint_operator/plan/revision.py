@@ -12,9 +12,12 @@ from vllmendpoint_api import RevisionStatus, names
 from vllmendpoint_operator.model import Endpoint, Observed
 
 from .configuration import digest
-from .frontend import managed
+from .frontend import accepting_plain_workers, managed
 from .frontend import pod_template as frontend_template
 from .options import Options
+from .pods import has_plain_namespace, with_worker_suffix
+from .rollout import rolled_out
+from .workload import deployment_name
 from .workload import pod_template as worker_template
 
 __all__ = ["HISTORY", "Revision", "pinned", "revisions"]
@@ -64,27 +67,57 @@ def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str
     ``config`` is the name of the ConfigMap with the engine's config file (a digest of its content).
     """
     fresh: dict[str, Any] = {
-        "worker": _restarting(worker_template(endpoint, options, config), endpoint.rollout),
+        "worker": with_worker_suffix(
+            _restarting(worker_template(endpoint, options, config), endpoint.rollout)
+        ),
     }
     if managed(endpoint):
         fresh["frontend"] = frontend_template(endpoint, options)
     inputs = _inputs(endpoint, config)
     kept = revisions(observed)
-    if kept:
+    plain = bool(kept) and _plain_workers_remain(endpoint, observed, kept[0]["data"])
+    if kept and (kept[0]["metadata"].get("annotations") or {}).get(_INPUTS) == inputs:
         newest = kept[0]
-        if (newest["metadata"].get("annotations") or {}).get(_INPUTS) == inputs:
-            return Revision(
-                name=newest["metadata"]["name"],
-                number=int(newest["revision"]),
-                inputs=inputs,
-                data=newest["data"],
-                upgrade_available=newest["data"] != fresh,
-            )
+        final = newest["data"] if plain else _accepting(endpoint, newest["data"], plain=False)
+        return Revision(
+            name=newest["metadata"]["name"] if final == newest["data"] else _name(endpoint, inputs, final),
+            number=int(newest["revision"]) + (final != newest["data"]),
+            inputs=inputs,
+            data=final,
+            upgrade_available=_accepting(endpoint, final, plain=False) != fresh,
+        )
     number = int(kept[0]["revision"]) + 1 if kept else 1
-    # The inputs are part of the name: one rendering may come from two inputs (a rollout asked for
-    # that changes nothing else), and data of a ControllerRevision can never be changed.
-    name = f"{endpoint.name}-{digest([inputs, fresh])}"
-    return Revision(name, number, inputs, fresh, upgrade_available=False)
+    data = _accepting(endpoint, fresh, plain=plain)
+    return Revision(_name(endpoint, inputs, data), number, inputs, data, upgrade_available=False)
+
+
+def _name(endpoint: Endpoint, inputs: str, data: dict[str, Any]) -> str:
+    """The inputs are part of the name: one rendering may come from two inputs (a rollout asked for that
+    changes nothing else), and data of a ControllerRevision can never be changed.
+    """
+    return f"{endpoint.name}-{digest([inputs, data])}"
+
+
+def _plain_workers_remain(endpoint: Endpoint, observed: Observed, newest: dict[str, Any]) -> bool:
+    """Whether workers in the endpoint's plain Dynamo namespace run, or may still be created."""
+    deployment = observed.child("Deployment", deployment_name(endpoint))
+    if names.LABEL_REVISION not in newest["worker"]["metadata"]["labels"]:
+        return True
+    if any(has_plain_namespace(pod) and not pod.over for pod in observed.workers):
+        return True
+    # An older ReplicaSet may be about to replace a pod that it has lost.
+    return deployment is not None and not rolled_out(deployment) and _accepts_plain(endpoint, newest)
+
+
+def _accepting(endpoint: Endpoint, data: dict[str, Any], *, plain: bool) -> dict[str, Any]:
+    """``data`` with a frontend that accepts workers in the plain Dynamo namespace too, or not."""
+    if "frontend" not in data:
+        return data
+    return {**data, "frontend": accepting_plain_workers(endpoint, data["frontend"], accept=plain)}
+
+
+def _accepts_plain(endpoint: Endpoint, data: dict[str, Any]) -> bool:
+    return _accepting(endpoint, data, plain=False) != data
 
 
 def _restarting(template: dict[str, Any], rollout: str) -> dict[str, Any]:

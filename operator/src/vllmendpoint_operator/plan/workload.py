@@ -16,6 +16,7 @@ from .pods import (
     container_security,
     dynamo_env,
     dynamo_labels,
+    namespace_prefix,
     pod_security,
     resources,
 )
@@ -64,7 +65,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         {"name": "cache", "mountPath": _CACHE_DIR},
     ]
     env = [
-        *dynamo_env(endpoint),
+        *dynamo_env({"DYN_NAMESPACE": namespace_prefix(endpoint)}),
         {"name": names.ENV_SETTINGS_DIR, "value": names.SETTINGS_DIR},
         {"name": names.ENV_REPORT_PORT, "value": str(names.REPORT_PORT)},
         {"name": names.ENV_SAGEMAKER_PORT, "value": str(names.SAGEMAKER_PORT)},

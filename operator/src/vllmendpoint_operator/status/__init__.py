@@ -53,7 +53,7 @@ def status(
             Reason.PENDING, f"The current revision could not be applied: {problem.message}"
         )
         if problem is not None
-        else up_to_date(endpoint, observed),
+        else up_to_date(endpoint, observed, None if plan is None else plan.revision.name),
     }
     if spec.paused:
         findings |= paused(endpoint, observed, findings)

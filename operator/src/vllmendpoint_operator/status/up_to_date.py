@@ -1,7 +1,13 @@
-"""``UpToDate``: all replicas run the current revision."""
+"""``UpToDate``: the newest revision is rolled out completely.
 
-from vllmendpoint_api import Reason
+A rollout is complete when ``kubectl rollout status`` says so: all replicas are updated and available, and the
+older pods are gone. A replica that is unavailable later does not undo that: ``Available`` and ``Generating``
+report it.
+"""
+
+from vllmendpoint_api import Condition, ConditionStatus, Reason
 from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.plan.rollout import rolled_out
 
 from .available import not_created
 from .conditions import Finding, false, true
@@ -18,25 +24,46 @@ def updated_replicas(endpoint: Endpoint, observed: Observed) -> int:
     return int((part.deployment.get("status") or {}).get("updatedReplicas", 0))
 
 
-def up_to_date(endpoint: Endpoint, observed: Observed) -> Finding:
+def up_to_date(endpoint: Endpoint, observed: Observed, revision: str | None) -> Finding:
+    """``revision``: name of the one to roll out; None where there is no plan."""
+    was_complete = _was_complete(endpoint, revision)
     for part in parts(endpoint, observed):
         if part.deployment is None:
             return false(Reason.ROLLING_OUT, f"the Deployment {part.name} is not there yet.")
-        status = part.deployment.get("status") or {}
-        updated = int(status.get("updatedReplicas", 0))
-        total = int(status.get("replicas", 0))
-        if not part.seen or updated < part.replicas or total > updated:
-            old = max(0, total - updated)
-            detail = f", {old} of an older one left" if old else ""
-            counts = f"{updated} of {part.replicas} {part.what} run the current revision{detail}"
-            # Where nothing serves, Available says why.
-            if part.ready and part.seen and (stop := _stop(part)):
-                return false(
-                    Reason.ROLLOUT_STOPPED,
-                    f"{counts}; the rollout waits, {part.ready} of {part.replicas} serve on: {stop.message}",
-                )
-            return false(Reason.ROLLING_OUT, f"{counts}.")
+        if part.asked_for == part.replicas and rolled_out(part.deployment, available=not was_complete):
+            continue
+        counts = _counts(part)
+        # Where nothing serves, Available says why.
+        if part.ready and part.seen and (stop := _stop(part)):
+            return false(
+                Reason.ROLLOUT_STOPPED,
+                f"{counts}; the rollout waits, {part.ready} of {part.replicas} serve on: {stop.message}",
+            )
+        return false(Reason.ROLLING_OUT, f"{counts}.")
     return true(Reason.UP_TO_DATE, "All replicas run the current revision.")
+
+
+def _was_complete(endpoint: Endpoint, revision: str | None) -> bool:
+    """Whether the rollout of this revision has been complete before, as the status records it."""
+    before = endpoint.status
+    if before is None or before.revision is None or before.revision.name != revision:
+        return False
+    return any(
+        entry.type == Condition.UP_TO_DATE and entry.status == ConditionStatus.TRUE
+        for entry in before.conditions
+    )
+
+
+def _counts(part: Part) -> str:
+    status = (part.deployment or {}).get("status") or {}
+    updated = int(status.get("updatedReplicas", 0))
+    old = max(0, int(status.get("replicas", 0)) - updated)
+    text = f"{updated} of {part.replicas} {part.what} run the current revision"
+    if old:
+        text += f", {old} of an older one left"
+    elif part.seen and updated >= part.replicas:
+        text += f", {int(status.get('availableReplicas', 0))} of them available"
+    return text
 
 
 def _stop(part: Part) -> Cause | None:

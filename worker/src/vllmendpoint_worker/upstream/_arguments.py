@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from dynamo.common.config_dump import dump_config
@@ -28,6 +29,7 @@ from vllmendpoint_worker import arguments
 from vllmendpoint_worker.errors import EngineStartError
 from vllmendpoint_worker.hub import snapshot
 from vllmendpoint_worker.payload import RequestFields
+from vllmendpoint_worker.worker_set import worker_set
 
 __all__ = [
     "EMBEDDING_FIELDS",
@@ -165,14 +167,25 @@ async def prepare_engine(parsed: Arguments, downloaded: Callable[[], None]) -> A
     fails in it is no download. Returns the arguments to go on with: a model that vLLM pools is given Dynamo's
     embedding worker, which upstream wants to be told of (``--embedding-worker``). Raises EngineStartError.
     """
-    await _fetch(parsed.dynamo)
+    folder = await _fetch(parsed.dynamo)
     downloaded()
-    if parsed.dynamo.embedding_worker or not await asyncio.to_thread(_pools, parsed.dynamo.engine_args):
-        return parsed
-    logger.info("vLLM pools this model: it is served by Dynamo's embedding worker")
-    parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING)
-    await _fetch(parsed.dynamo)
+    if not parsed.dynamo.embedding_worker and await asyncio.to_thread(_pools, parsed.dynamo.engine_args):
+        logger.info("vLLM pools this model: it is served by Dynamo's embedding worker")
+        parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING)
+        folder = await _fetch(parsed.dynamo)
+    await _join_worker_set(parsed, folder)
     return parsed
+
+
+async def _join_worker_set(parsed: Arguments, folder: str) -> None:
+    """Below the revision's Dynamo namespace, which the operator has set, one for workers with equal cards."""
+    if not os.environ.get("DYN_NAMESPACE_WORKER_SUFFIX"):
+        return
+    config = parsed.dynamo
+    templates = [Path(config.custom_jinja_template)] if config.custom_jinja_template else []
+    suffix = await asyncio.to_thread(worker_set, Path(folder), parsed.given, *templates)
+    config.namespace = f"{config.namespace}-{suffix}"
+    logger.info("The worker's Dynamo namespace is %s", config.namespace)
 
 
 def _pools(engine_args: AsyncEngineArgs) -> bool:
@@ -184,17 +197,19 @@ def _pools(engine_args: AsyncEngineArgs) -> bool:
         return False
 
 
-async def _fetch(config: Config) -> None:
+async def _fetch(config: Config) -> str:
+    """The folder of the model on this machine."""
     dump_config(config.dump_config_to, config)
     if not config.served_model_name:
         config.served_model_name = config.engine_args.served_model_name = config.model
     configure_rl_logprobs_mode(config)
     if needs_local_model_path(config.model):
         config.engine_args.model = await fetch_model(config.model)
-    elif dynamo_main.should_prefetch_model(config):
+        return str(config.engine_args.model)
+    if dynamo_main.should_prefetch_model(config):
         if (revision := config.engine_args.revision) is None:
-            await fetch_model(config.model)
-        else:
-            # The folder, and not the name: the frontend's tokenizer comes from what is registered.
-            config.model = await asyncio.to_thread(snapshot, config.model, revision)
-            config.engine_args.model = config.model
+            return str(await fetch_model(config.model))
+        # The folder, and not the name: the frontend's tokenizer comes from what is registered.
+        config.model = await asyncio.to_thread(snapshot, config.model, revision)
+        config.engine_args.model = config.model
+    return str(config.model)

@@ -1,0 +1,159 @@
+"""Which Dynamo namespaces workers publish in, and which of them a frontend accepts."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+
+from vllmendpoint_api import names
+from vllmendpoint_operator.plan.pods import dynamo_namespace
+
+WORKERS, FRONTEND = "smollm-workers", "smollm-frontend"
+SEED = {"engine": {"args": ["--seed", "1"]}}
+
+
+def env(template):
+    container = template["spec"]["containers"][0]
+    return {item["name"]: item.get("value") for item in container["env"]}
+
+
+@pytest.fixture
+def template(child):
+    return lambda planned, name: child(planned, "Deployment", name)["spec"]["template"]
+
+
+@pytest.fixture
+def published(template):
+    def find(planned, name=WORKERS):
+        found = env(template(planned, name))
+        return f"{found['DYN_NAMESPACE']}-{found['DYN_NAMESPACE_WORKER_SUFFIX']}"
+
+    return find
+
+
+@pytest.fixture
+def prefix(template):
+    return lambda planned, name=FRONTEND: env(template(planned, name))["DYN_NAMESPACE_PREFIX"]
+
+
+@pytest.fixture
+def plain(make_endpoint, make_plan, living, make_worker):
+    """An endpoint as an operator without revisions' namespaces left it, with one worker."""
+    planned = make_plan(make_endpoint())
+    observed = living(planned, pods=[worker_of(make_worker, "w-old", None)])
+    children = {key: copy.deepcopy(obj) for key, obj in observed.children.items()}
+    (revision,) = (obj for (kind, _), obj in children.items() if kind == "ControllerRevision")
+    for part, name in (("worker", WORKERS), ("frontend", FRONTEND)):
+        template = revision["data"][part]
+        template["metadata"]["labels"].pop(names.LABEL_REVISION, None)
+        container = template["spec"]["containers"][0]
+        container["env"] = [item for item in container["env"] if not item["name"].startswith("DYN_NAMESPACE")]
+        container["env"].append({"name": "DYN_NAMESPACE", "value": dynamo_namespace(make_endpoint())})
+        children["Deployment", name]["spec"]["template"] = template
+    return replace(observed, children=children)
+
+
+def worker_of(make_worker, name, revision):
+    labels = {"pod-template-hash": "new"} | ({names.LABEL_REVISION: revision} if revision else {})
+    return make_worker(name, metadata={"labels": labels})
+
+
+def test_each_template_has_a_namespace_below_the_endpoints_prefix(
+    make_endpoint, make_plan, published, prefix
+):
+    first, second = make_plan(make_endpoint()), make_plan(make_endpoint(**SEED))
+    assert published(first) != published(second)
+    assert prefix(first) == prefix(second)
+    for planned in (first, second):
+        assert published(planned).startswith(prefix(planned))
+
+
+@pytest.mark.parametrize("change", [{"replicas": 3}, {"frontend": {"resources": {"limits": {"cpu": 1}}}}])
+def test_a_change_that_leaves_the_workers_alone_keeps_their_namespace(
+    make_endpoint, make_plan, living, published, template, change
+):
+    first = make_plan(make_endpoint())
+    second = make_plan(make_endpoint(**change), living(first))
+    assert published(second) == published(first)
+    assert template(second, WORKERS) == template(first, WORKERS)
+
+
+def test_the_pods_are_labelled_with_their_revision(make_endpoint, make_plan, template, published):
+    planned = make_plan(make_endpoint())
+    label = template(planned, WORKERS)["metadata"]["labels"][names.LABEL_REVISION]
+    assert published(planned).endswith(f"_-{label}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a", "team-llama"), ("a", "team-llama-v2")),
+        (("a", "team-llama"), ("a", "team-llama2")),
+        (("n" * 63, "e" * 39), ("n" * 63, "e" * 40)),
+        (("n" * 63, "e" * 40), ("n" * 63, "e" * 39 + "x")),
+    ],
+)
+def test_a_prefix_matches_no_namespace_of_another_endpoint(
+    make_endpoint, make_plan, published, prefix, one, other
+):
+    plans = {
+        name: make_plan(make_endpoint(namespace=namespace, name=name)) for namespace, name in (one, other)
+    }
+    for mine, theirs in ((one[1], other[1]), (other[1], one[1])):
+        others = make_endpoint(namespace=one[0], name=theirs)
+        accepted = prefix(plans[mine], f"{mine}-frontend")
+        assert published(plans[mine], f"{mine}-workers").startswith(accepted)
+        assert not published(plans[theirs], f"{theirs}-workers").startswith(accepted)
+        assert not dynamo_namespace(others).startswith(accepted), "workers of the version before"
+
+
+def test_an_upgrade_of_the_operator_leaves_workers_and_frontends_as_they_are(
+    make_endpoint, make_plan, plain, template
+):
+    planned = make_plan(make_endpoint(), plain)
+    for name in (WORKERS, FRONTEND):
+        assert template(planned, name) == plain.child("Deployment", name)["spec"]["template"]
+    assert planned.revision.upgrade_available
+
+
+def test_workers_of_the_version_before_are_routed_until_the_last_is_gone(
+    make_endpoint, make_plan, living, make_worker, plain, published, prefix, template
+):
+    endpoint = make_endpoint(**SEED)
+    old = dynamo_namespace(endpoint)
+    rolling = make_plan(endpoint, plain)
+    assert old.startswith(prefix(rolling)), "the old workers"
+    assert published(rolling).startswith(prefix(rolling)), "the new ones"
+
+    mine = published(rolling).rpartition("-")[2]
+    pods = [worker_of(make_worker, "w-old", None), worker_of(make_worker, "w-new", mine)]
+    midway = make_plan(endpoint, living(rolling, pods=pods))
+    assert prefix(midway) == prefix(rolling)
+    assert midway.revision.name == rolling.revision.name
+    again = make_plan(make_endpoint(engine={"args": ["--seed", "2"]}), living(rolling, pods=pods))
+    assert old.startswith(prefix(again)), "a change in the middle of it"
+
+    gone = living(rolling, pods=pods[1:])
+    missing = dict(gone.children)
+    deployment = missing["Deployment", WORKERS]
+    missing["Deployment", WORKERS] = {
+        **deployment,
+        "status": {**deployment["status"], "availableReplicas": 0},
+    }
+    unfinished = make_plan(endpoint, replace(gone, children=missing))
+    assert prefix(unfinished) == prefix(rolling), "the older ReplicaSet may still replace a lost pod"
+
+    done = make_plan(endpoint, gone)
+    assert not old.startswith(prefix(done))
+    assert published(done) == published(rolling)
+    assert template(done, WORKERS) == template(rolling, WORKERS), "no worker restarts for it"
+    assert done.revision.name != rolling.revision.name
+    assert not done.revision.upgrade_available
+    settled = make_plan(endpoint, living(done, pods=pods[1:]))
+    assert settled.revision.name == done.revision.name
+
+
+def test_without_a_frontend_nothing_follows_a_rollout(make_endpoint, make_plan, living, plain):
+    endpoint = make_endpoint(**SEED, frontend={"mode": "None"})
+    rolling = make_plan(endpoint, plain)
+    assert make_plan(endpoint, living(rolling)).revision.name == rolling.revision.name
