@@ -1,0 +1,124 @@
+"""A rollout that changes the model card, as callers and as those who wait for it see it."""
+
+import json
+import time
+from typing import Any, NamedTuple
+
+import pytest
+
+from .conftest import ENGINE, Cluster, eventually, manifest, python_pod
+
+NAME = "rolled"
+SIBLING = "rolled-v2"
+"""Its name begins with the other's, and it serves a model of the same name."""
+pytestmark = pytest.mark.timeout(900)
+
+CLIENT = """
+import json, sys, time, urllib.error, urllib.request
+body = {"model": "rolled", "prompt": "one two three", "max_tokens": 4}
+body["nvext"] = {"extra_fields": ["worker_id"]}
+while True:
+    began = time.monotonic()
+    request = urllib.request.Request(
+        "http://rolled:8000/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        line = {"status": 200, "worker": answer["nvext"]["worker_id"]["decode_worker_id"]}
+    except urllib.error.HTTPError as error:
+        line = {"status": error.code, "worker": 0, "body": error.read().decode(errors="replace")[:200]}
+    except (OSError, KeyError) as error:
+        line = {"status": 0, "worker": 0, "body": repr(error)}
+    print(json.dumps(line | {"at": time.time()}), flush=True)
+    time.sleep(max(0, 0.5 - (time.monotonic() - began)))
+"""
+"""Two requests a second through the Service, a line each: the status, and which worker answered."""
+
+
+class Answer(NamedTuple):
+    at: float
+    status: int
+    worker: int
+    body: str = ""
+
+
+def answers(cluster: Cluster) -> list[Answer]:
+    lines = cluster.kubectl("logs", "caller").splitlines()
+    return [Answer(**json.loads(line)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def endpoint(cluster: Cluster) -> None:
+    replicas = {"replicas": 2, "engine": {"args": length(512)}}
+    cluster.apply(
+        manifest(NAME, **replicas),
+        manifest(SIBLING, model={"uri": "pvc://models/toy-llama", "name": NAME}, replicas=0),
+    )
+    cluster.wait_ready(NAME)
+    cluster.apply(python_pod("caller", CLIENT))
+    eventually(lambda: cluster.kubectl("logs", "caller", check=False), lambda text: "status" in text, 60)
+    eventually(lambda: [a.status for a in answers(cluster)], lambda found: found[-1:] == [200], 30)
+
+
+def length(tokens: int) -> list[str]:
+    args = list(ENGINE)
+    args[args.index("--max-model-len") + 1] = str(tokens)
+    return [*args, "--distributed-executor-backend", "uni"]
+
+
+def rolled_out(cluster: Cluster) -> bool:
+    command = ("rollout", "status", f"deployment/{NAME}-workers", "--watch=false")
+    return "successfully rolled out" in cluster.kubectl(*command)
+
+
+def snapshot(cluster: Cluster) -> dict[str, Any]:
+    """The conditions after ``kubectl rollout status``: a rollout that ends in between is no contradiction."""
+    return {
+        "complete": rolled_out(cluster),
+        "conditions": {kind: cluster.condition(NAME, kind)["status"] for kind in ("UpToDate", "Ready")},
+        "pods": {pod["metadata"]["uid"] for pod in cluster.workers(NAME)},
+        "complete after": rolled_out(cluster),
+    }
+
+
+def test_a_changed_model_card_fails_no_request(cluster: Cluster, endpoint: None) -> None:
+    before = {pod["metadata"]["uid"] for pod in cluster.workers(NAME)}
+    begun = time.time()
+    cluster.change(NAME, engine={"args": length(256)})
+    seen = []
+    while not (seen and seen[-1]["complete"] and not seen[-1]["pods"] & before):
+        assert time.time() < begun + 800, seen[-1]
+        seen.append(snapshot(cluster))
+        time.sleep(1)
+    eventually(lambda: cluster.condition(NAME, "Ready")["status"], lambda status: status == "True", 20)
+    ended = time.time()
+    time.sleep(3)
+
+    early = [s for s in seen if not s["complete after"] and "True" in s["conditions"].values()]
+    # The first looks may come before the Deployment has the new template.
+    changed = next(i for i, s in enumerate(seen) if not s["complete"])
+    assert not [s for s in early if seen.index(s) >= changed], early
+
+    found = [answer for answer in answers(cluster) if answer.at > begun]
+    assert [answer for answer in found if answer.status != 200] == []
+    assert len(found) > 1.5 * (ended - begun), "the caller was held up"
+    old = {answer.worker for answer in answers(cluster) if answer.at < begun}
+    new = {answer.worker for answer in found} - old
+    assert (len(old), len(new)) == (2, 2)
+    # Between the first answer of a new worker and the last of an old one, both are used.
+    first = min(answer.at for answer in found if answer.worker in new)
+    last = max(answer.at for answer in found if answer.worker in old)
+    mixed = [answer.worker for answer in found if first <= answer.at <= last]
+    assert len(mixed) > 10
+    for workers in (old, new):
+        assert sum(worker in workers for worker in mixed) > len(mixed) / 5
+
+
+def test_an_endpoint_whose_name_begins_alike_is_not_routed(cluster: Cluster, endpoint: None) -> None:
+    cluster.change(SIBLING, replicas=1)
+    cluster.wait_ready(SIBLING)
+    known = {answer.worker for answer in answers(cluster)[-8:]}
+    since = time.time()
+    time.sleep(10)
+    assert {answer.worker for answer in answers(cluster) if answer.at > since} <= known
