@@ -6,7 +6,13 @@
 {{- define "vllmendpoint.fullname" -}}
 {{- $name := include "vllmendpoint.name" . -}}
 {{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
-{{- default $full .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- regexReplaceAll "[-.]+$" (default $full .Values.fullnameOverride | trunc 50) "" -}}
+{{- end }}
+
+{{/* A Service's name is a DNS label that begins with a letter; a release may be called 2024 or 1.5. */}}
+{{- define "vllmendpoint.serviceName" -}}
+{{- $name := include "vllmendpoint.fullname" . | replace "." "-" -}}
+{{- regexMatch "^[a-z]" $name | ternary $name (printf "operator-%s" $name) -}}
 {{- end }}
 
 {{- define "vllmendpoint.serviceAccountName" -}}
@@ -19,8 +25,8 @@
 
 {{/* Never change: Deployments are selected by them, and workers let such pods reach their reports. */}}
 {{- define "vllmendpoint.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "vllmendpoint.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "vllmendpoint.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* The chart's own labels win over the user's: one key twice is not valid. */}}
@@ -84,7 +90,7 @@ imagePullSecrets:
 # The one role that it may hand out, without holding its rights.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [{{ empty .Values.watchNamespaces | ternary "clusterroles" "roles" }}]
-  resourceNames: [{{ include "vllmendpoint.workerRoleName" . }}]
+  resourceNames: [{{ include "vllmendpoint.workerRoleName" . | quote }}]
   verbs: [bind]
 # The annotation that makes the kubelet bring new settings at once.
 - apiGroups: [""]

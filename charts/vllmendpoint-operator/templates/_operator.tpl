@@ -1,0 +1,114 @@
+{{/* The operator's settings, each from a value of the chart. */}}
+{{- define "vllmendpoint.env" -}}
+- name: VLLMENDPOINT_IDENTITY
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: VLLMENDPOINT_NAMESPACE
+  value: {{ .Release.Namespace | quote }}
+- name: VLLMENDPOINT_NAMESPACES
+  value: {{ join "," (default list .Values.watchNamespaces) | quote }}
+- name: VLLMENDPOINT_POD_LABELS
+  value: "app.kubernetes.io/name={{ include "vllmendpoint.name" . }},app.kubernetes.io/instance={{ .Release.Name }}"
+- name: VLLMENDPOINT_WORKER_IMAGE
+  value: {{ include "vllmendpoint.image" (dict "image" .Values.worker.image "root" .) | quote }}
+- name: VLLMENDPOINT_WORKER_ROLE_KIND
+  value: {{ empty .Values.watchNamespaces | ternary "ClusterRole" "Role" | quote }}
+- name: VLLMENDPOINT_WORKER_ROLE_NAME
+  value: {{ include "vllmendpoint.workerRoleName" . | quote }}
+- name: VLLMENDPOINT_LEASE_NAME
+  value: {{ include "vllmendpoint.fullname" . | quote }}
+- name: VLLMENDPOINT_LEASE_SECONDS
+  value: {{ int64 .Values.leaseSeconds | quote }}
+- name: VLLMENDPOINT_WORKERS
+  value: {{ int64 .Values.concurrency | quote }}
+- name: VLLMENDPOINT_RESYNC_SECONDS
+  value: {{ int64 .Values.resyncSeconds | quote }}
+- name: VLLMENDPOINT_LOG_LEVEL
+  value: {{ .Values.log.level | quote }}
+- name: VLLMENDPOINT_LOG_FORMAT
+  value: {{ .Values.log.format | quote }}
+{{- end }}
+
+{{/* Variable -> what sets it instead. The same setting is the flag --name-of-the-variable. */}}
+{{- define "vllmendpoint.settings" -}}
+VLLMENDPOINT_IDENTITY: it is the pod's name
+VLLMENDPOINT_NAMESPACE: use helm's --namespace
+VLLMENDPOINT_NAMESPACES: use the value watchNamespaces
+VLLMENDPOINT_POD_LABELS: use the value nameOverride
+VLLMENDPOINT_WORKER_IMAGE: use the value worker.image
+VLLMENDPOINT_WORKER_ROLE_KIND: use the value watchNamespaces
+VLLMENDPOINT_WORKER_ROLE_NAME: use the value fullnameOverride
+VLLMENDPOINT_LEASE_NAME: use the value fullnameOverride
+VLLMENDPOINT_LEASE_SECONDS: use the value leaseSeconds
+VLLMENDPOINT_WORKERS: use the value concurrency
+VLLMENDPOINT_RESYNC_SECONDS: use the value resyncSeconds
+VLLMENDPOINT_LOG_LEVEL: use the value log.level
+VLLMENDPOINT_LOG_FORMAT: use the value log.format
+{{- end }}
+
+{{/* Fails for an item of a list that the chart sets itself, or that a list has twice: server-side apply, by which Helm 4
+installs, refuses one key twice, and names neither the value nor the remedy. */}}
+{{- define "vllmendpoint.checked" -}}
+{{- $settings := include "vllmendpoint.settings" . | fromYaml -}}
+{{- $own := dict -}}
+{{- range include "vllmendpoint.env" . | fromYamlArray -}}
+{{- $_ := set $own .name (printf "is set by the chart. Remove it: %s." (get $settings .name)) -}}
+{{- end -}}
+{{- $flags := dict -}}
+{{- range $name, $instead := $own -}}
+{{- $_ := set $flags (printf "--%s" (trimPrefix "VLLMENDPOINT_" $name | lower | replace "_" "-")) $instead -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range .Values.extraEnv -}}
+{{- /* The operator reads its variables in any case. */ -}}
+{{- $names = append $names (hasPrefix "VLLMENDPOINT_" (upper .name) | ternary (upper .name) .name) -}}
+{{- end -}}
+{{- include "vllmendpoint.unique" (list "extraEnv" "name" $names $own) -}}
+{{- $names = list -}}
+{{- range .Values.extraArgs -}}
+{{- if hasPrefix "--" . -}}
+{{- $names = append $names (splitList "=" . | first) -}}
+{{- end -}}
+{{- end -}}
+{{- include "vllmendpoint.unique" (list "extraArgs" "flag" $names $flags) -}}
+{{- $names = list -}}
+{{- range .Values.extraVolumes -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- $taken := "is a volume of the chart. Choose another name." -}}
+{{- include "vllmendpoint.unique" (list "extraVolumes" "name" $names (dict "tmp" $taken)) -}}
+{{- $names = list -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- $names = append $names (clean .mountPath) -}}
+{{- end -}}
+{{- $taken = "is a mount of the chart. Choose another path." -}}
+{{- include "vllmendpoint.unique" (list "extraVolumeMounts" "mountPath" $names (dict "/tmp" $taken)) -}}
+{{- $names = list -}}
+{{- range .Values.topologySpreadConstraints -}}
+{{- $names = append $names (printf "%s, %s" .topologyKey .whenUnsatisfiable) -}}
+{{- end -}}
+{{- include "vllmendpoint.unique" (list "topologySpreadConstraints" "topologyKey and whenUnsatisfiable" $names dict) -}}
+{{- $names = list -}}
+{{- range (default dict .Values.resources).claims -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- include "vllmendpoint.unique" (list "resources.claims" "name" $names dict) -}}
+{{- end }}
+
+{{/* Takes (list VALUE FIELD KEYS TAKEN), TAKEN being key -> what is wrong with it and what to do. */}}
+{{- define "vllmendpoint.unique" -}}
+{{- $value := index . 0 -}}
+{{- $field := index . 1 -}}
+{{- $taken := index . 3 -}}
+{{- $seen := dict -}}
+{{- range index . 2 -}}
+{{- if hasKey $taken . -}}
+{{- fail (printf "%s: The %s %s %s" $value $field . (get $taken .)) -}}
+{{- end -}}
+{{- if hasKey $seen . -}}
+{{- fail (printf "%s: The %s %s is given twice. Remove one." $value $field .) -}}
+{{- end -}}
+{{- $_ := set $seen . true -}}
+{{- end -}}
+{{- end }}
