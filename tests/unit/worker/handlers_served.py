@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 
 from vllmendpoint_api import HandlerSettings, Problem, script_digest
 from vllmendpoint_worker.errors import ConfigurationRefusedError
@@ -41,6 +42,11 @@ async def throttle(request, call_next):
 """
 
 
+async def blame_the_client(request: Request, error: Exception) -> Response:
+    """As vLLM answers Python's own errors."""
+    return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
+
+
 class Served:
     """vLLM's app stood in for by two routes; everything in front of it is ours."""
 
@@ -54,6 +60,8 @@ class Served:
         self.room = HandlerRoom(self._changed)
         core = FastAPI()
         core.state.engine_client = "the engine"
+        for kind in (ValueError, TypeError, OverflowError, NotImplementedError):
+            core.add_exception_handler(kind, blame_the_client)
 
         async def ping(request: Request) -> Response:
             return Response("vLLM's ping")

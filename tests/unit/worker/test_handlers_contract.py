@@ -32,6 +32,10 @@ def test_the_version_is_one_of_those_it_was_written_against() -> None:
         (_standards.middleware_registry.get_middleware, ["name"]),
         (_standards.middleware_registry.clear_middlewares, []),
         (_standards.decorator_loader.clear, []),
+        (
+            _standards.BaseMiddlewareLoader._create_pre_post_middleware,
+            ["self", "pre_process_func", "post_process_func", "middleware_name", "log_prefix"],
+        ),
     ],
 )
 def test_signatures(function: object, parameters: list[str]) -> None:

@@ -1,24 +1,26 @@
-"""A custom handler as a FastAPI endpoint, watched: what it raises and how long it has been running.
-
-Bound so that every example of the guide works as printed: an unannotated ``request`` is the request (FastAPI
-would take it for a query parameter and answer 422).
+"""A custom handler as a FastAPI endpoint, watched: what it raises, what it returns and how long it has been
+running.
 """
 
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, get_type_hints
+from pathlib import Path
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
+from fastapi.responses import StreamingResponse
 
 from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
+from ._errors import App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
 from ._load import Handler, failed_at
+from ._signature import defined_in, is_async
 
 __all__ = ["MAX_THREADS", "Endpoint"]
 
@@ -26,6 +28,12 @@ logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 MAX_THREADS: Final = 40
 """Threads for handlers that are no coroutines, of their own: where they all hang, vLLM's routes go on."""
+
+_RETURN: Final = "return Python's own numbers, texts, lists and dicts, or a Response"
+_ADVICE: Final = {
+    "coroutine": "await it",
+    "async_generator": "return a StreamingResponse of it",
+}
 
 
 class Endpoint:
@@ -47,7 +55,7 @@ class Endpoint:
         self._clock = clock
         self._limiter = anyio.CapacityLimiter(MAX_THREADS)
         self._running: dict[object, float] = {}
-        self._async = _is_async(handler.function)
+        self._async = is_async(handler.function)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -58,8 +66,12 @@ class Endpoint:
 
         endpoint.__name__ = getattr(self.handler.function, "__name__", "handler")
         endpoint.__doc__ = inspect.getdoc(self.handler.function)
-        endpoint.__signature__ = signature_of(self.handler.function)  # type: ignore[attr-defined]
+        endpoint.__signature__ = self.handler.binding.signature  # type: ignore[attr-defined]
         return endpoint
+
+    def app(self, inner: App) -> App:
+        """The ASGI app of the route: ``inner``, FastAPI's, with the handler's errors told apart."""
+        return HandlerApp(inner, self.route.value, self._told)
 
     def running_for(self) -> float:
         """Seconds since the oldest call that has not returned yet began; 0 where none runs."""
@@ -71,31 +83,58 @@ class Endpoint:
         latest = self._clock.monotonic() - seconds
         return max((began for began in list(self._running.values()) if began < latest), default=None)
 
-    async def _call(self, arguments: dict[str, Any]) -> Any:
+    async def _call(self, values: dict[str, Any]) -> Any:
+        request = next((value for value in values.values() if isinstance(value, Request)), None)
         try:
-            if self._async:
-                with self._counted():
-                    return await self.handler.function(**arguments)
-            work = functools.partial(self._in_thread, arguments)
-            result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
-            if not inspect.isawaitable(result):
-                return result
-            with self._counted():
-                return await result
-        except HTTPException:
+            result = await self._returned(values)
+        except Exception as error:
+            if (wrong := invalid_body(error, request)) is not None:
+                raise HTTPException(400, wrong) from error
             raise
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            where = failed_at(error, self._wanted)
-            sentence = f"{self.handler.name} raised {type(error).__name__}"
-            self._failed(self.route, f"{sentence} at {where}." if where else f"{sentence}.")
-            logger.warning("The handler of %s failed", self.route, exc_info=error)
-            if isinstance(error, Exception):
-                raise
-            raise RuntimeError(sentence) from error  # it must not end the event loop
+        returned(result)
+        if isinstance(result, StreamingResponse):
+            result.body_iterator = _without_exits(result.body_iterator)
+        return result
 
-    def _in_thread(self, arguments: dict[str, Any]) -> Any:
+    async def _returned(self, values: dict[str, Any]) -> Any:
+        arguments, named = self.handler.binding.arguments(values)
+        if self._async:
+            with self._counted():
+                return await self.handler.function(*arguments, **named)
+        work = functools.partial(self._in_thread, arguments, named)
+        result = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+        if not inspect.isawaitable(result):
+            return result
         with self._counted():
-            return self.handler.function(**arguments)
+            return await result
+
+    def _in_thread(self, arguments: list[Any], named: dict[str, Any]) -> Any:
+        with self._counted():
+            return self.handler.function(*arguments, **named)
+
+    def _told(self, error: BaseException, stage: Stage, result: Any) -> None:
+        """Log and report an error that is the handler's."""
+        sentence = self._sentence(error, stage, result)
+        if inspect.iscoroutine(result):
+            result.close()  # else Python warns of it, at some other time
+        self._failed(self.route, sentence)
+        logger.warning("The handler of %s failed: %s", self.route, sentence, exc_info=error)
+
+    def _sentence(self, error: BaseException, stage: Stage, result: Any) -> str:
+        """What happened, and where; never the error's own text, which may hold data."""
+        name, kind = self.handler.name, type(error).__name__
+        at = f" at {where}" if (where := failed_at(error, self._wanted)) else ""
+        if not at and (code := defined_in(self.handler.function)) is not None:
+            name = f"{name} ({Path(code[0]).name} line {code[1]})"
+        if stage is Stage.RESULT and not at:
+            if (culprit := unencodable(result)) and not isinstance(result, Response):
+                return f"{name} returned what JSON cannot hold, {culprit}: {_ADVICE.get(culprit, _RETURN)}."
+            return f"{name} returned a {type(result).__name__} that cannot be sent: {kind}."
+        when = {
+            Stage.STREAM: " while its answer was sent",
+            Stage.BACKGROUND: " after its answer was sent",
+        }
+        return f"{name} raised {kind}{at}{when.get(stage, '')}."
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -108,34 +147,12 @@ class Endpoint:
             del self._running[call]
 
 
-def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """The handler's parameters, postponed annotations resolved, unannotated required ones as the request."""
+async def _without_exits(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The items of a stream, which is iterated in a task of its own: what would end the process there ends
+    the stream.
+    """
     try:
-        signature = inspect.signature(function)
-    except ValueError:  # a builtin that does not tell
-        parameter = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Request)
-        return inspect.Signature([parameter])
-    hints = _hints(function)
-    parameters = []
-    for parameter in signature.parameters.values():
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            continue
-        annotation = hints.get(parameter.name, parameter.annotation)
-        required = parameter.default is inspect.Parameter.empty
-        if annotation is inspect.Parameter.empty and required:
-            annotation = Request
-        parameters.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
-    return inspect.Signature(parameters)
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    target = function if inspect.isroutine(function) else type(function).__call__
-    try:
-        return get_type_hints(target, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        return {}  # FastAPI says what it cannot make of them
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    plain = function.func if isinstance(function, functools.partial) else function
-    return inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(type(plain).__call__)
+        async for item in items:
+            yield item
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise StreamExitError from error

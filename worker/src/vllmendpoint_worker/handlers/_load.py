@@ -7,8 +7,8 @@ back at once, and not when its thread wakes, perhaps in the middle of a newer lo
 
 import asyncio
 import ctypes
+import functools
 import importlib
-import inspect
 import logging
 import sys
 import threading
@@ -27,6 +27,7 @@ from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeout
 from vllmendpoint_worker.handler_path import HandlerPath
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
+from ._signature import Binding, UnfitHandlerError, binding_of
 from ._standards import (
     HandlerFileNotFoundError,
     HandlerNotCallableError,
@@ -68,6 +69,7 @@ class Handler:
     source: HandlerSource
     name: str
     function: Callable[..., Any]
+    binding: Binding
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,20 +267,16 @@ def _handlers(wanted: Wanted, resolution: Resolution) -> dict[Route, Handler]:
     for route, (source, function) in resolution.handlers.items():
         choice = wanted.choices.get(route)
         named = source in (HandlerSource.SPEC, HandlerSource.ENVIRONMENT) and choice is not None
-        name = getattr(function, "__qualname__", type(function).__qualname__)
+        plain = function.func if isinstance(function, functools.partial) else function
+        name = getattr(plain, "__qualname__", type(plain).__qualname__)
         field_ = choice.field if named and choice is not None else f"the {source.value.lower()} {name}"
-        if _needs_instance(function):
-            raise LoadFailedError(source, field_) from HandlerNotCallableError(name, "method")
+        try:
+            binding = binding_of(function, route)
+        except UnfitHandlerError as error:
+            raise LoadFailedError(source, field_) from error
         shown = choice.path.text if named and choice is not None else f"model:{name}"
-        handlers[route] = Handler(source, shown[:512], function)
+        handlers[route] = Handler(source, shown[:512], function, binding)
     return handlers
-
-
-def _needs_instance(function: Callable[..., Any]) -> bool:
-    """A plain function taken from a class: its ``self`` would be taken for a request."""
-    if not inspect.isfunction(function) or "." not in function.__qualname__:
-        return False
-    return next(iter(inspect.signature(function).parameters), "") in ("self", "cls")
 
 
 def _tell(loaded: Loaded, resolution: Resolution) -> None:
@@ -324,6 +322,8 @@ def _said(
     error: BaseException, wanted: Wanted, named: HandlerPath | None, seconds: float
 ) -> tuple[Reason, str, str]:
     where = failed_at(error, wanted)
+    if isinstance(error, UnfitHandlerError):
+        return Reason.INVALID_HANDLER, error.what, error.fix
     if isinstance(error, _TIMEOUTS):
         where = where or str(error)
         line = f" ({where})" if where else ""
@@ -342,11 +342,8 @@ def _said(
                 "define it or correct the name",
             )
         if isinstance(error, HandlerNotCallableError):
-            if error.handler_type == "method":
-                what, fix = "is a method that needs an instance", "make it a staticmethod or a plain function"
-            else:
-                what, fix = f"is not callable (a {error.handler_type})", "name a function"
-            return Reason.INVALID_HANDLER, what, fix
+            what = f"is not callable (a {error.handler_type})"
+            return Reason.INVALID_HANDLER, what, "name a function"
     if isinstance(error, ModuleLoadError) and error.__context__ is not None:
         error = error.__context__
     if not where and named is not None and _lacks(error, named):

@@ -4,15 +4,19 @@ A generation is an app of its own over vLLM's: its state, exception handlers, mi
 vLLM's, with the custom routes in front. A request stays in the generation it began in.
 """
 
+import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
 
 from vllmendpoint_api import (
     HandlerError,
@@ -29,15 +33,13 @@ from vllmendpoint_worker.errors import ConfigurationRefusedError
 from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
 
 from ._endpoint import Endpoint
-from ._load import Handler, Loaded, Loader
+from ._errors import App, MiddlewareApp, Scope
+from ._load import Handler, Loaded, Loader, failed_at
 from ._standards import MIDDLEWARES, create_middleware_object
 
 __all__ = ["Generation", "HandlerRoom", "bind"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
-
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
 
 HANG_SECONDS: Final = 600.0
 """A call that runs for longer hangs. SageMaker waits 60 s for an answer and 8 minutes for a stream, but a
@@ -56,9 +58,7 @@ class Generation:
 
 
 def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
-    """The app of a generation. Raises ConfigurationRefusedError where FastAPI refuses a handler's
-    parameters.
-    """
+    """The app of a generation. Raises ConfigurationRefusedError where a middleware cannot be made."""
     if not loaded.handlers and not loaded.middleware:
         return Generation(loaded, core)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -68,29 +68,47 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
     endpoints: dict[Route, Endpoint] = {}
     for route, handler in loaded.handlers.items():
         endpoint = Endpoint(route, handler, loaded.wanted, failed=failed, clock=clock)
-        try:
-            app.add_api_route(route, endpoint.function, methods=METHODS[route], response_model=None)
-        except Exception as error:  # what FastAPI and pydantic make of a customer's annotations
-            raise ConfigurationRefusedError([_unfit(handler, error)]) from error
+        bound = APIRoute(route, endpoint.function, methods=METHODS[route], response_model=None)
+        bound.app = endpoint.app(bound.app)
+        app.router.routes.append(bound)
         endpoints[route] = endpoint
     app.router.routes.extend(core.router.routes)
-    outer, inner = ([_middleware(loaded, name)] if name in loaded.middleware else [] for name in MIDDLEWARES)
-    app.user_middleware = [*outer, *core.user_middleware, *inner]
-    app.middleware_stack = app.build_middleware_stack()
+    try:
+        outer, inner = (_middleware(loaded, name) for name in MIDDLEWARES)
+        app.user_middleware = [*outer, *core.user_middleware, *inner]
+        if outer or inner:
+            watched = partial(_middleware_failed, loaded, failed)
+            app.user_middleware.insert(0, Middleware(MiddlewareApp, failed=watched))
+        app.middleware_stack = app.build_middleware_stack()
+    except Exception as error:  # what a customer's middleware does when it is made
+        raise ConfigurationRefusedError([_unfit(loaded, error)]) from error
     return Generation(loaded, app, endpoints)
 
 
-def _middleware(loaded: Loaded, name: str) -> Any:
-    return create_middleware_object(loaded.middleware[name])
+def _middleware(loaded: Loaded, name: str) -> list[Any]:
+    return [create_middleware_object(loaded.middleware[name])] if name in loaded.middleware else []
 
 
-def _unfit(handler: Handler, error: Exception) -> Problem:
-    first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+def _middleware_failed(
+    loaded: Loaded, failed: Callable[[Route, str], None], error: BaseException, path: str
+) -> None:
+    where = failed_at(error, loaded.wanted)
+    sentence = f"The middleware raised {type(error).__name__}{f' at {where}' if where else ''}."
+    logger.warning("The middleware failed at a request of %s: %s", path, sentence, exc_info=error)
+    failed(Route.PING if path == Route.PING else Route.INVOCATIONS, sentence)
+
+
+def _unfit(loaded: Loaded, error: Exception) -> Problem:
+    """A middleware that cannot be made; its error names code."""
+    logger.error("The middleware cannot be made", exc_info=error)
+    at = f" at {where}" if (where := failed_at(error, loaded.wanted)) else ""
+    named = [choice.field for choice in loaded.wanted.middleware]
     return Problem(
         reason=Reason.INVALID_HANDLER,
-        source=handler.source.value,
-        field=handler.name[:128],
-        message=f"{handler.name} has parameters that FastAPI refuses ({first}): take one, the request.",
+        source=(HandlerSource.ENVIRONMENT if named else HandlerSource.DECORATOR).value,
+        field=", ".join(named)[:128] or "the middleware",
+        message=f"The middleware cannot be made: {type(error).__name__}{at}. Correct the code; the worker's "
+        "log has the traceback.",
     )
 
 
@@ -157,6 +175,8 @@ class HandlerRoom:
         if self.current is not None:
             before, after = _digest(self.current), _digest(generation)
             logger.info("Handlers swapped: script %s -> %s", before or "none", after or "none")
+        if self.current is None:
+            self._watch_tasks(asyncio.get_running_loop())
         self.current = generation
         CUSTOM_DEFAULT.set(generation.loaded.custom_default)
         self._last_error = None
@@ -214,6 +234,24 @@ class HandlerRoom:
             time = self._clock.wall_of(began + HANG_SECONDS).replace(microsecond=0)
             errors.append(HandlerError(route=route.value, message=said, time=time))
         return max(errors, key=lambda error: error.time, default=None)
+
+    def _watch_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Report what is raised in tasks that handlers start and do not await."""
+        before = loop.get_exception_handler()
+
+        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error, generation = context.get("exception"), self.current
+            if error is not None and generation is not None:
+                where = failed_at(error, generation.loaded.wanted)
+                route = Route.INVOCATIONS if Route.INVOCATIONS in generation.endpoints else Route.PING
+                if where and route in generation.endpoints:
+                    self._failed(route, f"A task of the handlers raised {type(error).__name__} at {where}.")
+            if before is not None:
+                before(loop, context)
+            else:
+                loop.default_exception_handler(context)
+
+        loop.set_exception_handler(handle)
 
     def _failed(self, route: Route, sentence: str) -> None:
         now = self._clock.wall().replace(microsecond=0)

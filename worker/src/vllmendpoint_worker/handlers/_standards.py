@@ -22,6 +22,9 @@ from vllmendpoint_worker.errors import WorkerError
 from vllmendpoint_worker.handler_path import HandlerPath, Kind
 from vllmendpoint_worker.handler_sources import ENV_SCRIPT, Choice, Route, Wanted
 
+from ._errors import reported
+from ._signature import UnfitHandlerError, accepts
+
 
 @contextmanager
 def keeping_log_levels() -> Iterator[None]:
@@ -52,6 +55,7 @@ with keeping_log_levels():
     )
     from model_hosting_container_standards.common.fastapi.middleware.core import create_middleware_object
     from model_hosting_container_standards.common.fastapi.middleware.registry import middleware_registry
+    from model_hosting_container_standards.common.fastapi.middleware.source.base import BaseMiddlewareLoader
     from model_hosting_container_standards.common.fastapi.middleware.source.decorator_loader import (
         decorator_loader,
     )
@@ -295,11 +299,42 @@ def resolve(wanted: Wanted, scripts: Scripts) -> Resolution:
         if found is not None:
             result.handlers[route] = (source, found)
         result.considered[route] = _considered(wanted, route, source, decorated=type_ in decorated)
-    middleware_registry.load_middlewares(scripts)
+    with _reporting():
+        middleware_registry.load_middlewares(scripts)
     result.middleware = {
         name: info for name in MIDDLEWARES if (info := middleware_registry.get_middleware(name)) is not None
     }
+    for name, info in result.middleware.items():
+        if not info.is_class:
+            _refuse_other_parameters(
+                info.middleware, f"the middleware {name}", "the request and call_next", 2
+            )
     return result
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """MHCS answers 500 where pre- or post-processing fails, and leaves no trace: its errors are reported."""
+    combine = BaseMiddlewareLoader._create_pre_post_middleware
+
+    def combined(self: Any, before: Any, after: Any, name: str, prefix: str) -> Any:
+        for function, subject in ((before, "the request"), (after, "the response")):
+            if function is not None:
+                _refuse_other_parameters(function, f"the processing of {subject}", subject, 1)
+        return combine(self, reported(before), reported(after), name, prefix)
+
+    BaseMiddlewareLoader._create_pre_post_middleware = combined
+    try:
+        yield
+    finally:
+        BaseMiddlewareLoader._create_pre_post_middleware = combine
+
+
+def _refuse_other_parameters(function: Callable[..., Any], what: str, takes: str, count: int) -> None:
+    if not accepts(function, count):
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        error = UnfitHandlerError(f"({name}) has other parameters", f"take {takes}")
+        raise LoadFailedError(HandlerSource.DECORATOR, what) from error
 
 
 def _considered(wanted: Wanted, route: Route, source: HandlerSource, *, decorated: bool) -> list[str]:
