@@ -18,9 +18,10 @@ from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.references import claim_references
 
-from . import access, caching, configuration, disruption, frontend, network, workload
+from . import access, caching, configuration, disruption, frontend, network, withheld, workload
 from .options import Options
 from .revision import HISTORY, Revision, pinned, revisions
+from .withheld import Withheld
 
 __all__ = ["Options", "Plan", "PlanError", "invocations_url", "plan", "url", "worker_settings"]
 
@@ -49,6 +50,9 @@ class Plan:
     refresh: Mapping[str, str]
     """Pod name -> settings hash to annotate it with, so that the kubelet brings the settings at once."""
     settings: WorkerSettings
+    """What the workers are given."""
+    withheld: Withheld | None
+    """The health check that they are not given, because a worker refuses it."""
     revision: RevisionStatus
 
 
@@ -58,19 +62,28 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     text = configuration.config_file(endpoint.spec, observed)
     config = None if text is None else configuration.config_name(endpoint, text)
     script = configuration.handler_script(endpoint.spec, observed)
-    settings = worker_settings(endpoint.spec, script)
     revision = pinned(endpoint, observed, options, config)
+    deployment = workload.deployment(endpoint, revision.data["worker"])
+    wanted = configuration.health_check(endpoint.spec)
+    given = withheld.published(
+        wanted,
+        configuration.digest([wanted.wire(), revision.name]),
+        observed.child("ConfigMap", configuration.settings_name(endpoint)),
+        deployment,
+        observed,
+    )
+    settings = worker_settings(endpoint.spec, script, given.check)
 
     children = [
         revision.object(endpoint),
         *access.accounts(endpoint, observed, options),
-        configuration.settings_map(endpoint, settings, script),
+        configuration.settings_map(endpoint, settings, script, given.annotations),
         *([] if text is None else [configuration.config_map(endpoint, text)]),
         *caching.cache_claims(endpoint),
         *network.network_policies(endpoint, options),
         *network.services(endpoint),
         *disruption.budgets(endpoint),
-        workload.deployment(endpoint, revision.data["worker"]),
+        deployment,
     ]
     if frontend.managed(endpoint):
         children.append(frontend.deployment(endpoint, revision.data["frontend"]))
@@ -81,6 +94,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
         prune=_prune(endpoint, owned, observed),
         refresh=_refresh(observed, settings),
         settings=settings,
+        withheld=given.withheld,
         revision=revision.status(),
     )
 

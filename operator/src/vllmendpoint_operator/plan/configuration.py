@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ __all__ = [
     "config_name",
     "digest",
     "handler_script",
+    "health_check",
     "settings_map",
     "settings_name",
     "worker_settings",
@@ -39,10 +41,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def worker_settings(spec: VLLMEndpointSpec, script: str | None) -> WorkerSettings:
-    """``script``: that of :func:`handler_script`."""
-    check, handlers = spec.health_check, spec.handlers
-    hot = HealthCheckSettings.model_validate(check.wire()) if check else HealthCheckSettings()
+def health_check(spec: VLLMEndpointSpec) -> HealthCheckSettings:
+    """As the spec has it."""
+    check = spec.health_check
+    return HealthCheckSettings.model_validate(check.wire()) if check else HealthCheckSettings()
+
+
+def worker_settings(
+    spec: VLLMEndpointSpec, script: str | None, check: HealthCheckSettings | None = None
+) -> WorkerSettings:
+    """``script``: that of :func:`handler_script`; ``check``: where another than the spec's is published."""
+    hot, handlers = check or health_check(spec), spec.handlers
     if handlers is None:
         return WorkerSettings(health_check=hot).sealed()
     said = HandlerSettings(
@@ -57,17 +66,17 @@ def settings_name(endpoint: Endpoint) -> str:
     return f"{endpoint.name}-settings"
 
 
-def settings_map(endpoint: Endpoint, settings: WorkerSettings, script: str | None) -> dict[str, Any]:
+def settings_map(
+    endpoint: Endpoint, settings: WorkerSettings, script: str | None, annotations: Mapping[str, str]
+) -> dict[str, Any]:
     """Settings and script in one volume: the kubelet swaps both at once."""
     # With an indent the standard library runs Python code, which leaves garbage in circles at every look.
     text = msgspec.json.format(json.dumps(settings.wire(), sort_keys=True), indent=2) + "\n"
     data = {names.SETTINGS_FILE: text} | ({} if script is None else {names.SCRIPT_FILE: script})
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": settings_name(endpoint), "labels": endpoint.labels("settings")},
-        "data": data,
-    }
+    metadata: dict[str, Any] = {"name": settings_name(endpoint), "labels": endpoint.labels("settings")}
+    if annotations:
+        metadata["annotations"] = dict(annotations)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def config_file(spec: VLLMEndpointSpec, observed: Observed) -> str | None:

@@ -43,7 +43,10 @@ def status(
         Condition.ACCEPTED: accepted(problem, spec.paused and plan is not None and bool(plan.verify)),
         Condition.RESOLVED_REFS: resolved_refs(endpoint, observed, problem),
         Condition.CONFIGURATION_RESOLVED: configuration_resolved(
-            endpoint, observed, plan.settings.hash if plan is not None else None
+            endpoint,
+            observed,
+            plan.settings.hash if plan is not None else None,
+            plan.withheld if plan is not None else None,
         ),
         Condition.AVAILABLE: available(endpoint, observed, problem),
         Condition.GENERATING: generating(

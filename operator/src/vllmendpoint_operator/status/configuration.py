@@ -9,6 +9,7 @@ from vllmendpoint_api import (
     WorkerReport,
 )
 from vllmendpoint_operator.model import Endpoint, Observed, Pod
+from vllmendpoint_operator.plan.withheld import Withheld
 
 from .conditions import Finding, false, kept, true, unknown
 from .parts import workers
@@ -22,8 +23,15 @@ _KNOWN = {
 }
 
 
-def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash: str | None) -> Finding:
-    """``settings_hash``: that of the settings the spec asks for; None where nobody can tell."""
+def configuration_resolved(
+    endpoint: Endpoint, observed: Observed, settings_hash: str | None, withheld: Withheld | None = None
+) -> Finding:
+    """``settings_hash``: that of the settings that the workers are given; None where nobody can tell."""
+    if withheld is not None:
+        return false(
+            Reason.INVALID_PAYLOAD,
+            f"{withheld.problem} (Pod {withheld.pod}; all workers keep the last good health check.)",
+        )
     # A new leader has not heard each worker yet: what was known of this generation still stands.
     said = kept(endpoint, Condition.CONFIGURATION_RESOLVED)
     if said is not None and any(pod.unheard for pod in observed.workers):
@@ -62,7 +70,7 @@ def configuration_resolved(endpoint: Endpoint, observed: Observed, settings_hash
         return unknown(
             Reason.PENDING,
             f"{len(behind)} of {len(started)} workers, {behind[0].name} among them, "
-            "have not taken in the newest settings yet.",
+            f"have not taken in the newest settings yet.{_warnings(behind)}",
         )
     return true(
         Reason.RESOLVED,

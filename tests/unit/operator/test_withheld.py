@@ -1,0 +1,157 @@
+"""One worker's refusal of a payload keeps the others from it: the last good health check is back for all."""
+
+import json
+
+import pytest
+
+from vllmendpoint_api import names
+from vllmendpoint_operator.status import status
+
+GOOD = {"payload": {"prompt": "good", "max_tokens": 1}}
+BAD = {"payload": {"prompt": "bad", "max_tokens": 1, "logprobs": 50}}
+BETTER = {"payload": {"prompt": "better", "max_tokens": 1}}
+SENTENCE = "healthCheck.payload.logprobs is refused by vLLM: at most 20. Correct the payload."
+PROBLEM = {
+    "reason": "InvalidPayload",
+    "source": "Spec",
+    "field": "healthCheck.payload.logprobs",
+    "message": SENTENCE,
+}
+
+
+@pytest.fixture
+def world(make_endpoint, make_plan, living, make_worker):
+    """An endpoint over time: ``step(check, *pods)`` plans it, with the children that the last plan left."""
+
+    class World:
+        def __init__(self):
+            self.planned = None
+
+        def endpoint(self, check, **spec):
+            return make_endpoint(replicas=2, healthCheck=check, **spec)
+
+        def worker(self, name, check, refuses=False, problem=PROBLEM, **more):
+            said = (
+                {"configuration__state": "Refused", "configuration__problems": [problem]} if refuses else {}
+            )
+            return make_worker(name, settings=self.endpoint(check), said=said, **more)
+
+        def step(self, check, *pods, **spec):
+            endpoint = self.endpoint(check, **spec)
+            observed = living(self.planned, pods=pods) if self.planned else None
+            self.planned = make_plan(endpoint, observed)
+            observed = living(self.planned, pods=pods)
+            found = status(endpoint, observed, self.planned, None)
+            self.condition = next(
+                entry for entry in found.conditions if entry.type == "ConfigurationResolved"
+            )
+            return self.published()["prompt"]
+
+        @property
+        def map(self):
+            return next(
+                child for child in self.planned.children if child["metadata"]["name"] == "smollm-settings"
+            )
+
+        def published(self):
+            settings = json.loads(self.map["data"][names.SETTINGS_FILE])
+            assert settings["hash"] == self.planned.settings.hash
+            return settings["healthCheck"]["payload"]
+
+        def refused(self):
+            """GOOD ran on both; BAD was asked for and one of two refuses it."""
+            self.step(GOOD)
+            self.step(BAD, self.worker("w-1", GOOD), self.worker("w-2", GOOD))
+            return self.step(BAD, self.worker("w-1", BAD, refuses=True), self.worker("w-2", BAD))
+
+    return World()
+
+
+def test_one_refusal_brings_the_last_good_check_back_for_all(world) -> None:
+    world.step(GOOD)
+    assert world.step(BAD, world.worker("w-1", GOOD), world.worker("w-2", GOOD)) == "bad"
+    assert world.step(BAD, world.worker("w-1", BAD, refuses=True), world.worker("w-2", BAD)) == "good"
+    assert (world.condition.status, world.condition.reason) == ("False", "InvalidPayload")
+    assert world.condition.message == (
+        f"Spec: {SENTENCE} (Pod w-1; all workers keep the last good health check.)"
+    )
+    assert world.planned.refresh.keys() == {"w-1", "w-2"}
+
+
+def test_it_stays_so_once_all_run_the_last_good_check_again(world) -> None:
+    world.refused()
+    before = world.map
+    running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
+    assert world.step(BAD, *running) == "good"
+    assert world.condition.reason == "InvalidPayload"
+    assert world.step(BAD) == "good", "nor while no worker is heard"
+    assert world.map == before
+
+
+def test_another_health_check_is_published_at_once(world) -> None:
+    world.refused()
+    running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
+    assert world.step(BETTER, *running) == "better"
+    assert world.condition.reason == "Pending"
+    taken = world.worker("w-1", BETTER), world.worker("w-2", BETTER)
+    assert world.step(BETTER, *taken) == "better"
+    assert world.condition.reason == "Resolved"
+
+
+def test_the_last_good_check_asked_for_again_is_resolved(world) -> None:
+    world.refused()
+    running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
+    assert world.step(GOOD, *running) == "good"
+    assert world.condition.reason == "Resolved"
+
+
+def test_a_check_that_was_refused_is_never_the_last_good_one(world) -> None:
+    world.step(GOOD)
+    world.step(BAD, world.worker("w-1", GOOD), world.worker("w-2", GOOD))
+    refusing = world.worker("w-1", BAD, refuses=True), world.worker("w-2", BAD)
+    worse = {"payload": BAD["payload"] | {"prompt": "worse"}}
+    assert world.step(worse, *refusing) == "worse"
+    refusing = world.worker("w-1", worse, refuses=True), world.worker("w-2", worse)
+    assert world.step(worse, *refusing) == "good"
+
+
+def test_other_pods_are_asked_anew(world) -> None:
+    world.refused()
+    running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
+    args = {"engine": {"args": ["--max-logprobs", "60"]}}
+    assert world.step(BAD, *running, **args) == "bad"
+
+
+def test_a_worker_of_an_older_template_withholds_nothing(world) -> None:
+    world.step(GOOD)
+    world.step(BAD, world.worker("w-1", GOOD))
+    old = world.worker("w-1", BAD, refuses=True, metadata={"labels": {"pod-template-hash": "old"}})
+    assert world.step(BAD, old, world.worker("w-2", BAD)) == "bad"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        PROBLEM | {"source": "Environment"},
+        PROBLEM | {"reason": "HandlerImportFailed", "field": "handlers.script"},
+    ],
+    ids=["environment", "handlers"],
+)
+def test_what_is_not_the_specs_payload_withholds_nothing(world, problem) -> None:
+    world.step(GOOD)
+    world.step(BAD, world.worker("w-1", GOOD))
+    assert world.step(BAD, world.worker("w-1", BAD, refuses=True, problem=problem)) == "bad"
+
+
+def test_without_a_last_good_check_there_is_nothing_to_go_back_to(world) -> None:
+    world.step(BAD)
+    assert world.step(BAD, world.worker("w-1", BAD, refuses=True)) == "bad"
+    assert (world.condition.status, world.condition.reason) == ("False", "InvalidPayload")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pod": 1}'])
+def test_annotations_that_somebody_changed_are_not_believed(world, content) -> None:
+    world.refused()
+    for name in world.map["metadata"]["annotations"]:
+        world.map["metadata"]["annotations"][name] = content
+    assert world.step(BAD, world.worker("w-1", BAD, refuses=True)) == "bad"
