@@ -16,13 +16,18 @@ from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
+    from dynamo.llm.exceptions import HttpError
     from dynamo.vllm import engine_monitor, handlers, publisher
+    from dynamo.vllm.errors import vllm_client_error_to_http_error
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+    from vllm.exceptions import VLLMValidationError
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
     from vllm.v1.engine import FinishReason
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError
     from vllm.v1.metrics.loggers import StatLoggerBase, StatLoggerManager
     from vllm.v1.metrics.stats import (
         FinishedRequestStats,
@@ -36,8 +41,31 @@ with warnings.catch_warnings():
     from vllmendpoint_worker.errors import EngineStartError
     from vllmendpoint_worker.payload import Origin, check
     from vllmendpoint_worker.progress import PROGRESS
+    from vllmendpoint_worker.refusals import Refusal
 
 pytestmark = pytest.mark.timeout(120)
+
+
+def test_vllm_tells_what_is_the_requests_fault_and_names_the_parameter() -> None:
+    refused = VLLMValidationError("too many", parameter="logprobs", value=50)
+    found = upstream.refusal(refused)
+    assert found == upstream.refusal(vllm_client_error(refused))
+    assert found is not None
+    assert (found.sentence, found.parameter) == ("too many (parameter=logprobs, value=50)", "logprobs")
+    assert upstream.refusal(HttpError(422, "no")) == Refusal("no")
+    assert upstream.refusal(ValueError("no")) == Refusal("no")
+    for fault in (HttpError(503, "no"), EngineDeadError(), RuntimeError("no"), KeyboardInterrupt(), None):
+        assert upstream.refusal(fault) is None, fault
+    assert upstream.refusal_in(create_error_response("no", param="tools")) == Refusal("no", "tools")
+    assert upstream.refusal_in(("conversation", ["inputs"])) is None
+
+
+def vllm_client_error(error: Exception) -> Exception:
+    """As Dynamo's handlers raise it."""
+    try:
+        raise vllm_client_error_to_http_error(error) from error
+    except HttpError as raised:
+        return raised
 
 
 def parameters(function: Any) -> list[str]:

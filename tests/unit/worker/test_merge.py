@@ -17,6 +17,7 @@ from vllmendpoint_api import (
     payload_for,
 )
 from vllmendpoint_worker.merge import Found, Refused, Resolved, Sources, merge
+from vllmendpoint_worker.payload import DEFAULT_MAX_TOKENS
 
 S = PayloadSource
 PAYLOADS: dict[PayloadSource, dict[str, Any]] = {
@@ -323,3 +324,13 @@ def test_the_form_is_held_against_the_model_once_it_is_known() -> None:
     given = sources({S.ENVIRONMENT: {"messages": [{"role": "user", "content": "x"}]}})
     assert resolved(given, None).source is S.ENVIRONMENT
     assert refused(given, ModelType.COMPLETION)[0].field == "DYN_HEALTH_CHECK_PAYLOAD.messages"
+
+
+def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
+    payload = {"messages": [{"role": "user", "content": "Hi"}]}
+    found = resolved(Sources(spec=HealthCheckSettings(payload=payload)), ModelType.CHAT)
+    assert found.payload == payload
+    assert found.report().payload == payload | {"max_tokens": DEFAULT_MAX_TOKENS}
+    (note,) = found.notes
+    assert note.startswith("healthCheck.payload sets no max_tokens: the probe generates at most 16 tokens.")
+    assert resolved(Sources(), ModelType.CHAT).notes == ()

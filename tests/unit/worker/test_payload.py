@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
-from vllmendpoint_worker.payload import MAX_PAYLOAD_BYTES, Origin, RequestFields, check
+from vllmendpoint_worker.payload import (
+    DEFAULT_MAX_TOKENS,
+    MAX_PAYLOAD_BYTES,
+    Origin,
+    RequestFields,
+    bounded,
+    check,
+)
 
 SAMPLING = frozenset(
     {"model", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stream"}
@@ -36,6 +43,11 @@ def test_every_default_of_the_guide_is_valid(level: Level, model_type: ModelType
         {"prompt": [1, 2, 3]},
         {"prompt": "x", "_HEALTH_CHECK": True, "_health_check": True},
         {"messages": [{"role": "user", "content": "Say hi"}], "max_tokens": 2, "temperature": 0.0},
+        {"prompt": ["Hello"]},
+        {"prompt": [[1, 2]]},
+        {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]},
+        {"messages": [{"role": "user", "content": []}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]},
     ],
 )
 def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object]) -> None:
@@ -59,7 +71,16 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
         ),
         ({"prompt": ""}, "healthCheck.payload.prompt", "is empty"),
         ({"prompt": 7}, "healthCheck.payload.prompt", "is a number"),
-        ({"prompt": ["a", "b"]}, "healthCheck.payload.prompt", "several prompts"),
+        ({"prompt": ["a", "b"]}, "healthCheck.payload.prompt", "holds 2 prompts"),
+        ({"prompt": [[1], [2], [3]]}, "healthCheck.payload.prompt", "holds 3 prompts"),
+        ({"prompt": [""]}, "healthCheck.payload.prompt", "an empty entry"),
+        ({"input": ["a", []]}, "healthCheck.payload.input", "an empty entry"),
+        ({"prompt": ["a", 1]}, "healthCheck.payload.prompt", "is a list"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            "healthCheck.payload.messages",
+            "without content",
+        ),
         ({"prompt": [1, -2]}, "healthCheck.payload.prompt", "is a list"),
         ({"prompt": [True]}, "healthCheck.payload.prompt", "is a list"),
         ({"messages": "hi"}, "healthCheck.payload.messages", "is text"),
@@ -91,6 +112,29 @@ def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: s
     assert problems[0].reason == "InvalidPayload"
     assert problems[0].message.startswith(field)
     assert problems[0].message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("payload", "limit"),
+    [
+        ({"messages": []}, {"max_tokens": DEFAULT_MAX_TOKENS}),
+        ({"messages": [], "max_tokens": None}, {"max_tokens": DEFAULT_MAX_TOKENS}),
+        ({"messages": [], "max_completion_tokens": None}, {"max_tokens": DEFAULT_MAX_TOKENS}),
+        ({"messages": [], "max_tokens": 500}, {}),
+        ({"messages": [], "max_completion_tokens": 500}, {}),
+        ({"prompt": "a"}, {}),  # vLLM's own limit is 16
+        ({"prompt": "a", "max_tokens": None}, {"max_tokens": DEFAULT_MAX_TOKENS}),
+        ({"input": "a"}, {}),
+    ],
+)
+def test_what_a_probe_generates_is_bounded(payload: dict[str, Any], limit: dict[str, int]) -> None:
+    assert bounded(payload) == payload | limit
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("model_type", [*ModelType, None])
+def test_the_guides_payloads_are_asked_to_the_letter(level: Level, model_type: ModelType | None) -> None:
+    assert bounded(payload_for(level, model_type)) == payload_for(level, model_type)
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:

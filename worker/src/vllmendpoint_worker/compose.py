@@ -10,22 +10,23 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Coroutine, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
-from vllmendpoint_api import Mode, Stage, Verdict
+from vllmendpoint_api import Level, Mode, Stage, Verdict, payload_for
 
 from . import upstream
 from .arguments import clear_environment
 from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
-from .configuration import Configuration, translation_problem, with_default
+from .configuration import Configuration, refused_by_vllm, translation_problem, with_default
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
 from .handler_sources import Route
 from .handlers import Generation, HandlerRoom, PingWatch
@@ -35,12 +36,14 @@ from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
 from .merge import Resolved
 from .options import refused
-from .prober import Prober, ProbeSettings, ask
+from .prober import Prober, ProbeResult, ProbeSettings, ask
 from .progress import PROGRESS
 from .publish import Publisher
+from .refusals import Refusal
 from .report_server import ReportServer
 from .stages import ENV_STAGE_SOCKET, PLUGINS, StageReceiver
 from .translate import Translated, Translator
+from .trial import answered, tried
 from .verdict import Rules
 
 __all__ = ["Worker"]
@@ -173,13 +176,16 @@ class Worker:
         if generation is not self._room.current:
             loaded = with_default(loaded, generation.loaded.custom_default)
         resolved = self._configuration.merge(loaded)
-        if self._translator is None:
-            raise EngineStartError("the model's renderer is not there yet")
         try:
-            translated = await self._translator.translate(resolved.payload, resolved.expect)
+            translated = await self._translate(resolved.asked, resolved.expect)
         except TranslationError as error:
             raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
         return _Accepted(loaded, resolved, translated, generation)
+
+    async def _translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
+        if self._translator is None:
+            raise EngineStartError("the model's renderer is not there yet")
+        return await self._translator.translate(payload, expect)
 
     def _take(self, accepted: _Accepted) -> None:
         """Put an accepted configuration into force."""
@@ -195,10 +201,27 @@ class Worker:
             loaded = await self._configuration.load()
             try:
                 accepted = await self._resolve(loaded)
+                answered = await self._answered(accepted)
             except ConfigurationRefusedError as error:
                 self._configuration.refuse(error.problems, loaded, first=False)
             else:
-                self._take(accepted)
+                if answered:
+                    self._take(accepted)
+
+    async def _answered(self, accepted: _Accepted) -> bool:
+        """Raises ConfigurationRefusedError where vLLM refuses the question."""
+        if (prober := self._shown.prober) is None:
+            raise EngineStartError("the worker does not serve yet")
+        answer = await answered(
+            prober,
+            _settings(accepted.resolved, accepted.translated),
+            upstream.refusal,
+            self._configuration.changed,
+            self._configuration.postpone,
+        )
+        if isinstance(answer, Refusal):
+            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, answer)])
+        return answer
 
     def _handlers_changed(self) -> None:
         self._board.update(handlers=self._room.report())
@@ -242,11 +265,8 @@ class Worker:
             self._configuration.model_type = await self._translator.model_type(await engine.tasks())
         self._board.update(model_type=str(self._configuration.model_type or ""))
         self._room.attach(http.app)
-        accepted = await self._first_resolution()
+        accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated
-        self._board.stage(Stage.WARMING)
-        if resolved.mode is not Mode.DISABLED:
-            await self._warm_up(engine, translated)
         shown = self._shown
         shown.prober = Prober(
             engine,
@@ -268,13 +288,19 @@ class Worker:
         self._begin(self._ping.run(), "ping")
         self._board.stage(Stage.REGISTERING)
 
-    async def _first_resolution(self) -> _Accepted:
+    async def _first_resolution(self, engine: upstream.WorkerEngine) -> _Accepted:
+        """The first configuration that the engine answers, or gives no answer to: the prober then says so."""
         found: list[_Accepted] = []
 
         async def check(loaded: Loaded) -> None:
-            found.append(await self._resolve(loaded))
+            accepted = await self._resolve(loaded)
+            if accepted.resolved.mode is not Mode.DISABLED:
+                self._board.stage(Stage.WARMING)
+                await self._warm_up(engine, accepted)
+            found.append(accepted)
 
         await self._configuration.accepted(check)
+        self._board.stage(Stage.WARMING)
         self._take(found[-1])
         return found[-1]
 
@@ -282,13 +308,26 @@ class Worker:
         """A custom ping handler answers for itself; vLLM's own would not see a stall."""
         return self._room.custom(Route.PING) is not None or self._shown.fit()
 
-    async def _warm_up(self, engine: upstream.WorkerEngine, translated: Translated) -> None:
+    async def _warm_up(self, engine: upstream.WorkerEngine, accepted: _Accepted) -> None:
         """Once as asked and once with sampling the other way round, so that no user pays for the
-        compilation.
+        compilation. Raises ConfigurationRefusedError where vLLM refuses the question.
         """
-        for request in filter(None, (translated.request, translated.warm_up)):
+        translated = accepted.translated
+
+        async def ask_engine(request: Mapping[str, Any]) -> ProbeResult:
             result = await ask(engine, request, WARM_UP_SECONDS, self._clock)
             logger.info("Warm-up: %s in %.2f s", result.outcome, result.latency)
+            return result
+
+        async def control() -> ProbeResult:
+            minimal = payload_for(Level.MINIMAL, self._configuration.model_type)
+            return await ask_engine((await self._translate(minimal)).request)
+
+        answer = await tried(partial(ask_engine, translated.request), control, upstream.refusal)
+        if isinstance(answer, Refusal):
+            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, answer)])
+        if translated.warm_up is not None:
+            await ask_engine(translated.warm_up)
         PROGRESS.forget_steps()
 
     async def _first_probe(self, prober: Prober, resolved: Resolved) -> None:

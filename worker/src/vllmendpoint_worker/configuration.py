@@ -28,8 +28,9 @@ from .handler_sources import stamp
 from .merge import ABSENT, Refused, Resolved, merge
 from .options import differing
 from .payload import RequestFields
+from .refusals import Refusal, field_of, shown
 
-__all__ = ["POLL_SECONDS", "Configuration", "translation_problem", "with_default"]
+__all__ = ["POLL_SECONDS", "Configuration", "refused_by_vllm", "translation_problem", "with_default"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,12 @@ POLL_SECONDS: Final = 0.5
 """How often the files' ``stat`` is compared; a change is in force within this and the time of a reload."""
 
 _READS: Final = 5
+
+WAITS: Final = (
+    "The engine has not answered the changed health check yet: the one before stays in force, and the "
+    "changed one is tried again. See status.workers for the engine; a longer healthCheck.timeoutSeconds, or "
+    "a payload that asks for less, may help."
+)
 
 
 class Configuration:
@@ -129,11 +136,11 @@ class Configuration:
             configuration=ConfigurationReport(
                 state=ConfigurationState.RESOLVED,
                 settings_hash=loaded.settings_hash,
-                warnings=(*loaded.warnings, *notes)[:16],
+                warnings=(*loaded.warnings, *resolved.notes, *notes)[:16],
             ),
             health_check=resolved.report(),
         )
-        shown = "not shown, it may hold a secret" if resolved.confidential else dict(resolved.payload)
+        shown = "not shown, it may hold a secret" if resolved.confidential else resolved.asked
         logger.info(
             "Health check payload: source=%s level=%s mode=%s payload=%s",
             resolved.source,
@@ -141,6 +148,14 @@ class Configuration:
             resolved.mode,
             shown,
         )
+
+    def postpone(self) -> None:
+        """Say that a changed health check waits for the engine; what was in force stays in force."""
+        current = self._board.facts.configuration
+        if WAITS not in current.warnings:
+            logger.warning(WAITS)
+            warnings = (WAITS, *current.warnings)[:16]
+            self._board.update(configuration=current.model_copy(update={"warnings": warnings}))
 
     def refuse(self, problems: tuple[Problem, ...], loaded: Loaded, *, first: bool) -> None:
         """Say what is wrong. At the first start the worker stays up, unready, and counts as started."""
@@ -168,5 +183,13 @@ def with_default(loaded: Loaded, payload: Mapping[str, Any] | None) -> Loaded:
 
 
 def translation_problem(resolved: Resolved, error: TranslationError) -> Problem:
-    """What vLLM refused, said of the setting the payload came from."""
+    """What was refused, said of the setting the payload came from."""
+    if error.refusal is not None:
+        return refused_by_vllm(resolved, error.refusal, error.field)
     return resolved.origin.problem(str(error), "correct the payload", field=error.field)
+
+
+def refused_by_vllm(resolved: Resolved, refusal: Refusal, field: str = "") -> Problem:
+    """vLLM's sentence, said of the setting the payload came from."""
+    sentence = shown(refusal, resolved.payload, confidential=resolved.confidential)
+    return resolved.origin.refused(field or field_of(refusal, resolved.payload), sentence)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from vllmendpoint_api import Problem
 
+from .refusals import Refusal
+
 __all__ = [
     "ArtifactsError",
     "ConfigurationRefusedError",
@@ -39,13 +41,15 @@ class ConfigurationRefusedError(WorkerError):
 
 
 class TranslationError(WorkerError):
-    """vLLM's own request models or renderers refuse the payload.
+    """The payload is refused, by this worker or by vLLM's own request models, renderers or engine.
 
-    ``field`` is the payload's field at fault, or ``""``. The text never repeats a value of the payload.
+    ``field`` is the payload's field at fault, or ``""``. The text never repeats a value of the payload;
+    ``refusal``, vLLM's sentence, may.
     """
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, refusal: Refusal | None = None) -> None:
         self.field = field
+        self.refusal = refusal
         super().__init__(message)
 
 

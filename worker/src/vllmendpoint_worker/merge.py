@@ -29,7 +29,7 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .payload import Origin, RequestFields, check
+from .payload import DEFAULT_MAX_TOKENS, Origin, RequestFields, bounded, check
 from .probing import (
     ENV_ENABLED,
     ENV_INTERVAL,
@@ -125,13 +125,29 @@ class Resolved:
     """RE2 expression that the generated text must match."""
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The payload that is asked with and reported: with a limit on what is generated."""
+        return bounded(self.payload)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the report's warnings."""
+        if self.asked == self.payload:
+            return ()
+        note = (
+            f"{self.origin.field} sets no max_tokens: the probe generates at most {DEFAULT_MAX_TOKENS} "
+            "tokens. Set max_tokens for another limit."
+        )
+        return (note,)
+
+    @property
     def confidential(self) -> bool:
         """The payload is neither logged nor reported."""
         return self.source not in _SHOWN
 
     @property
     def digest(self) -> str:
-        text = json.dumps(self.payload, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.asked, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -143,7 +159,7 @@ class Resolved:
             mode=self.mode,
             source=self.source,
             level=self.level,
-            payload=None if self.confidential else dict(self.payload),
+            payload=None if self.confidential else self.asked,
             payload_digest=self.digest,
             ignored=self.ignored[:16],
             period_seconds=self.period_seconds,

@@ -18,7 +18,17 @@ from typing import Any, Final
 
 from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem
 
-__all__ = ["MARKERS", "MAX_PAYLOAD_BYTES", "Form", "Origin", "RequestFields", "check", "form_of"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "MARKERS",
+    "MAX_PAYLOAD_BYTES",
+    "Form",
+    "Origin",
+    "RequestFields",
+    "bounded",
+    "check",
+    "form_of",
+]
 
 MARKERS: Final = frozenset({"_health_check", "_HEALTH_CHECK"})
 """The guide's marker and upstream's (``dynamo.health_check.HEALTH_CHECK_KEY``); no request model knows
@@ -27,6 +37,11 @@ them.
 
 MAX_PAYLOAD_BYTES: Final = 32 * 1024
 """Largest payload, as JSON: it is carried in every report of the worker."""
+
+DEFAULT_MAX_TOKENS: Final = 16
+"""Tokens that a probe generates where the payload sets no limit and vLLM has none; vLLM's own default for
+completions.
+"""
 
 MAX_UNKNOWN: Final = 8
 """Unknown fields that are named one by one."""
@@ -75,6 +90,22 @@ class Origin:
         where = f"{self.field}.{field}" if field else self.field
         return Problem(
             reason=reason, source=str(self.source), field=where[:128], message=f"{where} {what}: {fix}."
+        )
+
+    def refused(self, field: str, sentence: str) -> Problem:
+        """What vLLM refused. ``sentence``: its own, without an end; empty where it may hold a secret."""
+        where = f"{self.field}.{field}" if field else self.field
+        says = f": {sentence}. Correct the payload."
+        if not sentence:
+            says = (
+                ". Its sentence is not shown, because it may repeat the payload, which may hold a secret. "
+                "Correct the payload, or send it to the worker's API to read the sentence."
+            )
+        return Problem(
+            reason=INVALID_PAYLOAD,
+            source=str(self.source),
+            field=where[:128],
+            message=f"{where} is refused by vLLM{says}",
         )
 
 
@@ -204,11 +235,20 @@ def _question(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Pr
     if isinstance(value, list) and value:
         if all(_is_token(item) for item in value):
             return []
-        if form is Form.INPUT and all(isinstance(item, str) and item for item in value):
-            return []
-        if all(isinstance(item, str | list) for item in value):
-            return [origin.problem("holds several prompts", "a probe asks one: give text", field=form.value)]
+        if all(_is_prompt(item) for item in value):
+            if form is Form.INPUT or len(value) == 1:
+                return []
+            what = f"holds {len(value)} prompts"
+            return [origin.problem(what, "a probe asks with one: keep one of them", field=form.value)]
+        if "" in value or [] in value:
+            return [origin.problem("holds an empty entry", "give text or token ids", field=form.value)]
     return [origin.problem(f"is {_kind(value)}", "give text, or a list of token ids", field=form.value)]
+
+
+def _is_prompt(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_is_token(item) for item in value)
+    return isinstance(value, str) and bool(value)
 
 
 def _messages(value: object, origin: Origin) -> list[Problem]:
@@ -220,9 +260,22 @@ def _messages(value: object, origin: Origin) -> list[Problem]:
             return [
                 origin.problem(f"has an entry ({index}) that is no object with a role", fix, field="messages")
             ]
-        if not message.get("content") and not message.get("tool_calls"):
+        # An empty text is content to vLLM, and an assistant's message may have none.
+        if message.get("content") is None and message["role"] != "assistant":
             return [origin.problem(f"has an entry ({index}) without content", fix, field="messages")]
     return []
+
+
+def bounded(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The payload with a limit on what is generated, where it sets none and vLLM has none.
+
+    vLLM's default for a chat, and for ``max_tokens: null``, is the rest of the model's context.
+    """
+    form = form_of(payload)
+    limited = any(payload.get(name) is not None for name in ("max_tokens", "max_completion_tokens"))
+    if limited or not (form is Form.MESSAGES or (form is Form.PROMPT and "max_tokens" in payload)):
+        return dict(payload)
+    return dict(payload) | {"max_tokens": DEFAULT_MAX_TOKENS}
 
 
 def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:

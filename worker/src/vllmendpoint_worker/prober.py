@@ -89,6 +89,8 @@ class ProbeResult:
     tokens: int
     ended: float
     detail: str = ""
+    error: BaseException | None = None
+    """What the request path raised. Never shown as it is: it may repeat the payload."""
 
 
 def next_probe_at(
@@ -138,7 +140,7 @@ async def ask(
     if (error := reading.exception()) is not None:
         dead = engine.dead()
         outcome = Outcome.ERROR if dead is None else Outcome.ENGINE_DEAD
-        return ProbeResult(outcome, latency, answer.tokens, ended, type(error).__name__)
+        return ProbeResult(outcome, latency, answer.tokens, ended, type(error).__name__, error)
     outcome, detail = answer.judge()
     return ProbeResult(outcome, latency, answer.tokens, ended, detail)
 
@@ -240,6 +242,8 @@ class Prober:
         self._traffic_since: float | None = None
         self._wanted: list[asyncio.Future[ProbeResult]] = []
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """One question at a time: a probe's or a trial's."""
         self._asking: asyncio.Task[ProbeResult] | None = None
 
     @property
@@ -275,6 +279,17 @@ class Prober:
         if self._settings.mode is Mode.DISABLED:
             raise ProbeUnavailableError("probing is off")
         return await asyncio.shield(self._want())
+
+    def asks(self, settings: ProbeSettings) -> bool:
+        """Whether the request of ``settings`` is the one that is probed with already."""
+        return self._settings.mode is not Mode.DISABLED and self._settings.request == settings.request
+
+    async def trial(self, request: Mapping[str, Any], bound: float) -> ProbeResult:
+        """Ask a question that is not in force. What comes of it does not change the verdict."""
+        async with self._turn:
+            result = await ask(self._engine, request, bound, self._clock)
+        self._ended(result)
+        return result
 
     def _want(self) -> "asyncio.Future[ProbeResult]":
         waiting: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
@@ -320,10 +335,7 @@ class Prober:
     async def _probe(self) -> None:
         wanted, self._wanted = self._wanted, []
         settings = self._settings
-        asking = self._asking = asyncio.create_task(
-            ask(self._engine, settings.request, settings.rules.timeout, self._clock, settings.expect),
-            name="ask",
-        )
+        asking = self._asking = asyncio.create_task(self._ask(settings), name="ask")
         try:
             while not asking.done():
                 await asyncio.wait({asking}, timeout=TICK_SECONDS)
@@ -346,6 +358,12 @@ class Prober:
         for waiting in wanted:
             if not waiting.done():
                 waiting.set_result(result)
+
+    async def _ask(self, settings: ProbeSettings) -> ProbeResult:
+        async with self._turn:
+            return await ask(
+                self._engine, settings.request, settings.rules.timeout, self._clock, settings.expect
+            )
 
     def _account(self, result: ProbeResult, settings: ProbeSettings) -> None:
         self._ended(result)

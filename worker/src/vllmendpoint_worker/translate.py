@@ -18,6 +18,7 @@ from vllmendpoint_api import ModelType
 from .errors import TranslationError
 from .expect import Expectation
 from .payload import MARKERS, Form, form_of
+from .refusals import Refusal
 from .upstream import (
     HEALTH_CHECK_KEY,
     ChatCompletionRequest,
@@ -25,11 +26,15 @@ from .upstream import (
     EmbeddingCompletionRequest,
     SamplingParams,
     get_max_tokens,
+    refusal,
+    refusal_in,
 )
 
 __all__ = ["Translated", "Translator"]
 
 logger = logging.getLogger(__name__)
+
+_BY_VLLM: Final = "is refused by vLLM"
 
 _OWN_FIELDS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
 """Fields of ``SamplingParams`` that the handler reads from ``stop_conditions``."""
@@ -121,24 +126,22 @@ class Translator:
                 form.value,
                 f"takes {len(tokens)} tokens and the model's context is {self._max_model_len}: shorten it",
             )
-        with _refusals(body, "", "is refused by vLLM's sampling parameters"):
+        with _refusals():
             params = request.to_sampling_params(maximum, self._defaults)
         return self._generation(tokens, params)
 
     async def _render(self, request: Any, form: Form) -> list[int]:
-        failed = (
-            f"cannot be rendered by vLLM for this model, or takes, with max_tokens, more than its "
-            f"{self._max_model_len} tokens"
-        )
-        with _refusals({}, form.value, failed):
+        with _refusals():
             if form is Form.MESSAGES:
                 rendered = await self._renderer.render_chat(request)
                 inputs = rendered[1] if isinstance(rendered, tuple) else None
             else:
                 rendered = await self._renderer.render_completion(request)
                 inputs = rendered if isinstance(rendered, list) else None
+        if (refused := refusal_in(rendered)) is not None:
+            raise TranslationError("", _BY_VLLM, refused)
         if not inputs or len(inputs) != 1:
-            raise TranslationError(form.value, failed)
+            raise TranslationError(form.value, "is not rendered by vLLM as one prompt")
         if inputs[0].get("type", "token") not in ("token", "tokens"):
             raise TranslationError(form.value, "holds more than text, and a probe asks with text only")
         return list(inputs[0]["prompt_token_ids"])
@@ -185,20 +188,18 @@ class Translator:
 
 
 def _validated(model: Any, body: Mapping[str, Any]) -> Any:
-    with _refusals(body, "", f"is refused by vLLM's {model.__name__}"):
+    with _refusals():
         try:
             return model.model_validate(dict(body))
         except ValidationError as error:
             detail = error.errors(include_input=False, include_url=False)[0]
             location = [str(part) for part in detail["loc"]]
             field = location[0] if location and location[0] in body else ""
-            raise TranslationError(
-                field, f"is refused by vLLM's {model.__name__} ({detail['type']})"
-            ) from error
+            raise TranslationError(field, _BY_VLLM, Refusal(detail["msg"])) from error
 
 
 @contextmanager
-def _refusals(body: Mapping[str, Any], field: str, what: str) -> Iterator[None]:
+def _refusals() -> Iterator[None]:
     """vLLM's validators, renderers and the model's own template raise what they like: a payload must be
     refused by it and never end the worker.
     """
@@ -207,13 +208,4 @@ def _refusals(body: Mapping[str, Any], field: str, what: str) -> Iterator[None]:
     except TranslationError:
         raise
     except Exception as error:
-        raise TranslationError(field or _named(error, body), what) from error
-
-
-def _named(error: Exception, body: Mapping[str, Any]) -> str:
-    """The payload's field that vLLM names, by itself or in its sentence (which repeats values)."""
-    parameter = getattr(error, "parameter", None)
-    if parameter in body:
-        return str(parameter)
-    words = [word.strip(".,:`'\"()") for word in str(error).split()]
-    return next((word for word in words if word in body), "")
+        raise TranslationError("", _BY_VLLM, refusal(error) or Refusal(type(error).__name__)) from error

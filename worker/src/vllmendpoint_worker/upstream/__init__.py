@@ -23,6 +23,7 @@ from ._arguments import (
 )
 from ._http import HttpApp, build_http_app
 from ._progress import ProgressLogger
+from ._refusals import refusal, refusal_in
 from ._serve import HEALTH_CHECK_KEY, Gate, Hooks, Shutdown, WorkerEngine, grace_seconds, serve
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "option_names",
     "parse_arguments",
     "prepare_engine",
+    "refusal",
+    "refusal_in",
     "request_fields",
     "serve",
     "split_frontend",

@@ -1,0 +1,94 @@
+"""What vLLM says of a payload: which field it names, and how much of its sentence a report may show."""
+
+from typing import Any
+
+import pytest
+
+from vllmendpoint_worker.refusals import MAX_SENTENCE, Refusal, field_of, shown
+
+PROMPT = {"prompt": "Hello", "max_tokens": 1}
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("payload", "refusal", "field"),
+    [
+        (PROMPT | {"logprobs": 50}, Refusal("Requested sample logprobs of 50", "logprobs"), "logprobs"),
+        (
+            CHAT | {"logprobs": True, "top_logprobs": 50},
+            Refusal("Requested sample logprobs of 50", "logprobs"),
+            "top_logprobs",
+        ),
+        (
+            PROMPT | {"logit_bias": {"5000": 1}},
+            Refusal("token_id(s) [5000] in logit_bias contain"),
+            "logit_bias",
+        ),
+        (CHAT | {"max_completion_tokens": 9}, Refusal("too many", "max_tokens"), "max_tokens"),
+        (
+            {"messages": [], "max_completion_tokens": 9},
+            Refusal("too many", "max_tokens"),
+            "max_completion_tokens",
+        ),
+        (
+            CHAT | {"response_format": {"type": "json_schema"}},
+            Refusal("Invalid grammar", "structured_outputs"),
+            "response_format",
+        ),
+        (CHAT | {"tool_choice": "auto"}, Refusal('"auto" tool choice needs `tool_choice`.'), "tool_choice"),
+        (CHAT, Refusal("The decoder prompt (length 2000) is longer than the maximum"), "messages"),
+        ({"input": "a b"}, Refusal("You passed 600 input tokens"), "input"),
+        ({"input": "a", "dimensions": 9}, Refusal("Model does not support dimensions"), "dimensions"),
+        (
+            PROMPT | {"structured_outputs": {"regex": "(["}},
+            Refusal("Grammar error: at 1(8)"),
+            "structured_outputs",
+        ),
+        (PROMPT | {"structured_outputs": {}}, Refusal("Choice '[]' cannot be empty"), "structured_outputs"),
+        (PROMPT, Refusal("This model's maximum context ...", "input_tokens"), ""),
+        (PROMPT, Refusal("maximum context, your prompt contains", "input_tokens"), "prompt"),
+        ({"prompt": [5000]}, Refusal("Token id 5000 is out of vocabulary"), "prompt"),
+        ({"input": [5000]}, Refusal("Token id 5000 is out of vocabulary"), "input"),
+        (CHAT | {"tools": []}, Refusal('"auto" tool choice requires --tool-call-parser'), "tools"),
+        (CHAT | {"tools": [], "tool_choice": "auto"}, Refusal('"auto" tool choice requires'), "tool_choice"),
+        (CHAT | {"chat_template": "x"}, Refusal("Chat template is passed with request"), "chat_template"),
+        (PROMPT, Refusal("Something else"), ""),
+        (PROMPT | {"model": "m"}, Refusal("the model refuses"), ""),
+    ],
+)
+def test_the_field_is_the_one_that_the_user_wrote(
+    payload: dict[str, Any], refusal: Refusal, field: str
+) -> None:
+    assert field_of(refusal, payload) == field
+
+
+SECRET = "hunter2-is-secret"
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence", "expected"),
+    [
+        (PROMPT | {"logprobs": 50}, "logprobs of 50 of at most 20.", "logprobs of *** of at most 20"),
+        ({"prompt": [7, 50]}, "Token id 50 is out of 20 and 507", "Token id *** is out of 20 and 507"),
+        ({"prompt": SECRET}, f"cannot read '{SECRET}' here", "cannot read '***' here"),
+        ({"prompt": SECRET}, "cannot read 'hunter2' here", ""),
+        ({"prompt": "ab\nHUNTER2"}, "cannot read 'hunter' here", ""),
+        ({"structured_outputs": {"json": {"hunter2": {}}}}, "no type hunter2", "no type ***"),
+        ({"tools": [{"function": {"name": "hunter2"}}]}, "no tool `hunter2x`", ""),
+        ({"prompt": "the"}, "the others are theirs", "*** others are theirs"),
+    ],
+)
+def test_nothing_of_a_confidential_payload_is_repeated(
+    payload: dict[str, Any], sentence: str, expected: str
+) -> None:
+    assert shown(Refusal(sentence), payload, confidential=True) == expected
+
+
+def test_a_payload_that_may_be_shown_keeps_vllms_own_sentence() -> None:
+    sentence = "Requested sample logprobs of 50,\n which is greater than max allowed: 20."
+    expected = "Requested sample logprobs of 50, which is greater than max allowed: 20"
+    assert shown(Refusal(sentence), {"prompt": "a", "logprobs": 50}, confidential=False) == expected
+
+
+def test_a_sentence_is_bounded() -> None:
+    assert len(shown(Refusal("x" * 10_000), {}, confidential=False)) <= MAX_SENTENCE + 4

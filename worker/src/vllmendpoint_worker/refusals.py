@@ -1,0 +1,95 @@
+"""What vLLM says of a request that it refuses, and how much of it a report may show. Pure."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["Refusal", "field_of", "shown"]
+
+MAX_SENTENCE: Final = 600
+
+_SHARED: Final = 4
+"""So many characters in a row that payload and sentence have in common may be a part of a secret."""
+
+_ALIASES: Final[Mapping[str, str]] = {
+    "logprobs": "top_logprobs",
+    "max_tokens": "max_completion_tokens",
+    "structured_outputs": "response_format",
+}
+"""vLLM's parameter -> the request's field that it may be made from."""
+
+_QUESTIONS: Final = ("prompt", "messages", "input")
+
+_TOPICS: Final = (
+    (
+        re.compile(r"grammar|regex|schema|choice|structural_tag", re.IGNORECASE),
+        ("structured_outputs", "response_format"),
+    ),
+    (re.compile(r"\btool", re.IGNORECASE), ("tool_choice", "tools")),
+    (re.compile(r"prompt|\binput|[Tt]oken id \d+ is out of vocab"), _QUESTIONS),
+)
+"""What a sentence that names no field is about -> the fields that it may be about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """``sentence`` is vLLM's own, as a user of the API gets it: it may repeat values of the request."""
+
+    sentence: str
+    parameter: str | None = None
+
+
+def field_of(refusal: Refusal, payload: Mapping[str, Any]) -> str:
+    """The payload's field that vLLM names, by itself or in its sentence; ``""`` where it names none."""
+    named = [refusal.parameter] if refusal.parameter else []
+    named += [word.strip(".,:;`'\"()[]") for word in refusal.sentence.split()]
+    folded = refusal.sentence.casefold()
+    named += [name for name in payload if "_" in name and name.replace("_", " ") in folded]
+    for name in named:
+        alias = _ALIASES.get(name, "")
+        if alias in payload and not _is_number(payload.get(name)):
+            return alias
+        if name in payload and name != "model":
+            return name
+    for topic, fields in _TOPICS:
+        if topic.search(refusal.sentence) and (found := [name for name in fields if name in payload]):
+            return found[0]
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def shown(refusal: Refusal, payload: Mapping[str, Any], *, confidential: bool) -> str:
+    """The sentence as a report may show it: in one line, bounded, and without content that may be secret.
+
+    Of a ``confidential`` payload every value is masked. Empty where a part of a value may be left.
+    """
+    sentence = " ".join(refusal.sentence.split()).rstrip(".")
+    if confidential:
+        values = sorted({text for value in payload.values() for text in _texts(value)}, key=len, reverse=True)
+        for value in values:
+            sentence = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", sentence)
+        if any(_share(value, sentence) for value in values):
+            return ""
+    return sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[:MAX_SENTENCE]} ..."
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Everything in a value, names of nested fields too, as it may stand in a sentence."""
+    if isinstance(value, Mapping):
+        for pair in value.items():
+            for inner in pair:
+                yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+    elif value is not None and not isinstance(value, bool) and (text := " ".join(str(value).split())):
+        yield text
+
+
+def _share(value: str, sentence: str) -> bool:
+    folded, text = value.casefold(), sentence.casefold()
+    return any(folded[at : at + _SHARED] in text for at in range(len(folded) - _SHARED + 1))
