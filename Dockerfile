@@ -79,7 +79,8 @@ RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/u
     && uv venv --python /usr/bin/python3 /opt/venv \
     && uv pip install --python /opt/venv --no-deps --link-mode copy --compile-bytecode -r requirements.txt \
     && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
-ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1
+# vLLM would bind the engines of all pods of a node to the same cores (cpu_threads.py).
+ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
 # What the worker asks for and NVIDIA's image does not promise, for whatever Python that image has: google-re2 is one
 # compiled module a version, which lie side by side; the rest is pure Python.

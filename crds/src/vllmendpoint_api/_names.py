@@ -38,6 +38,8 @@ ENV_ARTIFACTS_URI: Final = "VLLMENDPOINT_ARTIFACTS_URI"
 ENV_MODEL_URI: Final = "VLLMENDPOINT_MODEL_URI"
 """Of a model in S3; it is fetched to the folder that ``--model`` names."""
 ENV_REPORT_PORT: Final = "VLLMENDPOINT_REPORT_PORT"
+ENV_CPU_REQUEST: Final = "VLLMENDPOINT_CPU_REQUEST"
+"""CPUs that the container requests, rounded up; 0 where it has no request."""
 ENV_SAGEMAKER_PORT: Final = "VLLMENDPOINT_SAGEMAKER_PORT"
 
 LABEL_NAME: Final = "app.kubernetes.io/name"

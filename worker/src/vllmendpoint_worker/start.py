@@ -19,6 +19,7 @@ from .board import Board
 from .causes import ENGINE, download_failed
 from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
 from .configuration import Configuration
+from .cpu_threads import ENV_THREADS, omp_threads
 from .errors import EngineStartError
 from .leaving import leave, tell_kubernetes
 from .options import named
@@ -55,6 +56,9 @@ def start(argv: list[str]) -> NoReturn:
         if (value := os.environ.pop(name, None)) is not None:
             TAKEN[name] = value
     os.environ.update(container_environment(os.environ))
+    if (threads := omp_threads(os.environ, len(os.sched_getaffinity(0)))) is not None:
+        os.environ[ENV_THREADS] = str(threads)
+        logger.info("The engine computes with %d threads (%s)", threads, ENV_THREADS)
     try:
         board.stage(Stage.CONFIGURING)
         asyncio.run(_configured(configuration, board))

@@ -76,6 +76,10 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
             "name": "VLLM_HOST_IP",
             "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}},
         },
+        {
+            "name": names.ENV_CPU_REQUEST,
+            "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}},
+        },
         {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
         {"name": "HF_HOME", "value": _CACHE_DIR},
         {"name": "VLLM_CACHE_ROOT", "value": f"{_CACHE_DIR}/vllm"},
