@@ -356,3 +356,11 @@ def test_only_a_worker_that_answers_nothing_for_ten_minutes_is_ended_by_the_kube
     probe = main["livenessProbe"]
     assert probe["httpGet"] == {"path": "/live", "port": "report", "scheme": "HTTP"}, "not the verdict"
     assert probe["periodSeconds"] * probe["failureThreshold"] == 600
+
+
+def test_what_replaces_a_pod_serves_before_the_old_one_goes(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint())
+    assert walk(child(planned, "Deployment", "smollm-workers"), "spec.minReadySeconds") >= 5
+    frontend = child(planned, "Deployment", "smollm-frontend")
+    assert walk(frontend, f"{MAIN}.lifecycle.preStop.sleep.seconds") >= 5
+    assert walk(frontend, f"{MAIN}.readinessProbe.successThreshold") >= 3

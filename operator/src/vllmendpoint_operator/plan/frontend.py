@@ -31,6 +31,7 @@ __all__ = [
 
 STARTUP_SECONDS: Final = 120
 """Until it must answer; the probe asks every second."""
+_DRAIN_SECONDS: Final = 5
 _PREFIX: Final = "DYN_NAMESPACE_PREFIX"
 
 
@@ -61,13 +62,22 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
             "timeoutSeconds": 2,
             "failureThreshold": STARTUP_SECONDS,
         },
-        "readinessProbe": {**_get("/health"), "periodSeconds": 5, "timeoutSeconds": 3},
+        # It answers a moment before it has found the workers: it is ready when it has answered for two seconds.
+        "readinessProbe": {
+            **_get("/health"),
+            "periodSeconds": 1,
+            "timeoutSeconds": 3,
+            "successThreshold": 3,
+            "failureThreshold": 15,
+        },
         "livenessProbe": {
             **_get("/live"),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,
         },
+        # SIGTERM ends it at once; until then every node has taken it out of the Service.
+        "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_SECONDS}}},
         # The last lines of the log say why it ended.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": container_security(),

@@ -26,6 +26,9 @@ __all__ = ["account_name", "deployment", "deployment_name", "image", "pod_templa
 
 GRACE_SECONDS: Final = 60
 _STARTUP_PERIOD: Final = 5
+_ROUTED_SECONDS: Final = 5
+"""From a worker's readiness until every frontend routes to it, which takes less than a second on an idle node.
+Only then an older worker is removed: a frontend that learns of both at once drops the old one first."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _MODELS_DIR: Final = "/var/lib/vllmendpoint/models"
 _S3_DIR: Final = f"{_CACHE_DIR}/s3"
@@ -189,6 +192,7 @@ def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
             },
+            "minReadySeconds": _ROUTED_SECONDS,
             "progressDeadlineSeconds": spec.worker.startup_timeout_seconds + 600,
             "revisionHistoryLimit": 2,
             "template": template,
