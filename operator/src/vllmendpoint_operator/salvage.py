@@ -41,7 +41,7 @@ def _remove(spec: dict[str, Any], place: tuple[int | str, ...]) -> None:
         if isinstance(at, dict) and step in at:
             found, at = (at, step), at[step]
         elif isinstance(at, list) and isinstance(step, int) and step < len(at):
-            at = at[step]  # the list is removed whole, since other items move up when one is
+            at = at[step]  # an item itself is removed with its list, since others would move up
         else:
             break
     if found is not None:

@@ -30,7 +30,11 @@ PORT = {"f:ports": {'k:{"port":80,"protocol":"TCP"}': {"f:targetPort": {}}}}
         ([entry("a", spec(replicas={})), entry("a", spec(replicas={}))], ("spec", "replicas"), ("a",)),
         ([entry("set", spec(template={"f:spec": CONTAINER}))], (*MAIN, "image"), ("set",)),
         ([entry("set", spec(template={"f:spec": CONTAINER}))], (*MAIN, "args"), ("set",)),
-        ([entry("e", spec(selector={}))], ("spec", "selector", "a"), ("e",)),
+        (
+            [entry("e", spec(selector={}), time="2026-01-01"), entry(OURS, {}, time="2026-01-02")],
+            ("spec", "selector", "a"),
+            ("e",),
+        ),
         ([entry("e", spec(ports=PORT["f:ports"]))], ("spec", "ports", "[80/TCP]", "targetPort"), ("e",)),
         (
             [entry(OURS, spec(replicas={})), entry(f"{OURS}-scale", spec(replicas={}))],

@@ -268,5 +268,9 @@ async def test_replicas_apply_while_another_child_cannot_be_written(operated, fa
 async def test_replicas_that_are_refused_are_tried_again(operated):
     await operated(replicas=1)
     operated.kube.fail["Deployment"] = Rejected(403, "denied by a policy")
-    _, again = await operated(replicas=3, **REFUSED["a podTemplate with a typo"])
-    assert again == 30
+    for refused in ("a podTemplate with a typo", "a spec of another version"):
+        _, again = await operated(replicas=3, **REFUSED[refused])
+        assert again == 30
+    del operated.kube.fail["Deployment"]
+    _, again = await operated(replicas=3, **REFUSED["a spec of another version"])
+    assert (again, replicas(operated.kube)) == (None, 3)
