@@ -27,6 +27,7 @@ from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeout
 from vllmendpoint_worker.handler_path import HandlerPath
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
+from ._process import Lasting, kept
 from ._signature import Binding, UnfitHandlerError, binding_of
 from ._standards import (
     HandlerFileNotFoundError,
@@ -38,7 +39,6 @@ from ._standards import (
     Resolution,
     Scripts,
     emptied_registries,
-    keeping_log_levels,
     resolve,
 )
 
@@ -92,13 +92,15 @@ class Loader:
         self._seconds = seconds
         self._generation = 0
         self._before = frozenset(sys.modules)
+        self._lasting = Lasting()
+        """What the import of the handlers in force has changed."""
 
     async def load(self, wanted: Wanted) -> Loaded:
         """Raises ConfigurationRefusedError."""
         self._generation += 1
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Loaded] = loop.create_future()
-        changes = _Changes(wanted, self._generation, self._before)
+        changes = _Changes(wanted, self._generation, self._before, self._lasting)
 
         def work() -> None:
             outcome: Loaded | ConfigurationRefusedError
@@ -106,11 +108,9 @@ class Loader:
                 outcome = _load(wanted, changes)
             except LoadFailedError as error:
                 outcome = ConfigurationRefusedError([_problem(error, wanted, self._seconds)])
-            except (Exception, _GivenUpError) as error:  # the standards package itself, or it came late
+            except (Exception, _GivenUpError) as error:  # our own, the standards package's, or it came late
                 logger.exception("Handlers cannot be loaded")
-                failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
-                failed.__cause__ = error
-                outcome = ConfigurationRefusedError([_problem(failed, wanted, self._seconds)])
+                outcome = ConfigurationRefusedError([_unnamed_problem(error, wanted, self._seconds)])
             loop.call_soon_threadsafe(_settle, done, outcome)
 
         thread = threading.Thread(target=work, name="handlers", daemon=True)
@@ -126,13 +126,17 @@ class Loader:
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError(at)
             raise ConfigurationRefusedError([_problem(hung, wanted, self._seconds)])
-        return done.result()
+        loaded = done.result()
+        self._lasting = changes.lasting
+        return loaded
 
 
 class _Changes:
     """What a load changes in the process; put back once, by the load itself or by who gives it up."""
 
-    def __init__(self, wanted: Wanted, generation: int, before: frozenset[str]) -> None:
+    def __init__(self, wanted: Wanted, generation: int, before: frozenset[str], last: Lasting) -> None:
+        self.lasting = Lasting()
+        self._last = last
         self.folders = _folders(wanted)
         self.before = before
         self.scripts = Scripts(wanted, generation)
@@ -147,10 +151,15 @@ class _Changes:
             if self._over:
                 raise HandlerTimeoutError
             self._pruned = _prune(self.folders, self.before)
+            self._last.back()
+            for folder in self.folders:
+                if str(folder) not in sys.path:
+                    sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
             self._stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
             sys.dont_write_bytecode = True  # a .pyc goes by the second; a swap may be quicker
-            self._stack.enter_context(keeping_log_levels())
+            self._stack.enter_context(kept())
             self._stack.enter_context(emptied_registries())
+            self.lasting.begin()
 
     def end(self, *, failed: bool) -> bool:
         """False where the load was given up: it must touch nothing any more, a newer one may have begun."""
@@ -158,8 +167,11 @@ class _Changes:
             if self._over:
                 return False
             self._over = True
+            self.lasting.end()
             self._stack.close()
             if failed:
+                self.lasting.back()
+                self._last.again()
                 _prune(self.folders, self.before)
                 for name in list(self.scripts.modules):
                     sys.modules.pop(name, None)
@@ -169,9 +181,6 @@ class _Changes:
 
 def _load(wanted: Wanted, changes: _Changes) -> Loaded:
     changes.begin()
-    for folder in changes.folders:
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
     importlib.invalidate_caches()
     scripts = changes.scripts
     try:
@@ -308,6 +317,21 @@ def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem
         source=source,
         field=failed.field[:128],
         message=f"{failed.field}{text} {what}: {fix}."[:2048],
+    )
+
+
+def _unnamed_problem(error: BaseException, wanted: Wanted, seconds: float) -> Problem:
+    """Of an error that no setting named. Where no code of the customer's was in it, they can mend nothing."""
+    if isinstance(error, _TIMEOUTS) or failed_at(error, wanted):
+        failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
+        failed.__cause__ = error
+        return _problem(failed, wanted, seconds)
+    return Problem(
+        reason=Reason.HANDLER_IMPORT_FAILED,
+        source="Script",
+        field="handlers",
+        message=f"The worker failed while it loaded the handlers ({type(error).__name__}). Its log has the "
+        "traceback; restart the worker, and report it if it happens again.",
     )
 
 
