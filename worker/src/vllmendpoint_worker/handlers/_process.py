@@ -11,6 +11,7 @@ import locale
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
@@ -191,6 +192,25 @@ class _Collectors(_Value):
                 REGISTRY.register(collector)
 
 
+class _Signals(_Value):
+    """Signal handlers, set through ``signal.signal``, which the main thread carries out meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(_signals, lambda value: None)
+        self.before = self.after = {}
+
+    def _change(self, old: Mapping[int, Any], new: Mapping[int, Any]) -> None:
+        for number in old.keys() & new.keys():
+            was, handler = old[number], new[number]
+            if was is not handler and handler is not None and signal.getsignal(number) is was:
+                with suppress(OSError, ValueError, RuntimeError):
+                    signal.signal(number, handler)
+
+
+def _signals() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
 def _replaced(old: Any, new: Any) -> bool:
     """Of ``sys.modules``: what stands for another module, or was imported from nowhere. What Python has
     imported stays.
@@ -216,6 +236,7 @@ class Lasting:
             _Value(sys.getrecursionlimit, sys.setrecursionlimit),
             _Value(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
             _Value(gc.get_threshold, lambda value: gc.set_threshold(*value)),
+            _Signals(),
             _Collectors(),
         ]
 
