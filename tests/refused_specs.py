@@ -68,6 +68,14 @@ _NAME: Final = (
     "since Services are named after it"
 )
 
+_ARGUMENT: Final = (
+    "worker.env: {} is an engine argument that the operator sets, or the worker does not support; remove it"
+)
+_UNREACHED: Final = (
+    "engine: {} (of engine.args or worker.env) is read by the server on port 8080, not at status.url; "
+    "remove it, or set frontend.mode to None"
+)
+
 REFUSED: Final[list[tuple[Object, str]]] = [
     # model
     ({"model": {}}, "model.uri: Required value"),
@@ -145,6 +153,42 @@ REFUSED: Final[list[tuple[Object, str]]] = [
         "engine.args: --served-model is set by the operator; remove it",
     ),
     (
+        {"engine": {"args": ["--seed", "1", "-n", "2"]}},
+        "engine.args: -n is short for an argument that the operator sets; remove it",
+    ),
+    (
+        {"engine": {"args": ["-r1"]}},
+        "engine.args: -r1 is short for an argument that the operator sets; remove it",
+    ),
+    (
+        {"engine": {"args": ["-dpa=10.0.0.1"]}},
+        "engine.args: -dpa is short for an argument that the operator sets; remove it",
+    ),
+    (
+        {"engine": {"args": ["--data_parallel_rank", "0"]}},
+        "engine.args: --data_parallel_rank is set by the operator; remove it",
+    ),
+    (
+        {"engine": {"args": ["--enable-rl"]}},
+        "engine.args: --enable-rl is not supported by the worker; remove it",
+    ),
+    (
+        {"engine": {"args": ["--seed", "1", "--load_format=gms"]}},
+        "engine.args: --load_format=gms is not supported; remove it",
+    ),
+    ({"engine": {"args": ["--seed", "1", "--api_key", "secret"]}}, _UNREACHED.format("--api_key")),
+    (
+        {"engine": {"args": ["--lora-modules=a=b"]}, "frontend": {"replicas": 2}},
+        _UNREACHED.format("--lora-modules"),
+    ),
+    (
+        {
+            **_worker(env=[{"name": "SM_VLLM_ROOT_PATH", "value": "/x"}, {"name": "VLLM_API_KEY"}]),
+            "frontend": {"mode": "Managed"},
+        },
+        _UNREACHED.format("--root-path"),
+    ),
+    (
         {"engine": {"config": {"inline": {}, "configMapKeyRef": {"name": "c"}}}},
         "engine.config: set exactly one of inline and configMapKeyRef",
     ),
@@ -196,7 +240,19 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     (_worker(sharedMemorySize="1e.5"), "spec.worker.sharedMemorySize"),
     (
         _worker(env=[{"name": "SM_VLLM_Data_Parallel_MASTER_PORT"}, {"name": "SM_VLLM_Served_Model"}]),
-        "worker.env: SM_VLLM_Served_Model is an engine argument that the operator sets; remove it",
+        _ARGUMENT.format("SM_VLLM_Served_Model"),
+    ),
+    (
+        _worker(env=[{"name": "SM_VLLM_ENABLE_SLEEP_MODE"}]),
+        _ARGUMENT.format("SM_VLLM_ENABLE_SLEEP_MODE"),
+    ),
+    (
+        _worker(env=[{"name": "DYN_ENABLE_RL", "value": "1"}]),
+        "worker.env: DYN_ENABLE_RL is not supported by the worker; remove it",
+    ),
+    (
+        _worker(env=[{"name": "DYN_ENDPOINT", "value": "dyn://a.b.c"}]),
+        "worker.env: DYN_ENDPOINT is set by the operator; remove it",
     ),
     (_worker(env=[{"name": "A"}, {"name": "A"}]), "Duplicate value"),
     (_worker(env=[{"name": "a=b", "value": "x"}]), "spec.worker.env[0].name"),
@@ -309,10 +365,6 @@ REFUSED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
 ]
 """A specification, what becomes of it, and the sentence."""
 
-_OF_WORKERS: Final = (
-    "metadata.name: must not end with -workers, since the workers' Service of the endpoint without that "
-    "ending has this name; choose another name"
-)
 REFUSED_NAMES: Final[list[tuple[str, str]]] = [
     (
         "e" * 41,
@@ -325,6 +377,5 @@ REFUSED_NAMES: Final[list[tuple[str, str]]] = [
         )
         for name in ("1st", "a.b")
     ),
-    *((name, _OF_WORKERS) for name in ("pair-workers", "a-workers-workers")),
     ("Upper", "RFC 1123"),
 ]

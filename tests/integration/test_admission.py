@@ -5,7 +5,14 @@ import json
 import pytest
 
 from tests.refused_specs import MODEL, REFUSED, REFUSED_CHANGES, REFUSED_NAMES
-from vllmendpoint_api import OWNED_ENGINE_ARGS, OWNED_ENV, custom_resource_definition
+from vllmendpoint_api import (
+    FRONTEND_ENV,
+    FRONTEND_OPTIONS,
+    OWNED_ENGINE_ARGS,
+    OWNED_ENV,
+    UNSUPPORTED_ENGINE_ARGS,
+    UNSUPPORTED_ENV,
+)
 
 
 def asked(api, spec, name="e"):
@@ -50,6 +57,33 @@ def test_every_argument_that_the_operator_owns_is_refused(api, argument):
     assert f"engine.args: {spelled[:-2]} is set by the operator; remove it" in said
 
 
+@pytest.mark.parametrize("argument", UNSUPPORTED_ENGINE_ARGS)
+def test_every_argument_that_the_worker_does_not_support_is_refused(api, argument):
+    said = asked(api, {"engine": {"args": ["--seed", "1", argument]}})
+    assert f"engine.args: {argument} is not supported by the worker; remove it" in said
+
+
+@pytest.mark.parametrize("argument", FRONTEND_OPTIONS)
+def test_an_option_of_the_server_behind_a_managed_frontend_is_refused(api, argument):
+    variable = "SM_VLLM_" + argument[2:].upper().replace("-", "_")
+    for spec in ({"engine": {"args": [f"{argument}=x"]}}, {"worker": {"env": [{"name": variable}]}}):
+        assert f"engine: {argument} (of engine.args or worker.env) is read by the server" in asked(api, spec)
+        assert asked(api, {**spec, "frontend": {"mode": "None"}}) == ""
+
+
+@pytest.mark.parametrize("name", FRONTEND_ENV)
+def test_a_variable_of_the_server_behind_a_managed_frontend_is_refused(api, name):
+    spec = {"worker": {"env": [{"name": name, "value": "x"}]}}
+    assert "is read by the server on port 8080, not at status.url" in asked(api, spec)
+    assert asked(api, {**spec, "frontend": {"mode": "None"}}) == ""
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_ENV)
+def test_every_variable_that_the_worker_does_not_support_is_refused(api, name):
+    said = asked(api, {"worker": {"env": [{"name": name, "value": "x"}]}})
+    assert f"worker.env: {name} is not supported by the worker; remove it" in said
+
+
 @pytest.mark.parametrize("name", OWNED_ENV)
 def test_every_variable_that_the_operator_owns_is_refused(api, name):
     said = asked(api, {"worker": {"env": [{"name": name, "value": "x"}]}})
@@ -69,6 +103,20 @@ ACCEPTED = [
     {"healthCheck": {"payload": {"messages": [{"role": "user", "content": "Hi"}], "stop": None}}},
     {"healthCheck": {"expect": {"regex": "(?i)paris"}}},
     {"engine": {"args": ["--max-model-len", "4096", "-O3", "--model-impl=auto", "--", "--=", "-m", ""]}},
+    {"engine": {"args": ["--data-parallel-size", "2", "-dp", "2", "--data_parallel_size=2", "-tp=2", "-1"]}},
+    {"engine": {"args": ["--load-format", "safetensors", "--note", "gms", "--reasoning-parser", "qwen3"]}},
+    {
+        "engine": {
+            "args": ["--tool-call-parser=hermes", "--enable-auto-tool-choice", "--chat-template", "{{ x }}"]
+            + ["--exclude-tools-when-tool-choice-none", "--disable-fastapi-docs", "--max-log-len", "9"]
+        },
+        "worker": {"env": [{"name": "SM_VLLM_TOOL_CALL_PARSER"}, {"name": "SM_VLLM_"}, {"name": "SM_VLLM"}]},
+    },
+    # As many and as long as may be.
+    {
+        "engine": {"args": ["--" + "x" * 62, "{" + "y" * 4095] * 64},
+        "worker": {"env": [{"name": f"SM_VLLM_{'A' * 240}{n}", "value": "x"} for n in range(128)]},
+    },
     {"worker": {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "1.5Gi", "cpu": "500m"}}}},
     {
         "worker": {
@@ -111,34 +159,3 @@ def test_defaults_and_the_unvisited_status(api, space):
     assert found["spec"].get("replicas", 1) == 1
     assert found["status"] == {"observedGeneration": -1}
     assert "conditions" in api.kubectl("explain", "vep.status")
-
-
-def test_an_endpoint_that_exists_keeps_a_name_that_is_no_longer_given(api, until):
-    """The same schema under another group, first without the rule, as an earlier release had it."""
-    crd = custom_resource_definition()
-    spec = crd["spec"] | {"group": "earlier.example"}
-    crd |= {"metadata": {"name": "vllmendpoints.earlier.example"}, "spec": spec}
-    schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
-    rules = schema["x-kubernetes-validations"]
-    crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    path = "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints"
-    kind = {"apiVersion": "earlier.example/v1alpha1", "kind": "VLLMEndpoint", "spec": {"model": MODEL}}
-
-    def create(name):
-        try:
-            return api.call("POST", path, kind | {"metadata": {"name": name}})
-        except (LookupError, ValueError) as refused:  # text, no JSON, before the CRD is served
-            return str(refused)
-
-    schema["x-kubernetes-validations"] = [rule for rule in rules if "optionalOldSelf" not in rule]
-    api.call("POST", crds, crd)
-    try:
-        until(lambda: isinstance(create("pair-workers"), dict), "the CRD is served")
-        schema["x-kubernetes-validations"] = rules
-        api.call("PATCH", f"{crds}/vllmendpoints.earlier.example", crd, as_="merge")
-        until(lambda: "must not end with -workers" in create("other-workers"), "the rule is in force")
-        changed = api.call("PATCH", f"{path}/pair-workers", {"spec": {"replicas": 3}}, as_="merge")
-        assert changed["spec"]["replicas"] == 3
-        assert isinstance(create("pair"), dict)
-    finally:
-        api.call("DELETE", f"{crds}/vllmendpoints.earlier.example")

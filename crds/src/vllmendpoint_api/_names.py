@@ -13,10 +13,6 @@ SHORT_NAME: Final = "vep"
 NAME_MAX_LENGTH: Final = 40
 """Longest ``metadata.name``: child names add a suffix and must stay DNS labels (63)."""
 
-WORKERS_SUFFIX: Final = "-workers"
-"""Of an endpoint's name, the name of its workers' Deployment and Service. The frontend's Service has the
-endpoint's own name, so that no endpoint may be called like another one's workers."""
-
 MAIN_CONTAINER: Final = "main"
 """Container of the worker and frontend pods, as Dynamo's own operator calls it."""
 
@@ -41,6 +37,9 @@ ENV_MODEL_TYPE: Final = "VLLMENDPOINT_MODEL_TYPE"
 ENV_ARTIFACTS_URI: Final = "VLLMENDPOINT_ARTIFACTS_URI"
 ENV_MODEL_URI: Final = "VLLMENDPOINT_MODEL_URI"
 """Of a model in S3; it is fetched to the folder that ``--model`` names."""
+ENV_FRONTEND_MODE: Final = "VLLMENDPOINT_FRONTEND_MODE"
+"""``frontend.mode`` of the endpoint. Unset where no operator runs the worker, which then refuses none of the
+operator's options."""
 ENV_REPORT_PORT: Final = "VLLMENDPOINT_REPORT_PORT"
 ENV_CPU_REQUEST: Final = "VLLMENDPOINT_CPU_REQUEST"
 """CPUs that the container requests, rounded up; 0 where it has no request."""

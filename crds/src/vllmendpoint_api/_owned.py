@@ -1,45 +1,62 @@
-"""Engine arguments and environment names that the operator sets itself.
+"""The arguments and environment names that a VLLMEndpoint refuses or maps, derived from the table of options.
 
-One table: the CRD's CEL rules, the operator's own check and the documents all come from it.
+The CRD's CEL rules, the operator's check, the worker's check and the documents come from here.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
+from ._engine_options import ENGINE_OPTIONS, GMS, NAMESPACE, ONE_POD, EngineOption, OptionRule
+
 __all__ = [
+    "COMPARED_OPTIONS",
+    "ENGINE_OPTIONS",
+    "FRONTEND_ENV",
+    "FRONTEND_OPTIONS",
+    "MAPPED_OPTIONS",
     "OWNED_ENGINE_ARGS",
     "OWNED_ENV",
+    "RENDERED_ENV",
+    "SAGEMAKER_OPTION_PREFIX",
+    "SERVED_OPTIONS",
+    "SHORT_OPTIONS",
+    "UNSUPPORTED_ENGINE_ARGS",
+    "UNSUPPORTED_ENV",
+    "EngineOption",
+    "OptionRule",
     "engine_arg_name",
+    "environment_option",
+    "frontend_arg",
     "owned_engine_arg",
     "owned_env",
-    "owned_option",
+    "refused_value",
+    "unsupported_engine_arg",
 ]
 
-OWNED_ENGINE_ARGS: Final[dict[str, str]] = {
-    "--model": "set spec.model.uri instead",
-    "--served-model-name": "set spec.model.name instead",
-    "--revision": "set spec.model.revision instead",
-    "--config": "set spec.engine.config instead",
-    "--namespace": "each endpoint has a Dynamo namespace of its own",
-    "--endpoint": "each endpoint has a Dynamo namespace of its own",
-    "--discovery-backend": "workers are found through Kubernetes",
-    "--request-plane": "the operator pins it to tcp",
-    "--event-plane": "the operator pins it to zmq",
-    "--health-check-payload": "set spec.healthCheck.payload instead",
-    "--disaggregation-mode": "prefill/decode disaggregation is not supported yet",
-    "--is-prefill-worker": "prefill/decode disaggregation is not supported yet",
-    "--is-decode-worker": "prefill/decode disaggregation is not supported yet",
-    "--headless": "multi-node workers are not supported yet",
-    "--nnodes": "multi-node workers are not supported yet",
-    "--node-rank": "multi-node workers are not supported yet",
-    "--master-addr": "multi-node workers are not supported yet",
-    "--master-port": "multi-node workers are not supported yet",
-}
-"""Argument to what a user should do instead."""
 
-OWNED_ENV: Final[dict[str, str]] = {
-    "DYN_NAMESPACE": "each endpoint has a Dynamo namespace of its own",
-    "DYN_NAMESPACE_WORKER_SUFFIX": "each endpoint has a Dynamo namespace of its own",
-    "DYN_NAMESPACE_PREFIX": "each endpoint has a Dynamo namespace of its own",
+def _by_rule(*rules: OptionRule) -> dict[str, str]:
+    return {
+        name: option.instead
+        for name, option in ENGINE_OPTIONS.items()
+        if option.rule in rules and not option.values
+    }
+
+
+OWNED_ENGINE_ARGS: Final = _by_rule(OptionRule.OWNED)
+"""Argument to what a user should do instead; those of which every value is refused."""
+UNSUPPORTED_ENGINE_ARGS: Final = _by_rule(OptionRule.UNSUPPORTED)
+FRONTEND_OPTIONS: Final = _by_rule(OptionRule.FRONTEND)
+MAPPED_OPTIONS: Final = _by_rule(OptionRule.MAPPED)
+"""Option of vLLM's HTTP server to Dynamo's."""
+SHORT_OPTIONS: Final = {short: name for name, option in ENGINE_OPTIONS.items() for short in option.short}
+NOT_SHORTENED: Final = ("--data-parallel-size", "--embedding-worker")
+"""Whole options, that are refused for no name that they are the beginning of."""
+
+RENDERED_ENV: Final[dict[str, str]] = {
+    "DYN_NAMESPACE": NAMESPACE,
+    "DYN_NAMESPACE_WORKER_SUFFIX": NAMESPACE,
+    "DYN_NAMESPACE_PREFIX": NAMESPACE,
     "DYN_DISCOVERY_BACKEND": "workers are found through Kubernetes",
     "DYN_REQUEST_PLANE": "the operator pins it to tcp",
     "DYN_EVENT_PLANE": "the operator pins it to zmq",
@@ -52,21 +69,47 @@ OWNED_ENV: Final[dict[str, str]] = {
     "POD_UID": "it comes from the pod",
     "POD_IP": "it comes from the pod",
 }
-"""Environment name to the reason why it is the operator's. Names with the prefix
-``VLLMENDPOINT_`` are the operator's as well."""
+"""Environment names that the operator renders, or may render, itself. Names with the prefix ``VLLMENDPOINT_``
+are the operator's as well."""
+
+
+def _env_of(rule: OptionRule) -> Iterator[tuple[str, str]]:
+    for option in ENGINE_OPTIONS.values():
+        if option.rule is rule and not option.values:
+            yield from ((name, option.instead) for name in option.env)
+
+
+UNSUPPORTED_ENV: Final[dict[str, str]] = dict(_env_of(OptionRule.UNSUPPORTED)) | {
+    "DYN_SNAPSHOT_CONTROL_DIR": "snapshots of a worker are not supported",
+    "DYN_GMS_USE_V1": GMS,
+}
+FRONTEND_ENV: Final[dict[str, str]] = dict(_env_of(OptionRule.FRONTEND))
+OWNED_ENV: Final[dict[str, str]] = (
+    RENDERED_ENV
+    | {name: why for name, why in _env_of(OptionRule.OWNED) if name not in RENDERED_ENV}
+    | {
+        "DYN_COMPONENT": NAMESPACE,
+        "VLLM_DP_RANK_LOCAL": ONE_POD,
+        "VLLM_DP_SIZE": ONE_POD,
+    }
+)
+"""Environment name to the reason why it is the operator's."""
 
 OWNED_ENV_PREFIX: Final = "VLLMENDPOINT_"
 
 SAGEMAKER_OPTION_PREFIX: Final = "SM_VLLM_"
 """Of variables that the worker makes engine arguments of: ``SM_VLLM_NAMESPACE`` is ``--namespace``."""
 COMPARED_OPTIONS: Final = ("--model", "--served-model-name")
-"""Arguments that such a variable may repeat: the worker refuses another value than the spec's."""
+"""Arguments that such a variable, or the config file, may repeat: the worker refuses another value than the
+spec's."""
+SERVED_OPTIONS: Final = ("--port", "--host")
+"""Arguments that such a variable may repeat: the worker refuses another value than the operator's."""
 
 
 def engine_arg_name(argument: str) -> str | None:
     """``--served_model_name=x`` -> ``--served-model-name``; None for a value.
 
-    vLLM's parser takes ``_`` for ``-`` in option names, and ``-O3``-like short forms are not owned.
+    vLLM's parser takes ``_`` for ``-`` in option names.
     """
     if not argument.startswith("--"):
         return None
@@ -76,25 +119,65 @@ def engine_arg_name(argument: str) -> str | None:
 def owned_engine_arg(argument: str) -> str | None:
     """What to do instead, if the operator owns this argument, or what vLLM's parser takes for it.
 
-    The parser takes a unique beginning for the whole: ``--served-model`` is ``--served-model-name``.
+    The parser takes a unique beginning for the whole: ``--served-model`` is ``--served-model-name``; and a
+    short form, with its value attached where it has one letter: ``-n2`` is ``--nnodes 2``.
     """
+    return _refused(argument, OWNED_ENGINE_ARGS)
+
+
+def unsupported_engine_arg(argument: str) -> str | None:
+    """What to do instead, if this worker cannot do what the argument asks for."""
+    return _refused(argument, UNSUPPORTED_ENGINE_ARGS)
+
+
+def frontend_arg(argument: str) -> str | None:
+    """What to do instead of this argument while ``frontend.mode`` is Managed.
+
+    The worker takes no beginning of one for the whole: its parsers refuse it.
+    """
+    return FRONTEND_OPTIONS.get((engine_arg_name(argument) or "").split(".", 1)[0])
+
+
+def _refused(argument: str, table: Mapping[str, str]) -> str | None:
     name = engine_arg_name(argument)
-    if name is None or name == "--":
+    if name is None:
+        spelled = argument.split("=", 1)[0]
+        whole = next((known for short, known in SHORT_OPTIONS.items() if _is_short(spelled, short)), "")
+        return f"it stands for {whole}: {table[whole]}" if whole in table else None
+    name = name.split(".", 1)[0]
+    if name == "--" or name in NOT_SHORTENED:
         return None
-    if name in OWNED_ENGINE_ARGS:
-        return OWNED_ENGINE_ARGS[name]
-    for owned, instead in OWNED_ENGINE_ARGS.items():
-        if owned.startswith(name):
-            return f"it stands for {owned}: {instead}"
+    if name in table:
+        return table[name]
+    for whole, instead in table.items():
+        if whole.startswith(name):
+            return f"it stands for {whole}: {instead}"
     return None
 
 
-def owned_option(name: str) -> str | None:
-    """What to do instead of this environment name, if it is an engine argument that the operator owns."""
+def _is_short(spelled: str, short: str) -> bool:
+    return spelled == short or (len(short) == 2 and spelled.startswith(short))
+
+
+def refused_value(arguments: Sequence[str]) -> tuple[str, str] | None:
+    """The first option of which this value is refused, and what to do instead."""
+    for argument, following in pairwise((*arguments, "")):
+        name = engine_arg_name(argument)
+        if name is None:
+            spelled = argument.split("=", 1)[0]
+            name = SHORT_OPTIONS.get(spelled, "")
+        option = ENGINE_OPTIONS.get(name)
+        value = argument.split("=", 1)[1] if "=" in argument else following
+        if option is not None and value in option.values:
+            return f"{name} {value}", option.instead
+    return None
+
+
+def environment_option(name: str) -> str | None:
+    """The argument that the worker makes of this environment name; None where it makes none."""
     if not name.startswith(SAGEMAKER_OPTION_PREFIX):
         return None
-    argument = "--" + name.removeprefix(SAGEMAKER_OPTION_PREFIX).lower().replace("_", "-")
-    return None if argument in COMPARED_OPTIONS else owned_engine_arg(argument)
+    return "--" + name.removeprefix(SAGEMAKER_OPTION_PREFIX).lower().replace("_", "-")
 
 
 def owned_env(name: str) -> str | None:

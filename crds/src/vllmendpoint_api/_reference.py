@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from ._conditions import CONDITION_REASONS
+from ._engine_options import ENGINE_OPTIONS, OptionRule
 from ._names import API_VERSION, KIND
+from ._owned import OWNED_ENV, UNSUPPORTED_ENV
 from ._schema import custom_resource_definition
 
 __all__ = ["reference"]
@@ -15,9 +17,16 @@ _ALSO: Final = (
     "part that was not looked at, since another is False, is Unknown with `Pending`."
 )
 
+_OPTIONS: Final = (
+    "Options that are refused, given to both servers, or left to one. Every other option of Dynamo's worker "
+    "and of vLLM is the user's. The classes are explained in [Engine options](engine-options.md)."
+)
+
 
 def reference() -> str:
-    """``docs/reference.md``: every field with its type, its default and what it means; every reason."""
+    """``docs/reference.md``: every field with its type, its default and what it means; every
+    reason; every engine option that is not simply the user's.
+    """
     (version,) = custom_resource_definition()["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]["properties"]
     head = ["| field | type | default | |", "|---|---|---|---|"]
@@ -43,8 +52,29 @@ def reference() -> str:
             "",
             _ALSO,
             "",
+            "## Engine options",
+            _OPTIONS,
+            "",
+            "| option | short | environment | class | |",
+            "|---|---|---|---|---|",
+            *_options(),
+            "",
         ]
     )
+
+
+def _options() -> Iterator[str]:
+    for name, option in ENGINE_OPTIONS.items():
+        spelled = ", ".join(f"`{name} {value}`" for value in option.values) or f"`{name}`"
+        short = ", ".join(f"`{each}`" for each in option.short)
+        variables = ", ".join(f"`{each}`" for each in option.env)
+        instead = f"`{option.instead}`" if option.rule is OptionRule.MAPPED else option.instead
+        yield f"| {spelled} | {short} | {variables} | {option.rule} | {instead} |"
+    for rule, variables_of in ((OptionRule.OWNED, OWNED_ENV), (OptionRule.UNSUPPORTED, UNSUPPORTED_ENV)):
+        named = {variable for option in ENGINE_OPTIONS.values() for variable in option.env}
+        for variable, why in variables_of.items():
+            if variable not in named:
+                yield f"| | | `{variable}` | {rule} | {why} |"
 
 
 def _rows(node: dict[str, Any], path: str, required: frozenset[str] | None) -> Iterator[str]:

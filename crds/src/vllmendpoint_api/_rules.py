@@ -1,10 +1,12 @@
 """What the modules of the spec share: CEL rules with a sentence, references, counts."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema
 
 from ._base import Contract
+from ._owned import NOT_SHORTENED
 
 __all__ = [
     "DNS_SUBDOMAIN",
@@ -14,7 +16,9 @@ __all__ = [
     "IntOrPercent",
     "LocalObjectReference",
     "Name",
+    "cel_among",
     "cel_list",
+    "option_rule",
     "rules",
 ]
 
@@ -25,6 +29,20 @@ def rules(*rules: dict[str, str]) -> Any:
 
 def cel_list(names: list[str]) -> str:
     return "[" + ", ".join(f"'{n}'" for n in names) + "]"
+
+
+def cel_among(names: Iterable[str], text: str) -> str:
+    """CEL: ``text`` is one of ``names``. They are one string, which is shorter and costs less than a list."""
+    return f"':{':'.join(names)}:'.contains(':' + {text} + ':')"
+
+
+def option_rule(text: str, options: Iterable[str], *, shortened: bool = True) -> str:
+    """CEL: ``text``, an argument, is one of ``options``, or the beginning of one."""
+    names = list(options)
+    kept = [name for name in NOT_SHORTENED if any(option.startswith(name) for option in names)]
+    unless = "".join(f" && n != '{name}'" for name in kept)
+    among = f"{cel_list(names)}.exists(o, o.startsWith(n)){unless}" if shortened else cel_among(names, "n")
+    return f"[{text}.find('^--[^=.]+').replace('_', '-')].exists(n, n != '' && {among})"
 
 
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"

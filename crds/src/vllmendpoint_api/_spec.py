@@ -4,12 +4,13 @@ CEL rules carry the sentence that a user reads in kubectl's refusal: the field, 
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject
-from ._rules import Count, IntOrPercent, rules
+from ._owned import FRONTEND_ENV, FRONTEND_OPTIONS
+from ._rules import Count, IntOrPercent, cel_list, option_rule, rules
 from ._spec_checks import Handlers, HealthCheck
 from ._spec_engine import Engine, Model
 from ._spec_worker import Cache, Resources, Worker
@@ -74,6 +75,17 @@ class Strategy(Contract):
     rolling_update: Annotated[RollingUpdate, Field(description="The rolling update.")] = RollingUpdate()
 
 
+_MANAGED: Final = "(!has(self.frontend) || !has(self.frontend.mode) || self.frontend.mode == 'Managed')"
+_ARGUMENTS: Final = (
+    "((has(self.engine) && has(self.engine.args) ? self.engine.args : []) + "
+    "(has(self.worker) && has(self.worker.env) ? self.worker.env.map(e, "
+    f"e.name in {cel_list(list(FRONTEND_ENV))} || e.name.startsWith('SM_VLLM_') ? "
+    "'--' + e.name.replace('SM_', '').substring(5).lowerAscii().replace('_', '-') : '') : []))"
+)
+"""Of ``engine.args``, and those that the worker makes of ``worker.env``."""
+_UNREACHED: Final = option_rule("item", FRONTEND_OPTIONS, shortened=False)
+
+
 class VLLMEndpointSpec(Contract):
     """What the user wants."""
 
@@ -96,6 +108,14 @@ class VLLMEndpointSpec(Contract):
                 "rule": "!has(self.model.type) || self.model.type != 'Embedding' || "
                 "!has(self.healthCheck) || !has(self.healthCheck.expect)",
                 "message": "healthCheck.expect: a model of the type Embedding generates no text; remove it",
+            },
+            {
+                "rule": f"!{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",
+                "messageExpression": f"'engine: ' + {_ARGUMENTS}.filter(item, {_UNREACHED})[0]"
+                ".split('=', 2)[0] + ' (of engine.args or worker.env) is read by the server on port 8080, "
+                "not at status.url; remove it, or set frontend.mode to None'",
+                "message": "engine: an option (of engine.args or worker.env) is read by the server on port "
+                "8080, not at status.url; remove it, or set frontend.mode to None",
             },
             {
                 "rule": "!has(self.cache) || !has(self.cache.volumeClaimTemplate) || "

@@ -6,8 +6,8 @@ from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject
 from ._health import ModelType
-from ._owned import OWNED_ENGINE_ARGS
-from ._rules import ConfigMapKeyRef, DataKey, Name, cel_list, rules
+from ._owned import ENGINE_OPTIONS, OWNED_ENGINE_ARGS, SHORT_OPTIONS, UNSUPPORTED_ENGINE_ARGS
+from ._rules import ConfigMapKeyRef, DataKey, Name, option_rule, rules
 
 __all__ = [
     "Engine",
@@ -124,13 +124,40 @@ class Model(Contract):
     ] = None
 
 
+_ONE_LETTER: Final = "".join(short[1] for short in SHORT_OPTIONS if len(short) == 2)
+_LONG_SHORT: Final = "|".join(
+    short[1:] for short, name in SHORT_OPTIONS.items() if len(short) > 2 and not ENGINE_OPTIONS[name].values
+)
+
 # On the items, not the lists: the API server's cost estimate multiplies by the list's length twice
-# where a message has to find the culprit itself. vLLM's parser takes a unique beginning for the whole.
+# where a message has to find the culprit itself. vLLM's parser takes a unique beginning for the whole, and a
+# short form of one letter with its value attached.
 _ARG_RULE: Final = {
-    "rule": "!self.startsWith('--') || [self.split('=', 2)[0].replace('_', '-')].all(name, name == '--' || "
-    f"!{cel_list(list(OWNED_ENGINE_ARGS))}.exists(owned, owned.startsWith(name)))",
+    "rule": f"!{option_rule('self', OWNED_ENGINE_ARGS)}",
     "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is set by the operator; remove it'",
     "message": "engine.args: this argument is set by the operator; remove it",
+}
+_SHORT_RULE: Final = {
+    "rule": f"!self.matches('^-([{_ONE_LETTER}]|({_LONG_SHORT})(=|$))')",
+    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is short for an argument that the "
+    "operator sets; remove it'",
+    "message": "engine.args: this is short for an argument that the operator sets; remove it",
+}
+_UNSUPPORTED_RULE: Final = {
+    "rule": f"!{option_rule('self', UNSUPPORTED_ENGINE_ARGS)}",
+    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is not supported by the worker; "
+    "remove it'",
+    "message": "engine.args: this argument is not supported by the worker; remove it",
+}
+_VALUES: Final = "|".join(
+    f"{name[2:].replace('-', '[-_]')}=({'|'.join(option.values)})"
+    for name, option in ENGINE_OPTIONS.items()
+    if option.values
+)
+_VALUE_RULE: Final = {  # the two in two items are left to the operator: a rule on the list costs too much
+    "rule": f"!self.matches('^--({_VALUES})$')",
+    "messageExpression": "'engine.args: ' + self + ' is not supported; remove it'",
+    "message": "engine.args: this value is not supported; remove it",
 }
 _ITEM_RULE: Final = {
     "rule": "!self.matches('^--[A-Za-z0-9_.-]+\\\\s')",
@@ -161,11 +188,23 @@ class Engine(Contract):
     """How vLLM runs."""
 
     args: Annotated[
-        tuple[Annotated[str, Field(max_length=4096, json_schema_extra=rules(_ARG_RULE, _ITEM_RULE))], ...],
+        tuple[
+            Annotated[
+                str,
+                Field(
+                    max_length=4096,
+                    json_schema_extra=rules(
+                        _ARG_RULE, _SHORT_RULE, _UNSUPPORTED_RULE, _VALUE_RULE, _ITEM_RULE
+                    ),
+                ),
+            ],
+            ...,
+        ],
         Field(
             max_length=128,
             description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item. "
-            "Those that the operator sets itself are refused.",
+            "Those that the operator sets itself, that the worker does not support, or that do not reach "
+            "status.url while frontend.mode is Managed, are refused.",
         ),
     ] = ()
     config: Annotated[EngineConfig | None, Field(description="The config file (config.yaml).")] = None

@@ -15,24 +15,34 @@ from ._owned import (
     OWNED_ENV,
     OWNED_ENV_PREFIX,
     SAGEMAKER_OPTION_PREFIX,
+    SERVED_OPTIONS,
+    UNSUPPORTED_ENGINE_ARGS,
+    UNSUPPORTED_ENV,
 )
-from ._rules import DataKey, Name, cel_list, rules
+from ._rules import DataKey, Name, cel_among, cel_list, option_rule, rules
 
 __all__ = ["EnvFrom", "EnvSource", "EnvVar", "FieldRef", "KeyRef", "ResourceFieldRef", "SourceRef"]
 
+_ARGUMENT: Final = f"('--' + self.substring({len(SAGEMAKER_OPTION_PREFIX)}).lowerAscii().replace('_', '-'))"
 _VARIABLE: Final = r"[-._a-zA-Z][-._a-zA-Z0-9]*"
 _OWNED_RULE: Final = {
-    "rule": f"!self.startsWith('{OWNED_ENV_PREFIX}') && !(self in {cel_list(list(OWNED_ENV))})",
+    "rule": f"!self.startsWith('{OWNED_ENV_PREFIX}') && !{cel_among(OWNED_ENV, 'self')}",
     "messageExpression": "'worker.env: ' + self + ' is set by the operator; remove it'",
     "message": "worker.env: this name is set by the operator; remove it",
 }
+_UNSUPPORTED_RULE: Final = {
+    "rule": f"!{cel_among(UNSUPPORTED_ENV, 'self')}",
+    "messageExpression": "'worker.env: ' + self + ' is not supported by the worker; remove it'",
+    "message": "worker.env: this name is not supported by the worker; remove it",
+}
 _OPTION_RULE: Final = {
     "rule": f"!self.startsWith('{SAGEMAKER_OPTION_PREFIX}') || "
-    f"['--' + self.substring({len(SAGEMAKER_OPTION_PREFIX)}).lowerAscii().replace('_', '-')]"
-    f".all(name, name == '--' || name in {cel_list(list(COMPARED_OPTIONS))} || "
-    f"!{cel_list(list(OWNED_ENGINE_ARGS))}.exists(owned, owned.startsWith(name)))",
-    "messageExpression": "'worker.env: ' + self + ' is an engine argument that the operator sets; remove it'",
-    "message": "worker.env: this name is an engine argument that the operator sets; remove it",
+    f"{_ARGUMENT} in {cel_list([*COMPARED_OPTIONS, *SERVED_OPTIONS])} || "
+    f"!{option_rule(_ARGUMENT, OWNED_ENGINE_ARGS | UNSUPPORTED_ENGINE_ARGS)}",
+    "messageExpression": "'worker.env: ' + self + ' is an engine argument that the operator sets, or the "
+    "worker does not support; remove it'",
+    "message": "worker.env: this name is an engine argument that the operator sets, or the worker does not "
+    "support; remove it",
 }
 
 
@@ -138,10 +148,16 @@ class EnvVar(Contract):
             max_length=256,
             pattern=f"^{_VARIABLE}$",
             description="Name of the variable.",
-            json_schema_extra=rules(_OWNED_RULE, _OPTION_RULE),
+            json_schema_extra=rules(_OWNED_RULE, _UNSUPPORTED_RULE, _OPTION_RULE),
         ),
     ]
-    value: Annotated[str | None, Field(max_length=32_768, description="Its value.")] = None
+    value: Annotated[
+        str | None,
+        Field(
+            max_length=32_768,
+            description="Its value. As in a container, $(NAME) stands for another variable, $$ for $.",
+        ),
+    ] = None
     value_from: Annotated[
         EnvSource | None, Field(description="Source of the value, as in a container's env.")
     ] = None

@@ -68,10 +68,13 @@ def clear_environment(
 
     The guide's variables (``names``) are ours: some of their values crash upstream
     (``DYN_HEALTH_CHECK_ENABLED=1``). Upstream's canary asks every second and is answered from our verdict;
-    its times are whole seconds. An allow-list of vLLM's plugins must name ours too.
+    its times are whole seconds. An allow-list of vLLM's plugins must name ours too. Adapters are loaded at
+    run time only where the user's own environment allows it.
     """
     for name in names:
         environ.pop(name, None)
+    # With LoRA on Dynamo sets it where it is unset, which would open vLLM's POST /v1/load_lora_adapter.
+    environ.setdefault("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0")
     environ["DYN_HEALTH_CHECK_ENABLED"] = "true"
     environ["DYN_CANARY_WAIT_TIME"] = "1"
     environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"] = "2"

@@ -1,14 +1,17 @@
 """What the engine is started with: arguments, ``SM_VLLM_*``, and the model's folder if nobody names one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllmendpoint_api import Problem, Reason, names
+from vllmendpoint_api import FrontendMode, Problem, Reason, names
 
 from . import sagemaker
-from .options import Given, from_arguments, from_config, named
+from .dynamo_numbers import malformed_numbers
+from .option_rules import refused_environment
+from .options import Given, from_arguments, from_config, from_environment, named
+from .shared_options import Shared
 
 __all__ = ["CommandLine", "Engine"]
 
@@ -24,6 +27,10 @@ class Engine:
     warnings: tuple[str, ...] = ()
     missing: Path | None = None
     """The model's folder or file, where it is not there: once it is, all is well."""
+    shared: Shared = field(default_factory=Shared)
+    """What both servers get; known once the engine's parsers are imported."""
+    frontend_mode: FrontendMode | None = None
+    """None where no operator runs the worker."""
 
 
 class CommandLine:
@@ -35,18 +42,25 @@ class CommandLine:
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str]) -> None:
         given, self._warnings = sagemaker.options(environ)
-        self._problems = sagemaker.malformed(given)
-        self._given = [*from_arguments(argv), *sagemaker.owned(given, environ), *given]
+        self._problems = [*sagemaker.malformed(given), *malformed_numbers(environ)]
+        self._given = [
+            *from_arguments(argv),
+            *sagemaker.owned(given, environ),
+            *given,
+            *from_environment(environ),
+        ]
         self._arguments, self.config_file = _without_config(sagemaker.arguments(given, argv))
         self._environ = dict(environ)
         self._folder = sagemaker.model_path(environ)
         self._will_be_filled = bool(environ.get(names.ENV_ARTIFACTS_URI, "").strip())
 
-    def engine(self, config: Mapping[str, Any]) -> Engine:
-        """Reads the names in the model's folder, and whether there is one."""
+    def engine(self, config: Mapping[str, Any], frontend: FrontendMode | None = None) -> Engine:
+        """Reads the names in the model's folder, and whether there is one. ``frontend``: the mode of the
+        endpoint's, None where no operator runs this worker.
+        """
         given = (*self._given, *from_config(config))
         model: list[str] = []
-        problems = list(self._problems)
+        problems = [*self._problems, *refused_environment(self._environ, frontend)]
         missing = None
         where = named(given, "--model")
         if where is not None:
@@ -57,7 +71,14 @@ class CommandLine:
             model = sagemaker.fallback_model(self._environ, self._folder, self._files())
             if not model:
                 problems.append(sagemaker.no_model())
-        return Engine((*model, *self._arguments), given, tuple(problems), tuple(self._warnings), missing)
+        return Engine(
+            (*model, *self._arguments),
+            given,
+            tuple(problems),
+            tuple(self._warnings),
+            missing,
+            frontend_mode=frontend,
+        )
 
     def _missing(self, model: Given) -> Path | None:
         """Upstream would look for it on the hub."""

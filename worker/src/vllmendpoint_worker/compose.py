@@ -41,6 +41,7 @@ from .progress import PROGRESS
 from .publish import Publisher
 from .refusals import Refusal
 from .report_server import ReportServer
+from .shared_options import engine_arguments
 from .stages import ENV_STAGE_SOCKET, PLUGINS, StageReceiver
 from .translate import Translated, Translator
 from .trial import answered, tried
@@ -120,6 +121,7 @@ class Worker:
         self._board.stage(Stage.CONFIGURING)
         self._configuration.fields = upstream.request_fields()
         self._configuration.option_names = upstream.option_names()
+        self._configuration.parsers = upstream.parsers()
         await self._configuration.accepted(self._check)
         if (arguments := self._arguments) is None:
             raise EngineStartError("the engine's arguments were not parsed")
@@ -153,7 +155,12 @@ class Worker:
             *loaded.engine.arguments,
         ]
         try:
-            self._arguments = await upstream.parse_arguments(argv, self._configuration.model_type)
+            shared = loaded.engine.shared
+            self._arguments = await upstream.parse_arguments(
+                [*argv, *await asyncio.to_thread(engine_arguments, shared)],
+                self._configuration.model_type,
+                shared.frontend,
+            )
         except EngineStartError as error:
             raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
         handlers = await self._load_handlers(loaded)

@@ -30,6 +30,7 @@ from .merge import (
     Found,
     Sources,
 )
+from .option_rules import frontend_mode
 from .options import unfit
 from .payload import Origin
 
@@ -135,7 +136,7 @@ class ConfigSources:
             config_problems=tuple(config_problems),
             custom_default=CUSTOM_DEFAULT.value,
         )
-        engine = self._command_line.engine(config)
+        engine = self._command_line.engine(config, frontend_mode(self._environ))
         self._missing = engine.missing
         return Loaded(
             sources,

@@ -14,6 +14,7 @@ from typing import Any, Final
 from vllmendpoint_api import (
     ConfigurationReport,
     ConfigurationState,
+    FrontendMode,
     ModelType,
     Problem,
     Stage,
@@ -26,9 +27,11 @@ from .custom_default import CUSTOM_DEFAULT
 from .errors import ConfigurationRefusedError, TranslationError
 from .handler_sources import stamp
 from .merge import ABSENT, Refused, Resolved, merge
-from .options import differing
+from .option_rules import refused_options
+from .options import differing, negatives
 from .payload import RequestFields
 from .refusals import Refusal, field_of, shown
+from .shared_options import Parsers, share
 
 __all__ = ["POLL_SECONDS", "Configuration", "refused_by_vllm", "translation_problem", "with_default"]
 
@@ -47,8 +50,8 @@ WAITS: Final = (
 
 
 class Configuration:
-    """``fields``, ``option_names`` and ``model_type`` sharpen the check as they become known during the
-    start.
+    """``fields``, ``option_names``, ``parsers`` and ``model_type`` sharpen the check as they become known
+    during the start.
     """
 
     def __init__(self, sources: ConfigSources, board: Board) -> None:
@@ -58,6 +61,7 @@ class Configuration:
         self._custom_default = CUSTOM_DEFAULT.version
         self.fields: RequestFields | None = None
         self.option_names: Mapping[str, str] = {}
+        self.parsers: tuple[Parsers, Parsers] | None = None
         self.model_type: ModelType | None = sources.model_type()[0]
         self.resolved: Resolved | None = None
 
@@ -90,7 +94,14 @@ class Configuration:
     def check(self, loaded: Loaded) -> None:
         """Raises ConfigurationRefusedError."""
         self.merge(loaded)
-        if problems := [*loaded.engine.problems, *differing(loaded.engine.given, self.option_names)]:
+        engine = loaded.engine
+        problems = [
+            *engine.problems,
+            *engine.shared.problems,
+            *refused_options(engine.given, self.option_names, engine.frontend_mode),
+            *differing(engine.given, self.option_names),
+        ]
+        if problems:
             raise ConfigurationRefusedError(problems)
 
     async def load(self) -> Loaded:
@@ -100,10 +111,24 @@ class Configuration:
         for _ in range(_READS):
             self._custom_default = CUSTOM_DEFAULT.version
             self._signature = await aside(self._sources.signature)
-            loaded = await aside(self._sources.load)
+            loaded = self._parsed(await aside(self._sources.load))
             if self._signature == await aside(self._sources.signature):
                 break
         return loaded
+
+    def _parsed(self, loaded: Loaded) -> Loaded:
+        """With what the options mean to the engine's parsers, once these are imported."""
+        if self.parsers is None:
+            return loaded
+        engine = loaded.engine
+        arguments, warnings = negatives(engine.given, self.option_names)
+        if engine.frontend_mode is FrontendMode.MANAGED:
+            engine = replace(engine, shared=share(engine.given, self.option_names, *self.parsers))
+        return replace(
+            loaded,
+            warnings=(*loaded.warnings, *warnings, *engine.shared.warnings),
+            engine=replace(engine, arguments=(*arguments, *engine.arguments)),
+        )
 
     def merge(self, loaded: Loaded) -> Resolved:
         """Raises ConfigurationRefusedError."""
@@ -132,6 +157,8 @@ class Configuration:
     def accept(self, resolved: Resolved, loaded: Loaded, notes: tuple[str, ...] = ()) -> None:
         """Put on the board and log what is in force now."""
         self.resolved = resolved
+        for warning in loaded.warnings:
+            logger.warning("Configuration: %s", warning)
         self._board.update(
             configuration=ConfigurationReport(
                 state=ConfigurationState.RESOLVED,

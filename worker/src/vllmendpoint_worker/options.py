@@ -16,7 +16,21 @@ from vllmendpoint_api import MAX_DEPTH, PayloadSource, Problem, Reason
 from .arguments import is_number
 from .payload import Origin
 
-__all__ = ["Given", "differing", "from_arguments", "from_config", "named", "refused", "unfit"]
+__all__ = [
+    "FALSE",
+    "REASONS",
+    "Given",
+    "destination",
+    "differing",
+    "from_arguments",
+    "from_config",
+    "from_environment",
+    "meaning",
+    "named",
+    "negatives",
+    "refused",
+    "unfit",
+]
 
 FALSE: Final = ("false",)
 """The value of a switch that is off; one that is on has none, as on a command line."""
@@ -27,8 +41,13 @@ MAX_NAME: Final = 96
 MAX_CHARACTERS: Final = 1024 * 1024
 """Largest value of a config file's option, written out."""
 
+_VARIABLES: Final = {
+    "--dyn-tool-call-parser": "DYN_TOOL_CALL_PARSER",
+    "--dyn-reasoning-parser": "DYN_REASONING_PARSER",
+    "--custom-jinja-template": "DYN_CUSTOM_JINJA_TEMPLATE",
+}
 _SPEC_FIELDS: Final = {"--model": "model.uri", "--served-model-name": "model.name"}
-_REASONS: Final = {
+REASONS: Final = {
     PayloadSource.SPEC: Reason.INVALID_ENGINE_ARGUMENTS,
     PayloadSource.ENVIRONMENT: Reason.INVALID_ENVIRONMENT,
     PayloadSource.CONFIG_FILE: Reason.INVALID_CONFIG_FILE,
@@ -78,6 +97,15 @@ def _spelled_out(argument: str) -> str:
 def _argument(option: str, value: tuple[str, ...]) -> Given:
     where = f"{_SPEC_FIELDS.get(option, 'engine.args')} ({option[:MAX_NAME]})"
     return Given(option, value, Origin(PayloadSource.SPEC, where))
+
+
+def from_environment(environ: Mapping[str, str]) -> list[Given]:
+    """Those that Dynamo reads from the environment, and that the worker gives to vLLM's HTTP server too."""
+    return [
+        Given(option, (value,), Origin(PayloadSource.ENVIRONMENT, variable, confidential=True))
+        for option, variable in _VARIABLES.items()
+        if (value := environ.get(variable, "").strip())
+    ]
 
 
 def from_config(config: Mapping[str, Any]) -> list[Given]:
@@ -147,6 +175,26 @@ def _config_value(value: Any) -> tuple[str, ...]:
     return (json.dumps(value),) if isinstance(value, dict) else (str(value),)
 
 
+def negatives(given: Iterable[Given], names: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What ``false`` in a variable means to the parsers: arguments, and a warning for each option of which
+    vLLM has no negative form. A config file's become arguments elsewhere.
+    """
+    arguments: list[str] = []
+    warnings: list[str] = []
+    decided: set[str] = set()
+    for each in given:
+        name, _ = meaning(each, names)
+        negative = f"--no-{each.option.removeprefix('--')}"
+        if each.value == FALSE and each.origin.source is not PayloadSource.SPEC and name not in decided:
+            if negative not in names:
+                missing = f"the engine has no option {negative[:MAX_NAME]}"
+                warnings.append(f"{each.origin.field} is false and has no effect: {missing}.")
+            elif each.origin.source is PayloadSource.ENVIRONMENT:
+                arguments.append(negative)
+        decided.add(name)
+    return arguments, warnings
+
+
 def named(given: Iterable[Given], option: str) -> Given | None:
     """The first that gives ``option``."""
     return next((each for each in given if each.option == option), None)
@@ -161,7 +209,7 @@ def differing(given: Iterable[Given], names: Mapping[str, str]) -> list[Problem]
     first: dict[str, tuple[Given, tuple[str, ...]]] = {}
     problems: list[Problem] = []
     for each in given:
-        name, value = _meaning(each, names)
+        name, value = meaning(each, names)
         before, said = first.setdefault(name, (each, value))
         if each.origin.source is before.origin.source is PayloadSource.SPEC:
             first[name] = each, value  # one command line, of which the last word counts
@@ -170,7 +218,7 @@ def differing(given: Iterable[Given], names: Mapping[str, str]) -> list[Problem]
                 each.origin.problem(
                     f"differs from {before.origin.field}",
                     "remove one of them, or make them equal",
-                    reason=_REASONS[each.origin.source],
+                    reason=REASONS[each.origin.source],
                 )
             )
     return problems
@@ -185,7 +233,7 @@ def refused(sentence: str, given: Iterable[Given]) -> Problem:
             return each.origin.problem(
                 "is refused by the engine's parser",
                 "correct its name or its value",
-                reason=_REASONS[each.origin.source],
+                reason=REASONS[each.origin.source],
             )
     return Origin(PayloadSource.SPEC, "engine.args").problem(
         f"are refused ({sentence})", "correct them", reason=Reason.INVALID_ENGINE_ARGUMENTS
@@ -200,13 +248,18 @@ def _speaks_of(given: Given, sentence: str) -> bool:
     )
 
 
-def _meaning(given: Given, names: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """The parser's name of the option, and a value that is compared regardless of its spelling."""
+def meaning(given: Given, names: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """The parser's name of the option, and a value that is compared regardless of its spelling.
+
+    An option of one letter may have its value attached: ``-n2`` is ``-n 2``.
+    """
     option = _whole(given.option, names)
+    if option not in names and not option.startswith("--") and option[:2] in names:
+        return names[option[:2]], (_plain(option[2:]), *(_plain(token) for token in given.value))
     known = names.get(option)
-    if option.startswith("--no-") and not given.value and (known is None or known != _name(option)):
-        return known or _name(f"--{option.removeprefix('--no-')}"), FALSE
-    return known or _name(option), tuple(_plain(token) for token in given.value)
+    if option.startswith("--no-") and not given.value and (known is None or known != destination(option)):
+        return known or destination(f"--{option.removeprefix('--no-')}"), FALSE
+    return known or destination(option), tuple(_plain(token) for token in given.value)
 
 
 def _whole(option: str, names: Mapping[str, str]) -> str:
@@ -217,7 +270,8 @@ def _whole(option: str, names: Mapping[str, str]) -> str:
     return next(iter(meant.values())) if len(meant) == 1 else option
 
 
-def _name(option: str) -> str:
+def destination(option: str) -> str:
+    """What a parser calls the option unless it is given another name."""
     return option.lstrip("-").replace("-", "_")
 
 

@@ -55,6 +55,8 @@ def start(argv: list[str]) -> NoReturn:
     for name in GUIDE_VARIABLES:  # read already; upstream must not see them, not even while it is imported
         if (value := os.environ.pop(name, None)) is not None:
             TAKEN[name] = value
+    for name in [name for name, value in os.environ.items() if name.startswith("DYN_") and not value.strip()]:
+        del os.environ[name]  # Dynamo ends on an empty number
     os.environ.update(container_environment(os.environ))
     if (threads := omp_threads(os.environ, len(os.sched_getaffinity(0)))) is not None:
         os.environ[ENV_THREADS] = str(threads)

@@ -4,36 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vllmendpoint_api import (
-    Reason,
-    RevisionStatus,
-    WorkerSettings,
-    engine_arg_name,
-    names,
-    owned_engine_arg,
-    owned_env,
-    owned_option,
-)
+from vllmendpoint_api import RevisionStatus, WorkerSettings, names
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.references import claim_references
 
-from . import access, caching, configuration, disruption, frontend, network, withheld, workload
+from . import access, caching, checks, configuration, disruption, frontend, network, withheld, workload
 from .options import Options
 from .revision import HISTORY, Revision, pinned, revisions
 from .withheld import Withheld
 
-__all__ = [
-    "Options",
-    "Plan",
-    "PlanError",
-    "Scaling",
-    "invocations_url",
-    "plan",
-    "scaling",
-    "url",
-    "worker_settings",
-]
+__all__ = ["Options", "Plan", "PlanError", "invocations_url", "plan", "url", "worker_settings"]
 
 worker_settings = configuration.worker_settings
 
@@ -68,7 +49,7 @@ class Plan:
 
 def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     """What should exist. Raises PlanError where the spec, or what it refers to, does not allow one."""
-    _check(endpoint)
+    checks.check(endpoint)
     text = configuration.config_file(endpoint.spec, observed)
     config = None if text is None else configuration.config_name(endpoint, text)
     script = configuration.handler_script(endpoint.spec, observed)
@@ -109,31 +90,6 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Replica counts alone: they apply to what stands, also while the rest of the spec is refused."""
-
-    replicas: Mapping[str, int]
-    """Name of a Deployment that exists -> replicas."""
-    children: tuple[dict[str, Any], ...]
-    """Complete objects that follow the number of replicas."""
-    prune: tuple[dict[str, Any], ...]
-
-
-def scaling(endpoint: Endpoint, observed: Observed) -> Scaling:
-    """What scaling needs, whatever is wrong with the rest of the spec. The pod templates stay as they are."""
-    counts = {workload.deployment_name(endpoint): endpoint.spec.replicas}
-    if frontend.managed(endpoint):
-        counts[frontend.frontend_name(endpoint)] = endpoint.spec.frontend.replicas
-    existing = {name: count for name, count in counts.items() if observed.child("Deployment", name)}
-    if workload.deployment_name(endpoint) not in existing:
-        return Scaling(existing, (), ())
-    budgets = tuple(_owned(endpoint, child) for child in disruption.budgets(endpoint))
-    unwanted = [] if budgets else [disruption.budget_name(endpoint)]
-    found = (observed.child("PodDisruptionBudget", name) for name in unwanted)
-    return Scaling(existing, budgets, tuple(obj for obj in found if obj is not None))
-
-
 def url(endpoint: Endpoint) -> str:
     """Base URL of the OpenAI API; without a frontend the workers' own."""
     if frontend.managed(endpoint):
@@ -144,36 +100,6 @@ def url(endpoint: Endpoint) -> str:
 def invocations_url(endpoint: Endpoint) -> str:
     host = f"{workload.deployment_name(endpoint)}.{endpoint.namespace}.svc"
     return f"http://{host}:{names.SAGEMAKER_PORT}/invocations"
-
-
-def _check(endpoint: Endpoint) -> None:
-    """What admission refuses too: the CRD may be of another version."""
-    for argument in endpoint.spec.engine.args:
-        if (instead := owned_engine_arg(argument)) is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC,
-                f"engine.args: {engine_arg_name(argument)} is set by the operator; remove it: {instead}",
-            )
-    for item in endpoint.spec.worker.env:
-        if (why := owned_env(item.name)) is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC,
-                f"worker.env: {item.name} is set by the operator; remove it: {why}",
-            )
-        if (instead := owned_option(item.name)) is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC,
-                f"worker.env: {item.name} is an engine argument that the operator sets; remove it: {instead}",
-            )
-        if item.name == "HF_TOKEN" and endpoint.spec.model.token_secret_ref is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC, "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one"
-            )
-        if item.value is not None and item.value_from is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC,
-                f"worker.env: {item.name} has both value and valueFrom; remove one",
-            )
 
 
 def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
             "timeoutSeconds": 2,
             "failureThreshold": STARTUP_SECONDS,
         },
-        # It answers a moment before it has found the workers: it is ready when it has answered for two seconds.
+        # It answers a moment before it has found the workers, so it is ready after two seconds of answers.
         "readinessProbe": {
             **_get("/health"),
             "periodSeconds": 1,

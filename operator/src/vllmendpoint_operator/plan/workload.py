@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from vllmendpoint_api import ModelType, Reason, Worker, names
+from vllmendpoint_api import FrontendMode, ModelType, Reason, Worker, names
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint
 
@@ -27,7 +27,7 @@ __all__ = ["account_name", "deployment", "deployment_name", "image", "pod_templa
 GRACE_SECONDS: Final = 60
 _STARTUP_PERIOD: Final = 5
 _ROUTED_SECONDS: Final = 5
-"""From a worker's readiness until every frontend routes to it, which takes less than a second on an idle node.
+"""From a worker's readiness until every frontend routes to it: less than a second on an idle node.
 Only then an older worker is removed: a frontend that learns of both at once drops the old one first."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _MODELS_DIR: Final = "/var/lib/vllmendpoint/models"
@@ -38,7 +38,7 @@ _MODEL_PATH: Final = "/opt/ml/model"
 
 
 def deployment_name(endpoint: Endpoint) -> str:
-    return f"{endpoint.name}{names.WORKERS_SUFFIX}"
+    return f"{endpoint.name}-workers"
 
 
 def account_name(endpoint: Endpoint) -> str:
@@ -70,6 +70,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
     env = [
         *dynamo_env({"DYN_NAMESPACE": namespace_prefix(endpoint)}),
         {"name": names.ENV_SETTINGS_DIR, "value": names.SETTINGS_DIR},
+        {"name": names.ENV_FRONTEND_MODE, "value": FrontendMode(spec.frontend.mode).value},
         {"name": names.ENV_REPORT_PORT, "value": str(names.REPORT_PORT)},
         {"name": names.ENV_SAGEMAKER_PORT, "value": str(names.SAGEMAKER_PORT)},
         {"name": "DYN_SYSTEM_PORT", "value": str(names.SYSTEM_PORT)},

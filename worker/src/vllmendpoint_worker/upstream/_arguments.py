@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dynamo._core import get_reasoning_parser_names, get_tool_parser_names
 from dynamo.common.config_dump import dump_config
 from dynamo.common.configuration.groups.runtime_args import DynamoRuntimeArgGroup
 from dynamo.common.model_fetch import fetch_model, needs_local_model_path
@@ -22,6 +23,8 @@ from vllm.entrypoints.launchers.cli_args import FrontendArgs, make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllmendpoint_api import ModelType
@@ -29,6 +32,7 @@ from vllmendpoint_worker import arguments
 from vllmendpoint_worker.errors import EngineStartError
 from vllmendpoint_worker.hub import snapshot
 from vllmendpoint_worker.payload import RequestFields
+from vllmendpoint_worker.shared_options import Parsers
 from vllmendpoint_worker.worker_set import worker_set
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "config_arguments",
     "option_names",
     "parse_arguments",
+    "parsers",
     "prepare_engine",
     "request_fields",
     "split_frontend",
@@ -81,16 +86,31 @@ def config_arguments(config: Mapping[str, Any]) -> list[str]:
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """``dynamo``: the parsed worker configuration; ``frontend``: the arguments of vLLM's HTTP server;
-    ``given``: what both were parsed from.
+    ``given``: what both were parsed from; ``more``: what the server gets besides.
     """
 
     dynamo: Any
     frontend: list[str]
     given: Sequence[str]
+    more: Sequence[str] = ()
 
 
-async def parse_arguments(argv: Sequence[str], model_type: ModelType | None) -> Arguments:
-    """Split off vLLM's frontend flags, which Dynamo's parser refuses, and parse the rest.
+def parsers() -> tuple[Parsers, Parsers]:
+    """vLLM's parsers of tool calls and reasoning, and Dynamo's."""
+    return (
+        Parsers(
+            frozenset(ToolParserManager.list_registered()),
+            frozenset(ReasoningParserManager.list_registered()),
+        ),
+        Parsers(frozenset(get_tool_parser_names()), frozenset(get_reasoning_parser_names())),
+    )
+
+
+async def parse_arguments(
+    argv: Sequence[str], model_type: ModelType | None, more: Sequence[str] = ()
+) -> Arguments:
+    """Split off vLLM's frontend flags, which Dynamo's parser refuses, and parse the rest. ``more``: what
+    vLLM's HTTP server gets besides.
 
     Raises EngineStartError with the parser's own sentence.
     """
@@ -112,7 +132,7 @@ async def parse_arguments(argv: Sequence[str], model_type: ModelType | None) -> 
     _refuse_unsupported(config)
     # The verdict's second signal; without it vLLM does not say what the scheduler schedules.
     config.engine_args.enable_logging_iteration_details = True
-    return Arguments(config, frontend, tuple(argv))
+    return Arguments(config, [*frontend, *more], tuple(argv), tuple(more))
 
 
 def split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -171,7 +191,7 @@ async def prepare_engine(parsed: Arguments, downloaded: Callable[[], None]) -> A
     downloaded()
     if not parsed.dynamo.embedding_worker and await asyncio.to_thread(_pools, parsed.dynamo.engine_args):
         logger.info("vLLM pools this model: it is served by Dynamo's embedding worker")
-        parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING)
+        parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING, parsed.more)
         folder = await _fetch(parsed.dynamo)
     await _join_worker_set(parsed, folder)
     return parsed

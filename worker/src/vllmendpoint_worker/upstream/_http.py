@@ -77,9 +77,14 @@ class _Both(CollectorRegistry):
 def _http_arguments(engine: WorkerEngine, frontend_argv: Sequence[str]) -> Any:
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(list(frontend_argv))
     config = engine.config
+    reasoning = args.reasoning_parser
     for field in dataclasses.fields(config.engine_args):
         setattr(args, field.name, getattr(config.engine_args, field.name))
     args.served_model_name = engine.model_names
+    if reasoning:  # given to this server alone
+        args.structured_outputs_config = dataclasses.replace(
+            args.structured_outputs_config, reasoning_parser=reasoning
+        )
     if args.chat_template is None:
         args.chat_template = config.custom_jinja_template
     return args

@@ -1,0 +1,227 @@
+"""The table of engine options: which a VLLMEndpoint refuses, maps, or leaves to one server, and why.
+
+A contract test with the installed Dynamo and vLLM holds that every option of both is either here or reviewed.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+__all__ = ["ENGINE_OPTIONS", "GMS", "NAMESPACE", "ONE_POD", "EngineOption", "OptionRule"]
+
+
+class OptionRule(StrEnum):
+    """When an option is refused."""
+
+    OWNED = "Owned"
+    """While the operator runs the worker: it sets the option itself, or its pods cannot do it."""
+    UNSUPPORTED = "Unsupported"
+    """Always: in this worker it hangs, or has no effect."""
+    FRONTEND = "Frontend"
+    """While ``frontend.mode`` is Managed: it reaches vLLM's HTTP server on 8080 only, not ``status.url``."""
+    MAPPED = "Mapped"
+    """Never: while ``frontend.mode`` is Managed the worker gives it to both servers."""
+    LOCAL = "Local"
+    """Never: it concerns vLLM's HTTP server on 8080 alone, and is harmless there."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOption:
+    """One option of Dynamo or vLLM. ``instead`` completes the sentence: what to do, or why."""
+
+    rule: OptionRule
+    instead: str
+    short: tuple[str, ...] = ()
+    """Single-dash spellings. One letter takes its value attached, too: ``-n2``."""
+    env: tuple[str, ...] = ()
+    """Environment variables that Dynamo or vLLM reads as this option."""
+    switch: bool = False
+    """It takes no value, and off is its default: ``--no-...`` and ``false`` are not refused."""
+    values: tuple[str, ...] = ()
+    """Only these values are refused."""
+
+
+def _owned(
+    instead: str,
+    *,
+    short: tuple[str, ...] = (),
+    env: tuple[str, ...] = (),
+    switch: bool = False,
+    values: tuple[str, ...] = (),
+) -> EngineOption:
+    return EngineOption(OptionRule.OWNED, instead, short, env, switch, values)
+
+
+def _unsupported(
+    instead: str, *, env: tuple[str, ...] = (), switch: bool = False, values: tuple[str, ...] = ()
+) -> EngineOption:
+    return EngineOption(OptionRule.UNSUPPORTED, instead, (), env, switch, values)
+
+
+def _frontend(instead: str, *, env: tuple[str, ...] = (), switch: bool = False) -> EngineOption:
+    return EngineOption(OptionRule.FRONTEND, instead, (), env, switch)
+
+
+def _mapped(dynamo: str) -> EngineOption:
+    return EngineOption(OptionRule.MAPPED, dynamo)
+
+
+def _local(why: str) -> EngineOption:
+    return EngineOption(OptionRule.LOCAL, why)
+
+
+NAMESPACE: Final = "each endpoint has a Dynamo namespace of its own"
+_NODES: Final = "multi-node workers are not supported yet"
+ONE_POD: Final = "one pod runs all data-parallel ranks; set --data-parallel-size alone"
+_DISAGGREGATION: Final = "prefill/decode disaggregation is not supported yet"
+_ENCODER: Final = "encode workers are not supported"
+GMS: Final = "the GPU Memory Service needs Dynamo's own operator"
+_SLEEP: Final = "the routes that put the engine to sleep and wake it are not served"
+_OMNI: Final = "only Dynamo's omni workers read it"
+_SUPERVISOR: Final = "only the supervisor of 'vllm serve' reads it"
+_TLS: Final = "the worker's port 8080 serves plain HTTP; end TLS at a gateway, an ingress or a service mesh"
+_REQUEST: Final = "status.url does not read it; send the field in each request"
+_FORMAT: Final = "status.url does not read it, and answers in Dynamo's format"
+_CORS: Final = "status.url does not read it; set CORS at the ingress or gateway in front of port 8000"
+_MODE_NONE: Final = "status.url does not read it; set frontend.mode to None to serve vLLM's own server"
+
+ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
+    # What the operator sets itself.
+    "--model": _owned("set spec.model.uri instead"),
+    "--served-model-name": _owned("set spec.model.name instead"),
+    "--revision": _owned("set spec.model.revision instead"),
+    "--config": _owned("set spec.engine.config instead"),
+    "--namespace": _owned(NAMESPACE, env=("DYN_NAMESPACE",)),
+    "--endpoint": _owned(NAMESPACE, env=("DYN_ENDPOINT",)),
+    "--kv-state-endpoint": _owned(NAMESPACE, env=("DYN_KV_STATE_ENDPOINT",)),
+    "--discovery-backend": _owned("workers are found through Kubernetes", env=("DYN_DISCOVERY_BACKEND",)),
+    "--request-plane": _owned("the operator pins it to tcp", env=("DYN_REQUEST_PLANE",)),
+    "--response-plane": _owned("the frontend answers over tcp", env=("DYN_RESPONSE_PLANE",)),
+    "--event-plane": _owned("the operator pins it to zmq", env=("DYN_EVENT_PLANE",)),
+    "--port": _owned("the port is part of the Service"),
+    "--host": _owned("the kubelet and the Service reach the worker at the pod's address"),
+    "--disaggregation-mode": _owned(_DISAGGREGATION, env=("DYN_VLLM_DISAGGREGATION_MODE",)),
+    "--is-prefill-worker": _owned(_DISAGGREGATION),
+    "--is-decode-worker": _owned(_DISAGGREGATION),
+    "--nnodes": _owned(_NODES, short=("-n",)),
+    "--node-rank": _owned(_NODES, short=("-r",)),
+    "--master-addr": _owned(_NODES),
+    "--master-port": _owned(_NODES),
+    "--data-parallel-rank": _owned(ONE_POD, short=("-dpn",), env=("VLLM_DP_RANK",)),
+    "--data-parallel-start-rank": _owned(ONE_POD, short=("-dpr",)),
+    "--data-parallel-size-local": _owned(ONE_POD, short=("-dpl",)),
+    "--data-parallel-address": _owned(ONE_POD, short=("-dpa",), env=("VLLM_DP_MASTER_IP",)),
+    "--data-parallel-rpc-port": _owned(ONE_POD, short=("-dpp",), env=("VLLM_DP_MASTER_PORT",)),
+    "--data-parallel-hybrid-lb": _owned(ONE_POD, short=("-dph",), switch=True),
+    "--data-parallel-external-lb": _owned(ONE_POD, short=("-dpe",), switch=True),
+    "--data-parallel-multi-port-external-lb": _owned(ONE_POD, short=("-dpm",), switch=True),
+    "--data-parallel-backend": _owned(ONE_POD, short=("-dpb",), values=("ray",)),
+    "--distributed-executor-backend": _owned(_NODES, values=("external_launcher",)),
+    # What this worker cannot do.
+    "--headless": _unsupported(_NODES, env=("DYN_VLLM_HEADLESS",), switch=True),
+    "--health-check-payload": _unsupported(
+        "set spec.healthCheck.payload or DYN_HEALTH_CHECK_PAYLOAD instead"
+    ),
+    "--route-to-encoder": _unsupported(
+        _ENCODER, env=("DYN_VLLM_ROUTE_TO_ENCODER", "DYN_ROUTE_TO_ENCODER"), switch=True
+    ),
+    "--embedding-transfer-mode": _unsupported(_ENCODER, env=("DYN_VLLM_EMBEDDING_TRANSFER_MODE",)),
+    "--enable-rl": _unsupported(
+        "the routes for RL training are not served", env=("DYN_ENABLE_RL",), switch=True
+    ),
+    "--gms-shadow-mode": _unsupported(GMS, env=("DYN_VLLM_GMS_SHADOW_MODE",), switch=True),
+    "--load-format": _unsupported(GMS, values=("gms",)),
+    "--enable-sleep-mode": _unsupported(_SLEEP, switch=True),
+    "--use-vllm-tokenizer": _unsupported(
+        "the probe needs Dynamo's tokens", env=("DYN_VLLM_USE_TOKENIZER",), switch=True
+    ),
+    "--realtime": _unsupported("realtime workers are not supported", env=("DYN_VLLM_REALTIME",), switch=True),
+    "--classify-worker": _unsupported(
+        "classification workers are not supported", env=("DYN_VLLM_CLASSIFY_WORKER",), switch=True
+    ),
+    "--embedding-worker-processes": _unsupported(
+        "one process serves embeddings; set replicas", env=("DYN_VLLM_EMBEDDING_WORKER_PROCESSES",)
+    ),
+    "--endpoint-types": _unsupported(
+        "the model would not be served at status.url", env=("DYN_ENDPOINT_TYPES",), values=("none",)
+    ),
+    "--model-express-url": _unsupported("vLLM's ModelExpress plugin reads the variable MODEL_EXPRESS_URL"),
+    "--output-modalities": _unsupported(_OMNI, env=("DYN_OUTPUT_MODALITIES",)),
+    "--media-output-fs-url": _unsupported(_OMNI, env=("DYN_MEDIA_OUTPUT_FS_URL",)),
+    "--media-output-http-url": _unsupported(_OMNI, env=("DYN_MEDIA_OUTPUT_HTTP_URL",)),
+    "--uds": _unsupported("the worker serves on a TCP port"),
+    "--ssl-keyfile": _unsupported(_TLS),
+    "--ssl-certfile": _unsupported(_TLS),
+    "--ssl-ca-certs": _unsupported(_TLS),
+    "--ssl-cert-reqs": _unsupported(_TLS),
+    "--ssl-ciphers": _unsupported(_TLS),
+    "--enable-ssl-refresh": _unsupported(_TLS, switch=True),
+    "--data-parallel-supervisor-port": _unsupported(_SUPERVISOR),
+    "--dp-supervisor-probe-interval-s": _unsupported(_SUPERVISOR),
+    "--dp-supervisor-probe-timeout-s": _unsupported(_SUPERVISOR),
+    "--dp-supervisor-probe-failure-threshold": _unsupported(_SUPERVISOR),
+    # vLLM's HTTP server and Dynamo's frontend alike.
+    "--tool-call-parser": _mapped("--dyn-tool-call-parser"),
+    "--enable-auto-tool-choice": _mapped("--dyn-tool-call-parser"),
+    "--reasoning-parser": _mapped("--dyn-reasoning-parser"),
+    "--chat-template": _mapped("--custom-jinja-template"),
+    "--exclude-tools-when-tool-choice-none": _mapped("--exclude-tools-when-tool-choice-none"),
+    # vLLM's HTTP server alone, while callers use Dynamo's frontend.
+    "--api-key": _frontend(
+        "status.url stays open; restrict port 8000 with a NetworkPolicy, or authenticate at a gateway",
+        env=("VLLM_API_KEY",),
+    ),
+    "--lora-modules": _frontend("adapters are not served at status.url; set frontend.mode to None"),
+    "--middleware": _frontend("it does not run at status.url; use a gateway, or set frontend.mode to None"),
+    "--root-path": _frontend("status.url does not read it; rewrite the path at the ingress or gateway"),
+    "--allow-credentials": _frontend(_CORS, switch=True),
+    "--allowed-origins": _frontend(_CORS),
+    "--allowed-methods": _frontend(_CORS),
+    "--allowed-headers": _frontend(_CORS),
+    "--enable-request-id-headers": _frontend(
+        "status.url does not read it; set the header at the gateway", switch=True
+    ),
+    "--chat-template-content-format": _frontend("Dynamo's frontend tells the format from the template"),
+    "--trust-request-chat-template": _frontend(_MODE_NONE, switch=True),
+    "--trust-request-mm-kwargs": _frontend(_MODE_NONE, switch=True),
+    "--default-chat-template-kwargs": _frontend(
+        "set --dyn-default-thinking-mode, or send chat_template_kwargs in each request"
+    ),
+    "--response-role": _frontend(_FORMAT),
+    "--return-tokens-as-token-ids": _frontend(_FORMAT, switch=True),
+    "--tool-parser-plugin": _frontend("Dynamo's frontend loads no plugin; set --dyn-tool-call-parser"),
+    "--reasoning-parser-plugin": _frontend("Dynamo's frontend loads no plugin; set --dyn-reasoning-parser"),
+    "--tool-strict-level": _frontend("set --dyn-structural-tag instead"),
+    "--tool-server": _frontend(_MODE_NONE),
+    "--enable-prompt-tokens-details": _frontend(_FORMAT, switch=True),
+    "--enable-per-request-metrics": _frontend(_FORMAT, switch=True),
+    "--enable-force-include-usage": _frontend(
+        "set DYN_ENABLE_FORCE_INCLUDE_USAGE in frontend.podTemplate, or send stream_options", switch=True
+    ),
+    "--sse-keep-alive-interval": _frontend(
+        "set DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS in frontend.podTemplate instead"
+    ),
+    "--cohere-is-reasoning-model": _frontend(_MODE_NONE),
+    "--cohere-format": _frontend(_MODE_NONE),
+    "--anthropic-disabled-thinking-effort": _frontend(_MODE_NONE),
+    "--tokens-only": _frontend(_MODE_NONE, switch=True),
+    "--enable-scale-out": _frontend(_MODE_NONE, switch=True),
+    "--fingerprint-mode": _frontend(_FORMAT),
+    "--fingerprint-value": _frontend(_FORMAT),
+    # vLLM's HTTP server about itself.
+    "--max-log-len": _local("length of prompts in its log"),
+    "--enable-log-outputs": _local("its log"),
+    "--enable-log-deltas": _local("its log"),
+    "--log-error-stack": _local("its log"),
+    "--uvicorn-log-level": _local("its log"),
+    "--disable-uvicorn-access-log": _local("its log; the worker writes no access log"),
+    "--disable-access-log-for-endpoints": _local("its log; the worker writes no access log"),
+    "--enable-server-load-tracking": _local("its route /load"),
+    "--enable-tokenizer-info-endpoint": _local("its route /tokenizer_info"),
+    "--disable-fastapi-docs": _local("its routes /docs and /openapi.json"),
+    "--enable-offline-docs": _local("its route /docs"),
+    "--h11-max-incomplete-event-size": _local("its limit for headers"),
+    "--h11-max-header-count": _local("its limit for headers"),
+    "--enable-flash-late-interaction": _local("where it computes scores"),
+}
+"""Options by their long spelling. What is not here is the user's."""

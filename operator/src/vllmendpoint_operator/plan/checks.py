@@ -1,0 +1,114 @@
+"""What a spec must not say. Admission refuses most of it, but the CRD may be of another version. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vllmendpoint_api import (
+    COMPARED_OPTIONS,
+    FRONTEND_ENV,
+    SERVED_OPTIONS,
+    UNSUPPORTED_ENV,
+    Reason,
+    Worker,
+    engine_arg_name,
+    environment_option,
+    frontend_arg,
+    names,
+    owned_engine_arg,
+    owned_env,
+    refused_value,
+    unsupported_engine_arg,
+)
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.model import Endpoint
+
+from .frontend import managed
+
+__all__ = ["check"]
+
+
+def check(endpoint: Endpoint) -> None:
+    """Raises PlanError."""
+    _check_options(endpoint)
+    for item in endpoint.spec.worker.env:
+        if item.name == "HF_TOKEN" and endpoint.spec.model.token_secret_ref is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC, "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one"
+            )
+        if item.value is not None and item.value_from is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                f"worker.env: {item.name} has both value and valueFrom; remove one",
+            )
+
+
+def _check_options(endpoint: Endpoint) -> None:
+    spec, beside = endpoint.spec, managed(endpoint)
+    for argument in spec.engine.args:
+        if (why := _refused_argument(argument, beside)) is not None:
+            raise _refused("engine.args", engine_arg_name(argument) or argument.split("=", 1)[0], why)
+    if (value := refused_value(spec.engine.args)) is not None:
+        raise _refused("engine.args", *value)
+    _check_config(spec.engine.config.inline if spec.engine.config is not None else None, beside)
+    _check_variables(spec.worker, beside)
+
+
+def _check_config(config: Mapping[str, Any] | None, beside: bool) -> None:
+    for key, content in (config or {}).items():
+        argument = "--" + key.replace("_", "-")
+        why = None if argument in COMPARED_OPTIONS else _refused_argument(argument, beside)
+        if why is not None and content is not None and content is not False:
+            raise _refused("engine.config.inline", key, why)
+        if (value := refused_value((argument, str(content)))) is not None:
+            raise _refused("engine.config.inline", key, value[1])
+
+
+def _check_variables(worker: Worker, beside: bool) -> None:
+    for item in worker.env:
+        if (why := _refused_variable(item.name, beside)) is not None:
+            raise _refused("worker.env", item.name, why)
+    for name in _template_variables(worker.pod_template):
+        # What the operator renders itself is compared with the rendering (plan.template).
+        if owned_env(name) is None and (why := _refused_variable(name, beside)) is not None:
+            message = f"worker.podTemplate: container main, env: {name} {why}"
+            raise PlanError(Reason.INVALID_POD_TEMPLATE, message)
+
+
+def _template_variables(template: Mapping[str, Any] | None) -> Iterator[str]:
+    """Names in the environment of a podTemplate's main container, whatever shape the rest has."""
+    pod = (template or {}).get("spec")
+    containers = pod.get("containers") if isinstance(pod, dict) else None
+    for container in containers if isinstance(containers, list) else ():
+        if isinstance(container, dict) and container.get("name") == names.MAIN_CONTAINER:
+            env = container.get("env")
+            for item in env if isinstance(env, list) else ():
+                if isinstance(item, dict) and isinstance(item.get("name"), str) and "$patch" not in item:
+                    yield item["name"]
+
+
+def _refused_argument(argument: str, beside: bool) -> str | None:
+    """What an argument is, and what to do instead, where it is refused; ``beside`` a managed frontend."""
+    if (instead := owned_engine_arg(argument)) is not None:
+        return f"is set by the operator; remove it: {instead}"
+    if (why := unsupported_engine_arg(argument)) is not None:
+        return f"is not supported by the worker; remove it: {why}"
+    if beside and (instead := frontend_arg(argument)) is not None:
+        return f"is read by the server on port 8080, not at status.url; remove it: {instead}"
+    return None
+
+
+def _refused_variable(name: str, beside: bool) -> str | None:
+    if (why := owned_env(name)) is not None:
+        return f"is set by the operator; remove it: {why}"
+    if name in UNSUPPORTED_ENV:
+        return f"is not supported by the worker; remove it: {UNSUPPORTED_ENV[name]}"
+    if beside and name in FRONTEND_ENV:
+        return f"is read by the server on port 8080, not at status.url; remove it: {FRONTEND_ENV[name]}"
+    argument = environment_option(name)
+    if argument is None or argument in (*COMPARED_OPTIONS, *SERVED_OPTIONS):
+        return None
+    return _refused_argument(argument, beside)
+
+
+def _refused(field: str, name: str, why: str) -> PlanError:
+    return PlanError(Reason.INVALID_SPEC, f"{field}: {name} {why}")
