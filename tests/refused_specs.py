@@ -365,6 +365,10 @@ REFUSED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
 ]
 """A specification, what becomes of it, and the sentence."""
 
+_OF_WORKERS: Final = (
+    "metadata.name: must not end with -workers, since the workers' Service of the endpoint without that "
+    "ending has this name; choose another name"
+)
 REFUSED_NAMES: Final[list[tuple[str, str]]] = [
     (
         "e" * 41,
@@ -377,5 +381,6 @@ REFUSED_NAMES: Final[list[tuple[str, str]]] = [
         )
         for name in ("1st", "a.b")
     ),
+    *((name, _OF_WORKERS) for name in ("pair-workers", "a-workers-workers")),
     ("Upper", "RFC 1123"),
 ]

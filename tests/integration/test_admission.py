@@ -12,6 +12,7 @@ from vllmendpoint_api import (
     OWNED_ENV,
     UNSUPPORTED_ENGINE_ARGS,
     UNSUPPORTED_ENV,
+    custom_resource_definition,
 )
 
 
@@ -159,3 +160,34 @@ def test_defaults_and_the_unvisited_status(api, space):
     assert found["spec"].get("replicas", 1) == 1
     assert found["status"] == {"observedGeneration": -1}
     assert "conditions" in api.kubectl("explain", "vep.status")
+
+
+def test_an_endpoint_that_exists_keeps_a_name_that_is_no_longer_given(api, until):
+    """The same schema under another group, first without the rule, as an earlier release had it."""
+    crd = custom_resource_definition()
+    spec = crd["spec"] | {"group": "earlier.example"}
+    crd |= {"metadata": {"name": "vllmendpoints.earlier.example"}, "spec": spec}
+    schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
+    rules = schema["x-kubernetes-validations"]
+    crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    path = "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints"
+    kind = {"apiVersion": "earlier.example/v1alpha1", "kind": "VLLMEndpoint", "spec": {"model": MODEL}}
+
+    def create(name):
+        try:
+            return api.call("POST", path, kind | {"metadata": {"name": name}})
+        except (LookupError, ValueError) as refused:  # text, no JSON, before the CRD is served
+            return str(refused)
+
+    schema["x-kubernetes-validations"] = [rule for rule in rules if "optionalOldSelf" not in rule]
+    api.call("POST", crds, crd)
+    try:
+        until(lambda: isinstance(create("pair-workers"), dict), "the CRD is served")
+        schema["x-kubernetes-validations"] = rules
+        api.call("PATCH", f"{crds}/vllmendpoints.earlier.example", crd, as_="merge")
+        until(lambda: "must not end with -workers" in create("other-workers"), "the rule is in force")
+        changed = api.call("PATCH", f"{path}/pair-workers", {"spec": {"replicas": 3}}, as_="merge")
+        assert changed["spec"]["replicas"] == 3
+        assert isinstance(create("pair"), dict)
+    finally:
+        api.call("DELETE", f"{crds}/vllmendpoints.earlier.example")

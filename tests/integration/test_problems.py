@@ -19,7 +19,9 @@ def test_a_name_that_is_taken(shared, first_and_second, api, until):
     }
     data = {"mine": "1"}
     api.create("ConfigMap", "shared", f"{second.name}-settings", metadata={"labels": labels}, data=data)
-    another = "exists and is not this endpoint's; delete it, or give the endpoint another name"
+    another = (
+        "exists and is not this endpoint's. Create the endpoint under another name, or delete the Service"
+    )
     left = "was left by an earlier endpoint of this name, deleted with --cascade=orphan"
     for endpoint, told in ((first, another), (second, left)):
         endpoint.create()

@@ -137,6 +137,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
     Condition.AVAILABLE: (
         Reason.AVAILABLE,
         Reason.SCALED_TO_ZERO,
+        Reason.PENDING,
         Reason.PAUSED,
         Reason.UNSCHEDULABLE,
         Reason.INSUFFICIENT_GPU,

@@ -13,6 +13,10 @@ SHORT_NAME: Final = "vep"
 NAME_MAX_LENGTH: Final = 40
 """Longest ``metadata.name``: child names add a suffix and must stay DNS labels (63)."""
 
+WORKERS_SUFFIX: Final = "-workers"
+"""Of an endpoint's name, the name of its workers' Deployment and Service. The frontend's Service has the
+endpoint's own name, so that no endpoint may be called like another one's workers."""
+
 MAIN_CONTAINER: Final = "main"
 """Container of the worker and frontend pods, as Dynamo's own operator calls it."""
 

@@ -14,7 +14,7 @@ from ._status import VLLMEndpointStatus
 __all__ = ["custom_resource_definition", "structural_schema"]
 
 _DROPPED: Final = ("title", "default", "additionalProperties", "$defs")
-_NAME_RULES: Final = [
+_NAME_RULES: Final[list[dict[str, Any]]] = [
     {
         "rule": f"size(self.metadata.name) <= {names.NAME_MAX_LENGTH}",
         "message": f"metadata.name: at most {names.NAME_MAX_LENGTH} characters, "
@@ -24,6 +24,13 @@ _NAME_RULES: Final = [
         "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         "message": "metadata.name: lower-case letters, digits and '-', beginning with a letter, "
         "since Services are named after it",
+    },
+    {
+        # Of new endpoints: those that exist keep their names.
+        "rule": f"oldSelf.hasValue() || !self.metadata.name.endsWith('{names.WORKERS_SUFFIX}')",
+        "optionalOldSelf": True,
+        "message": f"metadata.name: must not end with {names.WORKERS_SUFFIX}, since the workers' Service of "
+        "the endpoint without that ending has this name; choose another name",
     },
 ]
 

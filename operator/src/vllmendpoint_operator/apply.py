@@ -3,51 +3,46 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from typing import Final
-
-import msgspec
 
 from vllmendpoint_api import Reason, names
 
+from .acceptance import APPLIED_PATH, accepted, accepting, records, settled, stamped
 from .cache import Cache
-from .differences import differs
+from .differences import differences, differs
+from .edits import Edit, managers
 from .errors import Conflict, NotFound, PlanError, Rejected
 from .kinds import (
     CLAIM,
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT,
-    MANAGED,
     POD,
     ROLE_BINDING,
     SERVICE,
     Kind,
     by_name,
 )
-from .kube import Kube, Object
+from .kube import FIELD_MANAGER, Kube, Object
 from .model import Endpoint
-from .plan import Plan
+from .ownership import controller, is_ours, is_owned, taken
+from .plan import Plan, Scaling
 
-__all__ = ["Applied", "apply_plan"]
+__all__ = ["Applied", "apply_plan", "apply_scaling"]
 
 log = logging.getLogger(__name__)
 
-_APPLIED: Final = f"{names.GROUP}/applied-hash"
-"""Annotation on every child: digest of what was last applied, to notice a field taken out."""
-_SORTED: Final = msgspec.json.Encoder(order="deterministic")
-"""Every look at an endpoint encodes all its children: the standard library's takes eight times as long."""
 _NO_VERSION: Final = "1"
 """A resourceVersion that no object has: an apply with it makes what is not there and conflicts with what is.
 Nothing has to be looked up before it is made."""
 _NOT_THE_SPECS: Final = re.compile(r"exceeded quota|cannot \w+ resource|attempting to grant RBAC permissions")
 """Refusals that say nothing of the spec: a ResourceQuota, a right that the operator has not."""
-_REFRESH_MANAGER: Final = "vllmendpoint-operator-refresh"
+_REFRESH_MANAGER: Final = f"{FIELD_MANAGER}-refresh"
 """A field manager of its own for pods, which a ReplicaSet owns."""
-_LEFT: Final = ",".join(kind.plural for kind in MANAGED)
-"""For kubectl: the kinds of what an endpoint leaves that is deleted without its children."""
+_SCALE_MANAGER: Final = f"{FIELD_MANAGER}-scale"
+"""A field manager of its own for replicas, where all else that is applied must stay as it is."""
 
 
 @dataclass(slots=True)
@@ -55,6 +50,8 @@ class Applied:
     writes: int = 0
     warnings: list[str] = field(default_factory=list)
     """What the API server warned of in what is new, and in pod templates that change; each once."""
+    edits: list[Edit] = field(default_factory=list)
+    """What others had changed, and was put back or accepted."""
 
     def warned(self, child: Object, text: str) -> None:
         said = f"{child['kind']} {child['metadata']['name']}: {text}"
@@ -70,6 +67,7 @@ async def apply_plan(
     wanted: Callable[[], bool] = lambda: True,
     *,
     observed: Mapping[tuple[str, str], Object] | None = None,
+    done: Applied | None = None,
 ) -> Applied:
     """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise.
 
@@ -78,47 +76,150 @@ async def apply_plan(
     garbage collector is at work and tells sooner than the endpoint's own watch: before anything is
     made, the API server is asked for the endpoint, but where nothing of it was ever made.
     ``observed``: children as the plan was made from; what of them is right is not looked up again.
+    ``done``: takes up what is done, also where this raises.
     """
-    done = Applied()
+    done = Applied() if done is None else done
     await _verify(kube, cache, endpoint, plan.verify if wanted() else (), done)
     asked = endpoint.status is None and not any(
         (endpoint.namespace, child["metadata"]["name"])
         in cache.store(by_name(child["kind"]), endpoint.namespace)
         for child in plan.children
     )
-    # What comes before these may have been made although others' children stand in the way of the rest.
-    established = any(kind in (SERVICE.kind, DEPLOYMENT.kind) for kind, _ in observed or {})
+    run = _Run(kube, cache, endpoint, wanted, observed or {}, done, asked)
     for child in plan.children:
-        kind = by_name(child["kind"])
-        store = cache.store(kind, endpoint.namespace)
-        desired = _stamped(child)
-        seen = (observed or {}).get((kind.kind, child["metadata"]["name"]))
-        if seen is not None and _is_ours(seen, endpoint) and not differs(desired, seen):
-            continue
-        live = store.get((endpoint.namespace, child["metadata"]["name"]))
-        if not wanted():
+        if not await run.bring(child):
             return done
-        if live is not None and _left_alone(kind, desired, live, endpoint, established):
-            continue
-        if live is None or _made_anew(kind, desired, live):
-            if not asked and not await _stands(kube, endpoint):
-                return done
-            asked = True
-            if live is not None:
-                await _rehearse(kube, kind, child)
-                await _delete(kube, cache, kind, live)
-                done.writes += 1
-            store.absorb(await _make(kube, kind, desired, partial(done.warned, child), established))
-        else:
-            # Scaling one that was warned of is no news.
-            store.absorb(await _apply(kube, kind, desired, live))
-        done.writes += 1
     for obj in plan.prune:
-        await _delete(kube, cache, by_name(obj["kind"]), obj)
-        done.writes += 1
+        await run.delete(obj)
     for name, settings_hash in plan.refresh.items():
         done.writes += await _refresh(kube, cache, endpoint.namespace, name, settings_hash)
     return done
+
+
+async def apply_scaling(
+    kube: Kube,
+    cache: Cache,
+    endpoint: Endpoint,
+    scaling: Scaling,
+    wanted: Callable[[], bool] = lambda: True,
+    *,
+    done: Applied | None = None,
+) -> Applied:
+    """Replicas of the Deployments that exist, and what follows them; raises as :func:`apply_plan` does.
+
+    By a field manager of its own: all else that the operator has applied to a Deployment stays as it is.
+    """
+    done = Applied() if done is None else done
+    store = cache.store(DEPLOYMENT, endpoint.namespace)
+    for name, replicas in scaling.replicas.items():
+        live = store.get((endpoint.namespace, name))
+        if live is None or not is_ours(live, endpoint) or live["spec"].get("replicas") == replicas:
+            continue
+        if not wanted():
+            return done
+        body = {
+            "apiVersion": DEPLOYMENT.api_version,
+            "kind": DEPLOYMENT.kind,
+            "metadata": {"namespace": endpoint.namespace, "name": name},
+            "spec": {"replicas": replicas},
+        }
+        store.absorb(await _apply(kube, DEPLOYMENT, body, live, manager=_SCALE_MANAGER))
+        done.writes += 1
+    run = _Run(kube, cache, endpoint, wanted, {}, done, asked=False)
+    for child in scaling.children:
+        if not await run.bring(child):
+            return done
+    for obj in scaling.prune:
+        await run.delete(obj)
+    return done
+
+
+@dataclass(slots=True)
+class _Run:
+    """One pass over an endpoint's children."""
+
+    kube: Kube
+    cache: Cache
+    endpoint: Endpoint
+    wanted: Callable[[], bool]
+    observed: Mapping[tuple[str, str], Object]
+    done: Applied
+    asked: bool
+    """The endpoint is known to exist, or nothing was ever made of it."""
+
+    async def bring(self, child: Object) -> bool:
+        """Make one child as it should be. False: the endpoint is gone, and nothing more is to be done."""
+        kind, name = by_name(child["kind"]), child["metadata"]["name"]
+        store = self.cache.store(kind, self.endpoint.namespace)
+        desired = stamped(child)
+        seen = self.observed.get((kind.kind, name))
+        if seen is not None and is_ours(seen, self.endpoint) and settled(desired, seen):
+            return True
+        live = store.get((self.endpoint.namespace, name))
+        if not self.wanted():
+            return False
+        if live is not None and _left_alone(kind, desired, live, self.endpoint, self.established):
+            return True
+        if live is None or _made_anew(kind, desired, live):
+            if not self.asked and not await _stands(self.kube, self.endpoint):
+                return False
+            self.asked = True
+            if live is not None:
+                await _rehearse(self.kube, kind, child)
+                await self.delete(live | {"kind": kind.kind})
+            warned = partial(self.done.warned, child)
+            made = await _make(self.kube, kind, desired, warned, self.established)
+            edit = None
+        else:
+            edit = await self._edit(kind, desired, live)
+            # Scaling one that was warned of is no news.
+            made = await _apply(self.kube, kind, accepting(desired, accepted(live)), live)
+        self.done.writes += 1
+        store.absorb(await self._accept(kind, desired, made, edit))
+        return True
+
+    @property
+    def established(self) -> bool:
+        # What comes before these may have been made although others' children stand in the way of the rest.
+        return any(kind in (SERVICE.kind, DEPLOYMENT.kind) for kind, _ in self.observed)
+
+    async def delete(self, obj: Object) -> None:
+        await _delete(self.kube, self.cache, by_name(obj["kind"]), obj)
+        self.done.writes += 1
+
+    async def _edit(self, kind: Kind, desired: Object, live: Object) -> Edit | None:
+        """What of ``live`` others have changed since it was applied; None where the spec has changed."""
+        paths = tuple(path for path, _ in differences(desired, live))
+        if APPLIED_PATH in paths:
+            return None
+        try:
+            found = await self.kube.get(kind, self.endpoint.namespace, desired["metadata"]["name"])
+        except NotFound:
+            return None
+        return _edit_of(desired, paths, managers(found, paths, FIELD_MANAGER))
+
+    async def _accept(self, kind: Kind, desired: Object, made: Object, edit: Edit | None) -> Object:
+        """What the API server has stored otherwise than it was applied is recorded, and not fought.
+
+        Where it stores another value each time, the record is of the fields alone.
+        """
+        for record in range(2):
+            found = list(differences(desired, made))
+            if accepted(made) in records(found):
+                break
+            if found:
+                edit = replace(_edit_of(desired, tuple(path for path, _ in found)), accepted=True)
+            made = await _apply(self.kube, kind, accepting(desired, records(found)[record]), made)
+            self.done.writes += 1
+        if edit is not None:
+            self.done.edits.append(edit)
+        return made
+
+
+def _edit_of(desired: Object, paths: tuple[tuple[str, ...], ...], by: tuple[str, ...] = ()) -> Edit:
+    metadata = desired["metadata"]
+    component = str((metadata.get("labels") or {}).get(names.LABEL_COMPONENT, ""))
+    return Edit(desired["kind"], metadata["name"], component, paths, by)
 
 
 async def _verify(
@@ -127,7 +228,7 @@ async def _verify(
     for child in children:
         kind = by_name(child["kind"])
         live = cache.store(kind, endpoint.namespace).get((endpoint.namespace, child["metadata"]["name"]))
-        if live is None or _is_ours(live, endpoint):
+        if live is None or is_ours(live, endpoint):
             await _apply(kube, kind, child, live, partial(done.warned, child), dry_run=True)
 
 
@@ -139,13 +240,14 @@ async def _apply(
     warned: Callable[[str], None] | None = None,
     *,
     dry_run: bool = False,
+    manager: str = FIELD_MANAGER,
 ) -> Object:
     body = desired
     if live is not None:
         # The very object that was looked at: one made anew under this name in between is refused.
         body = {**desired, "metadata": {**desired["metadata"], "uid": live["metadata"]["uid"]}}
     try:
-        applied = await kube.apply(kind, body, dry_run=dry_run, warned=warned)
+        applied = await kube.apply(kind, body, manager=manager, dry_run=dry_run, warned=warned)
     except Rejected as error:
         name = f"{desired['kind']} {desired['metadata']['name']}"
         if error.status == 403 and _NOT_THE_SPECS.search(error.message):
@@ -216,31 +318,9 @@ async def _make(
         return await _apply(kube, kind, new, None, warned)
     except Conflict:
         found = await kube.get(kind, metadata["namespace"], metadata["name"])
-    if not _is_owned(found, metadata["ownerReferences"][0]["uid"]):
-        raise _taken(kind, desired, found, established)
+    if not is_owned(found, metadata["ownerReferences"][0]["uid"]):
+        raise taken(kind, desired, found, established)
     return await _apply(kube, kind, desired, found, warned)
-
-
-def _taken(kind: Kind, child: Object, live: Object, established: bool) -> PlanError:
-    """``established``: the endpoint has children of its own, which must not be deleted with what stands in
-    the way."""
-    name = child["metadata"]["name"]
-    if "deletionTimestamp" in live["metadata"] or _was_ours(child, live):
-        return PlanError(
-            Reason.PENDING, f"the {kind.kind} {name!r} is being deleted; this goes on when it is gone."
-        )
-    if _was_orphaned(child, live) and not established:
-        return PlanError(
-            Reason.NAME_TAKEN,
-            f"metadata.name: the {kind.kind} {name!r} was left by an earlier endpoint of this name, deleted "
-            f"with --cascade=orphan; give this one another name, or delete all that was left: "
-            f"kubectl delete -n {child['metadata']['namespace']} {_LEFT} -l {_mine(child)}",
-        )
-    return PlanError(
-        Reason.NAME_TAKEN,
-        f"metadata.name: the {kind.kind} {name!r} exists and is not this endpoint's; "
-        f"delete it, or give the endpoint another name",
-    )
 
 
 async def _refresh(kube: Kube, cache: Cache, namespace: str, name: str, settings_hash: str) -> int:
@@ -264,59 +344,17 @@ async def _refresh(kube: Kube, cache: Cache, namespace: str, name: str, settings
     return 1
 
 
-def _stamped(child: Object) -> Object:
-    annotations = {
-        **child["metadata"].get("annotations", {}),
-        _APPLIED: sha256(_SORTED.encode(child)).hexdigest()[:16],
-    }
-    return {**child, "metadata": {**child["metadata"], "annotations": annotations}}
-
-
 def _left_alone(kind: Kind, desired: Object, live: Object, endpoint: Endpoint, established: bool) -> bool:
     """Nothing is to be done about it now. Raises PlanError where it is not ours."""
-    if _is_ours(live, endpoint):
-        return not differs(desired, live)
-    if kind is CLAIM and _controller(live) == endpoint.uid:
+    if is_ours(live, endpoint):
+        return settled(desired, live)
+    if kind is CLAIM and controller(live) == endpoint.uid:
         # Deleted by somebody, and held by the pods that mount it: the rest does not wait for their end.
         return True
-    raise _taken(kind, desired, live, established)
+    raise taken(kind, desired, live, established)
 
 
 def _made_anew(kind: Kind, desired: Object, live: Object) -> bool:
     """The API server lets nobody change a ``roleRef``: another role (another release's of the chart)
     takes another binding, made at once, so that the workers are without rights for a moment only."""
     return kind is ROLE_BINDING and differs(desired["roleRef"], live["roleRef"])
-
-
-def _is_ours(live: Object, endpoint: Endpoint) -> bool:
-    return _is_owned(live, endpoint.uid)
-
-
-def _is_owned(live: Object, uid: str) -> bool:
-    return _controller(live) == uid and "deletionTimestamp" not in live["metadata"]
-
-
-def _was_ours(child: Object, live: Object) -> bool:
-    """An endpoint that had this name before owns it: the garbage collector is on its way."""
-    (wanted,) = child["metadata"]["ownerReferences"]
-    return any(
-        owner["kind"] == wanted["kind"] and owner["name"] == wanted["name"] and owner["uid"] != wanted["uid"]
-        for owner in live["metadata"].get("ownerReferences") or []
-    )
-
-
-def _was_orphaned(child: Object, live: Object) -> bool:
-    """It was made by this operator for this name, and nobody owns it."""
-    return not live["metadata"].get("ownerReferences") and _mine(child) == _mine(live)
-
-
-def _mine(obj: Object) -> str:
-    labels = obj["metadata"].get("labels") or {}
-    return ",".join(f"{key}={labels.get(key)}" for key in (names.LABEL_INSTANCE, names.LABEL_MANAGED_BY))
-
-
-def _controller(obj: Object) -> str | None:
-    for owner in obj["metadata"].get("ownerReferences") or []:
-        if owner.get("controller"):
-            return str(owner["uid"])
-    return None

@@ -1,10 +1,11 @@
 """Whether a live object is as it should be."""
 
 import re
-from decimal import Decimal
+from collections.abc import Iterator
+from decimal import ROUND_UP, Decimal
 from typing import Any, Final
 
-__all__ = ["differs"]
+__all__ = ["differences", "differs"]
 
 _ATOMIC: Final = frozenset(
     {"selector", "podSelector", "namespaceSelector", "labelSelector", "nodeSelector", "ingress"}
@@ -22,6 +23,8 @@ _LIST_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "ownerReferences": ("uid",),
 }
 """Lists that server-side apply merges by a key; all others it replaces (``subjects``, for instance)."""
+_RESOURCE_LISTS: Final = frozenset({"limits", "requests", "overhead"})
+"""The maps of quantities that the API server rounds up to a thousandth."""
 _DEFAULTS: Final = {"protocol": "TCP"}
 """Of keys that the API server fills in."""
 
@@ -31,26 +34,67 @@ def differs(desired: Any, live: Any, field: str = "") -> bool:
 
     What the API server adds (defaults, status) does not count, nor what others added to a keyed list,
     since an apply leaves it there; a field taken out shows in the digest that every child carries.
-    Quantities compare by value.
+    Quantities compare as the API server stores them.
+    """
+    return next(differences(desired, live, field), None) is not None
+
+
+def differences(
+    desired: Any, live: Any, field: str = "", path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each value of ``desired`` that ``live`` has otherwise: its path, and what ``live`` has (None: nothing).
+
+    An item of a keyed list is named by its key in a path, an item of another list by its index.
     """
     if desired == live:
-        return False
+        return
     if field in _ATOMIC:
-        return differs(desired, live) or differs(live, desired)
-    if isinstance(desired, dict) and isinstance(live, dict):
-        return any(
-            differs(value, live[key], key) if key in live else not _dropped(value, key)
-            for key, value in desired.items()
-        )
-    if isinstance(desired, list) and isinstance(live, list):
-        keys = _LIST_KEYS.get(field)
-        if keys is not None:
-            by_key = {_key(item, keys): item for item in live}
-            return any(differs(item, by_key.get(_key(item, keys), {})) for item in desired)
-        return len(desired) != len(live) or any(
-            differs(item, other) for item, other in zip(desired, live, strict=True)
-        )
-    return not _same_quantity(desired, live)
+        if differs(desired, live) or differs(live, desired):
+            yield path, live
+    elif isinstance(desired, dict) and isinstance(live, dict):
+        yield from (_amounts if field in _RESOURCE_LISTS else _fields)(desired, live, path)
+    elif isinstance(desired, list) and isinstance(live, list):
+        yield from _items(desired, live, field, path)
+    elif not _same_quantity(desired, live, _NANO):
+        yield path, live
+
+
+def _fields(
+    desired: dict[str, Any], live: dict[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in desired.items():
+        if key in live:
+            yield from differences(value, live[key], key, (*path, key))
+        elif not _dropped(value, key):
+            yield (*path, key), None
+
+
+def _items(
+    desired: list[Any], live: list[Any], field: str, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    keys = _LIST_KEYS.get(field)
+    if keys is not None:
+        by_key = {_key(item, keys): item for item in live}
+        for item in desired:
+            key = _key(item, keys)
+            at = (*path, f"[{'/'.join(str(part) for part in key if part is not None)}]")
+            if key in by_key:
+                yield from differences(item, by_key[key], path=at)
+            else:
+                yield at, None
+    elif len(desired) != len(live):
+        yield path, live
+    else:
+        for index, (item, other) in enumerate(zip(desired, live, strict=True)):
+            yield from differences(item, other, path=(*path, f"[{index}]"))
+
+
+def _amounts(
+    desired: dict[str, Any], live: dict[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, amount in desired.items():
+        if amount is not None and not _same_quantity(amount, live.get(name), _MILLI):
+            yield (*path, name), live.get(name)
 
 
 def _key(item: dict[str, Any], keys: tuple[str, ...]) -> tuple[Any, ...]:
@@ -75,18 +119,27 @@ _SUFFIX: Final = {
 }
 
 
-def _same_quantity(a: Any, b: Any) -> bool:
-    if not isinstance(a, str | int) or not isinstance(b, str | int):
+_NANO: Final = Decimal("1e-9")
+_MILLI: Final = Decimal("1e-3")
+_LARGEST: Final = Decimal(2**63 - 1)
+
+
+def _same_quantity(a: Any, b: Any, step: Decimal) -> bool:
+    if not isinstance(a, str | int | float) or not isinstance(b, str | int | float):
         return False
-    x, y = _quantity(str(a)), _quantity(str(b))
+    x, y = _quantity(str(a), step), _quantity(str(b), step)
     return x is not None and x == y
 
 
-def _quantity(text: str) -> Decimal | None:
-    match = _QUANTITY.match(text)
+def _quantity(text: str, step: Decimal) -> Decimal | None:
+    """As the API server stores it: rounded up to a multiple of ``step``, and at most the largest int64."""
+    match = _QUANTITY.match(text.strip())
     if match is None or match[2] not in _SUFFIX:
         return None
     try:
-        return Decimal(match[1]) * _SUFFIX[match[2]]
+        exact = Decimal(match[1]) * _SUFFIX[match[2]]
+        if abs(exact) >= _LARGEST:
+            return _LARGEST.copy_sign(exact)
+        return exact.quantize(_NANO, ROUND_UP).quantize(step, ROUND_UP)
     except ArithmeticError:
         return None

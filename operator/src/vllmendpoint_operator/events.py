@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, Final
 
 from vllmendpoint_api import (
@@ -17,10 +18,11 @@ from vllmendpoint_api import (
     names,
 )
 
+from .edits import Edit, advice
 from .model import Endpoint
 from .status.conditions import timestamp
 
-__all__ = ["Transition", "event", "handlers_changed", "transitions", "warned"]
+__all__ = ["Transition", "edited", "event", "handlers_changed", "transitions", "warned"]
 
 _ON_THE_WAY: Final = frozenset(
     {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
@@ -34,6 +36,8 @@ class Transition:
     """``Normal`` or ``Warning``."""
     reason: str
     message: str
+    once: str = ""
+    """What repeats itself: while an Event of it exists, no other is made. Empty: each is one of its own."""
 
 
 def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry]) -> list[Transition]:
@@ -86,6 +90,28 @@ def warned(texts: Iterable[str]) -> list[Transition]:
     ]
 
 
+def edited(edits: Iterable[Edit]) -> list[Transition]:
+    """What others changed in a child: once for each field and manager, however often they change it."""
+    return [_accepted(edit) if edit.accepted else _reverted(edit) for edit in edits]
+
+
+def _accepted(edit: Edit) -> Transition:
+    message = (
+        f"The API server stores {edit.fields} of the {edit.kind} {edit.name} otherwise than the operator "
+        "applies it, because an admission policy or webhook changes it. The operator keeps the stored value."
+    )
+    return Transition("Normal", "AdmissionChangeAccepted", message, message)
+
+
+def _reverted(edit: Edit) -> Transition:
+    by = f"Field manager {' and '.join(edit.managers)}" if edit.managers else "Another client"
+    message = (
+        f"{by} changed {edit.fields} of the {edit.kind} {edit.name}. The operator has restored what the "
+        f"{names.KIND} specifies. {advice(edit)}"
+    )
+    return Transition("Warning", "ChangeReverted", message, message)
+
+
 def _was_broken(entry: ConditionEntry | None) -> bool:
     return entry is not None and entry.status == ConditionStatus.FALSE and entry.reason not in _ON_THE_WAY
 
@@ -96,7 +122,7 @@ def event(endpoint: Endpoint, transition: Transition, now: datetime, reporter: s
         "kind": "Event",
         "metadata": {
             "namespace": endpoint.namespace,
-            "name": f"{endpoint.name}.{uuid.uuid4().hex[:16]}",
+            "name": f"{endpoint.name}.{_suffix(endpoint, transition)}",
         },
         "involvedObject": {
             "apiVersion": names.API_VERSION,
@@ -115,3 +141,9 @@ def event(endpoint: Endpoint, transition: Transition, now: datetime, reporter: s
         "reportingComponent": names.MANAGED_BY,
         "reportingInstance": reporter,
     }
+
+
+def _suffix(endpoint: Endpoint, transition: Transition) -> str:
+    if not transition.once:
+        return uuid.uuid4().hex[:16]
+    return sha256(f"{endpoint.uid} {transition.once}".encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -10,20 +11,21 @@ from pydantic import ValidationError
 
 from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
 
-from .apply import Applied, apply_plan
+from .apply import Applied, apply_plan, apply_scaling
 from .cache import Cache, Key
 from .endpoints import Endpoints
-from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError
-from .events import Transition, event, handlers_changed, transitions, warned
+from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError, Throttled
+from .events import Transition, edited, event, handlers_changed, transitions, warned
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
 from .model import Endpoint, Observed
-from .observe import Observer
+from .observe import Observer, Workload
 from .pacing import STEP_SECONDS, Pace, presses
-from .plan import Options, Plan, plan
+from .plan import Options, Plan, plan, scaling
 from .reports import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
-from .status import invalid_status, status
+from .salvage import salvage
+from .status import invalid_status, status, unread_status
 
 __all__ = ["Reconciler"]
 
@@ -87,51 +89,96 @@ class Reconciler:
         try:
             spec = VLLMEndpointSpec.model_validate(obj["spec"])
         except ValidationError as error:
-            endpoint = _endpoint(obj, _UNREADABLE, before)
-            said = invalid_status(endpoint, _sentence(error), datetime.now(UTC))
-            return await self._write(obj, endpoint, said)
+            return await self._refuse(obj, before, _sentence(error), workload)
         endpoint = _endpoint(obj, spec, before)
         observed = await self._observer.observe(endpoint, workload)
         return await self._act(obj, endpoint, observed)
 
+    async def _refuse(
+        self, obj: Object, before: VLLMEndpointStatus | None, message: str, workload: Workload
+    ) -> float | None:
+        """This version cannot read the spec: replicas apply, and what runs is reported."""
+        readable = salvage(obj["spec"])
+        if readable is None:
+            endpoint = _endpoint(obj, _UNREADABLE, before)
+            return await self._write(obj, endpoint, invalid_status(endpoint, message, datetime.now(UTC)))
+        endpoint, done = _endpoint(obj, readable, before), Applied()
+        observed = await self._observer.observe(endpoint, workload)
+        scaled = await self._scale(endpoint, observed, done)
+        if done.writes:
+            observed = await self._again(endpoint)
+        said = unread_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
+        again = await self._write(obj, endpoint, said)
+        return again if again is not None or scaled else _UNAPPLIED_RETRY_SECONDS
+
     async def _act(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
-        planned: Plan | None = None
-        problem: PlanError | None = None
         done = Applied()
-        try:
-            planned = plan(endpoint, observed, self._options)
-            if not endpoint.spec.paused:
-                done = await apply_plan(
-                    self._kube,
-                    self._cache,
-                    endpoint,
-                    planned,
-                    lambda: self._endpoints.wants(endpoint.key, endpoint.uid),
-                    observed=observed.children,
-                )
-                if done.writes:
-                    workload = self._observer.workload(endpoint.key, endpoint.uid)
-                    observed = await self._observer.observe(endpoint, workload)
-        except PlanError as error:
-            problem = error
-        except NamespaceGoing:
+        planned, problem = await self._apply(endpoint, observed, done)
+        if isinstance(problem, NamespaceGoing):
             return None
-        except KubeError as error:
+        # One more request does not help an API server that does not answer, or asks for fewer.
+        hopeless = isinstance(problem, KubeError) and (problem.status == 0 or isinstance(problem, Throttled))
+        scaled = problem is None or hopeless or await self._scale(endpoint, observed, done)
+        if done.writes:
+            observed = await self._again(endpoint)
+        await self._tell(endpoint, [*warned(done.warnings), *edited(done.edits)])
+        if isinstance(problem, KubeError):
             self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
             if self._failures[endpoint.key] >= _TOLD_FAILURES:
-                problem = PlanError(Reason.PENDING, f"{error.message}; it is tried again")
-                await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
-            raise
+                told = PlanError(Reason.PENDING, f"{problem.message}; it is tried again")
+                await self._write(obj, endpoint, status(endpoint, observed, planned, told))
+            raise problem
         self._failures.pop(endpoint.key, None)
-        await self._tell(endpoint, warned(done.warnings))
         again = await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
         if again is not None:
             return again
-        if problem is not None and planned is not None:
+        if not scaled or (problem is not None and planned is not None):
             return _UNAPPLIED_RETRY_SECONDS
         if any(pod.running and not pod.link.settled for pod in observed.workers):
             return CONNECTING_GRACE_SECONDS
         return None
+
+    async def _apply(
+        self, endpoint: Endpoint, observed: Observed, done: Applied
+    ) -> tuple[Plan | None, PlanError | KubeError | None]:
+        """The plan, and what keeps it from being made or applied."""
+        planned: Plan | None = None
+        try:
+            planned = plan(endpoint, observed, self._options)
+            if not endpoint.spec.paused:
+                wanted = partial(self._endpoints.wants, endpoint.key, endpoint.uid)
+                await apply_plan(
+                    self._kube,
+                    self._cache,
+                    endpoint,
+                    planned,
+                    wanted,
+                    observed=observed.children,
+                    done=done,
+                )
+        except (PlanError, KubeError) as error:
+            return planned, error
+        return planned, None
+
+    async def _scale(self, endpoint: Endpoint, observed: Observed, done: Applied) -> bool:
+        """Replicas apply to what exists, although the rest cannot be applied now. False: they did not all."""
+        if endpoint.spec.paused:
+            return True
+        wanted = partial(self._endpoints.wants, endpoint.key, endpoint.uid)
+        try:
+            await apply_scaling(
+                self._kube, self._cache, endpoint, scaling(endpoint, observed), wanted, done=done
+            )
+        except (PlanError, KubeError) as error:
+            # The status tells what keeps the rest from being applied.
+            log.warning("not all replicas are applied: %s", error)
+            return False
+        return True
+
+    async def _again(self, endpoint: Endpoint) -> Observed:
+        """What is observed after writes of ours."""
+        workload = self._observer.workload(endpoint.key, endpoint.uid)
+        return await self._observer.observe(endpoint, workload)
 
     async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
         """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""
@@ -184,6 +231,8 @@ class Reconciler:
             log.info("%s: %s", transition.reason, transition.message)
             try:
                 await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
+            except Conflict:
+                log.debug("event %s exists", transition.reason)
             except KubeError as error:
                 # An Event is a courtesy: the condition, or the log, has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)

@@ -3,68 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from fake_kube import FakeKube
 
 from vllmendpoint_api import Reason, VLLMEndpointStatus, names
 from vllmendpoint_operator.apply import apply_plan
 from vllmendpoint_operator.cache import Cache
-from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
-from vllmendpoint_operator.kinds import CLAIM, ENDPOINT, MANAGED, SERVICE, by_name
-
-
-class FakeKube:
-    """Objects by (kind, name); answers of the API server by hand."""
-
-    def __init__(self):
-        self.objects = {}
-        self.endpoint = {"metadata": {"uid": "uid-1"}}
-        self.writes = []
-        self.refuse = {}
-        self.warn = {}
-        self.version = 10
-        self.reads = []
-
-    async def get(self, kind, namespace, name):
-        self.reads.append((kind.kind, name))
-        if (kind.kind, name) not in self.objects:
-            raise NotFound(404, "no")
-        return self.objects[kind.kind, name]
-
-    async def list(self, kind, namespace, *, name, metadata_only):
-        assert kind is ENDPOINT
-        self.reads.append((kind.kind, name))
-        return [self.endpoint] if self.endpoint else [], "1"
-
-    async def apply(self, kind, body, *, dry_run=False, warned=None, **options):
-        metadata = body["metadata"]
-        if warned is not None:
-            for text in self.warn.get((kind.kind, metadata["name"]), ()):
-                warned(text)
-        stands = self.objects.get((kind.kind, metadata["name"]))
-        if stands and metadata.get("resourceVersion") not in (
-            None,
-            stands["metadata"].get("resourceVersion"),
-        ):
-            raise Conflict(409, "the object has been modified")
-        self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))
-        if kind.kind in self.refuse:
-            raise self.refuse[kind.kind]
-        if dry_run:
-            return body
-        old = self.objects.get((kind.kind, metadata["name"]), {"metadata": {"uid": f"u{len(self.objects)}"}})
-        if metadata.get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
-            raise Conflict(409, "another object")
-        self.version += 1
-        new = {
-            **body,
-            "metadata": {**metadata, "uid": old["metadata"]["uid"], "resourceVersion": str(self.version)},
-        }
-        self.objects[kind.kind, metadata["name"]] = new
-        return new
-
-    async def delete(self, kind, namespace, name, *, uid):
-        self.writes.append(("delete", kind.kind, name))
-        if self.objects.pop((kind.kind, name), None) is None:
-            raise NotFound(404, "no")
+from vllmendpoint_operator.errors import PlanError, Rejected
+from vllmendpoint_operator.kinds import CLAIM, MANAGED, SERVICE, by_name
 
 
 @pytest.fixture
@@ -193,8 +138,16 @@ SOMEBODY = {"kind": "Chart", "name": "c", "uid": "uid-c", "controller": True}
 @pytest.mark.parametrize(
     ("labelled", "owners", "told"),
     [
-        (False, [], "exists and is not this endpoint's; delete it, or give the endpoint another name"),
-        (True, [SOMEBODY], "exists and is not this endpoint's; delete it, or give the endpoint another name"),
+        (
+            False,
+            [],
+            "exists and is not this endpoint's. Create the endpoint under another name, or delete the ",
+        ),
+        (
+            True,
+            [SOMEBODY],
+            "belongs to the Chart 'c', which needs it. Create this endpoint under another name",
+        ),
         (
             True,
             [],
@@ -220,6 +173,34 @@ async def test_anothers_object_is_left_alone(
     assert ("apply", kind, wanted["metadata"]["name"]) not in kube.writes
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("pair", "pair-workers"), ("pair-workers", "pair")], ids=["later", "earlier"]
+)
+@pytest.mark.parametrize("owned", [True, False], ids=["owned", "by its labels"])
+async def test_nobody_is_advised_to_delete_what_another_endpoint_needs(
+    kube, cache, put, make_endpoint, make_plan, first, second, owned
+):
+    """The frontend's Service of the one is the workers' Service of the other."""
+    theirs = make_plan(make_endpoint(name=first))
+    service = next(
+        c for c in theirs.children if (c["kind"], c["metadata"]["name"]) == ("Service", "pair-workers")
+    )
+    (owner,) = service["metadata"]["ownerReferences"]
+    put(service, ownerReferences=[{**owner, "uid": "uid-2"}] if owned else [])
+    endpoint = make_endpoint(name=second)
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert refused.value.reason is Reason.NAME_TAKEN
+    said = refused.value.message
+    assert said.startswith(
+        f"metadata.name: the Service 'pair-workers' belongs to the VLLMEndpoint {first!r}, which needs it."
+        if owned
+        else f"metadata.name: the Service 'pair-workers' belongs to the VLLMEndpoint {first!r}, whose labels"
+    )
+    assert said.endswith("Create this endpoint under another name")
+    assert "delete" not in said
+
+
 async def test_a_child_that_lost_its_owner_is_named_alone(kube, cache, put, living, make_endpoint, make_plan):
     """``kubectl replace`` of an edited export: what the endpoint has besides must not be deleted with it."""
     endpoint = make_endpoint()
@@ -231,7 +212,7 @@ async def test_a_child_that_lost_its_owner_is_named_alone(kube, cache, put, livi
     with pytest.raises(PlanError) as refused:
         await apply_plan(kube, cache, endpoint, planned, observed=children)
     assert refused.value.reason is Reason.NAME_TAKEN
-    assert "delete it, or give the endpoint another name" in refused.value.message
+    assert "under another name, or delete the Service if nothing needs it" in refused.value.message
     assert "kubectl delete" not in refused.value.message
 
 

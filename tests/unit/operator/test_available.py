@@ -320,12 +320,48 @@ def test_zero_replicas_that_are_not_applied(
     assert told(condition, found, "Available") == (
         "True",
         "Available",
-        "replicas is 0, which is not applied yet: 2 pods serve on.",
+        "replicas is 0; the Deployment smollm-workers still has 2. 2 pods still serve.",
     )
     assert told(condition, found, "Generating")[:2] == ("True", "Generating")
     assert told(condition, found, "Ready")[0] == "False"
-    applied = make_status(make_endpoint(replicas=0), *pods)
-    assert told(condition, applied, "Available")[1] == "ScaledToZero"
+
+
+LEFT = {
+    "ready": ("True", "Available", "replicas is 0. 2 pods still serve."),
+    "not ready": ("False", "Pending", "replicas is 0. 2 pods still exist, and none is ready."),
+    "terminating": ("True", "ScaledToZero", "replicas is 0: nothing is served, as asked."),
+    "failed": ("True", "ScaledToZero", "replicas is 0: nothing is served, as asked."),
+}
+
+
+@pytest.mark.parametrize("pods", LEFT)
+def test_scaled_to_zero_is_true_once_no_pod_is_left(
+    make_endpoint, make_status, make_pod, make_worker, condition, pods
+):
+    running = make_endpoint(replicas=2)
+    make = {
+        "ready": lambda name: make_worker(name, settings=running),
+        "not ready": lambda name: make_pod(name, ready=False),
+        "terminating": lambda name: make_worker(name, settings=running, metadata=LEAVING),
+        "failed": lambda name: make_pod(name, ready=False, phase="Failed"),
+    }[pods]
+    found = make_status(make_endpoint(replicas=0), make("w-1"), make("w-2"))
+    assert told(condition, found, "Available") == LEFT[pods]
+    assert (told(condition, found, "Ready")[1] == "ScaledToZero") == (LEFT[pods][1] == "ScaledToZero")
+
+
+@pytest.mark.parametrize(("paused", "reason"), [(True, "Paused"), (False, "Pending")])
+def test_zero_replicas_that_are_not_applied_over_pods_that_are_not_ready(
+    make_endpoint, make_plan, living, make_status, make_pod, condition, paused, reason
+):
+    children = living(make_plan(make_endpoint(replicas=2))).children
+    pods = [make_pod(f"w-{number}", ready=False) for number in (1, 2)]
+    problem = None if paused else PlanError(Reason.INVALID_SPEC, "engine.args: no")
+    found = make_status(make_endpoint(replicas=0, paused=paused), *pods, children=children, problem=problem)
+    status, said, message = told(condition, found, "Available")
+    assert (status, said) == ("False", reason)
+    assert "the Deployment smollm-workers still has 2" in message
+    assert "2 pods" in message
 
 
 def test_a_scale_up_that_is_not_applied(

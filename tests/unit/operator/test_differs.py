@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_operator.differences import differs
+from vllmendpoint_operator.differences import differences, differs
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,23 @@ from vllmendpoint_operator.differences import differs
         ({"memory": "1.5Gi"}, {"memory": "1536Mi"}, False),
         ({"memory": "1E3"}, {"memory": "1e3"}, False),
         ({"memory": "2e3"}, {"memory": "2k"}, False),
+        # as the API server stores them: rounded up, in a list of resources to a thousandth
+        ({"requests": {"cpu": "1.5m"}}, {"requests": {"cpu": "2m"}}, False),
+        ({"requests": {"cpu": 0.0015}}, {"requests": {"cpu": "2m"}}, False),
+        ({"limits": {"memory": "0.0001"}}, {"limits": {"memory": "1m"}}, False),
+        ({"overhead": {"cpu": "1n"}}, {"overhead": {"cpu": "1m"}}, False),
+        ({"requests": {"storage": "1.0005"}}, {"requests": {"storage": "1001m"}}, False),
+        ({"requests": {"cpu": "1.5m"}}, {"requests": {"cpu": "1m"}}, True),
+        ({"requests": {"cpu": "1.5m"}}, {"requests": {"cpu": "3m"}}, True),
+        ({"requests": {"cpu": "1m"}}, {"requests": {}}, True),
+        ({"requests": {"cpu": None}}, {"requests": {}}, False),
+        ({"requests": {"a": "1"}}, {"requests": {"a": "1", "b": "2"}}, False),
+        ({"sizeLimit": "1.5m"}, {"sizeLimit": "2m"}, True),
+        ({"sizeLimit": "0.0000000001"}, {"sizeLimit": "1n"}, False),
+        ({"sizeLimit": 0.5}, {"sizeLimit": "500m"}, False),
+        ({"sizeLimit": "16Ei"}, {"sizeLimit": "9223372036854775807"}, False),
+        ({"sizeLimit": "10E"}, {"sizeLimit": "9223372036854775807"}, False),
+        ({"sizeLimit": " 1Gi "}, {"sizeLimit": "1Gi"}, False),
         ({"cpu": "1"}, {"cpu": "2"}, True),
         ({"cpu": "1"}, {"cpu": "1Gi"}, True),
         ({"count": 1}, {"count": "1"}, False),
@@ -96,3 +113,34 @@ from vllmendpoint_operator.differences import differs
 )
 def test_differs(desired, live, different):
     assert differs(desired, live) is different
+
+
+def test_a_difference_is_named_by_its_path():
+    desired = {
+        "spec": {
+            "replicas": 1,
+            "containers": [{"name": "main", "image": "a"}, {"name": "s", "image": "b"}],
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": "x"}],
+            "args": [{"a": 1}, {"a": 2}],
+            "selector": {"a": "1"},
+            "gone": 1,
+        }
+    }
+    live = {
+        "spec": {
+            "replicas": 3,
+            "containers": [{"name": "main", "image": "c"}],
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": "y"}],
+            "args": [{"a": 1}, {"a": 3}],
+            "selector": {"a": "1", "b": "2"},
+        }
+    }
+    assert dict(differences(desired, live)) == {
+        ("spec", "replicas"): 3,
+        ("spec", "containers", "[main]", "image"): "c",
+        ("spec", "containers", "[s]"): None,
+        ("spec", "ports", "[80/TCP]", "targetPort"): "y",
+        ("spec", "args", "[1]", "a"): 3,
+        ("spec", "selector"): {"a": "1", "b": "2"},
+        ("spec", "gone"): None,
+    }

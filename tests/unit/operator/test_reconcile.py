@@ -208,7 +208,7 @@ async def test_a_spec_of_another_version_is_told(world):
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
     assert "novelty" in accepted["message"]
     assert "the operator and the CRD to the same version" in accepted["message"]
-    assert api.events == ["InvalidSpec"]
+    assert api.events == ["InvalidSpec", "NotReady"]
 
 
 async def test_paused_applies_nothing_and_reports(world):

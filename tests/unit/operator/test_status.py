@@ -9,7 +9,7 @@ from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reas
 from vllmendpoint_operator.plan import PlanError
 from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.reports import Link
-from vllmendpoint_operator.status import invalid_status
+from vllmendpoint_operator.status import invalid_status, unread_status
 
 
 def told(status) -> dict[str, tuple[str, str]]:
@@ -310,6 +310,22 @@ def test_a_spec_that_cannot_be_read_leaves_the_rest_as_it_was(make_endpoint, mak
     assert told(found)["Stalled"] == ("True", "InvalidSpec")
     assert (found.ready_replicas, found.observed_generation) == (1, 2)
     assert set(told(invalid_status(endpoint, "m", noon))) == {c.value for c in Condition}
+
+
+def test_of_a_spec_that_is_read_in_part_what_runs_is_reported(
+    make_endpoint, make_plan, make_status, make_worker, living, condition
+):
+    endpoint = make_endpoint(model={"uri": "hf://o/n", "name": "mine"}, frontend={"mode": "None"})
+    before = make_status(endpoint, make_worker(settings=endpoint))
+    read = replace(make_endpoint(replicas=2), generation=2, status=before)
+    pods = [make_worker(f"w-{number}", settings=endpoint) for number in (1, 2)]
+    observed = living(make_plan(make_endpoint(replicas=2)), pods=pods)
+    found = unread_status(read, observed, PlanError(Reason.INVALID_SPEC, "model.name: no"))
+    assert told(found)["Ready"] == told(found)["Accepted"] == ("False", "InvalidSpec")
+    assert told(found)["Available"] == ("True", "Available")
+    assert (found.replicas, found.ready_replicas, found.observed_generation) == (2, 2, 2)
+    assert (found.model_name, found.url) == ("mine", before.url), "what was not read is as it was"
+    assert unread_status(replace(read, status=None), observed, PlanError(Reason.INVALID_SPEC, "m")).url
 
 
 def test_last_transition_moves_only_with_the_status(make_endpoint, make_status, make_worker, condition, noon):

@@ -14,7 +14,17 @@ from .options import Options
 from .revision import HISTORY, Revision, pinned, revisions
 from .withheld import Withheld
 
-__all__ = ["Options", "Plan", "PlanError", "invocations_url", "plan", "url", "worker_settings"]
+__all__ = [
+    "Options",
+    "Plan",
+    "PlanError",
+    "Scaling",
+    "invocations_url",
+    "plan",
+    "scaling",
+    "url",
+    "worker_settings",
+]
 
 worker_settings = configuration.worker_settings
 
@@ -88,6 +98,31 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
         withheld=given.withheld,
         revision=revision.status(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Replica counts alone: they apply to what stands, also while the rest of the spec is refused."""
+
+    replicas: Mapping[str, int]
+    """Name of a Deployment that exists -> replicas."""
+    children: tuple[dict[str, Any], ...]
+    """Complete objects that follow the number of replicas."""
+    prune: tuple[dict[str, Any], ...]
+
+
+def scaling(endpoint: Endpoint, observed: Observed) -> Scaling:
+    """What scaling needs, whatever is wrong with the rest of the spec. The pod templates stay as they are."""
+    counts = {workload.deployment_name(endpoint): endpoint.spec.replicas}
+    if frontend.managed(endpoint):
+        counts[frontend.frontend_name(endpoint)] = endpoint.spec.frontend.replicas
+    existing = {name: count for name, count in counts.items() if observed.child("Deployment", name)}
+    if workload.deployment_name(endpoint) not in existing:
+        return Scaling(existing, (), ())
+    budgets = tuple(_owned(endpoint, child) for child in disruption.budgets(endpoint))
+    unwanted = [] if budgets else [disruption.budget_name(endpoint)]
+    found = (observed.child("PodDisruptionBudget", name) for name in unwanted)
+    return Scaling(existing, budgets, tuple(obj for obj in found if obj is not None))
 
 
 def url(endpoint: Endpoint) -> str:

@@ -10,7 +10,7 @@ from vllmendpoint_operator.model import Endpoint
 from .pods import WORKER
 from .workload import deployment_name
 
-__all__ = ["budgets", "required"]
+__all__ = ["budget_name", "budgets", "required"]
 
 _FEWEST: Final = 2
 """With one replica a budget either blocks every drain for ever or protects nothing."""
@@ -33,6 +33,10 @@ def _share(amount: int | str, replicas: int) -> Fraction:
     return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
 
 
+def budget_name(endpoint: Endpoint) -> str:
+    return deployment_name(endpoint)
+
+
 def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
     """The workers' PodDisruptionBudget; none for fewer than two.
 
@@ -48,7 +52,7 @@ def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
-            "metadata": {"name": deployment_name(endpoint), "labels": endpoint.labels(WORKER)},
+            "metadata": {"name": budget_name(endpoint), "labels": endpoint.labels(WORKER)},
             "spec": {
                 "maxUnavailable": down,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",

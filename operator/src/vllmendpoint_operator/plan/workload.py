@@ -38,7 +38,7 @@ _MODEL_PATH: Final = "/opt/ml/model"
 
 
 def deployment_name(endpoint: Endpoint) -> str:
-    return f"{endpoint.name}-workers"
+    return f"{endpoint.name}{names.WORKERS_SUFFIX}"
 
 
 def account_name(endpoint: Endpoint) -> str:

@@ -29,7 +29,7 @@ from .refusals import accepted, resolved_refs
 from .up_to_date import up_to_date, updated_replicas
 from .workers import GENERATING, shown, workers
 
-__all__ = ["invalid_status", "status"]
+__all__ = ["invalid_status", "status", "unread_status"]
 
 
 def status(
@@ -91,6 +91,16 @@ def status(
         workers_omitted=omitted,
         conditions=entries(findings, before.conditions if before else (), endpoint.generation, observed.now),
     )
+
+
+def unread_status(endpoint: Endpoint, observed: Observed, problem: PlanError) -> VLLMEndpointStatus:
+    """The status of a spec of which this operator can read the counts, but not all: what runs is as it is."""
+    found = status(endpoint, observed, None, problem)
+    before = endpoint.status
+    if before is None or before.url is None:
+        return found
+    kept = {name: getattr(before, name) for name in ("model_name", "url", "invocations_url")}
+    return found.model_copy(update=kept)
 
 
 def invalid_status(endpoint: Endpoint, message: str, now: datetime) -> VLLMEndpointStatus:

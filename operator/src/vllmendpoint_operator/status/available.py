@@ -23,9 +23,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
     part = workers(endpoint, observed)
     replicas, ready = part.replicas, part.ready
     if replicas == 0:
-        if ready and part.asked_for:
-            return true(Reason.AVAILABLE, f"replicas is 0, which is not applied yet: {ready} pods serve on.")
-        return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
+        return _to_zero(part, endpoint.spec.paused)
     if ready < part.needed:
         # By a new leader, and not ready: what was known of it still stands.
         unheard = any(pod.unheard and pod.started and not pod.ready for pod in part.pods)
@@ -43,6 +41,22 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
         reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
         return false(reason, f"the frontend is not ready: {down.message}")
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
+
+
+def _to_zero(part: Part, paused: bool) -> Finding:
+    """``ScaledToZero`` holds once no pod is left but those on their way out."""
+    left = [pod for pod in part.pods if not pod.over and not pod.terminating]
+    if not left and not part.asked_for:
+        return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
+    applied = "" if not part.asked_for else f"; the Deployment {part.name} still has {part.asked_for}"
+    if part.ready:
+        return true(Reason.AVAILABLE, f"replicas is 0{applied}. {part.ready} pods still serve.")
+    if paused and part.asked_for:
+        return false(
+            Reason.PAUSED,
+            f"replicas is 0{applied}, since spec.paused is true. {len(left)} pods exist, and none is ready.",
+        )
+    return false(Reason.PENDING, f"replicas is 0{applied}. {len(left)} pods still exist, and none is ready.")
 
 
 def _cause(part: Part, problem: PlanError | None, now: datetime) -> Cause:

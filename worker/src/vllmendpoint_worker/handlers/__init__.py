@@ -8,12 +8,10 @@ is SageMaker's own package, through ``_standards``.
 from ._load import Loaded
 from ._ping import PingWatch
 from ._room import Generation, HandlerRoom
-from ._standards import keeping_log_levels
 
 __all__ = [
     "Generation",
     "HandlerRoom",
     "Loaded",
     "PingWatch",
-    "keeping_log_levels",
 ]

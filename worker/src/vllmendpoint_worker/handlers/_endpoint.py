@@ -19,7 +19,8 @@ from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
 from ._errors import App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
-from ._load import Handler, failed_at
+from ._load import Handler
+from ._problems import failed_at
 from ._signature import defined_in, is_async
 
 __all__ = ["MAX_THREADS", "Endpoint"]

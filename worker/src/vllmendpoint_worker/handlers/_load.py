@@ -13,53 +13,37 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.aside import aside
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
-from vllmendpoint_worker.handler_path import HandlerPath
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
+from ._main_thread import ScriptLoop, ScriptTasks
+from ._problems import GivenUpError, folders_of, line_of, problem_of, stands_at, unnamed_problem
+from ._process import Lasting, kept
 from ._signature import Binding, UnfitHandlerError, binding_of
 from ._standards import (
-    HandlerFileNotFoundError,
-    HandlerNotCallableError,
-    HandlerNotFoundError,
     LoadFailedError,
-    MiddlewareError,
-    ModuleLoadError,
     Resolution,
     Scripts,
     emptied_registries,
-    keeping_log_levels,
     resolve,
 )
 
-__all__ = ["IMPORT_SECONDS", "Handler", "Loaded", "Loader", "failed_at"]
+__all__ = ["IMPORT_SECONDS", "Handler", "Loaded", "Loader"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 IMPORT_SECONDS: Final = 120.0
 """Bound on the import of the script and all that it imports."""
-
-_SHOWN: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError, MiddlewareError)
-"""Errors whose own text names code; that of others may hold data, and is in the worker's log only."""
-
-
-class _GivenUpError(BaseException):
-    """Raised in the thread of an import that takes too long; no Exception, which code that tries again for
-    ever would catch.
-    """
-
-
-_TIMEOUTS: Final = (HandlerTimeoutError, _GivenUpError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +67,7 @@ class Loaded:
     middleware: Mapping[str, Any] = field(default_factory=dict)
     files: frozenset[Path] = frozenset()
     custom_default: Mapping[str, Any] | None = None
+    tasks: ScriptTasks | None = None
 
 
 class Loader:
@@ -92,32 +77,50 @@ class Loader:
         self._seconds = seconds
         self._generation = 0
         self._before = frozenset(sys.modules)
+        self._lasting = Lasting()
+        """What the import of the handlers in force has changed."""
 
     async def load(self, wanted: Wanted) -> Loaded:
         """Raises ConfigurationRefusedError."""
         self._generation += 1
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Loaded] = loop.create_future()
-        changes = _Changes(wanted, self._generation, self._before)
+        changes = _Changes(wanted, self._generation, self._before, self._lasting)
+        shared = ScriptLoop(lambda: line_of(traceback.extract_stack(), wanted))
 
         def work() -> None:
             outcome: Loaded | ConfigurationRefusedError
             try:
-                outcome = _load(wanted, changes)
+                with shared.entered():
+                    outcome = _load(wanted, changes)
             except LoadFailedError as error:
-                outcome = ConfigurationRefusedError([_problem(error, wanted, self._seconds)])
-            except (Exception, _GivenUpError) as error:  # the standards package itself, or it came late
+                outcome = ConfigurationRefusedError([problem_of(error, wanted, self._seconds)])
+            except (Exception, GivenUpError) as error:  # our own, the standards package's, or it came late
                 logger.exception("Handlers cannot be loaded")
-                failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
-                failed.__cause__ = error
-                outcome = ConfigurationRefusedError([_problem(failed, wanted, self._seconds)])
+                outcome = ConfigurationRefusedError([unnamed_problem(error, wanted, self._seconds)])
             loop.call_soon_threadsafe(_settle, done, outcome)
 
         thread = threading.Thread(target=work, name="handlers", daemon=True)
-        thread.start()
+        shared.open()
+        try:
+            thread.start()
+            loaded = replace(await self._finished(done, thread, changes), tasks=shared.tasks)
+        except BaseException:
+            shared.tasks.cancel()
+            raise
+        finally:
+            shared.close(running=done.cancelled() or not done.done())
+        self._lasting = changes.lasting
+        return loaded
+
+    async def _finished(
+        self, done: "asyncio.Future[Loaded]", thread: threading.Thread, changes: "_Changes"
+    ) -> Loaded:
+        """What the thread has loaded, or why not; given up where it takes too long."""
+        wanted = changes.wanted
         await asyncio.wait({done}, timeout=self._seconds)
         if not done.done():
-            at = _stands_at(thread, wanted)
+            at = stands_at(thread, wanted)
             _interrupt(thread)
             await asyncio.wait({done}, timeout=1.0)
         if not done.done():
@@ -125,15 +128,18 @@ class Loader:
             await aside(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError(at)
-            raise ConfigurationRefusedError([_problem(hung, wanted, self._seconds)])
+            raise ConfigurationRefusedError([problem_of(hung, wanted, self._seconds)])
         return done.result()
 
 
 class _Changes:
     """What a load changes in the process; put back once, by the load itself or by who gives it up."""
 
-    def __init__(self, wanted: Wanted, generation: int, before: frozenset[str]) -> None:
-        self.folders = _folders(wanted)
+    def __init__(self, wanted: Wanted, generation: int, before: frozenset[str], last: Lasting) -> None:
+        self.wanted = wanted
+        self.lasting = Lasting()
+        self._last = last
+        self.folders = folders_of(wanted)
         self.before = before
         self.scripts = Scripts(wanted, generation)
         self._pruned: dict[str, ModuleType] = {}
@@ -147,10 +153,15 @@ class _Changes:
             if self._over:
                 raise HandlerTimeoutError
             self._pruned = _prune(self.folders, self.before)
+            self._last.back()
+            for folder in self.folders:
+                if str(folder) not in sys.path:
+                    sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
             self._stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
             sys.dont_write_bytecode = True  # a .pyc goes by the second; a swap may be quicker
-            self._stack.enter_context(keeping_log_levels())
+            self._stack.enter_context(kept())
             self._stack.enter_context(emptied_registries())
+            self.lasting.begin()
 
     def end(self, *, failed: bool) -> bool:
         """False where the load was given up: it must touch nothing any more, a newer one may have begun."""
@@ -158,8 +169,11 @@ class _Changes:
             if self._over:
                 return False
             self._over = True
+            self.lasting.end()
             self._stack.close()
             if failed:
+                self.lasting.back()
+                self._last.again()
                 _prune(self.folders, self.before)
                 for name in list(self.scripts.modules):
                     sys.modules.pop(name, None)
@@ -169,9 +183,6 @@ class _Changes:
 
 def _load(wanted: Wanted, changes: _Changes) -> Loaded:
     changes.begin()
-    for folder in changes.folders:
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
     importlib.invalidate_caches()
     scripts = changes.scripts
     try:
@@ -208,19 +219,8 @@ def _interrupt(thread: threading.Thread) -> None:
     never returns stays.
     """
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_GivenUpError)
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(GivenUpError)
     )
-
-
-def _stands_at(thread: threading.Thread, wanted: Wanted) -> str:
-    """``model.py line 3``: the line of the customer's code that a thread is in, or ``""``."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return _line(traceback.extract_stack(frame), wanted) if frame is not None else ""
-
-
-def _folders(wanted: Wanted) -> tuple[Path, ...]:
-    script = wanted.script
-    return tuple(dict.fromkeys([wanted.folder, *([script.path.parent] if script is not None else [])]))
 
 
 def _prune(folders: tuple[Path, ...], before: frozenset[str]) -> dict[str, ModuleType]:
@@ -289,95 +289,3 @@ def _tell(loaded: Loaded, resolution: Resolution) -> None:
         logger.info("Handler of %s: %s", route, what)
     if loaded.middleware:
         logger.info("Middleware: %s", ", ".join(loaded.middleware))
-
-
-# --- what went wrong ---
-
-
-def _problem(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem:
-    error = failed.__cause__ or failed
-    named = next((choice.path for choice in wanted.choices.values() if choice.field == failed.field), None)
-    reason, what, fix = _said(error, wanted, named, seconds)
-    if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUTS):
-        logger.error("The handlers' code failed", exc_info=error)
-    source = "Script" if failed.source is HandlerSource.DEFAULT else failed.source.value
-    # What the environment says may be secret, what the spec says is not.
-    text = f" ({named.text[:256]})" if named is not None and failed.source is HandlerSource.SPEC else ""
-    return Problem(
-        reason=reason,
-        source=source,
-        field=failed.field[:128],
-        message=f"{failed.field}{text} {what}: {fix}."[:2048],
-    )
-
-
-def _lacks(error: BaseException, path: HandlerPath) -> bool:
-    """The module that the path names, or a package that it would be in, is not there."""
-    if not isinstance(error, ModuleNotFoundError) or not error.name:
-        return False
-    return f"{path.where}.".startswith(f"{error.name}.")
-
-
-def _said(
-    error: BaseException, wanted: Wanted, named: HandlerPath | None, seconds: float
-) -> tuple[Reason, str, str]:
-    where = failed_at(error, wanted)
-    if isinstance(error, UnfitHandlerError):
-        return Reason.INVALID_HANDLER, error.what, error.fix
-    if isinstance(error, _TIMEOUTS):
-        where = where or str(error)
-        line = f" ({where})" if where else ""
-        what = f"were not imported within {seconds:.0f} s{line}"
-        return Reason.HANDLER_IMPORT_FAILED, what, "keep long work out of the module's level"
-    if isinstance(error, SystemExit):
-        return Reason.HANDLER_IMPORT_FAILED, f"calls sys.exit() while it is imported ({where})", "remove that"
-    if not where:
-        if isinstance(error, HandlerFileNotFoundError):
-            fix = "put it there" if Path(error.file_path).is_absolute() else f"put it in {wanted.folder}"
-            return Reason.SCRIPT_NOT_FOUND, "names a file that does not exist", fix
-        if isinstance(error, HandlerNotFoundError | AttributeError):
-            return (
-                Reason.HANDLER_NOT_FOUND,
-                "names a function that is not there",
-                "define it or correct the name",
-            )
-        if isinstance(error, HandlerNotCallableError):
-            what = f"is not callable (a {error.handler_type})"
-            return Reason.INVALID_HANDLER, what, "name a function"
-    if isinstance(error, ModuleLoadError) and error.__context__ is not None:
-        error = error.__context__
-    if not where and named is not None and _lacks(error, named):
-        fix = "correct the name, or install the module in the worker's image"
-        return Reason.HANDLER_NOT_FOUND, "names a module that is not there", fix
-    kind = type(error).__name__
-    text = (
-        f"{kind}: {error.msg if isinstance(error, SyntaxError) else error}"
-        if isinstance(error, _SHOWN)
-        else kind
-    )
-    at = f" at {where}" if where else ""
-    return (
-        Reason.HANDLER_IMPORT_FAILED,
-        f"failed{at}: {text[:300]}",
-        "mend the code; the worker's log has the traceback",
-    )
-
-
-def failed_at(error: BaseException, wanted: Wanted) -> str:
-    """``model.py line 3``: where in the customer's code ``error`` came from, or ``""``."""
-    chain = error.__context__ if isinstance(error, ModuleLoadError) and error.__context__ else error
-    folders = _folders(wanted)
-    if isinstance(chain, SyntaxError) and chain.filename and _inside(chain.filename, folders):
-        return f"{Path(chain.filename).name} line {chain.lineno}"
-    return _line(traceback.extract_tb(chain.__traceback__), wanted)
-
-
-def _line(stack: Iterable[traceback.FrameSummary], wanted: Wanted) -> str:
-    """The innermost frame of the customer's code, or ``""``."""
-    folders = _folders(wanted)
-    frames = [frame for frame in stack if _inside(frame.filename, folders)]
-    return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
-
-
-def _inside(file: str, folders: tuple[Path, ...]) -> bool:
-    return any(Path(file).is_relative_to(folder) for folder in folders)

@@ -34,7 +34,8 @@ from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
 
 from ._endpoint import Endpoint
 from ._errors import App, MiddlewareApp, Scope
-from ._load import Handler, Loaded, Loader, failed_at
+from ._load import Handler, Loaded, Loader
+from ._problems import failed_at
 from ._standards import MIDDLEWARES, create_middleware_object
 
 __all__ = ["Generation", "HandlerRoom", "bind"]
@@ -55,6 +56,8 @@ class Generation:
     loaded: Loaded
     app: App
     endpoints: dict[Route, Endpoint] = field(default_factory=dict)
+    requests: set[object] = field(default_factory=set)
+    """Those that it answers now."""
 
 
 def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
@@ -134,7 +137,19 @@ class HandlerRoom:
         if generation is None:
             raise RuntimeError("no handlers are bound yet")
         scope["app"] = generation.app
-        await generation.app(scope, receive, send)
+        request = object()
+        generation.requests.add(request)
+        try:
+            await generation.app(scope, receive, send)
+        finally:
+            generation.requests.discard(request)
+            self._retire(generation)
+
+    def _retire(self, generation: Generation) -> None:
+        """The tasks of a script that is no longer in force end with the last of its requests."""
+        current = self.current
+        if not generation.requests and (current is None or generation.loaded is not current.loaded):
+            _cancel(generation.loaded)
 
     async def load(self, wanted: Wanted) -> Loaded:
         """The handlers wanted, imported anew only where something of theirs has changed: a script keeps its
@@ -146,6 +161,8 @@ class HandlerRoom:
         if last is not None and last.wanted == wanted and await _stamps(last.files) == self._stamps:
             return last
         loaded = await self._loader.load(wanted)
+        if last is not None and (self.current is None or last is not self.current.loaded):
+            _cancel(last)  # it never came into force
         self._loaded, self._stamps = loaded, await _stamps(loaded.files)
         return loaded
 
@@ -173,14 +190,18 @@ class HandlerRoom:
         if self.current is generation:
             return
         if self.current is not None:
-            before, after = _digest(self.current), _digest(generation)
-            logger.info("Handlers swapped: script %s -> %s", before or "none", after or "none")
+            old, new = _digest(self.current), _digest(generation)
+            logger.info("Handlers swapped: script %s -> %s", old or "none", new or "none")
         if self.current is None:
             self._watch_tasks(asyncio.get_running_loop())
-        self.current = generation
+        before, self.current = self.current, generation
+        if before is not None:
+            self._retire(before)
         CUSTOM_DEFAULT.set(generation.loaded.custom_default)
         self._last_error = None
         self._hanging = {}
+        if generation.loaded.tasks is not None:
+            generation.loaded.tasks.begin()
         self._changed()
 
     def custom(self, route: Route) -> Endpoint | None:
@@ -257,6 +278,11 @@ class HandlerRoom:
         now = self._clock.wall().replace(microsecond=0)
         self._last_error = HandlerError(route=route.value, message=sentence[:2048], time=now)
         self._changed()
+
+
+def _cancel(loaded: Loaded) -> None:
+    if loaded.tasks is not None:
+        loaded.tasks.cancel()
 
 
 async def _stamps(files: frozenset[Path]) -> tuple[object, ...]:

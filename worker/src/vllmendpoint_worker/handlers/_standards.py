@@ -7,7 +7,6 @@ The names used are held by ``tests/unit/worker/test_handlers_contract.py``.
 """
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,32 +22,10 @@ from vllmendpoint_worker.handler_path import HandlerPath, Kind
 from vllmendpoint_worker.handler_sources import ENV_SCRIPT, Choice, Route, Wanted
 
 from ._errors import reported
+from ._process import logging_kept
 from ._signature import UnfitHandlerError, accepts
 
-
-@contextmanager
-def keeping_log_levels() -> Iterator[None]:
-    """Levels of every logger and handler that is there now are the same afterwards (and the root's handlers):
-    a customer's import must not silence or flood the rest.
-    """
-    root = logging.getLogger()
-    loggers = [root, *(item for item in root.manager.loggerDict.values() if isinstance(item, logging.Logger))]
-    levels = [(logger, logger.level) for logger in loggers]
-    handlers = {handler: handler.level for logger in loggers for handler in logger.handlers}
-    at_root = list(root.handlers)
-    disabled = root.manager.disable
-    try:
-        yield
-    finally:
-        for logger, level in levels:
-            logger.setLevel(level)
-        for handler, level in handlers.items():
-            handler.setLevel(level)
-        root.handlers[:] = at_root
-        root.manager.disable = disabled
-
-
-with keeping_log_levels():
+with logging_kept():
     from model_hosting_container_standards.common.custom_code_ref_resolver.file_loader import FileLoader
     from model_hosting_container_standards.common.custom_code_ref_resolver.function_loader import (
         FunctionLoader,
@@ -86,7 +63,6 @@ __all__ = [
     "Scripts",
     "create_middleware_object",
     "emptied_registries",
-    "keeping_log_levels",
     "resolve",
 ]
 

@@ -1,0 +1,68 @@
+"""An API server of a few lines: objects by name, and refusals, warnings and admission policies by hand."""
+
+from vllmendpoint_operator.errors import Conflict, NotFound
+from vllmendpoint_operator.kinds import ENDPOINT
+
+
+class FakeKube:
+    """Objects by (kind, name); answers of the API server by hand."""
+
+    def __init__(self):
+        self.objects = {}
+        self.endpoint = {"metadata": {"uid": "uid-1"}}
+        self.writes = []
+        self.refuse = {}
+        self.warn = {}
+        self.version = 10
+        self.reads = []
+        self.managers = []
+        self.mutate = {}
+        """(kind, name) -> what a mutating admission policy makes of an object."""
+
+    async def get(self, kind, namespace, name):
+        self.reads.append((kind.kind, name))
+        if (kind.kind, name) not in self.objects:
+            raise NotFound(404, "no")
+        return self.objects[kind.kind, name]
+
+    async def list(self, kind, namespace, *, name, metadata_only):
+        assert kind is ENDPOINT
+        self.reads.append((kind.kind, name))
+        return [self.endpoint] if self.endpoint else [], "1"
+
+    async def apply(self, kind, body, *, dry_run=False, warned=None, **options):
+        metadata = body["metadata"]
+        if warned is not None:
+            for text in self.warn.get((kind.kind, metadata["name"]), ()):
+                warned(text)
+        stands = self.objects.get((kind.kind, metadata["name"]))
+        if stands and metadata.get("resourceVersion") not in (
+            None,
+            stands["metadata"].get("resourceVersion"),
+        ):
+            raise Conflict(409, "the object has been modified")
+        self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))
+        if kind.kind in self.refuse and not options.get("manager", "").endswith("-scale"):
+            raise self.refuse[kind.kind]
+        if dry_run:
+            return body
+        old = self.objects.get((kind.kind, metadata["name"]), {"metadata": {"uid": f"u{len(self.objects)}"}})
+        if metadata.get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
+            raise Conflict(409, "another object")
+        self.managers.append(options.get("manager"))
+        self.version += 1
+        body = self.mutate.get((kind.kind, metadata["name"]), lambda body: body)(body)
+        if options.get("manager", "").endswith("-scale"):
+            body = {**old, "spec": {**old["spec"], **body["spec"]}}
+            metadata = {**old["metadata"], **metadata}
+        new = {
+            **body,
+            "metadata": {**metadata, "uid": old["metadata"]["uid"], "resourceVersion": str(self.version)},
+        }
+        self.objects[kind.kind, metadata["name"]] = new
+        return new
+
+    async def delete(self, kind, namespace, name, *, uid):
+        self.writes.append(("delete", kind.kind, name))
+        if self.objects.pop((kind.kind, name), None) is None:
+            raise NotFound(404, "no")
