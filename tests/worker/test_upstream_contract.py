@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
-    from vllm.v1.engine import FinishReason
+    from vllm.v1.engine import FinishReason, core_client
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
     from vllm.v1.metrics.loggers import StatLoggerBase, StatLoggerManager
@@ -140,6 +140,9 @@ def parameters(function: Any) -> list[str]:
         (upstream.get_max_tokens, ["max_model_len", "max_tokens", "input_length", "default_sampling_params"]),
         (upstream.ChatCompletionRequest.to_sampling_params, ["max_tokens", "default_sampling_params"]),
         (upstream.CompletionRequest.to_sampling_params, ["max_tokens", "default_sampling_params"]),
+        (AsyncLLM.add_request, ["request_id", "prompt", "params", "data_parallel_rank"]),
+        (AsyncLLM.generate, ["prompt", "sampling_params", "request_id", "data_parallel_rank"]),
+        (AsyncLLM.encode, ["prompt", "pooling_params", "request_id", "tokenization_kwargs"]),
         (StatLoggerBase.record, ["scheduler_stats", "iteration_stats", "mm_cache_stats", "engine_idx"]),
     ],
 )
@@ -344,8 +347,10 @@ def test_the_environment_is_made_one_that_upstream_survives() -> None:
 
 def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
     logger = upstream.ProgressLogger(None)
-    assert PROGRESS.attached
-    before = (PROGRESS.tokens_scheduled, PROGRESS.users_finished)
+    assert upstream.ProgressLogger(None, 1)
+    assert PROGRESS.ranks == [0, 1]
+    progress, other = PROGRESS.rank(0), PROGRESS.rank(1)
+    before = (progress.tokens_scheduled, progress.users_finished)
     details = SchedulerIterationDetails(1, 1, 7, 1, 3, 12.5)
     iteration = IterationStats()
     iteration.finished_requests.append(FinishedRequestStats(FinishReason.LENGTH, request_id="user"))
@@ -353,8 +358,21 @@ def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
     scheduler = SchedulerStats(iteration_details=details)
     logger.record(scheduler, iteration)
     logger.record(None, None)
-    assert (PROGRESS.tokens_scheduled, PROGRESS.users_finished) == (before[0] + 10, before[1] + 1)
+    assert (progress.tokens_scheduled, progress.users_finished) == (before[0] + 10, before[1] + 1)
+    logger.record(SchedulerStats(iteration_details=details), iteration, engine_idx=1)
+    assert (other.tokens_scheduled, other.users_finished) == (10, 1)
+    assert progress.tokens_scheduled == before[0] + 10
     assert scheduler.iteration_details is None, "vLLM's own logger would make a line of it"
+
+
+def test_a_request_can_name_its_data_parallel_rank() -> None:
+    """Dynamo's handlers take it from the routing; its pooling handlers do not, vLLM's client does."""
+    source = inspect.getsource(handlers.DecodeWorkerHandler)
+    assert 'self._to_local_dp_rank(routing.get("dp_rank"))' in source
+    assert "self.add_request(" in inspect.getsource(AsyncLLM.encode)
+    clients = inspect.getsource(core_client)
+    for name in ("self.engine_ranks_managed", "self.core_engines:", "self.engine_inflight:"):
+        assert name in clients
 
 
 def test_our_stat_logger_comes_before_vllms_own() -> None:

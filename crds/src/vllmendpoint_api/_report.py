@@ -28,6 +28,7 @@ __all__ = [
     "PingState",
     "ProbeReport",
     "Problem",
+    "RankReport",
     "Stage",
     "StageReport",
     "Verdict",
@@ -209,6 +210,14 @@ class VerdictReport(_Report):
     """When the engine last finished a probe or a user's request."""
 
 
+class RankReport(_Report):
+    """One data-parallel rank: an engine core of its own."""
+
+    rank: Annotated[int, Field(ge=0, le=1_000_000)]
+    state: Verdict
+    reason: Word = ""
+
+
 class WorkerReport(_Report):
     version: int = 1
     worker_version: Word
@@ -224,5 +233,8 @@ class WorkerReport(_Report):
     custom_ping: PingReport | None = None
     """Only where the ping handler is not the framework's."""
     verdict: VerdictReport
+    """Of the worst rank, where there are several: the message names it."""
+    ranks: Annotated[tuple[RankReport, ...], Field(max_length=256)] = ()
+    """Only where the worker has several data-parallel ranks."""
     last_probe: ProbeReport | None = None
     model_type: Word = ""

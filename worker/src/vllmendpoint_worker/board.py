@@ -19,6 +19,7 @@ from vllmendpoint_api import (
     HealthCheckReport,
     PingReport,
     ProbeReport,
+    RankReport,
     Stage,
     StageReport,
     Verdict,
@@ -61,6 +62,7 @@ class Facts:
     model_type: str = ""
     handlers: HandlersReport = field(default_factory=HandlersReport)
     custom_ping: PingReport | None = None
+    ranks: tuple[RankReport, ...] = ()
 
 
 class Board:
@@ -165,6 +167,7 @@ class Board:
             model_type=facts.model_type,
             handlers=facts.handlers,
             custom_ping=facts.custom_ping,
+            ranks=facts.ranks,
         )
 
 

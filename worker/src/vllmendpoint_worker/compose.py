@@ -14,7 +14,6 @@ from collections.abc import Coroutine, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,23 +35,21 @@ from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
 from .merge import Resolved
 from .options import refused
-from .prober import Prober, ProbeResult, ProbeSettings, ask
+from .prober import ProbeSettings
 from .progress import PROGRESS
 from .publish import Publisher
+from .ranks import Ranks
 from .refusals import Refusal
 from .report_server import ReportServer
 from .shared_options import engine_arguments
 from .stages import ENV_STAGE_SOCKET, PLUGINS, StageReceiver
 from .translate import Translated, Translator
-from .trial import answered, tried
+from .trial import answered, warm_up
 from .verdict import Rules
 
 __all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
-
-WARM_UP_SECONDS: Final = 600.0
-"""Bound on one warm-up request: the first with a temperature compiles the sampler (14-30 s without a GPU)."""
 
 SHUTDOWN_SECONDS: Final = 50.0
 """Bound on what follows the grace period: with its 5 s, less than the 60 s after which the kubelet kills."""
@@ -256,7 +253,7 @@ class Worker:
         engine, arguments = self._engine, self._arguments
         if engine is None or arguments is None:
             raise EngineStartError("the engine was not set up")
-        if not PROGRESS.attached:
+        if not PROGRESS.ranks:
             raise EngineStartError(
                 "vLLM did not load the plugin vllmendpoint_progress: install vllmendpoint-worker as a package"
             )
@@ -275,7 +272,7 @@ class Worker:
         accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated
         shown = self._shown
-        shown.prober = Prober(
+        shown.prober = Ranks(
             engine,
             _settings(resolved, translated),
             progress=PROGRESS,
@@ -316,28 +313,27 @@ class Worker:
         return self._room.custom(Route.PING) is not None or self._shown.fit()
 
     async def _warm_up(self, engine: upstream.WorkerEngine, accepted: _Accepted) -> None:
-        """Once as asked and once with sampling the other way round, so that no user pays for the
-        compilation. Raises ConfigurationRefusedError where vLLM refuses the question.
-        """
+        """Raises ConfigurationRefusedError where vLLM refuses the question."""
+
+        async def minimal() -> Mapping[str, Any]:
+            payload = payload_for(Level.MINIMAL, self._configuration.model_type)
+            return (await self._translate(payload)).request
+
         translated = accepted.translated
-
-        async def ask_engine(request: Mapping[str, Any]) -> ProbeResult:
-            result = await ask(engine, request, WARM_UP_SECONDS, self._clock)
-            logger.info("Warm-up: %s in %.2f s", result.outcome, result.latency)
-            return result
-
-        async def control() -> ProbeResult:
-            minimal = payload_for(Level.MINIMAL, self._configuration.model_type)
-            return await ask_engine((await self._translate(minimal)).request)
-
-        answer = await tried(partial(ask_engine, translated.request), control, upstream.refusal)
-        if isinstance(answer, Refusal):
-            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, answer)])
-        if translated.warm_up is not None:
-            await ask_engine(translated.warm_up)
+        engines = [engine.rank(rank) for rank in PROGRESS.named]
+        refusal = await warm_up(
+            engines,
+            translated.request,
+            translated.warm_up,
+            minimal=minimal,
+            reads=upstream.refusal,
+            clock=self._clock,
+        )
+        if refusal is not None:
+            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, refusal)])
         PROGRESS.forget_steps()
 
-    async def _first_probe(self, prober: Prober, resolved: Resolved) -> None:
+    async def _first_probe(self, prober: Ranks, resolved: Resolved) -> None:
         """Not ready, nor registered, before one probe has ended, well or not."""
         if resolved.mode is Mode.DISABLED:
             return

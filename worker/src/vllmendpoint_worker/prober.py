@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from uuid import uuid4
 
-from vllmendpoint_api import Mode, Outcome, Verdict
+from vllmendpoint_api import Mode, Outcome, RankReport, Verdict
 
+from .answer import Answer
 from .board import Clock
 from .errors import ProbeUnavailableError
 from .expect import Expectation
@@ -120,7 +121,7 @@ async def ask(
 ) -> ProbeResult:
     """One probe: read the whole stream within ``bound`` seconds, else abort it. Raises only on cancel."""
     began = clock.monotonic()
-    answer = _Answer(expect)
+    answer = Answer(expect)
     reading = asyncio.create_task(_read(engine, request, answer), name="probe")
     try:
         done, _ = await asyncio.wait({reading}, timeout=bound)
@@ -145,7 +146,7 @@ async def ask(
     return ProbeResult(outcome, latency, answer.tokens, ended, detail)
 
 
-async def _read(engine: Engine, request: Mapping[str, Any], answer: "_Answer") -> None:
+async def _read(engine: Engine, request: Mapping[str, Any], answer: Answer) -> None:
     stream = engine.generate(request, f"{PROBE_PREFIX}{uuid4().hex}")
     try:
         async for chunk in stream:
@@ -156,66 +157,12 @@ async def _read(engine: Engine, request: Mapping[str, Any], answer: "_Answer") -
                 await close()
 
 
-class _Answer:
-    """What came back, and whether it is an answer: tokens with an end (that make the text expected), or an
-    embedding.
-    """
-
-    def __init__(self, expect: Expectation | None) -> None:
-        self.tokens = 0
-        self._expect = expect
-        self._choices: dict[int, list[int]] = {}
-        self._open: set[int] = set()
-        self._ends: list[str] = []
-        self._embedded = False
-
-    def feed(self, chunk: Mapping[str, Any]) -> None:
-        if chunk.get("event") == "error":
-            self._ends.append("error")
-        index = chunk.get("index") or 0
-        tokens = chunk.get("token_ids")
-        if tokens:
-            self.tokens += len(tokens)
-            self._open.add(index)
-            if self._expect is not None:
-                self._choices.setdefault(index, []).extend(tokens)
-        if chunk.get("data"):
-            self._embedded = True
-        if finish := chunk.get("finish_reason"):
-            self._ends.append(str(finish))
-            self._open.discard(index)
-
-    def judge(self) -> tuple[Outcome, str]:
-        for end in self._ends:
-            if end.startswith("error") or end in ("cancelled", "abort"):
-                return Outcome.ERROR, "the answer's end is an error"
-        if self._embedded:
-            return Outcome.COMPLETE, ""
-        if not self.tokens:
-            return Outcome.UNEXPECTED_ANSWER, "no token came back"
-        if self._open or not self._ends:
-            return Outcome.UNEXPECTED_ANSWER, "the stream ended before the answer did"
-        if self._expect is not None:
-            return self._judge_text(self._expect)
-        return Outcome.COMPLETE, ""
-
-    def _judge_text(self, expect: Expectation) -> tuple[Outcome, str]:
-        try:
-            met = expect.met(self._choices.values())
-        except Exception as error:  # noqa: BLE001  (the tokenizer is the model's: it raises what it likes)
-            return Outcome.ERROR, f"the tokens cannot be read as text: {type(error).__name__}"
-        if met:
-            return Outcome.COMPLETE, ""
-        # Not the text: the report goes further than the answer of a user's own model should.
-        many = "1 token that does" if self.tokens == 1 else f"{self.tokens} tokens that do"
-        return Outcome.UNEXPECTED_ANSWER, f"{many} not match healthCheck.expect.regex"
-
-
 class Prober:
     """Owns the verdict. ``run`` is one task; its owner cancels and awaits it.
 
     ``publish`` is called after every change of state and every probe; ``ended`` with every probe that ended,
-    its question still asked or not. Whether the process must end is its caller's to decide.
+    its question still asked or not. ``name``: for the log, where there are several. Whether the process must
+    end is its caller's to decide.
     """
 
     def __init__(
@@ -227,7 +174,9 @@ class Prober:
         publish: Callable[[], None],
         ended: Callable[[ProbeResult], None] = lambda result: None,
         clock: Clock | None = None,
+        name: str = "",
     ) -> None:
+        self._name = name
         self._engine = engine
         self._settings = settings
         self._progress = progress
@@ -279,6 +228,10 @@ class Prober:
         if self._settings.mode is Mode.DISABLED:
             raise ProbeUnavailableError("probing is off")
         return await asyncio.shield(self._want())
+
+    def report(self) -> tuple[RankReport, ...]:
+        """Of the ranks: a prober has one, which needs no name."""
+        return ()
 
     def asks(self, settings: ProbeSettings) -> bool:
         """Whether the request of ``settings`` is the one that is probed with already."""
@@ -406,5 +359,5 @@ class Prober:
         if state.verdict is Verdict.STALLED:
             self._progress.stalled()
         level = logging.INFO if state.verdict in (Verdict.GENERATING, Verdict.BUSY) else logging.WARNING
-        logger.log(level, "Verdict %s -> %s %s", before.verdict, state.verdict, state.message)
+        logger.log(level, "Verdict %s -> %s %s %s", before.verdict, state.verdict, self._name, state.message)
         self._publish()

@@ -1,4 +1,4 @@
-"""What the engine's scheduler does, as vLLM's stat logger hands it over, once an engine step.
+"""What each engine core's scheduler does, as vLLM's stat logger hands it over, once an engine step.
 
 Read by the prober to tell busy from stalled: a probe's timeout alone cannot. Filled in the worker's main
 process only (``vllm.stat_logger_plugins`` runs there), on the event loop's thread.
@@ -11,7 +11,7 @@ from typing import Final
 
 from .verdict import CRITICAL_STEPS, ProgressSeen
 
-__all__ = ["PROBE_PREFIX", "PROGRESS", "Progress"]
+__all__ = ["PROBE_PREFIX", "PROGRESS", "EngineProgress", "Progress"]
 
 PROBE_PREFIX: Final = "vllmendpoint-probe-"
 """Start of a probe's request id, so that our own probes do not count as user traffic."""
@@ -21,7 +21,7 @@ RECENT_SECONDS: Final = 60
 
 
 class Progress:
-    """Tokens scheduled, steps and finished user requests. Times in seconds, monotonic."""
+    """Tokens scheduled, steps and finished user requests of one rank. Times in seconds, monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -29,8 +29,6 @@ class Progress:
         # The longest step of each second that had one: an engine takes too many steps to keep them all.
         self._longest: deque[tuple[int, float]] = deque(maxlen=RECENT_SECONDS + 1)
         self._stalled_at: float | None = None
-        self.attached = False
-        """vLLM has made our stat logger. Without it every timeout would look like a stall."""
         self.tokens_scheduled = 0
         self.users_finished = 0
         """User requests that the engine finished (not aborted, not errors, not our probes)."""
@@ -77,5 +75,34 @@ class Progress:
         self._longest.clear()
 
 
-PROGRESS: Final = Progress()
-"""The process's own: vLLM makes the stat logger itself, from an entry point, so it cannot be handed one."""
+class EngineProgress:
+    """The progress of every data-parallel rank. vLLM makes one stat logger for each rank that it manages."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ranks: dict[int, Progress] = {}
+
+    def attach(self, rank: int) -> None:
+        """vLLM has made the rank's stat logger. Without it every timeout would look like a stall."""
+        self._ranks.setdefault(rank, Progress(self._clock))
+
+    @property
+    def ranks(self) -> list[int]:
+        """In order; empty before the engine is made."""
+        return sorted(self._ranks)
+
+    @property
+    def named(self) -> list[int | None]:
+        """The ranks as a request names them: None where there is one only, which needs no name."""
+        return [*self.ranks] if len(self._ranks) > 1 else [None for _ in self._ranks]
+
+    def rank(self, rank: int) -> Progress:
+        return self._ranks[rank]
+
+    def forget_steps(self) -> None:
+        for progress in self._ranks.values():
+            progress.forget_steps()
+
+
+PROGRESS: Final = EngineProgress()
+"""The process's own: vLLM makes the stat loggers itself, from an entry point; none can be handed to them."""

@@ -7,6 +7,7 @@ from vllmendpoint_api import Mode, PingReport, PingState, ProbeReport, Verdict, 
 from .board import Board, Clock
 from .metrics import Metrics
 from .prober import Prober, ProbeResult
+from .ranks import Ranks
 from .verdict import fit_for_ping, ready
 
 __all__ = ["Publisher"]
@@ -22,7 +23,7 @@ class Publisher:
         self._board = board
         self._clock = clock
         self.metrics = Metrics(self._since_proof)
-        self.prober: Prober | None = None
+        self.prober: Prober | Ranks | None = None
         self.resolved = False
         self.warmed = False
         self.serving = False
@@ -79,6 +80,7 @@ class Publisher:
                 last_proof_of_life=self._clock.wall_of(proof) if proof is not None else None,
             ),
             last_probe=self.probe_report(prober.last) if prober.last is not None else None,
+            ranks=prober.report(),
             ready=is_ready,
             why_not_ready=why,
         )

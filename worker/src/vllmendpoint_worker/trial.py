@@ -6,19 +6,27 @@ every replica out of service. A timeout or a dead engine says nothing of the pay
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from vllmendpoint_api import Mode, Outcome
 
-from .prober import Prober, ProbeResult, ProbeSettings
+from .board import Clock
+from .prober import Engine, Prober, ProbeResult, ProbeSettings, ask
+from .ranks import Ranks
 from .refusals import Refusal
 
-__all__ = ["Answered", "Ask", "Reads", "answered", "tried"]
+__all__ = ["Answered", "Ask", "Reads", "answered", "tried", "warm_up"]
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_SECONDS: Final = 600.0
+"""Bound on one warm-up request: the first with a temperature compiles the sampler (14-30 s without a GPU)."""
 
 RETRY_SECONDS: Final = 1.0
 """A trial without an answer is repeated after so long, or the probe's timeout if that is longer."""
@@ -40,7 +48,7 @@ class _Error:
 
 
 async def answered(
-    prober: Prober,
+    prober: Prober | Ranks,
     settings: ProbeSettings,
     reads: Reads,
     changed: Callable[[], Awaitable[None]],
@@ -67,6 +75,39 @@ async def answered(
             await asyncio.wait_for(changed(), max(RETRY_SECONDS, settings.rules.timeout))
             return False
     return True
+
+
+async def warm_up(
+    engines: Sequence[Engine],
+    question: Mapping[str, Any],
+    other: Mapping[str, Any] | None,
+    *,
+    minimal: Callable[[], Awaitable[Mapping[str, Any]]],
+    reads: Reads,
+    clock: Clock,
+) -> Refusal | None:
+    """Ask the first question of all, of every rank, so that no user pays for the compilation.
+
+    ``other``: the same with sampling the other way round; ``minimal``: a question that is known to be good.
+    Returns the refusal where vLLM refuses the question.
+    """
+
+    async def asked(engine: Engine, request: Mapping[str, Any]) -> ProbeResult:
+        result = await ask(engine, request, WARM_UP_SECONDS, clock)
+        logger.info("Warm-up: %s in %.2f s", result.outcome, result.latency)
+        return result
+
+    async def control() -> ProbeResult:
+        return await asked(engines[0], await minimal())
+
+    answer = await tried(partial(asked, engines[0], question), control, reads)
+    if isinstance(answer, Refusal):
+        return answer
+    rest = [(engine, question) for engine in engines[1:]]
+    rest += [(engine, other) for engine in engines if other is not None]
+    for engine, request in rest:
+        await asked(engine, request)
+    return None
 
 
 async def tried(ask: Ask, control: Ask, reads: Reads) -> Answered | Refusal:

@@ -113,6 +113,10 @@ class State:
     wrong: str = ""
     """The sentence that made it Failing for unexpected answers, until a probe is complete again."""
 
+    def renamed(self, message: str) -> "State":
+        """With another message."""
+        return replace(self, message=message)
+
     @staticmethod
     def start(at: float) -> "State":
         return State(Verdict.STARTING, at, "Starting", "No probe has ended yet.")

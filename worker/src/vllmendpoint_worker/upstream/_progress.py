@@ -16,12 +16,12 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
     """vLLM's ``vllm.stat_logger_plugins`` entry point, loaded where the engine client is.
 
     Hands over the tokens of each step (``--enable-logging-iteration-details``) and the requests that
-    ended.
+    ended. One is made for each data-parallel rank.
     """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        del vllm_config, engine_index
-        PROGRESS.attached = True
+        del vllm_config
+        PROGRESS.attach(engine_index)
 
     def record(
         self,
@@ -30,17 +30,18 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        del mm_cache_stats, engine_idx
+        del mm_cache_stats
+        progress = PROGRESS.rank(engine_idx)
         details = scheduler_stats.iteration_details if scheduler_stats is not None else None
         if details is not None and not details.is_dummy:
             tokens = (
                 details.num_ctx_tokens + details.num_generation_tokens + details.num_encoder_output_tokens
             )
-            PROGRESS.step(tokens, details.elapsed_ms / 1000.0)
+            progress.step(tokens, details.elapsed_ms / 1000.0)
             # vLLM's own logger comes after us, and would log a line for every engine step.
             scheduler_stats.iteration_details = None
         if iteration_stats is not None and iteration_stats.finished_requests:
-            PROGRESS.finished(
+            progress.finished(
                 (request.request_id or "", request.finish_reason in _ENDED_WELL)
                 for request in iteration_stats.finished_requests
             )

@@ -21,6 +21,7 @@ from dynamo.vllm.worker_factory import WorkerFactory
 from prometheus_client import CollectorRegistry
 
 from ._arguments import Arguments
+from ._ranks import OneRank, RankedClient
 
 __all__ = ["HEALTH_CHECK_KEY", "Gate", "Hooks", "Shutdown", "WorkerEngine", "grace_seconds", "serve"]
 
@@ -172,6 +173,7 @@ class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
         handler = EmbeddingWorkerHandler(
             runtime=runtime, engine=client, config=config, shutdown_event=shutdown_event
         )
+        handler.engine_client = RankedClient(client)
         self._engine.use(handler)
         self.setup_metrics_collection(config, endpoint, logger)
         try:
@@ -295,6 +297,10 @@ class WorkerEngine:
             copy.deepcopy(dict(request)), Context(id=request_id)
         )
         return stream
+
+    def rank(self, rank: int | None) -> "WorkerEngine | OneRank":
+        """The engine as one of its data-parallel ranks; None: it has one only."""
+        return self if rank is None else OneRank(self, rank)
 
     def in_flight(self) -> int:
         return int(self.client.get_num_unfinished_requests()) if self.client is not None else 0
