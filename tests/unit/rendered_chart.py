@@ -77,6 +77,7 @@ ALL_SET: Object = {
     "topologySpreadConstraints": [
         {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
     ],
+    "openshift": True,
     "podSecurityContext": {"runAsNonRoot": True, "fsGroup": 7},
     "securityContext": {"privileged": False},
     "service": {"annotations": {"on-service": "1"}},
@@ -86,6 +87,7 @@ ALL_SET: Object = {
     "networkPolicy": {
         "enabled": True,
         "metricsFrom": [{"namespaceSelector": {}}],
+        "additionalIngress": [{"ports": [{"port": 15008}]}],
         "egress": [{"ports": [{"port": 443}]}],
     },
 }

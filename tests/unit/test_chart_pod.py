@@ -1,7 +1,24 @@
 """The operator's pod as the chart makes it: its configuration, its images, every value set and empty."""
 
+import json
+from typing import Any
+
 import pytest
-from rendered_chart import ALL_SET, NAME, VALUES, Object, container, env, kinds_of, one, template
+from rendered_chart import (
+    ALL_SET,
+    CHART,
+    HELMS,
+    NAME,
+    VALUES,
+    Object,
+    container,
+    env,
+    kinds_of,
+    one,
+    parse,
+    run_helm,
+    template,
+)
 
 from vllmendpoint_operator.settings import Settings
 
@@ -17,6 +34,10 @@ def test_environment_is_the_operators(values: Object, monkeypatch: pytest.Monkey
     settings = Settings(_cli_parse_args=[str(item) for item in container(docs).get("args", [])])
     pod = one(docs, "Deployment")["spec"]["template"]["metadata"]["labels"]
     options = settings.options
+    assert options.fixed_user is (values.get("openshift") is not True)
+    assert len(options.additional_ingress) == len(
+        values.get("networkPolicy", {}).get("additionalIngress", ())
+    )
     assert options.operator_labels.items() <= pod.items()
     assert one(docs, "Deployment")["spec"]["selector"]["matchLabels"] == options.operator_labels
     assert options.operator_namespace == "ops"
@@ -160,6 +181,71 @@ def test_everything_empty_is_left_out() -> None:
     off = {"ServiceAccount", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor", "PrometheusRule"}
     assert not kinds_of(docs) & off
     assert "NetworkPolicy" not in kinds_of(template())
+
+
+SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize(
+    ("values", "api", "found"),
+    [
+        ({}, (), False),
+        ({}, ("security.openshift.io/v1",), True),
+        ({}, ("security.openshift.io/v2",), False),
+        ({"openshift": True}, (), True),
+        ({"openshift": False}, ("security.openshift.io/v1",), False),
+    ],
+)
+def test_on_openshift_pods_name_no_user(
+    program: str, values: Object, api: tuple[str, ...], found: bool
+) -> None:
+    versions = [argument for version in api for argument in ("--api-versions", version)]
+    docs = parse(run_helm("template", "r", str(CHART), *versions, program=program, values=values))
+    user = {} if found else {"runAsUser": 65532, "runAsGroup": 65532}
+    for pod in (one(docs, "Deployment")["spec"]["template"]["spec"], one(docs, "Pod")["spec"]):
+        assert pod["securityContext"] == SECURITY | user
+    assert env(docs)["VLLMENDPOINT_FIXED_USER"] == ("false" if found else "true")
+
+
+def test_on_openshift_a_user_of_ones_own_stays() -> None:
+    own = {"runAsUser": 1000700000, "runAsGroup": None, "fsGroup": 1000700000}
+    docs = template({"openshift": True, "podSecurityContext": own})
+    context = one(docs, "Deployment")["spec"]["template"]["spec"]["securityContext"]
+    assert context == SECURITY | {"runAsUser": 1000700000, "fsGroup": 1000700000}
+
+
+def test_additional_ingress_reaches_the_operator_and_its_own_policy() -> None:
+    rules = [
+        {"ports": [{"port": 15008}]},
+        {"from": [{"ipBlock": {"cidr": "169.254.7.127/32", "except": []}}, {"podSelector": {}}]},
+    ]
+    for enabled in (False, True):
+        docs = template({"networkPolicy": {"enabled": enabled, "additionalIngress": rules}})
+        assert json.loads(env(docs)["VLLMENDPOINT_ADDITIONAL_INGRESS"]) == rules
+        if enabled:
+            assert one(docs, "NetworkPolicy")["spec"]["ingress"][2:] == rules
+    assert len(one(template({"networkPolicy": {"enabled": True}}), "NetworkPolicy")["spec"]["ingress"]) == 2
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"from": []},
+        {"to": []},
+        {"ports": [{"port": 0}]},
+        {"ports": [{"port": 1, "protocol": "HTTP"}]},
+        {"from": [{}]},
+        {"from": [{"ipBlock": {"cidr": "10.0.0.1"}}]},
+        {"from": [{"podSelector": {"matchLabels": {"a": 1}}}]},
+        "x",
+    ],
+    ids=str,
+)
+def test_additional_ingress_that_is_none_is_refused(rule: Any) -> None:
+    with pytest.raises(AssertionError, match="additionalIngress"):
+        template({"networkPolicy": {"additionalIngress": [rule]}})
 
 
 def test_names_fit_whatever_the_release_is_called() -> None:

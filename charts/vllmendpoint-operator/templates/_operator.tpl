@@ -12,6 +12,10 @@
   value: "app.kubernetes.io/name={{ include "vllmendpoint.name" . }},app.kubernetes.io/instance={{ .Release.Name }}"
 - name: VLLMENDPOINT_WORKER_IMAGE
   value: {{ include "vllmendpoint.image" (dict "image" .Values.worker.image "root" .) | quote }}
+- name: VLLMENDPOINT_FIXED_USER
+  value: {{ include "vllmendpoint.openshift" . | empty | quote }}
+- name: VLLMENDPOINT_ADDITIONAL_INGRESS
+  value: {{ default list .Values.networkPolicy.additionalIngress | toJson | quote }}
 - name: VLLMENDPOINT_WORKER_ROLE_KIND
   value: {{ empty .Values.watchNamespaces | ternary "ClusterRole" "Role" | quote }}
 - name: VLLMENDPOINT_WORKER_ROLE_NAME
@@ -37,6 +41,8 @@ VLLMENDPOINT_NAMESPACE: use helm's --namespace
 VLLMENDPOINT_NAMESPACES: use the value watchNamespaces
 VLLMENDPOINT_POD_LABELS: use the value nameOverride
 VLLMENDPOINT_WORKER_IMAGE: use the value worker.image
+VLLMENDPOINT_FIXED_USER: use the value openshift
+VLLMENDPOINT_ADDITIONAL_INGRESS: use the value networkPolicy.additionalIngress
 VLLMENDPOINT_WORKER_ROLE_KIND: use the value watchNamespaces
 VLLMENDPOINT_WORKER_ROLE_NAME: use the value fullnameOverride
 VLLMENDPOINT_LEASE_NAME: use the value fullnameOverride
@@ -45,6 +51,30 @@ VLLMENDPOINT_WORKERS: use the value concurrency
 VLLMENDPOINT_RESYNC_SECONDS: use the value resyncSeconds
 VLLMENDPOINT_LOG_LEVEL: use the value log.level
 VLLMENDPOINT_LOG_FORMAT: use the value log.format
+{{- end }}
+
+{{/* "true", or nothing. */}}
+{{- define "vllmendpoint.openshift" -}}
+{{- $found := .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+{{- if eq (toString .Values.openshift) "auto" | ternary $found (eq (toString .Values.openshift) "true") -}}
+true
+{{- end -}}
+{{- end }}
+
+{{/* OpenShift assigns user and groups; 65532 is not among those of any namespace. */}}
+{{- define "vllmendpoint.podSecurityContext" -}}
+{{- $context := deepCopy (default dict .Values.podSecurityContext) -}}
+{{- if include "vllmendpoint.openshift" . -}}
+{{- range $field := list "runAsUser" "runAsGroup" -}}
+{{- if eq (toString (get $context $field)) "65532" -}}
+{{- $_ := unset $context $field -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with $context -}}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end }}
 
 {{/* Fails for an item of a list that the chart sets itself, or that a list has twice: server-side apply, by which Helm 4

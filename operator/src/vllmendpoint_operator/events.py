@@ -22,7 +22,7 @@ from .edits import Edit, advice
 from .model import Endpoint
 from .status.conditions import timestamp
 
-__all__ = ["Transition", "edited", "event", "handlers_changed", "transitions", "warned"]
+__all__ = ["Transition", "edited", "event", "handlers_changed", "nulls_lost", "transitions", "warned"]
 
 _ON_THE_WAY: Final = frozenset(
     {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
@@ -88,6 +88,10 @@ def warned(texts: Iterable[str]) -> list[Transition]:
     return [
         Transition("Warning", "APIServerWarning", f"the API server warns of the {text}") for text in texts
     ]
+
+
+def nulls_lost(texts: Iterable[str]) -> list[Transition]:
+    return [Transition("Warning", "PodTemplateNull", text) for text in texts]
 
 
 def edited(edits: Iterable[Edit]) -> list[Transition]:

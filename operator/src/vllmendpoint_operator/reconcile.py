@@ -15,7 +15,7 @@ from .apply import Applied, apply_plan, apply_scaling
 from .cache import Cache, Key
 from .endpoints import Endpoints
 from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError, Throttled
-from .events import Transition, edited, event, handlers_changed, transitions, warned
+from .events import Transition, edited, event, handlers_changed, nulls_lost, transitions, warned
 from .kinds import ENDPOINT, EVENT
 from .kube import FIELD_MANAGER, Kube, Object
 from .metrics import Metrics
@@ -23,6 +23,7 @@ from .model import Endpoint, Observed
 from .observe import Observer, Workload
 from .pacing import STEP_SECONDS, Pace, presses
 from .plan import Options, Plan, plan, scaling
+from .plan.lost_nulls import lost_nulls
 from .reports import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
 from .salvage import salvage
 from .status import invalid_status, status, unread_status
@@ -121,7 +122,9 @@ class Reconciler:
         scaled = problem is None or hopeless or await self._scale(endpoint, observed, done)
         if done.writes:
             observed = await self._again(endpoint)
-        await self._tell(endpoint, [*warned(done.warnings), *edited(done.edits)])
+        new_pods = planned is not None and planned.verify and done.writes
+        lost = lost_nulls(obj["metadata"].get("annotations") or {}, obj["spec"]) if new_pods else []
+        await self._tell(endpoint, [*warned(done.warnings), *edited(done.edits), *nulls_lost(lost)])
         if isinstance(problem, KubeError):
             self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
             if self._failures[endpoint.key] >= _TOLD_FAILURES:

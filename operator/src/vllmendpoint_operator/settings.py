@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .ingress import IngressRule
 from .plan import Options
 
 __all__ = ["Settings"]
@@ -37,6 +38,14 @@ class Settings(BaseSettings):
         NoDecode,
         Field(description="Labels of the operator's pods, as key=value,...: they may reach the report port."),
     ] = "app.kubernetes.io/name=vllmendpoint-operator"
+    additional_ingress: Annotated[
+        list[IngressRule],
+        Field(description="NetworkPolicyIngressRules for the pods of every endpoint, as JSON."),
+    ] = []
+    fixed_user: Annotated[
+        bool,
+        Field(description="Whether pods name their user and groups. False for OpenShift's restricted-v2."),
+    ] = True
     worker_role_kind: Annotated[
         Literal["ClusterRole", "Role"], Field(description="Kind of the role of workers and frontends.")
     ] = "ClusterRole"
@@ -77,4 +86,6 @@ class Settings(BaseSettings):
             role_name=self.worker_role_name,
             operator_namespace=self.namespace,
             operator_labels=labels,
+            additional_ingress=tuple(rule.wire() for rule in self.additional_ingress),
+            fixed_user=self.fixed_user,
         )

@@ -56,8 +56,14 @@ def test_everything_at_once_is_valid(installed: Cluster) -> None:
     """All but what needs the Prometheus operator: the API server knows every field."""
     values = {
         "replicas": 2,
+        "openshift": True,
         "commonLabels": {"team": "ml"},
-        "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {}}], "egress": [{}]},
+        "networkPolicy": {
+            "enabled": True,
+            "metricsFrom": [{"namespaceSelector": {}}],
+            "additionalIngress": [{"ports": [{"port": 15008}]}],
+            "egress": [{}],
+        },
         "extraEnv": [{"name": "A", "value": "b"}],
         "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
         "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],

@@ -87,7 +87,8 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         main["resources"] = found
     pod: dict[str, Any] = {
         "serviceAccountName": frontend_name(endpoint),
-        "securityContext": pod_security(),
+        "automountServiceAccountToken": True,
+        "securityContext": pod_security(options),
         "enableServiceLinks": False,
         "containers": [main],
         "volumes": [{"name": "tmp", "emptyDir": {}}],

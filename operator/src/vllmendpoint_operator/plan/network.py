@@ -48,7 +48,8 @@ def _service(
 
 
 def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any]]:
-    """Serving ports are open; Dynamo's own only to this endpoint's pods; reports only to the operator.
+    """Serving ports are open; Dynamo's own only to this endpoint's pods; reports only to the operator. The
+    chart's additional rules open more.
 
     The kubelet reaches the pods of its node whatever a policy says.
     """
@@ -74,6 +75,7 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
                 {"ports": [_port(names.SAGEMAKER_PORT)]},
                 {"from": [peers], "ports": [_port(names.SYSTEM_PORT), dynamo]},
                 {"from": [operator], "ports": [_port(names.REPORT_PORT)]},
+                *options.additional_ingress,
             ],
         )
     ]
@@ -83,7 +85,11 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
                 endpoint,
                 frontend_name(endpoint),
                 FRONTEND,
-                [{"ports": [_port(names.FRONTEND_PORT)]}, {"from": [peers], "ports": [dynamo]}],
+                [
+                    {"ports": [_port(names.FRONTEND_PORT)]},
+                    {"from": [peers], "ports": [dynamo]},
+                    *options.additional_ingress,
+                ],
             )
         )
     return policies

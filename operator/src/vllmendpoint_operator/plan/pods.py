@@ -17,6 +17,7 @@ from vllmendpoint_api import Resources, names
 from vllmendpoint_operator.model import Endpoint, Pod
 
 from .configuration import digest
+from .options import Options
 
 __all__ = [
     "FRONTEND",
@@ -109,13 +110,12 @@ def dynamo_labels(endpoint: Endpoint, component: str) -> dict[str, str]:
     }
 
 
-def pod_security() -> dict[str, Any]:
+def pod_security(options: Options) -> dict[str, Any]:
     """Pod Security "restricted"."""
+    fixed = ("runAsUser", "runAsGroup", "fsGroup") if options.fixed_user else ()
     return {
         "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
-        "fsGroup": _USER,
+        **dict.fromkeys(fixed, _USER),
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }

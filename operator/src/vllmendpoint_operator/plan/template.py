@@ -5,12 +5,15 @@ there is replaced whole, as ``kubectl patch`` does.
 """
 
 import copy
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from vllmendpoint_api import Reason, names, owned_env
 from vllmendpoint_operator.errors import PlanError
 
 __all__ = ["customised", "strategic_merge"]
+
+_TOKEN_DIR: Final = PurePosixPath("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _CONTAINER: Final[dict[str, Any]] = {
     "env": "name",
@@ -174,6 +177,7 @@ def customised(rendered: dict[str, Any], patch: dict[str, Any] | None, field: st
         if merged.get("metadata", {}).get("labels", {}).get(name) != value:
             raise _refused(field, f"metadata.labels: {name} is set by the operator; remove it")
     _check_main(_main(rendered), _main(merged), field)
+    _check_token(rendered, merged, field)
     if merged["spec"].get("serviceAccountName") != rendered["spec"].get("serviceAccountName"):
         instead = "use worker.serviceAccountName" if field == "worker.podTemplate" else "remove it"
         raise _refused(field, f"spec.serviceAccountName is set by the operator; {instead}")
@@ -190,6 +194,22 @@ def _check_main(before: dict[str, Any] | None, after: dict[str, Any] | None, fie
     for part in ("command", "args"):
         if after.get(part) != before.get(part):
             raise _refused(field, f"container main: {part} is set by the operator; use engine.args")
+
+
+def _check_token(before: dict[str, Any], after: dict[str, Any], field: str) -> None:
+    """Dynamo finds the other pods through the API server, with the account's token."""
+    automount = before["spec"].get("automountServiceAccountToken")
+    if after["spec"].get("automountServiceAccountToken") == automount:
+        return
+    mounts = (_main(after) or {}).get("volumeMounts") or []
+    paths = [PurePosixPath(str(mount.get("mountPath"))) for mount in mounts if isinstance(mount, dict)]
+    if not any(_TOKEN_DIR.is_relative_to(path) for path in paths if path.is_absolute()):
+        raise _refused(
+            field,
+            "spec.automountServiceAccountToken must be true, because Dynamo finds the endpoint's pods "
+            f"through the API server; remove it, or mount a projected "
+            f"serviceAccountToken at {_TOKEN_DIR} in main",
+        )
 
 
 def _owned(container: dict[str, Any]) -> dict[str, Any]:

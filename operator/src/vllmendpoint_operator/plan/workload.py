@@ -163,7 +163,8 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
 
     pod: dict[str, Any] = {
         "serviceAccountName": account_name(endpoint),
-        "securityContext": pod_security(),
+        "automountServiceAccountToken": True,
+        "securityContext": pod_security(options),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "enableServiceLinks": False,
         "containers": [main],

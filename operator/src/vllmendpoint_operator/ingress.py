@@ -1,0 +1,97 @@
+"""A NetworkPolicyIngressRule of the Kubernetes API, checked before an API server sees it."""
+
+from ipaddress import ip_network
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["IngressRule"]
+
+
+def _network(text: str) -> str:
+    ip_network(text, strict=False)
+    if "/" not in text:
+        raise ValueError("must be a CIDR, such as 169.254.7.127/32")
+    return text
+
+
+_Cidr = Annotated[str, AfterValidator(_network)]
+_Port = Annotated[int, Field(ge=1, le=65_535)]
+_PortName = Annotated[str, Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=15)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def wire(self) -> dict[str, Any]:
+        """As the API server stores it, so that it compares equal."""
+        found: dict[str, Any] = _stored(self.model_dump(by_alias=True, exclude_none=True))
+        return found
+
+
+def _stored(value: Any) -> Any:
+    """Without what is empty, but for an empty selector, which selects everything."""
+    if isinstance(value, dict):
+        stored = {key: _stored(inner) for key, inner in value.items()}
+        return {
+            key: inner for key, inner in stored.items() if key.endswith("Selector") or inner not in ([], {})
+        }
+    if isinstance(value, list | tuple):
+        return [_stored(item) for item in value]
+    return value
+
+
+class _Expression(_Model):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[str] = []
+
+
+class _Selector(_Model):
+    match_labels: Annotated[dict[str, str], Field(alias="matchLabels")] = {}
+    match_expressions: Annotated[list[_Expression], Field(alias="matchExpressions")] = []
+
+
+class _IpBlock(_Model):
+    cidr: _Cidr
+    excluded: Annotated[list[_Cidr], Field(alias="except")] = []
+
+
+class _Peer(_Model):
+    ip_block: Annotated[_IpBlock | None, Field(alias="ipBlock")] = None
+    namespace_selector: Annotated[_Selector | None, Field(alias="namespaceSelector")] = None
+    pod_selector: Annotated[_Selector | None, Field(alias="podSelector")] = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "_Peer":
+        selectors = self.namespace_selector, self.pod_selector
+        if (self.ip_block is None) == (selectors == (None, None)):
+            raise ValueError("needs either ipBlock, or namespaceSelector and podSelector or one of the two")
+        return self
+
+
+class _PolicyPort(_Model):
+    port: _Port | Annotated[str, Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=15)] | None = (
+        None
+    )
+    end_port: Annotated[_Port | None, Field(alias="endPort")] = None
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+    @model_validator(mode="after")
+    def _range(self) -> "_PolicyPort":
+        if self.end_port is not None and not (isinstance(self.port, int) and self.port <= self.end_port):
+            raise ValueError("endPort needs a port that is a number and not larger")
+        return self
+
+
+class IngressRule(_Model):
+    """Peers and ports; what a rule does not name it does not restrict."""
+
+    peers: Annotated[list[_Peer], Field(alias="from")] = []
+    ports: list[_PolicyPort] = []
+
+    @model_validator(mode="after")
+    def _restricts(self) -> "IngressRule":
+        if not self.peers and not self.ports:
+            raise ValueError("needs from or ports: without both it opens every port to everyone")
+        return self

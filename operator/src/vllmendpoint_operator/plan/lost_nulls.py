@@ -1,0 +1,47 @@
+"""Nulls of a podTemplate that never arrived: ``kubectl apply`` sends a merge patch, in which null deletes."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+__all__ = ["lost_nulls"]
+
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def lost_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> list[str]:
+    """A sentence for each podTemplate whose user wrote nulls that ``spec`` does not have."""
+    try:
+        written = json.loads(annotations.get(_LAST_APPLIED, "{}"))["spec"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    found = []
+    for part in ("worker", "frontend"):
+        theirs, ours = (_get(_get(each, part), "podTemplate") for each in (written, spec))
+        paths = [path for path in _nulls(theirs, ours) if path]
+        if paths:
+            named = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+            found.append(
+                f"{part}.podTemplate: kubectl apply does not send null, so {named} has no effect. "
+                "Use $patch: delete, $patch: replace or $retainKeys."
+            )
+    return found
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _nulls(written: Any, live: Any, path: str = "") -> Iterator[str]:
+    if isinstance(written, dict):
+        for key, value in written.items():
+            where = f"{path}.{key}" if path else key
+            if value is None:
+                if not (isinstance(live, dict) and key in live):
+                    yield where
+            else:
+                yield from _nulls(value, _get(live, key), where)
+    elif isinstance(written, list):
+        items = live if isinstance(live, list) else []
+        for index, value in enumerate(written):
+            yield from _nulls(value, items[index] if index < len(items) else None, f"{path}[{index}]")

@@ -1,0 +1,74 @@
+"""What a podTemplate takes away is taken away with every client, and stays so however often it is applied."""
+
+import json
+
+import pytest
+
+DELETING = {
+    # All fields of the operator's are gone but those that are named.
+    "retain": {"$retainKeys": ["runAsNonRoot", "seccompProfile"]},
+    "replace": {"$patch": "replace", "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+}
+KEPT = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+CLIENTS = (
+    ("apply",),
+    ("apply", "--server-side", "--force-conflicts"),
+    ("replace", "--force=false"),
+)
+
+
+def manifest(name, security):
+    main = {"name": "main", "env": [{"name": "HF_HOME", "$patch": "delete"}]}
+    volumes = [{"name": "shm", "$patch": "delete"}]
+    mounts = [{"mountPath": "/dev/shm", "$patch": "delete"}]
+    template = {
+        "spec": {
+            "securityContext": security,
+            "containers": [{**main, "volumeMounts": mounts}],
+            "volumes": volumes,
+        }
+    }
+    return json.dumps(
+        {
+            "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
+            "kind": "VLLMEndpoint",
+            "metadata": {"name": name, "namespace": "shared"},
+            "spec": {"model": {"uri": "file:///m"}, "worker": {"podTemplate": template}},
+        }
+    )
+
+
+@pytest.mark.parametrize("security", DELETING.values(), ids=DELETING)
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda words: "-".join(words[:2]).strip("-"))
+def test_directives_work_with_every_client(shared, space, api, until, client, security):
+    endpoint = space()
+    text = manifest(endpoint.name, security)
+    api.kubectl(*(("create",) if client[0] == "replace" else client), "-f", "-", text=text)
+    deployment = until(lambda: endpoint.child("Deployment", "-workers"), "the workers' Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (main,) = pod["containers"]
+    assert pod["securityContext"] == KEPT
+    assert "shm" not in [volume["name"] for volume in pod["volumes"]]
+    assert "HF_HOME" not in [item["name"] for item in main["env"]]
+    for again in (client, client):
+        api.kubectl(*again, "-f", "-", text=text)
+    assert endpoint.get()["metadata"]["generation"] == 1
+    endpoint.patch(spec={"replicas": 2})
+    until(lambda: endpoint.child("Deployment", "-workers")["spec"]["replicas"] == 2, "2 replicas")
+    assert endpoint.child("Deployment", "-workers")["spec"]["template"] == deployment["spec"]["template"]
+
+
+def test_a_null_is_lost_by_apply_and_an_event_says_so(shared, space, api, until):
+    endpoint = space()
+    text = manifest(endpoint.name, {"runAsUser": None})
+    api.kubectl("apply", "-f", "-", text=text)
+    endpoint.until_told("PodTemplateNull")
+    (event,) = endpoint.events("PodTemplateNull")
+    assert "so spec.securityContext.runAsUser has no effect. Use $patch" in event["message"]
+    pod = endpoint.child("Deployment", "-workers")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsUser"] == 1000
+    server_side = space()
+    api.kubectl("apply", "--server-side", "-f", "-", text=manifest(server_side.name, {"runAsUser": None}))
+    deployment = until(lambda: server_side.child("Deployment", "-workers"), "the workers' Deployment")
+    assert "runAsUser" not in deployment["spec"]["template"]["spec"]["securityContext"]
+    assert server_side.events("PodTemplateNull") == []

@@ -1,0 +1,90 @@
+"""Ingress that the chart's administrator opens in every endpoint's policies."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from vllmendpoint_operator.settings import Settings
+
+MESH = {"ports": [{"port": 15008, "protocol": "TCP"}]}
+PROBES = {"from": [{"ipBlock": {"cidr": "169.254.7.127/32"}}]}
+
+
+def settings(*rules):
+    return Settings(_cli_parse_args=["--worker-image=x", f"--additional-ingress={json.dumps(rules)}"])
+
+
+def policies(planned):
+    return {c["metadata"]["name"]: c["spec"] for c in planned.children if c["kind"] == "NetworkPolicy"}
+
+
+def test_rules_are_appended_to_every_policy_and_touch_no_pod(make_endpoint, make_plan, living):
+    before = make_plan(make_endpoint())
+    after = make_plan(make_endpoint(), living(before), additional_ingress=(MESH, PROBES))
+    assert policies(after).keys() == {"smollm-workers", "smollm-frontend"}
+    for name, spec in policies(after).items():
+        assert spec["ingress"] == [*policies(before)[name]["ingress"], MESH, PROBES]
+        assert spec["policyTypes"] == ["Ingress"]
+    assert after.revision == before.revision
+    assert not after.revision.upgrade_available
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"ports": [{"port": 15008}]}, MESH),
+        ({"ports": [{"port": "report"}]}, {"ports": [{"port": "report", "protocol": "TCP"}]}),
+        (
+            {"ports": [{"port": 1, "endPort": 9, "protocol": "UDP"}]},
+            {"ports": [{"port": 1, "endPort": 9, "protocol": "UDP"}]},
+        ),
+        (PROBES, PROBES),
+        (
+            {"from": [{"ipBlock": {"cidr": "fd00::/8", "except": []}}], "ports": []},
+            {"from": [{"ipBlock": {"cidr": "fd00::/8"}}]},
+        ),
+        ({"from": [{"namespaceSelector": {}}]}, {"from": [{"namespaceSelector": {}}]}),
+        (
+            {"from": [{"podSelector": {"matchLabels": {}, "matchExpressions": []}}]},
+            {"from": [{"podSelector": {}}]},
+        ),
+        (
+            {"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]},
+            {"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]},
+        ),
+    ],
+)
+def test_rules_are_as_the_api_server_stores_them(given, stored):
+    """Else each look at an endpoint would apply them again."""
+    assert settings(given).options.additional_ingress == (stored,)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({}, "needs from or ports"),
+        ({"from": [], "ports": []}, "needs from or ports"),
+        ({"from": [{}]}, "needs either ipBlock"),
+        ({"from": [{"ipBlock": {"cidr": "1.2.3.4/40"}}]}, "cidr"),
+        ({"from": [{"ipBlock": {"cidr": "1.2.3.4"}}]}, "must be a CIDR"),
+        ({"from": [{"ipBlock": {"cidr": "1.2.3.0/24"}, "podSelector": {}}]}, "needs either ipBlock"),
+        ({"ports": [{"port": 0}]}, "ports.0.port"),
+        ({"ports": [{"port": 70000}]}, "ports.0.port"),
+        ({"ports": [{"port": 9, "endPort": 8}]}, "endPort"),
+        ({"ports": [{"endPort": 8}]}, "endPort"),
+        ({"ports": [{"port": 1, "protocol": "HTTP"}]}, "protocol"),
+        ({"to": []}, "to"),
+        ({"from": [{"podSelector": {"matchLabels": {"a": 1}}}]}, "matchLabels"),
+    ],
+    ids=str,
+)
+def test_a_rule_that_is_none_is_refused_at_the_start(rule, told):
+    with pytest.raises(ValidationError) as refused:
+        settings(rule)
+    assert told in str(refused.value)
+
+
+def test_from_the_environment(monkeypatch):
+    monkeypatch.setenv("VLLMENDPOINT_ADDITIONAL_INGRESS", json.dumps([MESH]))
+    assert Settings(_cli_parse_args=["--worker-image=x"]).options.additional_ingress == (MESH,)
