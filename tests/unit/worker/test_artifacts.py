@@ -237,7 +237,12 @@ def test_an_archive_among_others_is_a_file(tmp_path: Path) -> None:
     [
         (packed(("../a", b"1", "f")), "leaves the folder"),
         (packed(("/etc/a", b"1", "f")), "leaves the folder"),
-        (packed(("a\nb", b"1", "f")), "leaves the folder"),
+        (packed(("a\nb", b"1", "f")), r"a name with a control character \('a.nb'\): rename the file"),
+        (packed(("a\udcff", b"1", "f")), r"a name that is not UTF-8 \('a.udcff'\): rename the file"),
+        (packed(("x" * 256, b"1", "f")), "a name longer than 255 bytes"),
+        (packed(("a", b"1", "f"), ("a/b", b"1", "f")), "'a' both as a file and as a folder"),
+        (packed(("a/b", b"1", "f"), ("a", b"1", "f")), "'a' both as a file and as a folder"),
+        (packed(("a", b"1", "f"), ("a", None, "d")), "'a' both as a file and as a folder"),
         (packed(("a", None, "/etc"), ("a/b", b"1", "f")), "a link or a device"),
         (packed((".vllmendpoint/manifest.json", b"1", "f")), "the worker's own"),
         (packed(("a", None, "d")), "without a file"),
@@ -246,7 +251,7 @@ def test_an_archive_among_others_is_a_file(tmp_path: Path) -> None:
         (b"no archive", "is damaged"),
         (gzip.compress(b"no archive" * 100), "is damaged"),
     ],
-    ids=range(10),  # an archive holds the time it was made
+    ids=range(15),  # an archive holds the time it was made
 )
 def test_bad_archives_are_refused_whole(tmp_path: Path, archive: bytes, says: str) -> None:
     bucket = Bucket()
@@ -261,11 +266,57 @@ def test_bad_archives_are_refused_whole(tmp_path: Path, archive: bytes, says: st
 # --- what a failure says
 
 
-def refusal(code: str, status: int = 400, operation: str = "ListObjectsV2") -> ClientError:
+def refusal(
+    code: str, status: int = 400, operation: str = "ListObjectsV2", message: str = "hunter2"
+) -> ClientError:
     return ClientError(
-        {"Error": {"Code": code, "Message": "hunter2"}, "ResponseMetadata": {"HTTPStatusCode": status}},
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},
         operation,
     )  # type: ignore[typeddict-item]
+
+
+KMS = "User: hunter2 is not authorized to perform: kms:Decrypt on resource: arn:aws:kms:hunter2 because"
+OLDER_KMS = "The ciphertext refers to a customer master key that does not exist hunter2"
+SSE_C = "The object was stored using a form of Server Side Encryption. The correct parameters must hunter2"
+REGION = "correct AWS_REGION or AWS_ENDPOINT_URL"
+BOTH = "allow s3:GetObject on its objects, and kms:Decrypt on their KMS key if they have one"
+
+
+def denials() -> list[tuple[ClientError, str]]:
+    """What AWS answers, with the operation and the words of its message, and what helps."""
+    get = "GetObject"
+    return [
+        (refusal("AccessDenied", 403), "(AccessDenied): allow s3:ListBucket on the bucket"),
+        (refusal("AccessDenied", 403, get), BOTH),
+        (refusal("403", 403, "HeadObject"), BOTH),
+        (refusal("AccessDenied", 403, get, KMS), "(AccessDenied): allow kms:Decrypt on the KMS key"),
+        (refusal("AccessDenied", 403, get, OLDER_KMS), "(AccessDenied): allow kms:Decrypt on the KMS key"),
+        (refusal("KMS.DisabledException", 400, get), "its KMS key cannot be used (KMS.DisabledException)"),
+        (refusal("KMS.NotFoundException", 400, get), "its KMS key cannot be used"),
+        (refusal("KMS.KMSInvalidStateException", 400, get), "its KMS key cannot be used"),
+        (
+            refusal("InvalidObjectState", 403, get),
+            "archive storage class, such as S3 Glacier (InvalidObjectS",
+        ),
+        (refusal("InvalidRequest", 400, get, SSE_C), "customer-provided key (SSE-C)"),
+        (refusal("400", 400, "HeadObject"), "customer-provided key (SSE-C)"),
+        (refusal("AuthorizationHeaderMalformed"), REGION),
+        (refusal("PermanentRedirect", 301), REGION),
+        (refusal("301", 301, "HeadObject"), REGION),
+        (refusal("IllegalLocationConstraintException"), REGION),
+        (refusal("RequestTimeTooSkewed", 403), "the clock of the pod's node is wrong (RequestTimeTooSkewed)"),
+        (refusal("AccountProblem", 403), "the AWS account may not use S3"),
+        (refusal("UnrecognizedClientException", 403), "credentials are not valid"),
+        (refusal("InvalidRange", 416, get), "changed while it was being fetched"),
+        (refusal("ThrottlingException", 400), "the store limits the requests"),
+        (refusal("KMS.ThrottlingException", 400, get), "the store limits the requests"),
+        (refusal("NotImplemented", 501), "correct AWS_ENDPOINT_URL"),
+    ]
+
+
+def test_only_what_may_be_the_region_advises_the_region() -> None:
+    for error, says in denials():
+        assert ("AWS_REGION" in explained(error).fix) == (says == REGION), error
 
 
 @pytest.mark.parametrize(
@@ -279,9 +330,12 @@ def refusal(code: str, status: int = 400, operation: str = "ListObjectsV2") -> C
         (refusal("ExpiredToken"), "credentials are not valid"),
         (refusal("AccessDenied", 403, "AssumeRoleWithWebIdentity"), "role cannot be assumed (AccessDenied)"),
         (refusal("404", 404, "HeadObject"), "changed while"),
-        (refusal("404", 404), "S3 answers 404 (HTTP 404): correct it, or AWS_ENDPOINT_URL"),
+        (refusal("404", 404), "no S3 service at the endpoint (404): correct AWS_ENDPOINT_URL"),
+        *denials(),
         (FileNotFoundError(errno.ENOENT, "hunter2", "hunter2"), "AWS_WEB_IDENTITY_TOKEN_FILE"),
-        (refusal("SlowDown", 503), "S3 answers SlowDown (HTTP 503)"),
+        (refusal("SlowDown", 503), "the store limits the requests (SlowDown): wait"),
+        (refusal("InternalError", 500), "S3 answers InternalError (HTTP 500): see the store's log"),
+        (refusal("NeverSeen"), "S3 answers NeverSeen (HTTP 400): see what the code means in the store's doc"),
         (refusal("<html>hunter2"), "an unknown error"),
         (aws.NoCredentialsError(), "no AWS credentials"),
         (aws.PartialCredentialsError(provider="env", cred_var="hunter2"), "not complete"),

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from .errors import ArtifactsError
+from .file_names import fault
 
 __all__ = ["unpack"]
 
@@ -30,7 +31,7 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
                 path = _path(member, reserved)
                 if path is None:
                     continue
-                target = folder / path
+                target = _target(folder, path, member, files)
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
                     continue
@@ -38,8 +39,8 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
                 content = tar.extractfile(member)
                 if content is None:
                     raise tarfile.ReadError("a member without content")
-                with content, target.open("wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
+                with content, target.open("wb") as written:
+                    shutil.copyfileobj(content, written, 1 << 20)
                 files[str(path)] = target.stat().st_size
             while stream.read(1 << 20):
                 pass
@@ -54,6 +55,23 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
     return files
 
 
+def _target(folder: Path, path: PurePosixPath, member: tarfile.TarInfo, files: dict[str, int]) -> Path:
+    """Where the member goes. Raises ArtifactsError where another member is in the way."""
+    target = folder / path
+    if target.is_file() if member.isdir() else target.is_dir():
+        raise _both(str(path))
+    if (file := next((str(parent) for parent in path.parents if str(parent) in files), None)) is not None:
+        raise _both(file)
+    return target
+
+
+def _both(path: str) -> ArtifactsError:
+    return ArtifactsError(
+        f"holds an archive with {ascii(path)[:128]} both as a file and as a folder",
+        "rename one of them and pack it again",
+    )
+
+
 def _damaged() -> ArtifactsError:
     return ArtifactsError("holds an archive that is damaged", "pack and upload it anew")
 
@@ -62,8 +80,10 @@ def _path(member: tarfile.TarInfo, reserved: str) -> PurePosixPath | None:
     """The member's path within the folder; None for the folder itself. Raises ArtifactsError."""
     path = PurePosixPath(member.name)
     name = ascii(member.name)[:128]
-    if path.is_absolute() or ".." in path.parts or not member.name.isprintable():
+    if path.is_absolute() or ".." in path.parts:
         raise ArtifactsError(f"holds an archive with a path that leaves the folder ({name})", "pack it anew")
+    if (wrong := fault(member.name)) is not None:
+        raise ArtifactsError(f"holds an archive with {wrong} ({name})", "rename the file and pack it again")
     if path.parts[:1] == (reserved,):
         raise ArtifactsError(f"holds an archive with a name that is the worker's own ({name})", "rename it")
     if not (member.isreg() or member.isdir()):

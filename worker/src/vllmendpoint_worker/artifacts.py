@@ -27,6 +27,7 @@ from vllmendpoint_api import PayloadSource, Problem, Reason
 
 from .archive import unpack
 from .errors import ArtifactsError
+from .file_names import fault
 from .payload import Origin
 from .s3 import Location, S3Store, Store, StoredObject, explained
 
@@ -57,22 +58,42 @@ def pause(failures: int) -> float:
 
 
 def selected(objects: Iterable[StoredObject], key: str) -> list[StoredObject]:
-    """Of the objects that begin with ``key``: the one that is called so, or those in the folder so called.
+    """Of the objects that begin with ``key``, sorted as S3 lists them: the one that is called so, or those in
+    the folder so called.
 
-    Raises ArtifactsError where there is none, or where there are too many.
+    Raises ArtifactsError where there is none, where there are too many, or where both are meant.
     """
     folder = _as_folder(key)
+    named: StoredObject | None = None
     found: list[StoredObject] = []
     for each in objects:
         if each.key == key and not key.endswith("/"):
-            return [each]
-        if each.key.startswith(folder) and not each.key.endswith("/"):  # "a/" is a console's empty folder
+            named = each
+        elif each.key.startswith(folder):
             found.append(each)
+        elif each.key > folder:
+            break
         if len(found) > MAX_OBJECTS:
             raise ArtifactsError(f"holds more than {MAX_OBJECTS} objects", "name the model's own prefix")
+    found = _without_markers(found)
+    if named is not None and named.size:
+        if found:
+            raise ArtifactsError(
+                "names both an object and a folder of objects",
+                "end it with a slash to name the folder, or rename one of the two",
+            )
+        return [named]
+    if named is not None and not found:
+        raise ArtifactsError("names an object of zero bytes", "upload the model's data, or correct it")
     if not found:
         raise ArtifactsError("names a prefix that holds no object", "upload the model's data, or correct it")
     return found
+
+
+def _without_markers(objects: list[StoredObject]) -> list[StoredObject]:
+    """Without the objects that stand for a folder: ``a/``, and an ``a`` of zero bytes beside ``a/b``."""
+    folders = {str(parent) for each in objects for parent in PurePosixPath(each.key).parents}
+    return [each for each in objects if not each.key.endswith("/") and (each.size or each.key not in folders)]
 
 
 def placed(objects: Iterable[StoredObject], key: str) -> dict[str, StoredObject]:
@@ -81,11 +102,12 @@ def placed(objects: Iterable[StoredObject], key: str) -> dict[str, StoredObject]
     for each in objects:
         path = PurePosixPath(key).name if each.key == key else each.key.removeprefix(_as_folder(key))
         parts = path.split("/")
-        unsafe = not {"", ".", ".."}.isdisjoint(parts) or parts[0] == _OWN or not path.isprintable()
-        if unsafe or any(len(part.encode()) > 255 for part in parts):
+        if not {"", ".", ".."}.isdisjoint(parts) or parts[0] == _OWN:
             raise ArtifactsError(
                 f"holds an object whose key is no path within the folder ({ascii(path)[:128]})", "rename it"
             )
+        if (wrong := fault(path)) is not None:
+            raise ArtifactsError(f"holds an object with {wrong} ({ascii(path)[:128]})", "rename it")
         paths[path] = each
     for path in paths:
         for parent in PurePosixPath(path).parents:

@@ -34,10 +34,74 @@ _TRANSFER: Final = TransferConfig(
 )
 
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden", "AccessDeniedException"})
-_BAD_CREDENTIALS: Final = re.compile(
-    "AuthorizationHeaderMalformed|ExpiredToken|ExpiredTokenException|SignatureDoesNotMatch"
-    "|Invalid(AccessKeyId|ClientTokenId|IdentityToken|Token)"
+_READING: Final = frozenset({"GetObject", "HeadObject"})
+_CHANGED: Final = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"})
+"""Of an object that was listed a moment ago."""
+_OF_THE_KEY: Final = re.compile(r"kms:|ciphertext|master key|KMS key", re.IGNORECASE)
+_OF_THE_CUSTOMER: Final = re.compile(r"server.side.encryption", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Advice:
+    codes: str
+    """Of S3, STS or KMS, and of stores that speak S3."""
+    what: str
+    fix: str
+
+
+_ADVICE: Final = (
+    _Advice(
+        "NoSuchBucket NoSuchAccessPoint InvalidBucketName",
+        "names a bucket that does not exist",
+        "create it, or name another",
+    ),
+    _Advice(
+        "ExpiredToken ExpiredTokenException SignatureDoesNotMatch InvalidAccessKeyId InvalidClientTokenId "
+        "InvalidIdentityToken InvalidToken InvalidSecurity TokenRefreshRequired UnrecognizedClientException",
+        "cannot be fetched, the AWS credentials are not valid",
+        "renew them where the pod has them from",
+    ),
+    _Advice(
+        "AuthorizationHeaderMalformed PermanentRedirect TemporaryRedirect Redirect 301 302 307 "
+        "IllegalLocationConstraintException IncorrectEndpoint",
+        "cannot be fetched, the bucket is in another region or at another endpoint",
+        "correct AWS_REGION or AWS_ENDPOINT_URL",
+    ),
+    _Advice(
+        "RequestTimeTooSkewed RequestExpired",
+        "cannot be fetched, the clock of the pod's node is wrong",
+        "synchronize it",
+    ),
+    _Advice(
+        "AccountProblem NotSignedUp",
+        "cannot be fetched, the AWS account may not use S3",
+        "see the account's billing and its sign-up for S3",
+    ),
+    _Advice(
+        "InvalidObjectState ObjectNotInActiveTierError",
+        "holds an object in an archive storage class, such as S3 Glacier",
+        "restore it, or copy it to another storage class",
+    ),
+    _Advice(
+        "KMS.DisabledException KMS.InvalidStateException KMS.KMSInvalidStateException KMS.NotFoundException "
+        "KMS.InvalidKeyUsageException KMS.KeyUnavailableException DisabledException KMSInvalidStateException",
+        "holds an object that cannot be decrypted, its KMS key cannot be used",
+        "enable or restore the key, or encrypt the objects with another one",
+    ),
+    _Advice(
+        "SlowDown Throttling ThrottlingException KMS.ThrottlingException RequestLimitExceeded 429 "
+        "TooManyRequests TooManyRequestsException BandwidthLimitExceeded RequestTimeout",
+        "cannot be fetched, the store limits the requests",
+        "wait for the next attempt, or raise the store's limits",
+    ),
+    _Advice(
+        "404 405 MethodNotAllowed NotImplemented UnsupportedOperation",
+        "cannot be fetched, there is no S3 service at the endpoint",
+        "correct AWS_ENDPOINT_URL",
+    ),
 )
+_BY_CODE: Final = {code: advice for advice in _ADVICE for code in advice.codes.split()}
+
 _UNREACHABLE: Final = (aws.ConnectionError, aws.HTTPClientError)
 
 
@@ -147,25 +211,33 @@ def _refused(error: Any) -> ArtifactsError:
             f"cannot be fetched, the service account's role cannot be assumed ({code})",
             "correct the role's trust policy, or the service account's annotation",
         )
-    if code == "NoSuchBucket":
-        return ArtifactsError("names a bucket that does not exist", "create it, or name another")
+    operation, message = str(error.operation_name), str(error.response.get("Error", {}).get("Message", ""))
     if code in _DENIED:
         return ArtifactsError(
-            f"may not be read with the worker's credentials ({code})",
-            "allow s3:ListBucket on the bucket and s3:GetObject on its objects",
+            f"may not be read with the worker's credentials ({code})", _to_allow(operation, message)
         )
-    if _BAD_CREDENTIALS.fullmatch(code):
-        return ArtifactsError(
-            f"cannot be fetched, the AWS credentials are not valid ({code})",
-            "renew them where the pod has them from",
-        )
-    reading = error.operation_name in ("GetObject", "HeadObject")
-    if reading and code in ("NoSuchKey", "404", "PreconditionFailed", "412"):
+    if operation in _READING and code in _CHANGED:
         return ArtifactsError("changed while it was being fetched", "leave it as it is for a moment")
+    if operation in _READING and (code == "400" or _OF_THE_CUSTOMER.search(message)):
+        return ArtifactsError(
+            f"holds an object that S3 does not give out ({code})",
+            "store objects that are encrypted with a customer-provided key (SSE-C) without it",
+        )
+    if (advice := _BY_CODE.get(code)) is not None:
+        return ArtifactsError(f"{advice.what} ({code})", advice.fix)
     return ArtifactsError(
         f"cannot be fetched, S3 answers {code} (HTTP {status})",
-        "see the store's log" if status >= 500 else "correct it, or AWS_ENDPOINT_URL and AWS_REGION",
+        "see the store's log" if status >= 500 else "see what the code means in the store's documentation",
     )
+
+
+def _to_allow(operation: str, message: str) -> str:
+    """What the credentials lack; a denial of KMS comes as one of the request that reads the object."""
+    if operation not in _READING:
+        return "allow s3:ListBucket on the bucket"
+    if _OF_THE_KEY.search(message):
+        return "allow kms:Decrypt on the KMS key of its objects"
+    return "allow s3:GetObject on its objects, and kms:Decrypt on their KMS key if they have one"
 
 
 def _other(error: Exception) -> ArtifactsError:
@@ -176,6 +248,8 @@ def _other(error: Exception) -> ArtifactsError:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactsError("does not fit on the disk", "give the folder of SAGEMAKER_MODEL_PATH more room")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ArtifactsError("holds a path that is too long for the disk", "give its folders shorter names")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ArtifactsError(
             "cannot be written to the folder of SAGEMAKER_MODEL_PATH",
