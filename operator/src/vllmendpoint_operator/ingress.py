@@ -71,9 +71,7 @@ class _Peer(_Model):
 
 
 class _PolicyPort(_Model):
-    port: _Port | Annotated[str, Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=15)] | None = (
-        None
-    )
+    port: _Port | _PortName | None = None
     end_port: Annotated[_Port | None, Field(alias="endPort")] = None
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
 

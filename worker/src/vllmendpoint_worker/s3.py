@@ -35,8 +35,6 @@ _TRANSFER: Final = TransferConfig(
 
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden", "AccessDeniedException"})
 _READING: Final = frozenset({"GetObject", "HeadObject"})
-_CHANGED: Final = frozenset({"NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416"})
-"""Of an object that was listed a moment ago."""
 _OF_THE_KEY: Final = re.compile(r"kms:|ciphertext|master key|KMS key", re.IGNORECASE)
 _OF_THE_CUSTOMER: Final = re.compile(r"server.side.encryption", re.IGNORECASE)
 
@@ -48,6 +46,13 @@ class _Advice:
     what: str
     fix: str
 
+
+_CHANGED: Final = _Advice(
+    "NoSuchKey 404 PreconditionFailed 412 InvalidRange 416",
+    "changed while it was being fetched",
+    "leave it as it is for a moment",
+)
+"""For an object that was listed a moment ago."""
 
 _ADVICE: Final = (
     _Advice(
@@ -216,8 +221,8 @@ def _refused(error: Any) -> ArtifactsError:
         return ArtifactsError(
             f"may not be read with the worker's credentials ({code})", _to_allow(operation, message)
         )
-    if operation in _READING and code in _CHANGED:
-        return ArtifactsError("changed while it was being fetched", "leave it as it is for a moment")
+    if operation in _READING and code in _CHANGED.codes.split():
+        return ArtifactsError(_CHANGED.what, _CHANGED.fix)
     if operation in _READING and (code == "400" or _OF_THE_CUSTOMER.search(message)):
         return ArtifactsError(
             f"holds an object that S3 does not give out ({code})",
