@@ -11,8 +11,10 @@ import warnings
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
-from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
+from vllmendpoint_api import Level, ModelType, PayloadSource, Verdict, payload_for
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
@@ -39,6 +41,8 @@ with warnings.catch_warnings():
     from vllmendpoint_worker import upstream
     from vllmendpoint_worker.arguments import clear_environment
     from vllmendpoint_worker.errors import EngineStartError
+    from vllmendpoint_worker.health_route import HealthRoute, reaches_health
+    from vllmendpoint_worker.http_app import Guard
     from vllmendpoint_worker.payload import Origin, check
     from vllmendpoint_worker.progress import PROGRESS
     from vllmendpoint_worker.refusals import Refusal
@@ -214,6 +218,68 @@ def test_what_is_given_to_users_as_text_is_decoded_by_the_models_own_tokenizer()
     assert "self.renderer.get_tokenizer()" in source
     assert "skip_special_tokens" in parameters(TokenizerLike.decode)
     assert SamplingParams().skip_special_tokens is True
+
+
+def test_no_route_of_vllms_that_means_healthy_is_left_unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new GET route fails here: add it to HEALTH_PATHS where it means healthy, else to the list below."""
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    app = FastAPI(openapi_url=None)
+    app.state.args = types.SimpleNamespace(enable_fault_tolerance=True)
+    tasks: Any = ("generate", "transcription", "realtime", "render")
+    upstream._http.register_api_routers(app.state.args, app, tasks, None)
+    upstream._http.guard_health(app, lambda: False)
+    routes = [route for route in app.router.routes if isinstance(route, APIRoute) and "GET" in route.methods]
+    assert {route.path for route in routes if isinstance(route, HealthRoute)} == {"/health", "/ping"}
+    information = {
+        "/fault_tolerance/status",
+        "/get_world_size",
+        "/is_paused",
+        "/is_sleeping",
+        "/kv_event_sources",
+        "/load",
+        "/metrics",
+        "/server_info",
+        "/v1/models",
+        "/v1/responses/{response_id}",
+        "/version",
+        "/weight_info",
+    }
+    assert {route.path for route in routes if not isinstance(route, HealthRoute)} == information
+    assert all(
+        isinstance(route, HealthRoute)
+        for route in app.router.routes
+        if getattr(route, "path", "") in ("/health", "/ping")
+    )
+
+
+@pytest.mark.parametrize(("verdict", "fit", "statuses"), [
+    (Verdict.GENERATING, True, (200, 200, 200)),
+    (Verdict.STALLED, False, (503, 200, 200)),
+    (Verdict.DEAD, False, (503, 503, 1013)),
+])  # fmt: skip
+async def test_the_guard_stands_before_a_middleware_that_answers_everything(
+    verdict: Verdict, fit: bool, statuses: tuple[int, int, int]
+) -> None:
+    app = FastAPI(openapi_url=None)
+    app.add_api_route("/ping", lambda raw_request: None, methods=["GET"])
+    upstream._http.guard_health(app, lambda: fit)
+    sent: list[int] = []
+
+    async def middleware(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.extend(message[name] for name in ("status", "code") if name in message)
+
+    guard = Guard(
+        middleware,
+        fit=lambda: fit,
+        is_health=lambda scope: reaches_health(app, scope),
+        verdict=lambda: verdict,
+    )
+    for kind, path in (("http", "/ping"), ("http", "/v1/models"), ("websocket", "/v1/realtime")):
+        await guard({"type": kind, "method": "GET", "path": path}, None, send)
+    assert tuple(sent) == statuses
 
 
 def test_request_fields_hold_the_guides_payloads() -> None:

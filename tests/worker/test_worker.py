@@ -31,6 +31,8 @@ from vllmendpoint_api import (
 from .conftest import START_SECONDS, Load, WorkerProcess, alive, stopped, wait
 
 pytestmark = pytest.mark.timeout(300)
+HEALTH = ["/ping", "/prod/ping", "/ping/", "/prod/ping//", "/%70ing", "/health", "/prod/health", "/health/"]
+"""Paths on which vLLM answers that it is healthy, with and without the root path."""
 TIMEOUT = 2
 PERIOD = 3
 QUICK = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT, "restartAfterSeconds": 0}
@@ -53,7 +55,7 @@ def slack() -> float:
 
 @pytest.fixture(scope="module")
 def worker(make_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
-    worker = make_worker({"POD_UID": "the-uid"})
+    worker = make_worker({"POD_UID": "the-uid", "SM_VLLM_ROOT_PATH": "/prod"})
     worker.settings(QUICK)
     worker.start()
     return worker
@@ -287,13 +289,16 @@ def assert_stalled_then_back(worker: WorkerProcess, bound: float) -> float:
         assert report.last_probe.outcome == Outcome.TIMEOUT
         assert worker.status("report", "/ready") == 503
         assert worker.status("report", "/live") == 200
-        assert worker.status("http", "/ping") == 503
+        assert {path: worker.status("http", path) for path in HEALTH} == dict.fromkeys(HEALTH, 503)
+        assert worker.ask("http", "/prod/ping", method="POST")[0] == 503
+        assert worker.ask("http", "/prod/health", method="HEAD")[0] >= 400
+        assert worker.status("http", "/prod/v1/models") == 200, "information is no health check"
         deadline = time.monotonic() + 6
         while worker.status("system", "/health") != 503:
             assert time.monotonic() < deadline
             time.sleep(0.1)
     back = worker.until(lambda report: report.ready, TIMEOUT + 1.0 + 10.0)
-    assert worker.status("http", "/ping") == 200
+    assert {path: worker.status("http", path) for path in HEALTH} == dict.fromkeys(HEALTH, 200)
     return back
 
 

@@ -27,9 +27,9 @@ from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
 from .configuration import Configuration, refused_by_vllm, translation_problem, with_default
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
-from .handler_sources import Route
 from .handlers import Generation, HandlerRoom, PingWatch
 from .handlers import Loaded as Handlers
+from .health_route import reaches_health
 from .http_app import Guard, HttpServer, bound
 from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
@@ -258,7 +258,9 @@ class Worker:
                 "vLLM did not load the plugin vllmendpoint_progress: install vllmendpoint-worker as a package"
             )
         self._board.stage(Stage.WARMING)
-        http = await upstream.build_http_app(engine, arguments.frontend, self._shown.metrics.registry)
+        http = await upstream.build_http_app(
+            engine, arguments.frontend, self._shown.metrics.registry, self._shown.fit
+        )
         self._translator = Translator(
             http.renderer,
             defaults=engine.default_sampling,
@@ -285,7 +287,12 @@ class Worker:
         shown.warmed = True
         await self._ping.ask()
         self._board.culprit = self._room.culprit
-        guard = Guard(self._room, fit=self._fit_for_ping, verdict=lambda: shown.verdict)
+        guard = Guard(
+            self._room,
+            fit=shown.fit,
+            is_health=lambda scope: reaches_health(self._room.app, scope),
+            verdict=lambda: shown.verdict,
+        )
         self._http = HttpServer(http, guard, self._listener)
         await self._http.start()
         self._begin(self._watch_configuration(), "configuration")
@@ -307,10 +314,6 @@ class Worker:
         self._board.stage(Stage.WARMING)
         self._take(found[-1])
         return found[-1]
-
-    def _fit_for_ping(self) -> bool:
-        """A custom ping handler answers for itself; vLLM's own would not see a stall."""
-        return self._room.custom(Route.PING) is not None or self._shown.fit()
 
     async def _warm_up(self, engine: upstream.WorkerEngine, accepted: _Accepted) -> None:
         """Raises ConfigurationRefusedError where vLLM refuses the question."""

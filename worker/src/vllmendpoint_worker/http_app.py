@@ -1,7 +1,7 @@
 """The SageMaker port: vLLM's own app (``/ping``, ``/invocations``, ``/v1/...``) over Dynamo's engine client.
 
-Two things are put in front of it: nothing is served over a dead engine (invariant 8), and ``/ping`` is never
-200 over a stalled or dead one, which vLLM's own check does not see.
+Two things are put in front of it: nothing is served over a dead engine (invariant 8), and no health check of
+vLLM's own (``/ping``, ``/health``) is answered over a stalled or dead one, which vLLM does not notice.
 """
 
 import asyncio
@@ -27,25 +27,39 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
 class Guard:
-    """The ASGI app in front of vLLM's. ``fit``: whether ``/ping`` may be answered; ``verdict``: the one in
-    force.
+    """The ASGI app in front of vLLM's and of the user's middleware, which might answer a health check itself.
+
+    ``fit``: whether a health check may be answered; ``is_health``: whether a request is one; ``verdict``: the
+    one in force.
     """
 
-    def __init__(self, app: App, *, fit: Callable[[], bool], verdict: Callable[[], Verdict]) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        fit: Callable[[], bool],
+        is_health: Callable[[Scope], bool],
+        verdict: Callable[[], Verdict],
+    ) -> None:
         self._app = app
         self._fit = fit
+        self._is_health = is_health
         self._verdict = verdict
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            verdict = self._verdict()
-            if verdict is Verdict.DEAD or (scope["path"].rstrip("/") == "/ping" and not self._fit()):
-                await _refuse(send, f'{{"error": "the worker\'s verdict is {verdict.value}"}}')
-                return
+        verdict = self._verdict()
+        if verdict is Verdict.DEAD or (
+            scope["type"] == "http" and not self._fit() and self._is_health(scope)
+        ):
+            await _refuse(scope["type"], send, f'{{"error": "the worker\'s verdict is {verdict.value}"}}')
+            return
         await self._app(scope, receive, send)
 
 
-async def _refuse(send: Any, body: str) -> None:
+async def _refuse(kind: str, send: Any, body: str) -> None:
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1013})  # before it is accepted: a 403 for the client
+        return
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body.encode()})

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from vllmendpoint_api import (
@@ -31,9 +30,10 @@ from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError
 from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
+from vllmendpoint_worker.health_route import HealthRoute, SlashRoute
 
 from ._endpoint import Endpoint
-from ._errors import App, MiddlewareApp, Scope
+from ._errors import MiddlewareApp, Scope
 from ._load import Handler, Loaded, Loader
 from ._problems import failed_at
 from ._standards import MIDDLEWARES, create_middleware_object
@@ -54,7 +54,7 @@ class Generation:
     """One choice of handlers, bound to the app."""
 
     loaded: Loaded
-    app: App
+    app: FastAPI
     endpoints: dict[Route, Endpoint] = field(default_factory=dict)
     requests: set[object] = field(default_factory=set)
     """Those that it answers now."""
@@ -70,8 +70,10 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
     app.exception_handlers = dict(core.exception_handlers)
     endpoints: dict[Route, Endpoint] = {}
     for route, handler in loaded.handlers.items():
+        if route is Route.PING and _is_vllms_own(core, handler):
+            continue  # vLLM's route answers, by the verdict
         endpoint = Endpoint(route, handler, loaded.wanted, failed=failed, clock=clock)
-        bound = APIRoute(route, endpoint.function, methods=METHODS[route], response_model=None)
+        bound = SlashRoute(route, endpoint.function, methods=METHODS[route], response_model=None)
         bound.app = endpoint.app(bound.app)
         app.router.routes.append(bound)
         endpoints[route] = endpoint
@@ -86,6 +88,14 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
     except Exception as error:  # what a customer's middleware does when it is made
         raise ConfigurationRefusedError([_unfit(loaded, error)]) from error
     return Generation(loaded, app, endpoints)
+
+
+def _is_vllms_own(core: FastAPI, handler: Handler) -> bool:
+    """Whether a ping handler is the function behind one of vLLM's own health checks (the guide's
+    ``vllm.entrypoints.openai.api_server:health``), which does not notice a stalled engine.
+    """
+    checks = (route for route in core.router.routes if isinstance(route, HealthRoute))
+    return any(check.is_of(handler.function) for check in checks)
 
 
 def _middleware(loaded: Loaded, name: str) -> list[Any]:
@@ -203,6 +213,13 @@ class HandlerRoom:
         if generation.loaded.tasks is not None:
             generation.loaded.tasks.begin()
         self._changed()
+
+    @property
+    def app(self) -> FastAPI:
+        """The app of the current generation."""
+        if self.current is None:
+            raise RuntimeError("no handlers are bound yet")
+        return self.current.app
 
     def custom(self, route: Route) -> Endpoint | None:
         """The custom handler's endpoint, None where vLLM's own answers."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_asgi_app
 from starlette.routing import Mount
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -17,9 +18,14 @@ from vllm.entrypoints.serve.middleware.register import init_entrypoints_middlewa
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from vllmendpoint_worker.health_route import guarded
+
 from ._serve import WorkerEngine
 
-__all__ = ["HttpApp", "build_http_app"]
+__all__ = ["HEALTH_PATHS", "HttpApp", "build_http_app", "guard_health"]
+
+HEALTH_PATHS: Final = ("/health", "/ping")
+"""vLLM's routes that mean "healthy". Others (``/load``, ``/version``, ``/v1/models``) give information."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,13 @@ class HttpApp:
 
 
 async def build_http_app(
-    engine: WorkerEngine, frontend_argv: Sequence[str], metrics: CollectorRegistry
+    engine: WorkerEngine,
+    frontend_argv: Sequence[str],
+    metrics: CollectorRegistry,
+    fit: Callable[[], bool],
 ) -> HttpApp:
     """vLLM's routes, middleware and exception handlers around Dynamo's engine client; ``metrics`` next to
-    vLLM's own at ``/metrics``.
+    vLLM's own at ``/metrics``; vLLM's health checks answer 503 while ``fit`` is false.
 
     Built from the parts of ``vllm.entrypoints.launchers.app.build_app`` without the SageMaker bootstrap,
     whose override of ``/ping`` and ``/invocations`` depends on FastAPI's version.
@@ -53,10 +62,19 @@ async def build_http_app(
     app.router.routes.append(route)  # before vLLM's: the first that matches answers
     register_api_routers(args, app, tasks, engine.client.model_config)
     attach_endpoint_plugins(app, tasks)
+    guard_health(app, fit)
     init_exception_handler(app)
     init_entrypoints_middleware(args, app, tasks)
     await init_app_state(engine.client, app.state, args, tasks)
     return HttpApp(app, app.state.online_renderer, args.h11_max_incomplete_event_size)
+
+
+def guard_health(app: FastAPI, fit: Callable[[], bool]) -> None:
+    """Replace vLLM's health checks by guarded ones, each in its place."""
+    routes = app.router.routes
+    for at, route in enumerate(routes):
+        if isinstance(route, APIRoute) and route.path in HEALTH_PATHS:
+            routes[at] = guarded(route, fit)
 
 
 class _Both(CollectorRegistry):

@@ -1,0 +1,66 @@
+"""Which routes of the SageMaker port mean "healthy", and whether a request reaches one of them.
+
+The route decides, not the text of the path: a root path, a percent-encoded path and trailing slashes all lead
+to the same route.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+
+__all__ = ["HealthRoute", "SlashRoute", "guarded", "reaches_health"]
+
+Scope = MutableMapping[str, Any]
+
+
+class SlashRoute(APIRoute):  # type: ignore[misc]  # mypy does not follow FastAPI
+    """A route that answers with trailing slashes too.
+
+    Starlette redirects them (307), and most load balancers count a redirect as a success.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/")}
+        result: tuple[Match, Scope] = super().matches(scope)
+        return result
+
+
+class HealthRoute(SlashRoute):
+    """One of vLLM's own health checks, which do not notice a stalled engine."""
+
+    def is_of(self, function: Callable[..., Any]) -> bool:
+        """Whether ``function`` is vLLM's own function behind this route."""
+        return getattr(self.endpoint, "__wrapped__", None) is function
+
+
+def guarded(route: APIRoute, fit: Callable[[], bool]) -> HealthRoute:
+    """``route`` with the same answer, and 503 while ``fit`` is false."""
+    answer: Callable[[Request], Awaitable[Response]] = route.endpoint
+
+    @functools.wraps(answer)
+    async def endpoint(raw_request: Request) -> Response:
+        return await answer(raw_request) if fit() else Response(status_code=503)
+
+    return HealthRoute(
+        route.path,
+        endpoint,
+        methods=route.methods,
+        response_class=route.response_class,
+        name=route.name,
+        include_in_schema=route.include_in_schema,
+    )
+
+
+def reaches_health(app: FastAPI, scope: Scope) -> bool:
+    """Whether vLLM's own health check answers the request, as Starlette's router decides it."""
+    seen = {**scope, "root_path": app.root_path or scope.get("root_path", "")}
+    for route in app.router.routes:
+        match, _ = route.matches(seen)
+        if match is Match.FULL:
+            return isinstance(route, HealthRoute)
+    return False
