@@ -100,6 +100,26 @@ def test_it_serves_embeddings_and_invocations(worker: WorkerProcess) -> None:
     assert worker.status("http", "/ping") == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "a cat"}),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": "a cat"}]}),
+        ("/rerank", {"query": "a cat", "documents": ["a dog"]}),
+        ("/score", {"text_1": "a cat", "text_2": ["a dog"]}),
+        ("/score", {"queries": "a cat", "documents": ["a dog"]}),
+    ],
+)
+def test_invocations_refuse_a_model_that_is_not_served_in_every_form(
+    worker: WorkerProcess, path: str, body: dict[str, Any]
+) -> None:
+    for served in (body, body | {"model": "minilm"}):
+        assert worker.ask("http", "/invocations", served)[0] == worker.ask("http", path, served)[0]
+    refused = worker.ask("http", "/invocations", body | {"model": "typo"})
+    assert refused == worker.ask("http", path, body | {"model": "typo"})
+    assert (refused[0], "The model `typo` does not exist." in refused[1].decode()) == (404, True)
+
+
 def test_it_serves_dynamos_frontend(worker: WorkerProcess) -> None:
     port = free_port()
     environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}

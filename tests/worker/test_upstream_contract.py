@@ -41,6 +41,7 @@ with warnings.catch_warnings():
     from vllmendpoint_worker import upstream
     from vllmendpoint_worker.arguments import clear_environment
     from vllmendpoint_worker.errors import EngineStartError
+    from vllmendpoint_worker.handlers import complete
     from vllmendpoint_worker.health_route import HealthRoute, reaches_health
     from vllmendpoint_worker.http_app import Guard
     from vllmendpoint_worker.payload import Origin, check
@@ -250,6 +251,22 @@ def test_no_route_of_vllms_that_means_healthy_is_left_unguarded(monkeypatch: pyt
         for route in app.router.routes
         if getattr(route, "path", "") in ("/health", "/ping")
     )
+
+
+def test_vllms_invocations_are_wrapped_as_they_are_taken_apart() -> None:
+    app = FastAPI(openapi_url=None)
+    app.state.args = types.SimpleNamespace()
+    upstream._http.register_api_routers(app.state.args, app, ("generate",), None)
+    complete(app, loading=False)
+    (route,) = (each for each in app.router.routes if getattr(each, "path", "") == "/invocations")
+    assert [each.dependency.__name__ for each in route.dependencies] == ["validate_json_request"]
+    inner = inspect.getclosurevars(route.endpoint).nonlocals["func"]
+    dispatch = inspect.getclosurevars(inner).nonlocals["dispatch"]
+    assert (dispatch.__module__, dispatch.__name__) == (
+        "vllm.entrypoints.serve.sagemaker.api_router",
+        "invocations",
+    )
+    assert parameters(dispatch) == ["raw_request"]
 
 
 @pytest.mark.parametrize(("verdict", "fit", "statuses"), [

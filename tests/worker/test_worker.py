@@ -150,6 +150,12 @@ def test_it_serves_the_openai_and_the_sagemaker_routes(worker: WorkerProcess) ->
     assert worker.ask("http", "/ping", method="POST")[0] == 200
     assert worker.status("http", "/v1/models") == 200
     assert worker.ask("http", "/invocations", {"nonsense": 1})[0] == 400
+    for method, path, body in (
+        ("POST", "/adapters", {"name": "a", "src": "/a"}),
+        ("DELETE", "/adapters/a", None),
+    ):
+        status, answer = worker.ask("http", path, body, method=method)
+        assert (status, "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in answer.decode()) == (404, True)
 
 
 def test_dynamos_own_health_follows_the_verdict_and_its_control_routes_are_gone(

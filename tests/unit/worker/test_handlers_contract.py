@@ -3,9 +3,13 @@ here, and not in a pod.
 """
 
 import inspect
+import threading
+from contextlib import ExitStack
 from importlib.metadata import version
+from typing import Any
 
 import pytest
+from model_hosting_container_standards.common.handler.registry import HandlerRegistry
 
 from vllmendpoint_worker.handler_sources import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
 from vllmendpoint_worker.handlers import _standards
@@ -43,7 +47,7 @@ def test_signatures(function: object, parameters: list[str]) -> None:
 
 
 def test_registries_are_what_is_emptied_and_put_back() -> None:
-    assert isinstance(_standards.handler_registry._handlers, dict)
+    assert isinstance(HandlerRegistry()._handlers, dict), "_Registered stands for it"
     assert isinstance(_standards.handler_registry._decorator_handlers, dict)
     assert isinstance(_standards.middleware_registry._middlewares, dict)
     fields = {"pre_fn", "post_fn", "pre_post_middleware", "throttle_middleware"}
@@ -57,6 +61,50 @@ def test_registries_are_what_is_emptied_and_put_back() -> None:
         assert _standards.handler_registry._decorator_handlers == {"ping": before}
     finally:
         _standards.handler_registry._decorator_handlers.clear()
+
+
+def test_what_a_load_registers_is_seen_by_no_other_context() -> None:
+    registry = _standards.handler_registry
+    registry.set_handler("create_session", print)
+    try:
+        with _standards.emptied_registries():
+            assert registry.list_handlers() == []
+            assert registry.get_handler("create_session") is None
+            assert not registry.has_handler("create_session")
+            registry.set_handler("create_session", repr)
+            registry.set_handler("close_session", repr)
+            registry.remove_handler("close_session")
+            assert registry.list_handlers() == ["create_session"]
+            seen: list[Any] = []
+            other = threading.Thread(target=lambda: seen.append(registry.get_handler("create_session")))
+            other.start()
+            other.join()
+            assert seen == [print]
+        assert registry.get_handler("create_session") is print
+    finally:
+        registry.remove_handler("create_session")
+
+
+def test_a_load_that_is_given_up_elsewhere_is_put_back() -> None:
+    """Another thread closes what the load's thread has opened."""
+    stack = ExitStack()
+    opening = threading.Thread(target=lambda: stack.enter_context(_standards.emptied_registries()))
+    opening.start()
+    opening.join()
+    stack.close()
+
+
+def test_how_sessions_and_adapters_are_reached() -> None:
+    assert {type_: _standards.adapter_route(type_) for type_ in _standards.ADAPTER_TYPES} == {
+        "register_adapter": ("/adapters", "POST"),
+        "unregister_adapter": ("/adapters/{adapter_name}", "DELETE"),
+    }
+    assert _standards.ADAPTER_HEADER == "X-Amzn-SageMaker-Adapter-Identifier"
+    assert list(inspect.signature(_standards.SessionApiTransform._check_use_default_manager).parameters) == [
+        "self"
+    ]
+    source = inspect.getsource(_standards.SessionApiTransform)
+    assert source.count("_use_default_manager = ") == 2, "set once, and remembered"
 
 
 def test_names_of_the_guide() -> None:

@@ -27,7 +27,7 @@ class Health:
         app.add_api_route("/health", health, methods=["GET"])
         app.add_api_route("/ping", health, methods=["POST"])
         app.add_api_route("/ping", health, methods=["GET"])
-        app.add_api_route("/v1/models", list, methods=["GET"])
+        app.add_api_route("/v1/models", lambda: "vLLM's models", methods=["GET"])
         routes = app.router.routes
         for at, route in enumerate(routes):
             if isinstance(route, APIRoute) and route.path != "/v1/models":

@@ -27,7 +27,7 @@ from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
 from .configuration import Configuration, refused_by_vllm, translation_problem, with_default
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
-from .handlers import Generation, HandlerRoom, PingWatch
+from .handlers import Generation, HandlerRoom, PingWatch, complete
 from .handlers import Loaded as Handlers
 from .health_route import reaches_health
 from .http_app import Guard, HttpServer, bound
@@ -270,6 +270,7 @@ class Worker:
         if self._configuration.model_type is None:
             self._configuration.model_type = await self._translator.model_type(await engine.tasks())
         self._board.update(model_type=str(self._configuration.model_type or ""))
+        complete(http.app, loading=http.loads_adapters)
         self._room.attach(http.app)
         accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated

@@ -8,10 +8,12 @@ is SageMaker's own package, through ``_standards``.
 from ._load import Loaded
 from ._ping import PingWatch
 from ._room import Generation, HandlerRoom
+from ._routes import complete
 
 __all__ = [
     "Generation",
     "HandlerRoom",
     "Loaded",
     "PingWatch",
+    "complete",
 ]

@@ -65,6 +65,8 @@ class Loaded:
     wanted: Wanted
     handlers: Mapping[Route, Handler] = field(default_factory=dict)
     middleware: Mapping[str, Any] = field(default_factory=dict)
+    registered: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Handlers of sessions and adapters, by the standards package's names."""
     files: frozenset[Path] = frozenset()
     custom_default: Mapping[str, Any] | None = None
     tasks: ScriptTasks | None = None
@@ -192,6 +194,7 @@ def _load(wanted: Wanted, changes: _Changes) -> Loaded:
                 wanted,
                 _handlers(wanted, resolution),
                 resolution.middleware,
+                resolution.registered,
                 frozenset(_files(changes.folders, changes.before)) | frozenset(_own(scripts)),
                 imported.payload,
             )
@@ -289,3 +292,5 @@ def _tell(loaded: Loaded, resolution: Resolution) -> None:
         logger.info("Handler of %s: %s", route, what)
     if loaded.middleware:
         logger.info("Middleware: %s", ", ".join(loaded.middleware))
+    if loaded.registered:
+        logger.info("Registered by the script: %s", ", ".join(loaded.registered))

@@ -36,7 +36,8 @@ from ._endpoint import Endpoint
 from ._errors import MiddlewareApp, Scope
 from ._load import Handler, Loaded, Loader
 from ._problems import failed_at
-from ._standards import MIDDLEWARES, create_middleware_object
+from ._routes import adapter_routes
+from ._standards import MIDDLEWARES, create_middleware_object, in_force
 
 __all__ = ["Generation", "HandlerRoom", "bind"]
 
@@ -62,7 +63,8 @@ class Generation:
 
 def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
     """The app of a generation. Raises ConfigurationRefusedError where a middleware cannot be made."""
-    if not loaded.handlers and not loaded.middleware:
+    adapters = adapter_routes(loaded.registered)
+    if not loaded.handlers and not loaded.middleware and not adapters:
         return Generation(loaded, core)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state = core.state
@@ -77,7 +79,7 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
         bound.app = endpoint.app(bound.app)
         app.router.routes.append(bound)
         endpoints[route] = endpoint
-    app.router.routes.extend(core.router.routes)
+    app.router.routes.extend([*adapters, *core.router.routes])
     try:
         outer, inner = (_middleware(loaded, name) for name in MIDDLEWARES)
         app.user_middleware = [*outer, *core.user_middleware, *inner]
@@ -150,7 +152,8 @@ class HandlerRoom:
         request = object()
         generation.requests.add(request)
         try:
-            await generation.app(scope, receive, send)
+            with in_force(generation.loaded.registered):
+                await generation.app(scope, receive, send)
         finally:
             generation.requests.discard(request)
             self._retire(generation)

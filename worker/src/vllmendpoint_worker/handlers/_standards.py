@@ -2,14 +2,16 @@
 
 Its resolver decides between environment, decorator and function name; what it gets wrong for a server that
 swaps handlers is mended from outside: its registries are process-global, so they are emptied before a load
-and put back where the load fails; importing it sets the root logger's level, so levels are put back too.
+and put back where the load fails; importing it sets the root logger's level, so levels are put back too. The
+handlers of sessions and adapters are looked up while a request runs: that registry depends on the context.
 The names used are held by ``tests/unit/worker/test_handlers_contract.py``.
 """
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -41,6 +43,7 @@ with logging_kept():
         GenericHandlerResolver,
         HandlerConfig,
     )
+    from model_hosting_container_standards.common.transforms.base_factory import create_transform_decorator
     from model_hosting_container_standards.exceptions import (
         HandlerFileNotFoundError,
         HandlerNotCallableError,
@@ -49,9 +52,17 @@ with logging_kept():
         ModuleLoadError,
     )
     from model_hosting_container_standards.sagemaker.handler_resolver import SageMakerHandlerConfig
+    from model_hosting_container_standards.sagemaker.lora.constants import (
+        LoRAHandlerType,
+        SageMakerLoRAApiHeader,
+    )
+    from model_hosting_container_standards.sagemaker.lora.routes import get_lora_route_config
     from model_hosting_container_standards.sagemaker.sagemaker_loader import SageMakerFunctionLoader
+    from model_hosting_container_standards.sagemaker.sessions.transform import SessionApiTransform
 
 __all__ = [
+    "ADAPTER_HEADER",
+    "ADAPTER_TYPES",
     "MIDDLEWARES",
     "HandlerFileNotFoundError",
     "HandlerNotCallableError",
@@ -61,9 +72,14 @@ __all__ = [
     "ModuleLoadError",
     "Resolution",
     "Scripts",
+    "adapter_route",
     "create_middleware_object",
+    "default_handler",
     "emptied_registries",
+    "in_force",
+    "registered_default",
     "resolve",
+    "with_sessions",
 ]
 
 MIDDLEWARES: Final = ("throttle", "pre_post_process")
@@ -71,6 +87,11 @@ MIDDLEWARES: Final = ("throttle", "pre_post_process")
 
 _TYPES: Final = {Route.PING: "ping", Route.INVOCATIONS: "invoke"}
 """MHCS's names of the two handlers."""
+
+ADAPTER_TYPES: Final = (LoRAHandlerType.REGISTER_ADAPTER.value, LoRAHandlerType.UNREGISTER_ADAPTER.value)
+"""MHCS's names of the handlers of ``POST /adapters`` and ``DELETE /adapters/{adapter_name}``."""
+
+ADAPTER_HEADER: Final[str] = SageMakerLoRAApiHeader.ADAPTER_IDENTIFIER
 
 FUNCTION_NAMES: Final = {
     route: SageMakerHandlerConfig.HANDLER_TYPE_TO_FUNCTION_NAME[type_] for route, type_ in _TYPES.items()
@@ -85,25 +106,105 @@ MOVED: Final = {
 """What the guide names and vLLM has moved since."""
 
 
+_IN_FORCE: ContextVar[Mapping[str, Any]] = ContextVar("registered handlers")
+
+
+class _Registered(MutableMapping[str, Any]):
+    """MHCS's registry of the handlers of sessions and adapters.
+
+    In the context of a request it holds what that request's generation has registered, in the context of a
+    load what the load registers, and elsewhere what vLLM registers.
+    """
+
+    def __init__(self, default: dict[str, Any]) -> None:
+        self.default = default
+
+    @property
+    def _current(self) -> Any:
+        return _IN_FORCE.get(self.default)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._current[name]
+
+    def __setitem__(self, name: str, handler: Any) -> None:
+        self._current[name] = handler
+
+    def __delitem__(self, name: str) -> None:
+        del self._current[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current)
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+
+_REGISTERED: Final = _Registered(handler_registry._handlers)
+handler_registry._handlers = _REGISTERED
+
+
+@contextmanager
+def in_force(registered: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, MHCS finds these handlers of sessions and adapters."""
+    token = _IN_FORCE.set(registered)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # a load that hangs is given up in another context than its own
+            _IN_FORCE.reset(token)
+
+
+def registered_default(type_: str) -> Any:
+    """The handler that vLLM has registered, None where there is none."""
+    return _REGISTERED.default.get(type_)
+
+
+def default_handler(route: Route) -> Any:
+    """vLLM's own handler of a route, None where vLLM's app has not been built."""
+    return handler_registry.get_framework_default(_TYPES[route])
+
+
+def adapter_route(type_: str) -> tuple[str, str]:
+    """Path and method of a handler of adapters."""
+    config = get_lora_route_config(type_)
+    return config.path, config.method
+
+
+class _Sessions(SessionApiTransform):  # type: ignore[misc]  # MHCS is not typed
+    """MHCS's, which remembers from its first request whether a script has handlers of sessions; here the
+    next generation may have others.
+    """
+
+    def _check_use_default_manager(self) -> bool:
+        self._use_default_manager = None
+        return bool(super()._check_use_default_manager())
+
+
+def with_sessions(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """What MHCS's ``@stateful_session_manager()`` makes of an invocation handler."""
+    decorate = create_transform_decorator("stateful_session_manager", lambda _: _Sessions)
+    wrapped: Callable[..., Any] = decorate({}, {})(handler)
+    return wrapped
+
+
 @contextmanager
 def emptied_registries() -> Iterator[None]:
     """MHCS's global registries are empty inside, and as they were afterwards."""
     held: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (store, dict(store))
         for store in (
-            handler_registry._handlers,
             handler_registry._decorator_handlers,
             middleware_registry._middlewares,
             decorator_loader.__dict__,
         )
     ]
     loader = SageMakerFunctionLoader._default_function_loader
-    handler_registry._handlers.clear()
     handler_registry._decorator_handlers.clear()
     middleware_registry.clear_middlewares()
     decorator_loader.clear()
     try:
-        yield
+        with in_force({}):
+            yield
     finally:
         SageMakerFunctionLoader._default_function_loader = loader
         for store, content in held:
@@ -212,6 +313,8 @@ class Resolution:
     handlers: dict[Route, tuple[HandlerSource, Callable[..., Any]]] = field(default_factory=dict)
     middleware: dict[str, Any] = field(default_factory=dict)
     """Name to MHCS's ``MiddlewareInfo``."""
+    registered: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    """Handlers of sessions and adapters that the script has registered, by MHCS's names."""
     considered: dict[Route, list[str]] = field(default_factory=dict)
     """For the log at DEBUG: one line a level that was looked at."""
 
@@ -259,12 +362,13 @@ def resolve(wanted: Wanted, scripts: Scripts) -> Resolution:
         with _failing(script.source, named.get(script.source, "the script")):
             scripts.load_module_from_file(str(script.path))
     decorated = dict(handler_registry._decorator_handlers)
+    registered = dict(handler_registry._handlers)
     for choice in wanted.middleware:
         scripts.function(choice)  # MHCS logs a bad one and goes on; here it is an error
     SageMakerFunctionLoader._default_function_loader = scripts
     config = _Config(wanted, scripts, decorated)
     resolver = GenericHandlerResolver(config, handler_registry)
-    result = Resolution()
+    result = Resolution(registered=registered)
     for route, type_ in _TYPES.items():
         found = resolver.resolve_handler(type_)
         source = HandlerSource.DEFAULT

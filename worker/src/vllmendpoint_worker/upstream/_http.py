@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import REGISTRY, CollectorRegistry, Metric, make_asgi_app
 from starlette.routing import Mount
+from vllm import envs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.api_server.routers import register_api_routers
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -30,11 +31,14 @@ HEALTH_PATHS: Final = ("/health", "/ping")
 
 @dataclass(frozen=True, slots=True)
 class HttpApp:
-    """``app``: vLLM's routes; ``renderer``: vLLM's own, for the probe's prompt."""
+    """``app``: vLLM's routes; ``renderer``: vLLM's own, for the probe's prompt; ``loads_adapters``: loading
+    of LoRA adapters at run time is turned on.
+    """
 
     app: Any
     renderer: Any
     max_event_bytes: int
+    loads_adapters: bool
 
 
 async def build_http_app(
@@ -66,7 +70,8 @@ async def build_http_app(
     init_exception_handler(app)
     init_entrypoints_middleware(args, app, tasks)
     await init_app_state(engine.client, app.state, args, tasks)
-    return HttpApp(app, app.state.online_renderer, args.h11_max_incomplete_event_size)
+    loads_adapters = bool(args.enable_lora and envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+    return HttpApp(app, app.state.online_renderer, args.h11_max_incomplete_event_size, loads_adapters)
 
 
 def guard_health(app: FastAPI, fit: Callable[[], bool]) -> None:
