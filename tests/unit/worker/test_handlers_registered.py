@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from handlers_served import Served
 
+from vllmendpoint_worker.arguments import clear_environment
 from vllmendpoint_worker.handlers import complete
 from vllmendpoint_worker.handlers._standards import handler_registry
 
@@ -19,7 +20,7 @@ HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
 SESSION = "X-Amzn-SageMaker-Session-Id"
 NEW = "X-Amzn-SageMaker-New-Session-Id"
 CLOSED = "X-Amzn-SageMaker-Closed-Session-Id"
-NAMES = ("inject_adapter_id", "stateful_session_manager", "register_adapter", "unregister_adapter")
+LOADING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 SESSIONS = """
 from fastapi import Response
 import model_hosting_container_standards.sagemaker as standards
@@ -274,3 +275,11 @@ async def test_a_scripts_adapter_handlers_answer_and_go_with_their_generation(
     vllm.app.state.loaded.clear()
     await adapters(vllm)
     assert [each[0] for each in vllm.app.state.loaded] == (["vLLM", "vLLM"] if loading else [])
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "0"), ({LOADING: "true"}, "true"), ({LOADING: ""}, "")])
+def test_only_the_user_turns_loading_on(given: dict[str, str], expected: str) -> None:
+    """Dynamo sets the variable with --enable-lora where it is not set."""
+    environ = dict(given)
+    clear_environment(environ, (), ())
+    assert environ[LOADING] == expected
