@@ -34,6 +34,7 @@ FIRST = {
     },
     "engine": {"args": ["--seed", "7"], "config": {"inline": {"max-num-seqs": 3}}},
     "replicas": 2,
+    "restartedAt": "2026-01-31T13:00:00+01:00",
     "worker": {
         "image": "registry.example/w:9",
         "resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "250m"}},
@@ -97,6 +98,12 @@ SEEN = {
         ("engine.args", "worker", f"{MAIN}.args.7", "7"),
         ("engine.config.inline", "config", "max-num-seqs", 3),
         ("replicas", "deployment", "spec.replicas", 2),
+        (
+            "restartedAt",
+            "deployment",
+            "spec.template.metadata.annotations",
+            {"serving.vllmendpoint.dev/restarted-at": "2026-01-31T12:00:00+00:00"},
+        ),
         ("worker.image", "worker", f"{MAIN}.image", "registry.example/w:9"),
         ("worker.resources.limits", "worker", f"{MAIN}.resources.limits", {"nvidia.com/gpu": "1"}),
         ("worker.resources.requests", "worker", f"{MAIN}.resources.requests.cpu", "250m"),

@@ -3,7 +3,15 @@
 The Deployments, their ReplicaSets and the budgets are run by the real controllers.
 """
 
+import json
+import subprocess
 import time
+
+import pytest
+
+from tests.integration.conftest import BIN, ROOT
+
+ROLLOUT = "serving.vllmendpoint.dev/rollout"
 
 
 def images(endpoint):
@@ -43,6 +51,106 @@ def test_a_rollout_asked_for_restarts_even_where_nothing_changed(shared, space, 
     endpoint.until("Ready", "False")
     endpoint.serve()
     endpoint.until("Ready", "True")
+
+
+def documented(docs):
+    """The command of the docs that requests a restart and waits for its end, for a name."""
+    text = docs.split("## Upgrading and restarting", 1)[1]
+    (command,) = [block for block in text.split("```")[1::2] if "restartedAt" in block]
+    return command.strip()
+
+
+def test_the_documented_restart_is_waited_for(shared, space, api, until):
+    """By the real kubectl, which is started before the operator has seen anything of the request."""
+    endpoint = space()
+    old = serving(endpoint, until, 1)
+    command = documented((ROOT / "docs/operations.md").read_text()).replace("NAME", endpoint.name)
+    shared_flags = f"--kubeconfig={api.kubeconfig} --namespace=shared"
+    command = command.replace("kubectl ", f"{BIN / 'kubectl'} {shared_flags} ")
+    with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True) as kubectl:
+        until(
+            lambda: api.get("VLLMEndpoint", "shared", endpoint.name)["spec"].get("restartedAt"), "the patch"
+        )
+        played = set()
+
+        def all_new():
+            for pod in endpoint.pods():
+                if pod["metadata"]["uid"] not in old | played and not pod["metadata"].get(
+                    "deletionTimestamp"
+                ):
+                    time.sleep(1)  # for a wait that ends too soon
+                    assert kubectl.poll() is None
+                    played.add(pod["metadata"]["uid"])
+                    endpoint.work(pod)
+            return len(played) == 1
+
+        until(all_new, lambda: endpoint.get()["status"], seconds=40)
+        assert kubectl.wait(20) == 0
+        assert "condition met" in kubectl.stdout.read()
+    assert not old & {pod["metadata"]["uid"] for pod in endpoint.pods()}
+    assert endpoint.condition("Ready")["status"] == "True"
+
+
+@pytest.mark.parametrize("removed", ["annotation", "field", "emptied annotation"])
+def test_a_replace_without_the_request_restarts_nothing(shared, space, api, until, removed):
+    """The manifest is the one that the endpoint was created from."""
+    endpoint = space().create(frontend={"mode": "None"})
+    manifest = {
+        "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
+        "kind": "VLLMEndpoint",
+        "metadata": {"name": endpoint.name, "namespace": "shared"},
+        "spec": endpoint.get()["spec"],
+    }
+    if removed == "field":
+        endpoint.patch(spec={"restartedAt": "2026-01-31T12:00:00Z"})
+    else:
+        endpoint.patch(metadata={"annotations": {ROLLOUT: "1"}})
+    if removed == "emptied annotation":
+        manifest["metadata"]["annotations"] = {ROLLOUT: ""}
+
+    def annotations():
+        deployment = endpoint.child("Deployment", "-workers")
+        return deployment and deployment["spec"]["template"]["metadata"].get("annotations")
+
+    until(annotations, "the restart")
+    before = endpoint.child("Deployment", "-workers")
+    endpoint.until("UpToDate", "False", "RollingOut")
+    mark = api.mark()
+    api.kubectl("replace", "-f", "-", text=json.dumps(manifest))
+    generation = endpoint.get()["metadata"]["generation"]
+    until(lambda: endpoint.get()["status"]["observedGeneration"] == generation, "it is seen")
+    endpoint.patch(spec={"replicas": 2})
+    until(
+        lambda: endpoint.child("Deployment", "-workers")["spec"]["replicas"] == 2, "a later change is applied"
+    )
+    after = endpoint.child("Deployment", "-workers")
+    assert after["spec"]["template"] == before["spec"]["template"]
+    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1, "by the replicas"
+    written = [what for what in api.writes(mark, namespace="shared") if f" {endpoint.name}" in what]
+    assert not [what for what in written if "controllerrevisions" in what]
+
+
+@pytest.mark.parametrize(
+    "value", ["", "now", "2026-01-31", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-01-31T12:00:00"]
+)
+def test_what_is_no_time_is_refused(shared, space, api, value):
+    with pytest.raises(LookupError, match=r"422: .*spec\.restartedAt.* must be of type date-time"):
+        space().create(restartedAt=value)
+
+
+def test_a_time_in_a_manifest_needs_no_quotes(shared, space, api):
+    """YAML has a type for times."""
+    endpoint = space()
+    text = f"""
+apiVersion: serving.vllmendpoint.dev/v1alpha1
+kind: VLLMEndpoint
+metadata: {{name: {endpoint.name}, namespace: shared}}
+spec:
+  model: {{uri: "file:///m"}}
+  restartedAt: 2026-01-31T12:00:00Z
+"""
+    api.kubectl("apply", "--server-side", "-f", "-", text=text)
+    assert endpoint.get()["spec"]["restartedAt"] == "2026-01-31T12:00:00Z"
 
 
 def serving(endpoint, until, replicas):

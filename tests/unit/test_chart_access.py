@@ -192,8 +192,10 @@ HARMLESS = (
     "frontend.mode",
     "worker.startupTimeoutSeconds",
     "paused",
+    "restartedAt",
 )
-"""They say what is asked, answered and waited for: nothing that a client could not send, too."""
+"""They say what is asked, answered and waited for: nothing that a client could not send, too. Who may change
+the engine's arguments restarts the workers by that already."""
 
 
 def test_every_field_of_a_spec_is_closed_or_weighed() -> None:

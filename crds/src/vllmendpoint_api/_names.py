@@ -63,5 +63,7 @@ ANNOTATION_SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
 """On worker pods: a write here makes the kubelet refresh the settings volume at once."""
 ANNOTATION_ROLLOUT: Final = f"{GROUP}/rollout"
 """On the VLLMEndpoint: any new value restarts the workers and takes up the newer image."""
+ANNOTATION_RESTARTED_AT: Final = f"{GROUP}/restarted-at"
+"""On worker pods: the ``spec.restartedAt`` that they were started for."""
 
 __all__ = [name for name in dir() if name.isupper()]

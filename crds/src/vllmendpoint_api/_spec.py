@@ -6,7 +6,7 @@ CEL rules carry the sentence that a user reads in kubectl's refusal: the field, 
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from ._base import Contract, JsonObject
 from ._owned import FRONTEND_ENV, FRONTEND_OPTIONS
@@ -155,3 +155,11 @@ class VLLMEndpointSpec(Contract):
             "still reported. Default: false."
         ),
     ] = False
+    restarted_at: Annotated[
+        AwareDatetime | None,
+        Field(
+            description="Any other time than the last one restarts the workers, by the strategy, with what "
+            "this version of the operator renders. It is part of the spec, so that `kubectl wait "
+            "--for=condition=Ready` waits for the rollout. Removing it restarts nothing."
+        ),
+    ] = None

@@ -59,7 +59,7 @@ class RevisionStatus(Contract):
         bool,
         Field(
             description="The operator would render the workers differently today, a newer image included; "
-            "the annotation serving.vllmendpoint.dev/rollout takes it up."
+            "spec.restartedAt or the annotation serving.vllmendpoint.dev/rollout takes it up."
         ),
     ]
 

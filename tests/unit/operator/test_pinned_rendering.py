@@ -103,8 +103,81 @@ def test_the_digest_of_the_inputs_is_the_same_in_every_version(make_endpoint):
         cache={"emptyDir": {}},
         frontend={"mode": "None"},
     )
-    found = [revision_module._inputs(plain, None), revision_module._inputs(rich, "config-1")]
-    assert found == ["b1ab5f5683", "9e576495c1"]
+    found = [
+        revision_module._inputs(plain, None, ""),
+        revision_module._inputs(rich, "config-1", ""),
+        revision_module._inputs(plain, None, "1"),
+    ]
+    assert found == ["b1ab5f5683", "9e576495c1", "2991d2d4ca"]
+
+
+MOMENT = "2026-01-31T12:00:00Z"
+
+
+@pytest.mark.parametrize("requested", [{"rollout": "1"}, {"restartedAt": MOMENT}])
+@pytest.mark.parametrize("image", ["registry.example/worker:1", "registry.example/worker:2"])
+def test_removing_a_request_requests_nothing(make_endpoint, make_plan, living, templates, requested, image):
+    """`kubectl replace` of a manifest that never had it, by this version or by the next one."""
+    first = make_plan(make_endpoint(**requested))
+    removed = make_plan(make_endpoint(), living(first), worker_image=image)
+    assert templates(removed) == templates(first)
+    assert removed.revision.name == first.revision.name
+    assert removed.children[0] == first.children[0], "and the pinned rendering is not written again"
+    again = make_plan(make_endpoint(**requested), living(removed), worker_image=image)
+    assert again.revision.name == first.revision.name, "what was carried out already"
+
+
+@pytest.mark.parametrize("requested", [{"rollout": "1"}, {"restartedAt": MOMENT}])
+def test_a_request_that_was_removed_is_kept_by_later_revisions(make_endpoint, make_plan, living, requested):
+    first = make_plan(make_endpoint(**requested))
+    changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), living(first))
+    assert changed.revision.name != first.revision.name
+    back = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}, **requested), living(changed))
+    assert back.revision.name == changed.revision.name
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"rollout": "1"}),
+        ({"rollout": "2"}, {"rollout": "1"}),
+        ({}, {"restartedAt": MOMENT}),
+        ({"restartedAt": "2026-02-01T00:00:00Z"}, {"restartedAt": MOMENT}),
+        ({"rollout": "1"}, {"restartedAt": MOMENT}),
+        ({"restartedAt": MOMENT}, {"rollout": "1"}),
+    ],
+)
+def test_any_other_value_restarts_the_workers_alone(
+    make_endpoint, make_plan, living, templates, before, after
+):
+    """An earlier one too: what set it is to find its restart done, whatever its clock says."""
+    first = make_plan(make_endpoint(**before))
+    second = make_plan(make_endpoint(**after), living(first))
+    workers, frontend = zip(templates(first), templates(second), strict=True)
+    assert workers[0] != workers[1]
+    assert frontend[0] == frontend[1]
+
+
+@pytest.mark.parametrize("spelled", ["2026-01-31T12:00:00.000Z", "2026-01-31T13:00:00+01:00"])
+def test_the_same_moment_spelled_otherwise_requests_nothing(make_endpoint, make_plan, living, spelled):
+    first = make_plan(make_endpoint(restartedAt=MOMENT))
+    second = make_plan(make_endpoint(restartedAt=spelled), living(first))
+    assert second.revision.name == first.revision.name
+
+
+def test_an_earlier_version_keeps_the_pods_of_a_restart_that_it_does_not_know(make_endpoint):
+    """After a rollback the CRD drops ``restartedAt``: that version compares the inputs alone."""
+    inputs = revision_module._inputs(make_endpoint(restartedAt=MOMENT), None, "")
+    assert inputs == revision_module._inputs(make_endpoint(), None, "")
+
+
+def test_an_annotation_of_the_podtemplate_is_no_request(make_endpoint, make_plan, living):
+    """It has the same name in the rendered template, and an upgrade changes no template for it."""
+    annotated = {"metadata": {"annotations": {"serving.vllmendpoint.dev/rollout": "theirs"}}}
+    endpoint = make_endpoint(worker={"podTemplate": annotated})
+    first = make_plan(endpoint)
+    second = make_plan(endpoint, living(first), worker_image="registry.example/worker:2")
+    assert second.revision.name == first.revision.name
 
 
 def test_a_default_set_outright_is_no_change(make_endpoint, make_plan, living):

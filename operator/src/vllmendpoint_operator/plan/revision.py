@@ -6,6 +6,7 @@ operator would render.
 """
 
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Final
 
 from vllmendpoint_api import RevisionStatus, names
@@ -25,6 +26,44 @@ __all__ = ["HISTORY", "Revision", "pinned", "revisions"]
 HISTORY: Final = 3
 """Revisions kept, the one in force included."""
 _INPUTS: Final = f"{names.GROUP}/inputs-hash"
+
+
+@dataclass(frozen=True, slots=True)
+class _Restarts:
+    """The restarts that were requested last. They are annotations of the worker's template, so that a
+    request restarts the pods where nothing else changed."""
+
+    rollout: str = ""
+    """Value of the annotation; empty: none."""
+    restarted_at: str = ""
+    """``spec.restartedAt``; empty: none."""
+
+    @classmethod
+    def asked_by(cls, endpoint: Endpoint) -> "_Restarts":
+        moment = endpoint.spec.restarted_at
+        # The moment counts, and not how it is spelled.
+        return cls(endpoint.rollout, "" if moment is None else moment.astimezone(UTC).isoformat())
+
+    @classmethod
+    def of(cls, revision: dict[str, Any]) -> "_Restarts":
+        found = revision["data"]["worker"].get("metadata", {}).get("annotations") or {}
+        return cls(found.get(names.ANNOTATION_ROLLOUT, ""), found.get(names.ANNOTATION_RESTARTED_AT, ""))
+
+    def filled_from(self, last: "_Restarts") -> "_Restarts":
+        """Absence requests nothing: `kubectl replace` removes what a manifest does not have."""
+        return _Restarts(self.rollout or last.rollout, self.restarted_at or last.restarted_at)
+
+    def stamped(self, template: dict[str, Any]) -> dict[str, Any]:
+        requested = {
+            names.ANNOTATION_ROLLOUT: self.rollout,
+            names.ANNOTATION_RESTARTED_AT: self.restarted_at,
+        }
+        requested = {name: value for name, value in requested.items() if value}
+        if not requested:
+            return template
+        metadata = template["metadata"]
+        annotations = {**metadata.get("annotations", {}), **requested}
+        return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +105,30 @@ def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str
 
     ``config`` is the name of the ConfigMap with the engine's config file (a digest of its content).
     """
-    fresh: dict[str, Any] = {
-        "worker": with_worker_suffix(
-            _restarting(worker_template(endpoint, options, config), endpoint.rollout)
-        ),
-    }
+    kept = revisions(observed)
+    last = _Restarts.of(kept[0]) if kept else _Restarts()
+    asked = _Restarts.asked_by(endpoint).filled_from(last)
+    worker = asked.stamped(worker_template(endpoint, options, config))
+    fresh: dict[str, Any] = {"worker": with_worker_suffix(worker)}
     if managed(endpoint):
         fresh["frontend"] = frontend_template(endpoint, options)
-    inputs = _inputs(endpoint, config)
-    kept = revisions(observed)
     plain = bool(kept) and _plain_workers_remain(endpoint, observed, kept[0]["data"])
-    if kept and (kept[0]["metadata"].get("annotations") or {}).get(_INPUTS) == inputs:
+    # Also without what was filled in: it may be an annotation of the user's podTemplate.
+    digests = {value: _inputs(endpoint, config, value) for value in {asked.rollout, endpoint.rollout}}
+    if kept and asked.restarted_at == last.restarted_at:
         newest = kept[0]
-        final = newest["data"] if plain else _accepting(endpoint, newest["data"], plain=False)
-        return Revision(
-            name=newest["metadata"]["name"] if final == newest["data"] else _name(endpoint, inputs, final),
-            number=int(newest["revision"]) + (final != newest["data"]),
-            inputs=inputs,
-            data=final,
-            upgrade_available=_accepting(endpoint, final, plain=False) != fresh,
-        )
+        inputs = str((newest["metadata"].get("annotations") or {}).get(_INPUTS, ""))
+        if inputs in digests.values():
+            final = newest["data"] if plain else _accepting(endpoint, newest["data"], plain=False)
+            same = final == newest["data"]
+            return Revision(
+                name=newest["metadata"]["name"] if same else _name(endpoint, inputs, final),
+                number=int(newest["revision"]) + (not same),
+                inputs=inputs,
+                data=final,
+                upgrade_available=_accepting(endpoint, final, plain=False) != fresh,
+            )
+    inputs = digests[asked.rollout]
     number = int(kept[0]["revision"]) + 1 if kept else 1
     data = _accepting(endpoint, fresh, plain=plain)
     return Revision(_name(endpoint, inputs, data), number, inputs, data, upgrade_available=False)
@@ -120,22 +163,14 @@ def _accepts_plain(endpoint: Endpoint, data: dict[str, Any]) -> bool:
     return _accepting(endpoint, data, plain=False) != data
 
 
-def _restarting(template: dict[str, Any], rollout: str) -> dict[str, Any]:
-    """With the rollout annotation in it, so that it restarts the pods where nothing else changed."""
-    if not rollout:
-        return template
-    metadata = template["metadata"]
-    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_ROLLOUT: rollout}
-    return {**template, "metadata": {**metadata, "annotations": annotations}}
-
-
-def _inputs(endpoint: Endpoint, config: str | None) -> str:
+def _inputs(endpoint: Endpoint, config: str | None, rollout: str) -> str:
     """Digest of all that asks for other pods: the cold part of the spec, config, rollout annotation.
 
-    Without defaults: a field that a later version adds must not change the digest of what stands.
+    Without defaults: a field that a later version adds must not change the digest of what stands. Without
+    ``restartedAt``, which is compared by itself: an earlier version, after a rollback, does not know it.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    for hot in ("replicas", "healthCheck", "handlers", "strategy", "paused"):
+    for hot in ("replicas", "healthCheck", "handlers", "strategy", "paused", "restartedAt"):
         spec.pop(hot, None)
     for section, hot in (("engine", "config"), ("frontend", "replicas")):
         rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}
@@ -143,4 +178,4 @@ def _inputs(endpoint: Endpoint, config: str | None) -> str:
             spec[section] = rest
     if "volumeClaimTemplate" in spec.get("cache", {}):
         spec["cache"]["volumeClaimTemplate"] = {}  # the claim may grow below the pods
-    return digest([spec, config, endpoint.rollout])
+    return digest([spec, config, rollout])
