@@ -344,7 +344,10 @@ class Space:
             "phase": "Running",
             "podIP": address,
             "podIPs": [{"ip": address}],
-            "conditions": [{"type": "Ready", "status": str(ready)}],
+            # Long ago: the Deployment's minReadySeconds are over.
+            "conditions": [
+                {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            ],
             "containerStatuses": [container],
         }
         path = self.api.path("Pod", self.namespace, pod["metadata"]["name"])
