@@ -78,9 +78,18 @@ class Cache:
     def stores(self) -> tuple[Store, ...]:
         return (*self._stores.values(), *self._references.values())
 
-    async def synced(self, *kinds: Kind) -> None:
-        """Wait until these kinds, or all, were listed once: no reconcile may run before all were."""
-        for store in self.stores:
+    def of_scope(self, scope: str | None) -> tuple[Store, ...]:
+        """The stores of one watched namespace, or (None) of the cluster."""
+        return tuple(
+            store
+            for stores in (self._stores, self._references)
+            for (_, watched), store in stores.items()
+            if watched == scope
+        )
+
+    async def synced(self, *kinds: Kind, scope: str | None) -> None:
+        """Wait until these kinds, or all, were listed there once: no reconcile may run before all were."""
+        for store in self.of_scope(scope):
             if not kinds or store.kind in kinds:
                 await store.synced.wait()
 

@@ -7,6 +7,7 @@ moment of the last write, hence this one.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -24,7 +25,8 @@ class Election:
     """``async with Election(...) as election`` waits for the lease; :meth:`hold` renews it.
 
     Times are seconds of a monotonic clock: of others' leases only the moment at which a record was
-    seen to change counts, never the time written in it.
+    seen to change counts, never the time written in it. ``meanwhile`` is entered while another holds the
+    lease.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Election:
         identity: str,
         duration: float = 15.0,
         clock: Callable[[], float] = monotonic,
+        meanwhile: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._kube = kube
         self._namespace = namespace
@@ -43,6 +46,9 @@ class Election:
         self._identity = identity
         self._duration = duration
         self._clock = clock
+        self._meanwhile = meanwhile
+        self.reached = False
+        """The lease could be looked at, the last time."""
         self._valid_until = 0.0
         self._seen: tuple[str, float] = ("", 0.0)
         """Of another's lease: its record, and when it was seen to change."""
@@ -66,8 +72,10 @@ class Election:
 
     async def __aenter__(self) -> "Election":
         log.info("waiting for the lease %s/%s", self._namespace, self._name)
-        while not await self._try():  # noqa: ASYNC110  (nothing could wake us)
-            await asyncio.sleep(self._retry)
+        if not await self._try():
+            async with self._meanwhile():
+                while not await self._try():  # noqa: ASYNC110  (nothing could wake us)
+                    await asyncio.sleep(self._retry)
         log.info("leading as %s", self._identity)
         return self
 
@@ -89,7 +97,9 @@ class Election:
                 won = await self._acquire()
         except (KubeError, TimeoutError) as error:
             log.warning("lease: %s", error or type(error).__name__)
+            self.reached = False
             return False
+        self.reached = True
         if won:
             # From before the request: the server may have counted from any moment since.
             self._valid_until = started + self._duration

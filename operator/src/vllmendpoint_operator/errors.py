@@ -10,6 +10,7 @@ OperatorError
 │   ├── NoLogin              nothing was asked: there are no credentials, or they cannot be read
 │   ├── NamespaceGoing       403, since the namespace is being deleted: there is nothing left to do
 │   └── Throttled            429
+├── Inaccessible             the API server lets us neither list nor watch there: 403, 404, again and again
 ├── StartAnew                this process cannot go on; the next one may
 │   ├── LeaseLost            the lease ran out: nothing may be written any more
 │   └── Untrusted            the API server's certificate is of no authority known here, or of one no longer
@@ -21,6 +22,7 @@ from vllmendpoint_api import Reason
 __all__ = [
     "Conflict",
     "Gone",
+    "Inaccessible",
     "KubeError",
     "LeaseLost",
     "NamespaceGoing",
@@ -82,6 +84,13 @@ class NamespaceGoing(KubeError):
 
 class Throttled(KubeError):
     pass
+
+
+class Inaccessible(OperatorError):
+    """A namespace that is gone, or in which the operator has no rights."""
+
+    def __init__(self, plural: str, refusal: KubeError) -> None:
+        super().__init__(f"{plural}: {refusal}")
 
 
 class StartAnew(OperatorError):

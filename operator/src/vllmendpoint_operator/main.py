@@ -11,13 +11,14 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
 import kopf
 import yaml
 
+from .cache import Cache
 from .election import Election
 from .errors import KubeError, NoLogin, NotFound, NotStreamed, StartAnew
 from .kinds import ENDPOINT
@@ -25,6 +26,7 @@ from .kube import Kube
 from .logs import configure
 from .metrics import Metrics, serve
 from .operator import Operator
+from .scopes import Scopes
 from .settings import Settings
 
 __all__ = ["main", "run"]
@@ -77,32 +79,51 @@ async def run(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     metrics = Metrics()
     operator: Operator | None = None
+    standby: Scopes | None = None
+    election: Election | None = None
+
+    def is_ready() -> bool:
+        """Leading; or one that could lead, since a rollout replaces a pod that works by one that is ready."""
+        if operator is not None:
+            return operator.ready
+        return standby is not None and standby.ready and election is not None and election.reached
+
+    @contextlib.asynccontextmanager
+    async def stand_by() -> AsyncIterator[None]:
+        """Hold the caches of a leader. It lists again when it leads: until then another one wrote."""
+        nonlocal standby
+        cache = Cache(kube, settings.scopes, changed=lambda *_: None, referenced=lambda *_: None)
+        standby = Scopes(kube, cache, metrics, settings.scopes)
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(standby.run(), name="standby")
+            yield
+            waiting.cancel()
+
     runners = await serve(
         metrics,
-        # A replica that waits for the lease is ready: it would lead as soon as it may.
-        lambda: operator is None or operator.ready,
+        is_ready,
         address=settings.bind_address,
         metrics_port=settings.metrics_port,
         health_port=settings.health_port,
     )
     try:
-        async with (
-            Kube(partial(login, settings), observe=metrics.request) as kube,
-            Election(
+        async with Kube(partial(login, settings), observe=metrics.request) as kube:
+            election = Election(
                 kube,
                 namespace=settings.namespace,
                 name=settings.lease_name,
                 identity=settings.holder,
                 duration=settings.lease_seconds,
-            ) as election,
-        ):
-            kube.fence = election.remaining
-            metrics.leader.set(1)
-            operator = Operator(kube, settings, metrics)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(election.hold(), name="lease")
-                tasks.create_task(operator.run(), name="operator")
-                tasks.create_task(_watch(kube, settings, operator), name="kopf")
+                meanwhile=stand_by,
+            )
+            async with election:
+                kube.fence = election.remaining
+                operator = Operator(kube, settings, metrics)
+                metrics.leader.set_function(lambda: float(is_ready()))
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(election.hold(), name="lease")
+                    tasks.create_task(operator.run(), name="operator")
+                    tasks.create_task(_watch(kube, settings, operator, operator.scopes), name="kopf")
     except asyncio.CancelledError:
         log.info("asked to end")
     finally:
@@ -139,20 +160,39 @@ def _in_cluster() -> str | None:
     return f"https://{f'[{host}]' if ':' in host else host}:{port}" if host and port else None
 
 
-async def _watch(kube: Kube, settings: Settings, operator: Operator) -> None:
+async def _watch(kube: Kube, settings: Settings, operator: Operator, scopes: Scopes) -> None:
     """kopf as the informer of VLLMEndpoints: it only feeds the queue.
 
     kopf ends on what it calls fatal: an error in a stream, a CRD that is replaced. It is started
-    again then, and lists anew; what it lists and is known already costs nothing.
+    again then, and lists anew; what it lists and is known already costs nothing. So it is when other
+    namespaces can be watched than before: one that is refused it would ask for without end.
     """
     while True:
-        streamed = await _served(kube, settings)
-        failure = await _inform(settings, operator, streamed=streamed)
-        log.warning("the watch of %s ended: %s; starting it again", ENDPOINT.plural, failure)
-        await asyncio.sleep(_RESTART_SECONDS)
+        namespaces = await scopes.accessible()
+        watching = asyncio.create_task(_watch_these(kube, settings, operator, namespaces))
+        others = asyncio.create_task(scopes.other_than(namespaces))
+        try:
+            await asyncio.wait((watching, others), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watching, others):
+                task.cancel()
+            await asyncio.wait((watching, others))
+        if not watching.cancelled():
+            failure = watching.result()
+            log.warning("the watch of %s ended: %s; starting it again", ENDPOINT.plural, failure)
+            await asyncio.sleep(_RESTART_SECONDS)
 
 
-async def _inform(settings: Settings, operator: Operator, *, streamed: bool) -> BaseException | None:
+async def _watch_these(
+    kube: Kube, settings: Settings, operator: Operator, namespaces: tuple[str | None, ...]
+) -> BaseException | None:
+    streamed = await _served(kube, namespaces[0])
+    return await _inform(settings, operator, namespaces, streamed=streamed)
+
+
+async def _inform(
+    settings: Settings, operator: Operator, namespaces: tuple[str | None, ...], *, streamed: bool
+) -> BaseException | None:
     """Run kopf until it ends by itself; returns why. ``streamed``: the API server lists by the watch.
 
     On a thread and a loop of its own: kopf takes the process's signals, and when it ends it cancels
@@ -206,8 +246,8 @@ async def _inform(settings: Settings, operator: Operator, *, streamed: bool) -> 
                     standalone=True,
                     # Else kopf asks for the user's name, and a pod's user has none.
                     identity=settings.holder,  # type: ignore[arg-type]
-                    clusterwide=not settings.scopes,
-                    namespaces=settings.scopes,
+                    clusterwide=None in namespaces,
+                    namespaces=[name for name in namespaces if name is not None],
                     stop_flag=stop,
                 )
             )
@@ -248,12 +288,11 @@ class _Backoffs(Iterable[float]):
             yield random.uniform(ceiling / 2, ceiling)
 
 
-async def _served(kube: Kube, settings: Settings) -> bool:
+async def _served(kube: Kube, scope: str | None) -> bool:
     """Wait for the CRD: kopf looks for it once, and waits in silence for ever if it comes later.
 
     Returns whether the API server lists by the watch, which ends kopf where it does not.
     """
-    scope = settings.scopes[0] if settings.scopes else None
     while True:
         try:
             async with contextlib.aclosing(kube.watch(ENDPOINT, scope, None, metadata_only=True)) as events:

@@ -50,7 +50,17 @@ class Metrics:
             ["verb", "resource", "code"],
             registry=registry,
         )
-        self.leader = Gauge("vllmendpoint_operator_leader", "1 while this replica leads.", registry=registry)
+        self.leader = Gauge(
+            "vllmendpoint_operator_leader",
+            "1 while this replica leads, and reconciles in one watched namespace at least.",
+            registry=registry,
+        )
+        self.namespaces = Gauge(
+            "vllmendpoint_operator_namespace_served",
+            "1 while a watched namespace is served; * is the whole cluster.",
+            ["watched_namespace"],
+            registry=registry,
+        )
         self._endpoints = _Endpoints()
 
     def request(self, verb: str, resource: str, status: int) -> None:
@@ -139,7 +149,7 @@ async def serve(
     async def readyz(_: web.Request) -> web.Response:
         if ready():
             return web.Response(text="ok\n")
-        return web.Response(status=503, text="not every watched kind has been listed yet\n")
+        return web.Response(status=503, text="no watched namespace is served yet; the log names the cause\n")
 
     runners = []
     for port, routes in (

@@ -1,4 +1,4 @@
-"""The operator's engine room: stores, queue, workers and resync, wired together. Knows no kopf."""
+"""The operator's engine room: caches, queue, workers and resync, wired together. Knows no kopf."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from typing import Final
 from .cache import Cache, Key
 from .endpoints import Endpoints
 from .errors import KubeError, StartAnew
-from .kinds import DEPLOYMENT, ENDPOINT, POD, REPLICA_SET
+from .kinds import ENDPOINT
 from .kube import Kube, Object
 from .logs import reconciling
 from .metrics import Metrics
@@ -17,6 +17,7 @@ from .observe import Observer
 from .queue import WorkQueue
 from .reconcile import Reconciler
 from .reports import Reports
+from .scopes import Scope, Scopes
 from .settings import Settings
 from .views import keep_version, view
 
@@ -43,8 +44,22 @@ class Operator:
         metrics.queue_depth.set_function(lambda: len(self._queue))
         self._endpoints = Endpoints()
         self._cache = Cache(kube, settings.scopes, changed=self._changed, referenced=self._reference_changed)
-        self.ready = False
-        """Every watched kind has been listed once."""
+        self._observer: Observer | None = None
+        """While it runs."""
+        self.scopes = Scopes(
+            kube,
+            self._cache,
+            metrics,
+            settings.scopes,
+            on_workload=self._listen,
+            on_served=self._served,
+            on_lost=self._lost,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """It reconciles."""
+        return self.scopes.ready
 
     # Fed by the VLLMEndpoint watch
 
@@ -72,7 +87,7 @@ class Operator:
 
     async def run(self) -> None:
         async with Reports(self._changed, port=self._settings.report_port) as reports:
-            observer = Observer(self._kube, self._cache, reports)
+            observer = self._observer = Observer(self._kube, self._cache, reports)
             reconciler = Reconciler(
                 kube=self._kube,
                 cache=self._cache,
@@ -84,26 +99,46 @@ class Operator:
             )
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    for store in self._cache.stores:
-                        tasks.create_task(store.run(), name=f"watch-{store.kind.plural}")
-                    await self._listen(observer)
-                    await self._cache.synced()
-                    self.ready = True
-                    log.info("every watched kind is listed")
+                    tasks.create_task(self.scopes.run(), name="scopes")
+                    await self.scopes.started()
+                    log.info(
+                        "every watched kind is listed", extra={"not_served": ", ".join(self.scopes.failures)}
+                    )
                     for number in range(self._settings.workers):
                         tasks.create_task(self._work(reconciler), name=f"worker-{number}")
                     tasks.create_task(self._resync(), name="resync")
             finally:
                 self._queue.close()
 
-    async def _listen(self, observer: Observer) -> None:
+    # Told by the scopes
+
+    async def _listen(self, scope: Scope) -> None:
         """Ask the workers for their reports while the rest is listed: few looks have to wait for one then."""
-        await self._cache.synced(POD, REPLICA_SET, DEPLOYMENT)
-        for key in self._endpoints:
+        assert self._observer is not None
+        for key in self._known(scope):
             uid = self._endpoints.uid(key)
             if uid is not None and self._endpoints.wants(key, uid):
-                observer.workload(key, uid)
+                self._observer.workload(key, uid)
             await asyncio.sleep(0)
+
+    def _served(self, scope: Scope) -> None:
+        for key in self._known(scope):
+            self._queue.add(key)
+
+    async def _lost(self, scope: Scope) -> None:
+        """Forget its endpoints, as if they had been deleted. A reconcile that is under way writes nothing
+        more, and what it knows must not be mixed with what the next list brings.
+        """
+        lost = self._known(scope)
+        for key in lost:
+            uid = self._endpoints.uid(key)
+            if uid is not None and self._endpoints.drop(key, uid):
+                self._queue.add(key)
+        while any(self._queue.runs(key) for key in lost):  # noqa: ASYNC110  (a request's time, at the most)
+            await asyncio.sleep(0.1)
+
+    def _known(self, scope: Scope) -> list[Key]:
+        return [key for key in self._endpoints if scope.name in (None, key[0])]
 
     async def _work(self, reconciler: Reconciler) -> None:
         while True:
@@ -118,6 +153,9 @@ class Operator:
     async def _reconcile(self, reconciler: Reconciler, key: Key) -> None:
         started = perf_counter()
         rest = 0.0
+        if key in self._endpoints and not self.scopes.serves(key[0]):
+            self._queue.done(key)
+            return  # it is added when its namespace is served
         try:
             again = await reconciler.reconcile(key)
         except StartAnew:
@@ -159,23 +197,29 @@ class Operator:
 
     async def _make_up(self) -> None:
         """Drop endpoints that have gone unnoticed, and take in those that have come or changed so."""
-        known = {uid: key for key in self._endpoints if (uid := self._endpoints.uid(key)) is not None}
-        try:
-            listed: dict[str, tuple[Key, int]] = {}
-            for scope in self._settings.scopes or (None,):
-                async with self._kube.listing(ENDPOINT, scope, metadata_only=True) as (_, items):
-                    async for item in items:
-                        found = view(keep_version(item))
-                        listed[found.metadata.uid] = found.key, found.version
-            await asyncio.sleep(_LAG_SECONDS)
-            for key, version in listed.values():
-                if self._endpoints.version(key) < version:
-                    missed, _ = await self._kube.list(ENDPOINT, key[0], name=key[1])
-                    for obj in missed:
-                        self.seen(obj)
-        except KubeError as error:
-            log.warning("resync: %s", error)
-            return
+        for scope in self.scopes.served:
+            try:
+                await self._make_up_for(scope)
+            except KubeError as error:
+                log.warning("resync of %s: %s", "the cluster" if scope is None else scope, error)
+
+    async def _make_up_for(self, scope: str | None) -> None:
+        known = {
+            uid: key
+            for key in self._endpoints
+            if scope in (None, key[0]) and (uid := self._endpoints.uid(key)) is not None
+        }
+        listed: dict[str, tuple[Key, int]] = {}
+        async with self._kube.listing(ENDPOINT, scope, metadata_only=True) as (_, items):
+            async for item in items:
+                found = view(keep_version(item))
+                listed[found.metadata.uid] = found.key, found.version
+        await asyncio.sleep(_LAG_SECONDS)
+        for key, version in listed.values():
+            if self._endpoints.version(key) < version:
+                missed, _ = await self._kube.list(ENDPOINT, key[0], name=key[1])
+                for obj in missed:
+                    self.seen(obj)
         for uid, key in known.items():
             if uid not in listed and self._endpoints.drop(key, uid):
                 self._queue.add(key)

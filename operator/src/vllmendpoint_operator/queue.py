@@ -65,6 +65,9 @@ class WorkQueue(Generic[Key]):
         self.add_after(key, delay)
         return delay
 
+    def runs(self, key: Key) -> bool:
+        return key in self._running
+
     def succeeded(self, key: Key) -> None:
         """Forget the key's failures."""
         self._failures.pop(key, None)

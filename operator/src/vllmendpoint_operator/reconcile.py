@@ -193,6 +193,8 @@ class Reconciler:
         early = pace.wait(now, pressing=presses(endpoint.status, new))
         if early > 0:
             return early
+        if not self._endpoints.wants(endpoint.key, endpoint.uid):
+            return None  # deleted, or its namespace lost, while it was looked at
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,

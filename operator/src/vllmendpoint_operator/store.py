@@ -15,7 +15,7 @@ from msgspec import json
 
 from vllmendpoint_api import names
 
-from .errors import Gone, KubeError
+from .errors import Gone, Inaccessible, KubeError, NotFound
 from .kinds import Kind
 from .kube import Kube, Object
 from .lists import Parts
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _RELIST_FIRST: Final = 0.5
 _RELIST_LAST: Final = 30.0
+_REFUSALS: Final = 3
+"""In a row, until it is believed: an API server that starts refuses what it will allow in a moment."""
 _WENT: Final = 256
 """Deletions that are remembered: more than come in the time that an answer is on its way."""
 _SELECTOR: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
@@ -117,27 +119,47 @@ class Store:
         self._delete(key, notify=False)
 
     async def run(self) -> None:
-        """List and watch for ever; ends only by cancellation."""
+        """List and watch for ever; ends by cancellation. Raises Inaccessible where the API server lets us do
+        neither.
+        """
         version: str | None = None
         delay = _RELIST_FIRST
+        refusals = 0
         while True:
             failure: KubeError | None = None
             try:
                 if version is None:
                     version = await self._list()
+                    refusals = 0
                 async for reached in self._watch(version):
                     version, delay = reached, _RELIST_FIRST
+                    refusals = 0
             except Gone:
                 version = None
             except KubeError as error:
                 failure = error
+            refusals = refusals + 1 if failure is not None and _is_refusal(failure) else 0
+            if failure is not None and refusals >= _REFUSALS:
+                raise Inaccessible(self.kind.plural, failure) from failure
             # After an orderly end too: a server may end every stream as soon as it is begun.
             wait = random.uniform(delay / 2, delay)
             if failure is not None:
                 wait = max(wait, failure.retry_after or 0.0)
-                log.warning("%s: %s; trying again in %.1f s", self.kind.plural, failure, wait)
+                # A refusal that lasts is reported once, of the whole namespace.
+                level = logging.DEBUG if refusals else logging.WARNING
+                log.log(level, "%s: %s; trying again in %.1f s", self.kind.plural, failure, wait)
             await asyncio.sleep(wait)
             delay = min(delay * 2, _RELIST_LAST)
+
+    def clear(self) -> None:
+        """Forget all, and tell nobody: it may no longer be so."""
+        for found in self._packed.values():
+            for name, packed in found.items():
+                owner = view(self._packer.unpack(packed)).owner
+                if owner is not None:
+                    self._owned.remove(owner, self, name)
+        self._packed.clear()
+        self.synced.clear()
 
     async def _list(self) -> str:
         async with (
@@ -222,3 +244,8 @@ class Store:
     def _view(self, key: Key) -> View | None:
         text = self._text(key)
         return None if text is None else view(text)
+
+
+def _is_refusal(error: KubeError) -> bool:
+    """The namespace is gone, or the right to look into it: for a kind that every cluster has also by 404."""
+    return error.status == 403 or isinstance(error, NotFound)

@@ -8,7 +8,7 @@ from wire import parts
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache import Cache
 from vllmendpoint_operator.endpoints import Endpoints
-from vllmendpoint_operator.errors import Gone, KubeError, Throttled
+from vllmendpoint_operator.errors import Gone, Inaccessible, KubeError, NotFound, Rejected, Throttled
 from vllmendpoint_operator.kinds import CLAIM, CONFIG_MAP, MANAGED, POD, REPLICA_SET, SERVICE
 
 
@@ -139,6 +139,30 @@ async def test_a_failed_list_is_tried_again(store):
     services = store(Api([KubeError(500, "x"), KubeError(0, "y"), [obj()]]))
     await run(services)
     assert services.synced.is_set()
+
+
+@pytest.mark.parametrize("refusal", [Rejected(403, "forbidden"), NotFound(404, "no such namespace")])
+async def test_a_refusal_that_lasts_ends_it(store, refusal, caplog):
+    with pytest.raises(Inaccessible, match=f"services: {refusal.status}: {refusal.message}"):
+        await store(Api([[obj()]], [[refusal], [refusal], [refusal]])).run()
+    assert caplog.text == "", "it is said of the whole namespace, and once"
+
+
+async def test_refusals_now_and_then_end_nothing(store):
+    """An API server that starts refuses what it will allow in a moment."""
+    refusal, other = Rejected(403, "RBAC: role not found"), KubeError(500, "x")
+    await run(store(Api([refusal, refusal, [obj()]], [[refusal], [refusal], [], [refusal], [other]])))
+
+
+async def test_what_was_listed_can_be_forgotten(store, told):
+    services = store(Api([[obj()]]))
+    await run(services)
+    told.clear()
+    services.clear()
+    assert not services.synced.is_set()
+    assert services.get(("ns", "s")) is None
+    assert list(services.of(("ns", "e"))) == []
+    assert told == []
 
 
 async def test_streams_that_end_at_once_are_not_asked_for_in_a_tight_loop(store, slept):

@@ -29,28 +29,54 @@ class Kube:
         yield "BOOKMARK", parts({"metadata": {"resourceVersion": "1"}})
 
 
+class Scopes:
+    """Which namespaces may be watched: ``now`` is set by a test."""
+
+    def __init__(self, *names):
+        self.now = names or ("ns",)
+        self.news = asyncio.Event()
+
+    def become(self, *names):
+        self.now = names
+        self.news.set()
+
+    async def accessible(self):
+        while not self.now:
+            self.news.clear()
+            await self.news.wait()
+        return self.now
+
+    async def other_than(self, names):
+        while self.now == names:
+            self.news.clear()
+            await self.news.wait()
+
+
 @pytest.fixture
 async def watching(monkeypatch):
     """Starts of kopf; each fails as the next of ``failures`` says, the last one runs."""
-    starts, failures = [], []
+    starts, failures, served = [], [], []
 
     async def operator(*, stop_flag, **options):
         starts.append(options["settings"])
+        served.append(tuple(options["namespaces"]))
         if len(starts) <= len(failures):
             raise failures[len(starts) - 1]
         while not stop_flag.is_set():
             await asyncio.sleep(0.01)
+        served.remove(tuple(options["namespaces"]))
 
     monkeypatch.setattr(main.kopf, "operator", operator)
     monkeypatch.setattr(main, "_RESTART_SECONDS", 0.01)
     tasks = []
 
-    def watch(kube, *said):
+    def watch(kube, *said, scopes=None):
         failures.extend(said)
         settings = Settings(_cli_parse_args=["--worker-image=x", "--namespaces=ns"])
-        tasks.append(asyncio.create_task(main._watch(kube, settings, operator=None)))
+        tasks.append(asyncio.create_task(main._watch(kube, settings, None, scopes or Scopes())))
         return starts
 
+    watch.served = served
     yield watch
     for task in tasks:
         task.cancel()
@@ -81,6 +107,30 @@ async def test_the_crd_is_looked_for_before_each_start(watching, monkeypatch):
     starts = watching(kube, RuntimeError("404"))
     await until(lambda: len(starts) == 2)
     assert kube.absent == 0
+
+
+async def test_it_watches_the_namespaces_that_may_be_watched_now(watching, caplog):
+    scopes = Scopes("a", "b")
+    watching(Kube(), scopes=scopes)
+    for names in (("a",), ("a", "b")):
+        scopes.become(*names)
+        await until(lambda names=names: watching.served == [names])
+    scopes.become()
+    await until(lambda: watching.served == [])
+    scopes.become("b")
+    await until(lambda: watching.served == [("b",)])
+    assert "ended" not in caplog.text
+
+
+async def test_one_that_may_no_longer_be_watched_is_not_waited_for(watching):
+    """The CRD is looked for in the first of the namespaces, which may be the one that is gone."""
+    scopes, kube = Scopes("gone", "b"), Kube()
+    kube.absent = 1_000_000
+    watching(kube, scopes=scopes)
+    await asyncio.sleep(0.05)
+    kube.absent = 0
+    scopes.become("b")
+    await until(lambda: watching.served == [("b",)], seconds=2)
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -120,7 +170,7 @@ async def test_kopf_itself_watches_on(monkeypatch, last, streams):
         kube.streams = streams
         monkeypatch.setattr(main, "login", lambda settings: main.kopf.ConnectionInfo(server=api.url))
         settings = Settings(_cli_parse_args=["--worker-image=x", "--namespaces=ns"])
-        task = asyncio.create_task(main._watch(kube, settings, feed))
+        task = asyncio.create_task(main._watch(kube, settings, feed, Scopes()))
         await until(lambda: feed.names == ["a", "b"], 15)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

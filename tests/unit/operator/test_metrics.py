@@ -60,6 +60,7 @@ async def test_what_is_scraped_is_what_the_docs_list(make_endpoint, make_status,
     metrics.endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
     metrics.request("apply", "deployments", 200)
     metrics.reconciles.labels("success").inc()
+    metrics.namespaces.labels("team-a").set(1)
     runners = await serve(metrics, lambda: True, address="127.0.0.1", metrics_port=0, health_port=0)
     try:
         ((host, port),) = runners[0].addresses
