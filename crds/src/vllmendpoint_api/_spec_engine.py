@@ -202,9 +202,9 @@ class Engine(Contract):
         ],
         Field(
             max_length=128,
-            description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item. "
-            "Those that the operator sets itself, that the worker does not support, or that do not reach "
-            "status.url while frontend.mode is Managed, are refused.",
+            description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item: $(NAME) and $$ are "
+            "not replaced. Those that the operator sets itself, that the worker does not support, or that do "
+            "not reach status.url while frontend.mode is Managed, are refused.",
         ),
     ] = ()
     config: Annotated[EngineConfig | None, Field(description="The config file (config.yaml).")] = None

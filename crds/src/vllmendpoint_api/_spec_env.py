@@ -155,7 +155,8 @@ class EnvVar(Contract):
         str | None,
         Field(
             max_length=32_768,
-            description="Its value. As in a container, $(NAME) stands for another variable, $$ for $.",
+            description="Its value, verbatim. Unlike in a container, $(NAME) and $$ are not replaced; to "
+            "refer to another variable, set the environment in podTemplate.",
         ),
     ] = None
     value_from: Annotated[

@@ -126,7 +126,7 @@ class Worker(Contract):
         JsonObject | None,
         Field(
             description="A partial PodTemplateSpec, merged last over what the operator renders; "
-            "the container is called main."
+            "the container is called main. As in any pod, $(NAME) in its env is replaced by a variable."
         ),
     ] = None
 

@@ -16,6 +16,7 @@ from .pods import (
     namespace_prefix,
     pod_security,
     resources,
+    verbatim,
 )
 from .template import customised
 from .workload import image
@@ -90,7 +91,7 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         "automountServiceAccountToken": True,
         "securityContext": pod_security(options),
         "enableServiceLinks": False,
-        "containers": [main],
+        "containers": [verbatim(main)],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     if endpoint.spec.worker.image_pull_secrets:

@@ -32,6 +32,7 @@ __all__ = [
     "namespace_prefix",
     "pod_security",
     "resources",
+    "verbatim",
     "with_worker_suffix",
 ]
 
@@ -43,6 +44,7 @@ REQUEST_PORT: Final = 9092
 RESPONSE_PORT: Final = 9093
 """Dynamo's response plane: the frontend listens, the worker connects back."""
 
+_EXPANDED: Final = ("command", "args")
 _USER: Final = 1000
 _LABEL_LENGTH: Final = 63
 
@@ -64,6 +66,25 @@ def dynamo_env(namespace: dict[str, str]) -> list[dict[str, Any]]:
         {"name": "DYN_EVENT_PLANE", "value": "zmq"},
         {"name": "HOME", "value": "/tmp"},
     ]
+
+
+def verbatim(container: dict[str, Any]) -> dict[str, Any]:
+    """``container`` so that its process gets every argument and every value as they are written here.
+
+    The kubelet replaces ``$(NAME)`` by a variable, and ``$$`` by ``$``, in command, args and values of env; a
+    doubled ``$`` is one. Values from ConfigMaps and Secrets it leaves alone.
+    """
+    lists: dict[str, Any] = {
+        part: [_literal(item) for item in container[part]] for part in _EXPANDED if part in container
+    }
+    env = [
+        {**item, "value": _literal(item["value"])} if "value" in item else item for item in container["env"]
+    ]
+    return {**container, **lists, "env": env}
+
+
+def _literal(text: str) -> str:
+    return text.replace("$", "$$")
 
 
 def dynamo_namespace(endpoint: Endpoint) -> str:

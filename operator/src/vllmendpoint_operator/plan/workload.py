@@ -19,6 +19,7 @@ from .pods import (
     namespace_prefix,
     pod_security,
     resources,
+    verbatim,
 )
 from .template import customised
 
@@ -167,7 +168,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         "securityContext": pod_security(options),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "enableServiceLinks": False,
-        "containers": [main],
+        "containers": [verbatim(main)],
         "volumes": volumes,
     }
     if worker.image_pull_secrets:
