@@ -257,6 +257,7 @@ def assert_health_follows(worker: WorkerProcess) -> None:
             assert worker.status("system", "/health") == 503
             time.sleep(0.2)
     wait(lambda: worker.status("system", "/health") == 200)
+    assert "dynamo_runtime::health_check: Health check got no response" not in worker.log()
     worker.until(lambda report: report.ready, 30.0)
 
 

@@ -20,6 +20,7 @@ from .causes import ENGINE, download_failed
 from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
 from .configuration import Configuration
 from .cpu_threads import ENV_THREADS, omp_threads
+from .dynamo_log import log_filter
 from .errors import EngineStartError
 from .leaving import leave, tell_kubernetes
 from .options import named
@@ -57,7 +58,7 @@ def start(argv: list[str]) -> NoReturn:
             TAKEN[name] = value
     for name in [name for name, value in os.environ.items() if name.startswith("DYN_") and not value.strip()]:
         del os.environ[name]  # Dynamo ends on an empty number
-    os.environ.update(container_environment(os.environ))
+    os.environ.update(container_environment(os.environ) | log_filter(os.environ))
     if (threads := omp_threads(os.environ, len(os.sched_getaffinity(0)))) is not None:
         os.environ[ENV_THREADS] = str(threads)
         logger.info("The engine computes with %d threads (%s)", threads, ENV_THREADS)
