@@ -140,10 +140,32 @@ def test_a_script_that_cannot_be_imported_is_told_within_seconds(worker: WorkerP
     assert worker.report().stage.name == "Refused"
 
 
+def test_a_ping_that_blocks_the_start_is_named_and_its_mended_script_taken_up(
+    worker: WorkerProcess, folder: Path
+) -> None:
+    (folder / "model.py").write_text(
+        "import time\nasync def custom_sagemaker_ping_handler(request):\n    time.sleep(1000)\n"
+    )
+    worker.until(
+        lambda report: "by a custom handler, model.py line 3" in report.verdict.message, START_SECONDS
+    )
+    report = worker.report()
+    assert (report.started, report.ready) == (False, False)
+    assert report.stage.detail == "a custom handler blocks the worker, model.py line 3"
+    (folder / "model.py").write_text(
+        "async def custom_sagemaker_ping_handler(request):\n"
+        "    return [str(request.url), request.client.host]\n"
+    )
+    worker.until_ready()
+    port = worker.ports["http"]
+    assert json.loads(worker.ask("http", "/ping")[1]) == [f"http://127.0.0.1:{port}/ping", "127.0.0.1"]
+
+
 def test_the_guides_complete_example_generates_on_the_live_engine(
     worker: WorkerProcess, folder: Path
 ) -> None:
     (folder / "model.py").write_text((GUIDE / "complete.py").read_text())
+    worker.until(lambda report: report.handlers.invocations.source == HandlerSource.DECORATOR, 30)
     worker.until_ready()
     status, body = worker.ask("http", "/invocations", {"prompt": "hello", "max_tokens": 5, "use_rag": True})
     answer = json.loads(body)

@@ -205,7 +205,13 @@ def watched(served: Served) -> Callable[..., PingWatch]:
         def changed(report: PingReport | None) -> None:
             pass
 
-        return PingWatch(served.room, timeout=timeout, thresholds=lambda: (2, 1), changed=changed)
+        return PingWatch(
+            served.room,
+            address=lambda: ("0.0.0.0", 8080),
+            timeout=timeout,
+            thresholds=lambda: (2, 1),
+            changed=changed,
+        )
 
     return make
 

@@ -79,6 +79,7 @@ class Board:
         self._lock = threading.RLock()  # the handler of a signal updates too, in the middle of anything
         self._subscribers: list[Callable[[], None]] = []
         self._last_beat: float | None = None
+        self._starting = False
         self.culprit: Callable[[], str] = str
         """Where the main thread is, if it is in a custom handler's code: asked where the loop is blocked."""
         now = self._clock.wall()
@@ -111,8 +112,11 @@ class Board:
         since = current.since if current.name == name else self._clock.wall()
         self.update(stage=StageReport(name=name, since=since, detail=detail[:2048]))
 
-    def beat(self) -> None:
-        """The main loop lives. Called several times a second once it serves."""
+    def beat(self, *, starting: bool = False) -> None:
+        """The main loop lives. Called several times a second once customer code may run on it. While it is
+        ``starting``, the worker's own code may block it: only a custom handler that blocks it is reported.
+        """
+        self._starting = starting
         self._last_beat = self._clock.monotonic()
 
     def rest(self) -> None:
@@ -127,7 +131,9 @@ class Board:
         health_check = self._facts.health_check
         timeout = health_check.timeout_seconds if health_check else float(DEFAULT_TIMEOUT_SECONDS)
         silent = self._clock.monotonic() - beat
-        return silent if silent > timeout + LOOP_GRACE_SECONDS else 0.0
+        if silent <= timeout + LOOP_GRACE_SECONDS or (self._starting and not self.culprit()):
+            return 0.0
+        return silent
 
     def readiness(self) -> tuple[bool, str]:
         if self.blocked_for():
@@ -135,21 +141,19 @@ class Board:
         facts = self._facts
         return facts.ready, facts.why_not_ready
 
-    def _blocked_in(self) -> str:
-        where = self.culprit()
-        return f" by a custom handler, {where}" if where else ""
-
     def report(self) -> WorkerReport:
         facts = self._facts
-        ready, verdict = facts.ready, facts.verdict
+        ready, verdict, stage = facts.ready, facts.verdict, facts.stage
         if blocked := self.blocked_for():
-            ready = False
+            ready, where = False, self.culprit()
+            if where and self._starting:
+                stage = stage.model_copy(update={"detail": f"a custom handler blocks the worker, {where}"})
             if verdict.state != Verdict.DEAD:
                 verdict = VerdictReport(
                     state=Verdict.STALLED,
                     reason="EngineStalled",
-                    message=f"The worker's own event loop is blocked{self._blocked_in()}: "
-                    "nothing can be asked or answered.",
+                    message="The worker's own event loop is blocked"
+                    f"{f' by a custom handler, {where}' if where else ''}: nothing can be asked or answered.",
                     since=self._clock.wall_of(self._clock.monotonic() - blocked).replace(microsecond=0),
                     last_proof_of_life=verdict.last_proof_of_life,
                 )
@@ -159,7 +163,7 @@ class Board:
             time=self._clock.wall(),
             started=facts.started,
             ready=ready,
-            stage=facts.stage,
+            stage=stage,
             configuration=facts.configuration,
             health_check=facts.health_check,
             verdict=verdict,

@@ -27,7 +27,7 @@ from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
 from .configuration import Configuration, refused_by_vllm, translation_problem, with_default
 from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
-from .handlers import Generation, HandlerRoom, PingWatch, complete
+from .handlers import Generation, HandlerRoom, PingWatch, Unblocker, complete
 from .handlers import Loaded as Handlers
 from .health_route import reaches_health
 from .http_app import Guard, HttpServer, bound
@@ -101,10 +101,17 @@ class Worker:
         self._room = HandlerRoom(self._handlers_changed, self._clock)
         self._ping = PingWatch(
             self._room,
+            address=lambda: self._listener.getsockname()[:2],
             timeout=lambda: self._resolved.timeout_seconds,
             thresholds=lambda: (self._resolved.failure_threshold, self._resolved.success_threshold),
             changed=self._shown.pinged,
             clock=self._clock,
+        )
+        self._unblocker = Unblocker(
+            self._room,
+            blocked=board.blocked_for,
+            serving=lambda: self._shown.serving,
+            wanted=configuration.wanted_handlers,
         )
         self._http: HttpServer | None = None
         self._shutdown: upstream.Shutdown | None = None
@@ -272,6 +279,9 @@ class Worker:
         self._board.update(model_type=str(self._configuration.model_type or ""))
         complete(http.app, loading=http.loads_adapters)
         self._room.attach(http.app)
+        self._board.culprit = self._room.culprit
+        self._begin(self._liveness.run(), "liveness")
+        self._unblocker.start()
         accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated
         shown = self._shown
@@ -287,7 +297,6 @@ class Worker:
         await self._first_probe(shown.prober, resolved)
         shown.warmed = True
         await self._ping.ask()
-        self._board.culprit = self._room.culprit
         guard = Guard(
             self._room,
             fit=shown.fit,
@@ -355,7 +364,6 @@ class Worker:
         self._server.blocked = self._liveness.blocked
         self._board.stage(Stage.SERVING)
         self._board.update(started=True)
-        self._begin(self._liveness.run(), "liveness")
         self._shown.publish()
         logger.info("Serving %s", ", ".join(self._engine.model_names) if self._engine else "")
 
@@ -417,6 +425,7 @@ class Worker:
     async def _cleanup(self) -> None:
         """After the requests in flight, before the runtime and the engine go."""
         self._board.rest()
+        self._unblocker.stop()
         if self._http is not None:
             await self._http.stop()
         await self._stop_tasks()

@@ -25,7 +25,7 @@ from .board import Board
 from .config_sources import ConfigSources, Loaded
 from .custom_default import CUSTOM_DEFAULT
 from .errors import ConfigurationRefusedError, TranslationError
-from .handler_sources import stamp
+from .handler_sources import Wanted, stamp
 from .merge import ABSENT, Refused, Resolved, merge
 from .option_rules import refused_options
 from .options import differing, negatives
@@ -115,6 +115,15 @@ class Configuration:
             if self._signature == await aside(self._sources.signature):
                 break
         return loaded
+
+    def wanted_handlers(self) -> Wanted | None:
+        """The handlers that are wanted by a change which is not taken up yet; None where there is none, or it
+        is refused. Reads files: not on the event loop.
+        """
+        if self._sources.signature() == self._signature:
+            return None
+        loaded = self._sources.load()
+        return None if loaded.handler_problems else loaded.handlers
 
     def _parsed(self, loaded: Loaded) -> Loaded:
         """With what the options mean to the engine's parsers, once these are imported."""

@@ -10,6 +10,7 @@ __all__ = [
     "ArtifactsError",
     "ConfigurationRefusedError",
     "EngineStartError",
+    "GivenUpError",
     "HandlerTimeoutError",
     "ProbeUnavailableError",
     "TranslationError",
@@ -59,6 +60,12 @@ class EngineStartError(WorkerError):
 
 class HandlerTimeoutError(WorkerError):
     """The customer's code did not end within its bound. Its text: the line that it was in, or nothing."""
+
+
+class GivenUpError(BaseException):
+    """Raised in the customer's code where it takes too long; no Exception, which code that tries again for
+    ever would catch.
+    """
 
 
 class ProbeUnavailableError(WorkerError):

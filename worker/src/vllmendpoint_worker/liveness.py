@@ -35,8 +35,9 @@ class Liveness:
     async def run(self) -> None:
         """Beat until cancelled, or until the process must end."""
         while True:
-            self._board.beat()
-            if (prober := self._shown.prober) is not None and not self._shown.stopping:
+            self._board.beat(starting=not self._shown.serving)
+            prober = self._shown.prober
+            if prober is not None and self._shown.serving and not self._shown.stopping:
                 if prober.state.verdict is Verdict.DEAD:
                     await asyncio.sleep(0.1)  # the watchers hear of it
                     self.engine_died()

@@ -9,11 +9,13 @@ from ._load import Loaded
 from ._ping import PingWatch
 from ._room import Generation, HandlerRoom
 from ._routes import complete
+from ._unblock import Unblocker
 
 __all__ = [
     "Generation",
     "HandlerRoom",
     "Loaded",
     "PingWatch",
+    "Unblocker",
     "complete",
 ]

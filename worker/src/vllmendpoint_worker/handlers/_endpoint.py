@@ -16,9 +16,10 @@ from fastapi import HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
 from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.errors import GivenUpError
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
-from ._errors import App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
+from ._errors import EXITS, App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
 from ._load import Handler
 from ._problems import failed_at
 from ._signature import defined_in, is_async
@@ -127,6 +128,8 @@ class Endpoint:
         at = f" at {where}" if (where := failed_at(error, self._wanted)) else ""
         if not at and (code := defined_in(self.handler.function)) is not None:
             name = f"{name} ({Path(code[0]).name} line {code[1]})"
+        if isinstance(error, GivenUpError):
+            return f"{name} blocked the worker's event loop{at}, and was interrupted to be replaced."
         if stage is Stage.RESULT and not at:
             if (culprit := unencodable(result)) and not isinstance(result, Response):
                 return f"{name} returned what JSON cannot hold, {culprit}: {_ADVICE.get(culprit, _RETURN)}."
@@ -155,5 +158,5 @@ async def _without_exits(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
     try:
         async for item in items:
             yield item
-    except (SystemExit, KeyboardInterrupt) as error:
+    except EXITS as error:
         raise StreamExitError from error

@@ -23,7 +23,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from vllmendpoint_worker.errors import GivenUpError
+
 __all__ = [
+    "EXITS",
     "App",
     "HandlerApp",
     "MiddlewareApp",
@@ -43,6 +46,9 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 Failed = Callable[[BaseException, "Stage", Any], None]
 
 _HANDLERS: Final = "starlette.exception_handlers"
+
+EXITS: Final = (SystemExit, KeyboardInterrupt, GivenUpError)
+"""What customer code raises, or what is raised in it, that is no Exception and must not go further."""
 
 
 class Stage(StrEnum):
@@ -100,7 +106,7 @@ class HandlerApp:
         token = _EXCHANGE.set(exchange)
         try:
             await self._app(scope, receive, partial(exchange.send, send))
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001  (told by _answer)
+        except (Exception, *EXITS) as error:  # noqa: BLE001  (told by _answer)
             await self._answer(error, exchange, scope, receive, send)
         finally:
             _EXCHANGE.reset(token)
@@ -142,7 +148,7 @@ class MiddlewareApp:
         token = _REPORT.set(lambda error: self._failed(error, path))
         try:
             await self._app(scope, receive, partial(exchange.send, send))
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except (Exception, *EXITS) as error:
             cause = leaf(error)
             if isinstance(cause, ClientDisconnect) or _of_the_app(cause):
                 raise

@@ -23,11 +23,12 @@ from typing import Any, Final
 from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.aside import aside
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.errors import ConfigurationRefusedError, HandlerTimeoutError
+from vllmendpoint_worker.errors import ConfigurationRefusedError, GivenUpError, HandlerTimeoutError
 from vllmendpoint_worker.handler_sources import Route, Wanted
 
 from ._main_thread import ScriptLoop, ScriptTasks
-from ._problems import GivenUpError, folders_of, line_of, problem_of, stands_at, unnamed_problem
+from ._modules import PREFIX, others
+from ._problems import folders_of, line_of, problem_of, stands_at, unnamed_problem
 from ._process import Lasting, kept
 from ._signature import Binding, UnfitHandlerError, binding_of
 from ._standards import (
@@ -78,7 +79,7 @@ class Loader:
     def __init__(self, seconds: float = IMPORT_SECONDS) -> None:
         self._seconds = seconds
         self._generation = 0
-        self._before = frozenset(sys.modules)
+        self._before = others()
         self._lasting = Lasting()
         """What the import of the handlers in force has changed."""
 
@@ -241,7 +242,7 @@ def _theirs(
 ) -> Path | None:
     """The file of a module that was imported from one of the folders, and is no installed library."""
     file = getattr(module, "__file__", None)
-    if name in before or not isinstance(file, str) or name.startswith("vllmendpoint_handlers_"):
+    if name in before or not isinstance(file, str) or name.startswith(PREFIX):
         return None
     path = Path(file)
     if "site-packages" in path.parts or "dist-packages" in path.parts:

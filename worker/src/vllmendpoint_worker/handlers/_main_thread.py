@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-__all__ = ["ScriptLoop", "ScriptTasks"]
+__all__ = ["INTERRUPT", "ScriptLoop", "ScriptTasks"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
@@ -30,8 +30,11 @@ _WITHOUT_EFFECT: Final = (
 )  # fmt: skip
 """Of the loop, which is not the script's alone."""
 
-_WORKERS: Final = (signal.SIGTERM, signal.SIGINT)
-"""Signals on which the worker ends: their handlers stay."""
+INTERRUPT: Final = signal.SIGURG
+"""The signal that interrupts code which blocks the loop. Nothing happens where no handler is set for it."""
+
+_WORKERS: Final = (signal.SIGTERM, signal.SIGINT, INTERRUPT)
+"""The worker's own signals: their handlers stay."""
 
 
 class ScriptTasks:

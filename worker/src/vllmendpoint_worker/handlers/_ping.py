@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from vllmendpoint_api import PingReport, PingState
 from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.handler_sources import Route
 
+from ._request import Address, InternalRequest
 from ._room import HandlerRoom
 
 __all__ = ["PING_SECONDS", "PingWatch"]
@@ -35,21 +36,23 @@ class _Answers:
 
 
 class PingWatch:
-    """``timeout`` gives the seconds a ping may take; ``thresholds`` the failures and successes in a row that
-    it takes to change the state. ``changed`` is called with every new :class:`PingReport`, None where the
-    ping handler is the framework's.
+    """``address`` gives where the server listens; ``timeout`` the seconds a ping may take; ``thresholds`` the
+    failures and successes in a row that it takes to change the state. ``changed`` is called with every new
+    :class:`PingReport`, None where the ping handler is the framework's.
     """
 
     def __init__(
         self,
         room: HandlerRoom,
         *,
+        address: Callable[[], Address],
         timeout: Callable[[], float],
         thresholds: Callable[[], tuple[int, int]],
         changed: Callable[[PingReport | None], None],
         clock: Clock | None = None,
     ) -> None:
         self._room = room
+        self._address = address
         self._timeout = timeout
         self._thresholds = thresholds
         self._changed = changed
@@ -73,7 +76,9 @@ class PingWatch:
             return
         timeout = self._timeout()
         running = endpoint.running_for()
-        if running > timeout:
+        if self._room.given_up:  # it would block the loop again before that takes up its replacement
+            wrong = f"{endpoint.handler.name} blocked the worker's event loop and was interrupted"
+        elif running > timeout:
             wrong = f"{endpoint.handler.name} does not return"
         else:
             wrong = await self._wrong(endpoint.handler.name, timeout)
@@ -86,23 +91,10 @@ class PingWatch:
 
     async def _wrong(self, name: str, seconds: float) -> str:
         """What is wrong with the answer, "" where it is 200. In process: no port, no proxy in between."""
-        status: list[int] = []
-
-        asked = False
-
-        async def receive() -> dict[str, Any]:
-            nonlocal asked
-            if asked:
-                await asyncio.get_running_loop().create_future()  # whoever asks stays, and says no more
-            asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                status.append(message["status"])
-
+        request = InternalRequest(self._address())
         # As a task: customer code may not heed a cancellation, or may cancel itself.
-        asking = asyncio.create_task(self._room(_scope(), receive, send), name="ping")
+        answered = self._room(request.scope, request.receive, request.send)
+        asking = asyncio.create_task(answered, name="ping")
         try:
             done, _ = await asyncio.wait({asking}, timeout=seconds)
         finally:
@@ -115,11 +107,11 @@ class PingWatch:
         error = asyncio.CancelledError() if asking.cancelled() else asking.exception()
         if error is not None:
             logger.debug("The ping handler failed", exc_info=error)
-            if not status:
+            if request.status is None:
                 return f"{name} raised {type(error).__name__}"
-        if not status:
+        if request.status is None:
             return f"{name} did not answer"
-        return "" if status[0] == 200 else f"{name} answers {status[0]} instead of 200"
+        return "" if request.status == 200 else f"{name} answers {request.status} instead of 200"
 
     def _decide(self) -> None:
         failure_threshold, success_threshold = self._thresholds()
@@ -148,20 +140,3 @@ class PingWatch:
         if report is not before:
             self.report = report
             self._changed(report)
-
-
-def _scope() -> dict[str, Any]:
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "GET",
-        "scheme": "http",
-        "path": "/ping",
-        "raw_path": b"/ping",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"host", b"worker"), (b"user-agent", b"vllmendpoint-worker")],
-        "client": ("127.0.0.1", 0),
-        "server": ("127.0.0.1", 0),
-    }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vllmendpoint_api import HandlerSource, Problem, Reason
-from vllmendpoint_worker.errors import HandlerTimeoutError
+from vllmendpoint_worker.errors import GivenUpError, HandlerTimeoutError
 from vllmendpoint_worker.handler_path import HandlerPath
 from vllmendpoint_worker.handler_sources import Wanted
 
@@ -23,18 +23,12 @@ from ._standards import (
     ModuleLoadError,
 )
 
-__all__ = ["GivenUpError", "failed_at", "folders_of", "line_of", "problem_of", "stands_at", "unnamed_problem"]
+__all__ = ["failed_at", "folders_of", "line_of", "problem_of", "stands_at", "unnamed_problem"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 _SHOWN: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError, MiddlewareError)
 """Errors whose own text names code; that of others may hold data, and is in the worker's log only."""
-
-
-class GivenUpError(BaseException):
-    """Raised in the thread of an import that takes too long; no Exception, which code that tries again for
-    ever would catch.
-    """
 
 
 _TIMEOUTS: Final = (HandlerTimeoutError, GivenUpError)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -33,7 +34,7 @@ from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
 from vllmendpoint_worker.health_route import HealthRoute, SlashRoute
 
 from ._endpoint import Endpoint
-from ._errors import MiddlewareApp, Scope
+from ._errors import EXITS, MiddlewareApp, Scope
 from ._load import Handler, Loaded, Loader
 from ._problems import failed_at
 from ._routes import adapter_routes
@@ -87,7 +88,7 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
             watched = partial(_middleware_failed, loaded, failed)
             app.user_middleware.insert(0, Middleware(MiddlewareApp, failed=watched))
         app.middleware_stack = app.build_middleware_stack()
-    except Exception as error:  # what a customer's middleware does when it is made
+    except (Exception, *EXITS) as error:  # what a customer's middleware does when it is made
         raise ConfigurationRefusedError([_unfit(loaded, error)]) from error
     return Generation(loaded, app, endpoints)
 
@@ -113,7 +114,7 @@ def _middleware_failed(
     failed(Route.PING if path == Route.PING else Route.INVOCATIONS, sentence)
 
 
-def _unfit(loaded: Loaded, error: Exception) -> Problem:
+def _unfit(loaded: Loaded, error: BaseException) -> Problem:
     """A middleware that cannot be made; its error names code."""
     logger.error("The middleware cannot be made", exc_info=error)
     at = f" at {where}" if (where := failed_at(error, loaded.wanted)) else ""
@@ -142,6 +143,7 @@ class HandlerRoom:
         self._stamps: tuple[object, ...] = ()
         self._last_error: HandlerError | None = None
         self._hanging: dict[Route, float] = {}
+        self._given_up: Loaded | None = None
         self.current: Generation | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -231,13 +233,33 @@ class HandlerRoom:
     def culprit(self) -> str:
         """``model.py line 12``, where the main thread is in the customer's code now; on any thread."""
         main = threading.main_thread().ident
-        frame = sys._current_frames().get(main) if main is not None else None
-        files = self.current.loaded.files if self.current is not None else frozenset()
+        return self._line(sys._current_frames().get(main) if main is not None else None)
+
+    def in_customer_code(self, frame: FrameType | None) -> bool:
+        """Whether code of the handlers in force, or of those that were loaded last, is on the stack."""
+        return bool(self._line(frame))
+
+    def _line(self, frame: FrameType | None) -> str:
+        files = self.watched | (self.current.loaded.files if self.current is not None else frozenset())
         while frame is not None:
             if Path(frame.f_code.co_filename) in files:
                 return f"{Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
             frame = frame.f_back
         return ""
+
+    def differs(self, wanted: Wanted) -> bool:
+        """Whether other handlers are wanted than were loaded last. Reads files: not on the event loop."""
+        last, stamps = self._loaded, self._stamps
+        return last is None or last.wanted != wanted or _stamps_of(last.files) != stamps
+
+    def give_up(self) -> None:
+        """The handlers that were loaded last block the loop, and are about to be replaced; on any thread."""
+        self._given_up = self._loaded
+
+    @property
+    def given_up(self) -> bool:
+        """Whether no other handlers than those that were given up are loaded."""
+        return self._given_up is not None and self._given_up is self._loaded
 
     def report(self) -> HandlersReport:
         generation = self.current
@@ -306,7 +328,11 @@ def _cancel(loaded: Loaded) -> None:
 
 
 async def _stamps(files: frozenset[Path]) -> tuple[object, ...]:
-    return await aside(lambda: tuple(stamp(path) for path in sorted(files)))
+    return await aside(_stamps_of, files)
+
+
+def _stamps_of(files: frozenset[Path]) -> tuple[object, ...]:
+    return tuple(stamp(path) for path in sorted(files))
 
 
 def _digest(generation: Generation) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource
@@ -24,6 +23,7 @@ from vllmendpoint_worker.handler_path import HandlerPath, Kind
 from vllmendpoint_worker.handler_sources import ENV_SCRIPT, Choice, Route, Wanted
 
 from ._errors import reported
+from ._modules import PREFIX, Source, imported, names_of
 from ._process import logging_kept
 from ._signature import UnfitHandlerError, accepts
 
@@ -212,22 +212,6 @@ def emptied_registries() -> Iterator[None]:
             store.update(content)
 
 
-class _Source(SourceFileLoader):
-    """Compiles what is in the file now: a ``.pyc`` goes by the second, and a swap may be quicker."""
-
-    def __init__(self, name: str, path: str, content: bytes) -> None:
-        super().__init__(name, path)
-        self._content = content
-
-    def get_code(self, fullname: str) -> CodeType:
-        del fullname
-        code: CodeType = compile(self._content, self.path, "exec", dont_inherit=True)
-        return code
-
-    def get_data(self, path: str) -> bytes:
-        return self._content if path == self.path else super().get_data(path)
-
-
 class _Files(FileLoader):  # type: ignore[misc]  # MHCS is not typed
     """Registers what it loads in ``sys.modules``, as dataclasses with postponed annotations need it."""
 
@@ -235,6 +219,8 @@ class _Files(FileLoader):  # type: ignore[misc]  # MHCS is not typed
         super().__init__([str(wanted.folder)])
         self._wanted = wanted
         self._generation = generation
+        self._before: frozenset[str] = frozenset()
+        """The modules that were there when the first file was loaded."""
         self.loaded: dict[str, ModuleType] = {}
 
     def _find_file(self, filename: str) -> Path | None:
@@ -247,13 +233,17 @@ class _Files(FileLoader):  # type: ignore[misc]  # MHCS is not typed
     def _load_regular_module(self, file_path: Path) -> ModuleType:
         script = self._wanted.script
         mine = script is not None and file_path == script.path
+        self._before = self._before or frozenset(sys.modules)
+        if not mine and (found := imported(file_path, self._before)) is not None:
+            return found
         content = script.content if mine and script is not None else file_path.read_bytes()
-        name = f"vllmendpoint_handlers_{self._generation}_{len(self.loaded)}_{file_path.stem}"
-        spec = importlib.util.spec_from_loader(name, _Source(name, str(file_path), content))
+        name = f"{PREFIX}{self._generation}_{len(self.loaded)}_{file_path.stem}"
+        spec = importlib.util.spec_from_loader(name, Source(name, str(file_path), content))
         if spec is None or spec.loader is None:
             raise ModuleLoadError(str(file_path), "no module can be made of it")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+        names = names_of(file_path, self._wanted.script_path if mine else None)
+        sys.modules.update(dict.fromkeys([name, *names], module))
         self.loaded[name] = module
         spec.loader.exec_module(module)
         return module
