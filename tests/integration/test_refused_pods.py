@@ -49,7 +49,85 @@ def test_a_rollout_for_which_the_quota_has_no_room(shared, space, api, until):
             "of 1 serve "
             "on: pods cannot be created: pods "
         )
-        assert stopped["message"].endswith("Raise the ResourceQuota, or ask for less.")
+        assert stopped["message"].endswith(
+            "Raise the ResourceQuota, or ask for less. Lower replicas or strategy.rollingUpdate.maxSurge."
+        )
         assert endpoint.condition("Available")["status"] == "True"
     finally:
         api.call("DELETE", f"{path}/r")
+
+
+@pytest.fixture
+def limit(shared, api, until):
+    """``limit(kind, spec)`` makes a ResourceQuota or a LimitRange of the shared namespace."""
+    made = []
+
+    def make(kind, spec):
+        path = f"/api/v1/namespaces/shared/{kind.lower()}s"
+        api.call(
+            "POST", path, {"apiVersion": "v1", "kind": kind, "metadata": {"name": "bounds"}, "spec": spec}
+        )
+        made.append(f"{path}/bounds")
+        if kind == "ResourceQuota":
+            until(lambda: api.call("GET", made[-1]).get("status", {}).get("hard"), "the quota in force")
+
+    yield make
+    for path in made:
+        api.call("DELETE", path)
+
+
+def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, space, until):
+    limit("ResourceQuota", {"hard": {"requests.cpu": "1"}})
+    endpoint = space().create(worker={"resources": {"requests": {"cpu": "100m"}}})
+    (pod,) = until(endpoint.pods, "its worker")
+    endpoint.play(pod, ready=False, started=False)
+    found = endpoint.until("Available", "False", "FrontendUnavailable")
+    assert f"0 of 1 replicas ready, 1 needed: pod {pod['metadata']['name']} is starting" in found["message"]
+    assert "the frontend is not ready: pods cannot be created: pods " in found["message"]
+    assert found["message"].endswith(
+        "failed quota: bounds: must specify requests.cpu for: main. The ResourceQuota bounds counts these: "
+        "set frontend.resources.requests.cpu."
+    )
+    endpoint.until("Ready", "False", "FrontendUnavailable")
+    endpoint.patch(spec={"frontend": {"resources": {"requests": {"cpu": "2"}}}})
+
+    def told():
+        return endpoint.condition("Available")["message"].endswith(
+            "Raise the ResourceQuota, or ask for less. Lower frontend.resources.requests.cpu."
+        )
+
+    until(told, lambda: endpoint.condition("Available"))
+    endpoint.patch(spec={"frontend": {"resources": {"requests": {"cpu": "100m"}}}})
+    until(lambda: endpoint.pods("frontend"), "its frontend")
+    endpoint.until("Available", "False", "Starting")
+
+
+def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, space, until):
+    limit("ResourceQuota", {"hard": {"pods": "1"}})
+    endpoint = space().create()
+    until(lambda: endpoint.pods() or endpoint.pods("frontend"), "its only pod")
+    if endpoint.pods():
+        found = endpoint.until("Available", "False", "FrontendUnavailable")
+        assert found["message"].endswith(" Lower frontend.replicas.")
+    else:
+        found = endpoint.until("Available", "False", "PodCreationFailed")
+        assert " Lower replicas or strategy.rollingUpdate.maxSurge." in found["message"]
+    assert "exceeded quota: bounds, requested: pods=1" in found["message"]
+
+
+def test_what_a_limit_range_refuses_names_the_field(limit, space, until):
+    limit(
+        "LimitRange",
+        {"limits": [{"type": "Container", "min": {"cpu": "100m"}, "max": {"memory": "1Gi"}}]},
+    )
+    endpoint = space().create(
+        worker={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "2Gi"}}},
+        frontend={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "64Mi"}}},
+    )
+    found = endpoint.until("Available", "False", "PodCreationFailed")
+    worker, _, frontend = found["message"].partition(" Also, the frontend is not ready: ")
+    assert "worker.resources.requests.cpu to at least 100m" in worker
+    assert "worker.resources.limits.memory to at most 1Gi" in worker
+    assert frontend.endswith(
+        "The namespace has a LimitRange: set frontend.resources.requests.cpu to at least 100m."
+    )

@@ -225,11 +225,20 @@ def _edit_of(desired: Object, paths: tuple[tuple[str, ...], ...], by: tuple[str,
 async def _verify(
     kube: Kube, cache: Cache, endpoint: Endpoint, children: Iterable[Object], done: Applied
 ) -> None:
+    """Raises PlanError with all that is refused, so that one refusal does not hide the next."""
+    refused: list[PlanError] = []
     for child in children:
         kind = by_name(child["kind"])
         live = cache.store(kind, endpoint.namespace).get((endpoint.namespace, child["metadata"]["name"]))
         if live is None or is_ours(live, endpoint):
-            await _apply(kube, kind, child, live, partial(done.warned, child), dry_run=True)
+            try:
+                await _apply(kube, kind, child, live, partial(done.warned, child), dry_run=True)
+            except PlanError as error:
+                refused.append(error)
+    if refused:
+        # One that refuses the spec goes before one that is tried again.
+        refused.sort(key=lambda error: error.reason is Reason.PENDING)
+        raise PlanError(refused[0].reason, "; ".join(error.message for error in refused))
 
 
 async def _apply(
@@ -252,7 +261,8 @@ async def _apply(
         name = f"{desired['kind']} {desired['metadata']['name']}"
         if error.status == 403 and _NOT_THE_SPECS.search(error.message):
             raise PlanError(
-                Reason.PENDING, f"the API server refuses the {name}: {error.message}; it is tried again"
+                Reason.PENDING,
+                f"the API server refuses the {name}: {error.message}{_room(kind, error)}; it is tried again",
             ) from error
         if kind is CLAIM:
             # The first line: a difference of the two in Go's own notation follows.
@@ -266,6 +276,14 @@ async def _apply(
         )
         raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
     return applied
+
+
+def _room(kind: Kind, error: Rejected) -> str:
+    """What makes room in a ResourceQuota."""
+    if "exceeded quota" not in error.message:
+        return ""
+    less = ", or lower cache.volumeClaimTemplate.size" if kind is CLAIM else ""
+    return f". Raise the ResourceQuota{less}"
 
 
 def _anew(claim: Object | None) -> str:

@@ -129,7 +129,8 @@ async def test_what_says_nothing_of_the_spec_is_tried_again(kube, cache, make_en
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert refused.value.reason is Reason.PENDING
     assert refused.value.message.startswith("the API server refuses the Service smollm")
-    assert refused.value.message.endswith(f": {told}; it is tried again")
+    room = ". Raise the ResourceQuota" if told is QUOTA else ""
+    assert refused.value.message.endswith(f": {told}{room}; it is tried again")
 
 
 SOMEBODY = {"kind": "Chart", "name": "c", "uid": "uid-c", "controller": True}
@@ -388,6 +389,32 @@ async def test_a_pod_template_is_verified_before_anything_is_written(
     assert no.value.reason is Reason.INVALID_POD_TEMPLATE
     assert kube.writes == [("verify", "Deployment", "smollm-workers")], (
         "nothing is written, nothing is pinned"
+    )
+
+
+async def test_all_pod_templates_that_are_refused_are_told(kube, cache, make_endpoint, make_plan):
+    endpoint = templated(make_endpoint, "a", podTemplate={"spec": {"nodeSelector": {"zone": "b"}}})
+    kube.refuse["Deployment"] = Rejected(422, "spec.template.spec: no")
+    with pytest.raises(PlanError) as no:
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert no.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert no.value.message == (
+        "the API server refuses the Deployment smollm-workers: spec.template.spec: no; "
+        "the API server refuses the Deployment smollm-frontend: spec.template.spec: no"
+    )
+    assert [verb for verb, _, _ in kube.writes] == ["verify", "verify"], "nothing is written"
+
+
+async def test_a_claim_for_which_the_quota_has_no_room_names_its_field(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
+    kube.refuse["PersistentVolumeClaim"] = Rejected(
+        403, "exceeded quota: q, requested: requests.storage=10Gi"
+    )
+    with pytest.raises(PlanError) as refused:
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    assert refused.value.reason is Reason.PENDING
+    assert refused.value.message.endswith(
+        "Raise the ResourceQuota, or lower cache.volumeClaimTemplate.size; it is tried again"
     )
 
 

@@ -36,7 +36,10 @@ SECURITY = (
 @pytest.mark.parametrize(
     ("message", "advice"),
     [
-        (QUOTA, "limited: pods=0. Raise the ResourceQuota, or ask for less."),
+        (
+            QUOTA,
+            "limited: pods=0. Raise the ResourceQuota, or ask for less. Lower replicas or strategy.",
+        ),
         (SECURITY, "privileged=true). Mend worker.podTemplate, or have the namespace's Pod Security level"),
         ('pods "x" is forbidden: error looking up service account a/b', "It is tried again."),
     ],
@@ -49,6 +52,120 @@ def test_pods_that_may_not_be_made(make_endpoint, make_plan, living, make_status
     assert (status, reason) == ("False", "PodCreationFailed")
     assert said.startswith("0 of 2 replicas ready, 1 needed: pods cannot be created: pods ")
     assert advice in said
+
+
+def refused_frontend(make_plan, living, endpoint, message=QUOTA, **status):
+    children = dict(living(make_plan(endpoint)).children)
+    key = ("Deployment", "smollm-frontend")
+    failure = {**FAILURE, "message": message}
+    children[key] = {
+        **children[key],
+        "status": {"observedGeneration": 1, "conditions": [failure], "replicas": 0, **status},
+    }
+    return children
+
+
+def test_a_refused_frontend_is_told_while_the_workers_load(
+    make_endpoint, make_plan, living, make_status, make_worker, condition
+):
+    endpoint = make_endpoint()
+    children = refused_frontend(make_plan, living, endpoint)
+    loading = make_worker("w-1", "Starting", settings=endpoint, said={"stage__name": "LoadingWeights"})
+    found = make_status(endpoint, loading, frontends=(), children=children)
+    status, reason, said = told(condition, found, "Available")
+    assert (status, reason) == ("False", "FrontendUnavailable")
+    assert said.startswith("0 of 1 replicas ready, 1 needed: pod w-1 is starting: LoadingWeights since")
+    assert " Also, the frontend is not ready: pods cannot be created: pods " in said
+    assert said.endswith("Raise the ResourceQuota, or ask for less. Lower frontend.replicas.")
+    assert told(condition, found, "Ready")[1] == "FrontendUnavailable"
+    assert told(condition, found, "Reconciling")[0] == "True", "the workers load on"
+    without = make_endpoint(frontend={"mode": "None"})
+    assert told(condition, make_status(without, loading, frontends=()), "Available")[1] == "Starting"
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ({"waiting": {"reason": "ErrImagePull", "message": "404"}}, "cannot pull the image"),
+        (
+            {"waiting": {"reason": "CreateContainerConfigError", "message": "no"}},
+            "cannot start its container",
+        ),
+    ],
+)
+def test_a_frontend_that_cannot_start_is_told_while_the_workers_load(
+    make_endpoint, make_status, make_pod, make_worker, condition, state, cause
+):
+    endpoint = make_endpoint()
+    loading = make_worker("w-1", "Starting", settings=endpoint)
+    broken = make_pod("f-1", ready=False, container={"state": state, "started": False})
+    found = make_status(endpoint, loading, frontends=(broken,))
+    assert told(condition, found, "Available")[1] == "FrontendUnavailable"
+    assert f" Also, the frontend is not ready: pod f-1 {cause}" in condition(found, "Available").message
+
+
+def test_a_frontend_on_its_way_is_no_news_while_the_workers_load(
+    make_endpoint, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint()
+    loading = make_worker("w-1", "Starting", settings=endpoint)
+    frontend = make_pod("f-1", ready=False, container={"started": False})
+    found = make_status(endpoint, loading, frontends=(frontend,))
+    assert told(condition, found, "Available")[1] == "Starting"
+    assert "frontend" not in condition(found, "Available").message
+
+
+def test_where_both_are_refused_both_are_told(make_endpoint, make_plan, living, make_status, condition):
+    endpoint = make_endpoint()
+    children = refused_frontend(make_plan, living, endpoint, SECURITY)
+    key = ("Deployment", "smollm-workers")
+    failure = {**FAILURE, "message": 'pods "x" is forbidden: failed quota: q: must specify cpu for: main'}
+    children[key] = {**children[key], "status": {"observedGeneration": 1, "conditions": [failure]}}
+    status, reason, said = told(
+        condition, make_status(endpoint, frontends=(), children=children), "Available"
+    )
+    assert (status, reason) == ("False", "PodCreationFailed")
+    assert "The ResourceQuota q counts these: set worker.resources.requests.cpu. Also, the frontend" in said
+    assert "Mend frontend.podTemplate, or have the namespace's Pod Security level lowered." in said
+
+
+def test_what_keeps_both_from_being_applied_is_told_once(make_endpoint, make_status, condition):
+    problem = PlanError(Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap")
+    found = make_status(make_endpoint(), problem=problem, frontends=(), children={})
+    assert condition(found, "Available").message.count("no ConfigMap") == 1
+    assert "frontend" not in condition(found, "Available").message
+
+
+def test_a_frontend_whose_rollout_is_refused_is_told_while_that_of_the_workers_goes_on(
+    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
+):
+    endpoint = make_endpoint(replicas=2)
+    children = refused_frontend(make_plan, living, endpoint, replicas=1, updatedReplicas=0)
+    key = ("Deployment", "smollm-workers")
+    status = {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1}
+    children[key] = {**children[key], "status": status}
+    old = make_worker("w-1", settings=endpoint, metadata=with_hash("old", "11:00"))
+    new = make_worker("w-2", "Starting", settings=endpoint, metadata=with_hash("new", "11:30"))
+    found = make_status(endpoint, old, new, children=children)
+    status, reason, said = told(condition, found, "UpToDate")
+    assert (status, reason) == ("False", "RolloutStopped")
+    assert said.startswith(
+        "0 of 1 frontend pods run the current revision, 1 of an older one left; the rollout waits, 1 of 1 "
+        "serve on: pods cannot be created: "
+    )
+    assert said.endswith(" 1 of 2 replicas run the current revision, 1 of an older one left.")
+
+
+def test_a_refused_frontend_is_told_at_zero_replicas(
+    make_endpoint, make_plan, living, make_status, condition
+):
+    endpoint = make_endpoint(replicas=0)
+    children = refused_frontend(make_plan, living, endpoint)
+    found = make_status(endpoint, frontends=(), children=children)
+    assert told(condition, found, "Available")[1] == "ScaledToZero"
+    status, reason, said = told(condition, found, "Ready")
+    assert (status, reason) == ("False", "RollingOut")
+    assert "0 of 1 frontend pods run the current revision: pods cannot be created: pods " in said
 
 
 @pytest.mark.parametrize("reason", [Reason.INVALID_POD_TEMPLATE, Reason.CONFIG_MAP_NOT_FOUND, Reason.PENDING])
@@ -386,9 +503,11 @@ def test_a_replica_that_does_not_come_up_is_told_where_the_others_suffice(
     found = make_status(endpoint, good, make_pod("w-2", ready=False, container=crash("ValueError: no")))
     assert told(condition, found, "Ready")[0] == "True"
     said = condition(found, "Ready").message
-    assert said.startswith("1 of 1 started replicas generate. 1 more did not start: pod w-2 ended with exit")
+    assert said.startswith("1 of 2 replicas generates. 1 is not ready: pod w-2 ended with exit code 1")
+    generating = condition(found, "Generating").message
+    assert generating.startswith("1 of 1 started replicas generate. 1 more did not start: pod w-2 ended with")
     found = make_status(endpoint, good, make_worker("w-2", "Starting", settings=endpoint))
-    assert condition(found, "Ready").message == "1 of 1 started replicas generate."
+    assert condition(found, "Generating").message == "1 of 1 started replicas generate."
 
 
 @pytest.mark.parametrize("after", ["none yet", "one that ends"])

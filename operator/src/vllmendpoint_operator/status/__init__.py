@@ -26,6 +26,7 @@ from .generating import generating
 from .paused import paused
 from .ready import ready, reconciling, stalled
 from .refusals import accepted, resolved_refs
+from .strength import strength
 from .up_to_date import up_to_date, updated_replicas
 from .workers import GENERATING, shown, workers
 
@@ -61,7 +62,7 @@ def status(
     if spec.paused:
         findings |= paused(endpoint, observed, findings)
     findings |= {
-        Condition.READY: ready(findings),
+        Condition.READY: ready(findings, strength(endpoint, observed, findings[Condition.GENERATING])),
         Condition.RECONCILING: reconciling(findings),
         Condition.STALLED: stalled(findings),
     }

@@ -10,9 +10,10 @@ from vllmendpoint_operator.model import Endpoint, Observed, Pod
 from .cause import one_line
 from .conditions import Finding, false, kept, true
 from .parts import Part, frontend, workers
+from .refused_pods import remedy
 from .why import Cause, causes, why, worst
 
-__all__ = ["available", "not_created"]
+__all__ = ["available", "cause_of", "not_created"]
 
 _REPLACED_WITHIN: Final = timedelta(minutes=5)
 """Of the end of a pod, and its controller makes another in seconds."""
@@ -30,17 +31,29 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
         said = kept(endpoint, Condition.AVAILABLE) if unheard else None
         if said is not None and not said.holds:
             return said
-        cause = _cause(part, problem, observed.now)
-        return false(
-            cause.reason, f"{ready} of {replicas} replicas ready, {part.needed} needed: {cause.message}"
-        )
-    front = frontend(endpoint, observed)
-    if front is not None and not front.ready:
-        down = _cause(front, problem, observed.now)
-        # While it starts, it is the start that goes on, as with workers.
-        reason = Reason.STARTING if down.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
-        return false(reason, f"the frontend is not ready: {down.message}")
+        cause = cause_of(part, problem, observed.now)
+        message = f"{ready} of {replicas} replicas ready, {part.needed} needed: {cause.message}"
+        # What keeps both from being applied is in the message already.
+        front = _frontend_down(endpoint, observed, None)
+        if front is None or front.reason is Reason.STARTING:
+            return false(cause.reason, message)
+        # A model may load for an hour: a frontend that cannot start is not told only then.
+        reason = front.reason if cause.reason is Reason.STARTING else cause.reason
+        return false(reason, f"{message} Also, {front.message}")
+    if (front := _frontend_down(endpoint, observed, problem)) is not None:
+        return false(front.reason, front.message)
     return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
+
+
+def _frontend_down(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Cause | None:
+    """None where a frontend is ready, or the spec has none."""
+    front = frontend(endpoint, observed)
+    if front is None or front.ready:
+        return None
+    cause = cause_of(front, problem, observed.now)
+    # While it starts, it is the start that goes on, as with workers.
+    reason = Reason.STARTING if cause.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
+    return Cause(reason, f"the frontend is not ready: {cause.message}")
 
 
 def _to_zero(part: Part, paused: bool) -> Finding:
@@ -59,7 +72,7 @@ def _to_zero(part: Part, paused: bool) -> Finding:
     return false(Reason.PENDING, f"replicas is 0{applied}. {len(left)} pods still exist, and none is ready.")
 
 
-def _cause(part: Part, problem: PlanError | None, now: datetime) -> Cause:
+def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
     """What stands in the way of the newest pods; else of those that are not there."""
     living = [pod for pod in part.pods if not pod.over]
     newest = part.current or living
@@ -114,11 +127,5 @@ def not_created(part: Part, problem: PlanError | None) -> Cause:
         return Cause(Reason.NOT_READY, f"{what} made until this is mended: {said}.")
     if not part.refusal:
         return Cause(Reason.STARTING, "its pods are being created.")
-    said = one_line(part.refusal)
-    if "exceeded quota" in said:
-        advice = "Raise the ResourceQuota, or ask for less."
-    elif "violates PodSecurity" in said:
-        advice = "Mend worker.podTemplate, or have the namespace's Pod Security level lowered."
-    else:
-        advice = "It is tried again."
-    return Cause(Reason.POD_CREATION_FAILED, f"pods cannot be created: {said}. {advice}")
+    advice = remedy(part.refusal, part.component, part.containers)
+    return Cause(Reason.POD_CREATION_FAILED, f"pods cannot be created: {one_line(part.refusal)}. {advice}")

@@ -4,12 +4,13 @@ import re
 from datetime import datetime
 from typing import Any, Final
 
-from vllmendpoint_api import Reason, names
+from vllmendpoint_api import Reason
 from vllmendpoint_operator.model import Pod
 from vllmendpoint_operator.plan.pods import WORKER
 from vllmendpoint_operator.plan.workload import GRACE_SECONDS
 
 from .cause import Cause, one_line, wanted
+from .containers import Container
 
 __all__ = ["ended", "failed"]
 
@@ -21,16 +22,16 @@ _DOWNLOAD: Final = f"{Reason.MODEL_DOWNLOAD_FAILED}: "
 _ERROR_LINE: Final = re.compile(r"\b\w*(Error|Exception)\b: |\bFATAL\b|\bCRITICAL\b")
 
 
-def ended(pod: Pod, container: str, state: dict[str, Any], restarts: int, budget: int) -> Cause:
+def ended(pod: Pod, container: Container, state: dict[str, Any], restarts: int, budget: int) -> Cause:
     """``state``: the container's ``terminated``; ``budget``: worker.startupTimeoutSeconds."""
     code = int(state.get("exitCode", 0))
     times = f"{restarts} restart" + ("" if restarts == 1 else "s")
     last = _last_words(str(state.get("message", "")))
     what, log = f"pod {pod.name}", f"`kubectl logs {pod.name} --previous`"
-    if container != names.MAIN_CONTAINER:
-        what, log = f"{what}, container {container},", log.replace(" --", f" -c {container} --")
+    if not container.is_main:
+        what, log = f"{what}, {container.title},", log.replace(" --", f" -c {container.name} --")
     if state.get("reason") == "OOMKilled":
-        limit = wanted(pod, "memory", "limits", container=container) or "none set: the node's"
+        limit = wanted(pod, "memory", "limits", container=container.name) or "none set: the node's"
         return Cause(
             Reason.OOM_KILLED,
             f"{what} was killed for memory (OOMKilled, exit code {code}, limit {limit}, {times}). "
@@ -42,7 +43,7 @@ def ended(pod: Pod, container: str, state: dict[str, Any], restarts: int, budget
             f"{what} ended ({times}): {last.removeprefix(_DOWNLOAD)}.",
         )
     said = f" It said: {last}." if last else ""
-    if container == names.MAIN_CONTAINER and code in _BY_SIGNAL and _used_up(state, budget, _grace(pod)):
+    if container.is_main and code in _BY_SIGNAL and _used_up(state, budget, _grace(pod)):
         return Cause(
             Reason.STARTUP_TIMEOUT,
             f"{what} was ended by the kubelet (exit code {code}, {times}) before it served: "
@@ -96,8 +97,8 @@ def _used_up(state: dict[str, Any], budget: int, grace: int) -> bool:
     return -_SLACK_SECONDS <= over <= grace + _SLACK_SECONDS
 
 
-def _more_memory(pod: Pod, container: str) -> str:
-    if container != names.MAIN_CONTAINER:
-        return f"Raise its limit in {pod.component}.podTemplate."
+def _more_memory(pod: Pod, container: Container) -> str:
+    if not container.is_main:
+        return f"Raise its limit in {container.field(pod)}."
     more = f"Raise {pod.component}.resources.limits.memory"
     return f"{more}, or lower --max-model-len or --max-num-seqs." if pod.component == WORKER else f"{more}."

@@ -3,10 +3,11 @@
 import re
 from typing import Final
 
-from vllmendpoint_api import Reason, names
+from vllmendpoint_api import Reason
 from vllmendpoint_operator.model import Pod
 
 from .cause import Cause, one_line
+from .containers import Container
 
 __all__ = ["PULL", "cannot_pull"]
 
@@ -53,7 +54,7 @@ _ADVICE: Final = (
 )
 
 
-def cannot_pull(pod: Pod, container: str, image: str, reason: str, message: str) -> Cause:
+def cannot_pull(pod: Pod, container: Container, reason: str, message: str) -> Cause:
     """``reason`` and ``message``: of the waiting container."""
     said = one_line(message)
     while (shorter := _WRAPPING.sub("", said)) != said:
@@ -64,8 +65,7 @@ def cannot_pull(pod: Pod, container: str, image: str, reason: str, message: str)
         (text for pattern, text in _ADVICE if pattern.search(said.lower())),
         "Check {image} and worker.imagePullSecrets.",
     )
-    # The frontend runs the workers' image; another container is of a podTemplate.
-    field = "worker.image" if container == names.MAIN_CONTAINER else f"{pod.component}.podTemplate"
-    advice = advice.format(image=field)
-    what = f"the image {image}" + ("" if container == names.MAIN_CONTAINER else f" of container {container}")
+    advice = advice.format(image=container.field(pod))
+    image = str(container.status.get("image") or f"of container {container.name}")
+    what = f"the image {image}" + ("" if container.is_main else f" of {container.title}")
     return Cause(Reason.IMAGE_PULL_FAILED, f"pod {pod.name} cannot pull {what}: {said or reason}. {advice}")

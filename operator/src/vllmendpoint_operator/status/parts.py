@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from vllmendpoint_operator.model import REVISION_ANNOTATION, Endpoint, Object, Observed, Pod
 from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.plan.frontend import STARTUP_SECONDS, frontend_name, managed
+from vllmendpoint_operator.plan.pods import FRONTEND, WORKER
 from vllmendpoint_operator.plan.workload import deployment_name
 
 __all__ = ["Part", "frontend", "parts", "workers"]
@@ -17,6 +18,8 @@ class Part:
 
     name: str
     """The Deployment's."""
+    component: str
+    """As the field of the spec is called: ``worker`` or ``frontend``."""
     what: str
     replicas: int
     """As the spec has it."""
@@ -45,6 +48,12 @@ class Part:
             if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
                 return str(condition.get("message") or "its ReplicaSet does not say why")
         return ""
+
+    @property
+    def containers(self) -> list[str]:
+        """Names of those of its pod template, init containers aside."""
+        template = ((self.deployment or {}).get("spec") or {}).get("template") or {}
+        return [str(one.get("name", "")) for one in (template.get("spec") or {}).get("containers") or []]
 
     @property
     def seen(self) -> bool:
@@ -76,6 +85,7 @@ def workers(endpoint: Endpoint, observed: Observed) -> Part:
     name = deployment_name(endpoint)
     return Part(
         name,
+        WORKER,
         "replicas",
         endpoint.spec.replicas,
         required(endpoint.spec.replicas, endpoint.spec.strategy.rolling_update),
@@ -92,7 +102,14 @@ def frontend(endpoint: Endpoint, observed: Observed) -> Part | None:
     name = frontend_name(endpoint)
     replicas = endpoint.spec.frontend.replicas
     return Part(
-        name, "frontend pods", replicas, 1, STARTUP_SECONDS, observed.frontends, *_made(observed, name)
+        name,
+        FRONTEND,
+        "frontend pods",
+        replicas,
+        1,
+        STARTUP_SECONDS,
+        observed.frontends,
+        *_made(observed, name),
     )
 
 

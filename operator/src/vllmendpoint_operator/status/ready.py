@@ -14,10 +14,11 @@ _TERMINAL: Final = (Condition.ACCEPTED, Condition.RESOLVED_REFS, Condition.CONFI
 _WORKING: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT})
 
 
-def ready(parts: Mapping[Condition, Finding]) -> Finding:
+def ready(parts: Mapping[Condition, Finding], strength: str) -> Finding:
     """True when all parts are. Else the first that is False; where none is, the first that is Unknown.
 
-    A part that nobody can know yet (no worker runs) must not hide why none does.
+    A part that nobody can know yet (no worker runs) must not hide why none does. ``strength``: how many of
+    the replicas serve, which is not all where some are missing that are not needed.
     """
     scaled_to_zero = parts[Condition.AVAILABLE].reason is Reason.SCALED_TO_ZERO
     open_parts = [
@@ -37,10 +38,7 @@ def ready(parts: Mapping[Condition, Finding]) -> Finding:
                 return false(finding.reason, finding.message)
     if scaled_to_zero:
         return true(Reason.SCALED_TO_ZERO, parts[Condition.AVAILABLE].message)
-    message = parts[Condition.AVAILABLE].message
-    if parts[Condition.GENERATING].holds:
-        message = parts[Condition.GENERATING].message
-    return true(Reason.READY, message)
+    return true(Reason.READY, strength)
 
 
 def stalled(parts: Mapping[Condition, Finding]) -> Finding:

@@ -27,20 +27,33 @@ def updated_replicas(endpoint: Endpoint, observed: Observed) -> int:
 def up_to_date(endpoint: Endpoint, observed: Observed, revision: str | None) -> Finding:
     """``revision``: name of the one to roll out; None where there is no plan."""
     was_complete = _was_complete(endpoint, revision)
-    for part in parts(endpoint, observed):
-        if part.deployment is None:
-            return false(Reason.ROLLING_OUT, f"the Deployment {part.name} is not there yet.")
-        if part.asked_for == part.replicas and rolled_out(part.deployment, available=not was_complete):
-            continue
-        counts = _counts(part)
-        # Where nothing serves, Available says why.
-        if part.ready and part.seen and (stop := _stop(part)):
-            return false(
-                Reason.ROLLOUT_STOPPED,
-                f"{counts}; the rollout waits, {part.ready} of {part.replicas} serve on: {stop.message}",
-            )
+    found = [
+        finding
+        for part in parts(endpoint, observed)
+        if (finding := _incomplete(part, was_complete)) is not None
+    ]
+    if not found:
+        return true(Reason.UP_TO_DATE, "All replicas run the current revision.")
+    # One that stopped is told although another goes on: it waits for somebody.
+    found.sort(key=lambda finding: finding.reason is not Reason.ROLLOUT_STOPPED)
+    return false(found[0].reason, " ".join(finding.message for finding in found))
+
+
+def _incomplete(part: Part, was_complete: bool) -> Finding | None:
+    """None where its rollout is complete."""
+    if part.deployment is None:
+        return false(Reason.ROLLING_OUT, f"the Deployment {part.name} is not there yet.")
+    if part.asked_for == part.replicas and rolled_out(part.deployment, available=not was_complete):
+        return None
+    counts = _counts(part)
+    if not part.seen or (stop := _stop(part)) is None:
         return false(Reason.ROLLING_OUT, f"{counts}.")
-    return true(Reason.UP_TO_DATE, "All replicas run the current revision.")
+    if not part.ready:  # Available says it too, but where no replicas are asked for
+        return false(Reason.ROLLING_OUT, f"{counts}: {stop.message}")
+    return false(
+        Reason.ROLLOUT_STOPPED,
+        f"{counts}; the rollout waits, {part.ready} of {part.replicas} serve on: {stop.message}",
+    )
 
 
 def _was_complete(endpoint: Endpoint, revision: str | None) -> bool:

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
-from vllmendpoint_api import PingState, Reason, Stage, Verdict, names
+from vllmendpoint_api import PingState, Reason, Stage, Verdict
 from vllmendpoint_operator.model import Pod
 
 from .cause import Cause, one_line, worst
+from .containers import Container, Role, containers, debuggers
 from .ended import ended, failed
 from .image_pull import PULL, cannot_pull
 from .unscheduled import unscheduled
@@ -23,12 +24,10 @@ VERDICT_REASONS: Final = {
 }
 """What a verdict that keeps a replica from serving is called in a condition."""
 
-_CONFIG: Final = {
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-    "PostStartHookError",
-}
+_ON_THE_WAY: Final = frozenset({"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"})
+"""Why a container waits that can be created: with any other reason the kubelet cannot create or run it."""
+_NEVER_RAN: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""Of a container that ended before its process ran."""
 _NO_REFERENCE: Final = (
     (
         Reason.SECRET_NOT_FOUND,
@@ -92,10 +91,12 @@ def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
             "its kubelet or its network is down. Kubernetes makes another pod when the pod's toleration of "
             "an unreachable node ends (300 s unless set), or delete the node if it is gone for good.",
         )
-    for container, status in _containers(pod):
-        if (cause := _container(pod, container, status, startup_timeout_seconds)) is not None:
-            return cause
-    return _starting(pod, startup_timeout_seconds)
+    found = [cause for one in containers(pod) if (cause := _container(pod, one, startup_timeout_seconds))]
+    cause = worst(found) or _starting(pod, startup_timeout_seconds)
+    # Each container that does not start is named: those of kubectl debug too, which hold up nothing.
+    more = [other.message for other in found if other is not cause]
+    more += [text for one in debuggers(pod) if (text := _not_started(pod, one, startup_timeout_seconds))]
+    return Cause(cause.reason, f"{cause.message} Also: {' '.join(more)}") if more else cause
 
 
 def _node_lost(pod: Pod) -> bool:
@@ -109,40 +110,48 @@ def _node_lost(pod: Pod) -> bool:
     return ready.get("status") == "False" and pod.condition("ContainersReady").get("status") == "True"
 
 
-def _containers(pod: Pod) -> Iterator[tuple[str, dict[str, Any]]]:
-    """In the order in which they start; ``podTemplate`` may bring more than the main one."""
-    statuses = [
-        *(pod.status.get("initContainerStatuses") or []),
-        *(pod.status.get("containerStatuses") or []),
-    ]
-    for status in statuses:
-        yield str(status.get("name", "")), status
-
-
-def _container(pod: Pod, name: str, status: dict[str, Any], startup_timeout_seconds: int) -> Cause | None:
-    state = status.get("state") or {}
-    waiting: dict[str, Any] = state.get("waiting") or {}
-    reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
-    if reason in PULL:
-        return cannot_pull(pod, name, str(status.get("image") or f"of container {name}"), reason, message)
-    if reason in _CONFIG:
-        said = f"pod {pod.name} cannot start its container: {one_line(message) or reason}"
-        for missing, told, fields in _NO_REFERENCE:
-            if told.search(message):
-                return Cause(missing, f"{said}; create it, or correct what names it: {fields}.")
-        return Cause(Reason.CONTAINER_CONFIG_ERROR, f"{said}.")
+def _container(pod: Pod, container: Container, startup_timeout_seconds: int) -> Cause | None:
+    if (cause := _cannot_start(pod, container)) is not None:
+        return cause
+    if container.completed:
+        return None
+    status, now = container.status, container.terminated
     restarts = int(status.get("restartCount", 0))
-    now = state.get("terminated")
-    if now and name != names.MAIN_CONTAINER and int(now.get("exitCode", 0)) == 0:
-        return None  # an init container that has done its work
     last = now or (status.get("lastState") or {}).get("terminated")
-    if last and "running" not in state:
-        return ended(pod, name, last, restarts, startup_timeout_seconds)
+    if last and "running" not in container.state:
+        return ended(pod, container, last, restarts, startup_timeout_seconds)
     # Without a startup probe a container counts as started while it fails: then readiness tells.
-    if last and restarts and not status.get("started" if name == names.MAIN_CONTAINER else "ready"):
-        cause = ended(pod, name, last, restarts, startup_timeout_seconds)
-        return Cause(cause.reason, f"{cause.message} It is starting again{_stage(pod)}.")
+    if last and restarts and not status.get("started" if container.is_main else "ready"):
+        cause = ended(pod, container, last, restarts, startup_timeout_seconds)
+        stage = _stage(pod) if container.is_main else ""
+        return Cause(cause.reason, f"{cause.message} It is starting again{stage}.")
     return None
+
+
+def _cannot_start(pod: Pod, container: Container) -> Cause | None:
+    """The kubelet cannot pull its image, or cannot create or run it."""
+    reason = str(container.waiting.get("reason", ""))
+    message = str(container.waiting.get("message", ""))
+    if reason in PULL:
+        return cannot_pull(pod, container, reason, message)
+    if reason in _ON_THE_WAY:
+        return None
+    what = "its container" if container.is_main else f"its {container.title}"
+    said = f"pod {pod.name} cannot start {what}: {one_line(message) or reason}"
+    for missing, told, fields in _NO_REFERENCE:
+        if told.search(message):
+            where = fields if container.is_main else container.field(pod)
+            return Cause(missing, f"{said}; create it, or correct what names it: {where}.")
+    advice = "" if container.is_main else f" Check {container.field(pod)}."
+    return Cause(Reason.CONTAINER_CONFIG_ERROR, f"{said}.{advice}")
+
+
+def _not_started(pod: Pod, container: Container, startup_timeout_seconds: int) -> str | None:
+    """Of an ephemeral container: one that ran and has ended is no fault."""
+    cause = _cannot_start(pod, container)
+    if cause is None and container.terminated.get("reason") in _NEVER_RAN:
+        cause = ended(pod, container, container.terminated, 0, startup_timeout_seconds)
+    return None if cause is None else cause.message
 
 
 def _stage(pod: Pod) -> str:
@@ -197,9 +206,9 @@ def _held_up(pod: Pod) -> str:
     """By what a podTemplate, or a webhook, brought along; else by nothing but a moment."""
     ready = pod.condition("Ready")
     if pod.main.get("ready"):
-        others = [name for name, status in _containers(pod) if status.get("ready") is False]
+        others = [one.title for one in containers(pod) if one.status.get("ready") is False]
         if others:
-            return f"its container {others[0]} is not ready"
+            return f"its {' and its '.join(others)} {'is' if len(others) == 1 else 'are'} not ready"
         if ready.get("reason") == "ReadinessGatesNotReady":
             return one_line(str(ready.get("message", "")))
     return "the kubelet has yet to see it ready"
@@ -211,12 +220,21 @@ def _before_the_first_report(pod: Pod) -> str:
             f"pod {pod.name} is starting on node {pod.node}: its volumes and its network are not set up yet; "
             f"if that lasts, `kubectl describe pod {pod.name}` tells why."
         )
-    spec = pod.obj.get("spec") or {}
-    sidecars = {c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"}
-    for status in pod.status.get("initContainerStatuses") or []:
-        if "running" in (status.get("state") or {}) and status["name"] not in sidecars:
-            return f"pod {pod.name} is starting: its init container {status['name']} has yet to end."
+    for one in containers(pod):
+        if one.role in (Role.INIT, Role.SIDECAR) and not one.started:
+            return f"pod {pod.name} is starting: its {one.title} {_awaited(one)}."
+    if pod.main.get("ready"):
+        return f"pod {pod.name} is starting: {_held_up(pod)}."
     return f"pod {pod.name} is starting ({pod.phase})."
+
+
+def _awaited(container: Container) -> str:
+    """What the containers after it wait for."""
+    if container.waiting:
+        return f"is not running yet ({one_line(str(container.waiting.get('reason', ''))) or 'waiting'})"
+    if container.role is Role.INIT:
+        return "has yet to end"
+    return "runs, and its startup probe has not succeeded yet"
 
 
 def _steps(detail: str) -> str:

@@ -1,0 +1,49 @@
+"""How many of the replicas that were asked for serve: the message of ``Ready`` where that is True."""
+
+from collections.abc import Iterator
+
+from vllmendpoint_api import Condition
+from vllmendpoint_operator.model import Endpoint, Observed
+
+from .available import cause_of
+from .conditions import Finding, kept
+from .parts import Part, frontend, workers
+
+__all__ = ["strength"]
+
+
+def strength(endpoint: Endpoint, observed: Observed, generating: Finding) -> str:
+    """``Ready`` allows for replicas that are missing, as a Deployment's ``Available`` does: so the message
+    begins with the count, and says why one is missing."""
+    sentences = [*_sentences(endpoint, observed, generating)]
+    before = kept(endpoint, Condition.READY)
+    if (
+        before is not None
+        and before.message.startswith(f"{sentences[0]} ")
+        and any(pod.unheard and not pod.ready for pod in observed.workers)
+    ):
+        return before.message  # a new leader does not know again yet why one of as many is missing
+    return " ".join(sentences)
+
+
+def _sentences(endpoint: Endpoint, observed: Observed, generating: Finding) -> Iterator[str]:
+    part = workers(endpoint, observed)
+    up = min(part.ready, part.replicas)
+    verb = ("generates" if up == 1 else "generate") if generating.holds else _are_ready(up)
+    yield f"{up} of {part.replicas} replicas {verb}."
+    if up < part.replicas:
+        yield _missing(part, observed)
+    front = frontend(endpoint, observed)
+    if front is not None and front.ready < front.replicas:
+        yield f"{front.ready} of {front.replicas} frontend pods {_are_ready(front.ready)}."
+        yield _missing(front, observed)
+
+
+def _missing(part: Part, observed: Observed) -> str:
+    count = part.replicas - part.ready
+    verb = "is" if count == 1 else "are"
+    return f"{count} {verb} not ready: {cause_of(part, None, observed.now).message}"
+
+
+def _are_ready(count: int) -> str:
+    return "is ready" if count == 1 else "are ready"
