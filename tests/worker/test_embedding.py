@@ -190,6 +190,36 @@ def test_what_asks_for_text_is_refused(
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
+@pytest.mark.parametrize(
+    ("payload", "field", "says"),
+    [
+        ({"input": "cat " * 500}, "input", "256"),
+        ({"input": "cat", "dimensions": 64}, "dimensions", "dimensions"),
+        ({"input": [40000]}, "input", "40000"),
+        ({"input": "cat", "truncate_prompt_tokens": 5000}, "truncate_prompt_tokens", "5000"),
+    ],
+    ids=["too-long", "dimensions", "out-of-vocabulary", "truncation"],
+)
+def test_what_only_vllm_refuses_is_refused_while_the_replica_stays_ready(
+    worker: WorkerProcess, payload: dict[str, Any], field: str, says: str
+) -> None:
+    before = worker.report().health_check
+    digest = worker.settings(QUICK | {"payload": payload})
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
+    report = worker.report()
+    (problem,) = report.configuration.problems
+    assert (problem.reason, problem.source, problem.field) == (
+        "InvalidPayload",
+        "Spec",
+        f"healthCheck.payload.{field}",
+    )
+    assert "is refused by vLLM: " in problem.message
+    assert says in problem.message
+    assert (report.ready, report.health_check) == (True, before)
+    worker.settings(QUICK)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
+
+
 def test_users_embeddings_spare_the_probe(worker: Spied) -> None:
     with Load(worker, 1, BODY, "/v1/embeddings") as load:
         wait(lambda: load.answers > 0)
