@@ -21,9 +21,13 @@ with warnings.catch_warnings():
     from dynamo.llm.exceptions import HttpError
     from dynamo.vllm import engine_monitor, handlers, publisher
     from dynamo.vllm.errors import vllm_client_error_to_http_error
+    from vllm.config import ModelConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.pooling.base.serving import PoolingBaseServing, PoolingServing
+    from vllm.entrypoints.pooling.scoring.serving import ServingScores
     from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
     from vllm.exceptions import VLLMValidationError
+    from vllm.model_executor.models import ModelRegistry
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
@@ -129,6 +133,15 @@ def parameters(function: Any) -> list[str]:
         (upstream._arguments.dump_config, ["dump_config_to", "config"]),
         (upstream._serve.EmbeddingWorkerHandler.__init__, ["runtime", "engine", "config", "shutdown_event"]),
         (upstream._serve.EmbeddingWorkerHandler.generate, ["request", "context"]),
+        (
+            upstream._serve.ClassifyWorkerHandler.__init__,
+            ["runtime", "engine", "config", "model_config", "shutdown_event"],
+        ),
+        (upstream._serve.ClassifyWorkerHandler.generate, ["request", "context"]),
+        (ServingScores.__call__, ["args"]),
+        (PoolingServing.__call__, ["request", "raw_request"]),
+        (ModelConfig.get_pooling_task, ["supported_tasks"]),
+        (ModelRegistry.is_transcription_only_model, ["architectures", "model_config"]),
         (upstream._serve.EmbeddingWorkerHandler.cleanup, []),
         (upstream._serve.StatLoggerFactory.__init__, ["endpoint", "embedding_worker"]),
         (upstream._serve.VllmEmbeddingHealthCheckPayload.__init__, ["model_name"]),
@@ -456,6 +469,19 @@ def test_a_request_can_name_its_data_parallel_rank() -> None:
     clients = inspect.getsource(core_client)
     for name in ("self.engine_ranks_managed", "self.core_engines:", "self.engine_inflight:"):
         assert name in clients
+
+
+def test_scores_are_asked_of_the_engine_client_under_the_probes_name() -> None:
+    """``Scorer`` puts a client of its own in the place of vLLM's, and the request's id comes from it."""
+    source = inspect.getsource(PoolingBaseServing._prepare_generators)
+    assert "self.engine_client.encode(" in source
+    assert "request_id=prompt_request_id" in source
+
+
+def test_a_request_to_pool_is_told_by_its_encoding() -> None:
+    assert 'if "encoding_format" in request:' in inspect.getsource(
+        upstream._serve.ClassifyWorkerHandler.generate
+    )
 
 
 def test_our_stat_logger_comes_before_vllms_own() -> None:

@@ -137,7 +137,7 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     ),
     "--realtime": _unsupported("realtime workers are not supported", env=("DYN_VLLM_REALTIME",), switch=True),
     "--classify-worker": _unsupported(
-        "classification workers are not supported", env=("DYN_VLLM_CLASSIFY_WORKER",), switch=True
+        "the worker takes the type from the model", env=("DYN_VLLM_CLASSIFY_WORKER",), switch=True
     ),
     "--embedding-worker-processes": _unsupported(
         "one process serves embeddings; set replicas", env=("DYN_VLLM_EMBEDDING_WORKER_PROCESSES",)

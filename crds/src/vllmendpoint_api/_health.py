@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_RESTART_AFTER_SECONDS",
     "DEFAULT_SUCCESS_THRESHOLD",
     "DEFAULT_TIMEOUT_SECONDS",
+    "POOLED",
     "PRECEDENCE",
     "Level",
     "Mode",
@@ -42,9 +43,21 @@ class Mode(StrEnum):
 
 
 class ModelType(StrEnum):
+    """What a model is asked for. ``spec.model.type`` has the first three; all are told from the model."""
+
     CHAT = "Chat"
     COMPLETION = "Completion"
     EMBEDDING = "Embedding"
+    CLASSIFY = "Classify"
+    """A label for a text."""
+    SCORE = "Score"
+    """How well a text answers a query: a reranker, a cross-encoder."""
+    POOLING = "Pooling"
+    """A vector or a label for every token."""
+
+
+POOLED: Final = frozenset({ModelType.EMBEDDING, ModelType.CLASSIFY, ModelType.SCORE, ModelType.POOLING})
+"""Types of models that do not generate: vLLM runs them with its pooling runner."""
 
 
 class PayloadSource(StrEnum):
@@ -113,10 +126,12 @@ def payload_for(level: Level, model_type: ModelType | None) -> dict[str, Any]:
     """The guide's payload for a level and a model type; a new dict on every call.
 
     ``model_type=None`` is the generic default: the completion form.
-    Embedding models have one payload whatever the level.
+    Models that do not generate have one payload whatever the level; the guide has one for embedding only.
     """
     marker = {"_health_check": True}
-    if model_type is ModelType.EMBEDDING:
+    if model_type is ModelType.SCORE:
+        return {"query": "test", "documents": ["test"], **marker}
+    if model_type in POOLED:
         return {"input": "test", **marker}
     prompt, content, sampling = _PROMPTS[level]
     if model_type is ModelType.CHAT:

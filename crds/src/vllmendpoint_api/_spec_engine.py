@@ -1,6 +1,6 @@
 """``spec.model`` and ``spec.engine``: what to serve, and how vLLM runs."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -97,7 +97,7 @@ class Model(Contract):
         ),
     ] = None
     type: Annotated[
-        ModelType | None,
+        Literal[ModelType.CHAT, ModelType.COMPLETION, ModelType.EMBEDDING] | None,
         Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
     ] = None
     token_secret_ref: Annotated[

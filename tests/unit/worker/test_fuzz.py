@@ -32,8 +32,8 @@ from vllmendpoint_api import (
 from vllmendpoint_operator.reports import parse
 from vllmendpoint_worker.board import Board
 from vllmendpoint_worker.config_sources import ConfigSources, Loaded
+from vllmendpoint_worker.forms import RequestFields
 from vllmendpoint_worker.merge import Found, Refused, Resolved, Sources, merge
-from vllmendpoint_worker.payload import RequestFields
 
 S = PayloadSource
 REASONS = {reason.value for reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]}
@@ -45,6 +45,10 @@ FIELDS = RequestFields(
     completion=SAMPLING | {"prompt"},
     chat=SAMPLING | {"messages"},
     embedding=frozenset({"model", "input", "dimensions"}),
+    classification=frozenset({"model", "input"}),
+    pooling=frozenset({"model", "input"}),
+    rerank=frozenset({"model", "query", "documents"}),
+    score=frozenset({"model", "text_1", "text_2"}),
 )
 
 

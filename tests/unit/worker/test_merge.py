@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vllmendpoint_api import (
+    POOLED,
     PRECEDENCE,
     ExpectSettings,
     HealthCheckSettings,
@@ -136,7 +137,7 @@ def test_a_level_in_the_cr_acts_as_its_payload(level: Level, model_type: ModelTy
     )
     assert result.source is S.SPEC
     assert result.payload == payload_for(level, model_type)
-    if model_type is ModelType.EMBEDDING:
+    if model_type in POOLED:
         assert result.level is None
         assert any("healthCheck.level" in ignored.reason for ignored in result.ignored)
     else:
@@ -334,3 +335,13 @@ def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
     (note,) = found.notes
     assert note.startswith("healthCheck.payload sets no max_tokens: the probe generates at most 16 tokens.")
     assert resolved(Sources(), ModelType.CHAT).notes == ()
+
+
+@pytest.mark.parametrize("source", [S.SPEC, S.ENVIRONMENT])
+def test_a_probe_that_may_generate_much_is_warned_of(source: PayloadSource) -> None:
+    payload = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 1234, "n": 7}
+    bounded, many = resolved(sources({source: payload}), ModelType.CHAT).notes
+    assert "at most as many tokens as min_tokens says" in bounded
+    assert "set a smaller max_tokens, min_tokens or n" in many
+    assert ("8638" in many) is (source is S.SPEC)
+    assert "1234" not in bounded + many

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
+from vllmendpoint_worker.forms import RequestFields
 from vllmendpoint_worker.payload import (
     DEFAULT_MAX_TOKENS,
     MAX_PAYLOAD_BYTES,
     Origin,
-    RequestFields,
     bounded,
     check,
+    most_tokens,
 )
 
 SAMPLING = frozenset(
@@ -24,6 +25,10 @@ FIELDS = RequestFields(
     completion=SAMPLING | {"prompt", "seed", "stop"},
     chat=SAMPLING | {"messages", "max_completion_tokens"},
     embedding=frozenset({"input", "model", "dimensions"}),
+    classification=frozenset({"input", "model", "use_activation"}),
+    pooling=frozenset({"input", "model", "task"}),
+    rerank=frozenset({"query", "documents", "top_n", "model"}),
+    score=frozenset({"queries", "documents", "items", "data_1", "data_2", "text_1", "text_2", "model"}),
 )
 SPEC = Origin(PayloadSource.SPEC, "healthCheck.payload")
 SECRET = Origin(PayloadSource.ENVIRONMENT, "DYN_HEALTH_CHECK_PAYLOAD", confidential=True)
@@ -48,6 +53,7 @@ def test_every_default_of_the_guide_is_valid(level: Level, model_type: ModelType
         {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]},
         {"messages": [{"role": "user", "content": []}]},
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
     ],
 )
 def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object]) -> None:
@@ -87,6 +93,8 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
         ({"messages": []}, "healthCheck.payload.messages", "is an empty list"),
         ({"messages": ["hi"]}, "healthCheck.payload.messages", "entry (0)"),
         ({"messages": [{"role": "user"}]}, "healthCheck.payload.messages", "without content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "healthCheck.payload.messages", "is a number"),
+        ({"text": "Hi"}, "healthCheck.payload", "add prompt (completion), messages (chat)"),
         ({"prompt": "a", "max_tokens": 0}, "healthCheck.payload.max_tokens", "above 0"),
         ({"prompt": "a", "max_tokens": "1"}, "healthCheck.payload.max_tokens", "above 0"),
         ({"prompt": "a", "max_tokens": True}, "healthCheck.payload.max_tokens", "above 0"),
@@ -97,6 +105,9 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
         ({"prompt": "a", "use_beam_search": True}, "healthCheck.payload.use_beam_search", "cannot be used"),
         ({"prompt": "a" * MAX_PAYLOAD_BYTES}, "healthCheck.payload", "bytes"),
         ({"prompt": "a", "max_token": 1}, "healthCheck.payload", "did you mean max_tokens"),
+        ({"prompt": "a", "max_completion_tokens": 1}, "healthCheck.payload", "did you mean max_tokens"),
+        ({"prompt": "a", "max_output_tokens": 1}, "healthCheck.payload", "did you mean max_tokens"),
+        ({"prompt": "a", "max_new_tokens": 1}, "healthCheck.payload", "did you mean max_tokens"),
         ({"prompt": object()}, "healthCheck.payload", "JSON cannot carry"),
         ({"prompt": "a", "logit_bias": {5: 1}}, "healthCheck.payload", "key that is not text"),
         ({"prompt": "a", "seed": 2**63}, "healthCheck.payload", "more than 64 bits"),
@@ -122,6 +133,10 @@ def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: s
         ({"messages": [], "max_completion_tokens": None}, {"max_tokens": DEFAULT_MAX_TOKENS}),
         ({"messages": [], "max_tokens": 500}, {}),
         ({"messages": [], "max_completion_tokens": 500}, {}),
+        ({"messages": [], "min_tokens": 50}, {"max_tokens": 50}),
+        ({"messages": [], "min_tokens": 2}, {"max_tokens": DEFAULT_MAX_TOKENS}),
+        ({"messages": [], "n": 4, "ignore_eos": True}, {"max_tokens": DEFAULT_MAX_TOKENS}),
+        ({"query": "a", "documents": ["b"]}, {}),
         ({"prompt": "a"}, {}),  # vLLM's own limit is 16
         ({"prompt": "a", "max_tokens": None}, {"max_tokens": DEFAULT_MAX_TOKENS}),
         ({"input": "a"}, {}),
@@ -129,6 +144,23 @@ def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: s
 )
 def test_what_a_probe_generates_is_bounded(payload: dict[str, Any], limit: dict[str, int]) -> None:
     assert bounded(payload) == payload | limit
+
+
+@pytest.mark.parametrize(
+    ("payload", "most"),
+    [
+        ({"messages": []}, 16),
+        ({"prompt": "a"}, 16),
+        ({"prompt": "a", "max_tokens": 5, "n": 3}, 15),
+        ({"messages": [], "n": 100}, 1600),
+        ({"messages": [], "max_completion_tokens": 9, "max_tokens": 5}, 9),
+        ({"messages": [], "min_tokens": 9000}, 9000),
+        ({"input": "a"}, 0),
+        ({"query": "a", "documents": ["b"]}, 0),
+    ],
+)
+def test_what_a_probe_may_generate_is_known(payload: dict[str, Any], most: int) -> None:
+    assert most_tokens(bounded(payload)) == most
 
 
 @pytest.mark.parametrize("level", list(Level))

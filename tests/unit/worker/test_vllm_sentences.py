@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from vllmendpoint_worker.refusals import MAX_SENTENCE, Refusal, field_of, shown
+from vllmendpoint_worker.refusals import MAX_SENTENCE, Refusal, field_of, invalid, shown
 
 PROMPT = {"prompt": "Hello", "max_tokens": 1}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
@@ -53,6 +54,9 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         (CHAT | {"tools": [], "tool_choice": "auto"}, Refusal('"auto" tool choice requires'), "tool_choice"),
         (CHAT | {"chat_template": "x"}, Refusal("Chat template is passed with request"), "chat_template"),
         (PROMPT, Refusal("Something else"), ""),
+        ({"messages": [], "min_tokens": 9}, Refusal("max_tokens=9 is too many", "max_tokens"), "min_tokens"),
+        (CHAT, Refusal("toy is not a multimodal model"), "messages"),
+        ({"query": "a", "documents": []}, Refusal("You passed 600 input tokens"), "documents"),
         (PROMPT | {"model": "m"}, Refusal("the model refuses"), ""),
     ],
 )
@@ -92,3 +96,47 @@ def test_a_payload_that_may_be_shown_keeps_vllms_own_sentence() -> None:
 
 def test_a_sentence_is_bounded() -> None:
     assert len(shown(Refusal("x" * 10_000), {}, confidential=False)) <= MAX_SENTENCE + 4
+
+
+class Asked(BaseModel):
+    stop: str | list[str] = ""
+    tools: list[dict[str, dict[str, str]]] = []
+    limit: int = 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "sentence"),
+    [
+        ({"stop": 5}, "stop", "Input should be a valid string or Input should be a valid list"),
+        ({"stop": [5]}, "stop", "Input should be a valid string or [0]: Input should be a valid string"),
+        (
+            {"tools": [{"function": {"name": 5}}]},
+            "tools",
+            "[0].function.name: Input should be a valid string",
+        ),
+        ({"limit": "x", "stop": 5}, "stop", "Input should be a valid string or Input should be a valid list"),
+        (
+            {"limit": "x"},
+            "limit",
+            "Input should be a valid integer, unable to parse string as an integer",
+        ),
+    ],
+)
+def test_what_pydantic_says_names_the_place_and_every_type(
+    body: dict[str, Any], field: str, sentence: str
+) -> None:
+    with pytest.raises(ValidationError) as raised:
+        Asked.model_validate(body)
+    assert invalid(raised.value.errors(), body) == (field, sentence)
+
+
+def test_a_missing_field_is_named() -> None:
+    class Inner(BaseModel):
+        name: str
+
+    class Outer(BaseModel):
+        tools: list[Inner]
+
+    with pytest.raises(ValidationError) as raised:
+        Outer.model_validate({"tools": [{}]})
+    assert invalid(raised.value.errors(), {"tools": [{}]}) == ("tools", "[0].name: Field required")

@@ -34,6 +34,7 @@ from .http_app import Guard, HttpServer, bound
 from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
 from .merge import Resolved
+from .model_type import GENERATES, refused_look, refused_type
 from .options import refused
 from .prober import ProbeSettings
 from .progress import PROGRESS
@@ -132,9 +133,13 @@ class Worker:
         clear_environment(self._environ, GUIDE_VARIABLES, PLUGINS)
         if not await asyncio.to_thread(Path(arguments.dynamo.model).exists):
             self._board.stage(Stage.DOWNLOADING, arguments.dynamo.model)
-        self._arguments = arguments = await upstream.prepare_engine(
-            arguments, lambda: self._board.stage(Stage.STARTING_ENGINE)
-        )
+        try:
+            arguments = await upstream.prepare_engine(
+                arguments, lambda: self._board.stage(Stage.STARTING_ENGINE), self._looked
+            )
+        except ConfigurationRefusedError as error:
+            await self._configuration.stay_refused(error.problems)
+        self._arguments = arguments
         receiver = StageReceiver(self._engine_stage)
         receiver.start()
         self._environ[ENV_STAGE_SOCKET] = receiver.address
@@ -169,6 +174,13 @@ class Worker:
             raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
         handlers = await self._load_handlers(loaded)
         self._configuration.merge(with_default(loaded, handlers.custom_default))
+
+    def _looked(self, look: upstream.Look) -> None:
+        """Before the engine starts. Raises ConfigurationRefusedError."""
+        declared = self._configuration.model_type
+        problem = refused_look(declared, look.runner, only_transcribes=look.only_transcribes)
+        if problem is not None:
+            raise ConfigurationRefusedError([problem])
 
     async def _load_handlers(self, loaded: Loaded) -> Handlers:
         """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
@@ -268,14 +280,21 @@ class Worker:
         http = await upstream.build_http_app(
             engine, arguments.frontend, self._shown.metrics.registry, self._shown.fit
         )
+        tasks = await engine.tasks()
+        pooled = None if GENERATES in tasks else await engine.pooled_type()
         self._translator = Translator(
             http.renderer,
             defaults=engine.default_sampling,
             max_model_len=engine.max_model_len,
             model_names=engine.model_names,
+            pooled=pooled,
+            scores=engine.scores,
         )
-        if self._configuration.model_type is None:
-            self._configuration.model_type = await self._translator.model_type(await engine.tasks())
+        declared = self._configuration.model_type
+        told = await self._translator.model_type() if GENERATES in tasks else pooled
+        if (problem := refused_type(declared, told, tasks)) is not None:
+            await self._configuration.stay_refused([problem])
+        self._configuration.model_type = declared or told
         self._board.update(model_type=str(self._configuration.model_type or ""))
         complete(http.app, loading=http.loads_adapters)
         self._room.attach(http.app)

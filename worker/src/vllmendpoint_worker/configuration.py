@@ -6,10 +6,10 @@ health check to whoever runs it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from vllmendpoint_api import (
     ConfigurationReport,
@@ -25,11 +25,11 @@ from .board import Board
 from .config_sources import ConfigSources, Loaded
 from .custom_default import CUSTOM_DEFAULT
 from .errors import ConfigurationRefusedError, TranslationError
+from .forms import RequestFields
 from .handler_sources import Wanted, stamp
 from .merge import ABSENT, Refused, Resolved, merge
 from .option_rules import refused_options
 from .options import differing, negatives
-from .payload import RequestFields
 from .refusals import Refusal, field_of, shown
 from .shared_options import Parsers, share
 
@@ -79,6 +79,16 @@ class Configuration:
                     self._board.update(configuration=ConfigurationReport(settings_hash=loaded.settings_hash))
                 return loaded
             await self.changed()
+
+    async def stay_refused(self, problems: Sequence[Problem]) -> NoReturn:
+        """Stay up, unready, and say why: only another pod mends this, no change of the files."""
+
+        async def check(loaded: Loaded) -> None:
+            del loaded
+            raise ConfigurationRefusedError(problems)
+
+        await self.accepted(check)
+        raise AssertionError("the check accepts nothing")
 
     async def preflight(self, *, handlers: bool = True) -> Loaded:
         """What can be told before anything heavy is imported: the report says it within a second.

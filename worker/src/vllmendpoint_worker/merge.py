@@ -17,6 +17,7 @@ from vllmendpoint_api import (
     DEFAULT_RESTART_AFTER_SECONDS,
     DEFAULT_SUCCESS_THRESHOLD,
     DEFAULT_TIMEOUT_SECONDS,
+    POOLED,
     PRECEDENCE,
     HealthCheckReport,
     HealthCheckSettings,
@@ -29,7 +30,8 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .payload import DEFAULT_MAX_TOKENS, Origin, RequestFields, bounded, check
+from .forms import RequestFields
+from .payload import DEFAULT_MAX_TOKENS, MANY_TOKENS, Origin, bounded, check, most_tokens
 from .probing import (
     ENV_ENABLED,
     ENV_INTERVAL,
@@ -132,13 +134,21 @@ class Resolved:
     @property
     def notes(self) -> tuple[str, ...]:
         """For the report's warnings."""
-        if self.asked == self.payload:
-            return ()
-        note = (
-            f"{self.origin.field} sets no max_tokens: the probe generates at most {DEFAULT_MAX_TOKENS} "
-            "tokens. Set max_tokens for another limit."
-        )
-        return (note,)
+        notes = []
+        if self.asked != self.payload:
+            most = self.asked["max_tokens"]
+            limit = f"{most} tokens" if most == DEFAULT_MAX_TOKENS else "as many tokens as min_tokens says"
+            notes.append(
+                f"{self.origin.field} sets no max_tokens: the probe generates at most {limit}. "
+                "Set max_tokens for another limit."
+            )
+        if (most := most_tokens(self.asked)) > MANY_TOKENS:
+            many = f"more than {MANY_TOKENS}" if self.confidential else most
+            notes.append(
+                f"{self.origin.field} lets every probe generate {many} tokens: set a smaller max_tokens, "
+                "min_tokens or n."
+            )
+        return tuple(notes)
 
     @property
     def confidential(self) -> bool:
@@ -175,14 +185,24 @@ class Refused:
     problems: tuple[Problem, ...]
 
 
+_ONE_PAYLOAD: Final = "a model that does not generate has one payload"
+
+_NOT_THE_DEFAULT: Final = (
+    "Set healthCheck.payload to a request that the model answers, or correct model.type or engine.args"
+)
+
 _ORIGINS: Final = {
     PayloadSource.SPEC: Origin(PayloadSource.SPEC, "healthCheck.payload"),
     PayloadSource.RUNTIME: Origin(PayloadSource.RUNTIME, "health_check_payload"),
     PayloadSource.ENVIRONMENT: Origin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True),
     PayloadSource.CONFIG_FILE: Origin(PayloadSource.CONFIG_FILE, "health_check_payload", confidential=True),
     PayloadSource.CUSTOM_DEFAULT: Origin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()"),
-    PayloadSource.MODEL_DEFAULT: Origin(PayloadSource.MODEL_DEFAULT, "the default payload"),
-    PayloadSource.GENERIC_DEFAULT: Origin(PayloadSource.GENERIC_DEFAULT, "the default payload"),
+    PayloadSource.MODEL_DEFAULT: Origin(
+        PayloadSource.MODEL_DEFAULT, "the default payload", correct=_NOT_THE_DEFAULT
+    ),
+    PayloadSource.GENERIC_DEFAULT: Origin(
+        PayloadSource.GENERIC_DEFAULT, "the default payload", correct=_NOT_THE_DEFAULT
+    ),
 }
 
 
@@ -272,8 +292,8 @@ def _candidates(sources: Sources, model_type: ModelType | None) -> list[_Candida
 
 
 def _told(level: Level, model_type: ModelType | None) -> Level | None:
-    """An embedding model has one payload, whatever the level."""
-    return None if model_type is ModelType.EMBEDDING else level
+    """A model that does not generate has one payload, whatever the level."""
+    return None if model_type in POOLED else level
 
 
 def _default_level(sources: Sources) -> tuple[Level, tuple[Problem, ...]]:
@@ -334,14 +354,12 @@ def _ignored(
             ignored.append(Ignored(source=source, reason=f"{where} is outranked by {by}"))
         elif stronger:
             ignored.append(Ignored(source=source, reason=f"{where} is outranked by {stronger}"))
-        elif model_type is ModelType.EMBEDDING:
-            ignored.append(Ignored(source=source, reason=f"{where}: an embedding model has one payload"))
+        elif model_type in POOLED:
+            ignored.append(Ignored(source=source, reason=f"{where}: {_ONE_PAYLOAD}"))
         stronger = stronger or where
     ignored += outranked_variables(sources.spec, sources.environment)
-    if sources.spec.level is not None and model_type is ModelType.EMBEDDING:
-        ignored.append(
-            Ignored(source=PayloadSource.SPEC, reason="healthCheck.level: an embedding model has one payload")
-        )
+    if sources.spec.level is not None and model_type in POOLED:
+        ignored.append(Ignored(source=PayloadSource.SPEC, reason=f"healthCheck.level: {_ONE_PAYLOAD}"))
     return ignored
 
 

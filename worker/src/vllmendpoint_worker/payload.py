@@ -13,21 +13,21 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem
 
+from .forms import PARTNERS, SCORING, SUGGESTED, Form, RequestFields, form_of, request_name, unfit
+
 __all__ = [
     "DEFAULT_MAX_TOKENS",
+    "MANY_TOKENS",
     "MARKERS",
     "MAX_PAYLOAD_BYTES",
-    "Form",
     "Origin",
-    "RequestFields",
     "bounded",
     "check",
-    "form_of",
+    "most_tokens",
 ]
 
 MARKERS: Final = frozenset({"_health_check", "_HEALTH_CHECK"})
@@ -46,34 +46,28 @@ completions.
 MAX_UNKNOWN: Final = 8
 """Unknown fields that are named one by one."""
 
+MANY_TOKENS: Final = 4096
+"""A probe that may generate more is warned of."""
+
+_MEANT: Final = {
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "best_of": "n",
+    "guided_json": "structured_outputs",
+    "guided_regex": "structured_outputs",
+    "guided_choice": "structured_outputs",
+    "guided_grammar": "structured_outputs",
+}
+"""Names that other APIs, and older versions of vLLM, have for a field."""
+
 INVALID_PAYLOAD: Final = "InvalidPayload"
 
 _UNSUPPORTED: Final = {
     "use_beam_search": "Dynamo's request path has no beam search",
     "prompt_embeds": "a probe asks with text or token ids",
 }
-
-
-class Form(StrEnum):
-    """The three forms of payload, named after the field that carries the question."""
-
-    PROMPT = "prompt"
-    MESSAGES = "messages"
-    INPUT = "input"
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFields:
-    """Field names of vLLM's request models: ``CompletionRequest``, ``ChatCompletionRequest``,
-    ``Embedding...``.
-    """
-
-    completion: frozenset[str]
-    chat: frozenset[str]
-    embedding: frozenset[str]
-
-    def of(self, form: Form) -> frozenset[str]:
-        return {Form.PROMPT: self.completion, Form.MESSAGES: self.chat, Form.INPUT: self.embedding}[form]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +78,8 @@ class Origin:
     field: str
     """As the user spells it: ``healthCheck.payload``, ``DYN_HEALTH_CHECK_PAYLOAD``, ..."""
     confidential: bool = False
+    correct: str = "Correct the payload"
+    """What to do where vLLM refuses it."""
 
     def problem(self, what: str, fix: str, *, reason: str = INVALID_PAYLOAD, field: str = "") -> Problem:
         """One refused setting. ``field`` is a known field inside the payload, where one is at fault."""
@@ -95,7 +91,7 @@ class Origin:
     def refused(self, field: str, sentence: str) -> Problem:
         """What vLLM refused. ``sentence``: its own, without an end; empty where it may hold a secret."""
         where = f"{self.field}.{field}" if field else self.field
-        says = f": {sentence}. Correct the payload."
+        says = f": {sentence}. {self.correct}."
         if not sentence:
             says = (
                 ". Its sentence is not shown, because it may repeat the payload, which may hold a secret. "
@@ -107,12 +103,6 @@ class Origin:
             field=where[:128],
             message=f"{where} is refused by vLLM{says}",
         )
-
-
-def form_of(payload: Mapping[str, Any]) -> Form | None:
-    """The form of a checked payload, or None where it has none or several."""
-    forms = [form for form in Form if form.value in payload]
-    return forms[0] if len(forms) == 1 else None
 
 
 def check(
@@ -134,9 +124,11 @@ def check(
     if len(forms) != 1:
         return [_form_problem(payload, forms, origin)]
     form = forms[0]
-    problems = [*_fit(form, origin, model_type), *_question(form, payload, origin), *_limits(payload, origin)]
-    if fields is not None:
-        problems += _unknown(payload, origin, form, fields.of(form))
+    problems = [*_question(form, payload, origin), *_limits(payload, origin)]
+    if (wrong := unfit(form, model_type)) is not None:
+        problems.insert(0, origin.problem(*wrong, field=form.value))
+    if fields is not None and (known := fields.of(form, model_type)):
+        problems += _unknown(payload, origin, request_name(form, model_type), known)
     return problems
 
 
@@ -195,39 +187,22 @@ def _form_problem(payload: Mapping[str, Any], forms: list[Form], origin: Origin)
     if forms:
         names = " and ".join(form.value for form in forms)
         return origin.problem(f"has both {names}", "keep one of them")
-    fix = "add prompt (completion), messages (chat) or input (embedding)"
-    meant = [close[0] for name in payload if (close := difflib.get_close_matches(name, list(Form), n=1))]
+    fix = (
+        "add prompt (completion), messages (chat), input (embedding, classification) or query and documents "
+        "(reranking)"
+    )
+    meant = [close[0] for name in payload if (close := difflib.get_close_matches(name, SUGGESTED, n=1))]
     if meant:
         fix = f"did you mean {meant[0]}"
     return origin.problem("has none of prompt, messages and input", fix)
-
-
-def _fit(form: Form, origin: Origin, model_type: ModelType | None) -> list[Problem]:
-    if model_type is None:
-        return []
-    if model_type is ModelType.EMBEDDING and form is not Form.INPUT:
-        return [origin.problem("does not fit an embedding model", "ask with input", field=form.value)]
-    if model_type is not ModelType.EMBEDDING and form is Form.INPUT:
-        return [
-            origin.problem(
-                "does not fit a model that generates", "ask with prompt or messages", field=form.value
-            )
-        ]
-    if model_type is ModelType.COMPLETION and form is Form.MESSAGES:
-        return [
-            origin.problem(
-                "does not fit a completion model, which has no chat template",
-                "ask with prompt",
-                field=form.value,
-            )
-        ]
-    return []
 
 
 def _question(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
     value = payload[form.value]
     if form is Form.MESSAGES:
         return _messages(value, origin)
+    if form in SCORING:
+        return _pair(form, payload, origin)
     if isinstance(value, str):
         if value:
             return []
@@ -245,6 +220,20 @@ def _question(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Pr
     return [origin.problem(f"is {_kind(value)}", "give text, or a list of token ids", field=form.value)]
 
 
+def _pair(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
+    """Both halves of a question for scores; what they may hold is vLLM's to say."""
+    partners = PARTNERS[form]
+    problems = [
+        origin.problem("is empty", "give text", field=name)
+        for name in (form.value, *partners)
+        if name in payload and payload[name] in (None, "", [])
+    ]
+    if not any(name in payload for name in partners):
+        fix = f"add {' or '.join(partners)}"
+        problems.append(origin.problem(f"has {form.value} without what it is compared with", fix))
+    return problems
+
+
 def _is_prompt(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(_is_token(item) for item in value)
@@ -260,9 +249,13 @@ def _messages(value: object, origin: Origin) -> list[Problem]:
             return [
                 origin.problem(f"has an entry ({index}) that is no object with a role", fix, field="messages")
             ]
+        content = message.get("content")
         # An empty text is content to vLLM, and an assistant's message may have none.
-        if message.get("content") is None and message["role"] != "assistant":
+        if content is None and message["role"] != "assistant":
             return [origin.problem(f"has an entry ({index}) without content", fix, field="messages")]
+        if content is not None and not isinstance(content, str | list):
+            what = f"has an entry ({index}) whose content is {_kind(content)}"
+            return [origin.problem(what, fix, field="messages")]
     return []
 
 
@@ -275,7 +268,20 @@ def bounded(payload: Mapping[str, Any]) -> dict[str, Any]:
     limited = any(payload.get(name) is not None for name in ("max_tokens", "max_completion_tokens"))
     if limited or not (form is Form.MESSAGES or (form is Form.PROMPT and "max_tokens" in payload)):
         return dict(payload)
-    return dict(payload) | {"max_tokens": DEFAULT_MAX_TOKENS}
+    least = payload.get("min_tokens")
+    limit = max(DEFAULT_MAX_TOKENS, least) if isinstance(least, int) else DEFAULT_MAX_TOKENS
+    return dict(payload) | {"max_tokens": limit}
+
+
+def most_tokens(asked: Mapping[str, Any]) -> int:
+    """How many tokens a probe with a bounded payload may generate; 0 where it generates none."""
+    if form_of(asked) not in (Form.PROMPT, Form.MESSAGES):
+        return 0
+    limit = asked.get("max_completion_tokens")
+    if limit is None:
+        limit = asked.get("max_tokens", DEFAULT_MAX_TOKENS)
+    answers = asked.get("n") or 1
+    return limit * answers if isinstance(limit, int) and isinstance(answers, int) else 0
 
 
 def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
@@ -303,16 +309,19 @@ def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
     return problems
 
 
-def _unknown(payload: Mapping[str, Any], origin: Origin, form: Form, known: frozenset[str]) -> list[Problem]:
+def _unknown(
+    payload: Mapping[str, Any], origin: Origin, request: str, known: frozenset[str]
+) -> list[Problem]:
     unknown = [
         (position, name)
         for position, name in enumerate(payload, start=1)
         if name not in known and name not in MARKERS
     ]
-    request = {Form.PROMPT: "completion", Form.MESSAGES: "chat", Form.INPUT: "embedding"}[form]
     problems = []
     for position, name in unknown[:MAX_UNKNOWN]:
         close = difflib.get_close_matches(name[:64], sorted(known), n=1)
+        if (meant := _MEANT.get(name)) in known:
+            close = [str(meant)]
         fix = f"did you mean {close[0]}" if close else "remove it"
         if origin.confidential:
             what = f"has a field (number {position} of {len(payload)})"

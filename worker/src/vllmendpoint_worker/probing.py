@@ -10,6 +10,7 @@ from pydantic.alias_generators import to_camel
 
 from vllmendpoint_api import (
     DEFAULT_PERIOD_SECONDS,
+    POOLED,
     HealthCheckSettings,
     Ignored,
     Mode,
@@ -19,7 +20,8 @@ from vllmendpoint_api import (
 )
 
 from .expect import regex_error
-from .payload import Form, Origin, form_of
+from .forms import SCORING, Form, form_of
+from .payload import Origin
 
 __all__ = [
     "ENV_ENABLED",
@@ -107,9 +109,10 @@ def wrong_expectation(
         return []
     origin = Origin(PayloadSource.SPEC, "healthCheck.expect")
     reason = "InvalidSettings"
-    embeds = isinstance(payload, Mapping) and form_of(payload) is Form.INPUT
-    if model_type is ModelType.EMBEDDING or (model_type is None and embeds):
-        what = "does not fit an embedding model, which generates no text to match"
+    form = form_of(payload) if isinstance(payload, Mapping) else None
+    if model_type in POOLED or (model_type is None and form in SCORING | {Form.INPUT}):
+        model = "an embedding" if model_type in (ModelType.EMBEDDING, None) else "this type of"
+        what = f"does not fit {model} model, which generates no text to match"
         return [origin.problem(what, "remove it", reason=reason)]
     if not expect.regex:
         return [

@@ -1,25 +1,28 @@
 """What vLLM says of a request that it refuses, and how much of it a report may show. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Refusal", "field_of", "shown"]
+__all__ = ["Refusal", "field_of", "invalid", "shown"]
 
 MAX_SENTENCE: Final = 600
+
+_MAX_SAID: Final = 3
+"""So many errors of one field make a sentence."""
 
 _SHARED: Final = 4
 """So many characters in a row that payload and sentence have in common may be a part of a secret."""
 
-_ALIASES: Final[Mapping[str, str]] = {
-    "logprobs": "top_logprobs",
-    "max_tokens": "max_completion_tokens",
-    "structured_outputs": "response_format",
+_ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
+    "logprobs": ("top_logprobs",),
+    "max_tokens": ("max_completion_tokens", "min_tokens"),
+    "structured_outputs": ("response_format",),
 }
-"""vLLM's parameter -> the request's field that it may be made from."""
+"""vLLM's parameter -> the request's fields that it may be made from."""
 
-_QUESTIONS: Final = ("prompt", "messages", "input")
+_QUESTIONS: Final = ("prompt", "messages", "input", "documents", "items", "data_2", "text_2")
 
 _TOPICS: Final = (
     (
@@ -27,6 +30,7 @@ _TOPICS: Final = (
         ("structured_outputs", "response_format"),
     ),
     (re.compile(r"\btool", re.IGNORECASE), ("tool_choice", "tools")),
+    (re.compile(r"multimodal|image|audio|video", re.IGNORECASE), ("messages",)),
     (re.compile(r"prompt|\binput|[Tt]oken id \d+ is out of vocab"), _QUESTIONS),
 )
 """What a sentence that names no field is about -> the fields that it may be about."""
@@ -47,15 +51,45 @@ def field_of(refusal: Refusal, payload: Mapping[str, Any]) -> str:
     folded = refusal.sentence.casefold()
     named += [name for name in payload if "_" in name and name.replace("_", " ") in folded]
     for name in named:
-        alias = _ALIASES.get(name, "")
-        if alias in payload and not _is_number(payload.get(name)):
-            return alias
+        made_from = [alias for alias in _ALIASES.get(name, ()) if alias in payload]
+        if made_from and not _is_number(payload.get(name)):
+            return made_from[0]
         if name in payload and name != "model":
             return name
     for topic, fields in _TOPICS:
         if topic.search(refusal.sentence) and (found := [name for name in fields if name in payload]):
             return found[0]
     return ""
+
+
+def invalid(errors: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> tuple[str, str]:
+    """What pydantic says of a request (field, sentence): of the first field that is at fault, everything.
+
+    A field of several types has an error for each; where the value is nested, the sentence says where.
+    """
+    first = str(errors[0]["loc"][0]) if errors[0]["loc"] else ""
+    field = first if first in body else ""
+    said: dict[str, None] = {}
+    for error in errors:
+        location = error["loc"]
+        if not location or str(location[0]) != first:
+            continue
+        where = _path(location[1:], body.get(first), missing=error["type"] == "missing")
+        said[f"{where}: {error['msg']}" if where else str(error["msg"])] = None
+    return field, " or ".join(list(said)[:_MAX_SAID])
+
+
+def _path(location: Sequence[object], value: Any, *, missing: bool) -> str:
+    """The location without the names that pydantic gives to the types of a field: ``[0].function``."""
+    path = ""
+    for position, part in enumerate(location, start=1):
+        if isinstance(part, int) and isinstance(value, list | tuple) and part < len(value):
+            path += f"[{part}]"
+            value = value[part]
+        elif isinstance(value, Mapping) and (part in value or (missing and position == len(location))):
+            path += f".{part}"
+            value = value.get(part)
+    return path.removeprefix(".")
 
 
 def _is_number(value: object) -> bool:

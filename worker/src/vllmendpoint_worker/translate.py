@@ -6,7 +6,7 @@ given.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -17,17 +17,21 @@ from vllmendpoint_api import ModelType
 
 from .errors import TranslationError
 from .expect import Expectation
-from .payload import MARKERS, Form, form_of
-from .refusals import Refusal
+from .forms import SCORING, Form, form_of
+from .payload import MARKERS
+from .refusals import Refusal, invalid
 from .upstream import (
     HEALTH_CHECK_KEY,
     ChatCompletionRequest,
+    ClassificationCompletionRequest,
     CompletionRequest,
     EmbeddingCompletionRequest,
+    PoolingCompletionRequest,
     SamplingParams,
     get_max_tokens,
     refusal,
     refusal_in,
+    score_request,
 )
 
 __all__ = ["Translated", "Translator"]
@@ -56,7 +60,9 @@ class Translated:
 
 
 class Translator:
-    """``renderer``: vLLM's ``OnlineRenderer``; ``defaults``: the model's default sampling parameters."""
+    """``renderer``: vLLM's ``OnlineRenderer``; ``defaults``: the model's default sampling parameters;
+    ``pooled``: the type of a model that vLLM pools; ``scores``: whether vLLM has scores with it.
+    """
 
     def __init__(
         self,
@@ -65,19 +71,18 @@ class Translator:
         defaults: Mapping[str, Any],
         max_model_len: int,
         model_names: list[str],
+        pooled: ModelType | None = None,
+        scores: bool = False,
     ) -> None:
         self._renderer = renderer
         self._defaults = dict(defaults)
         self._max_model_len = max_model_len
         self._model_names = model_names
+        self._pooled = pooled
+        self._scores = scores
 
-    async def model_type(self, tasks: tuple[str, ...]) -> ModelType | None:
-        """Told from the model: embedding by its tasks, chat by its chat template, else completion.
-
-        None where it generates nothing and embeds nothing.
-        """
-        if "generate" not in tasks:
-            return ModelType.EMBEDDING if "embed" in tasks else None
+    async def model_type(self) -> ModelType:
+        """Of a model that generates: chat where vLLM can use its chat template, else completion."""
         request = ChatCompletionRequest(
             model=self._model_names[0], messages=[{"role": "user", "content": "Hi"}]
         )
@@ -109,10 +114,18 @@ class Translator:
         body["model"] = self._model_names[0]
         form = form_of(payload)
         if form is Form.INPUT:
-            return self._embedding(body)
+            return self._pooling(body)
+        if form in SCORING:
+            if not self._scores:
+                raise TranslationError(
+                    form.value, "cannot be asked, because vLLM has no scores with this model"
+                )
+            _validated(score_request, body)
+            return _asked_as_it_is(body)
         if form is None:
             raise TranslationError("", "has no question")
-        request = _validated(ChatCompletionRequest if form is Form.MESSAGES else CompletionRequest, body)
+        model = ChatCompletionRequest if form is Form.MESSAGES else CompletionRequest
+        request = _validated(model.model_validate, body)
         tokens = await self._render(request, form)
         maximum = request.max_tokens
         if form is Form.MESSAGES and request.max_completion_tokens is not None:
@@ -181,21 +194,29 @@ class Translator:
             notes = ("stop of the payload ends no probe, max_tokens does: Dynamo's worker sees no text.",)
         return Translated(request, warm_up, notes)
 
-    def _embedding(self, body: dict[str, Any]) -> Translated:
-        _validated(EmbeddingCompletionRequest, body)
-        request = {name: value for name, value in body.items() if name != "user" and value is not None}
-        return Translated(request | {"_health_check": True, HEALTH_CHECK_KEY: True}, None)
+    def _pooling(self, body: dict[str, Any]) -> Translated:
+        """Dynamo's classify handler tells a request to pool by its encoding, which its frontend fills in."""
+        if self._pooled is ModelType.POOLING:
+            _validated(PoolingCompletionRequest.model_validate, body)
+            return _asked_as_it_is({"encoding_format": "float"} | body)
+        classifies = self._pooled in (ModelType.CLASSIFY, ModelType.SCORE)
+        request = ClassificationCompletionRequest if classifies else EmbeddingCompletionRequest
+        _validated(request.model_validate, body)
+        return _asked_as_it_is(body)
 
 
-def _validated(model: Any, body: Mapping[str, Any]) -> Any:
+def _asked_as_it_is(body: Mapping[str, Any]) -> Translated:
+    request = {name: value for name, value in body.items() if name != "user" and value is not None}
+    return Translated(request | {"_health_check": True, HEALTH_CHECK_KEY: True}, None)
+
+
+def _validated(validate: Callable[[dict[str, Any]], Any], body: Mapping[str, Any]) -> Any:
     with _refusals():
         try:
-            return model.model_validate(dict(body))
+            return validate(dict(body))
         except ValidationError as error:
-            detail = error.errors(include_input=False, include_url=False)[0]
-            location = [str(part) for part in detail["loc"]]
-            field = location[0] if location and location[0] in body else ""
-            raise TranslationError(field, _BY_VLLM, Refusal(detail["msg"])) from error
+            field, sentence = invalid(error.errors(include_input=False, include_url=False), body)
+            raise TranslationError(field, _BY_VLLM, Refusal(sentence)) from error
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from vllmendpoint_api import Mode, ModelType, PayloadSource
 from vllmendpoint_worker.config_sources import TAKEN, ConfigSources
+from vllmendpoint_worker.forms import Form
 from vllmendpoint_worker.merge import ABSENT, ENV_ENABLED, Refused, Resolved, Sources, merge
-from vllmendpoint_worker.payload import Form, Origin
+from vllmendpoint_worker.payload import Origin, bounded
 
 from ._errors import HealthCheckRefusedError
 from ._model import told_type
@@ -50,7 +51,9 @@ def sent(payload: object, endpoint: str) -> dict[str, Any] | None:
         announce("Health check payload: disabled, endpoint=%s", endpoint)
         return None
     _announce(resolved, f" endpoint={endpoint}")
+    # Dynamo's own form, which is checked as a prompt, is sent as it is.
     chosen: Any = runtime if resolved.source is PayloadSource.RUNTIME else resolved.payload
+    chosen = bounded(chosen)
     # Through JSON: a copy of our own, of nothing that Dynamo's Rust side does not take.
     return {**json.loads(json.dumps(chosen)), "_health_check": True, HEALTH_CHECK_KEY: True}
 

@@ -8,12 +8,15 @@ upgrade fails there and not in a pod. Importing this package takes 10-25 s: it i
 from vllm.entrypoints.launchers.launcher import NoSignalServer
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.classify.protocol import ClassificationCompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+from vllm.entrypoints.pooling.pooling.protocol import PoolingCompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.sampling_params import SamplingParams
 
 from ._arguments import (
     Arguments,
+    Look,
     config_arguments,
     option_names,
     parse_arguments,
@@ -25,18 +28,22 @@ from ._arguments import (
 from ._http import HttpApp, build_http_app
 from ._progress import ProgressLogger
 from ._refusals import refusal, refusal_in
+from ._scores import score_request
 from ._serve import HEALTH_CHECK_KEY, Gate, Hooks, Shutdown, WorkerEngine, grace_seconds, serve
 
 __all__ = [
     "HEALTH_CHECK_KEY",
     "Arguments",
     "ChatCompletionRequest",
+    "ClassificationCompletionRequest",
     "CompletionRequest",
     "EmbeddingCompletionRequest",
     "Gate",
     "Hooks",
     "HttpApp",
+    "Look",
     "NoSignalServer",
+    "PoolingCompletionRequest",
     "ProgressLogger",
     "SamplingParams",
     "Shutdown",
@@ -52,6 +59,7 @@ __all__ = [
     "refusal",
     "refusal_in",
     "request_fields",
+    "score_request",
     "serve",
     "split_frontend",
 ]

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from dynamo._core import get_reasoning_parser_names, get_tool_parser_names
 from dynamo.common.config_dump import dump_config
@@ -22,7 +22,10 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import FrontendArgs, make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.classify.protocol import ClassificationCompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+from vllm.entrypoints.pooling.pooling.protocol import PoolingCompletionRequest
+from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -30,14 +33,16 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllmendpoint_api import ModelType
 from vllmendpoint_worker import arguments
 from vllmendpoint_worker.errors import EngineStartError
+from vllmendpoint_worker.forms import RequestFields
 from vllmendpoint_worker.hub import snapshot
-from vllmendpoint_worker.payload import RequestFields
+from vllmendpoint_worker.model_type import GENERATES, POOLS
 from vllmendpoint_worker.shared_options import Parsers
 from vllmendpoint_worker.worker_set import worker_set
 
 __all__ = [
     "EMBEDDING_FIELDS",
     "Arguments",
+    "Look",
     "config_arguments",
     "option_names",
     "parse_arguments",
@@ -62,6 +67,24 @@ EMBEDDING_FIELDS: Final = frozenset(
 )
 """What Dynamo's embedding handler reads; it drops the rest of vLLM's fields in silence."""
 
+CLASSIFICATION_FIELDS: Final = frozenset(
+    {
+        "input",
+        "model",
+        "use_activation",
+        "truncate_prompt_tokens",
+        "truncation_side",
+        "add_special_tokens",
+        "priority",
+        "cache_salt",
+        "mm_processor_kwargs",
+        "user",
+    }
+)
+"""What Dynamo's classify handler reads."""
+
+POOLING_FIELDS: Final = CLASSIFICATION_FIELDS | {"task", "encoding_format", "embed_dtype", "endianness"}
+
 
 def request_fields() -> RequestFields:
     """Names that vLLM's own request models know."""
@@ -69,6 +92,10 @@ def request_fields() -> RequestFields:
         completion=_names(CompletionRequest),
         chat=_names(ChatCompletionRequest),
         embedding=_names(EmbeddingCompletionRequest) & EMBEDDING_FIELDS,
+        classification=_names(ClassificationCompletionRequest) & CLASSIFICATION_FIELDS,
+        pooling=_names(PoolingCompletionRequest) & POOLING_FIELDS,
+        rerank=_names(RerankRequest),
+        score=frozenset().union(*(_names(request) for request in get_args(ScoreRequest))),
     )
 
 
@@ -180,17 +207,31 @@ def _refuse_unsupported(config: Any) -> None:
             raise EngineStartError(f"{name} is not supported by this worker yet")
 
 
-async def prepare_engine(parsed: Arguments, downloaded: Callable[[], None]) -> Arguments:
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What vLLM tells of a model before it loads it. ``runner``: ``generate`` or ``pooling``."""
+
+    runner: str
+    only_transcribes: bool = False
+
+
+async def prepare_engine(
+    parsed: Arguments, downloaded: Callable[[], None], looked: Callable[[Look], None]
+) -> Arguments:
     """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download.
 
     ``downloaded`` is called once the model is on this machine: vLLM's look at it takes ten seconds, and what
-    fails in it is no download. Returns the arguments to go on with: a model that vLLM pools is given Dynamo's
-    embedding worker, which upstream wants to be told of (``--embedding-worker``). Raises EngineStartError.
+    fails in it is no download. ``looked`` is called with what vLLM tells, and may raise. Returns the
+    arguments to go on with: a model that vLLM pools is given Dynamo's embedding worker, which upstream wants
+    to be told of (``--embedding-worker``). Raises EngineStartError.
     """
     folder = await _fetch(parsed.dynamo)
     downloaded()
-    if not parsed.dynamo.embedding_worker and await asyncio.to_thread(_pools, parsed.dynamo.engine_args):
-        logger.info("vLLM pools this model: it is served by Dynamo's embedding worker")
+    look = await asyncio.to_thread(_look, parsed.dynamo.engine_args)
+    if look is not None:
+        looked(look)
+    if not parsed.dynamo.embedding_worker and look is not None and look.runner == POOLS:
+        logger.info("vLLM pools this model: it is served by one of Dynamo's pooling workers")
         parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING, parsed.more)
         folder = await _fetch(parsed.dynamo)
     await _join_worker_set(parsed, folder)
@@ -208,13 +249,15 @@ async def _join_worker_set(parsed: Arguments, folder: str) -> None:
     logger.info("The worker's Dynamo namespace is %s", config.namespace)
 
 
-def _pools(engine_args: AsyncEngineArgs) -> bool:
+def _look(engine_args: AsyncEngineArgs) -> Look | None:
     """vLLM's own choice of runner, told from the model's configuration."""
     try:
-        return bool(engine_args.create_model_config().runner_type == "pooling")
+        config = engine_args.create_model_config()
+        transcribes = config.registry.is_transcription_only_model(config.architectures, config)
+        return Look(config.runner_type, config.runner_type == GENERATES and transcribes)
     except Exception as error:  # noqa: BLE001  (of whatever kind: it is the engine's start that fails of it)
         logger.info("vLLM tells no runner before the engine's start (%s)", type(error).__name__)
-        return False
+        return None
 
 
 async def _fetch(config: Config) -> str:

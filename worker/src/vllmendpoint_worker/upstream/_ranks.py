@@ -6,14 +6,27 @@ from typing import Any, Final, Protocol
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["OneRank", "RankedClient"]
+__all__ = ["ROUTING", "OneRank", "RankedClient", "asking"]
+
+ROUTING: Final = "routing"
+"""The field in which a request to Dynamo's handlers names its rank."""
 
 _RANK: Final[ContextVar[int | None]] = ContextVar("rank", default=None)
 """The rank that the current task asks; None: vLLM chooses."""
 
+_REQUEST: Final[ContextVar[str | None]] = ContextVar("request", default=None)
+"""The id of the request that the current task makes, where what it calls makes up ids of its own."""
+
+
+def asking(request_id: str) -> None:
+    """What the current task asks of vLLM from now on bears this id at the front of its own."""
+    _REQUEST.set(request_id)
+
 
 class RankedClient:
-    """vLLM's client for Dynamo's pooling handlers, which cannot name a rank: it comes from the context."""
+    """vLLM's client for Dynamo's pooling handlers and vLLM's own, which cannot name a rank: it comes from the
+    context.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -25,6 +38,8 @@ class RankedClient:
         return self._client.add_request(*args, data_parallel_rank=_RANK.get(), **kwargs)
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
+        if (request := _REQUEST.get()) is not None:
+            kwargs["request_id"] = f"{request}-{kwargs['request_id']}"
         return AsyncLLM.encode(self, *args, **kwargs)  # by way of our add_request
 
 
@@ -49,7 +64,7 @@ class OneRank:
         """A probe is read by a task of its own, so that the rank is its alone."""
         core = self._engine.client.engine_core
         _RANK.set(core.engine_ranks_managed.index(self._rank))
-        routed = {**request, "routing": {"dp_rank": self._rank}}
+        routed = {**request, ROUTING: {"dp_rank": self._rank}}
         async for chunk in self._engine.generate(routed, request_id):
             yield chunk
 

@@ -15,13 +15,19 @@ from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.vllm import main as dynamo_main
 from dynamo.vllm.handlers import EmbeddingWorkerHandler
 from dynamo.vllm.health_check import VllmEmbeddingHealthCheckPayload
+from dynamo.vllm.pooling_handlers import ClassifyWorkerHandler
 from dynamo.vllm.publisher import StatLoggerFactory
 from dynamo.vllm.state_agent import StateAgentLifecycle
 from dynamo.vllm.worker_factory import WorkerFactory
 from prometheus_client import CollectorRegistry
 
+from vllmendpoint_api import ModelType as AskedFor
+from vllmendpoint_worker.forms import SCORING, form_of
+from vllmendpoint_worker.model_type import pooled_type
+
 from ._arguments import Arguments
 from ._ranks import OneRank, RankedClient
+from ._scores import Scorer
 
 __all__ = ["HEALTH_CHECK_KEY", "Gate", "Hooks", "Shutdown", "WorkerEngine", "grace_seconds", "serve"]
 
@@ -160,8 +166,10 @@ class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
         """Upstream's steps, which leave no room for a hook: its handler goes from its constructor straight to
         ``serve_endpoint``.
 
-        Other than upstream's: the canary is answered from our verdict; vLLM's metrics are shown; the model is
-        registered before it is served, as upstream does where it generates; no ``/engine/*`` route.
+        Other than upstream's: vLLM's tasks for the model decide whether it is Dynamo's embedding worker or
+        its classify worker, and nobody has to say so; the canary is answered from our verdict; vLLM's metrics
+        are shown; the model is registered before it is served, as upstream does where it generates; no
+        ``/engine/*`` route.
         """
         endpoint = runtime.endpoint(f"{config.namespace}.{config.component}.{config.endpoint}")
         shutdown_endpoints[:] = [endpoint]
@@ -170,16 +178,27 @@ class _Factory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
             StatLoggerFactory(endpoint=endpoint, embedding_worker=True),
             fpm_worker_id=str(endpoint.connection_id()),
         )
-        handler = EmbeddingWorkerHandler(
-            runtime=runtime, engine=client, config=config, shutdown_event=shutdown_event
-        )
+        task = client.model_config.get_pooling_task(await client.get_supported_tasks())
+        embeds = pooled_type(task, scores=False) is AskedFor.EMBEDDING
+        if embeds:
+            handler = EmbeddingWorkerHandler(
+                runtime=runtime, engine=client, config=config, shutdown_event=shutdown_event
+            )
+        else:
+            handler = ClassifyWorkerHandler(
+                runtime=runtime,
+                engine=client,
+                config=config,
+                model_config=client.model_config,
+                shutdown_event=shutdown_event,
+            )
         handler.engine_client = RankedClient(client)
         self._engine.use(handler)
         self.setup_metrics_collection(config, endpoint, logger)
         try:
             await self.register_vllm_model(
-                ModelInput.Tokens if config.embedding_frontend_tokenization else ModelInput.Text,
-                ModelType.Embedding,
+                ModelInput.Tokens if config.embedding_frontend_tokenization and embeds else ModelInput.Text,
+                ModelType.Embedding if embeds else ModelType.Classify | ModelType.Pooling,
                 endpoint,
                 config,
                 client,
@@ -271,6 +290,7 @@ class WorkerEngine:
         self._shutdown_event = shutdown_event
         self._generate: Any = None
         self._handler: Any = None
+        self._scorer: Scorer | None = None
 
     def loaded(self, client: Any, vllm_config: Any, default_sampling: Any) -> None:
         self.client = client
@@ -283,6 +303,15 @@ class WorkerEngine:
         self._generate = handler.generate
         handler.runtime = handler.engine_monitor.runtime = _LastWords(handler.runtime, self)
 
+    def use_scores(self, serving: Any) -> None:
+        """``serving``: vLLM's ``ServingScores``; None where vLLM has no scores with this model."""
+        self._scorer = Scorer(serving, self.client) if serving is not None else None
+
+    @property
+    def scores(self) -> bool:
+        """Whether vLLM serves ``/score`` and ``/rerank``; known once the HTTP server's app is built."""
+        return self._scorer is not None
+
     @property
     def max_model_len(self) -> int:
         return int(self.vllm_config.model_config.max_model_len)
@@ -292,7 +321,11 @@ class WorkerEngine:
         return [self.config.served_model_name, *(self.config.served_model_aliases or [])]
 
     def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        """Dynamo's own handler, called as Dynamo calls it. It may change the request: it gets a copy."""
+        """Dynamo's own handler, called as Dynamo calls it; for scores vLLM's. It may change the request: it
+        gets a copy.
+        """
+        if self._scorer is not None and form_of(request) in SCORING:
+            return self._scorer.generate(request, request_id)
         stream: AsyncIterator[Mapping[str, Any]] = self._generate(
             copy.deepcopy(dict(request)), Context(id=request_id)
         )
@@ -330,3 +363,8 @@ class WorkerEngine:
 
     async def tasks(self) -> tuple[str, ...]:
         return tuple(await self.client.get_supported_tasks())
+
+    async def pooled_type(self) -> AskedFor | None:
+        """What a model that vLLM pools is asked for; None where there is no probe for it."""
+        task = self.client.model_config.get_pooling_task(await self.tasks())
+        return pooled_type(task, scores=self.scores)

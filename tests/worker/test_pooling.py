@@ -1,0 +1,345 @@
+"""Models that vLLM pools and that do not embed: classifiers, rerankers, token classifiers. Each is told from
+the model, probed, served, and never called healthy over a frozen engine; what has no probe is refused.
+
+The workers are made once each; the tests run in the order of the file.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.free_port import free_port
+from vllmendpoint_api import (
+    ConfigurationState,
+    ModelType,
+    Outcome,
+    PayloadSource,
+    Stage,
+    Verdict,
+    WorkerReport,
+    names,
+)
+
+from .conftest import ROOT, START_SECONDS, Load, WorkerProcess, stopped, wait
+from .spied import Spied
+from .tiny_models import make_bert, make_whisper
+
+pytestmark = pytest.mark.timeout(2 * START_SECONDS)
+QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
+NAME = ["--served-model-name", "pooled", "--max-model-len", "64"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Path:
+    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
+    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
+    return cache / "models" / "all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Iterator[Callable[..., Spied]]:
+    workers: list[Spied] = []
+
+    def start(architecture: str, labels: int, environ: dict[str, str] | None = None) -> Spied:
+        model = make_bert(tmp_path_factory.mktemp("model"), tokenizer, architecture, labels)
+        worker = Spied(tmp_path_factory.mktemp("worker"), model, environ, NAME)
+        workers.append(worker)
+        worker.settings(QUICK)
+        worker.start()
+        return worker
+
+    try:
+        yield start
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+@pytest.fixture(scope="module")
+def classifier(started: Callable[..., Spied]) -> Iterator[Spied]:
+    worker = started("BertForSequenceClassification", 3)
+    worker.until_ready()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="module")
+def reranker(started: Callable[..., Spied]) -> Iterator[Spied]:
+    worker = started("BertForSequenceClassification", 1)
+    worker.until_ready()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="module")
+def tagger(started: Callable[..., Spied]) -> Iterator[Spied]:
+    worker = started("BertForTokenClassification", 3)
+    worker.until_ready()
+    yield worker
+    worker.stop()
+
+
+def asked_with(worker: Spied, payload: dict[str, Any] | None) -> None:
+    """The payload is in force, and a probe with it was complete."""
+    digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
+    assert worker.report().configuration.state == ConfigurationState.RESOLVED, worker.report().configuration
+    answer = json.loads(worker.ask("report", "/probe", {}, method="POST")[1])
+    assert answer["outcome"] == Outcome.COMPLETE, answer
+    assert worker.report().ready
+
+
+def refusal(worker: Spied, payload: dict[str, Any]) -> tuple[str, str]:
+    digest = worker.settings(QUICK | {"payload": payload})
+    worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
+    report = worker.report()
+    assert report.ready
+    (problem,) = report.configuration.problems
+    assert problem.reason == "InvalidPayload"
+    return problem.field, problem.message
+
+
+def default(worker: Spied) -> tuple[str, Any]:
+    report = worker.report()
+    assert report.verdict.state == Verdict.GENERATING
+    assert report.health_check is not None
+    assert report.health_check.source == PayloadSource.MODEL_DEFAULT
+    return report.model_type, report.health_check.payload
+
+
+def never_healthy_while_frozen(worker: Spied) -> None:
+    worker.until(lambda report: report.ready, 30.0)
+    with stopped(worker.engine_core()):
+        worker.until(lambda report: report.verdict.state == Verdict.STALLED, 20.0)
+        assert not worker.report().ready
+        assert worker.status("http", "/ping") == 503
+        assert worker.status("report", "/ready") == 503
+    worker.until(lambda report: report.ready, 30.0)
+
+
+# --- a classifier
+
+
+def test_a_classifier_is_asked_for_a_label(classifier: Spied) -> None:
+    assert default(classifier) == (ModelType.CLASSIFY, {"input": "test", "_health_check": True})
+    seen = classifier.probes_seen()[-1]
+    assert (seen["pooling"]["task"], classifier.prompt(seen)) == ("classify", "[CLS] test [SEP]")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"input": "a cat", "use_activation": False},
+        {"input": [101, 4937, 102]},
+        {"input": ["a cat", "a dog"]},
+        {"input": "cat " * 100, "truncate_prompt_tokens": 8},
+    ],
+    ids=["text", "tokens", "several", "truncated"],
+)
+def test_a_classifier_takes_vllms_fields(classifier: Spied, payload: dict[str, Any]) -> None:
+    asked_with(classifier, payload)
+
+
+@pytest.mark.parametrize(
+    ("payload", "field", "says"),
+    [
+        ({"prompt": "x"}, ".prompt", "does not fit a model that classifies: ask with input"),
+        (
+            {"messages": [{"role": "user", "content": "x"}]},
+            ".messages",
+            "does not fit a model that classifies: ask with input",
+        ),
+        (
+            {"query": "x", "documents": ["y"]},
+            ".query",
+            "does not fit a model that classifies: ask with input",
+        ),
+        ({"input": "x", "max_tokens": 1}, "", "vLLM's classification request does not know"),
+        ({"input": "cat " * 100}, ".input", "is refused by vLLM: "),
+    ],
+)
+def test_what_a_classifier_cannot_be_asked_is_refused(
+    classifier: Spied, payload: dict[str, Any], field: str, says: str
+) -> None:
+    where, message = refusal(classifier, payload)
+    assert where == f"healthCheck.payload{field}"
+    assert says in message
+
+
+def test_a_classifier_serves_its_own_routes_and_invocations(classifier: Spied) -> None:
+    body = {"model": "pooled", "input": "a cat"}
+    for path in ("/classify", "/invocations"):
+        status, answer = classifier.ask("http", path, body)
+        assert status == 200, answer
+        assert len(json.loads(answer)["data"][0]["probs"]) == 3
+    assert classifier.status("http", "/ping") == 200
+
+
+def test_a_classifier_serves_dynamos_frontend(classifier: Spied) -> None:
+    port = free_port()
+    environ = classifier.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
+    with (classifier.folder / "frontend.log").open("wb") as log:
+        frontend = subprocess.Popen(
+            [sys.executable, "-m", "dynamo.frontend", "--http-port", str(port), "--http-host", "127.0.0.1"],
+            env=environ, stdout=log, stderr=log,
+        )  # fmt: skip
+
+    def answered() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            body = json.dumps({"model": "pooled", "input": "a cat"})
+            connection.request("POST", "/v1/classify", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status == 200 and len(json.loads(answer.read())["data"][0]["probs"]) == 3
+        return False
+
+    try:
+        wait(answered, 60.0)
+    finally:
+        frontend.kill()
+        frontend.wait(20)
+
+
+def test_a_frozen_classifier_is_never_healthy(classifier: Spied) -> None:
+    never_healthy_while_frozen(classifier)
+
+
+# --- a reranker
+
+
+def test_a_reranker_is_asked_for_a_score(reranker: Spied) -> None:
+    payload = {"query": "test", "documents": ["test"], "_health_check": True}
+    assert default(reranker) == (ModelType.SCORE, payload)
+    seen = reranker.probes_seen()[-1]
+    assert seen["pooling"]["task"] == "classify"
+    assert reranker.prompt(seen) == "[CLS] test [SEP] test [SEP]"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"query": "a cat", "documents": ["a kitten", "tax law"], "top_n": 1},
+        {"query": "a cat", "documents": "a kitten"},
+        {"queries": "a cat", "documents": ["a kitten"]},
+        {"queries": ["a cat"], "items": ["a kitten"]},
+        {"text_1": "a cat", "text_2": ["a kitten", "tax law"]},
+        {"data_1": "a cat", "data_2": "a kitten", "use_activation": False},
+        {"query": "a cat", "documents": ["kitten " * 100], "truncate_prompt_tokens": 16},
+        {"input": "a cat"},
+    ],
+    ids=["rerank", "one", "queries", "items", "text", "data", "truncated", "input"],
+)
+def test_a_reranker_takes_every_form_that_vllm_takes(reranker: Spied, payload: dict[str, Any]) -> None:
+    asked_with(reranker, payload)
+
+
+@pytest.mark.parametrize(
+    ("payload", "field", "says"),
+    [
+        ({"prompt": "x"}, ".prompt", "does not fit a model that scores: ask with query and documents"),
+        ({"query": "x"}, "", "has query without what it is compared with: add documents"),
+        ({"query": "x", "documents": []}, ".documents", "is empty"),
+        ({"query": "x", "documents": ["y"], "top_k": 1}, "", "did you mean top_n"),
+        ({"query": "x", "documents": ["y " * 100]}, ".documents", "is refused by vLLM: "),
+        ({"query": "x", "documents": [5]}, ".documents", "is refused by vLLM: "),
+        ({"query": "x", "documents": ["y"], "top_n": -1}, ".top_n", "is refused by vLLM: "),
+    ],
+)
+def test_what_a_reranker_cannot_be_asked_is_refused(
+    reranker: Spied, payload: dict[str, Any], field: str, says: str
+) -> None:
+    where, message = refusal(reranker, payload)
+    assert where == f"healthCheck.payload{field}"
+    assert says in message
+
+
+def test_a_reranker_serves_its_own_routes_and_invocations(reranker: Spied) -> None:
+    body = {"model": "pooled", "query": "a cat", "documents": ["a kitten", "tax law"]}
+    for path in ("/rerank", "/v1/rerank", "/invocations"):
+        status, answer = reranker.ask("http", path, body)
+        assert status == 200, answer
+        assert len(json.loads(answer)["results"]) == 2
+
+
+def test_users_of_a_reranker_spare_the_probe(reranker: Spied) -> None:
+    asked_with(reranker, None)
+    body = {"model": "pooled", "query": "a cat", "documents": ["a kitten"]}
+    with Load(reranker, 1, body, "/rerank") as load:
+        wait(lambda: load.answers > 0)
+        reranker.until(lambda report: since_last_probe(report) > 5.0, 40.0)
+
+
+def since_last_probe(report: WorkerReport) -> float:
+    """Seconds."""
+    return (report.time - report.last_probe.time).total_seconds() if report.last_probe else 0.0
+
+
+def test_a_frozen_reranker_is_never_healthy(reranker: Spied) -> None:
+    never_healthy_while_frozen(reranker)
+
+
+# --- a label for every token
+
+
+def test_a_token_classifier_is_asked_for_its_labels(tagger: Spied) -> None:
+    assert default(tagger) == (ModelType.POOLING, {"input": "test", "_health_check": True})
+    assert tagger.probes_seen()[-1]["pooling"]["task"] == "token_classify"
+    status, answer = tagger.ask("http", "/pooling", {"model": "pooled", "input": "a cat"})
+    assert status == 200, answer
+    asked_with(tagger, {"input": "a cat", "task": "token_classify", "encoding_format": "base64"})
+    field, message = refusal(tagger, {"input": "a cat", "task": "embed"})
+    assert "is refused by vLLM: " in message
+    assert field.startswith("healthCheck.payload")
+    field, message = refusal(tagger, {"query": "a", "documents": ["b"]})
+    assert field == "healthCheck.payload.query"
+    assert "because vLLM has no scores with this model" in message
+    never_healthy_while_frozen(tagger)
+
+
+# --- what has no probe
+
+
+def refused_at_start(worker: WorkerProcess, seconds: float) -> tuple[str, str]:
+    worker.until(lambda report: report.stage.name == Stage.REFUSED, seconds)
+    report = worker.report()
+    assert (report.started, report.ready) == (True, False)
+    (problem,) = report.configuration.problems
+    worker.stop()
+    return problem.field, problem.message
+
+
+def test_a_model_that_only_transcribes_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    worker = WorkerProcess(
+        tmp_path / "worker", make_whisper(tmp_path / "whisper"), {}, ["--max-model-len", "64"]
+    )
+    worker.start()
+    try:
+        field, message = refused_at_start(worker, START_SECONDS)
+    finally:
+        worker.stop()
+    assert (field, message.startswith("The model only transcribes speech.")) == ("model", True)
+    assert "EngineCore" not in worker.log()
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        ("Chat", "model.type is Chat, but vLLM pools this model and does not generate with it"),
+        ("Embedding", "model.type is Embedding, but the tasks that vLLM has for the model make it Classify"),
+    ],
+)
+def test_a_declared_type_that_the_model_has_not_is_refused(
+    started: Callable[..., Spied], declared: str, says: str
+) -> None:
+    worker = started("BertForSequenceClassification", 3, {names.ENV_MODEL_TYPE: declared})
+    field, message = refused_at_start(worker, START_SECONDS)
+    assert field == "model.type"
+    assert message.startswith(says)

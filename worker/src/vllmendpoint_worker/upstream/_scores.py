@@ -1,0 +1,41 @@
+"""Scores, asked for as vLLM's own HTTP server asks for them: Dynamo's handlers know no such request."""
+
+import copy
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
+
+from vllmendpoint_worker.forms import Form
+from vllmendpoint_worker.payload import MARKERS
+
+from ._ranks import ROUTING, RankedClient, asking
+
+__all__ = ["Scorer", "score_request"]
+
+_SCORE: Final = TypeAdapter[Any](ScoreRequest)
+
+
+def score_request(body: Mapping[str, Any]) -> Any:
+    """vLLM's request for ``/rerank``, or for ``/score``. Raises ``ValidationError``."""
+    if Form.QUERY.value in body:
+        return RerankRequest.model_validate(dict(body))
+    return _SCORE.validate_python(dict(body))
+
+
+class Scorer:
+    """``serving``: vLLM's ``ServingScores``."""
+
+    def __init__(self, serving: Any, client: Any) -> None:
+        self._serving = copy.copy(serving)
+        self._serving.engine_client = RankedClient(client)
+
+    async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        """One chunk, as Dynamo's pooling handlers have it."""
+        body = {name: value for name, value in request.items() if name not in MARKERS | {ROUTING}}
+        asking(request_id)
+        response = await self._serving(score_request(body))
+        answer = json.loads(response.body)
+        yield {"data": answer.get("data") or answer.get("results")}
