@@ -125,6 +125,35 @@ def never_healthy_while_frozen(worker: Spied) -> None:
     worker.until(lambda report: report.ready, 30.0)
 
 
+def through_frontend(worker: Spied, path: str, body: dict[str, Any]) -> Any:
+    """What Dynamo's frontend answers, once it does."""
+    port = free_port()
+    environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
+    with (worker.folder / "frontend.log").open("wb") as log:
+        frontend = subprocess.Popen(
+            [sys.executable, "-m", "dynamo.frontend", "--http-port", str(port), "--http-host", "127.0.0.1"],
+            env=environ, stdout=log, stderr=log,
+        )  # fmt: skip
+    answers: list[Any] = []
+
+    def answered() -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status == 200:
+                answers.append(json.loads(text))
+        return bool(answers)
+
+    try:
+        wait(answered, 60.0)
+    finally:
+        frontend.kill()
+        frontend.wait(20)
+    return answers[0]
+
+
 # --- a classifier
 
 
@@ -184,28 +213,8 @@ def test_a_classifier_serves_its_own_routes_and_invocations(classifier: Spied) -
 
 
 def test_a_classifier_serves_dynamos_frontend(classifier: Spied) -> None:
-    port = free_port()
-    environ = classifier.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
-    with (classifier.folder / "frontend.log").open("wb") as log:
-        frontend = subprocess.Popen(
-            [sys.executable, "-m", "dynamo.frontend", "--http-port", str(port), "--http-host", "127.0.0.1"],
-            env=environ, stdout=log, stderr=log,
-        )  # fmt: skip
-
-    def answered() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        with contextlib.closing(connection), contextlib.suppress(OSError):
-            body = json.dumps({"model": "pooled", "input": "a cat"})
-            connection.request("POST", "/v1/classify", body, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            return answer.status == 200 and len(json.loads(answer.read())["data"][0]["probs"]) == 3
-        return False
-
-    try:
-        wait(answered, 60.0)
-    finally:
-        frontend.kill()
-        frontend.wait(20)
+    answer = through_frontend(classifier, "/v1/classify", {"model": "pooled", "input": "a cat"})
+    assert len(answer["data"][0]["probs"]) == 3
 
 
 def test_a_frozen_classifier_is_never_healthy(classifier: Spied) -> None:
@@ -294,6 +303,8 @@ def test_a_token_classifier_is_asked_for_its_labels(tagger: Spied) -> None:
     assert tagger.probes_seen()[-1]["pooling"]["task"] == "token_classify"
     status, answer = tagger.ask("http", "/pooling", {"model": "pooled", "input": "a cat"})
     assert status == 200, answer
+    answer = through_frontend(tagger, "/v1/pooling", {"model": "pooled", "input": "a cat"})
+    assert len(answer["data"][0]["data"]) == len(["[CLS]", "a", "cat", "[SEP]"])
     asked_with(tagger, {"input": "a cat", "task": "token_classify", "encoding_format": "base64"})
     field, message = refusal(tagger, {"input": "a cat", "task": "embed"})
     assert "is refused by vLLM: " in message

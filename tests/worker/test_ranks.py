@@ -15,6 +15,7 @@ import pytest
 from vllmendpoint_api import Verdict
 
 from .conftest import ROOT, START_SECONDS, Load, WorkerProcess, stopped, wait
+from .tiny_models import make_bert
 
 pytestmark = pytest.mark.timeout(2 * START_SECONDS)
 
@@ -35,13 +36,17 @@ def worker(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterato
         worker.stop()
 
 
-@pytest.fixture(scope="module")
-def embedding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+@pytest.fixture(scope="module", params=["embeds", "scores"])
+def pooled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerProcess]:
     subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
     cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
     model = cache / "models" / "all-MiniLM-L6-v2"
+    if request.param == "scores":
+        model = make_bert(tmp_path_factory.mktemp("model"), model, "BertForSequenceClassification", 1)
     arguments = [*TWO_RANKS, "--max-model-len", "256"]
-    worker = WorkerProcess(tmp_path_factory.mktemp("embedding"), model, SEPARATE_CORES, arguments)
+    worker = WorkerProcess(tmp_path_factory.mktemp("pooled"), model, SEPARATE_CORES, arguments)
     worker.settings(QUICK)
     worker.start()
     try:
@@ -108,10 +113,10 @@ def test_a_changed_payload_is_tried_on_the_rank_that_answers(worker: WorkerProce
         assert problem.field == "healthCheck.payload.logprobs"
 
 
-def test_so_it_is_for_a_model_that_embeds(embedding: WorkerProcess) -> None:
-    wait(lambda: states(embedding) == [(0, Verdict.GENERATING), (1, Verdict.GENERATING)])
-    with stopped(core(embedding, 1)):
-        embedding.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)
-        assert states(embedding) == [(0, Verdict.GENERATING), (1, Verdict.STALLED)]
-        assert "Data-parallel rank 1 is stalled" in embedding.report().verdict.message
-    embedding.until(lambda report: report.ready, 60.0)
+def test_so_it_is_for_a_model_that_is_pooled(pooled: WorkerProcess) -> None:
+    wait(lambda: states(pooled) == [(0, Verdict.GENERATING), (1, Verdict.GENERATING)])
+    with stopped(core(pooled, 1)):
+        pooled.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)
+        assert states(pooled) == [(0, Verdict.GENERATING), (1, Verdict.STALLED)]
+        assert "Data-parallel rank 1 is stalled" in pooled.report().verdict.message
+    pooled.until(lambda report: report.ready, 60.0)

@@ -350,20 +350,23 @@ async def test_a_download_has_ended_before_vllm_looks_at_the_model(monkeypatch: 
     async def fetch(config: Any) -> None:
         done.append(f"fetched {config}")
 
-    def pools(engine_args: Any) -> bool:
+    def look(engine_args: Any) -> upstream.Look:
         done.append(f"looked at {engine_args}")
-        return False
+        return upstream.Look("generate")
 
     monkeypatch.setattr(upstream._arguments, "_fetch", fetch)
-    monkeypatch.setattr(upstream._arguments, "_pools", pools)
+    monkeypatch.setattr(upstream._arguments, "_look", look)
 
     class Config(str):
         embedding_worker = False
         engine_args = "the model"
 
     parsed = upstream.Arguments(Config("it"), None, ())
-    assert await upstream.prepare_engine(parsed, lambda: done.append("told")) is parsed
-    assert done == ["fetched it", "told", "looked at the model"]
+    prepared = upstream.prepare_engine(
+        parsed, lambda: done.append("told"), lambda look: done.append(f"it {look.runner}s")
+    )
+    assert await prepared is parsed
+    assert done == ["fetched it", "told", "looked at the model", "it generates"]
 
 
 def test_arguments_are_split_between_engine_and_http_server() -> None:
