@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +100,11 @@ class WorkerProcess:
         model: Path,
         environ: dict[str, str] | None = None,
         arguments: list[str] | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self.inside = inside
+        """What the command starts with: the network namespace that it runs in."""
         self.settings_file = folder / "settings" / "settings.json"
         self.settings_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file = folder / "worker.log"
@@ -141,7 +144,7 @@ class WorkerProcess:
         self.sockets.mkdir(exist_ok=True)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllmendpoint_worker", *self.arguments],
+                [*self.inside, sys.executable, "-m", "vllmendpoint_worker", *self.arguments],
                 env=self.environ, stdout=log, stderr=log, cwd=self.folder,
             )  # fmt: skip
         self.started_at = time.monotonic()
@@ -308,8 +311,12 @@ def make_worker(
 ) -> Iterator[Callable[..., WorkerProcess]]:
     workers: list[WorkerProcess] = []
 
-    def make(environ: dict[str, str] | None = None, arguments: list[str] | None = None) -> WorkerProcess:
-        worker = WorkerProcess(tmp_path_factory.mktemp("worker"), toy_model, environ, arguments)
+    def make(
+        environ: dict[str, str] | None = None,
+        arguments: list[str] | None = None,
+        inside: Sequence[str] = (),
+    ) -> WorkerProcess:
+        worker = WorkerProcess(tmp_path_factory.mktemp("worker"), toy_model, environ, arguments, inside)
         workers.append(worker)
         return worker
 

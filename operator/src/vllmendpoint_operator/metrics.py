@@ -1,6 +1,7 @@
 """Prometheus metrics, and the operator's own health."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -130,6 +131,17 @@ def _family(name: str, told: str) -> str:
     return f"# HELP {name} {told}\n# TYPE {name} gauge\n"
 
 
+def _listener(address: str, port: int) -> socket.socket:
+    """On all addresses of both families where ``address`` is empty or ``::``. Raises OSError."""
+    bare = address.strip().removeprefix("[").removesuffix("]")
+    if bare not in ("", "::"):
+        family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+        return socket.create_server((bare, port), family=family)
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
 async def serve(
     metrics: Metrics, ready: Callable[[], bool], *, address: str, metrics_port: int, health_port: int
 ) -> list[web.AppRunner]:
@@ -160,6 +172,6 @@ async def serve(
         app.add_routes(routes)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, address, port).start()
+        await web.SockSite(runner, _listener(address, port)).start()
         runners.append(runner)
     return runners

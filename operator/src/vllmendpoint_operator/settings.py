@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     report_port: Annotated[int, Field(description="Port on which workers report.")] = 9091
     metrics_port: Annotated[int, Field(description="Port of /metrics. 0: any free one.")] = 8080
     health_port: Annotated[int, Field(description="Port of /healthz and /readyz. 0: any free one.")] = 8081
-    bind_address: Annotated[str, Field(description="Address of the two ports.")] = "0.0.0.0"
+    bind_address: Annotated[
+        str, Field(description="Address of the two ports. Default: all addresses, IPv4 and IPv6.")
+    ] = ""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field()] = "INFO"
     log_format: Annotated[Literal["json", "text"], Field()] = "json"
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gzip
 import io
+import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -365,12 +366,23 @@ def test_a_mistake_of_ours_is_no_failure_of_the_stores() -> None:
         explained(ZeroDivisionError())
 
 
-@pytest.mark.parametrize("endpoint", ["hunter2", "http://"])
+@pytest.mark.parametrize("endpoint", ["hunter2", "http://", "http://::1:9000", "http://fd00::5"])
 def test_an_endpoint_that_is_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(ArtifactsError, match="AWS_ENDPOINT_URL is no URL") as raised:
         Artifacts(URI, str(tmp_path)).fetch(nothing)
     assert "hunter2" not in str(raised.value)
+    assert raised.value.fix == "give http(s)://host:port, and put an IPv6 address into brackets"
+
+
+def test_an_endpoint_may_be_an_ipv6_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    with socket.socket(socket.AF_INET6) as nobody:
+        nobody.bind(("::1", 0))  # and does not listen
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://[::1]:{nobody.getsockname()[1]}")
+        with pytest.raises(ArtifactsError, match=r"the S3 endpoint cannot be reached \(EndpointConnection"):
+            Artifacts(URI, str(tmp_path)).fetch(nothing)
 
 
 def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ class Worker:
         self._environ = environ
         self._board = board
         self._server = server
-        self._listener = bound(host, port)
+        self._listeners = bound(host, port)
         self._clock = Clock()
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: upstream.WorkerEngine | None = None
@@ -102,7 +102,7 @@ class Worker:
         self._room = HandlerRoom(self._handlers_changed, self._clock)
         self._ping = PingWatch(
             self._room,
-            address=lambda: self._listener.getsockname()[:2],
+            address=lambda: self._listeners[0].getsockname()[:2],
             timeout=lambda: self._resolved.timeout_seconds,
             thresholds=lambda: (self._resolved.failure_threshold, self._resolved.success_threshold),
             changed=self._shown.pinged,
@@ -322,7 +322,7 @@ class Worker:
             is_health=lambda scope: reaches_health(self._room.app, scope),
             verdict=lambda: shown.verdict,
         )
-        self._http = HttpServer(http, guard, self._listener)
+        self._http = HttpServer(http, guard, self._listeners)
         await self._http.start()
         self._begin(self._watch_configuration(), "configuration")
         self._begin(self._ping.run(), "ping")

@@ -15,6 +15,7 @@ import uvicorn
 from vllmendpoint_api import Verdict
 
 from .errors import EngineStartError
+from .listening import listeners
 from .upstream import HttpApp, NoSignalServer
 
 __all__ = ["Guard", "HttpServer", "bound"]
@@ -65,37 +66,33 @@ async def _refuse(kind: str, send: Any, body: str) -> None:
     await send({"type": "http.response.body", "body": body.encode()})
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that holds the port and does not listen yet, so that a taken port is known before the load.
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets that hold the port and do not listen yet, so that a taken port is known before the load.
 
-    Raises EngineStartError.
+    ``host``: as :func:`listeners` takes it. Raises EngineStartError.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        return listeners(host, port)
     except OSError as error:
-        listener.close()
         raise EngineStartError(f"port {port} cannot be bound: {error.strerror}") from error
-    return listener
 
 
 class HttpServer:
     """A uvicorn server without signal handlers, on the running loop. ``stop`` ends what ``start`` began."""
 
-    def __init__(self, http: HttpApp, guard: Guard, listener: socket.socket) -> None:
+    def __init__(self, http: HttpApp, guard: Guard, listeners: list[socket.socket]) -> None:
         config = uvicorn.Config(
             guard, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
         )
         config.h11_max_incomplete_event_size = http.max_event_bytes
         self._server = NoSignalServer(config)
         http.app.state.server = self._server  # vLLM stops it where the engine died under a stream
-        self._listener = listener
+        self._listeners = listeners
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve; returns when the port answers."""
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._listener]), name="http")
+        self._task = asyncio.create_task(self._server.serve(sockets=self._listeners), name="http")
         async with asyncio.timeout(START_SECONDS):
             while not self._server.started:
                 if self._task.done():

@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from .board import Board
 from .errors import ProbeUnavailableError, WorkerError
+from .listening import listeners
 
 __all__ = ["HEARTBEAT_SECONDS", "ReportServer"]
 
@@ -114,17 +115,19 @@ class ReportServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        server = await asyncio.start_server(
-            self._accept, self._host, self._port, limit=MAX_HEAD_BYTES, reuse_address=True
-        )
-        self._port = server.sockets[0].getsockname()[1]
+        servers = [
+            await asyncio.start_server(self._accept, sock=listener, limit=MAX_HEAD_BYTES)
+            for listener in listeners(self._host, self._port)
+        ]
+        self._port = servers[0].sockets[0].getsockname()[1]
         self._board.subscribe(self._notify)
         watching = asyncio.create_task(self._watch_main_loop(), name="main-loop-watch")
         self._up.set()
         try:
             await self._stop.wait()
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             tasks = [watching, *self._clients]
             for task in tasks:
                 task.cancel()

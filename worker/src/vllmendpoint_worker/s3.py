@@ -262,8 +262,13 @@ def _other(error: Exception) -> ArtifactsError:
         )
     if isinstance(error, aws.ParamValidationError):
         return ArtifactsError("names no valid bucket or key", "give s3://bucket/prefix/")
-    if isinstance(error, ValueError) and "endpoint" in str(error).lower():
-        return ArtifactsError("cannot be fetched, AWS_ENDPOINT_URL is no URL", "give http(s)://host:port")
+    if isinstance(error, aws.EndpointResolutionError) or (
+        isinstance(error, ValueError) and "endpoint" in str(error).lower()
+    ):
+        return ArtifactsError(
+            "cannot be fetched, AWS_ENDPOINT_URL is no URL",
+            "give http(s)://host:port, and put an IPv6 address into brackets",
+        )
     if isinstance(error, aws.BotoCoreError | Boto3Error | OSError):
         return ArtifactsError(
             f"cannot be fetched ({type(error).__name__})", "see the AWS_* variables and the folder"

@@ -42,7 +42,7 @@ FOLDER: Final = f"${ENV_MODEL_PATH} ({DEFAULT_MODEL_PATH} unless set)"
 """The model's folder in a sentence, which repeats no value of the environment."""
 
 ENV_SAGEMAKER_HOST: Final = "VLLMENDPOINT_SAGEMAKER_HOST"
-"""Address of the SageMaker port; default 0.0.0.0."""
+"""Address of the SageMaker port; default: all addresses, IPv4 and IPv6."""
 
 SYSTEM_PORT: Final = "8082"
 """Dynamo's system port where nobody set one: the guide's ``localhost:8082/health``. The operator sets its

@@ -23,6 +23,7 @@ from .cpu_threads import ENV_THREADS, omp_threads
 from .dynamo_log import log_filter
 from .errors import EngineStartError
 from .leaving import leave, tell_kubernetes
+from .listening import dynamo_hosts, network
 from .options import named
 from .report_server import ReportServer
 from .sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
@@ -31,9 +32,8 @@ __all__ = ["ENV_REPORT_HOST", "ENV_SAGEMAKER_HOST", "port_of", "start"]
 
 logger = logging.getLogger(__name__)
 
-ANY_HOST: Final = "0.0.0.0"
 ENV_REPORT_HOST: Final = "VLLMENDPOINT_REPORT_HOST"
-"""Address of the report port; default 0.0.0.0."""
+"""Address of the report port; default: all addresses, IPv4 and IPv6."""
 
 
 def start(argv: list[str]) -> NoReturn:
@@ -43,7 +43,7 @@ def start(argv: list[str]) -> NoReturn:
     _end_on_signals(board)
     server = ReportServer(
         board,
-        os.environ.get(ENV_REPORT_HOST) or ANY_HOST,
+        os.environ.get(ENV_REPORT_HOST, ""),
         port_of(names.ENV_REPORT_PORT, names.REPORT_PORT),
     )
     try:
@@ -58,7 +58,9 @@ def start(argv: list[str]) -> NoReturn:
             TAKEN[name] = value
     for name in [name for name, value in os.environ.items() if name.startswith("DYN_") and not value.strip()]:
         del os.environ[name]  # Dynamo ends on an empty number
-    os.environ.update(container_environment(os.environ) | log_filter(os.environ))
+    os.environ.update(
+        container_environment(os.environ) | log_filter(os.environ) | dynamo_hosts(os.environ, network())
+    )
     if (threads := omp_threads(os.environ, len(os.sched_getaffinity(0)))) is not None:
         os.environ[ENV_THREADS] = str(threads)
         logger.info("The engine computes with %d threads (%s)", threads, ENV_THREADS)
@@ -73,7 +75,7 @@ def start(argv: list[str]) -> NoReturn:
             os.environ,
             board,
             server,
-            host=os.environ.get(ENV_SAGEMAKER_HOST) or ANY_HOST,
+            host=os.environ.get(ENV_SAGEMAKER_HOST, ""),
             port=port_of(names.ENV_SAGEMAKER_PORT, names.SAGEMAKER_PORT),
         ).run()
     except Exception as error:

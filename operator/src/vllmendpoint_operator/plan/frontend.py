@@ -22,6 +22,7 @@ from .template import customised
 from .workload import image
 
 __all__ = [
+    "START",
     "STARTUP_SECONDS",
     "accepting_plain_workers",
     "deployment",
@@ -34,6 +35,26 @@ STARTUP_SECONDS: Final = 120
 """Until it must answer; the probe asks every second."""
 _DRAIN_SECONDS: Final = 5
 _PREFIX: Final = "DYN_NAMESPACE_PREFIX"
+START: Final = """\
+import os, socket, sys
+pod = os.environ.get("POD_IP", "")
+try:
+    with socket.socket(socket.AF_INET6) as any_address:
+        any_address.bind(("::", 0))
+        dual_stack = not any_address.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+except OSError:
+    dual_stack = False
+hosts = {"DYN_HTTP_HOST": "::" if dual_stack or ":" in pod else "0.0.0.0"}
+if ":" in pod:
+    planes = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
+    hosts |= dict.fromkeys(planes, pod)
+os.environ.update({name: host for name, host in hosts.items() if not os.environ.get(name)})
+os.execv(sys.executable, [sys.executable, "-m", "dynamo.frontend", *sys.argv[1:]])
+"""
+"""Starts Dynamo's frontend, which listens on IPv4 only unless it is given another address. The pod itself
+finds out whether its kernel has IPv6, because nodes may differ. The program needs nothing but Python, because
+the image may be older than the operator.
+"""
 
 
 def managed(endpoint: Endpoint) -> bool:
@@ -49,7 +70,7 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     main: dict[str, Any] = {
         "name": names.MAIN_CONTAINER,
         "image": image(endpoint, options),
-        "command": ["python3", "-m", "dynamo.frontend"],
+        "command": ["python3", "-c", START],
         "args": ["--http-port", str(names.FRONTEND_PORT)],
         "env": [
             *dynamo_env({_PREFIX: namespace_prefix(endpoint)}),

@@ -75,7 +75,6 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         {"name": names.ENV_REPORT_PORT, "value": str(names.REPORT_PORT)},
         {"name": names.ENV_SAGEMAKER_PORT, "value": str(names.SAGEMAKER_PORT)},
         {"name": "DYN_SYSTEM_PORT", "value": str(names.SYSTEM_PORT)},
-        {"name": "DYN_SYSTEM_HOST", "value": "0.0.0.0"},
         {"name": "DYN_TCP_RPC_PORT", "value": str(REQUEST_PORT)},
         {
             "name": "VLLM_HOST_IP",

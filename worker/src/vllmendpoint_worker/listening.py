@@ -1,0 +1,128 @@
+"""The addresses that the worker listens on, and those that Dynamo is to use: IPv4 and IPv6.
+
+Dynamo listens on one address per port, and publishes an address of the family that this one has. What it is
+given therefore depends on the pod: see :func:`dynamo_hosts`.
+"""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Network", "dynamo_hosts", "listeners", "network"]
+
+ANY_IPV4: Final = "0.0.0.0"
+ANY_IPV6: Final = "::"
+
+_NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
+_ATTEMPTS: Final = 10
+_INTERFACES: Final = Path("/proc/net/if_inet6")
+_GLOBAL: Final = "00"
+"""The scope of an address in that file that other machines may use; private ones (fc00::/7) included."""
+
+_ADVERTISED_HOSTS: Final = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
+"""Dynamo's request, response and event planes: each publishes the address that it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the kernel of this pod has."""
+
+    dual_stack: bool
+    """A socket on ``::`` accepts IPv4 as well, without a socket option, which Dynamo does not set."""
+    global_ipv6: bool
+    """An interface has an IPv6 address that other machines may use."""
+
+
+def network() -> Network:
+    """Ask the kernel."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as asked:
+            asked.bind((ANY_IPV6, 0))
+            dual_stack = not asked.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        dual_stack = False
+    try:
+        lines = [line.split() for line in _INTERFACES.read_text().splitlines()]
+    except OSError:  # a kernel without IPv6
+        lines = []
+    return Network(dual_stack, any(len(line) == 6 and line[3] == _GLOBAL for line in lines))
+
+
+def dynamo_hosts(environ: Mapping[str, str], network: Network) -> dict[str, str]:
+    """The variables to add, so that Dynamo serves the address that the pod has. Pure; what is set stays.
+
+    In a pod whose address is IPv6, Dynamo's own search would prefer an IPv4 address, which may be valid on
+    the node only (as on Amazon EKS). In a pod whose address is IPv4, the system port listens on ``::`` unless
+    an IPv6 address exists as well: Dynamo would publish that one, and not every other pod need have IPv6.
+    """
+    address = environ.get("POD_IP", "").strip()
+    hosts: dict[str, str] = {}
+    if ":" in address:
+        hosts = {"DYN_SYSTEM_HOST": ANY_IPV6, **dict.fromkeys(_ADVERTISED_HOSTS, address)}
+    elif not network.dual_stack or (address and network.global_ipv6):
+        hosts = {"DYN_SYSTEM_HOST": ANY_IPV4}
+    else:
+        hosts = {"DYN_SYSTEM_HOST": ANY_IPV6}
+    return {name: host for name, host in hosts.items() if not environ.get(name, "").strip()}
+
+
+def listeners(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets that do not listen yet: all addresses of both families where ``host`` is empty or ``::``.
+
+    There is one socket per family, not one for both: over the latter an IPv4 client would have the address
+    ``::ffff:10.0.0.1``, which handlers and uvicorn's trusted proxies would see. A family that the kernel
+    lacks is left out. Port 0 is one free port for all. Raises OSError.
+    """
+    bare = host.strip().removeprefix("[").removesuffix("]")
+    addresses = [ANY_IPV4, ANY_IPV6] if bare in ("", ANY_IPV6) else _resolved(bare)
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _bound(addresses, port)
+        except OSError as error:
+            taken = not port and len(addresses) > 1 and error.errno == errno.EADDRINUSE
+            if not taken or attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _resolved(host: str) -> list[str]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _bound(addresses: list[str], port: int) -> list[socket.socket]:
+    missing: OSError | None = None
+    with contextlib.ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        for address in addresses:
+            try:
+                listener = _socket(address, port)
+            except OSError as error:
+                if error.errno not in _NO_SUCH_FAMILY:
+                    raise
+                missing = error
+                continue
+            sockets.append(opened.enter_context(listener))
+            port = listener.getsockname()[1]
+        if not sockets and missing is not None:
+            raise missing
+        opened.pop_all()
+    return sockets
+
+
+def _socket(address: str, port: int) -> socket.socket:
+    ipv6 = ":" in address
+    listener = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if ipv6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((address, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
