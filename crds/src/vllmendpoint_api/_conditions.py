@@ -71,6 +71,7 @@ class Reason(StrEnum):
     HANDLER_NOT_FOUND = "HandlerNotFound"
     HANDLER_IMPORT_FAILED = "HandlerImportFailed"
     ARTIFACTS_NOT_FETCHED = "ArtifactsNotFetched"
+    REQUIREMENTS_NOT_INSTALLED = "RequirementsNotInstalled"
     # Available
     UNSCHEDULABLE = "Unschedulable"
     INSUFFICIENT_GPU = "InsufficientGPU"
@@ -131,6 +132,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.HANDLER_NOT_FOUND,
         Reason.HANDLER_IMPORT_FAILED,
         Reason.ARTIFACTS_NOT_FETCHED,
+        Reason.REQUIREMENTS_NOT_INSTALLED,
         Reason.MODEL_DOWNLOAD_FAILED,
         Reason.WORKER_UNREACHABLE,
     ),

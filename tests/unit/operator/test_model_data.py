@@ -128,3 +128,12 @@ def test_a_revision_is_the_engines(rendered):
     assert args == ["--served-model-name", "smollm", "--model", "o/n", "--revision", "v2", "--seed", "1"]
     pod, _, _, _ = rendered(model={"uri": HUB})
     assert "--revision" not in pod["containers"][0]["args"]
+
+
+def test_packages_of_a_script_are_installed_on_a_writable_volume(rendered):
+    """The worker installs below XDG_CACHE_HOME, which a restart of the container keeps."""
+    pod, env, mounts, volumes = rendered(model={"uri": HUB, "artifactsUri": URI})
+    assert env["XDG_CACHE_HOME"].startswith(f"{mounts['tmp']}/")
+    assert volumes["tmp"]["emptyDir"] == {}
+    (mount,) = (item for item in pod["containers"][0]["volumeMounts"] if item["name"] == "tmp")
+    assert not mount.get("readOnly")

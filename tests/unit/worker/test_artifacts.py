@@ -18,7 +18,8 @@ from botocore.exceptions import ClientError
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, Problem, Reason
 from vllmendpoint_worker import artifacts
-from vllmendpoint_worker.artifacts import Artifacts, pause
+from vllmendpoint_worker.artifacts import Artifacts
+from vllmendpoint_worker.backoff import pause
 from vllmendpoint_worker.errors import ArtifactsError
 from vllmendpoint_worker.s3 import Location, S3Store, StoredObject, explained
 

@@ -95,6 +95,15 @@ async def test_told_from_running_it(served: Served, script: str, reason: Reason,
     assert (await served.ask()).json() == "the last good one"
 
 
+@pytest.mark.parametrize("environ", [{}, {PING: "no_such_module_here:f"}])
+async def test_a_module_that_is_not_there_is_to_be_installed(served: Served, environ: dict[str, str]) -> None:
+    served.script("import no_such_module_here\n")
+    served.environ |= environ
+    message = (await served.refused()).message
+    assert "name its package in requirements.txt in $SAGEMAKER_MODEL_PATH" in message
+    assert "mend the code" not in message
+
+
 @pytest.mark.parametrize(
     ("path", "reason", "says"),
     [

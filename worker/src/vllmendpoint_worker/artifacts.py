@@ -11,7 +11,6 @@ shared by workers: one at a time fetches, and the others find it done.
 import asyncio
 import fcntl
 import logging
-import random
 import shutil
 import threading
 import time
@@ -26,12 +25,13 @@ from pydantic import BaseModel, ValidationError
 from vllmendpoint_api import PayloadSource, Problem, Reason
 
 from .archive import unpack
+from .backoff import pause
 from .errors import ArtifactsError
 from .file_names import fault
 from .payload import Origin
 from .s3 import Location, S3Store, Store, StoredObject, explained
 
-__all__ = ["Artifacts", "pause", "placed", "selected"]
+__all__ = ["Artifacts", "placed", "selected"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,20 +41,12 @@ ARCHIVE: Final = ".tar.gz"
 MAX_OBJECTS: Final = 100_000
 """More is taken for a wrong prefix."""
 
-FIRST_PAUSE_SECONDS: Final = 1.0
-LONGEST_PAUSE_SECONDS: Final = 60.0
 PROGRESS_SECONDS: Final = 1.0
 LOCK_SECONDS: Final = 600.0
 """For another worker's fetch; then the attempt fails, and the next one waits again."""
 LOCK_POLL_SECONDS: Final = 0.5
 
 _OWN: Final = ".vllmendpoint"
-
-
-def pause(failures: int) -> float:
-    """Seconds until the next attempt: doubling, about a minute at most, a fifth of it by chance."""
-    doubled = FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16)
-    return min(doubled, LONGEST_PAUSE_SECONDS) * random.uniform(0.8, 1.2)
 
 
 def selected(objects: Iterable[StoredObject], key: str) -> list[StoredObject]:

@@ -12,6 +12,7 @@ __all__ = [
     "EngineStartError",
     "GivenUpError",
     "HandlerTimeoutError",
+    "PackagesError",
     "ProbeUnavailableError",
     "TranslationError",
     "WorkerError",
@@ -66,6 +67,17 @@ class GivenUpError(BaseException):
     """Raised in the customer's code where it takes too long; no Exception, which code that tries again for
     ever would catch.
     """
+
+
+class PackagesError(WorkerError):
+    """Packages could not be installed. ``what`` and ``fix`` finish a sentence that begins with the
+    setting.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        self.what = what
+        self.fix = fix
+        super().__init__(f"{what}: {fix}")
 
 
 class ProbeUnavailableError(WorkerError):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,12 +12,15 @@ from typing import Final, NoReturn
 
 from .board import Clock
 
-__all__ = ["drained", "leave", "tell_kubernetes"]
+__all__ = ["PROCESS_GROUPS", "drained", "leave", "tell_kubernetes"]
 
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS: Final = 25.0
 """Bound on the requests in flight."""
+
+PROCESS_GROUPS: Final[set[int]] = set()
+"""Those that end with this process."""
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Kubernetes shows what a container wrote here as the reason of its end."""
@@ -48,6 +52,9 @@ def leave(code: int, why: str = "") -> NoReturn:
 
 def _end_children() -> None:
     """vLLM's engine core is a child of ours; it ends its own workers."""
+    for group in PROCESS_GROUPS:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is None:
         return

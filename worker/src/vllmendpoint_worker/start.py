@@ -25,6 +25,7 @@ from .errors import EngineStartError
 from .leaving import leave, tell_kubernetes
 from .listening import dynamo_hosts, network
 from .options import named
+from .packages import Packages
 from .report_server import ReportServer
 from .sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
 
@@ -92,8 +93,8 @@ def _cause(board: Board, error: Exception) -> str:
 
 
 async def _configured(configuration: Configuration, board: Board) -> None:
-    """What can be told before anything heavy is imported, and what is in S3: the model, and its data, which
-    may hold handlers.
+    """What can be told before anything heavy is imported; what is in S3: the model, and its data, which may
+    hold handlers; and the packages that these need.
     """
     artifacts = os.environ.get(names.ENV_ARTIFACTS_URI, "").strip()
     model = os.environ.get(names.ENV_MODEL_URI, "").strip()
@@ -113,6 +114,11 @@ async def _configured(configuration: Configuration, board: Board) -> None:
                 lambda problem: configuration.refuse((problem,), loaded, first=True),
                 lambda line: board.stage(Stage.DOWNLOADING, line),
             )
+    loaded = await configuration.preflight()
+    await Packages(os.environ).installed(
+        lambda problem: configuration.refuse((problem,), loaded, first=True),
+        lambda line: board.stage(Stage.CONFIGURING, line),
+    )
     await configuration.preflight()
 
 

@@ -12,6 +12,7 @@ from vllmendpoint_api import HandlerSource, Problem, Reason
 from vllmendpoint_worker.errors import GivenUpError, HandlerTimeoutError
 from vllmendpoint_worker.handler_path import HandlerPath
 from vllmendpoint_worker.handler_sources import Wanted
+from vllmendpoint_worker.requirements import MISSING_MODULE
 
 from ._signature import UnfitHandlerError
 from ._standards import (
@@ -86,9 +87,10 @@ def _said(
     if isinstance(error, ModuleLoadError) and error.__context__ is not None:
         error = error.__context__
     if not where and named is not None and _lacks(error, named):
-        fix = "correct the name, or install the module in the worker's image"
+        fix = f"correct the name, or {MISSING_MODULE}"
         return Reason.HANDLER_NOT_FOUND, "names a module that is not there", fix
     kind = type(error).__name__
+    fix = MISSING_MODULE if isinstance(error, ModuleNotFoundError) else "mend the code"
     text = (
         f"{kind}: {error.msg if isinstance(error, SyntaxError) else error}"
         if isinstance(error, _SHOWN)
@@ -98,7 +100,7 @@ def _said(
     return (
         Reason.HANDLER_IMPORT_FAILED,
         f"failed{at}: {text[:300]}",
-        "mend the code; the worker's log has the traceback",
+        f"{fix}; the worker's log has the traceback",
     )
 
 

@@ -1,0 +1,60 @@
+"""The packages of the image, shown to pip as installed, complete and not to be changed.
+
+pip cannot be told to leave an installed package's own requirements alone (uv's overrides can, and uv is a
+binary of 50 MB): the image lacks some on purpose (triton, torchvision), and pip would download them for every
+package that needs torch. So pip sees metadata of the same names and versions that require nothing, ahead of
+the real ones on its path; requirements of extras are kept, so that ``package[extra]`` works.
+"""
+
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Final
+
+__all__ = ["CONSTRAINTS", "Image"]
+
+CONSTRAINTS: Final = "constraints.txt"
+
+
+class Image:
+    """What can be imported by now. Reads the metadata of all packages: a third of a second."""
+
+    def __init__(self) -> None:
+        self._packages: dict[str, Distribution] = {}
+        for each in distributions():
+            # A damaged one has no name. Of two, the first on the path is the one that is imported.
+            if name := each.metadata["Name"]:
+                self._packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the packages, and with the Python that others are installed for."""
+        lines = [sys.version, platform.machine(), *self._pins()]
+        return sha256("\n".join(lines).encode()).hexdigest()
+
+    def describe(self, folder: Path) -> None:
+        """Write the metadata and the constraints into ``folder``."""
+        for name, package in self._packages.items():
+            path = folder / f"{name.replace('-', '_')}-{package.version}.dist-info"
+            path.mkdir(parents=True)
+            (path / "METADATA").write_text("\n".join(_metadata(package)) + "\n")
+            (path / "INSTALLER").write_text("image\n")
+        (folder / CONSTRAINTS).write_text("\n".join(self._pins()) + "\n")
+
+    def _pins(self) -> list[str]:
+        return sorted(f"{name}=={package.version}" for name, package in self._packages.items())
+
+
+def _metadata(package: Distribution) -> Iterator[str]:
+    yield "Metadata-Version: 2.1"
+    yield f"Name: {package.metadata['Name']}"
+    yield f"Version: {package.version}"
+    for extra in package.metadata.get_all("Provides-Extra") or []:
+        yield f"Provides-Extra: {extra}"
+    for requirement in package.requires or []:
+        if re.search(r";.*\bextra\b", requirement):
+            yield f"Requires-Dist: {requirement}"
