@@ -6,6 +6,8 @@
       fieldPath: metadata.name
 - name: VLLMENDPOINT_NAMESPACE
   value: {{ .Release.Namespace | quote }}
+- name: VLLMENDPOINT_OPERATOR_NAME
+  value: "{{ .Release.Namespace }}/{{ .Release.Name }}"
 - name: VLLMENDPOINT_NAMESPACES
   value: {{ join "," (default list .Values.watchNamespaces) | quote }}
 - name: VLLMENDPOINT_POD_LABELS
@@ -38,6 +40,7 @@
 {{- define "vllmendpoint.settings" -}}
 VLLMENDPOINT_IDENTITY: it is the pod's name
 VLLMENDPOINT_NAMESPACE: use helm's --namespace
+VLLMENDPOINT_OPERATOR_NAME: it is the release's namespace and name
 VLLMENDPOINT_NAMESPACES: use the value watchNamespaces
 VLLMENDPOINT_POD_LABELS: use the value nameOverride
 VLLMENDPOINT_WORKER_IMAGE: use the value worker.image

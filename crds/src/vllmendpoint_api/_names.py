@@ -65,5 +65,10 @@ ANNOTATION_ROLLOUT: Final = f"{GROUP}/rollout"
 """On the VLLMEndpoint: any new value restarts the workers and takes up the newer image."""
 ANNOTATION_RESTARTED_AT: Final = f"{GROUP}/restarted-at"
 """On worker pods: the ``spec.restartedAt`` that they were started for."""
+ANNOTATION_OPERATOR: Final = f"{GROUP}/operator"
+"""On the VLLMEndpoint: the operator (``namespace/release``) that is to manage it; wins over the status."""
+
+CONDITION_OPERATOR_CONFLICT: Final = "OperatorConflict"
+"""Written by an operator that leaves the endpoint to another one; no part of ``Ready``."""
 
 __all__ = [name for name in dir() if name.isupper()]

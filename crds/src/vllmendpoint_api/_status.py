@@ -127,6 +127,14 @@ class VLLMEndpointStatus(Contract):
     observed_generation: Annotated[
         int, Field(description="Generation of the spec that this status speaks of; -1: none yet.")
     ] = -1
+    operator: Annotated[
+        str,
+        Field(
+            max_length=256,
+            description="Operator that manages the endpoint, as namespace/release. Another one leaves it "
+            "alone; the annotation serving.vllmendpoint.dev/operator assigns it to one.",
+        ),
+    ] = ""
     replicas: Annotated[Count, Field(description="Worker pods that there are.")] = 0
     updated_replicas: Annotated[Count, Field(description="Those of the current revision.")] = 0
     ready_replicas: Annotated[Count, Field(description="Those that take traffic.")] = 0

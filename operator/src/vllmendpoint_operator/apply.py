@@ -89,9 +89,9 @@ async def apply_plan(
     for child in plan.children:
         if not await run.bring(child):
             return done
-    for obj in plan.prune:
+    for obj in plan.prune if wanted() else ():
         await run.delete(obj)
-    for name, settings_hash in plan.refresh.items():
+    for name, settings_hash in plan.refresh.items() if wanted() else ():
         done.writes += await _refresh(kube, cache, endpoint.namespace, name, settings_hash)
     return done
 
@@ -129,7 +129,7 @@ async def apply_scaling(
     for child in scaling.children:
         if not await run.bring(child):
             return done
-    for obj in scaling.prune:
+    for obj in scaling.prune if wanted() else ():
         await run.delete(obj)
     return done
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from vllmendpoint_api import VLLMEndpointSpec
 
+from .assignment import manager
 from .cache import Key
 from .packing import Packer
 from .references import claim_references, config_map_references
@@ -28,6 +29,8 @@ class _Known:
     deleting: bool
     packed: bytes
     references: frozenset[Reference]
+    operator: str
+    """That manages it; empty: the first to claim it."""
 
 
 _NONE: frozenset[Reference] = frozenset()
@@ -86,6 +89,7 @@ class Endpoints:
             "deletionTimestamp" in metadata,
             self._packer.pack(json.encode(kept), ""),
             references,
+            sys.intern(manager(metadata, kept["status"])),
         )
         return True
 
@@ -102,6 +106,11 @@ class Endpoints:
         """That very object stands and is not being deleted, as far as is known."""
         known = self._known.get(key)
         return known is not None and known.uid == uid and not known.deleting
+
+    def operator(self, key: Key) -> str:
+        """The operator that manages it; empty: none yet."""
+        known = self._known.get(key)
+        return "" if known is None else known.operator
 
     def referring(self, kind: str, namespace: str, name: str) -> list[Key]:
         """Endpoints whose spec names that ConfigMap or PersistentVolumeClaim."""

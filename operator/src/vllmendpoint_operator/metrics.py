@@ -62,6 +62,13 @@ class Metrics:
             ["watched_namespace"],
             registry=registry,
         )
+        self.foreign: set[tuple[str, str]] = set()
+        """Endpoints that another operator manages."""
+        Gauge(
+            "vllmendpoint_operator_foreign_endpoints",
+            "Endpoints in watched namespaces that another operator manages.",
+            registry=registry,
+        ).set_function(lambda: len(self.foreign))
         self._endpoints = _Endpoints()
 
     def request(self, verb: str, resource: str, status: int) -> None:
@@ -76,6 +83,7 @@ class Metrics:
 
     def forget(self, key: tuple[str, str]) -> None:
         self._endpoints.shown.pop(key, None)
+        self.foreign.discard(key)
 
     def exposition(self) -> Iterator[bytes]:
         """All of them in Prometheus' text format, in parts."""

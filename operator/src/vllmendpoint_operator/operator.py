@@ -96,6 +96,7 @@ class Operator:
                 options=self._settings.options,
                 metrics=self._metrics,
                 identity=self._settings.holder,
+                operator=self._settings.operator,
             )
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -117,7 +118,8 @@ class Operator:
         assert self._observer is not None
         for key in self._known(scope):
             uid = self._endpoints.uid(key)
-            if uid is not None and self._endpoints.wants(key, uid):
+            other = self._endpoints.operator(key) not in ("", self._settings.operator)
+            if uid is not None and self._endpoints.wants(key, uid) and not other:
                 self._observer.workload(key, uid)
             await asyncio.sleep(0)
 

@@ -12,12 +12,14 @@ from pydantic import ValidationError
 from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .apply import Applied, apply_plan, apply_scaling
+from .assignment import without_conflict
 from .cache import Cache, Key
+from .custody import Custody
 from .endpoints import Endpoints
-from .errors import Conflict, KubeError, NamespaceGoing, NotFound, PlanError, Throttled
+from .errors import Conflict, KubeError, NamespaceGoing, PlanError, Throttled
 from .events import Transition, edited, event, handlers_changed, nulls_lost, transitions, warned
-from .kinds import ENDPOINT, EVENT
-from .kube import FIELD_MANAGER, Kube, Object
+from .kinds import EVENT
+from .kube import Kube, Object
 from .metrics import Metrics
 from .model import Endpoint, Observed
 from .observe import Observer, Workload
@@ -27,13 +29,12 @@ from .plan.lost_nulls import lost_nulls
 from .reports import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
 from .salvage import salvage
 from .status import invalid_status, status, unread_status
+from .status_writer import StatusWriter
 
 __all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
 
-_CONFLICT_RETRY_SECONDS: Final = 1.0
-"""What is newer comes by the watch, as a rule sooner; this does not depend on it."""
 _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _TOLD_FAILURES: Final = 3
@@ -53,6 +54,7 @@ class Reconciler:
         options: Options,
         metrics: Metrics,
         identity: str,
+        operator: str,
     ) -> None:
         self._kube = kube
         self._cache = cache
@@ -61,12 +63,15 @@ class Reconciler:
         self._options = options
         self._metrics = metrics
         self._identity = identity
+        """Of this process, in Events."""
+        self._operator = operator
+        """By which endpoints are claimed; of all replicas."""
+        self._writer = StatusWriter(kube, endpoints, self._forget)
+        self._custody = Custody(endpoints, self._writer, metrics, operator)
         self._paces: dict[Key, Pace] = {}
         """Of those whose status was written."""
         self._failures: dict[Key, int] = {}
         """Times in a row that the children could not be written."""
-        self._conflicts: dict[Key, str] = {}
-        """The resourceVersion with which a status was last refused."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one endpoint a step on. Returns seconds after which to look again, if at all.
@@ -77,6 +82,15 @@ class Reconciler:
         if obj is None or "deletionTimestamp" in obj["metadata"]:
             # Its children go through their owner references; nothing is written any more.
             self._forget(key)
+            return None
+        if not self._custody.manages(key):
+            if not self._custody.is_left(key):
+                self._forget(key)
+            return await self._custody.step_back(obj)
+        if again := await self._custody.take(obj):
+            return again
+        obj = self._endpoints.get(key)
+        if obj is None or not self._custody.manages(key):
             return None
         workload = self._observer.workload(key, obj["metadata"]["uid"])
         told = obj["status"]
@@ -149,7 +163,7 @@ class Reconciler:
         try:
             planned = plan(endpoint, observed, self._options)
             if not endpoint.spec.paused:
-                wanted = partial(self._endpoints.wants, endpoint.key, endpoint.uid)
+                wanted = partial(self._wants, endpoint)
                 await apply_plan(
                     self._kube,
                     self._cache,
@@ -167,7 +181,7 @@ class Reconciler:
         """Replicas apply to what exists, although the rest cannot be applied now. False: they did not all."""
         if endpoint.spec.paused:
             return True
-        wanted = partial(self._endpoints.wants, endpoint.key, endpoint.uid)
+        wanted = partial(self._wants, endpoint)
         try:
             await apply_scaling(
                 self._kube, self._cache, endpoint, scaling(endpoint, observed), wanted, done=done
@@ -185,6 +199,7 @@ class Reconciler:
 
     async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
         """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""
+        new = new.model_copy(update={"operator": self._operator})
         self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
         if endpoint.status is not None and new == endpoint.status:
             return None
@@ -193,35 +208,11 @@ class Reconciler:
         early = pace.wait(now, pressing=presses(endpoint.status, new))
         if early > 0:
             return early
-        if not self._endpoints.wants(endpoint.key, endpoint.uid):
-            return None  # deleted, or its namespace lost, while it was looked at
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "metadata": {
-                "namespace": endpoint.namespace,
-                "name": endpoint.name,
-                "uid": endpoint.uid,
-                # Of the very object that was looked at: one changed or deleted since is looked at again.
-                "resourceVersion": obj["metadata"]["resourceVersion"],
-            },
-            "status": new.wire(),
-        }
-        try:
-            written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=FIELD_MANAGER)
-        except Conflict:
-            version = obj["metadata"]["resourceVersion"]
-            if self._conflicts.get(endpoint.key) == version:
-                await self._fetch(endpoint)  # the watch has not brought what is newer
-            self._conflicts[endpoint.key] = version
-            return _CONFLICT_RETRY_SECONDS
-        except NotFound:
-            await self._fetch(endpoint)
-            return _CONFLICT_RETRY_SECONDS if endpoint.key in self._endpoints else None
-        if not self._endpoints.wants(endpoint.key, endpoint.uid):
-            return None  # deleted while the answer was on its way: it must not come back to life here
-        self._endpoints.put(written)
-        self._conflicts.pop(endpoint.key, None)
+        if not self._wants(endpoint):
+            return None  # deleted, handed over, or its namespace lost, while it was looked at
+        again = await self._writer.write(obj, new.wire())
+        if again is not None or not self._wants(endpoint):
+            return again
         pace.written(now)
         self._paces[endpoint.key] = pace
         before = endpoint.status.conditions if endpoint.status is not None else ()
@@ -231,7 +222,7 @@ class Reconciler:
 
     async def _tell(self, endpoint: Endpoint, news: Iterable[Transition]) -> None:
         for transition in news:
-            if not self._endpoints.wants(endpoint.key, endpoint.uid):
+            if not self._wants(endpoint):
                 return
             log.info("%s: %s", transition.reason, transition.message)
             try:
@@ -242,23 +233,17 @@ class Reconciler:
                 # An Event is a courtesy: the condition, or the log, has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)
 
-    async def _fetch(self, endpoint: Endpoint) -> None:
-        """A change, or its end, was lost in a gap of the watch. A 404 alone may mean that the CRD is not
-        served.
-        """
-        found, _ = await self._kube.list(ENDPOINT, endpoint.namespace, name=endpoint.name)
-        stands = any(item["metadata"]["uid"] == endpoint.uid for item in found)
-        if not stands and self._endpoints.drop(endpoint.key, endpoint.uid):
-            self._forget(endpoint.key)
-        for newest in found:
-            self._endpoints.put(newest)
+    def _wants(self, endpoint: Endpoint) -> bool:
+        """That very endpoint stands, is not being deleted, and no other operator manages it."""
+        return self._endpoints.wants(endpoint.key, endpoint.uid) and self._custody.manages(endpoint.key)
 
     def _forget(self, key: Key) -> None:
         self._observer.forget(key)
         self._metrics.forget(key)
         self._paces.pop(key, None)
         self._failures.pop(key, None)
-        self._conflicts.pop(key, None)
+        self._writer.forget(key)
+        self._custody.forget(key)
 
 
 def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:
@@ -276,7 +261,7 @@ def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | 
 
 def _status(obj: Object) -> VLLMEndpointStatus | None:
     """None before the first visit; also where another version wrote what this one cannot read."""
-    found: dict[str, Any] = obj["status"]
+    found: dict[str, Any] = without_conflict(obj["status"])
     if not found.get("conditions"):
         return None
     try:

@@ -58,6 +58,14 @@ class Settings(BaseSettings):
     )
     lease_seconds: Annotated[int, Field(ge=6, description="How long a lease lasts without renewal.")] = 15
     identity: Annotated[str, Field(description="Holder's name in the lease. Default: the host's.")] = ""
+    operator_name: Annotated[
+        str,
+        Field(
+            max_length=256,
+            description="Name by which this operator claims endpoints. Default: namespace and lease name, as "
+            "namespace/name.",
+        ),
+    ] = ""
     workers: Annotated[int, Field(ge=1, le=64, description="Endpoints reconciled at the same time.")] = 8
     resync_seconds: Annotated[
         int, Field(ge=10, description="Every endpoint is looked at this often, whatever happens.")
@@ -74,6 +82,11 @@ class Settings(BaseSettings):
     @property
     def holder(self) -> str:
         return self.identity or f"{socket.gethostname()}-{os.getpid()}"
+
+    @property
+    def operator(self) -> str:
+        """Its identity on the endpoints that it manages; all of its replicas have it."""
+        return self.operator_name or f"{self.namespace}/{self.lease_name}"
 
     @property
     def scopes(self) -> tuple[str, ...]:

@@ -106,6 +106,9 @@ class Writes:
     def wants(self, *_):
         return True
 
+    def operator(self, _):
+        return ""
+
 
 @pytest.fixture
 def write(make_endpoint, monkeypatch):
@@ -113,14 +116,20 @@ def write(make_endpoint, monkeypatch):
     fake, clock = Writes(), [0.0]
     monkeypatch.setattr("vllmendpoint_operator.reconcile.monotonic", lambda: clock[0])
     reconciler = Reconciler(
-        kube=fake, cache=None, observer=None, endpoints=fake, options=None, metrics=fake, identity="test"
+        kube=fake,
+        cache=None,
+        observer=None,
+        endpoints=fake,
+        options=None,
+        metrics=fake,
+        identity="test",
+        operator="ops/vllm",
     )
+    metadata = {"namespace": "team-a", "name": "smollm", "uid": "uid-1", "resourceVersion": "8"}
 
     async def once(before, now, at):
         clock[0] = at
-        return await reconciler._write(
-            {"metadata": {"resourceVersion": "8"}}, make_endpoint(before=before), now
-        )
+        return await reconciler._write({"metadata": metadata}, make_endpoint(before=before), now)
 
     once.done = fake.written
     return once

@@ -15,11 +15,16 @@ from vllmendpoint_operator.reconcile import Reconciler
 from vllmendpoint_operator.reports import Reports
 
 KEY = ("ns", "e")
+OPERATOR = "ops/vllm"
 
 
 def endpoint(**spec):
     metadata = {"namespace": "ns", "name": "e", "uid": "u", "resourceVersion": "5", "generation": 1}
-    return {"metadata": metadata, "spec": {"model": {"uri": "hf://o/n"}, **spec}}
+    return {
+        "metadata": metadata,
+        "spec": {"model": {"uri": "hf://o/n"}, **spec},
+        "status": {"operator": OPERATOR},
+    }
 
 
 class Api:
@@ -70,6 +75,7 @@ async def world():
             options=Options("image"),
             metrics=metrics,
             identity="test",
+            operator=OPERATOR,
         )
         yield api, endpoints, metrics, reconciler
 

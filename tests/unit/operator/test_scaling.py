@@ -196,6 +196,7 @@ async def operated():
             options=Options("image"),
             metrics=metrics,
             identity="test",
+            operator="ops/vllm",
         )
 
         async def change(**spec):
