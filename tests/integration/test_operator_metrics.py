@@ -44,8 +44,9 @@ def test_a_scrape_says_what_the_api_server_saw(operate, space, api, namespace, u
     endpoint.until("Ready", "True")
     endpoint.patch(spec={"frontend": {"mode": "None"}})
     until(lambda: endpoint.child("Deployment", "-frontend") is None, "something is deleted")
-    last = {"observedGeneration": 2, "readyReplicas": 2}
-    until(lambda: last.items() <= endpoint.get()["status"].items(), "the last status write")
+    # The workers know the frontend's mode, so they roll: one new one starts, and one old one serves.
+    last = {"observedGeneration": 2, "readyReplicas": 1, "updatedReplicas": 1}
+    until(lambda: last.items() <= endpoint.get()["status"].items(), lambda: endpoint.get()["status"])
 
     def written():
         """Of the audit log: how often, by verb and kind."""
@@ -75,7 +76,7 @@ def test_a_scrape_says_what_the_api_server_saw(operate, space, api, namespace, u
     for condition in status["conditions"]:
         here = {**where, "condition": condition["type"], "status": condition["status"]}
         assert scrape.one("vllmendpoint_condition", **here) == 1
-    assert scrape.one("vllmendpoint_replicas", **where, state="ready") == status["readyReplicas"] == 2
+    assert scrape.one("vllmendpoint_replicas", **where, state="ready") == status["readyReplicas"] == 1
     runs = sum(sample.value for sample in scrape("vllmendpoint_operator_reconcile_total"))
     assert runs > 2
     assert scrape.one("vllmendpoint_operator_reconcile_duration_seconds_count") == runs
