@@ -58,27 +58,26 @@ def test_a_rollout_for_which_the_quota_has_no_room(shared, space, api, until):
 
 
 @pytest.fixture
-def limit(shared, api, until):
-    """``limit(kind, spec)`` makes a ResourceQuota or a LimitRange of the shared namespace."""
-    made = []
+def limit(operate, namespace, api, until):
+    """``limit(kind, spec)`` makes a ResourceQuota or a LimitRange of a namespace that has no pods."""
+    operate(namespace).leads()
 
     def make(kind, spec):
-        path = f"/api/v1/namespaces/shared/{kind.lower()}s"
+        path = f"/api/v1/namespaces/{namespace}/{kind.lower()}s"
         api.call(
             "POST", path, {"apiVersion": "v1", "kind": kind, "metadata": {"name": "bounds"}, "spec": spec}
         )
-        made.append(f"{path}/bounds")
         if kind == "ResourceQuota":
-            until(lambda: api.call("GET", made[-1]).get("status", {}).get("hard"), "the quota in force")
+            until(
+                lambda: api.call("GET", f"{path}/bounds").get("status", {}).get("hard"), "the quota in force"
+            )
 
-    yield make
-    for path in made:
-        api.call("DELETE", path)
+    return make
 
 
-def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, space, until):
+def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, namespace, space, until):
     limit("ResourceQuota", {"hard": {"requests.cpu": "1"}})
-    endpoint = space().create(worker={"resources": {"requests": {"cpu": "100m"}}})
+    endpoint = space(namespace).create(worker={"resources": {"requests": {"cpu": "100m"}}})
     (pod,) = until(endpoint.pods, "its worker")
     endpoint.play(pod, ready=False, started=False)
     found = endpoint.until("Available", "False", "FrontendUnavailable")
@@ -102,9 +101,9 @@ def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, s
     endpoint.until("Available", "False", "Starting")
 
 
-def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, space, until):
+def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, space, until):
     limit("ResourceQuota", {"hard": {"pods": "1"}})
-    endpoint = space().create()
+    endpoint = space(namespace).create()
     until(lambda: endpoint.pods() or endpoint.pods("frontend"), "its only pod")
     if endpoint.pods():
         found = endpoint.until("Available", "False", "FrontendUnavailable")
@@ -115,12 +114,12 @@ def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, space, until):
     assert "exceeded quota: bounds, requested: pods=1" in found["message"]
 
 
-def test_what_a_limit_range_refuses_names_the_field(limit, space, until):
+def test_what_a_limit_range_refuses_names_the_field(limit, namespace, space, until):
     limit(
         "LimitRange",
         {"limits": [{"type": "Container", "min": {"cpu": "100m"}, "max": {"memory": "1Gi"}}]},
     )
-    endpoint = space().create(
+    endpoint = space(namespace).create(
         worker={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "2Gi"}}},
         frontend={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "64Mi"}}},
     )

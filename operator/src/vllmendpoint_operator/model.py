@@ -9,7 +9,15 @@ from vllmendpoint_api import VLLMEndpointSpec, VLLMEndpointStatus, names
 
 from .reports import Link
 
-__all__ = ["REVISION_ANNOTATION", "ConfigMapContent", "Endpoint", "Object", "Observed", "Pod"]
+__all__ = [
+    "REVISION_ANNOTATION",
+    "ConfigMapContent",
+    "Endpoint",
+    "Object",
+    "Observed",
+    "Pod",
+    "replica_failure",
+]
 
 Object = dict[str, Any]
 
@@ -159,6 +167,8 @@ class Observed:
     frontends: tuple[Pod, ...] = ()
     template_hashes: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(Deployment, its controller's number of a revision) -> what that revision's pods are labelled with."""
+    refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(Deployment, its controller's number of a revision) -> why that revision's pods cannot be created."""
     config_maps: Mapping[str, ConfigMapContent] = field(default_factory=dict)
     """Those that the spec refers to and that exist."""
     claims: frozenset[str] = frozenset()
@@ -172,3 +182,11 @@ class Observed:
 
     def child(self, kind: str, name: str) -> Object | None:
         return self.children.get((kind, name))
+
+
+def replica_failure(obj: Object) -> str:
+    """Why a Deployment or a ReplicaSet cannot create pods, as the API server said; empty where it can."""
+    for condition in (obj.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message") or "its ReplicaSet does not say why")
+    return ""

@@ -11,7 +11,7 @@ from .cache import Cache, Key
 from .errors import NotFound
 from .kinds import CLAIM, CONFIG_MAP, DEPLOYMENT, MANAGED, POD, REPLICA_SET, Kind
 from .kube import Kube, Object
-from .model import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod
+from .model import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod, replica_failure
 from .references import claim_references, config_map_references
 from .reports import Reports, Target
 
@@ -70,6 +70,11 @@ class Observer:
             template_hashes={
                 (owner, _revision(obj)): str(obj["metadata"]["labels"].get("pod-template-hash", ""))
                 for owner, obj in _by_owner(workload.deployments, replica_sets)
+            },
+            refusals={
+                (owner, _revision(obj)): said
+                for owner, obj in _by_owner(workload.deployments, replica_sets)
+                if (said := replica_failure(obj))
             },
             config_maps=await self._config_maps(endpoint),
             claims=frozenset(

@@ -31,6 +31,10 @@ class _Condition(Struct):
     status: str = ""
 
 
+class _Explained(_Condition):
+    message: str = ""
+
+
 class _Status(Struct):
     conditions: list[_Condition] | None = None
 
@@ -103,9 +107,19 @@ class _ReplicaSet(Struct):
     replicas: int = 0
 
 
+class _ReplicaSetStatus(Struct):
+    conditions: list[_Explained] | None = None
+
+
 def keep_mounts(parts: Parts) -> bytes:
-    """Of a ReplicaSet: how many pods it makes, what they mount, and as whom they run."""
-    return json.encode({"metadata": _metadata(parts), "spec": json.decode(parts["spec"], type=_ReplicaSet)})
+    """Of a ReplicaSet: how many pods it makes, what they mount, as whom they run, and why it makes none."""
+    return json.encode(
+        {
+            "metadata": _metadata(parts),
+            "spec": json.decode(parts["spec"], type=_ReplicaSet),
+            "status": json.decode(parts.get("status", b"{}"), type=_ReplicaSetStatus),
+        }
+    )
 
 
 class _Version(Struct, rename="camel"):

@@ -129,6 +129,33 @@ def test_where_both_are_refused_both_are_told(make_endpoint, make_plan, living, 
     assert "Mend frontend.podTemplate, or have the namespace's Pod Security level lowered." in said
 
 
+@pytest.mark.parametrize("part", ["workers", "frontend"])
+def test_the_newest_refusal_is_told_although_the_deployment_keeps_the_first(
+    make_endpoint, make_plan, living, make_status, condition, part
+):
+    """Its controller does not replace a condition whose status and reason stay."""
+    endpoint = make_endpoint()
+    children = dict(living(make_plan(endpoint)).children)
+    failure = {**FAILURE, "message": 'pods "x" is forbidden: failed quota: q: must specify cpu for: main'}
+    key = ("Deployment", f"smollm-{part}")
+    children[key] = {**children[key], "status": {"observedGeneration": 1, "conditions": [failure]}}
+    newest = {(f"smollm-{part}", "1"): QUOTA, (f"smollm-{part}", "0"): "an older one's"}
+    found = make_status(endpoint, frontends=(), children=children, refusals=newest)
+    said = condition(found, "Available").message
+    assert "exceeded quota: q, requested: pods=1" in said
+    assert "must specify" not in said
+    # Where the newest ReplicaSet has no failure, an older one's may stand in the way.
+    found = make_status(endpoint, frontends=(), children=children, refusals={})
+    assert "must specify cpu" in condition(found, "Available").message
+
+
+def test_a_refusal_that_is_over_is_not_told(make_endpoint, make_status, make_worker, condition):
+    endpoint = make_endpoint()
+    loading = make_worker("w-1", "Starting", settings=endpoint)
+    found = make_status(endpoint, loading, refusals={("smollm-workers", "1"): QUOTA})
+    assert told(condition, found, "Available")[1] == "Starting"
+
+
 def test_what_keeps_both_from_being_applied_is_told_once(make_endpoint, make_status, condition):
     problem = PlanError(Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap")
     found = make_status(make_endpoint(), problem=problem, frontends=(), children={})

@@ -1,8 +1,11 @@
 """What a refusal of pods tells the user to set, from the sentences of Kubernetes' admission plugins."""
 
+import msgspec
 import pytest
 
+from vllmendpoint_operator.model import replica_failure
 from vllmendpoint_operator.status.refused_pods import remedy
+from vllmendpoint_operator.views import keep_mounts
 
 FORBIDDEN = 'pods "e-workers-7d-x" is forbidden: '
 RAISE = "Raise the ResourceQuota, or ask for less."
@@ -150,3 +153,26 @@ def test_a_service_account_that_is_missing():
         remedy(said, "worker") == "Create the ServiceAccount s, or name another in worker.serviceAccountName."
     )
     assert remedy(said, "frontend") == "It is tried again."
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (
+            {"replicas": 0, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "no"}]},
+            "no",
+        ),
+        ({"conditions": [{"type": "ReplicaFailure", "status": "False", "message": "no"}]}, ""),
+        ({"conditions": [{"type": "ReplicaFailure", "status": "True"}]}, "its ReplicaSet does not say why"),
+        ({"replicas": 1}, ""),
+        (None, ""),
+    ],
+)
+def test_why_a_replica_set_makes_no_pods_is_kept(status, said):
+    parts = {
+        "metadata": {"name": "r", "namespace": "n", "uid": "u"},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "main"}]}}},
+        **({} if status is None else {"status": status}),
+    }
+    raw = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in parts.items()}
+    assert replica_failure(msgspec.json.decode(keep_mounts(raw))) == said

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllmendpoint_operator.model import REVISION_ANNOTATION, Endpoint, Object, Observed, Pod
+from vllmendpoint_operator.model import (
+    REVISION_ANNOTATION,
+    Endpoint,
+    Object,
+    Observed,
+    Pod,
+    replica_failure,
+)
 from vllmendpoint_operator.plan.disruption import required
 from vllmendpoint_operator.plan.frontend import STARTUP_SECONDS, frontend_name, managed
 from vllmendpoint_operator.plan.pods import FRONTEND, WORKER
@@ -31,6 +38,8 @@ class Part:
     deployment: Object | None
     newest: str | None
     """Label of the newest template's pods; None where the Deployment controller has yet to say."""
+    refused: str = ""
+    """Why pods of the newest template cannot be created, as their ReplicaSet has it from the API server."""
 
     @property
     def ready(self) -> int:
@@ -43,11 +52,13 @@ class Part:
 
     @property
     def refusal(self) -> str:
-        """Why pods cannot be created, as its ReplicaSet has it from the API server; empty where they can."""
-        for condition in ((self.deployment or {}).get("status") or {}).get("conditions") or []:
-            if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-                return str(condition.get("message") or "its ReplicaSet does not say why")
-        return ""
+        """Why pods cannot be created; empty where they can.
+
+        A Deployment keeps the message of the first refusal for as long as there is one (the controller's
+        ``SetDeploymentCondition``): after a change of the spec that of the newest ReplicaSet is right.
+        """
+        said = replica_failure(self.deployment or {})
+        return (self.refused or said) if said else ""
 
     @property
     def containers(self) -> list[str]:
@@ -119,16 +130,19 @@ def parts(endpoint: Endpoint, observed: Observed) -> Iterator[Part]:
         yield found
 
 
-def _made(observed: Observed, name: str) -> tuple[Object | None, str | None]:
+def _made(observed: Observed, name: str) -> tuple[Object | None, str | None, str]:
     deployment = observed.child("Deployment", name)
     if deployment is None:
-        return None, None
+        return None, None, ""
     revision = str((deployment["metadata"].get("annotations") or {}).get(REVISION_ANNOTATION, ""))
     last = max(
         (number for owner, number in observed.template_hashes if owner == name), key=_number, default=""
     )
     # A template that was there before is numbered anew, and the Deployment in a step after that.
-    return deployment, observed.template_hashes.get((name, revision)) if revision == last else None
+    if revision != last:
+        return deployment, None, ""
+    key = name, revision
+    return deployment, observed.template_hashes.get(key), observed.refusals.get(key, "")
 
 
 def _number(revision: str) -> int:
