@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import sys
+import threading
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from handlers_served import Served
 
 from vllmendpoint_api import HandlerError
+from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.handler_sources import Route
 
 INVOCATION = "async def custom_sagemaker_invocation_handler(request):\n"
@@ -287,6 +289,74 @@ async def test_what_fails_after_the_handler_has_returned(served: Served, name: s
     await asyncio.sleep(0)
     assert newest(served).message.endswith(says)
     assert "secret" not in newest(served).message
+
+
+@pytest.mark.parametrize("middleware", [False, True])
+async def test_a_ping_that_fails_again_and_again_is_logged_once_a_minute(
+    served: Served, log: pytest.LogCaptureFixture, middleware: bool
+) -> None:
+    class ManualClock(Clock):
+        now = 1000.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = served.room._clock = ManualClock()
+    handlers = (
+        "async def custom_sagemaker_ping_handler(request):\n    raise RuntimeError\n"
+        f"{INVOCATION}    raise RuntimeError\n"
+    )
+    served.script(f"{PROCESSING}input_formatter(pre)\n" if middleware else handlers)
+    await served.start()
+
+    async def lines(path: str, times: int) -> int:
+        log.clear()
+        for _ in range(times):
+            clock.now += 2.0
+            assert (await served.ask(path, {})).status_code == 500
+        return log.text.count("The middleware failed" if middleware else "The handler of")
+
+    assert await lines("/ping", 10) == 1
+    assert await lines("/ping", 30) == 1
+    assert await lines("/invocations", 3) == 3, "each request has its own"
+    assert newest(served).route == "/invocations"
+
+
+async def test_a_task_of_a_script_that_has_only_middleware(served: Served) -> None:
+    served.script(f"""{PROCESSING}
+del custom_sagemaker_invocation_handler
+custom_middleware("throttle")(throttle)
+import asyncio
+async def poll():
+    fail()
+asyncio.create_task(poll())
+""")
+    await served.start()
+    await asyncio.sleep(0.05)
+    assert newest(served).message == "A task of the handlers raised ValueError at model.py line 6."
+
+
+@pytest.mark.parametrize("where", ["import", "request"])
+async def test_a_thread_that_fails_is_reported(
+    served: Served, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    served.room.watch_threads()
+    start = "threading.Thread(target=poll).start()"
+    served.script(
+        "import threading\ngo = threading.Event()\ndef poll():\n    go.wait()\n"
+        "    raise KeyError('the secret token')\n"
+        f"{start if where == 'import' else ''}\n"
+        f"{INVOCATION}    {start if where == 'request' else 'pass'}\n    go.set()\n"
+    )
+    await served.start()
+    assert (await served.ask("/invocations", {})).status_code == 200
+    for thread in threading.enumerate():
+        if "(poll)" in thread.name:
+            thread.join(5)
+    assert newest(served).message == "A thread of the handlers raised KeyError at model.py line 5."
+    assert len(printed) == 1, "the log has the traceback"
 
 
 PROCESSING = """

@@ -301,6 +301,7 @@ class Worker:
         self._board.culprit = self._room.culprit
         self._begin(self._liveness.run(), "liveness")
         self._unblocker.start()
+        self._room.watch_threads()
         accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated
         shown = self._shown

@@ -21,6 +21,7 @@ from vllmendpoint_worker.handler_sources import Route, Wanted
 
 from ._errors import EXITS, App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
 from ._load import Handler
+from ._log_limit import LogLimit
 from ._problems import failed_at
 from ._signature import defined_in, is_async
 
@@ -57,6 +58,7 @@ class Endpoint:
         self._clock = clock
         self._limiter = anyio.CapacityLimiter(MAX_THREADS)
         self._running: dict[object, float] = {}
+        self._log_limit = LogLimit(clock)
         self._async = is_async(handler.function)
 
     @property
@@ -120,7 +122,8 @@ class Endpoint:
         if inspect.iscoroutine(result):
             result.close()  # else Python warns of it, at some other time
         self._failed(self.route, sentence)
-        logger.warning("The handler of %s failed: %s", self.route, sentence, exc_info=error)
+        level = self._log_limit.level(self.route, sentence)
+        logger.log(level, "The handler of %s failed: %s", self.route, sentence, exc_info=error)
 
     def _sentence(self, error: BaseException, stage: Stage, result: Any) -> str:
         """What happened, and where; never the error's own text, which may hold data."""

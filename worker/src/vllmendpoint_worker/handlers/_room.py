@@ -36,6 +36,7 @@ from vllmendpoint_worker.health_route import HealthRoute, SlashRoute
 from ._endpoint import Endpoint
 from ._errors import EXITS, MiddlewareApp, Scope
 from ._load import Handler, Loaded, Loader
+from ._log_limit import LogLimit
 from ._problems import failed_at
 from ._routes import adapter_routes
 from ._standards import MIDDLEWARES, create_middleware_object, in_force
@@ -85,7 +86,7 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
         outer, inner = (_middleware(loaded, name) for name in MIDDLEWARES)
         app.user_middleware = [*outer, *core.user_middleware, *inner]
         if outer or inner:
-            watched = partial(_middleware_failed, loaded, failed)
+            watched = partial(_middleware_failed, loaded, failed, LogLimit(clock))
             app.user_middleware.insert(0, Middleware(MiddlewareApp, failed=watched))
         app.middleware_stack = app.build_middleware_stack()
     except (Exception, *EXITS) as error:  # what a customer's middleware does when it is made
@@ -106,11 +107,16 @@ def _middleware(loaded: Loaded, name: str) -> list[Any]:
 
 
 def _middleware_failed(
-    loaded: Loaded, failed: Callable[[Route, str], None], error: BaseException, path: str
+    loaded: Loaded,
+    failed: Callable[[Route, str], None],
+    log_limit: LogLimit,
+    error: BaseException,
+    path: str,
 ) -> None:
     where = failed_at(error, loaded.wanted)
     sentence = f"The middleware raised {type(error).__name__}{f' at {where}' if where else ''}."
-    logger.warning("The middleware failed at a request of %s: %s", path, sentence, exc_info=error)
+    level = log_limit.level(path, sentence)
+    logger.log(level, "The middleware failed at a request of %s: %s", path, sentence, exc_info=error)
     failed(Route.PING if path == Route.PING else Route.INVOCATIONS, sentence)
 
 
@@ -303,18 +309,33 @@ class HandlerRoom:
         before = loop.get_exception_handler()
 
         def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            error, generation = context.get("exception"), self.current
-            if error is not None and generation is not None:
-                where = failed_at(error, generation.loaded.wanted)
-                route = Route.INVOCATIONS if Route.INVOCATIONS in generation.endpoints else Route.PING
-                if where and route in generation.endpoints:
-                    self._failed(route, f"A task of the handlers raised {type(error).__name__} at {where}.")
+            self._failed_aside("task", context.get("exception"))
             if before is not None:
                 before(loop, context)
             else:
                 loop.default_exception_handler(context)
 
         loop.set_exception_handler(handle)
+
+    def watch_threads(self) -> None:
+        """Report what is raised in threads that handlers start; once in the process."""
+        before = threading.excepthook
+
+        def handle(args: threading.ExceptHookArgs) -> None:
+            self._failed_aside("thread", args.exc_value)
+            before(args)
+
+        threading.excepthook = handle
+
+    def _failed_aside(self, what: str, error: BaseException | None) -> None:
+        """An error that no request raised: the handlers' where it comes from their code."""
+        generation = self.current
+        if error is None or generation is None:
+            return
+        where = failed_at(error, generation.loaded.wanted)
+        if where:
+            route = Route.PING if set(generation.endpoints) == {Route.PING} else Route.INVOCATIONS
+            self._failed(route, f"A {what} of the handlers raised {type(error).__name__} at {where}.")
 
     def _failed(self, route: Route, sentence: str) -> None:
         now = self._clock.wall().replace(microsecond=0)
