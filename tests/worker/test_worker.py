@@ -234,7 +234,7 @@ def test_a_changed_cr_is_in_force_within_two_seconds(
         ({"prompt": "x", "max_tokenz": 1}, "did you mean max_tokens"),
         ({"input": "x"}, "does not fit a model that generates"),
         ({"prompt": "x", "temperature": -1.0}, "healthCheck.payload.temperature"),
-        ({"prompt": "x " * 3000}, "more than its 1024 tokens"),
+        ({"prompt": "x " * 3000}, "maximum context length is 1024 tokens"),
         (
             {"messages": [{"role": "user", "content": "x"}], "tool_choice": "auto", "tools": []},
             "healthCheck.payload",
