@@ -309,6 +309,7 @@ def denials() -> list[tuple[ClientError, str]]:
         (refusal("RequestTimeTooSkewed", 403), "the clock of the pod's node is wrong (RequestTimeTooSkewed)"),
         (refusal("AccountProblem", 403), "the AWS account may not use S3"),
         (refusal("UnrecognizedClientException", 403), "credentials are not valid"),
+        (refusal("XAdminUserNotFound", 404), "credentials are not valid (XAdminUserNotFound)"),
         (refusal("InvalidRange", 416, get), "changed while it was being fetched"),
         (refusal("ThrottlingException", 400), "the store limits the requests"),
         (refusal("KMS.ThrottlingException", 400, get), "the store limits the requests"),

@@ -62,7 +62,8 @@ _ADVICE: Final = (
     ),
     _Advice(
         "ExpiredToken ExpiredTokenException SignatureDoesNotMatch InvalidAccessKeyId InvalidClientTokenId "
-        "InvalidIdentityToken InvalidToken InvalidSecurity TokenRefreshRequired UnrecognizedClientException",
+        "InvalidIdentityToken InvalidToken InvalidSecurity TokenRefreshRequired UnrecognizedClientException "
+        "XAdminUserNotFound",  # of versitygw
         "cannot be fetched, the AWS credentials are not valid",
         "renew them where the pod has them from",
     ),
