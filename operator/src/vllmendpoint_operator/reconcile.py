@@ -87,11 +87,13 @@ class Reconciler:
             if not self._custody.is_left(key):
                 self._forget(key)
             return await self._custody.step_back(obj)
-        if again := await self._custody.take(obj):
-            return again
-        obj = self._endpoints.get(key)
-        if obj is None or not self._custody.manages(key):
-            return None
+        # A new one whose spec is refused has no children: its first status is the claim.
+        if obj["status"].get("observedGeneration", -1) >= 0 or _refusal(obj) is None:
+            if again := await self._custody.take(obj):
+                return again
+            obj = self._endpoints.get(key)
+            if obj is None or not self._custody.manages(key):
+                return None
         workload = self._observer.workload(key, obj["metadata"]["uid"])
         told = obj["status"]
         if (
@@ -269,6 +271,15 @@ def _status(obj: Object) -> VLLMEndpointStatus | None:
     except ValidationError as error:
         log.warning("%s: the old status is not understood and is written anew", error.title)
         return None
+
+
+def _refusal(obj: Object) -> ValidationError | None:
+    """Why this version cannot read the spec."""
+    try:
+        VLLMEndpointSpec.model_validate(obj["spec"])
+    except ValidationError as error:
+        return error
+    return None
 
 
 def _sentence(error: ValidationError) -> str:

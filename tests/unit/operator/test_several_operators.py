@@ -27,6 +27,7 @@ class Server:
     def __init__(self):
         self.version = 5
         self.annotations = {}
+        self.spec = {"model": {"uri": "hf://o/n"}}
         self.by_manager = {}
         self.writes = Counter()
         self.children = {}
@@ -41,7 +42,7 @@ class Server:
             status["conditions"] = list(conditions.values())
         metadata = {"namespace": "ns", "name": "e", "uid": "u", "generation": 1}
         metadata |= {"resourceVersion": str(self.version), "annotations": dict(self.annotations)}
-        return {"metadata": metadata, "spec": {"model": {"uri": "hf://o/n"}}, "status": status}
+        return {"metadata": metadata, "spec": self.spec, "status": status}
 
     @property
     def conflict(self):
@@ -184,6 +185,21 @@ async def test_an_endpoint_of_an_earlier_version_is_claimed_with_the_status_that
     await settle(server, again)
     assert server.object["status"]["operator"] == FIRST
     assert server.object["status"]["conditions"] == conditions
+
+
+async def test_the_first_status_of_a_refused_spec_is_the_claim(world):
+    server, start = world
+    server.spec = {**server.spec, "novelty": 1}
+    first, second = await start(FIRST), await start(SECOND)
+    first.see()
+    second.see()
+    await first.reconciler.reconcile(KEY)
+    assert server.writes[FIRST, "status"] == 1
+    await second.reconciler.reconcile(KEY)
+    await settle(server, first, second)
+    assert server.object["status"]["operator"] == FIRST
+    assert f"it is managed by {FIRST}" in server.conflict["message"]
+    assert server.writes[FIRST, "children"] == server.writes[SECOND, "children"] == 0
 
 
 async def test_the_annotation_hands_it_over_and_back(world):
