@@ -1,6 +1,7 @@
 """Handlers that block the event loop: they are named, and interrupted once their replacement is there."""
 
 import asyncio
+import re
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from handlers_served import Served
 from vllmendpoint_api import PingState, Stage, Verdict, VerdictReport
 from vllmendpoint_worker.board import Board, Clock
 from vllmendpoint_worker.handler_sources import Wanted, read
-from vllmendpoint_worker.handlers import PingWatch, Unblocker, _unblock
+from vllmendpoint_worker.handlers import PingWatch, Unblocker, _load, _unblock
 
 PING = "async def custom_sagemaker_ping_handler(request):\n"
 MENDED = f"{PING}    return 1\n"
@@ -141,6 +142,21 @@ class Throttle:
     problem = await served.refused()
     timer.join()
     assert "at model.py line 7" in problem.message
+    await served.start()
+    assert (await served.ask()).json() == 1
+
+
+async def test_an_import_that_hangs_is_given_up_when_the_script_is_mended(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_load, "CHANGE_SECONDS", 0.1)
+    served.script("import time\nwhile True:\n    time.sleep(0.1)\n")
+    timer = later(served, MENDED)
+    began = time.monotonic()
+    problem = await served.refused()
+    timer.join()
+    assert 0.6 <= time.monotonic() - began < 10
+    assert re.search(r"were not imported within \d s \(model.py line 3\)", problem.message)
     await served.start()
     assert (await served.ask()).json() == 1
 

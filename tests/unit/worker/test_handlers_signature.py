@@ -46,6 +46,19 @@ def transparent(function):
         return await function(*args, **kwargs)
     return wrapper
 
+def logging_to(function, log, helper):
+    async def wrapper(*args, **kwargs):
+        log("asked")
+        helper()
+        return await function(*args, **kwargs)
+    return wrapper
+
+def log(line):
+    pass
+
+def nothing():
+    pass
+
 class Timed:
     def __init__(self, function):
         self.function = function
@@ -82,6 +95,9 @@ PATH = {"path": "/invocations"}
         ("by_name(body)", [{"a": 1}, 2]),
         ("by_position(body)", [{"a": 1}, 2]),
         ("Timed(hiding(body))", [{"a": 1}, 2]),
+        ("logging_to(plain, log, nothing)", PATH),
+        ("logging_to(body, log, nothing)", [{"a": 1}, 2]),
+        ("logging_to(body, print, nothing)", [{"a": 1}, 2]),
         ("functools.partial(two, context='bound')", PATH | {"context": "bound"}),
         ("functools.partial(two, context=object())", None),
         ("functools.partial(lambda model, request: request.url.path, object())", "/invocations"),
@@ -97,6 +113,8 @@ PATH = {"path": "/invocations"}
         ("lambda request, context=None: [request.url.path, context]", ["/invocations", None]),
         ("lambda: 1", 1),
         ("optional", "/invocations"),
+        ("anything", "/invocations"),
+        ("an_object", "/invocations"),
         ("given", "/invocations"),
         ("asked", ["/invocations", "x"]),
     ],
@@ -105,6 +123,10 @@ async def test_it_is_bound_right(served: Served, handler: str, answer: object) -
     served.script(f"""{ABOVE}
 async def optional(request: Optional[Request] = None):
     return request.url.path
+async def anything(request: Any):
+    return request.url.path
+async def an_object(req: object = None):
+    return req.url.path
 async def given(request: Request, response: Response, tasks: BackgroundTasks):
     return request.url.path
 async def asked(request: Request, name: str = Query()):

@@ -94,8 +94,17 @@ class Wanted:
     @property
     def watched(self) -> tuple[Path, ...]:
         """What changes when the answer may change, before any of it is loaded."""
+        return (self.folder, self.script_path, *self._named_files())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The script, and the other files that are named."""
+        script = () if self.script is None else (self.script.path,)
+        return (*script, *self._named_files())
+
+    def _named_files(self) -> list[Path]:
         files = [Path(choice.path.where) for choice in self._named() if choice.path.kind is Kind.FILE]
-        return (self.folder, self.script_path, *(self.folder / file for file in files))
+        return [self.folder / file for file in files]
 
     def _named(self) -> list[Choice]:
         return [*self.choices.values(), *self.middleware]

@@ -12,9 +12,10 @@ import importlib
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.aside import aside
 from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.errors import ConfigurationRefusedError, GivenUpError, HandlerTimeoutError
-from vllmendpoint_worker.handler_sources import Route, Wanted
+from vllmendpoint_worker.handler_sources import Route, Wanted, stamp
 
 from ._main_thread import ScriptLoop, ScriptTasks
 from ._modules import PREFIX, others
@@ -45,6 +46,10 @@ logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 IMPORT_SECONDS: Final = 120.0
 """Bound on the import of the script and all that it imports."""
+
+
+CHANGE_SECONDS: Final = 5.0
+"""How often it is compared, during an import, whether what is imported has been replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +96,21 @@ class Loader:
         changes = _Changes(wanted, self._generation, self._before, self._lasting)
         shared = ScriptLoop(lambda: line_of(traceback.extract_stack(), wanted))
 
+        began = time.monotonic()
+
+        def waited() -> float:
+            return min(time.monotonic() - began, self._seconds)
+
         def work() -> None:
             outcome: Loaded | ConfigurationRefusedError
             try:
                 with shared.entered():
                     outcome = _load(wanted, changes)
             except LoadFailedError as error:
-                outcome = ConfigurationRefusedError([problem_of(error, wanted, self._seconds)])
+                outcome = ConfigurationRefusedError([problem_of(error, wanted, waited())])
             except (Exception, GivenUpError) as error:  # our own, the standards package's, or it came late
                 logger.exception("Handlers cannot be loaded")
-                outcome = ConfigurationRefusedError([unnamed_problem(error, wanted, self._seconds)])
+                outcome = ConfigurationRefusedError([unnamed_problem(error, wanted, waited())])
             loop.call_soon_threadsafe(_settle, done, outcome)
 
         thread = threading.Thread(target=work, name="handlers", daemon=True)
@@ -120,9 +130,10 @@ class Loader:
         self, done: "asyncio.Future[Loaded]", thread: threading.Thread, changes: "_Changes"
     ) -> Loaded:
         """What the thread has loaded, or why not; given up where it takes too long."""
-        wanted = changes.wanted
-        await asyncio.wait({done}, timeout=self._seconds)
+        wanted, began = changes.wanted, time.monotonic()
+        await self._whether_done(done, wanted)
         if not done.done():
+            waited = min(time.monotonic() - began, self._seconds)
             at = stands_at(thread, wanted)
             _interrupt(thread)
             await asyncio.wait({done}, timeout=1.0)
@@ -131,8 +142,19 @@ class Loader:
             await aside(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError(at)
-            raise ConfigurationRefusedError([problem_of(hung, wanted, self._seconds)])
+            raise ConfigurationRefusedError([problem_of(hung, wanted, waited)])
         return done.result()
+
+    async def _whether_done(self, done: "asyncio.Future[Loaded]", wanted: Wanted) -> None:
+        """Wait until the import has ended, takes too long, or imports what has been replaced."""
+        files = wanted.files
+        before = await aside(_stamps, files)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds):
+                while not done.done():
+                    await asyncio.wait({done}, timeout=CHANGE_SECONDS)
+                    if not done.done() and await aside(_stamps, files) != before:
+                        return
 
 
 class _Changes:
@@ -207,6 +229,10 @@ def _load(wanted: Wanted, changes: _Changes) -> Loaded:
     _set_level(wanted)
     _tell(loaded, resolution)
     return loaded
+
+
+def _stamps(files: tuple[Path, ...]) -> list[object]:
+    return [stamp(path) for path in files]
 
 
 def _settle(done: "asyncio.Future[Loaded]", outcome: Loaded | ConfigurationRefusedError) -> None:

@@ -7,12 +7,14 @@ are made on the loop's own thread, because asyncio's loops are not thread-safe.
 """
 
 import asyncio
+import inspect
 import logging
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 __all__ = ["INTERRUPT", "ScriptLoop", "ScriptTasks"]
@@ -35,6 +37,10 @@ INTERRUPT: Final = signal.SIGURG
 
 _WORKERS: Final = (signal.SIGTERM, signal.SIGINT, INTERRUPT)
 """The worker's own signals: their handlers stay."""
+
+
+_ORIGINAL: Final = "vllmendpoint_original"
+"""Attribute of a function that stands for another: an import that was given up may still hold one."""
 
 
 class ScriptTasks:
@@ -125,9 +131,13 @@ class ScriptLoop:
         finally:
             asyncio.set_event_loop(None)
             asyncio._set_running_loop(None)
+            if self._given_up:  # it has woken at last
+                with suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(partial(self.close, running=False))
 
     def _replace(self, owner: Any, name: str, elsewhere: Callable[..., Any]) -> None:
-        original = getattr(owner, name)
+        current = getattr(owner, name)
+        original = vars(current).get(_ORIGINAL, current) if inspect.isfunction(current) else current
 
         def call(*args: Any, **kwargs: Any) -> Any:
             # After the import, a module may still hold this function: ``from signal import signal``.
@@ -135,10 +145,14 @@ class ScriptLoop:
                 return original(*args, **kwargs)
             return elsewhere(original, *args, **kwargs)
 
-        if owner is self._loop:
-            self._stack.callback(vars(owner).pop, name, None)
-        else:
-            self._stack.callback(setattr, owner, name, original)
+        def restore() -> None:
+            if vars(owner).get(name) is call:  # no newer import's
+                del vars(owner)[name]
+                if owner is not self._loop:
+                    setattr(owner, name, original)
+
+        self._stack.callback(restore)
+        setattr(call, _ORIGINAL, original)
         setattr(owner, name, call)
 
     # --- on other threads ---

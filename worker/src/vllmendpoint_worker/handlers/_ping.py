@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from vllmendpoint_api import PingReport, PingState
+from vllmendpoint_api import PingReport, PingState, names
 from vllmendpoint_worker.board import Clock
 from vllmendpoint_worker.handler_sources import Route
 
@@ -45,10 +45,10 @@ class PingWatch:
         self,
         room: HandlerRoom,
         *,
-        address: Callable[[], Address],
         timeout: Callable[[], float],
         thresholds: Callable[[], tuple[int, int]],
         changed: Callable[[PingReport | None], None],
+        address: Callable[[], Address] = lambda: ("127.0.0.1", names.SAGEMAKER_PORT),
         clock: Clock | None = None,
     ) -> None:
         self._room = room

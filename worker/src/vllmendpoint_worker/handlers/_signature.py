@@ -160,14 +160,22 @@ def _free(function: Callable[..., Any], signature: inspect.Signature) -> inspect
 
 
 def _hidden(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """The one function that a wrapper without ``functools.wraps`` holds: in its closure, or as an attribute
-    of an object that can be called.
+    """The function that a wrapper without ``functools.wraps`` passes the request on to: the one that it holds
+    in its closure, or as an attribute of an object that can be called. Of several, the one that takes
+    parameters, or the one of these that is a coroutine function.
     """
     cells = getattr(function, "__closure__", None) or ()
     held = [cell.cell_contents for cell in cells if _filled(cell)] or list(_attributes(function).values())
     kinds = (types.FunctionType, types.MethodType, functools.partial)
     found = [item for item in held if isinstance(item, kinds) and item is not function]
+    for fits in (_takes_something, is_async):
+        found = found if len(found) == 1 else [item for item in found if fits(item)]
     return found[0] if len(found) == 1 else None
+
+
+def _takes_something(function: Callable[..., Any]) -> bool:
+    signature = _signature(function, follow=False)
+    return signature is None or bool(signature.parameters)
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -196,12 +204,19 @@ def _typed(function: Callable[..., Any], signature: inspect.Signature) -> list[i
     for index, parameter in enumerate(parameters):
         if _is_request(parameter.annotation):
             parameters[index] = parameter.replace(default=inspect.Parameter.empty)
-        elif parameter.annotation is inspect.Parameter.empty and not _declared(parameter):
+        elif _says_nothing(parameter) and not _declared(parameter):
             required = parameter.default is inspect.Parameter.empty
             if not takes_request and (required or parameter.name in _REQUEST_NAMES):
                 takes_request = True
                 parameters[index] = parameter.replace(annotation=Request, default=inspect.Parameter.empty)
     return parameters
+
+
+def _says_nothing(parameter: inspect.Parameter) -> bool:
+    """Whether nothing says what a parameter is: it may be the request."""
+    if parameter.annotation in (Any, object):
+        return parameter.name in _REQUEST_NAMES
+    return parameter.annotation is inspect.Parameter.empty
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
