@@ -162,32 +162,65 @@ def test_defaults_and_the_unvisited_status(api, space):
     assert "conditions" in api.kubectl("explain", "vep.status")
 
 
-def test_an_endpoint_that_exists_keeps_a_name_that_is_no_longer_given(api, until):
-    """The same schema under another group, first without the rule, as an earlier release had it."""
+@pytest.fixture
+def earlier(api, until):
+    """The same schema under another group, first without the rules that spare existing endpoints, as an
+    earlier release had it. Yields its path, and what puts those rules into force.
+    """
     crd = custom_resource_definition()
     spec = crd["spec"] | {"group": "earlier.example"}
     crd |= {"metadata": {"name": "vllmendpoints.earlier.example"}, "spec": spec}
     schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
-    rules = schema["x-kubernetes-validations"]
+    whole = json.loads(json.dumps(schema))
+    for node in (schema, schema["properties"]["spec"]):
+        rules = node["x-kubernetes-validations"]
+        node["x-kubernetes-validations"] = [rule for rule in rules if not rule.get("optionalOldSelf")]
     crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    path = "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints"
-    kind = {"apiVersion": "earlier.example/v1alpha1", "kind": "VLLMEndpoint", "spec": {"model": MODEL}}
 
-    def create(name):
+    def create(name, **fields):
+        kind = {"apiVersion": "earlier.example/v1alpha1", "kind": "VLLMEndpoint"}
+        body = kind | {"metadata": {"name": name}, "spec": {"model": MODEL, **fields}}
         try:
-            return api.call("POST", path, kind | {"metadata": {"name": name}})
+            return api.call("POST", "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints", body)
         except (LookupError, ValueError) as refused:  # text, no JSON, before the CRD is served
             return str(refused)
 
-    schema["x-kubernetes-validations"] = [rule for rule in rules if "optionalOldSelf" not in rule]
-    api.call("POST", crds, crd)
-    try:
-        until(lambda: isinstance(create("pair-workers"), dict), "the CRD is served")
-        schema["x-kubernetes-validations"] = rules
+    def upgrade():
+        spec["versions"][0]["schema"]["openAPIV3Schema"] = whole
         api.call("PATCH", f"{crds}/vllmendpoints.earlier.example", crd, as_="merge")
         until(lambda: "must not end with -workers" in create("other-workers"), "the rule is in force")
-        changed = api.call("PATCH", f"{path}/pair-workers", {"spec": {"replicas": 3}}, as_="merge")
-        assert changed["spec"]["replicas"] == 3
-        assert isinstance(create("pair"), dict)
+
+    api.call("POST", crds, crd)
+    try:
+        until(lambda: isinstance(create("first"), dict), "the CRD is served")
+        yield create, upgrade
     finally:
         api.call("DELETE", f"{crds}/vllmendpoints.earlier.example")
+
+
+def test_an_endpoint_that_exists_is_spared_by_newer_rules(api, earlier):
+    create, upgrade = earlier
+    args = ["--api-key", "x"]
+    for name in ("pair-workers", "keyed"):
+        assert isinstance(create(name, engine={"args": args}), dict)
+    upgrade()
+    assert "--api-key" in create("another", engine={"args": args})
+    assert isinstance(create("pair"), dict)
+
+    path = "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints"
+    for name in ("pair-workers", "keyed"):
+        scaled = {"spec": {"replicas": 3}}
+        api.call("PATCH", f"{path}/{name}/scale", scaled, as_="merge")
+        changed = {"spec": {"healthCheck": {"periodSeconds": 7}}}
+        found = api.call("PATCH", f"{path}/{name}", changed, as_="merge")
+        assert found["spec"]["replicas"] == 3
+        assert found["spec"]["healthCheck"]["periodSeconds"] == 7
+
+    for change in (
+        {"engine": {"args": ["--api-key", "y"]}},
+        {"worker": {"env": [{"name": "A", "value": "1"}]}},
+    ):
+        with pytest.raises(LookupError, match="--api-key"):
+            api.call("PATCH", f"{path}/keyed", {"spec": change}, as_="merge")
+    mended = {"spec": {"frontend": {"mode": "None"}}}
+    assert api.call("PATCH", f"{path}/keyed", mended, as_="merge")["spec"]["frontend"]["mode"] == "None"

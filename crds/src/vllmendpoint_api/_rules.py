@@ -1,6 +1,6 @@
 """What the modules of the spec share: CEL rules with a sentence, references, counts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import Field, WithJsonSchema
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def rules(*rules: dict[str, str]) -> Any:
+def rules(*rules: Mapping[str, str | bool]) -> Any:
     return {"x-kubernetes-validations": list(rules)}
 
 

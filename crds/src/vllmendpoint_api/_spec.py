@@ -75,15 +75,25 @@ class Strategy(Contract):
     rolling_update: Annotated[RollingUpdate, Field(description="The rolling update.")] = RollingUpdate()
 
 
+def _field(root: str, outer: str, inner: str, default: str) -> str:
+    """CEL: the field, or ``default``. Optional types (``?.``) would exceed the cost limit."""
+    return f"(has({root}.{outer}) && has({root}.{outer}.{inner}) ? {root}.{outer}.{inner} : {default})"
+
+
 _MANAGED: Final = "(!has(self.frontend) || !has(self.frontend.mode) || self.frontend.mode == 'Managed')"
 _ARGUMENTS: Final = (
-    "((has(self.engine) && has(self.engine.args) ? self.engine.args : []) + "
+    f"({_field('self', 'engine', 'args', '[]')} + "
     "(has(self.worker) && has(self.worker.env) ? self.worker.env.map(e, "
     f"e.name in {cel_list(list(FRONTEND_ENV))} || e.name.startsWith('SM_VLLM_') ? "
     "'--' + e.name.replace('SM_', '').substring(5).lowerAscii().replace('_', '-') : '') : []))"
 )
 """Of ``engine.args``, and those that the worker makes of ``worker.env``."""
 _UNREACHED: Final = option_rule("item", FRONTEND_OPTIONS, shortened=False)
+_UNCHANGED: Final = "oldSelf.hasValue() && " + " && ".join(
+    f"{_field('oldSelf.value()', *path)} == {_field('self', *path)}"
+    for path in (("engine", "args", "[]"), ("worker", "env", "[]"), ("frontend", "mode", "''"))
+)
+"""An endpoint of an earlier release that breaks the rule can still be scaled and changed elsewhere."""
 
 
 class VLLMEndpointSpec(Contract):
@@ -110,7 +120,8 @@ class VLLMEndpointSpec(Contract):
                 "message": "healthCheck.expect: a model of the type Embedding generates no text; remove it",
             },
             {
-                "rule": f"!{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",
+                "rule": f"({_UNCHANGED}) || !{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",
+                "optionalOldSelf": True,
                 "messageExpression": f"'engine: ' + {_ARGUMENTS}.filter(item, {_UNREACHED})[0]"
                 ".split('=', 2)[0] + ' (of engine.args or worker.env) is read by the server on port 8080, "
                 "not at status.url; remove it, or set frontend.mode to None'",
