@@ -8,6 +8,7 @@ containerd 2), cut down to what a decision may look at. How each was made:
 - ``pull-*``: a registry on the node's port 80 that answers 401, 403, 404, 429 or 500;
 - ``claim-not-bound``: a claim of a storage class that does not exist; ``evicted``: an emptyDir over its
   limit; ``oom``: a worker in 30 Mi; ``budget``: startupTimeoutSeconds 10; ``init-fails``: exit code 7;
+- ``native-*``: an init container with restartPolicy Always; ``ordinary-*``: a second container;
 - ``node-lost``: a Node that nobody's kubelet renews, and what the node controller made of its pod.
 """
 
@@ -130,6 +131,48 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
             "`kubectl logs "
             "init-fails-workers-859554df44-hlzbb -c prepare --previous`. It is starting again."
         ),
+    ),
+    "init-secret": (
+        Reason.CONFIG_MAP_NOT_FOUND,
+        (
+            'cannot start its init container fetch: configmap "nope" not found; create it, or correct what '
+            "names it: worker.podTemplate."
+        ),
+    ),
+    "native-probe": (
+        Reason.STARTING,
+        "is starting: its sidecar container proxy runs, and its startup probe has not succeeded yet.",
+    ),
+    "native-unready": (
+        Reason.STARTING,
+        "is starting: its sidecar container proxy is not ready.",
+    ),
+    "native-crash": (
+        Reason.CRASH_LOOPING,
+        (
+            "sidecar container proxy, ended with exit code 1 (3 restarts). It said: no config. See `kubectl "
+            "logs native-crash -c proxy --previous`."
+        ),
+    ),
+    "native-exits-0": (
+        Reason.CRASH_LOOPING,
+        "sidecar container proxy, ended with exit code 0 (3 restarts). See `kubectl logs",
+    ),
+    "native-image": (
+        Reason.IMAGE_PULL_FAILED,
+        "cannot pull the image localhost/no/such:1 of sidecar container proxy: Head",
+    ),
+    "native-secret": (
+        Reason.SECRET_NOT_FOUND,
+        'cannot start its sidecar container proxy: secret "nope" not found; create it, or correct what names',
+    ),
+    "native-command": (
+        Reason.CONTAINER_CONFIG_ERROR,
+        "cannot start its sidecar container proxy: failed to create containerd task: failed to create shim",
+    ),
+    "ordinary-exits-0": (
+        Reason.CRASH_LOOPING,
+        "container log, ended with exit code 0 (3 restarts). See `kubectl logs ordinary-exits-0 -c log",
     ),
     "evicted": (
         Reason.POD_FAILED,

@@ -78,7 +78,26 @@ CASES = {
     ),
     "a scope of a quota": (
         "insufficient quota to match these scopes: [{PriorityClass In [high]}]",
-        "Change priorityClassName in {c}.podTemplate.spec.",
+        "Have a ResourceQuota made that matches, or change {c}.podTemplate.spec.priorityClassName.",
+    ),
+    "another scope of a quota": (
+        "insufficient quota to match these scopes: [{BestEffort Exists []}]",
+        "Have a ResourceQuota made that matches, or change {c}.resources.",
+    ),
+    "a resource that needs a quota": (
+        "insufficient quota to consume: requests.nvidia.com/gpu,limits.cpu",
+        (
+            'Have a ResourceQuota made that allows for {c}.resources.limits["nvidia.com/gpu"] and '
+            "{c}.resources.limits.cpu, or remove these."
+        ),
+    ),
+    "more requested than the LimitRange allows": (
+        "maximum cpu usage per Pod is 2.  No request is specified",
+        "The namespace has a LimitRange: set {c}.resources.requests.cpu to at most 2.",
+    ),
+    "a whitelist of node selectors": (
+        "pod node label selector labels conflict with its namespace whitelist",
+        "Change nodeSelector in {c}.podTemplate.spec.",
     ),
     "a runtime class": (
         'pod rejected: RuntimeClass "gvisor" not found',

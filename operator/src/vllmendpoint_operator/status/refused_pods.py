@@ -15,6 +15,8 @@ __all__ = ["remedy"]
 
 _UNSPECIFIED: Final = re.compile(r"failed quota: (\S+): must specify (.+)")
 _EXCEEDED: Final = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: ")
+_NO_QUOTA: Final = re.compile(r"insufficient quota to consume: (\S+)")
+_SCOPES: Final = re.compile(r"insufficient quota to match these scopes: (.+)")
 _RANGE: Final = re.compile(
     r"(minimum|maximum) (\S+) usage per (Container|Pod) is (\S+?)[.,]\s+(?:No|but) (request|limit) is"
 )
@@ -22,9 +24,9 @@ _RATIO: Final = re.compile(r"(\S+) max limit to request ratio per (?:Container|P
 _INVALID: Final = re.compile(r"spec\.(containers|initContainers)\[(\d+)\]\.resources\.(requests|limits)")
 _ACCOUNT: Final = re.compile(r'serviceaccount "([^"]+)" not found')
 _TEMPLATE_FIELDS: Final = (
-    (re.compile(r"no PriorityClass with name|match these scopes"), "priorityClassName"),
+    (re.compile(r"no PriorityClass with name"), "priorityClassName"),
     (re.compile(r"RuntimeClass \S+ not found"), "runtimeClassName"),
-    (re.compile(r"node label selector conflicts"), "nodeSelector"),
+    (re.compile(r"pod node label selector|runtimeClass\.scheduling\.nodeSelector"), "nodeSelector"),
     (re.compile(r"pod tolerations .*conflict"), "tolerations"),
 )
 _BY_RULE: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy")
@@ -43,6 +45,12 @@ def remedy(message: str, component: str, containers: Sequence[str] = ()) -> str:
 def _of_quota(message: str, component: str, containers: Sequence[str]) -> str:
     if found := _UNSPECIFIED.search(message):
         return f"The ResourceQuota {found[1]} counts these: set {_unspecified(found[2], component)}."
+    if found := _NO_QUOTA.search(message):
+        fields = _all_of(_exceeded(found[1], component))
+        return f"Have a ResourceQuota made that allows for {fields}, or remove these."
+    if found := _SCOPES.search(message):
+        field = "podTemplate.spec.priorityClassName" if "PriorityClass" in found[1] else "resources"
+        return f"Have a ResourceQuota made that matches, or change {component}.{field}."
     if "exceeded quota" not in message:
         return ""
     advice = "Raise the ResourceQuota, or ask for less."
