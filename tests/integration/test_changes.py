@@ -171,7 +171,7 @@ def image(endpoint, part="-workers"):
 def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror, space, api, until):
     operator = operate(namespace).leads()
     endpoint = space(namespace).create(worker={"image": "mirrored/worker:1"})
-    until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
+    until(lambda: endpoint.child("Deployment", "-frontend"), "its Deployments, of which this one is the last")
     assert image(endpoint) == image(endpoint, "-frontend") == "mirror.example/worker:1"
     until(lambda: len(endpoint.events("AdmissionChangeAccepted")) == 2, "an Event for each Deployment")
     assert looked_at(endpoint, api) == []
