@@ -13,7 +13,6 @@ import threading
 from collections.abc import Coroutine, Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,28 +24,23 @@ from . import upstream
 from .arguments import clear_environment
 from .board import Board, Clock
 from .config_sources import GUIDE_VARIABLES, Loaded
-from .configuration import Configuration, refused_by_vllm, translation_problem, with_default
-from .errors import ConfigurationRefusedError, EngineStartError, TranslationError
-from .handlers import Generation, HandlerRoom, PingWatch, Unblocker, complete
-from .handlers import Loaded as Handlers
+from .configuration import Configuration, refused_by_vllm
+from .errors import ConfigurationRefusedError, EngineStartError
+from .handlers import HandlerRoom, PingWatch, Unblocker, complete
 from .health_route import reaches_health
 from .http_app import Guard, HttpServer, bound
 from .leaving import drained, leave
 from .liveness import EXIT_DEAD, Liveness
 from .merge import Resolved
-from .model_type import GENERATES, refused_look, refused_type
-from .options import refused
-from .prober import ProbeSettings
+from .model_type import GENERATES, refused_type
 from .progress import PROGRESS
 from .publish import Publisher
 from .ranks import Ranks
-from .refusals import Refusal
 from .report_server import ReportServer
-from .shared_options import engine_arguments
+from .resolution import Accepted, Resolver, settings_of
 from .stages import ENV_STAGE_SOCKET, PLUGINS, StageReceiver
-from .translate import Translated, Translator
-from .trial import answered, warm_up
-from .verdict import Rules
+from .translate import Translator
+from .trial import warm_up
 
 __all__ = ["Worker"]
 
@@ -61,16 +55,6 @@ _ENGINE_STAGES: Final = [
     Stage.COMPILING,
     Stage.ALLOCATING_CACHE,
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """One configuration, checked as a whole: it comes into force as a whole, or not at all."""
-
-    loaded: Loaded
-    resolved: Resolved
-    translated: Translated
-    handlers: Generation
 
 
 class Worker:
@@ -95,16 +79,19 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: upstream.WorkerEngine | None = None
         self._arguments: upstream.Arguments | None = None
-        self._translator: Translator | None = None
         self._shown = Publisher(board, self._clock)
         server.metrics = self._shown.metrics.text
         self._liveness = Liveness(board, self._shown, self._restart_after, self._clock)
         self._room = HandlerRoom(self._handlers_changed, self._clock)
+        self._resolver = Resolver(configuration, self._room, board, self._shown)
         self._ping = PingWatch(
             self._room,
             address=lambda: self._listeners[0].getsockname()[:2],
-            timeout=lambda: self._resolved.timeout_seconds,
-            thresholds=lambda: (self._resolved.failure_threshold, self._resolved.success_threshold),
+            timeout=lambda: self._resolver.resolved.timeout_seconds,
+            thresholds=lambda: (
+                self._resolver.resolved.failure_threshold,
+                self._resolver.resolved.success_threshold,
+            ),
             changed=self._shown.pinged,
             clock=self._clock,
         )
@@ -127,15 +114,15 @@ class Worker:
         self._configuration.fields = upstream.request_fields()
         self._configuration.option_names = upstream.option_names()
         self._configuration.parsers = upstream.parsers()
-        await self._configuration.accepted(self._check)
-        if (arguments := self._arguments) is None:
+        await self._configuration.accepted(self._resolver.check)
+        if (arguments := self._resolver.arguments) is None:
             raise EngineStartError("the engine's arguments were not parsed")
         clear_environment(self._environ, GUIDE_VARIABLES, PLUGINS)
         if not await asyncio.to_thread(Path(arguments.dynamo.model).exists):
             self._board.stage(Stage.DOWNLOADING, arguments.dynamo.model)
         try:
             arguments = await upstream.prepare_engine(
-                arguments, lambda: self._board.stage(Stage.STARTING_ENGINE), self._looked
+                arguments, lambda: self._board.stage(Stage.STARTING_ENGINE), self._resolver.looked
             )
         except ConfigurationRefusedError as error:
             await self._configuration.stay_refused(error.problems)
@@ -153,109 +140,8 @@ class Worker:
             return 0, ""
         return 1, "Dynamo's worker ended by itself."
 
-    # --- configuration
-    # -----------------------------------------------------------------------------------------
-
-    async def _check(self, loaded: Loaded) -> None:
-        """With vLLM's field names, and with the engine's arguments."""
-        self._configuration.check(loaded)
-        argv = [
-            *upstream.config_arguments(loaded.engine_config),
-            *loaded.engine.arguments,
-        ]
-        try:
-            shared = loaded.engine.shared
-            self._arguments = await upstream.parse_arguments(
-                [*argv, *await asyncio.to_thread(engine_arguments, shared)],
-                self._configuration.model_type,
-                shared.frontend,
-            )
-        except EngineStartError as error:
-            raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
-        handlers = await self._load_handlers(loaded)
-        self._configuration.merge(with_default(loaded, handlers.custom_default))
-
-    def _looked(self, look: upstream.Look) -> None:
-        """Before the engine starts. Raises ConfigurationRefusedError."""
-        declared = self._configuration.model_type
-        problem = refused_look(declared, look.runner, only_transcribes=look.only_transcribes)
-        if problem is not None:
-            raise ConfigurationRefusedError([problem])
-
-    async def _load_handlers(self, loaded: Loaded) -> Handlers:
-        """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
-        if loaded.handlers is None:
-            raise EngineStartError("the handlers' settings were not read")
-        if (script := loaded.handlers.script) is not None and not self._shown.warmed:
-            self._board.stage(Stage(self._board.facts.stage.name), f"importing {script.path.name}")
-        handlers = await self._room.load(loaded.handlers)
-        self._configuration.watch(self._room.watched)
-        return handlers
-
-    async def _resolve(self, loaded: Loaded) -> _Accepted:
-        """Load and bind, merge with what the script sets, translate. Raises ConfigurationRefusedError."""
-        self._configuration.merge(with_default(loaded, None))  # else the customer's code is not run
-        generation = self._room.bound(await self._load_handlers(loaded))
-        if generation is not self._room.current:
-            loaded = with_default(loaded, generation.loaded.custom_default)
-        resolved = self._configuration.merge(loaded)
-        try:
-            translated = await self._translate(resolved.asked, resolved.expect)
-        except TranslationError as error:
-            raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
-        return _Accepted(loaded, resolved, translated, generation)
-
-    async def _translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
-        if self._translator is None:
-            raise EngineStartError("the model's renderer is not there yet")
-        return await self._translator.translate(payload, expect)
-
-    def _take(self, accepted: _Accepted) -> None:
-        """Put an accepted configuration into force."""
-        self._room.swap(accepted.handlers)
-        self._configuration.accept(accepted.resolved, accepted.loaded, accepted.translated.notes)
-        if self._shown.prober is not None:
-            self._shown.prober.configure(_settings(accepted.resolved, accepted.translated))
-
-    async def _watch_configuration(self) -> None:
-        """Hot reload. A refused change leaves the last good configuration in force."""
-        while True:
-            await self._configuration.changed()
-            loaded = await self._configuration.load()
-            try:
-                accepted = await self._resolve(loaded)
-                answered = await self._answered(accepted)
-            except ConfigurationRefusedError as error:
-                self._configuration.refuse(error.problems, loaded, first=False)
-            else:
-                if answered:
-                    self._take(accepted)
-
-    async def _answered(self, accepted: _Accepted) -> bool:
-        """Raises ConfigurationRefusedError where vLLM refuses the question."""
-        if (prober := self._shown.prober) is None:
-            raise EngineStartError("the worker does not serve yet")
-        answer = await answered(
-            prober,
-            _settings(accepted.resolved, accepted.translated),
-            upstream.refusal,
-            self._configuration.changed,
-            self._configuration.postpone,
-        )
-        if isinstance(answer, Refusal):
-            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, answer)])
-        return answer
-
     def _handlers_changed(self) -> None:
         self._board.update(handlers=self._room.report())
-
-    @property
-    def _resolved(self) -> Resolved:
-        """The configuration in force, once there is one."""
-        resolved = self._configuration.resolved
-        if resolved is None:
-            raise EngineStartError("no configuration is in force yet")
-        return resolved
 
     # --- upstream's hooks
     # --------------------------------------------------------------------------------------
@@ -282,7 +168,7 @@ class Worker:
         )
         tasks = await engine.tasks()
         pooled = None if GENERATES in tasks else await engine.pooled_type()
-        self._translator = Translator(
+        self._resolver.translator = translator = Translator(
             http.renderer,
             defaults=engine.default_sampling,
             max_model_len=engine.max_model_len,
@@ -291,7 +177,7 @@ class Worker:
             scores=engine.scores,
         )
         declared = self._configuration.model_type
-        told = await self._translator.model_type() if GENERATES in tasks else pooled
+        told = await translator.model_type() if GENERATES in tasks else pooled
         if (problem := refused_type(declared, told, tasks)) is not None:
             await self._configuration.stay_refused([problem])
         self._configuration.model_type = declared or told
@@ -307,7 +193,7 @@ class Worker:
         shown = self._shown
         shown.prober = Ranks(
             engine,
-            _settings(resolved, translated),
+            settings_of(resolved, translated),
             progress=PROGRESS,
             publish=shown.publish,
             ended=shown.metrics.probed,
@@ -325,16 +211,16 @@ class Worker:
         )
         self._http = HttpServer(http, guard, self._listeners)
         await self._http.start()
-        self._begin(self._watch_configuration(), "configuration")
+        self._begin(self._resolver.watch(), "configuration")
         self._begin(self._ping.run(), "ping")
         self._board.stage(Stage.REGISTERING)
 
-    async def _first_resolution(self, engine: upstream.WorkerEngine) -> _Accepted:
+    async def _first_resolution(self, engine: upstream.WorkerEngine) -> Accepted:
         """The first configuration that the engine answers, or gives no answer to: the prober then says so."""
-        found: list[_Accepted] = []
+        found: list[Accepted] = []
 
         async def check(loaded: Loaded) -> None:
-            accepted = await self._resolve(loaded)
+            accepted = await self._resolver.resolve(loaded)
             if accepted.resolved.mode is not Mode.DISABLED:
                 self._board.stage(Stage.WARMING)
                 await self._warm_up(engine, accepted)
@@ -342,15 +228,15 @@ class Worker:
 
         await self._configuration.accepted(check)
         self._board.stage(Stage.WARMING)
-        self._take(found[-1])
+        self._resolver.take(found[-1])
         return found[-1]
 
-    async def _warm_up(self, engine: upstream.WorkerEngine, accepted: _Accepted) -> None:
+    async def _warm_up(self, engine: upstream.WorkerEngine, accepted: Accepted) -> None:
         """Raises ConfigurationRefusedError where vLLM refuses the question."""
 
         async def minimal() -> Mapping[str, Any]:
             payload = payload_for(Level.MINIMAL, self._configuration.model_type)
-            return (await self._translate(payload)).request
+            return (await self._resolver.translate(payload)).request
 
         translated = accepted.translated
         engines = [engine.rank(rank) for rank in PROGRESS.named]
@@ -471,8 +357,3 @@ class Worker:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=10.0)
-
-
-def _settings(resolved: Resolved, translated: Translated) -> ProbeSettings:
-    rules = Rules(resolved.timeout_seconds, resolved.failure_threshold, resolved.success_threshold)
-    return ProbeSettings(translated.request, resolved.mode, resolved.period_seconds, rules, translated.expect)
