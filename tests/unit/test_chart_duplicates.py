@@ -49,6 +49,10 @@ def spread(skew: int) -> Object:
             "extraArgs: The flag --log-level is set by the chart. Remove it: use the value log.level.",
         ),
         (
+            {"extraArgs": ["--LOG-Level=DEBUG"]},
+            "extraArgs: The flag --log-level is set by the chart. Remove it: use the value log.level.",
+        ),
+        (
             {"extraArgs": ["--report-port", "1", "--report-port=2"]},
             "extraArgs: The flag --report-port is given twice. Remove one.",
         ),

@@ -219,6 +219,11 @@ def test_additional_ingress_reaches_the_operator_and_its_own_policy() -> None:
     rules = [
         {"ports": [{"port": 15008}]},
         {"from": [{"ipBlock": {"cidr": "169.254.7.127/32", "except": []}}, {"podSelector": {}}]},
+        {
+            "from": [{"ipBlock": {"cidr": "fd00::/8", "except": ["fd00:1::/128"]}}],
+            "ports": [{"port": "http-9"}],
+        },
+        {"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}}]},
     ]
     for enabled in (False, True):
         docs = template({"networkPolicy": {"enabled": enabled, "additionalIngress": rules}})
@@ -238,6 +243,15 @@ def test_additional_ingress_reaches_the_operator_and_its_own_policy() -> None:
         {"ports": [{"port": 1, "protocol": "HTTP"}]},
         {"from": [{}]},
         {"from": [{"ipBlock": {"cidr": "10.0.0.1"}}]},
+        {"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]},
+        {"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["fd00::/129"]}}]},
+        {"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]},
+        {"from": [{"podSelector": {"matchExpressions": [{"key": "a"}]}}]},
+        {"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}}]},
+        {"ports": [{"port": "15008"}]},
+        {"ports": [{"port": "Metrics"}]},
+        {"ports": [{"endPort": 9}]},
+        {"ports": [{"port": "metrics", "endPort": 9}]},
         {"from": [{"podSelector": {"matchLabels": {"a": 1}}}]},
         "x",
     ],

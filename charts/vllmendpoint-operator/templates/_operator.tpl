@@ -101,7 +101,8 @@ installs, refuses one key twice, and names neither the value nor the remedy. */}
 {{- $names = list -}}
 {{- range .Values.extraArgs -}}
 {{- if hasPrefix "--" . -}}
-{{- $names = append $names (splitList "=" . | first) -}}
+{{- /* Its flags as well. */ -}}
+{{- $names = append $names (splitList "=" . | first | lower) -}}
 {{- end -}}
 {{- end -}}
 {{- include "vllmendpoint.unique" (list "extraArgs" "flag" $names $flags) -}}

@@ -17,7 +17,17 @@ def _network(text: str) -> str:
 
 _Cidr = Annotated[str, AfterValidator(_network)]
 _Port = Annotated[int, Field(ge=1, le=65_535)]
-_PortName = Annotated[str, Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=15)]
+
+
+def _port_name(text: str) -> str:
+    if not any(letter.isalpha() for letter in text) or "--" in text:
+        raise ValueError("the name of a port has a letter, and no two '-' in a row")
+    return text
+
+
+_PortName = Annotated[
+    str, Field(pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=15), AfterValidator(_port_name)
+]
 
 
 class _Model(BaseModel):

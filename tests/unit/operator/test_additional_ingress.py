@@ -34,6 +34,8 @@ def test_rules_are_appended_to_every_policy_and_touch_no_pod(make_endpoint, make
     ("given", "stored"),
     [
         ({"ports": [{"port": 15008}]}, MESH),
+        # A string of digits is refused by the API server, with the whole policy.
+        ({"ports": [{"port": "15008"}]}, MESH),
         ({"ports": [{"port": "report"}]}, {"ports": [{"port": "report", "protocol": "TCP"}]}),
         (
             {"ports": [{"port": 1, "endPort": 9, "protocol": "UDP"}]},
@@ -74,6 +76,8 @@ def test_rules_are_as_the_api_server_stores_them(given, stored):
         ({"ports": [{"port": 9, "endPort": 8}]}, "endPort"),
         ({"ports": [{"endPort": 8}]}, "endPort"),
         ({"ports": [{"port": 1, "protocol": "HTTP"}]}, "protocol"),
+        ({"ports": [{"port": "1-2"}]}, "has a letter"),
+        ({"ports": [{"port": "a--b"}]}, "no two '-' in a row"),
         ({"to": []}, "to"),
         ({"from": [{"podSelector": {"matchLabels": {"a": 1}}}]}, "matchLabels"),
     ],

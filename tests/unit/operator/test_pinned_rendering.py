@@ -165,6 +165,15 @@ def test_the_same_moment_spelled_otherwise_requests_nothing(make_endpoint, make_
     assert second.revision.name == first.revision.name
 
 
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+def test_a_moment_that_utc_does_not_have_restarts_as_well(
+    make_endpoint, make_plan, living, templates, moment
+):
+    first = make_plan(make_endpoint())
+    second = make_plan(make_endpoint(restartedAt=moment), living(first))
+    assert templates(first)[0] != templates(second)[0]
+
+
 def test_an_earlier_version_keeps_the_pods_of_a_restart_that_it_does_not_know(make_endpoint):
     """After a rollback the CRD drops ``restartedAt``: that version compares the inputs alone."""
     inputs = revision_module._inputs(make_endpoint(restartedAt=MOMENT), None, "")

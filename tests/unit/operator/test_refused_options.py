@@ -40,9 +40,9 @@ def refusal(make_endpoint, make_plan):
         (["--enable-rl"], f"engine.args: --enable-rl {UNSUPPORTED}"),
         (["--gms-shadow-mode"], f"engine.args: --gms-shadow-mode {UNSUPPORTED}"),
         (["--enable-sleep"], f"engine.args: --enable-sleep {UNSUPPORTED}it stands for --enable-sleep-mode"),
-        (["--load-format", "gms"], "engine.args: --load-format gms "),
-        (["--load_format=gms"], "engine.args: --load-format gms "),
-        (["-dpb", "ray"], "engine.args: --data-parallel-backend ray "),
+        (["--load-format", "gms"], f"engine.args: --load-format gms {UNSUPPORTED}"),
+        (["--load_format=gms"], f"engine.args: --load-format gms {UNSUPPORTED}"),
+        (["-dpb", "ray"], f"engine.args: --data-parallel-backend ray {UNSUPPORTED}"),
         (["--api-key", "k"], f"engine.args: --api-key {NOT_AT_URL}status.url stays open; "),
         (["--lora-modules=a=b"], f"engine.args: --lora-modules {NOT_AT_URL}"),
         (["--default-chat-template-kwargs.a", "1"], "engine.args: --default-chat-template-kwargs"),
@@ -60,7 +60,7 @@ def test_in_arguments(refusal, args, starts):
         ({"nnodes": 2}, f"engine.config.inline: nnodes {OWNED}"),
         ({"data_parallel_rank": 0}, f"engine.config.inline: data_parallel_rank {OWNED}"),
         ({"enable-rl": True}, f"engine.config.inline: enable-rl {UNSUPPORTED}"),
-        ({"load_format": "gms"}, "engine.config.inline: load_format "),
+        ({"load_format": "gms"}, f"engine.config.inline: load_format: gms {UNSUPPORTED}"),
         ({"api-key": ["k"]}, f"engine.config.inline: api-key {NOT_AT_URL}"),
     ],
 )
@@ -95,6 +95,29 @@ def test_in_the_environment(refusal, make_endpoint, make_plan, name, told):
     assert reason is Reason.INVALID_POD_TEMPLATE
     assert message.startswith("worker.podTemplate: container main, env: ")
     assert name in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SM_VLLM_LOAD_FORMAT", "gms"),
+        ("SM_VLLM_Data_Parallel_Backend", "ray"),
+        ("SM_VLLM_DISTRIBUTED_EXECUTOR_BACKEND", "external_launcher"),
+        ("DYN_ENDPOINT_TYPES", "none"),
+    ],
+)
+def test_a_value_in_the_environment(refusal, make_endpoint, make_plan, name, value):
+    variable = {"name": name, "value": value}
+    reason, message = refusal(worker={"env": [variable]})
+    assert reason is Reason.INVALID_SPEC
+    assert message.startswith(f"worker.env: {name}={value} {UNSUPPORTED}")
+    template = {"spec": {"containers": [{"name": "main", "env": [variable]}]}}
+    reason, message = refusal(worker={"podTemplate": template})
+    assert reason is Reason.INVALID_POD_TEMPLATE
+    assert message.startswith(f"worker.podTemplate: container main, env: {name}={value} {UNSUPPORTED}")
+    make_plan(make_endpoint(worker={"env": [{"name": name, "value": "other"}]}))
+    secret = {"name": name, "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
+    make_plan(make_endpoint(worker={"env": [secret]}))
 
 
 @pytest.mark.parametrize("option", FRONTEND_OPTIONS)

@@ -5,6 +5,7 @@ the inputs are the same, the kept templates are applied as they are, whatever th
 operator would render.
 """
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final
@@ -41,8 +42,12 @@ class _Restarts:
     @classmethod
     def asked_by(cls, endpoint: Endpoint) -> "_Restarts":
         moment = endpoint.spec.restarted_at
-        # The moment counts, and not how it is spelled.
-        return cls(endpoint.rollout, "" if moment is None else moment.astimezone(UTC).isoformat())
+        if moment is None:
+            return cls(endpoint.rollout)
+        # The moment counts, and not how it is spelled. The first and the last day may have none in UTC.
+        with contextlib.suppress(OverflowError):
+            moment = moment.astimezone(UTC)
+        return cls(endpoint.rollout, moment.isoformat())
 
     @classmethod
     def of(cls, revision: dict[str, Any]) -> "_Restarts":
