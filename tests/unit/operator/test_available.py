@@ -472,7 +472,7 @@ def test_zero_replicas_that_are_not_applied(
 
 LEFT = {
     "ready": ("True", "Available", "replicas is 0. 2 pods still serve."),
-    "not ready": ("False", "Pending", "replicas is 0. 2 pods still exist, and none is ready."),
+    "not ready": ("False", "Pending", "replicas is 0. 2 pods exist, and none is ready."),
     "terminating": ("True", "ScaledToZero", "replicas is 0: nothing is served, as asked."),
     "failed": ("True", "ScaledToZero", "replicas is 0: nothing is served, as asked."),
 }
@@ -491,7 +491,16 @@ def test_scaled_to_zero_is_true_once_no_pod_is_left(
     }[pods]
     found = make_status(make_endpoint(replicas=0), make("w-1"), make("w-2"))
     assert told(condition, found, "Available") == LEFT[pods]
+    if LEFT[pods][0] == "True":
+        assert told(condition, found, "Ready")[2] == LEFT[pods][2], "not: 0 of 0 replicas"
     assert (told(condition, found, "Ready")[1] == "ScaledToZero") == (LEFT[pods][1] == "ScaledToZero")
+
+
+def test_one_pod_is_no_plural(make_endpoint, make_status, make_pod, make_worker, condition):
+    serving = make_status(make_endpoint(replicas=0), make_worker(settings=make_endpoint()))
+    assert told(condition, serving, "Available")[2] == "replicas is 0. 1 pod still serves."
+    left = make_status(make_endpoint(replicas=0), make_pod("w-1", ready=False))
+    assert told(condition, left, "Available")[2] == "replicas is 0. 1 pod exists, and is not ready."
 
 
 @pytest.mark.parametrize(("paused", "reason"), [(True, "Paused"), (False, "Pending")])

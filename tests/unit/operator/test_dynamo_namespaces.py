@@ -42,7 +42,7 @@ def plain(make_endpoint, make_plan, living, make_worker):
     planned = make_plan(make_endpoint())
     observed = living(planned, pods=[worker_of(make_worker, "w-old", None)])
     children = {key: copy.deepcopy(obj) for key, obj in observed.children.items()}
-    (revision,) = (obj for (kind, _), obj in children.items() if kind == "ControllerRevision")
+    revision = history(replace(observed, children=children))
     for part, name in (("worker", WORKERS), ("frontend", FRONTEND)):
         template = revision["data"][part]
         template["metadata"]["labels"].pop(names.LABEL_REVISION, None)
@@ -51,6 +51,23 @@ def plain(make_endpoint, make_plan, living, make_worker):
         container["env"].append({"name": "DYN_NAMESPACE", "value": dynamo_namespace(make_endpoint())})
         children["Deployment", name]["spec"]["template"] = template
     return replace(observed, children=children)
+
+
+@pytest.fixture
+def frontends_rolled_out(living, plain):
+    """After ``planned``: its frontends, and the workers that it kept."""
+
+    def make(planned):
+        observed = living(planned, pods=plain.workers)
+        history = {key: obj for key, obj in plain.children.items() if key[0] == "ControllerRevision"}
+        return replace(observed, children={**history, **observed.children})
+
+    return make
+
+
+def history(observed):
+    (found,) = (obj for (kind, _), obj in observed.children.items() if kind == "ControllerRevision")
+    return found
 
 
 def worker_of(make_worker, name, revision):
@@ -116,12 +133,51 @@ def test_an_upgrade_of_the_operator_leaves_workers_and_frontends_as_they_are(
     assert planned.revision.upgrade_available
 
 
+def test_frontends_of_the_version_before_are_replaced_before_its_workers(
+    make_endpoint, make_plan, make_worker, plain, frontends_rolled_out, prefix, template
+):
+    """They accept the plain namespace alone: without these workers their callers would get 404."""
+    endpoint = make_endpoint(**SEED)
+    before = plain.child("Deployment", WORKERS)["spec"]["template"]
+    first = make_plan(endpoint, plain)
+    assert prefix(first) == dynamo_namespace(endpoint)
+    assert template(first, WORKERS) == before
+    (verified,) = (one for one in first.verify if one["metadata"]["name"] == WORKERS)
+    assert names.LABEL_REVISION in verified["spec"]["template"]["metadata"]["labels"], "of the one to come"
+
+    observed = frontends_rolled_out(first)
+    front = observed.children["Deployment", FRONTEND]
+    complete = dict(front["status"])
+    for behind in ({"availableReplicas": 0}, {"updatedReplicas": 0}, {"replicas": 2}):
+        front["status"] = complete | behind
+        assert template(make_plan(endpoint, observed), WORKERS) == before
+    scaled = make_plan(make_endpoint(**SEED, replicas=3), observed)
+    assert template(scaled, WORKERS) == before
+    forgotten = {key: obj for key, obj in observed.children.items() if obj is not history(plain)}
+    assert template(make_plan(endpoint, replace(observed, children=forgotten)), WORKERS) == before
+    front["status"] = complete
+    # An admission policy may have changed it: it is rolled out all the same.
+    front["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror.example/worker:1"
+    assert template(make_plan(endpoint, observed), WORKERS) != before
+
+
+def test_workers_of_the_version_before_that_serve_nothing_are_replaced_at_once(
+    make_endpoint, make_plan, make_worker, plain, template
+):
+    before = plain.child("Deployment", WORKERS)["spec"]["template"]
+    (worker,) = plain.workers
+    stalled = make_worker("w-old", "Stalled", metadata=worker.obj["metadata"])
+    for pods in ((), (stalled,)):
+        planned = make_plan(make_endpoint(**SEED), replace(plain, workers=pods))
+        assert template(planned, WORKERS) != before
+
+
 def test_workers_of_the_version_before_are_routed_until_the_last_is_gone(
-    make_endpoint, make_plan, living, make_worker, plain, published, prefix, template
+    make_endpoint, make_plan, living, make_worker, plain, frontends_rolled_out, published, prefix, template
 ):
     endpoint = make_endpoint(**SEED)
     old = dynamo_namespace(endpoint)
-    rolling = make_plan(endpoint, plain)
+    rolling = make_plan(endpoint, frontends_rolled_out(make_plan(endpoint, plain)))
     assert old.startswith(prefix(rolling)), "the old workers"
     assert published(rolling).startswith(prefix(rolling)), "the new ones"
 

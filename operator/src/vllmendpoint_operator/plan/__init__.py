@@ -9,7 +9,18 @@ from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.model import Endpoint, Observed
 from vllmendpoint_operator.references import claim_references
 
-from . import access, caching, checks, configuration, disruption, frontend, network, withheld, workload
+from . import (
+    access,
+    caching,
+    checks,
+    configuration,
+    disruption,
+    frontend,
+    migration,
+    network,
+    withheld,
+    workload,
+)
 from .options import Options
 from .revision import HISTORY, Revision, pinned, revisions
 from .withheld import Withheld
@@ -45,7 +56,7 @@ class Plan:
     children: tuple[dict[str, Any], ...]
     """Complete objects with namespace and owner, in the order in which to apply them."""
     verify: tuple[dict[str, Any], ...]
-    """Those of ``children`` that the API server is to be asked about before anything is written."""
+    """Those that the API server is to be asked about before anything is written."""
     prune: tuple[dict[str, Any], ...]
     """Objects of ours that are no longer wanted."""
     refresh: Mapping[str, str]
@@ -89,8 +100,13 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     if frontend.managed(endpoint):
         children.append(frontend.deployment(endpoint, revision.data["frontend"]))
     owned = tuple(_owned(endpoint, child) for child in children)
+    applied = owned
+    if (kept := migration.kept_workers(endpoint, observed, revision.data, revisions(observed))) is not None:
+        # The template to come is verified, and not applied yet.
+        waiting = _owned(endpoint, workload.deployment(endpoint, kept))
+        applied = tuple(waiting if _same(child, waiting) else child for child in owned)
     return Plan(
-        children=owned,
+        children=applied,
         verify=tuple(child for child in owned if _unverified(endpoint, observed, revision, child)),
         prune=_prune(endpoint, owned, observed),
         refresh=_refresh(observed, settings),
@@ -148,6 +164,10 @@ def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
     }
     metadata = {**child["metadata"], "namespace": endpoint.namespace, "ownerReferences": [owner]}
     return {**child, "metadata": metadata}
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (one["kind"], one["metadata"]["name"]) == (other["kind"], other["metadata"]["name"])
 
 
 def _unverified(endpoint: Endpoint, observed: Observed, revision: Revision, child: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "START",
     "STARTUP_SECONDS",
     "accepting_plain_workers",
+    "accepts_a_prefix",
     "deployment",
     "frontend_name",
     "managed",
@@ -141,6 +142,16 @@ def accepting_plain_workers(endpoint: Endpoint, template: dict[str, Any], *, acc
         for one in template["spec"]["containers"]
     ]
     return {**template, "spec": {**template["spec"], "containers": containers}}
+
+
+def accepts_a_prefix(template: dict[str, Any]) -> bool:
+    """Whether it accepts all Dynamo namespaces of an endpoint, and not one alone, as before revisions."""
+    return any(
+        item["name"] == _PREFIX
+        for one in template["spec"]["containers"]
+        if one["name"] == names.MAIN_CONTAINER
+        for item in one.get("env") or ()
+    )
 
 
 def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:

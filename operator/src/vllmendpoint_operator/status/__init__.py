@@ -61,8 +61,13 @@ def status(
     }
     if spec.paused:
         findings |= paused(endpoint, observed, findings)
+    serving = (
+        strength(endpoint, observed, findings[Condition.GENERATING])
+        if spec.replicas
+        else findings[Condition.AVAILABLE].message
+    )
     findings |= {
-        Condition.READY: ready(findings, strength(endpoint, observed, findings[Condition.GENERATING])),
+        Condition.READY: ready(findings, serving),
         Condition.RECONCILING: reconciling(findings),
         Condition.STALLED: stalled(findings),
     }

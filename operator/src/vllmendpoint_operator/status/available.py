@@ -63,13 +63,20 @@ def _to_zero(part: Part, paused: bool) -> Finding:
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
     applied = "" if not part.asked_for else f"; the Deployment {part.name} still has {part.asked_for}"
     if part.ready:
-        return true(Reason.AVAILABLE, f"replicas is 0{applied}. {part.ready} pods still serve.")
+        serve = "1 pod still serves" if part.ready == 1 else f"{part.ready} pods still serve"
+        return true(Reason.AVAILABLE, f"replicas is 0{applied}. {serve}.")
     if paused and part.asked_for:
         return false(
             Reason.PAUSED,
-            f"replicas is 0{applied}, since spec.paused is true. {len(left)} pods exist, and none is ready.",
+            f"replicas is 0{applied}, since spec.paused is true. {_unready(len(left))}.",
         )
-    return false(Reason.PENDING, f"replicas is 0{applied}. {len(left)} pods still exist, and none is ready.")
+    return false(Reason.PENDING, f"replicas is 0{applied}. {_unready(len(left))}.")
+
+
+def _unready(pods: int) -> str:
+    if pods > 1:
+        return f"{pods} pods exist, and none is ready"
+    return "1 pod exists, and is not ready" if pods else "No pod exists"
 
 
 def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
