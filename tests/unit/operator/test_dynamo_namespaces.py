@@ -4,8 +4,12 @@ import copy
 from dataclasses import replace
 
 import pytest
+from fake_kube import FakeKube
 
 from vllmendpoint_api import names
+from vllmendpoint_operator.apply import apply_plan
+from vllmendpoint_operator.cache import Cache
+from vllmendpoint_operator.model import Observed
 from vllmendpoint_operator.plan.pods import dynamo_namespace
 
 WORKERS, FRONTEND = "smollm-workers", "smollm-frontend"
@@ -159,6 +163,33 @@ def test_frontends_of_the_version_before_are_replaced_before_its_workers(
     # An admission policy may have changed it: it is rolled out all the same.
     front["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror.example/worker:1"
     assert template(make_plan(endpoint, observed), WORKERS) != before
+
+
+async def test_each_step_of_the_migration_writes_once(make_endpoint, make_plan, plain, noon):
+    kube, endpoint = FakeKube(), make_endpoint(**SEED)
+    cache = Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    await apply_plan(kube, cache, make_endpoint(), make_plan(make_endpoint(), plain))
+    done = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+
+    async def written(workers, available):
+        children = {key: {"kind": key[0], **copy.deepcopy(obj)} for key, obj in kube.objects.items()}
+        for name in (WORKERS, FRONTEND):
+            children["Deployment", name]["metadata"]["generation"] = 1
+            children["Deployment", name]["status"] = done
+        children["Deployment", FRONTEND]["status"] = done | {"availableReplicas": available}
+        kube.writes.clear()
+        await apply_plan(
+            kube, cache, endpoint, make_plan(endpoint, Observed(now=noon, children=children, workers=workers))
+        )
+        return [name for verb, kind, name in kube.writes if (verb, kind) == ("apply", "Deployment")]
+
+    assert await written(plain.workers, 1) == [FRONTEND]
+    assert await written(plain.workers, 0) == []
+    assert await written(plain.workers, 1) == [WORKERS]
+    assert await written(plain.workers, 1) == []
+    assert await written((), 1) == [FRONTEND], "the prefix is narrowed"
+    assert await written((), 1) == []
+    assert kube.writes == []
 
 
 def test_workers_of_the_version_before_that_serve_nothing_are_replaced_at_once(
