@@ -37,7 +37,10 @@ def kept_workers(
         return None
     # As it was applied; where that is history no longer, as it is.
     known = (revision["data"]["worker"] for revision in before)
-    return next((template for template in known if _is_plain(template)), workers["spec"]["template"])
+    kept: dict[str, Any] = next(
+        (template for template in known if _is_plain(template)), workers["spec"]["template"]
+    )
+    return kept
 
 
 def _is_plain(template: dict[str, Any]) -> bool:
