@@ -38,8 +38,9 @@ from ._errors import EXITS, MiddlewareApp, Scope
 from ._load import Handler, Loaded, Loader
 from ._log_limit import LogLimit
 from ._problems import failed_at
+from ._registered import in_force
 from ._routes import adapter_routes
-from ._standards import MIDDLEWARES, create_middleware_object, in_force
+from ._standards import MIDDLEWARES, create_middleware_object
 
 __all__ = ["Generation", "HandlerRoom", "bind"]
 

@@ -12,14 +12,14 @@ from fastapi.routing import APIRoute
 
 from vllmendpoint_worker.handler_sources import Route
 
-from ._standards import (
+from ._registered import (
     ADAPTER_HEADER,
     ADAPTER_TYPES,
     adapter_route,
-    default_handler,
     registered_default,
     with_sessions,
 )
+from ._standards import default_handler
 
 __all__ = ["LOADING_CLOSED", "adapter_routes", "complete"]
 

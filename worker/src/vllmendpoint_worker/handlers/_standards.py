@@ -1,17 +1,16 @@
-"""The only importer of ``model_hosting_container_standards`` (MHCS), SageMaker's own package.
+"""``model_hosting_container_standards`` (MHCS), SageMaker's own package: only this module and
+``_registered`` import it.
 
 Its resolver decides between environment, decorator and function name; what it gets wrong for a server that
-swaps handlers is mended from outside: its registries are process-global, so they are emptied before a load
-and put back where the load fails; importing it sets the root logger's level, so levels are put back too. The
-handlers of sessions and adapters are looked up while a request runs: that registry depends on the context.
+swaps handlers is corrected from outside: its registries are process-global, so they are emptied before a load
+and put back where the load fails; importing it sets the root logger's level, so levels are put back too.
 The names used are held by ``tests/unit/worker/test_handlers_contract.py``.
 """
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +24,7 @@ from vllmendpoint_worker.handler_sources import ENV_SCRIPT, Choice, Route, Wante
 from ._errors import reported
 from ._modules import PREFIX, Source, imported, names_of
 from ._process import logging_kept
+from ._registered import in_force
 from ._signature import UnfitHandlerError, accepts
 
 with logging_kept():
@@ -43,7 +43,6 @@ with logging_kept():
         GenericHandlerResolver,
         HandlerConfig,
     )
-    from model_hosting_container_standards.common.transforms.base_factory import create_transform_decorator
     from model_hosting_container_standards.exceptions import (
         HandlerFileNotFoundError,
         HandlerNotCallableError,
@@ -52,17 +51,9 @@ with logging_kept():
         ModuleLoadError,
     )
     from model_hosting_container_standards.sagemaker.handler_resolver import SageMakerHandlerConfig
-    from model_hosting_container_standards.sagemaker.lora.constants import (
-        LoRAHandlerType,
-        SageMakerLoRAApiHeader,
-    )
-    from model_hosting_container_standards.sagemaker.lora.routes import get_lora_route_config
     from model_hosting_container_standards.sagemaker.sagemaker_loader import SageMakerFunctionLoader
-    from model_hosting_container_standards.sagemaker.sessions.transform import SessionApiTransform
 
 __all__ = [
-    "ADAPTER_HEADER",
-    "ADAPTER_TYPES",
     "MIDDLEWARES",
     "HandlerFileNotFoundError",
     "HandlerNotCallableError",
@@ -72,14 +63,10 @@ __all__ = [
     "ModuleLoadError",
     "Resolution",
     "Scripts",
-    "adapter_route",
     "create_middleware_object",
     "default_handler",
     "emptied_registries",
-    "in_force",
-    "registered_default",
     "resolve",
-    "with_sessions",
 ]
 
 MIDDLEWARES: Final = ("throttle", "pre_post_process")
@@ -87,11 +74,6 @@ MIDDLEWARES: Final = ("throttle", "pre_post_process")
 
 _TYPES: Final = {Route.PING: "ping", Route.INVOCATIONS: "invoke"}
 """MHCS's names of the two handlers."""
-
-ADAPTER_TYPES: Final = (LoRAHandlerType.REGISTER_ADAPTER.value, LoRAHandlerType.UNREGISTER_ADAPTER.value)
-"""MHCS's names of the handlers of ``POST /adapters`` and ``DELETE /adapters/{adapter_name}``."""
-
-ADAPTER_HEADER: Final[str] = SageMakerLoRAApiHeader.ADAPTER_IDENTIFIER
 
 FUNCTION_NAMES: Final = {
     route: SageMakerHandlerConfig.HANDLER_TYPE_TO_FUNCTION_NAME[type_] for route, type_ in _TYPES.items()
@@ -106,85 +88,9 @@ MOVED: Final = {
 """What the guide names and vLLM has moved since."""
 
 
-_IN_FORCE: ContextVar[Mapping[str, Any]] = ContextVar("registered handlers")
-
-
-class _Registered(MutableMapping[str, Any]):
-    """MHCS's registry of the handlers of sessions and adapters.
-
-    In the context of a request it holds what that request's generation has registered, in the context of a
-    load what the load registers, and elsewhere what vLLM registers.
-    """
-
-    def __init__(self, default: dict[str, Any]) -> None:
-        self.default = default
-
-    @property
-    def _current(self) -> Any:
-        return _IN_FORCE.get(self.default)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._current[name]
-
-    def __setitem__(self, name: str, handler: Any) -> None:
-        self._current[name] = handler
-
-    def __delitem__(self, name: str) -> None:
-        del self._current[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._current)
-
-    def __len__(self) -> int:
-        return len(self._current)
-
-
-_REGISTERED: Final = _Registered(handler_registry._handlers)
-handler_registry._handlers = _REGISTERED
-
-
-@contextmanager
-def in_force(registered: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, MHCS finds these handlers of sessions and adapters."""
-    token = _IN_FORCE.set(registered)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # a load that hangs is given up in another context than its own
-            _IN_FORCE.reset(token)
-
-
-def registered_default(type_: str) -> Any:
-    """The handler that vLLM has registered, None where there is none."""
-    return _REGISTERED.default.get(type_)
-
-
 def default_handler(route: Route) -> Any:
     """vLLM's own handler of a route, None where vLLM's app has not been built."""
     return handler_registry.get_framework_default(_TYPES[route])
-
-
-def adapter_route(type_: str) -> tuple[str, str]:
-    """Path and method of a handler of adapters."""
-    config = get_lora_route_config(type_)
-    return config.path, config.method
-
-
-class _Sessions(SessionApiTransform):  # type: ignore[misc]  # MHCS is not typed
-    """MHCS's, which remembers from its first request whether a script has handlers of sessions; here the
-    next generation may have others.
-    """
-
-    def _check_use_default_manager(self) -> bool:
-        self._use_default_manager = None
-        return bool(super()._check_use_default_manager())
-
-
-def with_sessions(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """What MHCS's ``@stateful_session_manager()`` makes of an invocation handler."""
-    decorate = create_transform_decorator("stateful_session_manager", lambda _: _Sessions)
-    wrapped: Callable[..., Any] = decorate({}, {})(handler)
-    return wrapped
 
 
 @contextmanager
