@@ -114,6 +114,34 @@ async def test_what_a_handler_raises_is_a_500_with_its_line(
     assert "secret" not in error.message
 
 
+AWAITS_A_CANCELLED_TASK = """
+import asyncio
+async def custom_sagemaker_invocation_handler(request):
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+"""
+
+
+async def test_a_handler_that_awaits_a_cancelled_task_is_at_fault(served: Served) -> None:
+    served.script(AWAITS_A_CANCELLED_TASK)
+    await served.start()
+    assert (await served.ask("/invocations", {})).status_code == 500
+    name = "model:custom_sagemaker_invocation_handler"
+    assert newest(served).message == f"{name} raised CancelledError at model.py line 6."
+
+
+async def test_a_request_that_is_cancelled_is_no_fault_of_the_handler(served: Served) -> None:
+    served.script(f"import asyncio\n{INVOCATION}    await asyncio.sleep(60)\n")
+    await served.start()
+    asking = asyncio.create_task(served.ask("/invocations", {}))
+    await asyncio.sleep(0.1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert served.room.report().last_error is None
+
+
 CLIENTS = """
 import json
 import fastapi, starlette.exceptions

@@ -5,6 +5,7 @@ requests. A custom handler raises them because it is wrong: around one, only an 
 client's keeps its answer, and every other is a 500 that is logged and reported.
 """
 
+import asyncio
 import inspect
 import json
 import traceback
@@ -108,6 +109,10 @@ class HandlerApp:
             await self._app(scope, receive, partial(exchange.send, send))
         except (Exception, *EXITS) as error:  # noqa: BLE001  (told by _answer)
             await self._answer(error, exchange, scope, receive, send)
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            await self._answer(error, exchange, scope, receive, send)
         finally:
             _EXCHANGE.reset(token)
             scope[_HANDLERS] = handlers
@@ -126,6 +131,14 @@ class HandlerApp:
         elif exchange.stage is Stage.STREAM:
             # The server closes the connection, so that the client sees that its answer is not whole.
             raise RuntimeError(f"the answer of {self._route} broke off") from cause
+
+
+def _is_cancelled() -> bool:
+    """Whether the request itself is cancelled: a handler also raises CancelledError where it awaits a task
+    that was cancelled.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 _REPORT: Final[ContextVar[Callable[[BaseException], None] | None]] = ContextVar("report", default=None)
