@@ -64,6 +64,8 @@ _MEANT: Final = {
 
 INVALID_PAYLOAD: Final = "InvalidPayload"
 
+_MIXED: Final = "mixes token ids with text"
+
 _UNSUPPORTED: Final = {
     "use_beam_search": "Dynamo's request path has no beam search",
     "prompt_embeds": "a probe asks with text or token ids",
@@ -191,6 +193,9 @@ def _form_problem(payload: Mapping[str, Any], forms: list[Form], origin: Origin)
         "add prompt (completion), messages (chat), input (embedding, classification) or query and documents "
         "(reranking)"
     )
+    for form, partners in PARTNERS.items():
+        if partner := next((name for name in partners if name in payload), None):
+            return origin.problem(f"has {partner} without what is compared with it", f"add {form.value}")
     meant = [close[0] for name in payload if (close := difflib.get_close_matches(name, SUGGESTED, n=1))]
     if meant:
         fix = f"did you mean {meant[0]}"
@@ -217,6 +222,9 @@ def _question(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Pr
             return [origin.problem(what, "a probe asks with one: keep one of them", field=form.value)]
         if "" in value or [] in value:
             return [origin.problem("holds an empty entry", "give text or token ids", field=form.value)]
+        wrong = [at for at, item in enumerate(value) if not (_is_token(item) or _is_prompt(item))]
+        what = f"has an entry ({wrong[0]}) that is neither text nor a token id" if wrong else _MIXED
+        return [origin.problem(what, "give text, or a list of token ids from 0", field=form.value)]
     return [origin.problem(f"is {_kind(value)}", "give text, or a list of token ids", field=form.value)]
 
 
