@@ -157,6 +157,9 @@ def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: 
     seen.append(asked(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
     (folder / "a.txt").write_text("numpy==1\n")
     seen.append(asked(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
+    seen.append(asked(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
+    (folder / "a.txt").write_text("numpy==2\n")
+    seen.append(asked(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
     assert len(set(seen)) == len(seen)
 
 

@@ -89,7 +89,9 @@ def _explicit(text: str, folder: Path) -> Requirements | Problem:
     if (option := _misplaced(arguments)) is not None:
         what = f"holds {option}, and the worker installs into a folder of its own"
         return _refused(ENV_ARGUMENTS, what, "remove that option")
-    named = [*arguments, *(argument.partition("=")[2] for argument in arguments if argument.startswith("--"))]
+    options = [argument for argument in arguments if len(argument) > 2 and argument[0] == "-"]
+    attached = (argument.partition("=")[2] if argument[1] == "-" else argument[2:] for argument in options)
+    named = [*arguments, *attached]
     digest = _digest(arguments, folder, _named_files(named, folder))
     return Requirements(ENV_ARGUMENTS, folder, arguments, None, digest)
 
