@@ -211,9 +211,11 @@ def test_an_endpoint_that_exists_is_spared_by_newer_rules(api, earlier):
     for name in ("pair-workers", "keyed"):
         scaled = {"spec": {"replicas": 3}}
         api.call("PATCH", f"{path}/{name}/scale", scaled, as_="merge")
-        changed = {"spec": {"healthCheck": {"periodSeconds": 7}}}
+        # The API server sets frontend.mode to its default together with frontend.
+        changed = {"spec": {"healthCheck": {"periodSeconds": 7}, "frontend": {"replicas": 2}}}
         found = api.call("PATCH", f"{path}/{name}", changed, as_="merge")
         assert found["spec"]["replicas"] == 3
+        assert found["spec"]["frontend"]["replicas"] == 2
         assert found["spec"]["healthCheck"]["periodSeconds"] == 7
 
     for change in (

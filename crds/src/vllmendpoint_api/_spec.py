@@ -91,7 +91,7 @@ _ARGUMENTS: Final = (
 _UNREACHED: Final = option_rule("item", FRONTEND_OPTIONS, shortened=False)
 _UNCHANGED: Final = "oldSelf.hasValue() && " + " && ".join(
     f"{_field('oldSelf.value()', *path)} == {_field('self', *path)}"
-    for path in (("engine", "args", "[]"), ("worker", "env", "[]"), ("frontend", "mode", "''"))
+    for path in (("engine", "args", "[]"), ("worker", "env", "[]"), ("frontend", "mode", "'Managed'"))
 )
 """An endpoint of an earlier release that breaks the rule can still be scaled and changed elsewhere."""
 

@@ -12,7 +12,7 @@ from vllmendpoint_api import Reason, names
 from .acceptance import APPLIED_PATH, accepted, accepting, records, settled, stamped
 from .cache import Cache
 from .differences import differences, differs
-from .edits import Edit, managers
+from .edits import Edit, is_owned_by, managers
 from .errors import Conflict, NotFound, PlanError, Rejected
 from .kinds import (
     CLAIM,
@@ -196,7 +196,9 @@ class _Run:
             found = await self.kube.get(kind, self.endpoint.namespace, desired["metadata"]["name"])
         except NotFound:
             return None
-        return _edit_of(desired, paths, managers(found, paths, FIELD_MANAGER))
+        # The replicas of a spec that was refused are ours: it has asked for those of before again.
+        paths = tuple(path for path in paths if not is_owned_by(found, path, _SCALE_MANAGER))
+        return _edit_of(desired, paths, managers(found, paths, FIELD_MANAGER)) if paths else None
 
     async def _accept(self, kind: Kind, desired: Object, made: Object, edit: Edit | None) -> Object:
         """What the API server has stored otherwise than it was applied is recorded, and not fought.

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from vllmendpoint_api import names
 
-__all__ = ["Edit", "advice", "dotted", "managers"]
+__all__ = ["Edit", "advice", "dotted", "is_owned_by", "managers"]
 
 Path = tuple[str, ...]
 _NAMED: Final = 3
@@ -84,6 +84,12 @@ def managers(obj: dict[str, Any], paths: Iterable[Path], own: str) -> tuple[str,
         later = [e for e in foreign if e.get("subresource", "") != "status" and _time(e) >= ours]
         owners = sorted(later, key=_time)[-1:]
     return tuple(dict.fromkeys(_manager(entry) for entry in owners))
+
+
+def is_owned_by(obj: dict[str, Any], path: Path, manager: str) -> bool:
+    """Whether ``managedFields`` has that field manager as an owner of ``path``."""
+    entries = obj["metadata"].get("managedFields") or []
+    return any(_manager(entry) == manager and _owns(entry.get("fieldsV1") or {}, path) for entry in entries)
 
 
 def _manager(entry: dict[str, Any]) -> str:

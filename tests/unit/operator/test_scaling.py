@@ -77,6 +77,22 @@ async def test_the_rest_is_applied_once_the_spec_is_valid_again(kube, cache, mak
     assert (await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))).writes == 0
 
 
+@pytest.mark.parametrize("manager", ["vllmendpoint-operator-scale", "kubectl"])
+async def test_replicas_that_are_as_before_once_the_spec_is_valid_again(
+    kube, cache, make_endpoint, make_plan, noon, manager
+):
+    """All that differs is the number that was applied while the rest was refused."""
+    first = make_endpoint(replicas=1)
+    await apply_plan(kube, cache, first, make_plan(first))
+    scaled = make_endpoint(replicas=4)
+    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)))
+    owned = {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    kube.objects["Deployment", "smollm-workers"]["metadata"]["managedFields"] = [owned]
+    done = await apply_plan(kube, cache, first, make_plan(first, seen(kube, noon)))
+    assert replicas(kube) == 1
+    assert [edit.managers for edit in done.edits] == ([("kubectl",)] if manager == "kubectl" else [])
+
+
 @pytest.mark.parametrize("kind", [kind.kind for kind in MANAGED if kind is not DEPLOYMENT])
 async def test_a_refusal_of_any_other_child_keeps_no_replicas_back(
     kube, cache, make_endpoint, make_plan, noon, kind
