@@ -217,3 +217,13 @@ def test_no_shape_of_a_pod_template_is_more_than_refused(patch):
     with contextlib.suppress(PlanError):
         merged = customised(OURS, patch, "worker.podTemplate")
         assert merged["metadata"]["labels"]["app"] == "x"
+
+
+@pytest.mark.parametrize("directive", ["delete", "replace"])
+@pytest.mark.parametrize("field", ["serviceAccountName", "tolerations"])
+def test_a_directive_in_place_of_a_value_is_refused(directive, field):
+    """Else it would be rendered, and the API server would refuse the pods by another sentence."""
+    with pytest.raises(PlanError) as refused:
+        customised(BASE, {"spec": {field: {"$patch": directive}}}, "worker.podTemplate")
+    assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert refused.value.message.startswith(f"worker.podTemplate: {field}: $patch is for an object")

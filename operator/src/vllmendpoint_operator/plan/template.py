@@ -52,6 +52,12 @@ def strategic_merge(base: Any, patch: Any, field: str = "") -> Any:
         if not isinstance(patch, list):
             raise _misshapen(field, "a list")
         return _merge_lists(base, patch, field, key)
+    if isinstance(patch, dict) and _directive(patch) is not None:
+        raise PlanError(
+            Reason.INVALID_POD_TEMPLATE,
+            f"podTemplate: {field}: $patch is for an object or an item of a list; to delete {field}, name "
+            "the fields to keep in $retainKeys of the object that holds it",
+        )
     return copy.deepcopy(patch)
 
 
