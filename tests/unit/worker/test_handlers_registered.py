@@ -20,6 +20,8 @@ HEADER = "X-Amzn-SageMaker-Adapter-Identifier"
 SESSION = "X-Amzn-SageMaker-Session-Id"
 NEW = "X-Amzn-SageMaker-New-Session-Id"
 CLOSED = "X-Amzn-SageMaker-Closed-Session-Id"
+NEW_SESSION = {"requestType": "NEW_SESSION"}
+ADAPTER = {"name": "a", "src": "/a"}
 LOADING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 SESSIONS = """
 from fastapi import Response
@@ -283,3 +285,82 @@ def test_only_the_user_turns_loading_on(given: dict[str, str], expected: str) ->
     environ = dict(given)
     clear_environment(environ, (), ())
     assert environ[LOADING] == expected
+
+
+# --- whose fault an error is ---
+
+CREATE = SESSIONS.split("@standards.register_close", maxsplit=1)[0]
+LOAD = ADAPTERS.split("@standards.register_unload", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "body", "name"),
+    [
+        (
+            CREATE.replace("return {", "raise ValueError('secret')\n    {"),
+            "/invocations",
+            NEW_SESSION,
+            "create",
+        ),
+        (
+            LOAD.replace("return Response", "raise ValueError('secret')\n    Response"),
+            "/adapters",
+            ADAPTER,
+            "load",
+        ),
+    ],
+    ids=["session", "adapter"],
+)
+async def test_what_a_registered_handler_raises_is_a_500_with_its_line(
+    served: Served, registry: None, script: str, path: str, body: Any, name: str
+) -> None:
+    vllm = Vllm(served)
+    served.script(script)
+    await served.start()
+    answer = await vllm.ask(path, body)
+    assert (answer.status_code, "secret" in answer.text) == (500, False)
+    line = next(at for at, text in enumerate(script.splitlines(), start=1) if "raise" in text)
+    type_ = {"create": "create_session", "load": "register_adapter"}[name]
+    error = served.room.report().last_error
+    assert error is not None
+    assert error.message == f"The script's handler {type_} raised ValueError at model.py line {line}."
+
+
+@pytest.mark.parametrize(
+    ("script", "path", "body"),
+    [
+        (CREATE.replace('"id"', '"other"'), "/invocations", NEW_SESSION),
+        (CREATE.replace("async def", "def"), "/invocations", NEW_SESSION),
+        (LOAD.replace("Response(status_code=200)", "None"), "/adapters", ADAPTER),
+        (LOAD.replace("async def", "def"), "/adapters", ADAPTER),
+    ],
+    ids=["session-id", "session-coroutine", "adapter-response", "adapter-coroutine"],
+)
+async def test_what_a_registered_handler_returns_wrongly_is_reported(
+    served: Served, registry: None, script: str, path: str, body: Any
+) -> None:
+    vllm = Vllm(served)
+    served.script(script)
+    await served.start()
+    assert (await vllm.ask(path, body)).status_code == 500
+    error = served.room.report().last_error
+    assert error is not None
+    assert "is no coroutine function, or returned what the standards package does not take" in error.message
+
+
+@pytest.mark.parametrize("status", [409, 503])
+async def test_an_answer_that_a_registered_handler_has_chosen_is_no_failure(
+    served: Served, registry: None, status: int
+) -> None:
+    vllm = Vllm(served)
+    served.script(
+        CREATE.replace("return {", f"raise HTTPException({status}, 'busy')\n    {{")
+        + LOAD.replace("return Response", f"raise HTTPException({status}, 'busy')\n    Response").replace(
+            "import Response", "import HTTPException, Response"
+        )
+    )
+    await served.start()
+    assert (await vllm.ask("/invocations", NEW_SESSION)).status_code == status
+    assert (await vllm.ask("/adapters", ADAPTER)).status_code == status
+    assert (await vllm.ask("/adapters", {})).status_code == 400, "the client's fault"
+    assert served.room.report().last_error is None

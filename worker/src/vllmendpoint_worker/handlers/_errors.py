@@ -34,7 +34,9 @@ __all__ = [
     "Scope",
     "Stage",
     "StreamExitError",
+    "from_the_standards_package",
     "from_vllm",
+    "internal_error",
     "invalid_body",
     "leaf",
     "reported",
@@ -252,6 +254,11 @@ def from_vllm(error: BaseException) -> bool:
     if not isinstance(error, ValueError):
         return False
     return _modules(error)[-1:] != [] and _modules(error)[-1].partition(".")[0] == "vllm"
+
+
+def from_the_standards_package(error: BaseException) -> bool:
+    """Whether SageMaker's package has raised it, in the place of another error or because of an answer."""
+    return _modules(error)[-1:] != [] and _modules(error)[-1].startswith("model_hosting_container_standards")
 
 
 def invalid_body(error: BaseException, request: Request | None) -> str | None:

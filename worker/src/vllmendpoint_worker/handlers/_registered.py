@@ -24,6 +24,7 @@ with logging_kept():
 __all__ = [
     "ADAPTER_HEADER",
     "ADAPTER_TYPES",
+    "SESSION_TYPES",
     "adapter_route",
     "in_force",
     "registered_default",
@@ -32,6 +33,9 @@ __all__ = [
 
 ADAPTER_TYPES: Final = (LoRAHandlerType.REGISTER_ADAPTER.value, LoRAHandlerType.UNREGISTER_ADAPTER.value)
 """MHCS's names of the handlers of ``POST /adapters`` and ``DELETE /adapters/{adapter_name}``."""
+
+SESSION_TYPES: Final = ("create_session", "close_session")
+"""MHCS's names of the handlers of ``NEW_SESSION`` and ``CLOSE``, requests to ``/invocations``."""
 
 ADAPTER_HEADER: Final[str] = SageMakerLoRAApiHeader.ADAPTER_IDENTIFIER
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from ._problems import failed_at
 from ._registered import in_force
 from ._routes import adapter_routes
 from ._standards import MIDDLEWARES, create_middleware_object
+from ._watched import watched
 
 __all__ = ["Generation", "HandlerRoom", "bind"]
 
@@ -59,6 +60,8 @@ class Generation:
 
     loaded: Loaded
     app: FastAPI
+    registered: Mapping[str, Callable[..., Any]]
+    """The script's handlers of sessions and adapters."""
     endpoints: dict[Route, Endpoint] = field(default_factory=dict)
     requests: set[object] = field(default_factory=set)
     """Those that it answers now."""
@@ -66,9 +69,10 @@ class Generation:
 
 def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
     """The app of a generation. Raises ConfigurationRefusedError where a middleware cannot be made."""
-    adapters = adapter_routes(loaded.registered)
+    registered = watched(loaded, failed)
+    adapters = adapter_routes(registered)
     if not loaded.handlers and not loaded.middleware and not adapters:
-        return Generation(loaded, core)
+        return Generation(loaded, core, registered)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.state = core.state
     app.root_path = core.root_path
@@ -87,12 +91,12 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
         outer, inner = (_middleware(loaded, name) for name in MIDDLEWARES)
         app.user_middleware = [*outer, *core.user_middleware, *inner]
         if outer or inner:
-            watched = partial(_middleware_failed, loaded, failed, LogLimit(clock))
-            app.user_middleware.insert(0, Middleware(MiddlewareApp, failed=watched))
+            reports = partial(_middleware_failed, loaded, failed, LogLimit(clock))
+            app.user_middleware.insert(0, Middleware(MiddlewareApp, failed=reports))
         app.middleware_stack = app.build_middleware_stack()
     except (Exception, *EXITS) as error:  # what a customer's middleware does when it is made
         raise ConfigurationRefusedError([_unfit(loaded, error)]) from error
-    return Generation(loaded, app, endpoints)
+    return Generation(loaded, app, registered, endpoints)
 
 
 def _is_vllms_own(core: FastAPI, handler: Handler) -> bool:
@@ -161,7 +165,7 @@ class HandlerRoom:
         request = object()
         generation.requests.add(request)
         try:
-            with in_force(generation.loaded.registered):
+            with in_force(generation.registered):
                 await generation.app(scope, receive, send)
         finally:
             generation.requests.discard(request)
