@@ -191,7 +191,7 @@ def test_a_classifier_takes_vllms_fields(classifier: Spied, payload: dict[str, A
             ".query",
             "does not fit a model that classifies: ask with input",
         ),
-        ({"input": "x", "max_tokens": 1}, "", "vLLM's classification request does not know"),
+        ({"input": "x", "max_tokens": 1}, "", "Dynamo's classification handler does not read"),
         ({"input": "cat " * 100}, ".input", "is refused by vLLM: "),
     ],
 )

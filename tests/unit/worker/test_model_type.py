@@ -79,7 +79,7 @@ def test_names_are_held_against_the_request_of_the_models_type() -> None:
     payload = {"input": "x", "use_activation": True}
     assert check(payload, SPEC, fields, ModelType.CLASSIFY) == []
     (problem,) = check(payload, SPEC, fields, ModelType.EMBEDDING)
-    assert "vLLM's embedding request does not know" in problem.message
+    assert "Dynamo's embedding handler does not read" in problem.message
 
 
 @pytest.mark.parametrize(

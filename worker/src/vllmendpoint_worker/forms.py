@@ -7,7 +7,17 @@ from typing import Any, Final
 
 from vllmendpoint_api import ModelType
 
-__all__ = ["PARTNERS", "SCORING", "SUGGESTED", "Form", "RequestFields", "form_of", "request_name", "unfit"]
+__all__ = [
+    "BY_DYNAMO",
+    "PARTNERS",
+    "SCORING",
+    "SUGGESTED",
+    "Form",
+    "RequestFields",
+    "form_of",
+    "request_name",
+    "unfit",
+]
 
 
 class Form(StrEnum):
@@ -87,6 +97,10 @@ def request_name(form: Form, model_type: ModelType | None) -> str:
         return names.get(model_type, "embedding") if model_type is not None else "embedding"
     names_of = {Form.PROMPT: "completion", Form.MESSAGES: "chat", Form.QUERY: "rerank"}
     return names_of.get(form, "score")
+
+
+BY_DYNAMO: Final = frozenset({"embedding", "classification", "pooling"})
+"""Requests of which Dynamo's handlers read fewer fields than vLLM's HTTP server does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem
 
-from .forms import PARTNERS, SCORING, SUGGESTED, Form, RequestFields, form_of, request_name, unfit
+from .forms import BY_DYNAMO, PARTNERS, SCORING, SUGGESTED, Form, RequestFields, form_of, request_name, unfit
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
@@ -325,6 +325,11 @@ def _unknown(
         for position, name in enumerate(payload, start=1)
         if name not in known and name not in MARKERS
     ]
+    reader = (
+        f"Dynamo's {request} handler does not read"
+        if request in BY_DYNAMO
+        else f"vLLM's {request} request does not know"
+    )
     problems = []
     for position, name in unknown[:MAX_UNKNOWN]:
         close = difflib.get_close_matches(name[:64], sorted(known), n=1)
@@ -335,9 +340,9 @@ def _unknown(
             what = f"has a field (number {position} of {len(payload)})"
         else:
             what = f"has the field {name[:64]!r}"
-        problems.append(origin.problem(f"{what} that vLLM's {request} request does not know", fix))
+        problems.append(origin.problem(f"{what} that {reader}", fix))
     if len(unknown) > MAX_UNKNOWN:
-        what = f"has {len(unknown) - MAX_UNKNOWN} more that vLLM's {request} request does not know"
+        what = f"has {len(unknown) - MAX_UNKNOWN} more that {reader}"
         problems.append(origin.problem(what, "remove them"))
     return problems
 
