@@ -1,4 +1,4 @@
-"""A rollout that changes the model card, as callers and as those who wait for it see it."""
+"""Changes of an endpoint with two replicas under load, as callers and as those who wait for it see them."""
 
 import json
 import time
@@ -114,6 +114,47 @@ def test_a_changed_model_card_fails_no_request(cluster: Cluster, endpoint: None)
     assert len(mixed) > 10
     for workers in (old, new):
         assert sum(worker in workers for worker in mixed) > len(mixed) / 5
+
+
+def readiness(cluster: Cluster) -> dict[str, tuple[str, str]]:
+    """Of each worker pod: whether it is ready, and since when."""
+    return {
+        pod["metadata"]["uid"]: (condition["status"], condition["lastTransitionTime"])
+        for pod in cluster.workers(NAME)
+        for condition in pod["status"]["conditions"]
+        if condition["type"] == "Ready"
+    }
+
+
+def test_a_payload_that_only_the_engine_refuses_leaves_every_replica_ready(
+    cluster: Cluster, endpoint: None
+) -> None:
+    cluster.wait_ready(NAME)
+    before, since = readiness(cluster), time.time()
+    good = cluster.endpoint(NAME)["status"]["healthCheck"]["payload"]
+    refused = {"prompt": "Hello", "max_tokens": 1, "temperature": 0, "logprobs": 50}
+    cluster.change(NAME, healthCheck={"payload": refused})
+    found = eventually(
+        lambda: cluster.condition(NAME, "ConfigurationResolved"), lambda c: c["status"] == "False", 30
+    )
+    assert found["reason"] == "InvalidPayload"
+    assert "logprobs" in found["message"]
+    assert "50" in found["message"]
+    # A payload in force that is refused makes a replica unready within two probes.
+    time.sleep(15)
+    assert {status for status, _ in before.values()} == {"True"}
+    assert readiness(cluster) == before
+    assert cluster.endpoint(NAME)["status"]["healthCheck"]["payload"] == good
+    assert cluster.condition(NAME, "Generating")["status"] == "True"
+    assert [answer for answer in answers(cluster) if answer.at > since and answer.status != 200] == []
+
+    # One that starts meanwhile takes the last good payload, and becomes ready.
+    cluster.change(NAME, replicas=3)
+    eventually(
+        lambda: [status for status, _ in readiness(cluster).values()], lambda s: s == ["True"] * 3, 300
+    )
+    cluster.change(NAME, replicas=2, healthCheck=None)
+    cluster.wait_ready(NAME, 60)
 
 
 def test_an_endpoint_whose_name_begins_alike_is_not_routed(cluster: Cluster, endpoint: None) -> None:
