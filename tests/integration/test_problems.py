@@ -154,6 +154,7 @@ def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, space, api, 
             (event["involvedObject"]["name"], event["type"], event["message"])
             for event in api.all("Event", "shared")
             if event["reason"] == "APIServerWarning"
+            and event["involvedObject"]["name"] in (endpoint.name, plain.name)
         ]
 
     (warned,) = until(warnings, "an Event")
