@@ -172,7 +172,7 @@ def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
         "name": name,
         "uid": f"uid-{name}",
         "namespace": "team-a",
-        "labels": {"pod-template-hash": "new", names.LABEL_REVISION: "new"},
+        "labels": {"pod-template-hash": "new", names.LABEL_REVISION: "new", names.LABEL_DRAINS: "true"},
         **changed.pop("metadata", {}),
     }
     obj = {

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from fake_kube import FakeKube
@@ -244,3 +245,46 @@ def test_without_a_frontend_nothing_follows_a_rollout(make_endpoint, make_plan, 
     endpoint = make_endpoint(**SEED, frontend={"mode": "None"})
     rolling = make_plan(endpoint, plain)
     assert make_plan(endpoint, living(rolling)).revision.name == rolling.revision.name
+
+
+@pytest.mark.parametrize(
+    ("pods", "draining", "seconds"),
+    [
+        ([], True, 0),
+        ([(None, True)], False, 10),
+        ([(None, True), ("true", False)], False, 10),
+        ([(None, True), ("true", True)], True, 10),
+        ([(None, True), (None, True), ("true", True)], True, 10),
+        ([("true", True)], True, 0),
+        ([("true", False)], True, 0),
+    ],
+)
+def test_frontends_that_cannot_drain_leave_the_service_before_they_end(
+    make_endpoint, make_plan, child, make_pod, pods, draining, seconds
+):
+    frontends = tuple(
+        make_pod(
+            f"f-{number}", ready=ready, metadata={"labels": {names.LABEL_DRAINS: label} if label else {}}
+        )
+        for number, (label, ready) in enumerate(pods)
+    )
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    observed = Observed(now=now, frontends=frontends)
+    planned = make_plan(make_endpoint(), observed)
+    selector = child(planned, "Service", "smollm")["spec"]["selector"]
+    assert (names.LABEL_DRAINS in selector) == draining
+    assert child(planned, "Deployment", FRONTEND)["spec"].get("minReadySeconds", 0) == seconds
+    labels = child(planned, "Deployment", FRONTEND)["spec"]["template"]["metadata"]["labels"]
+    assert selector.items() <= labels.items()
+
+
+def test_a_service_selects_frontends_of_a_pinned_template_that_cannot_drain(
+    make_endpoint, make_plan, child, plain, make_pod
+):
+    """An upgrade of the operator alone, and a spec that goes back to what such a template was made from."""
+    for part in ("worker", "frontend"):
+        history(plain)["data"][part]["metadata"]["labels"].pop(names.LABEL_DRAINS, None)
+    for frontends in ((make_pod("old", metadata={"labels": {}}),), (make_pod("new"),)):
+        planned = make_plan(make_endpoint(), replace(plain, frontends=frontends))
+        assert names.LABEL_DRAINS not in child(planned, "Service", "smollm")["spec"]["selector"]
+        assert "minReadySeconds" not in child(planned, "Deployment", FRONTEND)["spec"]

@@ -93,12 +93,13 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
         *([] if text is None else [configuration.config_map(endpoint, text)]),
         *caching.cache_claims(endpoint),
         *network.network_policies(endpoint, options),
-        *network.services(endpoint),
+        *network.services(endpoint, draining=migration.frontends_drain(revision.data, observed)),
         *disruption.budgets(endpoint),
         deployment,
     ]
     if frontend.managed(endpoint):
-        children.append(frontend.deployment(endpoint, revision.data["frontend"]))
+        wait = migration.min_ready_seconds(revision.data, observed)
+        children.append(frontend.deployment(endpoint, revision.data["frontend"], wait))
     owned = tuple(_owned(endpoint, child) for child in children)
     applied = owned
     if (kept := migration.kept_workers(endpoint, observed, revision.data, revisions(observed))) is not None:

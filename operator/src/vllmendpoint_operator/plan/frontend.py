@@ -119,7 +119,13 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     if endpoint.spec.worker.image_pull_secrets:
         pod["imagePullSecrets"] = [item.wire() for item in endpoint.spec.worker.image_pull_secrets]
     rendered = {
-        "metadata": {"labels": {**endpoint.labels(FRONTEND), **dynamo_labels(endpoint, FRONTEND)}},
+        "metadata": {
+            "labels": {
+                **endpoint.labels(FRONTEND),
+                **dynamo_labels(endpoint, FRONTEND),
+                names.LABEL_DRAINS: "true",
+            }
+        },
         "spec": pod,
     }
     return customised(rendered, frontend.pod_template, "frontend.podTemplate")
@@ -154,7 +160,7 @@ def accepts_a_prefix(template: dict[str, Any]) -> bool:
     )
 
 
-def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
+def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: int) -> dict[str, Any]:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -164,6 +170,8 @@ def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
             "paused": False,
             "selector": {"matchLabels": endpoint.selector(FRONTEND)},
             "revisionHistoryLimit": 2,
+            # The API server stores no 0.
+            **({"minReadySeconds": min_ready_seconds} if min_ready_seconds else {}),
             "template": template,
         },
     }

@@ -1,10 +1,15 @@
-"""Workers of an operator without revisions stay until the frontends accept their successors.
+"""How pods of an operator without revisions are replaced, so that no caller is without an answer.
+
+Its workers stay until the frontends accept their successors.
 
 Their frontends accept one Dynamo namespace, and new workers publish in another. If the last of these workers
 ended before the last of these frontends, its callers would get 404. So the frontends go first.
+
+Its frontends end at once on SIGTERM, before every node has taken them out of the Service. So the Service
+leaves them out as soon as a new one is ready, and they end a while later.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.model import Endpoint, Observed
@@ -14,7 +19,10 @@ from .pods import has_plain_namespace
 from .rollout import rolled_out
 from .workload import deployment_name
 
-__all__ = ["kept_workers"]
+__all__ = ["frontends_drain", "kept_workers", "min_ready_seconds"]
+
+_HANDOVER_SECONDS: Final = 10
+"""Time for the change of the Service to reach every node."""
 
 
 def kept_workers(
@@ -41,6 +49,27 @@ def kept_workers(
         (template for template in known if _is_plain(template)), workers["spec"]["template"]
     )
     return kept
+
+
+def frontends_drain(data: dict[str, Any], observed: Observed) -> bool:
+    """Whether the Service selects frontends that drain alone. ``data``: of the revision in force."""
+    if not _drains(data.get("frontend", {})):
+        return False
+    return not _undrained(observed) or any(pod.ready and _drains(pod.obj) for pod in observed.frontends)
+
+
+def min_ready_seconds(data: dict[str, Any], observed: Observed) -> int:
+    """Of the frontends' Deployment."""
+    return _HANDOVER_SECONDS if _drains(data["frontend"]) and _undrained(observed) else 0
+
+
+def _undrained(observed: Observed) -> bool:
+    """Frontends are left that cannot drain."""
+    return any(not (pod.terminating or pod.over or _drains(pod.obj)) for pod in observed.frontends)
+
+
+def _drains(obj: dict[str, Any]) -> bool:
+    return names.LABEL_DRAINS in (obj.get("metadata", {}).get("labels") or {})
 
 
 def _is_plain(template: dict[str, Any]) -> bool:

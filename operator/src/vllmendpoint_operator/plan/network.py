@@ -15,7 +15,8 @@ __all__ = ["network_policies", "services"]
 _LAST_PORT = 65_535
 
 
-def services(endpoint: Endpoint) -> list[dict[str, Any]]:
+def services(endpoint: Endpoint, *, draining: bool) -> list[dict[str, Any]]:
+    """``draining``: frontends that cannot drain are left out of their Service."""
     workers = _service(
         endpoint,
         deployment_name(endpoint),
@@ -26,7 +27,10 @@ def services(endpoint: Endpoint) -> list[dict[str, Any]]:
     workers["metadata"]["labels"].update(dynamo_labels(endpoint, WORKER))
     if not managed(endpoint):
         return [workers]
-    return [workers, _service(endpoint, endpoint.name, FRONTEND, [("http", names.FRONTEND_PORT, "http")])]
+    frontends = _service(endpoint, endpoint.name, FRONTEND, [("http", names.FRONTEND_PORT, "http")])
+    if draining:
+        frontends["spec"]["selector"][names.LABEL_DRAINS] = "true"
+    return [workers, frontends]
 
 
 def _service(
