@@ -306,7 +306,7 @@ DEAF = """while not released.is_set():
     [
         ("raise SystemExit(3)", "answers 500"),
         ("raise KeyboardInterrupt", "answers 500"),
-        ("raise asyncio.CancelledError", "CancelledError"),
+        ("raise asyncio.CancelledError", "answers 500"),
         (DEAF, "did not answer within 0.2 s"),
     ],
     ids=["sys.exit", "interrupt", "cancels itself", "heeds no cancellation"],
