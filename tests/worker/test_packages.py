@@ -99,6 +99,16 @@ async def test_wheels_beside_the_script_are_installed_without_an_index(pod: Pod)
     assert any(line.startswith("packages: Processing ") for line in pod.told)
 
 
+async def test_a_line_of_pip_that_is_too_long_ends_no_installation(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "_LINE_BYTES", 16)
+    write_wheel(pod.wheels, "tinylong")
+    pod.ask_for("tinylong")
+    await pod.start()
+    assert version_of("tinylong") == "1.0"
+
+
 async def test_a_package_that_needs_the_engines_packages_brings_none_of_what_the_image_lacks(
     pod: Pod, tmp_path: Path
 ) -> None:

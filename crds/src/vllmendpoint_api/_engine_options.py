@@ -181,7 +181,7 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--enable-request-id-headers": _frontend(
         "status.url does not read it; set the header at the gateway", switch=True
     ),
-    "--chat-template-content-format": _frontend("Dynamo's frontend tells the format from the template"),
+    "--chat-template-content-format": _frontend("Dynamo's frontend detects the format from the template"),
     "--trust-request-chat-template": _frontend(_MODE_NONE, switch=True),
     "--trust-request-mm-kwargs": _frontend(_MODE_NONE, switch=True),
     "--default-chat-template-kwargs": _frontend(

@@ -43,7 +43,7 @@ class Mode(StrEnum):
 
 
 class ModelType(StrEnum):
-    """What a model is asked for. ``spec.model.type`` has the first three; all are told from the model."""
+    """What a model is asked for. ``spec.model.type`` has the first three; the worker detects all of them."""
 
     CHAT = "Chat"
     COMPLETION = "Completion"

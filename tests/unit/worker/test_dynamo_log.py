@@ -12,6 +12,7 @@ CANARY = "dynamo_runtime::health_check=error"
     [
         (None, f"info,{CANARY}"),
         ("", f"info,{CANARY}"),
+        (" , ", f"info,{CANARY}"),
         ("info", f"info,{CANARY}"),
         ("WARN", f"WARN,{CANARY}"),
         ("info,dynamo_llm=debug", f"info,dynamo_llm=debug,{CANARY}"),

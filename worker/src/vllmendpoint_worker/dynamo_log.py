@@ -26,4 +26,4 @@ def log_filter(environ: Mapping[str, str]) -> dict[str, str]:
     if environ.get(ENV_DYNAMO_LOG_CONFIG, "").strip() or named or any(it not in _QUIET for it in levels):
         return {}
     # Dynamo's own default is info; a filter that names only modules has none.
-    return {ENV_DYNAMO_LOG: f"{given or 'info'},{_TARGET}=error"}
+    return {ENV_DYNAMO_LOG: f"{given if directives else 'info'},{_TARGET}=error"}

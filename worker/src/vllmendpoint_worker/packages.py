@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -169,8 +169,8 @@ async def _pip(
     PROCESS_GROUPS.add(process.pid)
     try:
         assert process.stdout is not None
-        async for raw in process.stdout:
-            lines.append(line := raw.decode(errors="replace").rstrip())
+        async for line in _lines_of(process.stdout):
+            lines.append(line)
             if line.startswith(("Collecting ", "Installing collected", "  Downloading ", "Processing ")):
                 tell(f"packages: {redacted(line.strip())[:200]}")
         return await process.wait(), list(lines)
@@ -180,6 +180,18 @@ async def _pip(
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         PROCESS_GROUPS.discard(process.pid)
+
+
+async def _lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Without those that are longer than the stream's limit."""
+    while True:
+        try:
+            raw = await stream.readline()
+        except ValueError:
+            continue
+        if not raw:
+            return
+        yield raw.decode(errors="replace").rstrip()
 
 
 def _new_folder(folder: Path) -> str:
