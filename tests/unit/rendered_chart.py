@@ -52,7 +52,7 @@ ALL_SET: Object = {
     "watchNamespaces": ["a", "b"],
     "replicas": 3,
     "leaseSeconds": 20,
-    "concurrency": 4,
+    "maxConcurrentReconciles": 4,
     "resyncSeconds": 60,
     "log": {"level": "DEBUG", "format": "text"},
     "crds": {"enabled": True, "keep": False, "dynamo": True},

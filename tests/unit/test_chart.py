@@ -57,6 +57,17 @@ def test_schema_refuses(wrong: Object) -> None:
         template(wrong)
 
 
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("value", [8, "8", 0])
+def test_a_renamed_value_is_refused_with_its_new_name(program: str, value: Any) -> None:
+    message = "concurrency: The value was renamed. Use maxConcurrentReconciles instead."
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        run_helm("template", "r", str(CHART), program=program, values={"concurrency": value})
+
+
+RENAMED = {"concurrency"}
+
+
 def test_schema_knows_every_value() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
@@ -72,7 +83,7 @@ def test_schema_knows_every_value() -> None:
         node = resolved(node)
         if "properties" in node and isinstance(value, dict):
             if path != "resources":  # claims have no default
-                assert node["properties"].keys() == value.keys(), path
+                assert node["properties"].keys() - (set() if path else RENAMED) == value.keys(), path
             assert path == "global" or node["additionalProperties"] is False, path
             for name, item in value.items():
                 check(node["properties"][name], item, f"{path}.{name}".strip("."))

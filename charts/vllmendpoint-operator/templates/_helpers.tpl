@@ -2,14 +2,14 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* Short enough that the longest suffix still makes a DNS label. */}}
+{{/* Truncated so that the name with the longest suffix is still a valid DNS label. */}}
 {{- define "vllmendpoint.fullname" -}}
 {{- $name := include "vllmendpoint.name" . -}}
 {{- $full := contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) -}}
 {{- regexReplaceAll "[-.]+$" (default $full .Values.fullnameOverride | trunc 50) "" -}}
 {{- end }}
 
-{{/* A Service's name is a DNS label that begins with a letter; a release may be called 2024 or 1.5. */}}
+{{/* A Service name is a DNS label that starts with a letter, but a release name may be 2024 or 1.5. */}}
 {{- define "vllmendpoint.serviceName" -}}
 {{- $name := include "vllmendpoint.fullname" . | replace "." "-" -}}
 {{- regexMatch "^[a-z]" $name | ternary $name (printf "operator-%s" $name) -}}
@@ -23,13 +23,14 @@
 {{- include "vllmendpoint.fullname" . }}-worker
 {{- end }}
 
-{{/* Never change: Deployments are selected by them, and workers let such pods reach their reports. */}}
+{{/* Do not change these labels: the selector of a Deployment is immutable, and the NetworkPolicies of workers select the
+operator's pods by them. */}}
 {{- define "vllmendpoint.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "vllmendpoint.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* The chart's own labels win over the user's: one key twice is not valid. */}}
+{{/* The chart's own labels take precedence over the user's, because a duplicate key is invalid. */}}
 {{- define "vllmendpoint.labels" -}}
 {{- $own := include "vllmendpoint.selectorLabels" . | fromYaml -}}
 {{- $_ := set $own "app.kubernetes.io/version" .Chart.AppVersion -}}
@@ -57,21 +58,21 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* What the operator may do where it serves endpoints; each verb is one that it uses. */}}
+{{/* Rules of the operator's role. Every verb is used. */}}
 {{- define "vllmendpoint.rules" -}}
 {{- $child := list "get" "list" "watch" "create" "patch" "delete" | toJson -}}
-# Seen through a watch; only their status is written.
+# The operator watches VLLMEndpoints and writes only their status.
 - apiGroups: [serving.vllmendpoint.dev]
   resources: [vllmendpoints]
   verbs: [list, watch]
 - apiGroups: [serving.vllmendpoint.dev]
   resources: [vllmendpoints/status]
   verbs: [patch]
-# To own children with blockOwnerDeletion.
+# Required for owner references with blockOwnerDeletion.
 - apiGroups: [serving.vllmendpoint.dev]
   resources: [vllmendpoints/finalizers]
   verbs: [update]
-# The children: watched, looked up before they are made, applied (patch, and create of a new one), pruned.
+# Objects of endpoints: watched, read before they are created, applied (patch; create for a new object) and deleted.
 - apiGroups: [""]
   resources: [configmaps, persistentvolumeclaims, serviceaccounts, services]
   verbs: {{ $child }}
@@ -87,12 +88,12 @@ imagePullSecrets:
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [rolebindings]
   verbs: {{ $child }}
-# The one role that it may hand out, without holding its rights.
+# The only role that the operator may bind without having its permissions.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [{{ empty .Values.watchNamespaces | ternary "clusterroles" "roles" }}]
   resourceNames: [{{ include "vllmendpoint.workerRoleName" . | quote }}]
   verbs: [bind]
-# The annotation that makes the kubelet bring new settings at once.
+# The operator patches an annotation of pods so that the kubelet refreshes the settings volume immediately.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch]
@@ -104,7 +105,8 @@ imagePullSecrets:
   verbs: [create]
 {{- end }}
 
-{{/* What Dynamo's Kubernetes discovery does in a worker's or frontend's pod; its metadata goes with the pod. */}}
+{{/* Permissions that Dynamo's Kubernetes discovery needs in the pods of workers and frontends. The pod owns its
+DynamoWorkerMetadata, so no permission to delete is needed. */}}
 {{- define "vllmendpoint.workerRules" -}}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
@@ -113,7 +115,8 @@ imagePullSecrets:
   resources: [dynamoworkermetadatas]
   verbs: [list, watch, create, patch]
 {{- if empty .Values.watchNamespaces }}
-# No object: by this the admission policy knows a worker, whatever its service account is called.
+# A virtual resource. The admission policy identifies workers by this permission, because their ServiceAccount may have
+# any name.
 - apiGroups: [serving.vllmendpoint.dev]
   resources: [workers]
   verbs: [run]

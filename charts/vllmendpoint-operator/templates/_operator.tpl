@@ -1,4 +1,4 @@
-{{/* The operator's settings, each from a value of the chart. */}}
+{{/* Settings of the operator, as environment variables. */}}
 {{- define "vllmendpoint.env" -}}
 - name: VLLMENDPOINT_IDENTITY
   valueFrom:
@@ -27,7 +27,7 @@
 - name: VLLMENDPOINT_LEASE_SECONDS
   value: {{ int64 .Values.leaseSeconds | quote }}
 - name: VLLMENDPOINT_WORKERS
-  value: {{ int64 .Values.concurrency | quote }}
+  value: {{ int64 .Values.maxConcurrentReconciles | quote }}
 - name: VLLMENDPOINT_RESYNC_SECONDS
   value: {{ int64 .Values.resyncSeconds | quote }}
 - name: VLLMENDPOINT_LOG_LEVEL
@@ -36,11 +36,11 @@
   value: {{ .Values.log.format | quote }}
 {{- end }}
 
-{{/* Variable -> what sets it instead. The same setting is the flag --name-of-the-variable. */}}
+{{/* Environment variable -> what the user sets instead. Each variable is also a flag, such as --log-level. */}}
 {{- define "vllmendpoint.settings" -}}
-VLLMENDPOINT_IDENTITY: it is the pod's name
+VLLMENDPOINT_IDENTITY: its value is the pod's name
 VLLMENDPOINT_NAMESPACE: use helm's --namespace
-VLLMENDPOINT_OPERATOR_NAME: it is the release's namespace and name
+VLLMENDPOINT_OPERATOR_NAME: its value is the release's namespace and name
 VLLMENDPOINT_NAMESPACES: use the value watchNamespaces
 VLLMENDPOINT_POD_LABELS: use the value nameOverride
 VLLMENDPOINT_WORKER_IMAGE: use the value worker.image
@@ -50,13 +50,13 @@ VLLMENDPOINT_WORKER_ROLE_KIND: use the value watchNamespaces
 VLLMENDPOINT_WORKER_ROLE_NAME: use the value fullnameOverride
 VLLMENDPOINT_LEASE_NAME: use the value fullnameOverride
 VLLMENDPOINT_LEASE_SECONDS: use the value leaseSeconds
-VLLMENDPOINT_WORKERS: use the value concurrency
+VLLMENDPOINT_WORKERS: use the value maxConcurrentReconciles
 VLLMENDPOINT_RESYNC_SECONDS: use the value resyncSeconds
 VLLMENDPOINT_LOG_LEVEL: use the value log.level
 VLLMENDPOINT_LOG_FORMAT: use the value log.format
 {{- end }}
 
-{{/* "true", or nothing. */}}
+{{/* "true" on OpenShift, else empty. */}}
 {{- define "vllmendpoint.openshift" -}}
 {{- $found := .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
 {{- if eq (toString .Values.openshift) "auto" | ternary $found (eq (toString .Values.openshift) "true") -}}
@@ -64,7 +64,7 @@ true
 {{- end -}}
 {{- end }}
 
-{{/* OpenShift assigns user and groups; 65532 is not among those of any namespace. */}}
+{{/* OpenShift assigns the user and group IDs. The ID 65532 is in the range of no namespace. */}}
 {{- define "vllmendpoint.podSecurityContext" -}}
 {{- $context := deepCopy (default dict .Values.podSecurityContext) -}}
 {{- if include "vllmendpoint.openshift" . -}}
@@ -80,9 +80,12 @@ securityContext:
 {{- end -}}
 {{- end }}
 
-{{/* Fails for an item of a list that the chart sets itself, or that a list has twice: server-side apply, by which Helm 4
-installs, refuses one key twice, and names neither the value nor the remedy. */}}
+{{/* Fails for a removed value, for a list item that the chart sets itself, and for a duplicate list item. Helm 4 installs
+with server-side apply, which rejects duplicate keys without naming the value or the remedy. */}}
 {{- define "vllmendpoint.checked" -}}
+{{- if not (kindIs "invalid" .Values.concurrency) -}}
+{{- fail "concurrency: The value was renamed. Use maxConcurrentReconciles instead." -}}
+{{- end -}}
 {{- $settings := include "vllmendpoint.settings" . | fromYaml -}}
 {{- $own := dict -}}
 {{- range include "vllmendpoint.env" . | fromYamlArray -}}
@@ -94,14 +97,14 @@ installs, refuses one key twice, and names neither the value nor the remedy. */}
 {{- end -}}
 {{- $names := list -}}
 {{- range .Values.extraEnv -}}
-{{- /* The operator reads its variables in any case. */ -}}
+{{- /* The operator reads environment variables case-insensitively. */ -}}
 {{- $names = append $names (hasPrefix "VLLMENDPOINT_" (upper .name) | ternary (upper .name) .name) -}}
 {{- end -}}
 {{- include "vllmendpoint.unique" (list "extraEnv" "name" $names $own) -}}
 {{- $names = list -}}
 {{- range .Values.extraArgs -}}
 {{- if hasPrefix "--" . -}}
-{{- /* Its flags as well. */ -}}
+{{- /* Flags, too, are case-insensitive. */ -}}
 {{- $names = append $names (splitList "=" . | first | lower) -}}
 {{- end -}}
 {{- end -}}
@@ -130,7 +133,8 @@ installs, refuses one key twice, and names neither the value nor the remedy. */}
 {{- include "vllmendpoint.unique" (list "resources.claims" "name" $names dict) -}}
 {{- end }}
 
-{{/* Takes (list VALUE FIELD KEYS TAKEN), TAKEN being key -> what is wrong with it and what to do. */}}
+{{/* Fails if a key is duplicated or taken. Argument: (list VALUE FIELD KEYS TAKEN), where TAKEN maps a key to the cause and
+the remedy. */}}
 {{- define "vllmendpoint.unique" -}}
 {{- $value := index . 0 -}}
 {{- $field := index . 1 -}}

@@ -11,9 +11,9 @@ from tests.integration.conftest import BIN
 from tests.integration.waiting import until
 
 KIND = "vllmendpoints.serving.vllmendpoint.dev"
-CLOSED = "only who may create pods in this namespace may set or change it"
-HELD = "may change them while the endpoint holds a Secret or an identity"
-CLAIM = "only who may create pods in this namespace, or use the PersistentVolumeClaim"
+CLOSED = "Only users who may create pods in this namespace may set or change this field"
+HELD = "may change these fields while the endpoint has a Secret or an identity"
+CLAIM = "Only users who may create pods in this namespace, or use the PersistentVolumeClaim"
 
 
 class User:

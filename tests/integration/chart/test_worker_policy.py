@@ -11,8 +11,8 @@ from tests.integration.chart.installed import Cluster, endpoint, operating, run
 from tests.integration.conftest import BIN
 from tests.integration.waiting import until
 
-OWN_POD = "a worker may write only the DynamoWorkerMetadata that has the name of its own pod"
-OWN_ENDPOINT = "a worker may publish only what is in the Dynamo namespace of its own endpoint"
+OWN_POD = "A worker may write only the DynamoWorkerMetadata that has the name of its own pod."
+OWN_ENDPOINT = "A worker may publish only in the Dynamo namespace of its own endpoint."
 LONG = "e" * 40
 """As long as a name may be: its pods' names are cut, and so is its Dynamo namespace."""
 WIDE = "n" * 63
