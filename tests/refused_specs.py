@@ -1,7 +1,7 @@
-"""What the API server refuses by the CRD alone, each with the sentence that kubectl shows.
+"""Specifications that the API server rejects because of the CRD, each with the message that kubectl shows.
 
-A specification has ``model`` in it where a case does not say otherwise. A sentence of a CEL rule is given
-whole: a unit test holds that no rule is without a case.
+Each specification gets a valid ``model`` unless the case sets one. The message of a CEL rule is complete. A
+unit test fails if a rule has no case.
 """
 
 from typing import Any, Final
@@ -27,52 +27,56 @@ def _resources(where: str = "worker", **fields: Any) -> Object:
     return {where: {"resources": fields}}
 
 
-_FIXED: Final = "a claim keeps it; make another claim, and name it in cache.persistentVolumeClaim"
+_FIXED: Final = (
+    "the field is immutable; create another PersistentVolumeClaim and set cache.persistentVolumeClaim"
+)
 _MODEL_PATH: Final = (
-    "worker.env: SAGEMAKER_MODEL_PATH must be an absolute path, given as a value: "
-    "model.artifactsUri is fetched to a volume that is mounted there"
+    "worker.env: SAGEMAKER_MODEL_PATH must be an absolute path in value, not valueFrom, "
+    "because the operator mounts the volume for model.artifactsUri there"
 )
 _ONE_POD: Final = (
-    "cache.volumeClaimTemplate: a ReadWriteOnce volume is for one pod at a time: set accessModes to "
-    "[ReadWriteMany], or replicas to at most 1 and maxSurge to 0 (where all pods run on one node, make the "
-    "claim yourself and name it in cache.persistentVolumeClaim)"
+    "cache.volumeClaimTemplate: only one pod at a time can use a ReadWriteOnce volume; set accessModes to "
+    "[ReadWriteMany], or set replicas to at most 1 and maxSurge to 0 (if all pods run on one node, create a "
+    "PersistentVolumeClaim and set cache.persistentVolumeClaim)"
 )
 _SCHEME: Final = (
     "model.uri: the scheme must be hf://, s3://, pvc:// or file://, "
-    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+    "for example hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 )
 _HUB: Final = (
-    "model.uri: hf:// takes an organisation and a name, for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+    "model.uri: hf:// must be followed by an organization and a name, "
+    "for example hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 )
 _NAMES_OF_RESOURCES: Final = (
-    "resources: give cpu, memory, ephemeral-storage, hugepages-<size>, or a device as vendor.example/name, "
-    "for instance nvidia.com/gpu"
+    "resources: each name must be cpu, memory, ephemeral-storage, hugepages-<size>, or a device as "
+    "vendor.example/name, for example nvidia.com/gpu"
 )
 _ONCE_POD: Final = (
-    "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod goes with no other mode; "
-    "remove it, or the others"
+    "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod cannot be combined with other access "
+    "modes; remove it or the others"
 )
 _KEY: Final = {"name": "s", "key": "k"}
 _ENV_SOURCE: Final = (
-    "worker.env: valueFrom: name one of configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef"
+    "worker.env: valueFrom: set exactly one of configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef"
 )
 _HANDLER: Final = (
-    "handlers.{0}: give where:function, for instance model:{0}_handler, handlers.py:f, "
-    "/opt/ml/model/handlers.py:f or package.module:f"
+    "handlers.{0}: must have the form file:function or module:function, for example model:{0}_handler, "
+    "handlers.py:f, /opt/ml/model/handlers.py:f or package.module:f"
 )
 _NEVER_REPLACED: Final = (
-    "strategy.rollingUpdate: maxUnavailable and maxSurge cannot both be 0: no worker could ever be replaced"
+    "strategy.rollingUpdate: maxUnavailable and maxSurge must not both be 0, "
+    "because then no worker can be replaced"
 )
 _NAME: Final = (
-    "metadata.name: lower-case letters, digits and '-', beginning with a letter, "
-    "since Services are named after it"
+    "metadata.name: must consist of lowercase letters, digits and '-', start with a letter and end with a "
+    "letter or digit, because the name of a Service contains it"
 )
 
 _ARGUMENT: Final = (
     "worker.env: {} is an engine argument that the operator sets, or the worker does not support; remove it"
 )
 _UNREACHED: Final = (
-    "engine: {} (of engine.args or worker.env) is read by the server on port 8080, not at status.url; "
+    "engine: {} (in engine.args or worker.env) is read by the server on port 8080, not at status.url; "
     "remove it, or set frontend.mode to None"
 )
 
@@ -83,24 +87,24 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     (_model(uri="gs://bucket/key"), _SCHEME),
     (
         _model(uri="s3://B/key"),
-        "model.uri: s3:// takes a bucket and a prefix, for instance s3://my-bucket/my-model/",
+        "model.uri: s3:// must be followed by a bucket and a prefix, for example s3://my-bucket/my-model/",
     ),
     (
         _model(uri="file:///m", revision="v2"),
-        "model.revision: only a model of the hub (hf://) has revisions; remove it",
+        "model.revision: only a Hugging Face Hub model (hf://) has revisions; remove this field",
     ),
     (_model(uri="hf://smollm"), _HUB),
     (_model(uri="hf://a/b/c"), _HUB),
     (
         _model(uri="pvc:///path"),
-        "model.uri: pvc:// takes a claim and a path, for instance pvc://models/smollm",
+        "model.uri: pvc:// must be followed by a claim name and a path, for example pvc://models/smollm",
     ),
     (
         _model(uri="file://opt/model"),
-        "model.uri: file:// takes an absolute path, for instance file:///opt/models/smollm",
+        "model.uri: file:// must be followed by an absolute path, for example file:///opt/models/smollm",
     ),
-    (_model(uri="file:///opt/../etc"), "model.uri: '..' is not allowed in the path"),
-    (_model(uri="pvc://claim/.."), "model.uri: '..' is not allowed in the path"),
+    (_model(uri="file:///opt/../etc"), "model.uri: the path must not contain '..'"),
+    (_model(uri="pvc://claim/.."), "model.uri: the path must not contain '..'"),
     (_model(name="-x"), "spec.model.name"),
     (_model(type="Vision"), "supported values"),
     (_model(tokenSecretRef={}), "spec.model.tokenSecretRef.name: Required value"),
@@ -108,11 +112,11 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     (_model(tokenSecretRef={"name": "a", "key": ".."}), "spec.model.tokenSecretRef.key"),
     (
         {**_model(tokenSecretRef={"name": "hf"}), **_worker(env=[{"name": "HF_TOKEN", "value": "x"}])},
-        "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
+        "model.tokenSecretRef: HF_TOKEN is also set in worker.env; remove one of them",
     ),
     (
         _model(artifactsUri="https://bucket/key"),
-        "model.artifactsUri: give s3://bucket/prefix/, for instance s3://my-bucket/my-model/",
+        "model.artifactsUri: must have the form s3://bucket/prefix/, for example s3://my-bucket/my-model/",
     ),
     (
         {
@@ -138,7 +142,7 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     # engine
     (
         {"engine": {"args": ["--max-model-len 512"]}},
-        "engine.args: --max-model-len and its value are two items; or write one with = between them",
+        "engine.args: --max-model-len and its value must be two items, or one item with = between them",
     ),
     (
         {"engine": {"args": ["--seed", "1", "--model"]}},
@@ -154,15 +158,15 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     ),
     (
         {"engine": {"args": ["--seed", "1", "-n", "2"]}},
-        "engine.args: -n is short for an argument that the operator sets; remove it",
+        "engine.args: -n is the short form of an argument that the operator sets; remove it",
     ),
     (
         {"engine": {"args": ["-r1"]}},
-        "engine.args: -r1 is short for an argument that the operator sets; remove it",
+        "engine.args: -r1 is the short form of an argument that the operator sets; remove it",
     ),
     (
         {"engine": {"args": ["-dpa=10.0.0.1"]}},
-        "engine.args: -dpa is short for an argument that the operator sets; remove it",
+        "engine.args: -dpa is the short form of an argument that the operator sets; remove it",
     ),
     (
         {"engine": {"args": ["--data_parallel_rank", "0"]}},
@@ -207,7 +211,7 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     ),
     (
         _worker(env=[{"name": "A", "value": "", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
-        "worker.env: A has both value and valueFrom; remove one",
+        "worker.env: A has both value and valueFrom; remove one of them",
     ),
     (_worker(env=[{"name": "A", "valueFrom": {}}]), _ENV_SOURCE),
     (
@@ -229,12 +233,15 @@ REFUSED: Final[list[tuple[Object, str]]] = [
                 {"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1Mi"}}}
             ]
         ),
-        "worker.env: resourceFieldRef.divisor: 1 or 1m for cpu, 1 or a unit of bytes for the rest",
+        (
+            "worker.env: resourceFieldRef.divisor: must be 1 or 1m for cpu, and 1 or a unit of bytes such as "
+            "1Mi for other resources"
+        ),
     ),
-    (_worker(envFrom=[{}]), "worker.envFrom: name one of configMapRef, secretRef"),
+    (_worker(envFrom=[{}]), "worker.envFrom: set exactly one of configMapRef, secretRef"),
     (
         _worker(envFrom=[{"secretRef": {"name": "s"}, "configMapRef": {"name": "c"}}]),
-        "worker.envFrom: name one of configMapRef, secretRef",
+        "worker.envFrom: set exactly one of configMapRef, secretRef",
     ),
     (_worker(envFrom=[{"secretRef": {}}]), "name: Required value"),
     (_worker(sharedMemorySize="1e.5"), "spec.worker.sharedMemorySize"),
@@ -263,31 +270,34 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     (_resources(limits={"cpu": -1}), "greater than or equal to 0"),
     (_resources(limits={"gpu": 1}), _NAMES_OF_RESOURCES),
     (_resources(requests={"nvidia.com/": 1}), _NAMES_OF_RESOURCES),
-    (_resources(limits={"nvidia.com/gpu": "500m"}), "resources: devices are counted in whole numbers"),
+    (
+        _resources(limits={"nvidia.com/gpu": "500m"}),
+        "resources: the quantity of a device must be a whole number",
+    ),
     (
         _resources(limits={"memory": "1Gi"}, requests={"memory": "1025Mi"}),
-        "resources: a request is above its limit; lower it, or raise the limit",
+        "resources: a request exceeds its limit; lower the request or raise the limit",
     ),
     (
         _resources("frontend", limits={"cpu": 1}, requests={"cpu": "1001m"}),
-        "resources: a request is above its limit; lower it, or raise the limit",
+        "resources: a request exceeds its limit; lower the request or raise the limit",
     ),
     (
         _resources(requests={"nvidia.com/gpu": 1}),
-        "resources: a device is asked for under limits; leave it out of requests",
+        "resources: a device must be set in limits; remove it from requests",
     ),
     (
         _resources(limits={"nvidia.com/gpu": 2}, requests={"nvidia.com/gpu": 1}),
-        "resources: a device is asked for under limits; leave it out of requests",
+        "resources: a device must be set in limits; remove it from requests",
     ),
     # cache
     (
         {"cache": {"persistentVolumeClaim": {"claimName": "c"}, "emptyDir": {}}},
-        "cache: set one of persistentVolumeClaim and emptyDir, not both",
+        "cache: persistentVolumeClaim and emptyDir are both set; remove one of them",
     ),
     (
         {"cache": {"volumeClaimTemplate": {"size": 1}, "emptyDir": {}}},
-        "cache: volumeClaimTemplate is set beside persistentVolumeClaim or emptyDir; set one of them",
+        "cache: volumeClaimTemplate and persistentVolumeClaim or emptyDir are both set; remove one of them",
     ),
     ({"cache": {"persistentVolumeClaim": {"claimName": "a b"}}}, "persistentVolumeClaim.claimName"),
     ({"cache": {"volumeClaimTemplate": {}}}, "spec.cache.volumeClaimTemplate.size: Required value"),
@@ -307,7 +317,7 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     # healthCheck
     (
         {"healthCheck": {"level": "Minimal", "payload": {"prompt": "1"}}},
-        "healthCheck: level and payload are both set; remove one (a level stands for a payload)",
+        "healthCheck: level and payload are both set; remove one of them",
     ),
     ({"healthCheck": {"level": "Tiny"}}, "supported values"),
     ({"healthCheck": {"mode": "Off"}}, "supported values"),
@@ -315,11 +325,11 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     ({"healthCheck": {"periodSeconds": 0}}, "greater than or equal to 1"),
     (
         {"healthCheck": {"expect": {"regex": "("}}},
-        "healthCheck.expect.regex: not a regular expression (RE2 syntax)",
+        "healthCheck.expect.regex: must be a regular expression in RE2 syntax",
     ),
     (
         {**_model(type="Embedding"), "healthCheck": {"expect": {"regex": "."}}},
-        "healthCheck.expect: a model of the type Embedding generates no text; remove it",
+        "healthCheck.expect: a model of type Embedding generates no text; remove this field",
     ),
     # handlers
     ({"handlers": {"script": {}}}, "handlers.script: set exactly one of inline and configMapKeyRef"),
@@ -366,13 +376,16 @@ REFUSED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
 """A specification, what becomes of it, and the sentence."""
 
 _OF_WORKERS: Final = (
-    "metadata.name: must not end with -workers, since the workers' Service of the endpoint without that "
-    "ending has this name; choose another name"
+    "metadata.name: must not end with -workers, because the workers' Service of the endpoint without that "
+    "suffix has this name; choose another name"
 )
 REFUSED_NAMES: Final[list[tuple[str, str]]] = [
     (
         "e" * 41,
-        "metadata.name: at most 40 characters, since the names of its pods and Services are made from it",
+        (
+            "metadata.name: must be at most 40 characters long, because the names of the endpoint's pods and "
+            "Services contain it"
+        ),
     ),
     *(
         (

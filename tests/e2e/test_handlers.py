@@ -126,7 +126,10 @@ def test_a_script_that_is_not_there(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ({"handlers": {"ping": "health"}}, "handlers.ping: give where:function"),
+        (
+            {"handlers": {"ping": "health"}},
+            "handlers.ping: must have the form file:function or module:function",
+        ),
         ({"handlers": {"script": {}}}, "handlers.script: set exactly one of inline and configMapKeyRef"),
         (
             {"model": {"uri": TOY, "artifactsUri": "https://x/y"}},

@@ -68,7 +68,7 @@ def test_every_argument_that_the_worker_does_not_support_is_refused(api, argumen
 def test_an_option_of_the_server_behind_a_managed_frontend_is_refused(api, argument):
     variable = "SM_VLLM_" + argument[2:].upper().replace("-", "_")
     for spec in ({"engine": {"args": [f"{argument}=x"]}}, {"worker": {"env": [{"name": variable}]}}):
-        assert f"engine: {argument} (of engine.args or worker.env) is read by the server" in asked(api, spec)
+        assert f"engine: {argument} (in engine.args or worker.env) is read by the server" in asked(api, spec)
         assert asked(api, {**spec, "frontend": {"mode": "None"}}) == ""
 
 

@@ -87,11 +87,13 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
     endpoint.serve()
     endpoint.until("Ready", "True")
     # What admission sees.
-    assert "storageClassName: a claim keeps it; make another claim" in edited(endpoint, storageClassName="b")
-    assert "accessModes: a claim keeps it; make another claim" in edited(
+    assert "storageClassName: the field is immutable; create another PersistentVolumeClaim" in edited(
+        endpoint, storageClassName="b"
+    )
+    assert "accessModes: the field is immutable; create another PersistentVolumeClaim" in edited(
         endpoint, accessModes=["ReadWriteMany"]
     )
-    assert "is for one pod at a time" in api.kubectl(
+    assert "only one pod at a time can use a ReadWriteOnce volume" in api.kubectl(
         "scale", "-n", "shared", "vep", endpoint.name, "--replicas=2", check=False
     )
     # What only the API server knows: this claim is not bound, and its class does not let it grow.

@@ -70,20 +70,21 @@ def _local(why: str) -> EngineOption:
     return EngineOption(OptionRule.LOCAL, why)
 
 
-NAMESPACE: Final = "each endpoint has a Dynamo namespace of its own"
+NAMESPACE: Final = "the operator assigns a Dynamo namespace to each endpoint"
 _NODES: Final = "multi-node workers are not supported yet"
-ONE_POD: Final = "one pod runs all data-parallel ranks; set --data-parallel-size alone"
+ONE_POD: Final = "one pod runs all data-parallel ranks; set only --data-parallel-size"
 _DISAGGREGATION: Final = "prefill/decode disaggregation is not supported yet"
 _ENCODER: Final = "encode workers are not supported"
-GMS: Final = "the GPU Memory Service needs Dynamo's own operator"
-_SLEEP: Final = "the routes that put the engine to sleep and wake it are not served"
+GMS: Final = "the GPU Memory Service requires Dynamo's own operator"
+_SLEEP: Final = "the worker does not serve the sleep and wake-up routes"
 _OMNI: Final = "only Dynamo's omni workers read it"
 _SUPERVISOR: Final = "only the supervisor of 'vllm serve' reads it"
-_TLS: Final = "the worker's port 8080 serves plain HTTP; end TLS at a gateway, an ingress or a service mesh"
-_REQUEST: Final = "status.url does not read it; send the field in each request"
-_FORMAT: Final = "status.url does not read it, and answers in Dynamo's format"
-_CORS: Final = "status.url does not read it; set CORS at the ingress or gateway in front of port 8000"
-_MODE_NONE: Final = "status.url does not read it; set frontend.mode to None to serve vLLM's own server"
+_TLS: Final = (
+    "the worker's port 8080 serves plain HTTP; terminate TLS at a gateway, an ingress or a service mesh"
+)
+_FORMAT: Final = "status.url does not use it and responds in Dynamo's format"
+_CORS: Final = "status.url does not use it; configure CORS at the ingress or gateway in front of port 8000"
+_MODE_NONE: Final = "status.url does not use it; set frontend.mode to None to use vLLM's HTTP server"
 
 ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     # What the operator sets itself.
@@ -94,10 +95,12 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--namespace": _owned(NAMESPACE, env=("DYN_NAMESPACE",)),
     "--endpoint": _owned(NAMESPACE, env=("DYN_ENDPOINT",)),
     "--kv-state-endpoint": _owned(NAMESPACE, env=("DYN_KV_STATE_ENDPOINT",)),
-    "--discovery-backend": _owned("workers are found through Kubernetes", env=("DYN_DISCOVERY_BACKEND",)),
-    "--request-plane": _owned("the operator pins it to tcp", env=("DYN_REQUEST_PLANE",)),
-    "--response-plane": _owned("the frontend answers over tcp", env=("DYN_RESPONSE_PLANE",)),
-    "--event-plane": _owned("the operator pins it to zmq", env=("DYN_EVENT_PLANE",)),
+    "--discovery-backend": _owned(
+        "Dynamo discovers workers through Kubernetes", env=("DYN_DISCOVERY_BACKEND",)
+    ),
+    "--request-plane": _owned("the operator sets it to tcp", env=("DYN_REQUEST_PLANE",)),
+    "--response-plane": _owned("the frontend uses tcp", env=("DYN_RESPONSE_PLANE",)),
+    "--event-plane": _owned("the operator sets it to zmq", env=("DYN_EVENT_PLANE",)),
     "--port": _owned("the port is part of the Service"),
     "--host": _owned("the kubelet and the Service reach the worker at the pod's address"),
     "--disaggregation-mode": _owned(_DISAGGREGATION, env=("DYN_VLLM_DISAGGREGATION_MODE",)),
@@ -127,23 +130,24 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     ),
     "--embedding-transfer-mode": _unsupported(_ENCODER, env=("DYN_VLLM_EMBEDDING_TRANSFER_MODE",)),
     "--enable-rl": _unsupported(
-        "the routes for RL training are not served", env=("DYN_ENABLE_RL",), switch=True
+        "the worker does not serve the routes for RL training", env=("DYN_ENABLE_RL",), switch=True
     ),
     "--gms-shadow-mode": _unsupported(GMS, env=("DYN_VLLM_GMS_SHADOW_MODE",), switch=True),
     "--load-format": _unsupported(GMS, values=("gms",)),
     "--enable-sleep-mode": _unsupported(_SLEEP, switch=True),
     "--use-vllm-tokenizer": _unsupported(
-        "the probe needs Dynamo's tokens", env=("DYN_VLLM_USE_TOKENIZER",), switch=True
+        "health check probes require Dynamo's tokenizer", env=("DYN_VLLM_USE_TOKENIZER",), switch=True
     ),
     "--realtime": _unsupported("realtime workers are not supported", env=("DYN_VLLM_REALTIME",), switch=True),
     "--classify-worker": _unsupported(
-        "the worker takes the type from the model", env=("DYN_VLLM_CLASSIFY_WORKER",), switch=True
+        "the worker detects the type from the model", env=("DYN_VLLM_CLASSIFY_WORKER",), switch=True
     ),
     "--embedding-worker-processes": _unsupported(
-        "one process serves embeddings; set replicas", env=("DYN_VLLM_EMBEDDING_WORKER_PROCESSES",)
+        "one process serves embeddings; increase replicas instead",
+        env=("DYN_VLLM_EMBEDDING_WORKER_PROCESSES",),
     ),
     "--endpoint-types": _unsupported(
-        "the model would not be served at status.url", env=("DYN_ENDPOINT_TYPES",), values=("none",)
+        "status.url would not serve the model", env=("DYN_ENDPOINT_TYPES",), values=("none",)
     ),
     "--model-express-url": _unsupported("vLLM's ModelExpress plugin reads the variable MODEL_EXPRESS_URL"),
     "--output-modalities": _unsupported(_OMNI, env=("DYN_OUTPUT_MODALITIES",)),
@@ -168,18 +172,18 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--exclude-tools-when-tool-choice-none": _mapped("--exclude-tools-when-tool-choice-none"),
     # vLLM's HTTP server alone, while callers use Dynamo's frontend.
     "--api-key": _frontend(
-        "status.url stays open; restrict port 8000 with a NetworkPolicy, or authenticate at a gateway",
+        "status.url would remain open; restrict port 8000 with a NetworkPolicy, or authenticate at a gateway",
         env=("VLLM_API_KEY",),
     ),
-    "--lora-modules": _frontend("adapters are not served at status.url; set frontend.mode to None"),
+    "--lora-modules": _frontend("status.url does not serve adapters; set frontend.mode to None"),
     "--middleware": _frontend("it does not run at status.url; use a gateway, or set frontend.mode to None"),
-    "--root-path": _frontend("status.url does not read it; rewrite the path at the ingress or gateway"),
+    "--root-path": _frontend("status.url does not use it; rewrite the path at the ingress or gateway"),
     "--allow-credentials": _frontend(_CORS, switch=True),
     "--allowed-origins": _frontend(_CORS),
     "--allowed-methods": _frontend(_CORS),
     "--allowed-headers": _frontend(_CORS),
     "--enable-request-id-headers": _frontend(
-        "status.url does not read it; set the header at the gateway", switch=True
+        "status.url does not use it; set the header at a gateway", switch=True
     ),
     "--chat-template-content-format": _frontend("Dynamo's frontend detects the format from the template"),
     "--trust-request-chat-template": _frontend(_MODE_NONE, switch=True),
@@ -189,8 +193,10 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     ),
     "--response-role": _frontend(_FORMAT),
     "--return-tokens-as-token-ids": _frontend(_FORMAT, switch=True),
-    "--tool-parser-plugin": _frontend("Dynamo's frontend loads no plugin; set --dyn-tool-call-parser"),
-    "--reasoning-parser-plugin": _frontend("Dynamo's frontend loads no plugin; set --dyn-reasoning-parser"),
+    "--tool-parser-plugin": _frontend("Dynamo's frontend does not load plugins; set --dyn-tool-call-parser"),
+    "--reasoning-parser-plugin": _frontend(
+        "Dynamo's frontend does not load plugins; set --dyn-reasoning-parser"
+    ),
     "--tool-strict-level": _frontend("set --dyn-structural-tag instead"),
     "--tool-server": _frontend(_MODE_NONE),
     "--enable-prompt-tokens-details": _frontend(_FORMAT, switch=True),
@@ -209,19 +215,19 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--fingerprint-mode": _frontend(_FORMAT),
     "--fingerprint-value": _frontend(_FORMAT),
     # vLLM's HTTP server about itself.
-    "--max-log-len": _local("length of prompts in its log"),
-    "--enable-log-outputs": _local("its log"),
-    "--enable-log-deltas": _local("its log"),
-    "--log-error-stack": _local("its log"),
-    "--uvicorn-log-level": _local("its log"),
-    "--disable-uvicorn-access-log": _local("its log; the worker writes no access log"),
-    "--disable-access-log-for-endpoints": _local("its log; the worker writes no access log"),
-    "--enable-server-load-tracking": _local("its route /load"),
-    "--enable-tokenizer-info-endpoint": _local("its route /tokenizer_info"),
-    "--disable-fastapi-docs": _local("its routes /docs and /openapi.json"),
-    "--enable-offline-docs": _local("its route /docs"),
-    "--h11-max-incomplete-event-size": _local("its limit for headers"),
-    "--h11-max-header-count": _local("its limit for headers"),
-    "--enable-flash-late-interaction": _local("where it computes scores"),
+    "--max-log-len": _local("affects the prompts in its log"),
+    "--enable-log-outputs": _local("affects its log"),
+    "--enable-log-deltas": _local("affects its log"),
+    "--log-error-stack": _local("affects its log"),
+    "--uvicorn-log-level": _local("affects its log"),
+    "--disable-uvicorn-access-log": _local("affects its log; the worker writes no access log"),
+    "--disable-access-log-for-endpoints": _local("affects its log; the worker writes no access log"),
+    "--enable-server-load-tracking": _local("affects its route /load"),
+    "--enable-tokenizer-info-endpoint": _local("affects its route /tokenizer_info"),
+    "--disable-fastapi-docs": _local("affects its routes /docs and /openapi.json"),
+    "--enable-offline-docs": _local("affects its route /docs"),
+    "--h11-max-incomplete-event-size": _local("affects its limit for headers"),
+    "--h11-max-header-count": _local("affects its limit for headers"),
+    "--enable-flash-late-interaction": _local("affects how it computes scores"),
 }
 """Options by their long spelling. What is not here is the user's."""

@@ -57,17 +57,17 @@ RENDERED_ENV: Final[dict[str, str]] = {
     "DYN_NAMESPACE": NAMESPACE,
     "DYN_NAMESPACE_WORKER_SUFFIX": NAMESPACE,
     "DYN_NAMESPACE_PREFIX": NAMESPACE,
-    "DYN_DISCOVERY_BACKEND": "workers are found through Kubernetes",
-    "DYN_REQUEST_PLANE": "the operator pins it to tcp",
-    "DYN_EVENT_PLANE": "the operator pins it to zmq",
-    "DYN_SYSTEM_PORT": "the port is part of the NetworkPolicy",
+    "DYN_DISCOVERY_BACKEND": "Dynamo discovers workers through Kubernetes",
+    "DYN_REQUEST_PLANE": "the operator sets it to tcp",
+    "DYN_EVENT_PLANE": "the operator sets it to zmq",
+    "DYN_SYSTEM_PORT": "the NetworkPolicy allows this port",
     "DYN_SYSTEM_HOST": "the frontend reads the worker's metadata there",
     "DYN_TCP_RPC_HOST": "the frontend reaches the worker there",
-    "DYN_TCP_RPC_PORT": "the port is part of the NetworkPolicy",
-    "POD_NAME": "it comes from the pod",
-    "POD_NAMESPACE": "it comes from the pod",
-    "POD_UID": "it comes from the pod",
-    "POD_IP": "it comes from the pod",
+    "DYN_TCP_RPC_PORT": "the NetworkPolicy allows this port",
+    "POD_NAME": "the operator sets it from the pod's metadata",
+    "POD_NAMESPACE": "the operator sets it from the pod's metadata",
+    "POD_UID": "the operator sets it from the pod's metadata",
+    "POD_IP": "the operator sets it from the pod's metadata",
 }
 """Environment names that the operator renders, or may render, itself. Names with the prefix ``VLLMENDPOINT_``
 are the operator's as well."""
@@ -143,7 +143,7 @@ def _refused(argument: str, table: Mapping[str, str]) -> str | None:
     if name is None:
         spelled = argument.split("=", 1)[0]
         whole = next((known for short, known in SHORT_OPTIONS.items() if _is_short(spelled, short)), "")
-        return f"it stands for {whole}: {table[whole]}" if whole in table else None
+        return f"it is the short form of {whole}: {table[whole]}" if whole in table else None
     name = name.split(".", 1)[0]
     if name == "--" or name in NOT_SHORTENED:
         return None
@@ -151,7 +151,7 @@ def _refused(argument: str, table: Mapping[str, str]) -> str | None:
         return table[name]
     for whole, instead in table.items():
         if whole.startswith(name):
-            return f"it stands for {whole}: {instead}"
+            return f"it is an abbreviation of {whole}: {instead}"
     return None
 
 
@@ -183,5 +183,5 @@ def environment_option(name: str) -> str | None:
 def owned_env(name: str) -> str | None:
     """Why the operator owns this environment name, if it does."""
     if name.startswith(OWNED_ENV_PREFIX):
-        return "the prefix is the operator's own"
+        return "the operator uses names with this prefix"
     return OWNED_ENV.get(name)

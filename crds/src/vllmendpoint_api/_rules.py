@@ -68,13 +68,15 @@ IntOrPercent = Annotated[
 
 
 class ConfigMapKeyRef(Contract):
-    """A key of a ConfigMap in the endpoint's namespace."""
+    """Key of a ConfigMap in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the ConfigMap.")]
-    key: Annotated[DataKey, Field(description="Key in the ConfigMap.")] = "config.yaml"
+    key: Annotated[DataKey, Field(description="Key in the ConfigMap. Defaults to config.yaml.")] = (
+        "config.yaml"
+    )
 
 
 class LocalObjectReference(Contract):
-    """A name in the endpoint's namespace."""
+    """Reference to an object in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the object.")]

@@ -17,20 +17,20 @@ _DROPPED: Final = ("title", "default", "additionalProperties", "$defs")
 _NAME_RULES: Final[list[dict[str, Any]]] = [
     {
         "rule": f"size(self.metadata.name) <= {names.NAME_MAX_LENGTH}",
-        "message": f"metadata.name: at most {names.NAME_MAX_LENGTH} characters, "
-        "since the names of its pods and Services are made from it",
+        "message": f"metadata.name: must be at most {names.NAME_MAX_LENGTH} characters long, because the "
+        "names of the endpoint's pods and Services contain it",
     },
     {
         "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-        "message": "metadata.name: lower-case letters, digits and '-', beginning with a letter, "
-        "since Services are named after it",
+        "message": "metadata.name: must consist of lowercase letters, digits and '-', start with a letter "
+        "and end with a letter or digit, because the name of a Service contains it",
     },
     {
         # Of new endpoints: those that exist keep their names.
         "rule": f"oldSelf.hasValue() || !self.metadata.name.endsWith('{names.WORKERS_SUFFIX}')",
         "optionalOldSelf": True,
-        "message": f"metadata.name: must not end with {names.WORKERS_SUFFIX}, since the workers' Service of "
-        "the endpoint without that ending has this name; choose another name",
+        "message": f"metadata.name: must not end with {names.WORKERS_SUFFIX}, because the workers' Service "
+        "of the endpoint without that suffix has this name; choose another name",
     },
 ]
 
@@ -112,8 +112,8 @@ def custom_resource_definition() -> dict[str, Any]:
                     "schema": {
                         "openAPIV3Schema": {
                             "type": "object",
-                            "description": "A model served by NVIDIA Dynamo + vLLM, whose status says "
-                            "whether it really generates.",
+                            "description": "Model that is served by NVIDIA Dynamo and vLLM. The "
+                            "status reports whether its engines generate tokens.",
                             "required": ["spec"],
                             "properties": {
                                 "apiVersion": {"type": "string"},

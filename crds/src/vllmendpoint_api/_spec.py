@@ -30,49 +30,64 @@ class FrontendMode(StrEnum):
 
 
 class Frontend(Contract):
-    """The OpenAI-compatible HTTP server in front of the workers."""
+    """Dynamo's frontend, the OpenAI-compatible HTTP server in front of the workers."""
 
     mode: Annotated[
         FrontendMode,
-        Field(description="Managed: the operator runs it. None: there is none. Default: Managed."),
+        Field(
+            description="Managed: the operator runs a frontend, and status.url is its address. None: there "
+            "is no frontend, and status.url is the workers' port 8080. Defaults to Managed."
+        ),
     ] = FrontendMode.MANAGED
-    replicas: Annotated[int, Field(ge=1, le=100, description="Frontend pods. Default: 1.")] = 1
-    resources: Annotated[Resources, Field(description="Resources of each frontend pod.")] = Resources()
+    replicas: Annotated[int, Field(ge=1, le=100, description="Number of frontend pods. Defaults to 1.")] = 1
+    resources: Annotated[
+        Resources,
+        Field(description="Compute resources of each frontend pod. Defaults to none."),
+    ] = Resources()
     pod_template: Annotated[
         JsonObject | None,
         Field(
-            description="A partial PodTemplateSpec, merged last over what the operator renders; "
-            "the container is called main."
+            description="Strategic merge patch of the operator's PodTemplateSpec of the frontend. The "
+            "container is named main. Defaults to no change."
         ),
     ] = None
 
 
 class RollingUpdate(Contract):
-    """How many workers may be down, or on top, while they are replaced."""
+    """Limits on the number of workers during a rolling update."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             {
                 "rule": "!(string(self.maxUnavailable) in ['0', '0%'] && "
                 "string(self.maxSurge) in ['0', '0%'])",
-                "message": "strategy.rollingUpdate: maxUnavailable and maxSurge cannot both be 0: "
-                "no worker could ever be replaced",
+                "message": "strategy.rollingUpdate: maxUnavailable and maxSurge must not both be 0, because "
+                "then no worker can be replaced",
             }
         )
     )
     max_unavailable: Annotated[
-        IntOrPercent, Field(description="Workers that may be missing meanwhile. Default: 1.")
+        IntOrPercent,
+        Field(
+            description="Maximum number of unavailable workers during the update, or a percentage of "
+            "replicas, rounded down. Defaults to 1."
+        ),
     ] = 1
     max_surge: Annotated[
         IntOrPercent,
-        Field(description="Workers beyond replicas meanwhile. Default: 0, since a GPU to spare is rare."),
+        Field(
+            description="Maximum number of workers above replicas during the update, or a percentage of "
+            "replicas, rounded up. Defaults to 0, because a surge needs spare GPUs."
+        ),
     ] = 0
 
 
 class Strategy(Contract):
-    """How workers are replaced."""
+    """How the operator replaces workers when their pod template changes."""
 
-    rolling_update: Annotated[RollingUpdate, Field(description="The rolling update.")] = RollingUpdate()
+    rolling_update: Annotated[
+        RollingUpdate, Field(description="Limits on the number of workers during a rolling update.")
+    ] = RollingUpdate()
 
 
 def _field(root: str, outer: str, inner: str, default: str) -> str:
@@ -97,35 +112,36 @@ _UNCHANGED: Final = "oldSelf.hasValue() && " + " && ".join(
 
 
 class VLLMEndpointSpec(Contract):
-    """What the user wants."""
+    """Desired state of the endpoint."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             {
                 "rule": "!has(self.model.tokenSecretRef) || !has(self.worker) || !has(self.worker.env) || "
                 "!self.worker.env.exists(item, item.name == 'HF_TOKEN')",
-                "message": "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one",
+                "message": "model.tokenSecretRef: HF_TOKEN is also set in worker.env; remove one of them",
             },
             {
                 "rule": "!has(self.model.artifactsUri) || !has(self.worker) || !has(self.worker.env) || "
                 "!self.worker.env.exists(item, item.name == 'SAGEMAKER_MODEL_PATH' && "
                 "(has(item.valueFrom) || "
                 "(has(item.value) && item.value != '' && !item.value.startsWith('/'))))",
-                "message": "worker.env: SAGEMAKER_MODEL_PATH must be an absolute path, given as a value: "
-                "model.artifactsUri is fetched to a volume that is mounted there",
+                "message": "worker.env: SAGEMAKER_MODEL_PATH must be an absolute path in value, not "
+                "valueFrom, because the operator mounts the volume for model.artifactsUri there",
             },
             {
                 "rule": "!has(self.model.type) || self.model.type != 'Embedding' || "
                 "!has(self.healthCheck) || !has(self.healthCheck.expect)",
-                "message": "healthCheck.expect: a model of the type Embedding generates no text; remove it",
+                "message": "healthCheck.expect: a model of type Embedding generates no text; remove this "
+                "field",
             },
             {
                 "rule": f"({_UNCHANGED}) || !{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",
                 "optionalOldSelf": True,
                 "messageExpression": f"'engine: ' + {_ARGUMENTS}.filter(item, {_UNREACHED})[0]"
-                ".split('=', 2)[0] + ' (of engine.args or worker.env) is read by the server on port 8080, "
+                ".split('=', 2)[0] + ' (in engine.args or worker.env) is read by the server on port 8080, "
                 "not at status.url; remove it, or set frontend.mode to None'",
-                "message": "engine: an option (of engine.args or worker.env) is read by the server on port "
+                "message": "engine: an option (in engine.args or worker.env) is read by the server on port "
                 "8080, not at status.url; remove it, or set frontend.mode to None",
             },
             {
@@ -134,43 +150,64 @@ class VLLMEndpointSpec(Contract):
                 "'ReadWriteMany' in self.cache.volumeClaimTemplate.accessModes) || "
                 "(self.replicas <= 1 && (!has(self.strategy) || !has(self.strategy.rollingUpdate) || "
                 "string(self.strategy.rollingUpdate.maxSurge) in ['0', '0%']))",
-                "message": "cache.volumeClaimTemplate: a ReadWriteOnce volume is for one pod at a time: set "
-                "accessModes to [ReadWriteMany], or replicas to at most 1 and maxSurge to 0 (where all pods "
-                "run on one node, make the claim yourself and name it in cache.persistentVolumeClaim)",
+                "message": "cache.volumeClaimTemplate: only one pod at a time can use a ReadWriteOnce "
+                "volume; set accessModes to [ReadWriteMany], or set replicas to at most 1 and maxSurge to 0 "
+                "(if all pods run on one node, create a PersistentVolumeClaim and set "
+                "cache.persistentVolumeClaim)",
             },
         )
     )
-    model: Annotated[Model, Field(description="What to serve.")]
-    engine: Annotated[Engine, Field(description="How vLLM runs.")] = Field(default_factory=Engine)
-    replicas: Annotated[Count, Field(description="Number of workers. Default: 1.")] = 1
-    worker: Annotated[Worker, Field(description="The pods that run Dynamo + vLLM.")] = Field(
+    model: Annotated[Model, Field(description="Model to serve.")]
+    engine: Annotated[
+        Engine,
+        Field(description="Options of the vLLM engine. Defaults to those of vLLM and Dynamo."),
+    ] = Field(default_factory=Engine)
+    replicas: Annotated[
+        Count,
+        Field(description="Number of worker pods. Defaults to 1."),
+    ] = 1
+    worker: Annotated[Worker, Field(description="Pods that run Dynamo and vLLM.")] = Field(
         default_factory=Worker
     )
     cache: Annotated[
-        Cache | None, Field(description="Where downloaded models are kept. Default: an emptyDir.")
+        Cache | None,
+        Field(description="Volume for downloaded models. Defaults to an emptyDir in each pod."),
     ] = None
-    health_check: Annotated[HealthCheck | None, Field(description="How the engine is asked to generate.")] = (
-        None
-    )
-    handlers: Annotated[Handlers | None, Field(description="Custom handlers for /ping and /invocations.")] = (
-        None
-    )
+    health_check: Annotated[
+        HealthCheck | None,
+        Field(
+            description="Health check of the engine: a request that each worker sends to its own engine. "
+            "Changes take effect without a restart. Unset fields come from the worker's environment or "
+            "config file, then from the defaults below."
+        ),
+    ] = None
+    handlers: Annotated[
+        Handlers | None,
+        Field(
+            description="Custom handlers for /ping and /invocations on port 8080. Changes take effect "
+            "without a restart. Unset fields come from the worker's environment or script, then from vLLM."
+        ),
+    ] = None
     frontend: Annotated[
-        Frontend, Field(description="The OpenAI-compatible HTTP server in front of the workers.")
+        Frontend,
+        Field(description="Dynamo's frontend, the OpenAI-compatible HTTP server in front of the workers."),
     ] = Frontend()
-    strategy: Annotated[Strategy, Field(description="How workers are replaced.")] = Strategy()
+    strategy: Annotated[
+        Strategy,
+        Field(description="How the operator replaces workers when their pod template changes."),
+    ] = Strategy()
     paused: Annotated[
         bool,
         Field(
-            description="While true, nothing of the endpoint's is made, changed or deleted; its status is "
-            "still reported. Default: false."
+            description="While true, the operator does not create, update or delete the endpoint's "
+            "resources. It still updates the status. Defaults to false."
         ),
     ] = False
     restarted_at: Annotated[
         AwareDatetime | None,
         Field(
-            description="Any other time than the last one restarts the workers, by the strategy, with what "
-            "this version of the operator renders. It is part of the spec, so that `kubectl wait "
-            "--for=condition=Ready` waits for the rollout. Removing it restarts nothing."
+            description="Time of the requested restart. Each new value restarts the workers according to "
+            "strategy, with the pod template that this version of the operator renders. `kubectl wait "
+            "--for=condition=Ready` waits for the rollout. If unset or removed, nothing restarts."
         ),
     ] = None

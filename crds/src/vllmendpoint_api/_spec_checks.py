@@ -18,18 +18,19 @@ __all__ = [
 
 
 class Expect(Contract):
-    """What an answer must be to count as generating."""
+    """Condition on the text that a probe generates."""
 
     regex: Annotated[
         str,
         Field(
             min_length=1,
             max_length=1024,
-            description="Regular expression (RE2) that is searched for in the generated text.",
+            description="Regular expression in RE2 syntax. The probe fails with UnexpectedAnswer if the "
+            "generated text contains no match.",
             json_schema_extra=rules(
                 {
                     "rule": "''.matches(self) in [true, false]",
-                    "message": "healthCheck.expect.regex: not a regular expression (RE2 syntax)",
+                    "message": "healthCheck.expect.regex: must be a regular expression in RE2 syntax",
                 },
             ),
         ),
@@ -44,54 +45,76 @@ class HealthCheck(Contract):
         json_schema_extra=rules(
             {
                 "rule": "!(has(self.level) && has(self.payload))",
-                "message": "healthCheck: level and payload are both set; remove one "
-                "(a level stands for a payload)",
+                "message": "healthCheck: level and payload are both set; remove one of them",
             }
         )
     )
     mode: Annotated[
         Mode | None,
         Field(
-            description="Enforce: readiness follows the verdict (default). Observe: the verdict is "
-            "reported only. Disabled: no probes."
+            description="Enforce: the readiness of the worker follows the verdict. Observe: the worker only "
+            "reports the verdict. Disabled: the worker sends no probes. Defaults to Enforce."
         ),
     ] = None
     level: Annotated[
         Level | None,
-        Field(description="Minimal, Standard or Comprehensive: the payload of that level."),
+        Field(
+            description="Predefined payload: Minimal (1 token), Standard (5 tokens) or Comprehensive (50 "
+            "tokens). Mutually exclusive with payload. Defaults to Minimal."
+        ),
     ] = None
     payload: Annotated[
         JsonObject | None,
         Field(
-            description="The request that the engine is asked to answer: prompt, messages or input, "
-            "and sampling fields.",
+            description="Body of the probe's request: prompt, messages or input, and sampling fields. "
+            "Defaults to the payload of level for the type of the model.",
             json_schema_extra={"minProperties": 1, "maxProperties": 64},
         ),
     ] = None
     expect: Annotated[
         Expect | None,
-        Field(description="What the answer must be: generating garbage is not generating."),
+        Field(description="Condition on the text that a probe generates. If unset, any text passes."),
     ] = None
     period_seconds: Annotated[
-        int | None, Field(ge=1, le=86_400, description="Time between probes when idle. Default: 30.")
+        int | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="Seconds between probes of an idle engine. Defaults to 30.",
+        ),
     ] = None
     timeout_seconds: Annotated[
-        int | None, Field(ge=1, le=3_600, description="Time for one whole answer. Default: 5.")
+        int | None,
+        Field(
+            ge=1,
+            le=3_600,
+            description="Seconds after which a probe without a complete response times out. Defaults to 5.",
+        ),
     ] = None
     failure_threshold: Annotated[
         int | None,
-        Field(ge=1, le=100, description="Failed probes in a row before the verdict is Failing. Default: 2."),
+        Field(
+            ge=1,
+            le=100,
+            description="Consecutive failed probes after which the verdict becomes Failing. Defaults to 2.",
+        ),
     ] = None
     success_threshold: Annotated[
         int | None,
-        Field(ge=1, le=100, description="Good probes in a row before the verdict is back. Default: 1."),
+        Field(
+            ge=1,
+            le=100,
+            description="Consecutive successful probes after which the verdict becomes Generating again. "
+            "Defaults to 1.",
+        ),
     ] = None
     restart_after_seconds: Annotated[
         int | None,
         Field(
             ge=0,
             le=86_400,
-            description="A worker that has certainly stalled this long ends itself. 0: never. Default: 600.",
+            description="Seconds after which a worker with a stalled engine exits and is restarted. 0: "
+            "never. Defaults to 600.",
         ),
     ] = None
 
@@ -100,11 +123,11 @@ class ScriptKeyRef(Contract):
     """A key of a ConfigMap in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the ConfigMap.")]
-    key: Annotated[DataKey, Field(description="Key in the ConfigMap.")] = "model.py"
+    key: Annotated[DataKey, Field(description="Key in the ConfigMap. Defaults to model.py.")] = "model.py"
 
 
 class HandlerScript(Contract):
-    """The script with the handlers (model.py). It takes the place of the one in the model's data."""
+    """Python script with the handlers. It replaces the script in the model data (model.py)."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -115,10 +138,10 @@ class HandlerScript(Contract):
         )
     )
     inline: Annotated[
-        str | None, Field(min_length=1, max_length=262_144, description="The script itself.")
+        str | None, Field(min_length=1, max_length=262_144, description="Content of the script.")
     ] = None
     config_map_key_ref: Annotated[
-        ScriptKeyRef | None, Field(description="A ConfigMap's key that holds the script.")
+        ScriptKeyRef | None, Field(description="Key of a ConfigMap that contains the script.")
     ] = None
 
 
@@ -126,17 +149,21 @@ def _handler(field: str) -> Any:
     return rules(
         {
             "rule": "self.matches('^[^\\\\s:]+:[^\\\\s:]+$')",
-            "message": f"handlers.{field}: give where:function, for instance model:{field}_handler, "
-            "handlers.py:f, /opt/ml/model/handlers.py:f or package.module:f",
+            "message": f"handlers.{field}: must have the form file:function or module:function, for example "
+            f"model:{field}_handler, handlers.py:f, /opt/ml/model/handlers.py:f or package.module:f",
         }
     )
 
 
 class Handlers(Contract):
-    """Custom handlers for /ping and /invocations, as SageMaker's containers have them."""
+    """Custom handlers for /ping and /invocations, as in SageMaker containers."""
 
     script: Annotated[
-        HandlerScript | None, Field(description="The script; `model:` in a handler's path means it.")
+        HandlerScript | None,
+        Field(
+            description="Python script with the handlers, which `model:` in ping and invocations refers to. "
+            "Defaults to model.py in the model data, if it exists."
+        ),
     ] = None
     ping: Annotated[
         str | None,

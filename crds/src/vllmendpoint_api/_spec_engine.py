@@ -21,20 +21,21 @@ class TokenKeyRef(Contract):
     """A key of a Secret in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the Secret.")]
-    key: Annotated[DataKey, Field(description="Key in the Secret.")] = "token"
+    key: Annotated[DataKey, Field(description="Key in the Secret. Defaults to token.")] = "token"
 
 
 _S3_URI: Final = "^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?$"
 
 
 class Model(Contract):
-    """What to serve."""
+    """Model to serve."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             {
                 "rule": "!has(self.revision) || self.uri.startsWith('hf://')",
-                "message": "model.revision: only a model of the hub (hf://) has revisions; remove it",
+                "message": "model.revision: only a Hugging Face Hub model (hf://) has revisions; remove "
+                "this field",
             },
         )
     )
@@ -43,36 +44,39 @@ class Model(Contract):
         Field(
             min_length=1,
             max_length=1024,
-            description="Where the model is: hf://organisation/name, s3://bucket/prefix/, pvc://claim/path "
-            "or file:///path/in/the/image. The scheme is required.",
+            description="Location of the model: hf://organization/name (Hugging Face Hub), "
+            "s3://bucket/prefix/, pvc://claim/path (PersistentVolumeClaim in the endpoint's namespace) or "
+            "file:///path (in the image). The scheme is required.",
             json_schema_extra=rules(
                 {
                     "rule": "self.matches('^(hf|s3|pvc|file)://')",
-                    "message": "model.uri: the scheme must be hf://, s3://, pvc:// or file://, "
-                    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                    "message": "model.uri: the scheme must be hf://, s3://, pvc:// or file://, for example "
+                    "hf://HuggingFaceTB/SmolLM2-135M-Instruct",
                 },
                 {
                     "rule": "!self.startsWith('hf://') || self.matches('^hf://[\\\\w.-]+/[\\\\w.-]+$')",
-                    "message": "model.uri: hf:// takes an organisation and a name, "
-                    "for instance hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                    "message": "model.uri: hf:// must be followed by an organization and a name, for "
+                    "example hf://HuggingFaceTB/SmolLM2-135M-Instruct",
                 },
                 {
                     "rule": f"!self.startsWith('s3://') || self.matches('{_S3_URI}')",
-                    "message": "model.uri: s3:// takes a bucket and a prefix, "
-                    "for instance s3://my-bucket/my-model/",
+                    "message": "model.uri: s3:// must be followed by a bucket and a prefix, for example "
+                    "s3://my-bucket/my-model/",
                 },
                 {
                     "rule": "!self.startsWith('pvc://') || "
                     "self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$')",
-                    "message": "model.uri: pvc:// takes a claim and a path, for instance pvc://models/smollm",
+                    "message": "model.uri: pvc:// must be followed by a claim name and a path, for example "
+                    "pvc://models/smollm",
                 },
                 {
                     "rule": "!self.startsWith('file://') || self.matches('^file:///.+$')",
-                    "message": "model.uri: file:// takes an absolute path, for instance file:///opt/models/smollm",
+                    "message": "model.uri: file:// must be followed by an absolute path, for example "
+                    "file:///opt/models/smollm",
                 },
                 {
                     "rule": "!self.contains('/../') && !self.endsWith('/..')",
-                    "message": "model.uri: '..' is not allowed in the path",
+                    "message": "model.uri: the path must not contain '..'",
                 },
             ),
         ),
@@ -83,8 +87,8 @@ class Model(Contract):
             min_length=1,
             max_length=256,
             pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/]*$",
-            description="Branch, tag or commit, of a hf:// model only. Default: main. Where a branch points "
-            "later, a restart takes up.",
+            description="Branch, tag or commit of an hf:// model. Restart the workers to pick up newer "
+            "commits of a branch. Defaults to the branch main.",
         ),
     ] = None
     name: Annotated[
@@ -93,31 +97,35 @@ class Model(Contract):
             min_length=1,
             max_length=128,
             pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:]*$",
-            description="Name under which clients ask for the model. Default: metadata.name.",
+            description="Model name that clients send in requests. Defaults to metadata.name.",
         ),
     ] = None
     type: Annotated[
         Literal[ModelType.CHAT, ModelType.COMPLETION, ModelType.EMBEDDING] | None,
-        Field(description="Chat, Completion or Embedding. Unset: detected from the model."),
+        Field(
+            description="Type of the model, which selects the default health check payload. If unset, the "
+            "worker detects it."
+        ),
     ] = None
     token_secret_ref: Annotated[
         TokenKeyRef | None,
         Field(
-            description="Access token for the model hub: HF_TOKEN of the workers, given by the kubelet. "
-            "The operator reads no Secret."
+            description="Secret with the access token for the Hugging Face Hub, which becomes HF_TOKEN in "
+            "the worker pods. The operator does not read it. If unset, HF_TOKEN is not set."
         ),
     ] = None
     artifacts_uri: Annotated[
         str | None,
         Field(
             max_length=1024,
-            description="Model data as SageMaker has it, s3://bucket/prefix/: fetched by each worker to "
-            "SAGEMAKER_MODEL_PATH (default /opt/ml/model) before the handlers are loaded.",
+            description="Location of SageMaker model data, s3://bucket/prefix/. Each worker downloads it to "
+            "SAGEMAKER_MODEL_PATH (default /opt/ml/model) before it loads the handlers. If unset, nothing "
+            "is downloaded.",
             json_schema_extra=rules(
                 {
                     "rule": f"self.matches('{_S3_URI}')",
-                    "message": "model.artifactsUri: give s3://bucket/prefix/, "
-                    "for instance s3://my-bucket/my-model/",
+                    "message": "model.artifactsUri: must have the form s3://bucket/prefix/, for example "
+                    "s3://my-bucket/my-model/",
                 },
             ),
         ),
@@ -139,9 +147,9 @@ _ARG_RULE: Final = {
 }
 _SHORT_RULE: Final = {
     "rule": f"!self.matches('^-([{_ONE_LETTER}]|({_LONG_SHORT})(=|$))')",
-    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is short for an argument that the "
-    "operator sets; remove it'",
-    "message": "engine.args: this is short for an argument that the operator sets; remove it",
+    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is the short form of an argument that "
+    "the operator sets; remove it'",
+    "message": "engine.args: this is the short form of an argument that the operator sets; remove it",
 }
 _UNSUPPORTED_RULE: Final = {
     "rule": f"!{option_rule('self', UNSUPPORTED_ENGINE_ARGS)}",
@@ -161,14 +169,14 @@ _VALUE_RULE: Final = {  # the two in two items are left to the operator: a rule 
 }
 _ITEM_RULE: Final = {
     "rule": "!self.matches('^--[A-Za-z0-9_.-]+\\\\s')",
-    "messageExpression": "'engine.args: ' + self.split(' ', 2)[0] + ' and its value are two items; "
-    "or write one with = between them'",
-    "message": "engine.args: an option and its value are two items; or write one with = between them",
+    "messageExpression": "'engine.args: ' + self.split(' ', 2)[0] + ' and its value must be two items, "
+    "or one item with = between them'",
+    "message": "engine.args: an option and its value must be two items, or one item with = between them",
 }
 
 
 class EngineConfig(Contract):
-    """The engine's config file: vLLM's options, and health_check_level and health_check_payload."""
+    """Config file of the engine: vLLM's options, health_check_level and health_check_payload."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -178,14 +186,14 @@ class EngineConfig(Contract):
             }
         )
     )
-    inline: Annotated[JsonObject | None, Field(description="The content of the file.")] = None
+    inline: Annotated[JsonObject | None, Field(description="Content of the file.")] = None
     config_map_key_ref: Annotated[
-        ConfigMapKeyRef | None, Field(description="A ConfigMap's key that holds the file, as YAML.")
+        ConfigMapKeyRef | None, Field(description="Key of a ConfigMap that contains the file as YAML.")
     ] = None
 
 
 class Engine(Contract):
-    """How vLLM runs."""
+    """Options of the vLLM engine."""
 
     args: Annotated[
         tuple[
@@ -202,9 +210,15 @@ class Engine(Contract):
         ],
         Field(
             max_length=128,
-            description="Arguments of vLLM and dynamo.vllm, verbatim, one token an item: $(NAME) and $$ are "
-            "not replaced. Those that the operator sets itself, that the worker does not support, or that do "
-            "not reach status.url while frontend.mode is Managed, are refused.",
+            description="Arguments of dynamo.vllm and vLLM, one token per item, used verbatim: $(NAME) and "
+            "$$ are not expanded. Arguments that the operator sets, that the worker does not support, or "
+            "that do not affect status.url while frontend.mode is Managed are rejected. Defaults to none.",
         ),
     ] = ()
-    config: Annotated[EngineConfig | None, Field(description="The config file (config.yaml).")] = None
+    config: Annotated[
+        EngineConfig | None,
+        Field(
+            description="Config file of the engine (config.yaml). The same option with another value in "
+            "args is an error. If unset, there is no file."
+        ),
+    ] = None

@@ -50,20 +50,23 @@ def _one_of(what: str, *names: str) -> dict[str, str]:
     found = ", ".join(f"has(self.{name})" for name in names)
     return {
         "rule": f"[{found}].filter(is, is).size() == 1",
-        "message": f"{what}: name one of {', '.join(names)}",
+        "message": f"{what}: set exactly one of {', '.join(names)}",
     }
 
 
 class KeyRef(Contract):
-    """A key of a ConfigMap or a Secret in the endpoint's namespace."""
+    """Key of a ConfigMap or Secret in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the object.")]
     key: Annotated[DataKey, Field(description="Key in the object.")]
-    optional: Annotated[bool | None, Field(description="Whether the pod may start without it.")] = None
+    optional: Annotated[
+        bool | None,
+        Field(description="Whether the pod can start without the key. Defaults to false."),
+    ] = None
 
 
 class FieldRef(Contract):
-    """A field of the pod."""
+    """Field of the pod."""
 
     field_path: Annotated[
         str,
@@ -71,24 +74,25 @@ class FieldRef(Contract):
             max_length=400,
             pattern=r"^(metadata\.(name|namespace|uid)|metadata\.(labels|annotations)\['[^']+'\]|"
             r"spec\.(nodeName|serviceAccountName)|status\.(hostIP|hostIPs|podIP|podIPs))$",
-            description="Path of the field, for instance spec.nodeName.",
+            description="Path of the field, for example spec.nodeName.",
         ),
     ]
     api_version: Annotated[
-        str | None, Field(pattern="^v1$", max_length=2, description="Version of the path. Default: v1.")
+        str | None,
+        Field(pattern="^v1$", max_length=2, description="API version of the path. Defaults to v1."),
     ] = None
 
 
 class ResourceFieldRef(Contract):
-    """A resource of the container."""
+    """Resource of the container."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             {
                 "rule": "!has(self.divisor) || "
                 "(self.resource.endsWith('.cpu') ? self.divisor in ['1', '1m'] : self.divisor != '1m')",
-                "message": "worker.env: resourceFieldRef.divisor: 1 or 1m for cpu, 1 or a unit of bytes for "
-                "the rest",
+                "message": "worker.env: resourceFieldRef.divisor: must be 1 or 1m for cpu, and 1 or a unit "
+                "of bytes such as 1Mi for other resources",
             }
         )
     )
@@ -97,7 +101,7 @@ class ResourceFieldRef(Contract):
         Field(
             max_length=64,
             pattern=r"^(limits|requests)\.(cpu|memory|ephemeral-storage|hugepages-[1-9][0-9]*[KMG]i)$",
-            description="The resource, for instance limits.memory.",
+            description="Name of the resource, for example limits.memory.",
         ),
     ]
     divisor: Annotated[
@@ -105,13 +109,13 @@ class ResourceFieldRef(Contract):
         Field(
             max_length=3,
             pattern=r"^1(m|[kMGTPE]|[KMGTPE]i)?$",
-            description="What it is counted in. Default: 1.",
+            description="Unit of the value. Defaults to 1: cores for cpu, bytes for the other resources.",
         ),
     ] = None
 
 
 class EnvSource(Contract):
-    """Where a variable's value comes from."""
+    """Source of the value of an environment variable. Exactly one field must be set."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -120,24 +124,24 @@ class EnvSource(Contract):
             )
         )
     )
-    config_map_key_ref: Annotated[KeyRef | None, Field(description="A key of a ConfigMap.")] = None
-    secret_key_ref: Annotated[KeyRef | None, Field(description="A key of a Secret.")] = None
-    field_ref: Annotated[FieldRef | None, Field(description="A field of the pod.")] = None
+    config_map_key_ref: Annotated[KeyRef | None, Field(description="Key of a ConfigMap.")] = None
+    secret_key_ref: Annotated[KeyRef | None, Field(description="Key of a Secret.")] = None
+    field_ref: Annotated[FieldRef | None, Field(description="Field of the pod.")] = None
     resource_field_ref: Annotated[
-        ResourceFieldRef | None, Field(description="A resource of the container.")
+        ResourceFieldRef | None, Field(description="Resource of the container.")
     ] = None
 
 
 class EnvVar(Contract):
-    """An environment variable, as in a container."""
+    """Environment variable of the main container."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             {
                 "rule": "!(has(self.value) && has(self.valueFrom))",
                 "messageExpression": "'worker.env: ' + self.name + "
-                "' has both value and valueFrom; remove one'",
-                "message": "worker.env: a variable has both value and valueFrom; remove one",
+                "' has both value and valueFrom; remove one of them'",
+                "message": "worker.env: a variable has both value and valueFrom; remove one of them",
             }
         )
     )
@@ -155,24 +159,27 @@ class EnvVar(Contract):
         str | None,
         Field(
             max_length=32_768,
-            description="Its value, verbatim. Unlike in a container, $(NAME) and $$ are not replaced; to "
-            "refer to another variable, set the environment in podTemplate.",
+            description="Value of the variable, used verbatim: $(NAME) and $$ are not expanded. Set the "
+            "variable in podTemplate to refer to another one. Defaults to empty.",
         ),
     ] = None
     value_from: Annotated[
-        EnvSource | None, Field(description="Source of the value, as in a container's env.")
+        EnvSource | None, Field(description="Source of the value. Mutually exclusive with value.")
     ] = None
 
 
 class SourceRef(Contract):
-    """A ConfigMap or a Secret in the endpoint's namespace."""
+    """ConfigMap or Secret in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the object.")]
-    optional: Annotated[bool | None, Field(description="Whether the pod may start without it.")] = None
+    optional: Annotated[
+        bool | None,
+        Field(description="Whether the pod can start without the object. Defaults to false."),
+    ] = None
 
 
 class EnvFrom(Contract):
-    """An object whose keys become environment, as in a container."""
+    """ConfigMap or Secret whose keys become environment variables of the main container."""
 
     model_config = ConfigDict(json_schema_extra=rules(_one_of("worker.envFrom", "configMapRef", "secretRef")))
     prefix: Annotated[
@@ -180,8 +187,10 @@ class EnvFrom(Contract):
         Field(
             max_length=64,
             pattern=f"^({_VARIABLE})?$",
-            description="What each name begins with. Default: nothing.",
+            description="Prefix that is added to each key. Defaults to no prefix.",
         ),
     ] = None
-    config_map_ref: Annotated[SourceRef | None, Field(description="A ConfigMap.")] = None
-    secret_ref: Annotated[SourceRef | None, Field(description="A Secret.")] = None
+    config_map_ref: Annotated[
+        SourceRef | None, Field(description="ConfigMap whose keys become variables.")
+    ] = None
+    secret_ref: Annotated[SourceRef | None, Field(description="Secret whose keys become variables.")] = None

@@ -25,12 +25,12 @@ _RESOURCE_RULES: Final = (
     {
         "rule": f"self.all(name, name in ['cpu', 'memory', 'ephemeral-storage'] || "
         f"name.startsWith('hugepages-') || name.matches('{_DEVICE}'))",
-        "message": "resources: give cpu, memory, ephemeral-storage, hugepages-<size>, or a device as "
-        "vendor.example/name, for instance nvidia.com/gpu",
+        "message": "resources: each name must be cpu, memory, ephemeral-storage, hugepages-<size>, or a "
+        "device as vendor.example/name, for example nvidia.com/gpu",
     },
     {
         "rule": "self.all(name, !name.contains('/') || quantity(string(self[name])).isInteger())",
-        "message": "resources: devices are counted in whole numbers",
+        "message": "resources: the quantity of a device must be a whole number",
     },
 )
 ResourceList = Annotated[
@@ -40,7 +40,7 @@ ResourceList = Annotated[
 
 
 class Resources(Contract):
-    """Compute resources, as in a container."""
+    """Compute resources of a container."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -48,22 +48,31 @@ class Resources(Contract):
                 "rule": "!has(self.limits) || !has(self.requests) || self.requests.all(name, "
                 "!(name in self.limits) || quantity(string(self.requests[name]))"
                 ".compareTo(quantity(string(self.limits[name]))) <= 0)",
-                "message": "resources: a request is above its limit; lower it, or raise the limit",
+                "message": "resources: a request exceeds its limit; lower the request or raise the limit",
             },
             {
                 "rule": "!has(self.requests) || self.requests.all(name, !name.contains('/') || "
                 "(has(self.limits) && name in self.limits && quantity(string(self.requests[name]))"
                 ".compareTo(quantity(string(self.limits[name]))) == 0))",
-                "message": "resources: a device is asked for under limits; leave it out of requests",
+                "message": "resources: a device must be set in limits; remove it from requests",
             },
         )
     )
-    limits: Annotated[ResourceList, Field(description="Most that may be used.")]
-    requests: Annotated[ResourceList, Field(description="What is reserved.")]
+    limits: Annotated[
+        ResourceList,
+        Field(
+            description="Maximum resources the container may use, including devices such as nvidia.com/gpu. "
+            "Defaults to no limit."
+        ),
+    ]
+    requests: Annotated[
+        ResourceList,
+        Field(description="Resources that the scheduler reserves for the container. Defaults to limits."),
+    ]
 
 
 class Worker(Contract):
-    """The pods that run Dynamo + vLLM."""
+    """Pods that run Dynamo and vLLM."""
 
     image: Annotated[
         str | None,
@@ -71,15 +80,22 @@ class Worker(Contract):
             min_length=1,
             max_length=512,
             pattern=r"^\S+$",
-            description="Image of the workers. Default: the operator's, pinned when the endpoint is made.",
+            description="Container image of the workers and the frontend. Defaults to the operator's image "
+            "at the time of the last change of the spec or restart.",
         ),
     ] = None
-    resources: Annotated[Resources, Field(description="Resources of each worker.")] = Resources()
+    resources: Annotated[
+        Resources,
+        Field(
+            description="Compute resources of each worker. Defaults to none: no requests, no limits, no GPU."
+        ),
+    ] = Resources()
     env: Annotated[
         tuple[EnvVar, ...],
         Field(
             max_length=128,
-            description="Environment of the workers. Names that the operator sets itself are refused.",
+            description="Environment variables of the workers. Names that the operator sets or that the "
+            "worker does not support are rejected. Defaults to none.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["name"],
@@ -88,13 +104,17 @@ class Worker(Contract):
     ] = ()
     env_from: Annotated[
         tuple[EnvFrom, ...],
-        Field(max_length=32, description="ConfigMaps and Secrets whose keys become environment."),
+        Field(
+            max_length=32,
+            description="ConfigMaps and Secrets whose keys become environment variables of the workers. "
+            "Variables in env take precedence. Defaults to none.",
+        ),
     ] = ()
     image_pull_secrets: Annotated[
         tuple[LocalObjectReference, ...],
         Field(
             max_length=16,
-            description="Secrets for the image registry.",
+            description="Secrets for pulling the images. Defaults to those of the pods' ServiceAccounts.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["name"],
@@ -107,34 +127,39 @@ class Worker(Contract):
             min_length=1,
             max_length=253,
             pattern=DNS_SUBDOMAIN,
-            description="An existing ServiceAccount for the workers; it is bound to the workers' role. "
-            "Default: one is made for the endpoint.",
+            description="Existing ServiceAccount of the worker pods, which the operator binds to the role "
+            "of the workers. If unset, the operator creates a ServiceAccount.",
         ),
     ] = None
     shared_memory_size: Annotated[
-        Quantity, Field(description="Size of /dev/shm, in memory. Default: 8Gi.")
+        Quantity,
+        Field(
+            description="Size of /dev/shm. It counts towards the memory limit of the container. Defaults to "
+            "8Gi."
+        ),
     ] = "8Gi"
     startup_timeout_seconds: Annotated[
         int,
         Field(
             ge=10,
             le=86_400,
-            description="Budget of a worker from its start until it serves. Default: 1800.",
+            description="Seconds that a worker may take to start, including the download of the model, "
+            "before the kubelet restarts it. Defaults to 1800.",
         ),
     ] = 1800
     pod_template: Annotated[
         JsonObject | None,
         Field(
-            description="A partial PodTemplateSpec, merged last over what the operator renders; "
-            "the container is called main. As in any pod, $(NAME) in its env is replaced by a variable."
+            description="Strategic merge patch of the operator's PodTemplateSpec of the workers. The "
+            "container is named main. As in any pod, $(NAME) in its env is expanded. Defaults to no change."
         ),
     ] = None
 
 
 class PersistentVolumeClaim(Contract):
-    """An existing claim in the endpoint's namespace."""
+    """Existing PersistentVolumeClaim in the endpoint's namespace."""
 
-    claim_name: Annotated[Name, Field(description="Name of the claim.")]
+    claim_name: Annotated[Name, Field(description="Name of the PersistentVolumeClaim.")]
 
 
 class AccessMode(StrEnum):
@@ -147,13 +172,13 @@ def _fixed(field: str) -> dict[str, str]:
     """On the field: the API server's cost estimate knows no bound of an optional one."""
     return {
         "rule": "self == oldSelf",
-        "message": f"cache.volumeClaimTemplate.{field}: a claim keeps it; make another claim, "
-        "and name it in cache.persistentVolumeClaim",
+        "message": f"cache.volumeClaimTemplate.{field}: the field is immutable; create another "
+        "PersistentVolumeClaim and set cache.persistentVolumeClaim",
     }
 
 
 class VolumeClaimTemplate(Contract):
-    """A claim that is made for the endpoint, and goes with it."""
+    """PersistentVolumeClaim that the operator creates for the endpoint and deletes with it."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -163,22 +188,23 @@ class VolumeClaimTemplate(Contract):
             },
             {
                 "rule": "!('ReadWriteOncePod' in self.accessModes) || size(self.accessModes) == 1",
-                "message": "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod goes with no other mode; "
-                "remove it, or the others",
+                "message": "cache.volumeClaimTemplate.accessModes: ReadWriteOncePod cannot be combined with "
+                "other access modes; remove it or the others",
             },
         )
     )
     size: Annotated[
         Quantity,
-        # No rule against less: growth that the API server refuses must be taken back.
-        Field(description="Size of the volume. It may grow, where its class allows it."),
+        # No rule against a smaller size: the user must be able to revert growth that the API server rejects.
+        Field(description="Storage request. It can grow if the StorageClass allows volume expansion."),
     ]
     storage_class_name: Annotated[
         str | None,
         Field(
             max_length=253,
             pattern=f"^$|{DNS_SUBDOMAIN}",
-            description="Storage class. Default: the cluster's default class.",
+            description="Name of the StorageClass; the empty string means no class. Defaults to the default "
+            "StorageClass of the cluster.",
             json_schema_extra=rules(_fixed("storageClassName")),
         ),
     ] = None
@@ -187,41 +213,49 @@ class VolumeClaimTemplate(Contract):
         Field(
             min_length=1,
             max_length=3,
-            description="Access modes. Default: ReadWriteOnce, which takes one replica; more need "
-            "ReadWriteMany.",
+            description="Access modes. More than one replica needs ReadWriteMany. Defaults to ReadWriteOnce.",
             json_schema_extra={"x-kubernetes-list-type": "set", **rules(_fixed("accessModes"))},
         ),
     ] = (AccessMode.READ_WRITE_ONCE,)
 
 
 class EmptyDir(Contract):
-    """A directory that lives as long as the pod."""
+    """Directory that is deleted with the pod."""
 
-    size_limit: Annotated[Quantity | None, Field(description="Most that it may hold.")] = None
+    size_limit: Annotated[
+        Quantity | None,
+        Field(description="Maximum size. The kubelet evicts a pod that exceeds it. Defaults to no limit."),
+    ] = None
 
 
 class Cache(Contract):
-    """Where downloaded models are kept. Default: an emptyDir."""
+    """Volume for downloaded models. At most one field can be set; without one, an emptyDir is used."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             {
                 "rule": "!(has(self.persistentVolumeClaim) && has(self.emptyDir))",
-                "message": "cache: set one of persistentVolumeClaim and emptyDir, not both",
+                "message": "cache: persistentVolumeClaim and emptyDir are both set; remove one of them",
             },
             {
                 "rule": "!has(self.volumeClaimTemplate) || "
                 "!(has(self.persistentVolumeClaim) || has(self.emptyDir))",
-                "message": "cache: volumeClaimTemplate is set beside persistentVolumeClaim or emptyDir; "
-                "set one of them",
+                "message": "cache: volumeClaimTemplate and persistentVolumeClaim or emptyDir are both set; "
+                "remove one of them",
             },
         )
     )
     persistent_volume_claim: Annotated[
-        PersistentVolumeClaim | None, Field(description="An existing claim, shared by the replicas.")
+        PersistentVolumeClaim | None,
+        Field(description="Existing PersistentVolumeClaim that all replicas share."),
     ] = None
     volume_claim_template: Annotated[
         VolumeClaimTemplate | None,
-        Field(description="A claim that is made for the endpoint, shared by the replicas; it goes with it."),
+        Field(
+            description="PersistentVolumeClaim that the operator creates, that all replicas share, and that "
+            "is deleted with the endpoint."
+        ),
     ] = None
-    empty_dir: Annotated[EmptyDir | None, Field(description="A directory of the pod's own.")] = None
+    empty_dir: Annotated[
+        EmptyDir | None, Field(description="Directory of each pod, which is deleted with the pod.")
+    ] = None

@@ -30,143 +30,169 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ConditionEntry(Contract):
-    """As metav1.Condition."""
+    """Condition of the endpoint, in the form of metav1.Condition."""
 
-    type: Annotated[str, Field(max_length=316, description="Which condition.")]
-    status: Annotated[ConditionStatus, Field(description="True, False or Unknown.")]
+    type: Annotated[str, Field(max_length=316, description="Type of the condition.")]
+    status: Annotated[ConditionStatus, Field(description="Status of the condition.")]
     reason: Annotated[
         str,
         Field(
             min_length=1,
             max_length=1024,
             pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-            description="Why, in one word.",
+            description="Reason for the status.",
         ),
     ]
     message: Annotated[
-        str, Field(max_length=32_768, description="Which pod, how many of how many, why, and what to do.")
+        str,
+        Field(
+            max_length=32_768,
+            description="Explanation: the affected objects, the cause and the remedy.",
+        ),
     ]
-    last_transition_time: Annotated[Time, Field(description="When status changed last.")]
-    observed_generation: Annotated[Count, Field(description="Generation of the spec that this speaks of.")]
+    last_transition_time: Annotated[Time, Field(description="Time of the last change of status.")]
+    observed_generation: Annotated[
+        Count, Field(description="metadata.generation that the condition describes.")
+    ]
 
 
 class RevisionStatus(Contract):
-    """Which rendering of the pods is in force."""
+    """Revision of the pod templates that the operator applies."""
 
-    name: Annotated[str, Field(description="ControllerRevision that holds the pods' templates.")]
-    image: Annotated[str, Field(description="Worker image of that revision.")]
+    name: Annotated[str, Field(description="Name of the ControllerRevision that contains the pod templates.")]
+    image: Annotated[str, Field(description="Container image of the workers in this revision.")]
     upgrade_available: Annotated[
         bool,
         Field(
-            description="The operator would render the workers differently today, a newer image included; "
-            "spec.restartedAt or the annotation serving.vllmendpoint.dev/rollout takes it up."
+            description="True if this version of the operator renders another pod template or has another "
+            "default image. Set spec.restartedAt to roll it out."
         ),
     ]
 
 
 class IgnoredStatus(Contract):
-    """A setting that was outranked."""
+    """Payload that is ignored because another source has precedence."""
 
-    source: Annotated[PayloadSource, Field(description="Where it was given.")]
-    reason: Annotated[str, Field(description="Why it is not in force.")]
+    source: Annotated[PayloadSource, Field(description="Source of the ignored payload.")]
+    reason: Annotated[str, Field(description="Reason why the payload is ignored.")]
 
 
 class HealthCheckStatus(Contract):
-    """The payload in force and where it came from."""
+    """Health check payload that the workers use, and its source."""
 
-    source: Annotated[PayloadSource, Field(description="Which level of the precedence won.")]
-    level: Annotated[Level | None, Field(description="The level it stands for, if it is one.")] = None
+    source: Annotated[PayloadSource, Field(description="Source of the payload.")]
+    level: Annotated[Level | None, Field(description="Level of the payload, if a level selects it.")] = None
     payload: Annotated[
-        JsonObject | None, Field(description="Only when it came from the spec or a default.")
+        JsonObject | None,
+        Field(
+            description="Payload that the workers use, if it comes from the spec or a default. Others may "
+            "be confidential."
+        ),
     ] = None
-    payload_digest: Annotated[str, Field(description="Tells one payload from another, whatever is in it.")]
-    ignored: Annotated[tuple[IgnoredStatus, ...], Field(description="What was outranked.")] = ()
+    payload_digest: Annotated[str, Field(description="Digest of the payload.")]
+    ignored: Annotated[
+        tuple[IgnoredStatus, ...],
+        Field(description="Payloads that are ignored because another source has precedence."),
+    ] = ()
 
 
 class HandlerStatus(Contract):
-    """One handler and where it came from."""
+    """Handler that the workers use, and its source."""
 
-    source: Annotated[HandlerSource, Field(description="Which level of the precedence won.")]
-    handler: Annotated[str, Field(description="The function, or the framework's own.")]
+    source: Annotated[HandlerSource, Field(description="Source of the handler.")]
+    handler: Annotated[str, Field(description="Name of the function, unless source is Default.")]
 
 
 class HandlersStatus(Contract):
-    """The handlers in force."""
+    """Handlers that the workers use."""
 
-    script_digest: Annotated[str, Field(description="Of the script in force.")] = ""
-    ping: Annotated[HandlerStatus, Field(description="What answers /ping.")]
-    invocations: Annotated[HandlerStatus, Field(description="What answers /invocations.")]
+    script_digest: Annotated[str, Field(description="Digest of the script that the workers use.")] = ""
+    ping: Annotated[HandlerStatus, Field(description="Handler of /ping.")]
+    invocations: Annotated[HandlerStatus, Field(description="Handler of /invocations.")]
 
 
 class LastProbe(Contract):
-    """The newest probe."""
+    """Most recent probe of a worker."""
 
-    time: Annotated[Time, Field(description="When it ended.")]
-    latency_milliseconds: Annotated[int, Field(description="From the question to the whole answer.")]
-    tokens: Annotated[int, Field(description="Tokens that came back.")]
-    outcome: Annotated[Outcome, Field(description="How it ended.")]
+    time: Annotated[Time, Field(description="Time when the probe ended.")]
+    latency_milliseconds: Annotated[
+        int, Field(description="Milliseconds from the start of the probe to its end.")
+    ]
+    tokens: Annotated[int, Field(description="Number of tokens that the engine generated.")]
+    outcome: Annotated[Outcome, Field(description="Result of the probe.")]
 
 
 class WorkerStatus(Contract):
-    """One replica."""
+    """State of one worker pod."""
 
     name: Annotated[str, Field(description="Name of the pod.")]
-    node_name: Annotated[str, Field(description="Node it runs on.")] = ""
-    ready: Annotated[bool, Field(description="Whether the pod is ready, and so takes traffic.")]
-    verdict: Annotated[Verdict | None, Field(description="Whether its engine generates.")] = None
-    reason: Annotated[str, Field(description="Why not, in one word.")] = ""
-    message: Annotated[str, Field(description="Why not, in one sentence.")] = ""
-    restart_count: Annotated[int, Field(description="Restarts of the container.")] = 0
-    last_transition_time: Annotated[Time, Field(description="When readiness or verdict changed last.")]
-    last_probe: Annotated[LastProbe | None, Field(description="The newest probe.")] = None
+    node_name: Annotated[str, Field(description="Name of the node that the pod runs on.")] = ""
+    ready: Annotated[bool, Field(description="Whether the pod is ready and receives traffic.")]
+    verdict: Annotated[
+        Verdict | None,
+        Field(description="Verdict of the health check. Unset before the first report of the worker."),
+    ] = None
+    reason: Annotated[str, Field(description="Reason why the pod is not ready or not generating.")] = ""
+    message: Annotated[str, Field(description="Explanation of the reason.")] = ""
+    restart_count: Annotated[int, Field(description="Number of restarts of the main container.")] = 0
+    last_transition_time: Annotated[Time, Field(description="Time of the last change of ready or verdict.")]
+    last_probe: Annotated[LastProbe | None, Field(description="Most recent probe.")] = None
 
 
 class VLLMEndpointStatus(Contract):
-    """What the operator found."""
+    """Observed state of the endpoint."""
 
     observed_generation: Annotated[
-        int, Field(description="Generation of the spec that this status speaks of; -1: none yet.")
+        int,
+        Field(description="metadata.generation that the status describes. -1 until the first update."),
     ] = -1
     operator: Annotated[
         str,
         Field(
             max_length=256,
-            description="Operator that manages the endpoint, as namespace/release. Another one leaves it "
-            "alone; the annotation serving.vllmendpoint.dev/operator assigns it to one.",
+            description="Operator that manages the endpoint, as namespace/release. The annotation "
+            "serving.vllmendpoint.dev/operator assigns it to another one.",
         ),
     ] = ""
-    replicas: Annotated[Count, Field(description="Worker pods that there are.")] = 0
-    updated_replicas: Annotated[Count, Field(description="Those of the current revision.")] = 0
-    ready_replicas: Annotated[Count, Field(description="Those that take traffic.")] = 0
-    generating_replicas: Annotated[Count, Field(description="Replicas that generate, or are busy.")] = 0
+    replicas: Annotated[Count, Field(description="Number of worker pods.")] = 0
+    updated_replicas: Annotated[
+        Count, Field(description="Number of worker pods of the current revision.")
+    ] = 0
+    ready_replicas: Annotated[Count, Field(description="Number of ready worker pods.")] = 0
+    generating_replicas: Annotated[
+        Count, Field(description="Number of worker pods whose verdict is Generating or Busy.")
+    ] = 0
     selector: Annotated[str, Field(description="Label selector of the worker pods.")] = ""
-    model_name: Annotated[str, Field(description="Name under which clients ask for the model.")] = ""
+    model_name: Annotated[str, Field(description="Model name that clients send in requests.")] = ""
     url: Annotated[str, Field(description="Base URL of the OpenAI API.")] = ""
-    invocations_url: Annotated[str, Field(description="URL of the workers' /invocations.")] = ""
+    invocations_url: Annotated[str, Field(description="URL of /invocations on the workers' Service.")] = ""
     revision: Annotated[
-        RevisionStatus | None, Field(description="Which rendering of the pods is in force.")
+        RevisionStatus | None, Field(description="Revision of the pod templates that the operator applies.")
     ] = None
     health_check: Annotated[
-        HealthCheckStatus | None, Field(description="The payload in force and where it came from.")
+        HealthCheckStatus | None,
+        Field(description="Health check payload that the workers use, and its source."),
     ] = None
-    handlers: Annotated[HandlersStatus | None, Field(description="The handlers in force.")] = None
+    handlers: Annotated[HandlersStatus | None, Field(description="Handlers that the workers use.")] = None
     workers: Annotated[
         tuple[WorkerStatus, ...],
         Field(
             max_length=MAX_WORKERS_IN_STATUS,
-            description="The replicas, worst first.",
+            description="State of at most {MAX_WORKERS_IN_STATUS} worker pods, the least healthy first.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["name"],
             },
         ),
     ] = ()
-    workers_omitted: Annotated[Count, Field(description="Replicas beyond those listed.")] = 0
+    workers_omitted: Annotated[
+        Count, Field(description="Number of worker pods that are not listed in workers.")
+    ] = 0
     conditions: Annotated[
         tuple[ConditionEntry, ...],
         Field(
             max_length=16,
-            description="Wait on Ready, alert on Available.",
+            description="Conditions of the endpoint. Wait for Ready; alert on Available.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],

@@ -87,7 +87,7 @@ def test_workers_may_reach_the_store(make_endpoint, make_plan):
     [
         ("SM_VLLM_NAMESPACE", "Dynamo namespace"),
         ("SM_VLLM_CONFIG", "spec.engine.config"),
-        ("SM_VLLM_SERVED_MODEL", "it stands for --served-model-name"),
+        ("SM_VLLM_SERVED_MODEL", "it is an abbreviation of --served-model-name"),
         ("SM_VLLM_HEALTH_CHECK_PAYLOAD", "spec.healthCheck.payload"),
     ],
 )

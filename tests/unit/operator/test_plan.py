@@ -250,7 +250,7 @@ def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, chi
         ("--health-check-payload={}", "spec.healthCheck.payload"),
         ("--config=x.yaml", "spec.engine.config"),
         ("--nnodes", "multi-node workers are not supported yet"),
-        ("--namespace", "Dynamo namespace of its own"),
+        ("--namespace", "assigns a Dynamo namespace"),
     ],
 )
 def test_arguments_that_the_operator_owns_are_refused(make_endpoint, make_plan, argument, told):
@@ -290,7 +290,9 @@ def test_the_token_goes_to_the_workers_alone_and_into_nothing_else(make_endpoint
 def test_a_token_given_twice_is_refused(make_endpoint, make_plan):
     model = {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}
     env = [{"name": "HF_TOKEN", "value": "x"}]
-    with pytest.raises(PlanError, match=r"tokenSecretRef: HF_TOKEN is set in worker\.env too; remove one"):
+    with pytest.raises(
+        PlanError, match=r"tokenSecretRef: HF_TOKEN is also set in worker\.env; remove one of them"
+    ):
         make_plan(make_endpoint(model=model, worker={"env": env}))
 
 

@@ -39,12 +39,13 @@ def check(endpoint: Endpoint) -> None:
     for item in endpoint.spec.worker.env:
         if item.name == "HF_TOKEN" and endpoint.spec.model.token_secret_ref is not None:
             raise PlanError(
-                Reason.INVALID_SPEC, "model.tokenSecretRef: HF_TOKEN is set in worker.env too; remove one"
+                Reason.INVALID_SPEC,
+                "model.tokenSecretRef: HF_TOKEN is also set in worker.env; remove one of them",
             )
         if item.value is not None and item.value_from is not None:
             raise PlanError(
                 Reason.INVALID_SPEC,
-                f"worker.env: {item.name} has both value and valueFrom; remove one",
+                f"worker.env: {item.name} has both value and valueFrom; remove one of them",
             )
 
 

@@ -228,7 +228,7 @@ def _artifacts_path(worker: Worker) -> str:
     if not (theirs.value or "").startswith("/"):
         raise PlanError(
             Reason.INVALID_SPEC,
-            f"worker.env: {_MODEL_PATH_ENV} must be an absolute path, given as a value: "
-            "model.artifactsUri is fetched to a volume that is mounted there",
+            f"worker.env: {_MODEL_PATH_ENV} must be an absolute path in value, not valueFrom, "
+            "because the operator mounts the volume for model.artifactsUri there",
         )
     return str(theirs.value)
