@@ -1,22 +1,22 @@
 # Three images: operator, worker (GPU, on NVIDIA's Dynamo image) and worker-cpu (the same worker, vLLM on CPU).
-# Dependencies come from uv.lock and lie below our code, so that a change of our code makes one small new layer.
-# Behind a CA of your own: docker build --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt ...
+# Dependencies come from uv.lock, in a layer below our code, so that a change of our code creates one small layer.
+# To build behind a private CA: docker build --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt ...
 ARG BASE=docker.io/library/debian:bookworm-slim
 ARG GPU_BASE=nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.6.1
 ARG UV=ghcr.io/astral-sh/uv:0.13.9
 
-# WORKDIR does nothing here, but buildah leaves a container behind for every stage that has no step.
+# WORKDIR has no effect here, but buildah does not remove the working container of a stage without steps.
 FROM ${UV} AS uv
 WORKDIR /
 
-# libnuma1 is vLLM's; tini reaps what a killed engine leaves behind.
+# vLLM needs libnuma1. tini reaps the orphaned processes of a killed engine.
 FROM ${BASE} AS python
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates libnuma1 python3 tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
 
-# What the lock says for each image, with hashes, in files of their own: a change elsewhere in the lock leaves an image's
-# dependencies as they are.
+# The locked requirements of each image, with hashes, in separate files: a change elsewhere in the lock does not invalidate
+# an image's layer of dependencies.
 FROM python AS lock
 COPY --from=uv /uv /usr/local/bin/uv
 COPY pyproject.toml uv.lock /src/
@@ -31,8 +31,8 @@ RUN cd /src \
     && $export --package vllmendpoint-worker --only-group gpu -o /extra/requirements.txt \
     && mkdir /worker/worker && cp -r worker/cpu /worker/worker/
 
-# Our own code in a folder of its own (with its metadata: vLLM finds our stat logger by entry point). A .pth file makes
-# it known to whatever Python the image has, which a PYTHONPATH in a pod's env would not undo.
+# Our code in a separate folder, with its metadata because vLLM finds our stat logger by entry point. A .pth file adds the
+# folder to the path of the image's Python; a PYTHONPATH in a pod's env does not undo that.
 FROM python AS code
 COPY --from=uv /uv /usr/local/bin/uv
 COPY crds /src/crds
@@ -67,8 +67,8 @@ LABEL org.opencontainers.image.title="vllmendpoint-operator" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 
-# Dynamo, vLLM and torch for a machine without a GPU. There is no C++ compiler, which torch.compile would want at the
-# first request that samples.
+# Dynamo, vLLM and torch for machines without a GPU. torch.compile is disabled, because it needs a C++ compiler at the first
+# request that samples, and the image has none.
 FROM python AS engine-cpu
 COPY --from=lock /worker /opt/locked
 RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
@@ -79,11 +79,11 @@ RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/u
     && uv venv --python /usr/bin/python3 /opt/venv \
     && uv pip install --python /opt/venv --no-deps --link-mode copy --compile-bytecode -r requirements.txt \
     && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
-# vLLM would bind the engines of all pods of a node to the same cores (cpu_threads.py).
+# By default, vLLM binds the engines of all pods on a node to the same cores (cpu_threads.py).
 ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
-# What the worker asks for and NVIDIA's image does not promise, for whatever Python that image has: google-re2 is one
-# compiled module a version, which lie side by side; the rest is pure Python.
+# Dependencies of the worker that NVIDIA's image may not have, for each Python version that it may use. google-re2 has one
+# compiled module per version, which can be installed side by side; the other packages are pure Python.
 FROM python AS extra
 COPY --from=lock /extra /opt/locked
 RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
@@ -96,17 +96,17 @@ RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/u
             || exit 1; \
     done
 
-# NVIDIA's image brings the same for GPUs, and lacks only an init. What it has itself comes first on the path.
+# NVIDIA's image provides Dynamo, vLLM and torch for GPUs, but no init. Its own packages come first on the path.
 FROM ${GPU_BASE} AS engine-gpu
 USER root
 COPY --from=python /usr/bin/tini-static /usr/bin/tini
 COPY --from=extra /opt/extra /opt/extra
-# In exec form: NVIDIA's image makes RUN a login shell, which may find another python3 than its PATH says.
+# Exec form, because NVIDIA's image runs RUN in a login shell, which may find another python3 than the one in PATH.
 RUN ["python3", "-c", "import importlib.metadata as m, sysconfig; print(m.version('ai-dynamo'), m.version('vllm')); open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\\n/opt/extra\\n')"]
 
 
-# The two workers differ in the engine alone. 1000 is the user of NVIDIA's image; USER names it for libraries that ask
-# who they are (there is no passwd entry), and HOME is where a read-only container may write.
+# The two worker images differ only in the engine. 1000 is the user of NVIDIA's image. USER is set for libraries that look up
+# the user name, because the user has no passwd entry. HOME is writable in a container with a read-only root file system.
 FROM engine-cpu AS worker-cpu
 ENV HOME=/tmp USER=worker PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 COPY --from=worker-code /app /app

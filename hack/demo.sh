@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole product, shown: a model served, its engine frozen, noticed, thawed. Leaves the cluster up.
+# Shows the product: serves a model, freezes its engine, shows that the operator detects it, and resumes the engine. Keeps
+# the cluster.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
@@ -16,7 +17,7 @@ condition() { kubectl get vep "$endpoint" -o "jsonpath={.status.conditions[?(@.t
 worker() { kubectl get pods -l app.kubernetes.io/instance=$endpoint,app.kubernetes.io/component=worker \
   --field-selector=status.phase=Running -o jsonpath='{.items[0].metadata.name}'; }
 
-# Stops, or continues, the engine's core process in a worker pod.
+# signal_engine POD SIGNAL: sends a signal to the engine core process in a worker pod.
 signal_engine() {
   kubectl exec "$1" -c main -- python3 -c '
 import os, pathlib, signal, sys
@@ -25,18 +26,19 @@ for pid in found: os.kill(pid, getattr(signal, sys.argv[1]))
 sys.exit(0 if found else "no engine core process found")' "$2"
 }
 
-# Polls until CONDITION has STATUS; prints each new reason and message on the way, and a line every 20 s at least.
+# await CONDITION STATUS SECONDS [INTERVAL]: polls until the condition has the status. Prints each new reason and message of
+# Ready, and at least one line every 20 s.
 await() {
-  local from said="" spoke=0 line
+  local from previous="" printed_at=0 line
   from=$(now)
   while [[ $(condition "$1" status) != "$2" ]]; do
     line="$(condition Ready reason): $(condition Ready message)"
-    [[ $line != ": " ]] || line="the operator has not looked at it yet"
-    if [[ $line != "$said" ]] || ((SECONDS - spoke >= 20)); then
+    [[ $line != ": " ]] || line="the operator has not reconciled the endpoint yet"
+    if [[ $line != "$previous" ]] || ((SECONDS - printed_at >= 20)); then
       printf '  [%4ss] %s\n' "$(since "$from")" "$line"
-      said=$line spoke=$SECONDS
+      previous=$line printed_at=$SECONDS
     fi
-    awk -v t="$(since "$from")" -v m="$3" 'BEGIN { exit t > m }' || die "$1 is not $2 after $3 s; see kubectl describe vep $endpoint"
+    awk -v t="$(since "$from")" -v m="$3" 'BEGIN { exit t > m }' || die "$1 is not $2 after $3 s; run kubectl describe vep $endpoint"
     sleep "${4:-1}"
   done
 }
@@ -54,20 +56,21 @@ try:
             print(json.load(response)["choices"][0]["message"]["content"])
     except urllib.error.HTTPError as error:
         print(f"HTTP {error.code}: {error.read(300).decode(errors='replace')}")
-except (OSError, http.client.HTTPException) as error:  # such as a time-out: it was routed to an engine that is frozen
+except (OSError, http.client.HTTPException) as error:  # such as a timeout: the request was routed to the frozen engine
     print(f"no answer: {getattr(error, 'reason', None) or error}")
 PYTHON
 }
 
-# Asks until the answer is an error of HTTP's (refused), or is one (answered), for a minute; then `answer` is the last one.
+# ask_until refused|answered QUESTION: repeats the question for at most one minute, until the frontend answers with an HTTP
+# error (refused) or with text (answered). Sets `answer` to the last response.
 ask_until() {
-  local from=$SECONDS said="" got
+  local from=$SECONDS previous="" got
   while :; do
     answer=$(ask "$2")
     case $answer in HTTP*) got=refused ;; "no answer"*) got=none ;; *) got=answered ;; esac
     [[ $got != "$1" ]] && ((SECONDS - from < 60)) || return 0
-    [[ $answer == "$said" ]] || printf '  %s\n' "$answer"
-    said=$answer
+    [[ $answer == "$previous" ]] || printf '  %s\n' "$answer"
+    previous=$answer
     sleep 0.2
   done
 }
@@ -84,19 +87,19 @@ fi
 stage "kubectl apply: a VLLMEndpoint"
 kubectl create namespace $namespace --dry-run=client -o yaml | kubectl apply -f - >/dev/null
 kubectl label namespace $namespace --overwrite pod-security.kubernetes.io/enforce=restricted >/dev/null
-# A context of our own file: nobody's current namespace is changed.
+# This changes the project's own kubeconfig only, not the user's current namespace.
 kubectl config set-context --current --namespace=$namespace >/dev/null
-# An earlier demo's endpoint runs an earlier image, pinned: start from nothing.
+# The endpoint of an earlier demo keeps its pinned image, so it is deleted first.
 pods=(pods -l "app.kubernetes.io/instance=$endpoint")
 if [[ -n $(kubectl get vep $endpoint --ignore-not-found -o name && kubectl get "${pods[@]}" -o name) ]]; then
-  echo "  an earlier demo's endpoint goes first (up to a minute), then its pods (up to 90 s)"
+  echo "  deleting the endpoint of an earlier demo (up to 60 s) and its pods (up to 90 s)"
   kubectl delete vep $endpoint --ignore-not-found --timeout=60s >/dev/null
   kubectl wait --for=delete "${pods[@]}" --timeout=90s >/dev/null 2>&1 || true
 fi
 sed "s|@MODELS@|$models|" samples/models-volume.yaml | kubectl apply -f - >/dev/null
 kubectl apply -f samples/smollm.yaml
 
-stage "waiting for Ready: an engine without a GPU loads for a minute or two"
+stage "waiting for Ready (an engine without a GPU loads for one to two minutes)"
 kubectl wait --for=condition=Ready vep/$endpoint --timeout=15m >/dev/null &
 waiting=$!
 trap 'kill $waiting ${forward_PID:-} 2>/dev/null || true' EXIT
@@ -105,38 +108,38 @@ wait $waiting || die "kubectl wait failed"
 waiting=
 echo "  Ready: $(condition Ready message)"
 
-stage "a question, through the frontend's Service"
+stage "send a question through the frontend's Service"
 coproc forward { exec kubectl port-forward "service/$endpoint" :8000 2>&1; }
-read -r -t 30 line <&"${forward[0]}" || die "kubectl port-forward gave no port"
+read -r -t 30 line <&"${forward[0]}" || die "kubectl port-forward did not print a port within 30 s"
 port=${line#*127.0.0.1:}
 url=http://127.0.0.1:${port%% *}
 ask_until answered "What is the capital of France?"
 printf '  Q: What is the capital of France?\n  A: %s\n\n' "$answer"
-[[ $answer == *Paris* ]] || die "the model did not answer as it should"
+[[ $answer == *Paris* ]] || die "the answer does not contain 'Paris'"
 kubectl get vep -o wide
 conditions='{range .status.conditions[*]}{.type}{"\t"}{.status}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}'
 kubectl get vep $endpoint -o "jsonpath=$conditions" |
   awk -F '\t' '{ printf "%-21s  %-5s  %-10s  %s\n", $1, $2, $3, $4 }'
 
-stage "the engine's core process is frozen (SIGSTOP): every process lives, nothing generates"
+stage "freeze the engine core (SIGSTOP): all processes run, but the engine does not generate"
 pod=$(worker)
 frozen=$(now)
 signal_engine "$pod" SIGSTOP
 await Generating False 120 0.2
 why="$(condition Generating reason): $(condition Generating message)"
 printf '  after %s s: %s\n' "$(since "$frozen")" "$why"
-[[ $why == EngineStalled:*"$pod"* ]] || die "the condition Generating names another cause, or another pod"
+[[ $why == EngineStalled:*"$pod"* ]] || die "the condition Generating names another cause or another pod"
 kubectl wait --for=condition=Ready=False "pod/$pod" --timeout=30s >/dev/null
 ask_until refused "Are you there?"
-[[ $answer == HTTP* ]] || die "the frontend still routes to a frozen engine: $answer"
-printf '  the frontend no longer routes to it: %s\n' "$answer"
+[[ $answer == HTTP* ]] || die "the frontend still routes to the frozen engine: $answer"
+printf '  the frontend no longer routes to this worker: %s\n' "$answer"
 kubectl get vep
 
-stage "thawed (SIGCONT)"
-thawed=$(now)
+stage "resume the engine core (SIGCONT)"
+resumed=$(now)
 signal_engine "$pod" SIGCONT
 await Generating True 120 0.2
-printf '  generates again after %s s\n' "$(since "$thawed")"
+printf '  generating again after %s s\n' "$(since "$resumed")"
 await Ready True 60 0.2
 ask_until answered "What is the capital of France?"
 printf '  A: %s\n' "$answer"
@@ -146,9 +149,9 @@ echo "  restarts of $pod: $restarts"
 
 stage "done"
 cat <<TXT
-The cluster stays up:
-  export KUBECONFIG=\$(make -s kubeconfig)     # context of its own, namespace $namespace
+The cluster keeps running:
+  export KUBECONFIG=\$(make -s kubeconfig)     # a separate context with the namespace $namespace
   kubectl get vep -o wide
   kubectl describe vep $endpoint
-make clean removes all of it.
+make clean removes the cluster.
 TXT

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything up to a running operator: tools, images, model, cluster, Helm release. Safe to repeat; a change of our
-# code alone builds and loads two small layers. CLUSTER=local (default: hack/cluster, no Docker) or kind.
+# Installs everything that a running operator needs: tools, images, model, cluster, Helm release. It can be repeated; a
+# change of the project's code builds and loads only two small layers. CLUSTER=local (default: hack/cluster, no Docker) or
+# kind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
@@ -13,14 +14,14 @@ model=SmolLM2-135M-Instruct
 
 stage() { printf '\n\033[1m[%4ds] %s\033[0m\n' $((SECONDS - begun)) "$*"; }
 
-# Runs a command in the background with its lines marked; `settle NAME` waits for it. In a process group of its own: a
-# Ctrl-C reaches this script alone, which ends what it started.
+# together NAME COMMAND...: runs the command in the background and prefixes its output with NAME; `settle NAME` waits for
+# it. The command has its own process group: Ctrl-C reaches only this script, which then stops the command.
 declare -A pids=()
 together() {
   local name=$1
   shift
   set -m
-  # sed stays to the end: to write to nobody would kill what tidies up after itself.
+  # sed ignores SIGTERM: without a reader, SIGPIPE would kill the command during its cleanup.
   { "$@" 2>&1 | (trap '' TERM; exec sed -u "s/^/  $name: /"); } </dev/null &
   pids[$name]=$!
   set +m
@@ -31,7 +32,7 @@ settle() {
 }
 trap 'for pid in "${pids[@]}"; do stop "$pid" 15; done' EXIT
 
-# The model is a file tree on this machine; the node sees it through a hostPath volume.
+# The model is a directory on this machine; pods mount it through a hostPath volume.
 prepare_model() {
   hack/setup.sh
   .venv/bin/python hack/model.py chat "$cache/models/$model"
@@ -49,10 +50,10 @@ up_local() {
   local stage ready
   export KUBECONFIG
   KUBECONFIG=$(cluster kubeconfig)
-  ready=$(dirname "$KUBECONFIG")/ready # made when a start has come to its end
+  ready=$(dirname "$KUBECONFIG")/ready # created when a start is complete
   for stage in kube runtime coredns cluster; do
     if [[ -e $ready && $bin/.$stage.sum -nt $ready ]]; then
-      say "$stage was built anew since the cluster was started: it is made anew, and what was in it is gone"
+      info "$stage was rebuilt after the cluster started: recreating the cluster; its contents are lost"
       cluster down
     fi
   done
@@ -60,7 +61,7 @@ up_local() {
 }
 
 build_kind() {
-  command -v kind >/dev/null || die "kind is not installed: https://kind.sigs.k8s.io (or use CLUSTER=local, without Docker)"
+  command -v kind >/dev/null || die "kind is not installed; see https://kind.sigs.k8s.io, or use CLUSTER=local without Docker"
   command -v kubectl >/dev/null || die "kubectl is not installed"
   hack/tools.sh
   prepare_model
@@ -70,28 +71,28 @@ up_kind() {
   export KUBECONFIG=$cache/kind/kubeconfig
   mkdir -p "$cache/kind"
   if kind get clusters 2>/dev/null | grep -qx vllmendpoint; then
-    # It may be half made, or stopped; and its kubeconfig may be lost.
-    say "a kind cluster is there: waiting up to 50 s for its node"
+    # The cluster may be incomplete or stopped, and its kubeconfig may be missing.
+    info "a kind cluster exists: waiting up to 50 s for its node"
     kind export kubeconfig --name vllmendpoint --kubeconfig "$KUBECONFIG" &&
       kubectl wait --for=condition=Ready node --all --timeout=50s && return
-    say "it is not healthy: it is made anew, and what was in it is gone"
+    info "the kind cluster is not healthy: recreating it; its contents are lost"
     kind delete cluster --name vllmendpoint --kubeconfig "$KUBECONFIG"
   fi
   sed "s|@MODELS@|$cache/models|" hack/kind.yaml >"$cache/kind/config.yaml"
   kind create cluster --name vllmendpoint --kubeconfig "$KUBECONFIG" --config "$cache/kind/config.yaml" --wait 120s
 }
 
-case $cluster in local | kind) ;; *) die "CLUSTER=$cluster: local or kind" ;; esac
+case $cluster in local | kind) ;; *) die "CLUSTER=$cluster is unknown; use local or kind" ;; esac
 
-stage "tools, images and model (from nothing about 15 minutes on two cores, else seconds)"
+stage "tools, images and model (first run: about 15 minutes on two cores; later: seconds)"
 mkdir -p "$cache"
 "build_$cluster"
 
 stage "Kubernetes ($cluster)"
 "up_$cluster"
 
-stage "images into the node"
-# Tagged by content: what runs keeps its image, what changed is rolled out.
+stage "load images into the node"
+# Images are tagged by content: running pods keep their image, and a changed image is rolled out.
 declare -A tags=()
 while read -r name id; do
   image=${name%:*} tag=${id:0:12}
@@ -102,7 +103,7 @@ while read -r name id; do
   else
     buildah tag "$name" "$image:$tag"
     cluster load "$image:$tag"
-    # Each old build that has a name keeps its layers, 6 GB of them where dependencies changed.
+    # Old tags keep their layers on disk (6 GB after a change of dependencies), so remove them.
     buildah images --format '{{.Name}}:{{.Tag}}' | grep "^$image:" | { grep -vxE "$image:(dev|$tag)" || true; } |
       xargs -r buildah rmi >/dev/null
   fi
@@ -116,4 +117,4 @@ watched "the operator" helm upgrade --install vllmendpoint-operator charts/vllme
   --set worker.image.repository=vllmendpoint/worker-cpu --set-string worker.image.tag="${tags[worker-cpu]}" \
   --wait --timeout 3m
 kubectl -n "$namespace" get pods
-printf '\n[%4ds] the operator runs\n' $((SECONDS - begun))
+printf '\n[%4ds] the operator is running\n' $((SECONDS - begun))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds the images `operator` and `worker-cpu` from the Dockerfile:
-#   hack/images.sh [buildah]   without Docker: as root, into containers-storage (Debian's packages, no image registry)
-#   hack/images.sh docker      with Docker (BuildKit); worker, for GPUs, is built too when it is named
-#   hack/images.sh buildah|docker IMAGE...   only these
-#   hack/images.sh tidy        removes what a stopped build left in containers-storage: working containers, their mounts
-#   hack/images.sh clean       removes, besides, what was built, there and in Docker, and every dangling image
-# The last lines say `NAME ID`, one image a line. Everything else goes to stderr.
+#   hack/images.sh [buildah]   without Docker: as root, into containers-storage (Debian packages, no image registry)
+#   hack/images.sh docker      with Docker (BuildKit)
+#   hack/images.sh buildah|docker IMAGE...   only these images; `worker` is the image for GPUs
+#   hack/images.sh tidy        removes the working containers and mounts that an interrupted build left in containers-storage
+#   hack/images.sh clean       like tidy; also removes the built images from buildah and Docker, and all dangling images
+# The last lines of stdout are `NAME ID`, one per image. All other output goes to stderr.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
@@ -16,7 +16,7 @@ images=("$@")
 prefix=localhost/vllmendpoint
 . hack/common.sh
 
-# The machine's own CA and proxies, where it has some, for the build only: nothing of them gets into an image.
+# The build uses the CA bundle and proxies of the machine, if any. They are not stored in an image.
 options=()
 ca=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
 [[ -s $ca ]] && options+=(--secret "id=ca,src=$ca")
@@ -28,15 +28,15 @@ install_tools() {
   local missing=()
   for program in buildah mmdebstrap; do command -v "$program" >/dev/null || missing+=("$program"); done
   ((${#missing[@]})) || return 0
-  command -v apt-get >/dev/null || die "${missing[*]} not found, and no apt-get to install it with"
+  command -v apt-get >/dev/null || die "${missing[*]} not found, and apt-get is not available to install it"
   watched "apt-get update" apt-get update
   watched "installing ${missing[*]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
-# What a stopped build left: working containers, and the mounts that they hold. Many have no name but a layer's, so ours
-# are told by the layer at their bottom, one of our bases'. Any buildah command that finds nothing mounted takes away its
-# own bind mount of the storage.
+# Removes the working containers, and their mounts, of an interrupted build. Many of them have no name of ours, so they are
+# identified by their bottom layer, which is that of one of our base images. A buildah command that finds nothing mounted
+# also removes buildah's own bind mount of the storage.
 tidy() {
   local left id name image ours
   command -v buildah >/dev/null && [[ $EUID == 0 ]] || return 0
@@ -47,21 +47,21 @@ tidy() {
   done)
   while read -r id name image; do
     [[ $name == "$container" || -n $image && -n $ours && $ours == *"$(bottom "$image")"* ]] || continue
-    say "removing $name, which a stopped build left"
+    info "removing $name of an interrupted build"
     buildah rm "$id" >/dev/null
   done <<<"$left"
 }
 bottom() { buildah inspect --type image --format '{{index .OCIv1.RootFS.DiffIDs 0}}' "$1" 2>/dev/null || echo none; }
-container=vllmendpoint-base # the one that from_scratch makes
+container=vllmendpoint-base # the working container of from_scratch
 
-# from_scratch IMAGE SOURCE TARGET: an image of one file, or of an archive's content
+# from_scratch IMAGE SOURCE TARGET: creates an image from one file, or from the contents of an archive
 from_scratch() {
   buildah from -q --name "$container" scratch >/dev/null
   buildah add -q "$container" "$2" "$3" >/dev/null
   buildah commit -q --rm "$container" "$1" >/dev/null
 }
 
-# The two images that the Dockerfile starts from, made here, since no image registry is asked.
+# Creates the two base images of the Dockerfile, because no image registry is used.
 make_bases() {
   local uv_version
   base=$prefix/debian:bookworm-slim
@@ -77,7 +77,7 @@ make_bases() {
   uv_version=$("$cache/bin/uv" --version | cut -d ' ' -f 2)
   uv=$prefix/uv:$uv_version
   if ! buildah inspect --type image "$uv" >/dev/null 2>&1; then
-    say "uv $uv_version"
+    info "uv $uv_version"
     from_scratch "$uv" "$(readlink -f "$cache/bin/uv")" /uv
   fi
 }
@@ -85,10 +85,10 @@ make_bases() {
 mkdir -p "$cache"
 if [[ $tool == tidy ]]; then
   exec 9>"$cache/images.lock"
-  if flock -n 9; then tidy; else say "a build is under way: what it has stays"; fi
+  if flock -n 9; then tidy; else info "a build is running: nothing was removed"; fi
   exit
 fi
-# Two builds at once would make the same layers twice.
+# Parallel builds would build the same layers twice.
 locked "$cache/images.lock" 1800
 
 scratch=$(mktemp -d)
@@ -96,20 +96,20 @@ trap 'rm -rf "$scratch"' EXIT
 
 case $tool in
   buildah)
-    [[ $EUID == 0 ]] || die "buildah needs root here: the cluster takes the layers from root's storage"
+    [[ $EUID == 0 ]] || die "buildah must run as root: the cluster reads the layers from root's storage"
     install_tools
     tidy
     trap 'rm -rf "$scratch"; tidy' EXIT
     make_bases
     build() {
-      # chroot: no container runtime is needed, and the kernel's cgroup version does not matter.
+      # Isolation by chroot needs no container runtime and works with every cgroup version.
       watched "$1" buildah build --layers --isolation chroot --network host --pull-never "${options[@]}" \
         --build-arg "BASE=$base" --build-arg "UV=$uv" --target "$1" -t "$prefix/$1:dev" .
     }
     id() { buildah inspect --type image --format '{{.FromImageID}}' "$1"; }
     ;;
   docker)
-    docker info >/dev/null 2>&1 || die "docker info fails: start Docker, or use hack/images.sh buildah"
+    docker info >/dev/null 2>&1 || die "docker info failed: start Docker, or use hack/images.sh buildah"
     build() { watched "$1" env DOCKER_BUILDKIT=1 docker build "${options[@]}" --target "$1" -t "$prefix/$1:dev" .; }
     id() { docker image inspect --format '{{.Id}}' "$1" | cut -d : -f 2; }
     ;;
@@ -126,9 +126,9 @@ case $tool in
     fi
     exit
     ;;
-  *) die "unknown builder '$tool': buildah, docker, tidy or clean" ;;
+  *) die "unknown command '$tool'; use buildah, docker, tidy or clean" ;;
 esac
 
 for image in "${images[@]}"; do build "$image"; done
-say "done"
+info "done"
 for image in "${images[@]}"; do echo "$prefix/$image:dev $(id "$prefix/$image:dev")"; done

