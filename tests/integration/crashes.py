@@ -13,7 +13,7 @@ from tests.integration.operator_process import Operator
 from tests.integration.simulated_node import SimulatedNode
 from tests.integration.traces import children, events, leftovers, writes
 from tests.integration.waiting import until
-from vllmendpoint_operator.pacing import STEP_SECONDS
+from vllmendpoint_operator.controller.status_rate_limit import STEP_SECONDS
 
 Object = dict[str, Any]
 NAME: Final = "e"

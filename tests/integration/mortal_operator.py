@@ -19,8 +19,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
-from vllmendpoint_operator.kinds import LEASE, Kind
-from vllmendpoint_operator.kube import Kube
+from vllmendpoint_operator.kube.client import Kube
+from vllmendpoint_operator.kube.kinds import LEASE, Kind
 from vllmendpoint_operator.main import main
 
 WRITES: Final = ("apply", "create", "delete", "update")

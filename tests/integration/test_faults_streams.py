@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.integration.simulated_node import SimulatedNode
-from vllmendpoint_operator.pacing import MOST_AT_ONCE, STEP_SECONDS
+from vllmendpoint_operator.controller.status_rate_limit import MOST_AT_ONCE, STEP_SECONDS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from vllmendpoint_operator.pacing import STEP_SECONDS
+from vllmendpoint_operator.controller.status_rate_limit import STEP_SECONDS
 
 
 def test_creates_all_and_becomes_ready(shared, space, api, until):

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllmendpoint_api import OWNED_ENGINE_ARGS, VLLMEndpointSpec, custom_resource_definition
-from vllmendpoint_operator.kinds import by_name
-from vllmendpoint_operator.model import ConfigMapContent, Endpoint, Observed
+from vllmendpoint_operator.kube.kinds import by_name
+from vllmendpoint_operator.observe.snapshot import ConfigMapContent, Endpoint, Observed
 from vllmendpoint_operator.plan import Options, plan
 
 NAMES = st.sampled_from(["a", "with-dash", "with.dot", "x" * 63])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.object_store import client, object_store
-from vllmendpoint_worker.s3 import Location, S3Store
+from vllmendpoint_worker.model_data.s3 import Location, S3Store
 
 TOKEN = "token-of-the-service-account"
 

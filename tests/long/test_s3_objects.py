@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.object_store import client, object_store
-from vllmendpoint_worker.artifacts import Artifacts
 from vllmendpoint_worker.errors import ArtifactsError
+from vllmendpoint_worker.model_data.artifacts import Artifacts
 
 SCREENSHOT = "Screenshot 2026-01-01 at 9.41.00\u202fAM.png"
 NO_BREAK = "read\u00a0me.txt"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.e2e.conftest import ROOT, TOY, Cluster, post, worker_image
-from vllmendpoint_worker.sagemaker import DEFAULT_MODEL_PATH
+from vllmendpoint_worker.options.sagemaker import DEFAULT_MODEL_PATH
 
 pytestmark = pytest.mark.timeout(600)
 NAME = "container"

@@ -40,7 +40,7 @@ GENEROUS = 3
 the machine is shared."""
 SLACK = 1.0
 PAUSING = """
-from vllmendpoint_worker.progress import PROGRESS
+from vllmendpoint_worker.probing.progress import PROGRESS
 
 async def custom_sagemaker_invocation_handler(request):
     engine = request.app.state.engine_client

@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from rendered_chart import ALL_SET, CHART, CLUSTER_SCOPED, NAME, VALUES, Object, kinds_of, one, template
 
 from vllmendpoint_api import VLLMEndpointSpec
-from vllmendpoint_operator import kinds
-from vllmendpoint_operator.kinds import Kind
-from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.kube import kinds
+from vllmendpoint_operator.kube.kinds import Kind
+from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan import Options
-from vllmendpoint_operator.plan.pods import dynamo_namespace, with_worker_suffix
-from vllmendpoint_operator.plan.workload import deployment_name, pod_template
+from vllmendpoint_operator.plan.pods.common import dynamo_namespace, with_worker_suffix
+from vllmendpoint_operator.plan.pods.workers import deployment_name, pod_template
 
 CHILD = {"get", "list", "watch", "create", "patch", "delete"}
 WATCHED = {"list", "watch"}

@@ -7,7 +7,7 @@ import pytest
 
 from vllmendpoint_api import CONDITION_REASONS, Condition
 
-SOURCES = sorted((Path(__file__).parents[2] / "worker/src/vllmendpoint_worker").glob("*.py"))
+SOURCES = sorted((Path(__file__).parents[2] / "worker/src/vllmendpoint_worker").rglob("*.py"))
 GIVEN = sorted({name for path in SOURCES for name in re.findall(r'"(Invalid[A-Za-z]+)"', path.read_text())})
 
 

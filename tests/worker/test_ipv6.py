@@ -15,7 +15,7 @@ import pytest
 from tests.free_port import free_port
 from tests.network_namespace import POD, Namespace, network_namespace
 from tests.worker.conftest import START_SECONDS, WorkerProcess
-from vllmendpoint_operator.plan.frontend import START
+from vllmendpoint_operator.plan.pods.frontend import START
 
 IPV4_OF_THE_NODE = "169.254.172.5"
 """Amazon EKS gives such an address to pods of IPv6 clusters: other nodes cannot reach it."""

@@ -39,12 +39,12 @@ with warnings.catch_warnings():
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from vllmendpoint_worker import upstream
-    from vllmendpoint_worker.arguments import clear_environment
-    from vllmendpoint_worker.dynamo_numbers import NUMBERS
-    from vllmendpoint_worker.option_rules import refused_options
-    from vllmendpoint_worker.options import destination, from_arguments, from_config, negatives
-    from vllmendpoint_worker.sagemaker import options as sagemaker_options
-    from vllmendpoint_worker.shared_options import _DYNAMO_NAMES, engine_arguments, share
+    from vllmendpoint_worker.options.arguments import clear_environment
+    from vllmendpoint_worker.options.conflicts import destination, from_arguments, from_config, negatives
+    from vllmendpoint_worker.options.dynamo_numbers import NUMBERS
+    from vllmendpoint_worker.options.rules import refused_options
+    from vllmendpoint_worker.options.sagemaker import options as sagemaker_options
+    from vllmendpoint_worker.options.shared import _DYNAMO_NAMES, engine_arguments, share
 
 REVIEWED = Path(__file__).with_name("reviewed_options.txt")
 NEWER_OR_OLDER = {"--is-prefill-worker", "--is-decode-worker"}

@@ -15,8 +15,8 @@ import pytest
 
 from tests.tiny_wheel import write_wheel
 from vllmendpoint_api import ConfigurationState, Problem, Reason
-from vllmendpoint_worker import packages
-from vllmendpoint_worker.packages import Packages, packages_folder
+from vllmendpoint_worker.packages import install as packages
+from vllmendpoint_worker.packages.install import Packages, packages_folder
 
 from .conftest import WorkerProcess, alive, wait
 

@@ -23,9 +23,9 @@ with warnings.catch_warnings():
     from vllm.renderers.online_renderer import OnlineRenderer
 
     from vllmendpoint_worker import upstream
+    from vllmendpoint_worker.engine.translate import Translator
     from vllmendpoint_worker.errors import TranslationError
-    from vllmendpoint_worker.payload import MARKERS
-    from vllmendpoint_worker.translate import Translator
+    from vllmendpoint_worker.payload.validation import MARKERS
 
 pytestmark = [
     pytest.mark.timeout(120),

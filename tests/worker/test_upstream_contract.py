@@ -43,14 +43,14 @@ with warnings.catch_warnings():
     )
 
     from vllmendpoint_worker import upstream
-    from vllmendpoint_worker.arguments import clear_environment
+    from vllmendpoint_worker.engine.http_app import Guard
     from vllmendpoint_worker.errors import EngineStartError
     from vllmendpoint_worker.handlers import complete
-    from vllmendpoint_worker.health_route import HealthRoute, reaches_health
-    from vllmendpoint_worker.http_app import Guard
-    from vllmendpoint_worker.payload import Origin, check
-    from vllmendpoint_worker.progress import PROGRESS
+    from vllmendpoint_worker.options.arguments import clear_environment
+    from vllmendpoint_worker.payload.validation import Origin, check
+    from vllmendpoint_worker.probing.progress import PROGRESS
     from vllmendpoint_worker.refusals import Refusal
+    from vllmendpoint_worker.serving.health_route import HealthRoute, reaches_health
 
 pytestmark = pytest.mark.timeout(120)
 

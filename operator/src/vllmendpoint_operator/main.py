@@ -18,15 +18,15 @@ from typing import Any, Final
 import kopf
 import yaml
 
-from .cache import Cache
-from .election import Election
+from .cache.caches import Cache
+from .controller.controller import Operator
+from .controller.election import Election
+from .controller.scopes import Scopes
 from .errors import KubeError, NoLogin, NotFound, NotStreamed, StartAnew
-from .kinds import ENDPOINT
-from .kube import Kube
+from .kube.client import Kube
+from .kube.kinds import ENDPOINT
 from .logs import configure
 from .metrics import Metrics, serve
-from .operator import Operator
-from .scopes import Scopes
 from .settings import Settings
 
 __all__ = ["main", "run"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from .ingress import IngressRule
+from .kube.ingress_rule import IngressRule
 from .plan import Options
 
 __all__ = ["Settings"]

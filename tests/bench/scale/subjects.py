@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllmendpoint_api import VLLMEndpointSpec
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan import Options, Plan, plan
 
 from .machine import Process, until

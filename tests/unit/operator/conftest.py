@@ -14,9 +14,15 @@ from vllmendpoint_api import (
     WorkerReport,
     names,
 )
-from vllmendpoint_operator.model import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod
+from vllmendpoint_operator.observe.snapshot import (
+    REVISION_ANNOTATION,
+    ConfigMapContent,
+    Endpoint,
+    Observed,
+    Pod,
+)
 from vllmendpoint_operator.plan import Options, Plan, plan, worker_settings
-from vllmendpoint_operator.reports import Link
+from vllmendpoint_operator.reports.streams import Link
 from vllmendpoint_operator.status import status
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

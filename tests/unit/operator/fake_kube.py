@@ -1,7 +1,7 @@
 """An API server of a few lines: objects by name, and refusals, warnings and admission policies by hand."""
 
 from vllmendpoint_operator.errors import Conflict, NotFound
-from vllmendpoint_operator.kinds import ENDPOINT
+from vllmendpoint_operator.kube.kinds import ENDPOINT
 
 
 class FakeKube:

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import json
 
-from vllmendpoint_operator.lists import Parts
+from vllmendpoint_operator.kube.lists import Parts
 
 __all__ = ["listing", "parts"]
 
@@ -18,7 +18,7 @@ def parts(obj: dict[str, Any]) -> Parts:
 
 @contextlib.asynccontextmanager
 async def listing(*objects: dict[str, Any]) -> AsyncIterator[tuple[str, AsyncIterator[Parts]]]:
-    """As :meth:`vllmendpoint_operator.kube.Kube.listing`."""
+    """As :meth:`vllmendpoint_operator.kube.client.Kube.listing`."""
 
     async def items() -> AsyncIterator[Parts]:
         for obj in objects:

@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from vllmendpoint_api import HandlerSettings, Problem, script_digest
+from vllmendpoint_worker.config.handler_sources import read
 from vllmendpoint_worker.errors import ConfigurationRefusedError
-from vllmendpoint_worker.handler_sources import read
 from vllmendpoint_worker.handlers import HandlerRoom
 
 GUIDE = Path(__file__).parents[2] / "guide"

@@ -7,9 +7,9 @@ from typing import Any
 
 from tests.unit.worker.virtual_time import LoopClock
 from vllmendpoint_api import Mode
-from vllmendpoint_worker.prober import Prober, ProbeSettings
-from vllmendpoint_worker.progress import Progress
-from vllmendpoint_worker.verdict import Rules
+from vllmendpoint_worker.probing.prober import Prober, ProbeSettings
+from vllmendpoint_worker.probing.progress import Progress
+from vllmendpoint_worker.probing.verdict import Rules
 
 GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
 

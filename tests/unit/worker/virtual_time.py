@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec
 
-from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.process.clock import Clock
 
 __all__ = ["LoopClock", "on_virtual_time"]
 

@@ -6,6 +6,6 @@ vLLM's spawned children import this file again: it imports nothing at module lev
 if __name__ == "__main__":
     import sys
 
-    from vllmendpoint_worker.start import start
+    from .start import start
 
     start(sys.argv[1:])

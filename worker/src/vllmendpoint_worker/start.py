@@ -15,19 +15,19 @@ from typing import Final, NoReturn
 
 from vllmendpoint_api import Reason, Stage, names
 
-from .board import Board
-from .causes import ENGINE, download_failed
-from .config_sources import GUIDE_VARIABLES, TAKEN, ConfigSources
-from .configuration import Configuration
-from .cpu_threads import ENV_THREADS, omp_threads
-from .dynamo_log import log_filter
+from .config.configuration import Configuration
+from .config.sources import GUIDE_VARIABLES, TAKEN, ConfigSources
+from .engine.engine_errors import ENGINE, download_failed
 from .errors import EngineStartError
-from .leaving import leave, tell_kubernetes
-from .listening import dynamo_hosts, network
-from .options import named
-from .packages import Packages
-from .report_server import ReportServer
-from .sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
+from .options.conflicts import named
+from .options.sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
+from .packages.install import Packages
+from .process.cpu_threads import ENV_THREADS, omp_threads
+from .process.dynamo_log import log_filter
+from .process.listening import dynamo_hosts, network
+from .process.shutdown import leave, tell_kubernetes
+from .serving.report_server import ReportServer
+from .serving.state import Board
 
 __all__ = ["ENV_REPORT_HOST", "ENV_SAGEMAKER_HOST", "port_of", "start"]
 
@@ -69,7 +69,7 @@ def start(argv: list[str]) -> NoReturn:
         board.stage(Stage.CONFIGURING)
         asyncio.run(_configured(configuration, board))
         board.stage(Stage.IMPORTING)
-        from .compose import Worker  # noqa: PLC0415  (10-25 s: Dynamo, vLLM and torch)
+        from .engine.worker import Worker  # noqa: PLC0415  (10-25 s: Dynamo, vLLM and torch)
 
         code, why = Worker(
             configuration,
@@ -99,7 +99,7 @@ async def _configured(configuration: Configuration, board: Board) -> None:
     artifacts = os.environ.get(names.ENV_ARTIFACTS_URI, "").strip()
     model = os.environ.get(names.ENV_MODEL_URI, "").strip()
     if artifacts or model:
-        from .artifacts import Artifacts  # noqa: PLC0415  (half a second: boto3)
+        from .model_data.artifacts import Artifacts  # noqa: PLC0415  (half a second: boto3)
 
         loaded = await configuration.preflight(handlers=False)
         wanted = [Artifacts(artifacts, model_path(os.environ))] if artifacts else []

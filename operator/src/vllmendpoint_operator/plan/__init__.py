@@ -6,22 +6,14 @@ from typing import Any, Final
 
 from vllmendpoint_api import RevisionStatus, WorkerSettings, names
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.references import claim_references
+from vllmendpoint_operator.observe.references import claim_references
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from . import (
-    access,
-    caching,
-    checks,
-    configuration,
-    disruption,
-    frontend,
-    migration,
-    network,
-    withheld,
-    workload,
-)
+from . import access, checks, configuration, disruption, migration, network, withheld
 from .options import Options
+from .pods import cache_volume as caching
+from .pods import frontend
+from .pods import workers as workload
 from .revision import HISTORY, Revision, pinned, revisions
 from .withheld import Withheld
 

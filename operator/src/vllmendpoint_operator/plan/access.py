@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .frontend import frontend_name, managed
 from .options import Options
-from .pods import FRONTEND, WORKER
-from .workload import account_name, deployment_name
+from .pods.common import FRONTEND, WORKER
+from .pods.frontend import frontend_name, managed
+from .pods.workers import account_name, deployment_name
 
 __all__ = ["accounts"]
 

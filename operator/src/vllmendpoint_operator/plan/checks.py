@@ -21,9 +21,9 @@ from vllmendpoint_api import (
     unsupported_engine_arg,
 )
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.observe.snapshot import Endpoint
 
-from .frontend import managed
+from .pods.frontend import managed
 
 __all__ = ["check"]
 

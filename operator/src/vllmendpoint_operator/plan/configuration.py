@@ -20,7 +20,7 @@ from vllmendpoint_api import (
     script_digest,
 )
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 __all__ = [
     "config_file",

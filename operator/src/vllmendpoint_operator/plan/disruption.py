@@ -5,10 +5,10 @@ from fractions import Fraction
 from typing import Any, Final
 
 from vllmendpoint_api import RollingUpdate
-from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.observe.snapshot import Endpoint
 
-from .pods import WORKER
-from .workload import deployment_name
+from .pods.common import WORKER
+from .pods.workers import deployment_name
 
 __all__ = ["budget_name", "budgets", "required"]
 

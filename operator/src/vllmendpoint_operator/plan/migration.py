@@ -12,12 +12,12 @@ leaves them out as soon as a new one is ready, and they end a while later.
 from typing import Any, Final
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .frontend import accepts_a_prefix, frontend_name
-from .pods import has_plain_namespace
+from .pods.common import has_plain_namespace
+from .pods.frontend import accepts_a_prefix, frontend_name
+from .pods.workers import deployment_name
 from .rollout import rolled_out
-from .workload import deployment_name
 
 __all__ = ["frontends_drain", "kept_workers", "min_ready_seconds"]
 

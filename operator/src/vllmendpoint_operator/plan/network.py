@@ -3,12 +3,12 @@
 from typing import Any
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.observe.snapshot import Endpoint
 
-from .frontend import frontend_name, managed
 from .options import Options
-from .pods import FRONTEND, REQUEST_PORT, WORKER, dynamo_labels
-from .workload import deployment_name
+from .pods.common import FRONTEND, REQUEST_PORT, WORKER, dynamo_labels
+from .pods.frontend import frontend_name, managed
+from .pods.workers import deployment_name
 
 __all__ = ["network_policies", "services"]
 

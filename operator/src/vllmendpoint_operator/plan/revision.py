@@ -11,16 +11,16 @@ from datetime import UTC
 from typing import Any, Final
 
 from vllmendpoint_api import RevisionStatus, names
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .configuration import digest
-from .frontend import accepting_plain_workers, managed
-from .frontend import pod_template as frontend_template
 from .options import Options
-from .pods import has_plain_namespace, with_worker_suffix
+from .pods.common import has_plain_namespace, with_worker_suffix
+from .pods.frontend import accepting_plain_workers, managed
+from .pods.frontend import pod_template as frontend_template
+from .pods.workers import deployment_name
+from .pods.workers import pod_template as worker_template
 from .rollout import rolled_out
-from .workload import deployment_name
-from .workload import pod_template as worker_template
 
 __all__ = ["HISTORY", "Revision", "pinned", "revisions"]
 

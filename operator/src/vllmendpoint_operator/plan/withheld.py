@@ -21,8 +21,8 @@ from vllmendpoint_api import (
     WorkerSettings,
     names,
 )
-from vllmendpoint_operator.differences import differs
-from vllmendpoint_operator.model import REVISION_ANNOTATION, Object, Observed, Pod
+from vllmendpoint_operator.kube.differences import differs
+from vllmendpoint_operator.observe.snapshot import REVISION_ANNOTATION, Object, Observed, Pod
 
 __all__ = ["Published", "Withheld", "published"]
 

@@ -14,9 +14,9 @@ from vllmendpoint_api import (
     WorkerReport,
 )
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan import Plan, invocations_url, url
-from vllmendpoint_operator.plan.pods import WORKER
+from vllmendpoint_operator.plan.pods.common import WORKER
 
 from . import parts
 from .available import available

@@ -5,13 +5,13 @@ from typing import Final
 
 from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed, Pod
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
-from .cause import one_line
 from .conditions import Finding, false, kept, true
+from .diagnosis.diagnosis import one_line
+from .diagnosis.pods import Cause, causes, why, worst
+from .diagnosis.refused_pods import remedy
 from .parts import Part, frontend, workers
-from .refused_pods import remedy
-from .why import Cause, causes, why, worst
 
 __all__ = ["available", "cause_of", "not_created"]
 

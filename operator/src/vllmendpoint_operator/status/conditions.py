@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionEntry, ConditionStatus, Reason
-from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.observe.snapshot import Endpoint
 
 __all__ = ["Finding", "entries", "false", "kept", "timestamp", "true", "unknown"]
 

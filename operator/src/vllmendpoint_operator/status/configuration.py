@@ -8,7 +8,7 @@ from vllmendpoint_api import (
     Stage,
     WorkerReport,
 )
-from vllmendpoint_operator.model import Endpoint, Observed, Pod
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 from vllmendpoint_operator.plan.withheld import Withheld
 
 from .conditions import Finding, false, kept, true, unknown

@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from vllmendpoint_api import ConditionStatus, Mode, Reason, Verdict, WorkerStatus
-from vllmendpoint_operator.model import Endpoint
+from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .conditions import Finding, true, unknown
-from .why import VERDICT_REASONS
+from .diagnosis.pods import VERDICT_REASONS
 
 __all__ = ["generating"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllmendpoint_operator.model import (
+from vllmendpoint_operator.observe.snapshot import (
     REVISION_ANNOTATION,
     Endpoint,
     Object,
@@ -12,9 +12,9 @@ from vllmendpoint_operator.model import (
     replica_failure,
 )
 from vllmendpoint_operator.plan.disruption import required
-from vllmendpoint_operator.plan.frontend import STARTUP_SECONDS, frontend_name, managed
-from vllmendpoint_operator.plan.pods import FRONTEND, WORKER
-from vllmendpoint_operator.plan.workload import deployment_name
+from vllmendpoint_operator.plan.pods.common import FRONTEND, WORKER
+from vllmendpoint_operator.plan.pods.frontend import STARTUP_SECONDS, frontend_name, managed
+from vllmendpoint_operator.plan.pods.workers import deployment_name
 
 __all__ = ["Part", "frontend", "parts", "workers"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vllmendpoint_api import Condition, Reason
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .conditions import Finding, false
 from .parts import parts

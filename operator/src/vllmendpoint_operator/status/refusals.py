@@ -4,12 +4,12 @@ from typing import Final
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.model import Endpoint, Observed
-from vllmendpoint_operator.references import claim_references
+from vllmendpoint_operator.observe.references import claim_references
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .conditions import Finding, false, true, unknown
+from .diagnosis.pods import why
 from .parts import parts, workers
-from .why import why
 
 __all__ = ["accepted", "resolved_refs"]
 

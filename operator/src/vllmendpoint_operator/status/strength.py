@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from vllmendpoint_api import Condition
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .available import cause_of
 from .conditions import Finding, kept

@@ -6,13 +6,13 @@ report it.
 """
 
 from vllmendpoint_api import Condition, ConditionStatus, Reason
-from vllmendpoint_operator.model import Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan.rollout import rolled_out
 
 from .available import not_created
 from .conditions import Finding, false, true
+from .diagnosis.pods import Cause, causes, worst
 from .parts import Part, parts, workers
-from .why import Cause, causes, worst
 
 __all__ = ["up_to_date", "updated_replicas"]
 

@@ -15,10 +15,10 @@ from vllmendpoint_api import (
     WorkerReport,
     WorkerStatus,
 )
-from vllmendpoint_operator.model import Pod
+from vllmendpoint_operator.observe.snapshot import Pod
 
 from .conditions import timestamp
-from .why import Cause, causes
+from .diagnosis.pods import Cause, causes
 
 __all__ = ["GENERATING", "PROBE_FIGURES", "shown", "workers"]
 

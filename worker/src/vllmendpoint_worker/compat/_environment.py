@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from vllmendpoint_api import Mode
-from vllmendpoint_worker.merge import (
+from vllmendpoint_worker.config.merge import (
     ENV_ENABLED,
     ENV_INTERVAL,
     ENV_PAYLOAD_DISABLED,

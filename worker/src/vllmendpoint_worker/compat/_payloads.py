@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vllmendpoint_api import Mode, ModelType, PayloadSource
-from vllmendpoint_worker.config_sources import TAKEN, ConfigSources
-from vllmendpoint_worker.forms import Form
-from vllmendpoint_worker.merge import ABSENT, ENV_ENABLED, Refused, Resolved, Sources, merge
-from vllmendpoint_worker.payload import Origin, bounded
+from vllmendpoint_worker.config.merge import ABSENT, ENV_ENABLED, Refused, Resolved, Sources, merge
+from vllmendpoint_worker.config.sources import TAKEN, ConfigSources
+from vllmendpoint_worker.payload.forms import Form
+from vllmendpoint_worker.payload.validation import Origin, bounded
 
 from ._errors import HealthCheckRefusedError
 from ._model import told_type

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllmendpoint_api import PayloadSource
-from vllmendpoint_worker.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.payload import Origin, check
+from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
+from vllmendpoint_worker.payload.validation import Origin, check
 
 from ._errors import HealthCheckRefusedError
 from ._payloads import configured

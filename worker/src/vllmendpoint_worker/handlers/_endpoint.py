@@ -15,15 +15,15 @@ import anyio.to_thread
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
-from vllmendpoint_worker.board import Clock
+from vllmendpoint_worker.config.handler_sources import Route, Wanted
 from vllmendpoint_worker.errors import GivenUpError
-from vllmendpoint_worker.handler_sources import Route, Wanted
+from vllmendpoint_worker.process.clock import Clock
 
 from ._errors import EXITS, App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
-from ._load import Handler
 from ._log_limit import LogLimit
-from ._problems import failed_at
-from ._signature import defined_in, is_async
+from .loading._load import Handler
+from .loading._problems import failed_at
+from .loading._signature import defined_in, is_async
 
 __all__ = ["MAX_THREADS", "Endpoint"]
 

@@ -3,8 +3,8 @@
 import logging
 from typing import Final
 
-from vllmendpoint_worker.board import Clock
-from vllmendpoint_worker.handler_sources import Route
+from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.process.clock import Clock
 
 __all__ = ["REPEAT_SECONDS", "LogLimit"]
 

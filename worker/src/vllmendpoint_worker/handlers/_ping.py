@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from vllmendpoint_api import PingReport, PingState, names
-from vllmendpoint_worker.board import Clock
-from vllmendpoint_worker.handler_sources import Route
+from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.process.clock import Clock
 
+from ._manager import HandlerRoom
 from ._request import Address, InternalRequest
-from ._room import HandlerRoom
 
 __all__ = ["PING_SECONDS", "PingWatch"]
 

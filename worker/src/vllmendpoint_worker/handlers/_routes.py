@@ -10,16 +10,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from vllmendpoint_worker.handler_sources import Route
+from vllmendpoint_worker.config.handler_sources import Route
 
-from ._registered import (
+from .loading._registered import (
     ADAPTER_HEADER,
     ADAPTER_TYPES,
     adapter_route,
     registered_default,
     with_sessions,
 )
-from ._standards import default_handler
+from .loading._standards import default_handler
 
 __all__ = ["LOADING_CLOSED", "adapter_routes", "complete"]
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
+from vllmendpoint_worker.config.handler_sources import Wanted
 from vllmendpoint_worker.errors import GivenUpError
-from vllmendpoint_worker.handler_sources import Wanted
 
-from ._main_thread import INTERRUPT
-from ._room import HandlerRoom
+from ._manager import HandlerRoom
+from .loading._main_thread import INTERRUPT
 
 __all__ = ["Unblocker"]
 

@@ -12,13 +12,13 @@ from typing import Any, Final
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 
-from vllmendpoint_worker.handler_sources import Route
+from vllmendpoint_worker.config.handler_sources import Route
 
 from ._errors import EXITS, from_the_standards_package, from_vllm, internal_error, leaf
-from ._load import Loaded
-from ._problems import failed_at
-from ._registered import ADAPTER_TYPES, SESSION_TYPES
-from ._signature import is_async
+from .loading._load import Loaded
+from .loading._problems import failed_at
+from .loading._registered import ADAPTER_TYPES, SESSION_TYPES
+from .loading._signature import is_async
 
 __all__ = ["watched"]
 

@@ -31,13 +31,13 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllmendpoint_api import ModelType
-from vllmendpoint_worker import arguments
 from vllmendpoint_worker.errors import EngineStartError
-from vllmendpoint_worker.forms import RequestFields
-from vllmendpoint_worker.hub import snapshot
-from vllmendpoint_worker.model_type import GENERATES, POOLS
-from vllmendpoint_worker.shared_options import Parsers
-from vllmendpoint_worker.worker_set import worker_set
+from vllmendpoint_worker.model_data.hub import snapshot
+from vllmendpoint_worker.model_data.worker_set import worker_set
+from vllmendpoint_worker.options import arguments
+from vllmendpoint_worker.options.shared import Parsers
+from vllmendpoint_worker.payload.forms import RequestFields
+from vllmendpoint_worker.payload.model_type import GENERATES, POOLS
 
 __all__ = [
     "EMBEDDING_FIELDS",

@@ -19,7 +19,7 @@ from vllm.entrypoints.serve.middleware.register import init_entrypoints_middlewa
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vllmendpoint_worker.health_route import guarded
+from vllmendpoint_worker.serving.health_route import guarded
 
 from ._serve import WorkerEngine
 

@@ -1,11 +1,11 @@
-"""What vLLM's scheduler does, for :mod:`vllmendpoint_worker.progress`."""
+"""What vLLM's scheduler does, for :mod:`vllmendpoint_worker.probing.progress`."""
 
 from typing import Any
 
 from vllm.v1.engine import FinishReason
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from vllmendpoint_worker.progress import PROGRESS
+from vllmendpoint_worker.probing.progress import PROGRESS
 
 __all__ = ["ProgressLogger"]
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
 
-from vllmendpoint_worker.forms import Form
-from vllmendpoint_worker.payload import MARKERS
+from vllmendpoint_worker.payload.forms import Form
+from vllmendpoint_worker.payload.validation import MARKERS
 
 from ._ranks import ROUTING, RankedClient, asking
 

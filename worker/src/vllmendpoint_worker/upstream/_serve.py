@@ -22,8 +22,8 @@ from dynamo.vllm.worker_factory import WorkerFactory
 from prometheus_client import CollectorRegistry
 
 from vllmendpoint_api import ModelType as AskedFor
-from vllmendpoint_worker.forms import SCORING, form_of
-from vllmendpoint_worker.model_type import pooled_type
+from vllmendpoint_worker.payload.forms import SCORING, form_of
+from vllmendpoint_worker.payload.model_type import pooled_type
 
 from ._arguments import Arguments
 from ._ranks import OneRank, RankedClient

@@ -1,0 +1,162 @@
+"""One leader, by a Lease, that stops writing before the Lease runs out.
+
+kopf's peering is no lock. The official client's election bounds neither a hanging request nor the
+moment of the last write, hence this one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+from vllmendpoint_operator.errors import KubeError, LeaseLost, NotFound
+from vllmendpoint_operator.kube.client import Kube
+from vllmendpoint_operator.kube.kinds import LEASE
+
+__all__ = ["Election"]
+
+log = logging.getLogger(__name__)
+
+
+class Election:
+    """``async with Election(...) as election`` waits for the lease; :meth:`hold` renews it.
+
+    Times are seconds of a monotonic clock: of others' leases only the moment at which a record was
+    seen to change counts, never the time written in it. ``meanwhile`` is entered while another holds the
+    lease.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        *,
+        namespace: str,
+        name: str,
+        identity: str,
+        duration: float = 15.0,
+        clock: Callable[[], float] = monotonic,
+        meanwhile: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+    ) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._duration = duration
+        self._clock = clock
+        self._meanwhile = meanwhile
+        self.reached = False
+        """The lease could be looked at, the last time."""
+        self._valid_until = 0.0
+        self._seen: tuple[str, float] = ("", 0.0)
+        """Of another's lease: its record, and when it was seen to change."""
+
+    @property
+    def _retry(self) -> float:
+        return self._duration / 6
+
+    def remaining(self) -> float:
+        """Seconds that a write begun now may take, so that it cannot land after the lease has run out.
+
+        Raises LeaseLost where that is too short to begin one.
+        """
+        self.check()
+        return self._valid_until - self._clock()
+
+    def check(self) -> None:
+        """Raises LeaseLost when the lease is about to run out."""
+        if self._clock() >= self._valid_until - self._duration / 3:
+            raise LeaseLost("the lease was not renewed in time: nothing is written any more")
+
+    async def __aenter__(self) -> "Election":
+        log.info("waiting for the lease %s/%s", self._namespace, self._name)
+        if not await self._try():
+            async with self._meanwhile():
+                while not await self._try():  # noqa: ASYNC110  (nothing could wake us)
+                    await asyncio.sleep(self._retry)
+        log.info("leading as %s", self._identity)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._clock() < self._valid_until:
+            await self._release()
+
+    async def hold(self) -> None:
+        """Renew for ever. Raises LeaseLost when it cannot, before another may lead."""
+        while True:
+            await asyncio.sleep(self._retry)
+            await self._try()
+            self.check()
+
+    async def _try(self) -> bool:
+        started = self._clock()
+        try:
+            async with asyncio.timeout(self._retry * 2):
+                won = await self._acquire()
+        except (KubeError, TimeoutError) as error:
+            log.warning("lease: %s", error or type(error).__name__)
+            self.reached = False
+            return False
+        self.reached = True
+        if won:
+            # From before the request: the server may have counted from any moment since.
+            self._valid_until = started + self._duration
+        elif self._valid_until > started:
+            raise LeaseLost("another operator took the lease")
+        return won
+
+    async def _acquire(self) -> bool:
+        try:
+            lease = await self._kube.get(LEASE, self._namespace, self._name)
+        except NotFound:
+            return await self._write(None)
+        spec = lease.get("spec") or {}
+        holder = spec.get("holderIdentity") or ""
+        if holder not in ("", self._identity):
+            record = f"{holder} {spec.get('renewTime')} {spec.get('leaseTransitions')}"
+            if record != self._seen[0]:
+                self._seen = (record, self._clock())
+            if self._clock() < self._seen[1] + float(spec.get("leaseDurationSeconds") or self._duration):
+                return False
+        return await self._write(lease)
+
+    async def _write(self, lease: dict[str, Any] | None) -> bool:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        old = (lease or {}).get("spec") or {}
+        same = old.get("holderIdentity") == self._identity
+        spec = {
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": round(self._duration),
+            "acquireTime": old.get("acquireTime") if same else now,
+            "renewTime": now,
+            "leaseTransitions": int(old.get("leaseTransitions") or 0) + (0 if same else 1),
+        }
+        # A Conflict is no loss: whoever wrote in between, the next look tells who holds the lease.
+        if lease is None:
+            await self._create(spec)
+        else:
+            await self._kube.replace(LEASE, {**lease, "spec": spec})
+        return True
+
+    async def _create(self, spec: dict[str, Any]) -> None:
+        body = {
+            "apiVersion": LEASE.api_version,
+            "kind": LEASE.kind,
+            "metadata": {"namespace": self._namespace, "name": self._name},
+            "spec": spec,
+        }
+        await self._kube.create(LEASE, body)
+
+    async def _release(self) -> None:
+        """Let the next one lead at once rather than after the lease's whole time."""
+        try:
+            async with asyncio.timeout(2):
+                lease = await self._kube.get(LEASE, self._namespace, self._name)
+                if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
+                    lease["spec"]["holderIdentity"] = ""
+                    await self._kube.replace(LEASE, lease)
+        except (KubeError, TimeoutError) as error:
+            log.warning("the lease could not be released: %s", error)
+        self._valid_until = 0.0

@@ -1,0 +1,288 @@
+"""One endpoint, once: gather, decide, act."""
+
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
+from vllmendpoint_operator.apply.apply import Applied, apply_plan, apply_scaling
+from vllmendpoint_operator.cache.caches import Cache, Key
+from vllmendpoint_operator.errors import Conflict, KubeError, NamespaceGoing, PlanError, Throttled
+from vllmendpoint_operator.kube.client import Kube, Object
+from vllmendpoint_operator.kube.kinds import EVENT
+from vllmendpoint_operator.metrics import Metrics
+from vllmendpoint_operator.observe.observer import Observer, Workload
+from vllmendpoint_operator.observe.partial_spec import salvage
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
+from vllmendpoint_operator.plan import Options, Plan, plan, scaling
+from vllmendpoint_operator.plan.pods.lost_nulls import lost_nulls
+from vllmendpoint_operator.reports.streams import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
+from vllmendpoint_operator.status import invalid_status, status, unread_status
+
+from .assignment import without_conflict
+from .claims import Custody
+from .endpoint_store import Endpoints
+from .events import Transition, edited, event, handlers_changed, nulls_lost, transitions, warned
+from .status_rate_limit import STEP_SECONDS, Pace, presses
+from .status_writer import StatusWriter
+
+__all__ = ["Reconciler"]
+
+log = logging.getLogger(__name__)
+
+_UNAPPLIED_RETRY_SECONDS: Final = 30.0
+"""What the API server refused, or another object stood in the way of: nothing tells when that changes."""
+_TOLD_FAILURES: Final = 3
+"""Writes of children that fail in a row, until the status says so: one or two are weather."""
+_UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
+"""Stands in for a spec that this version cannot read; only names and counts are taken from it."""
+
+
+class Reconciler:
+    def __init__(
+        self,
+        *,
+        kube: Kube,
+        cache: Cache,
+        observer: Observer,
+        endpoints: Endpoints,
+        options: Options,
+        metrics: Metrics,
+        identity: str,
+        operator: str,
+    ) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._observer = observer
+        self._endpoints = endpoints
+        self._options = options
+        self._metrics = metrics
+        self._identity = identity
+        """Of this process, in Events."""
+        self._operator = operator
+        """By which endpoints are claimed; of all replicas."""
+        self._writer = StatusWriter(kube, endpoints, self._forget)
+        self._custody = Custody(endpoints, self._writer, metrics, operator)
+        self._paces: dict[Key, Pace] = {}
+        """Of those whose status was written."""
+        self._failures: dict[Key, int] = {}
+        """Times in a row that the children could not be written."""
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring one endpoint a step on. Returns seconds after which to look again, if at all.
+
+        Raises KubeError where trying again may help.
+        """
+        obj = self._endpoints.get(key)
+        if obj is None or "deletionTimestamp" in obj["metadata"]:
+            # Its children go through their owner references; nothing is written any more.
+            self._forget(key)
+            return None
+        if not self._custody.manages(key):
+            if not self._custody.is_left(key):
+                self._forget(key)
+            return await self._custody.step_back(obj)
+        # A new one whose spec is refused has no children: its first status is the claim.
+        if obj["status"].get("observedGeneration", -1) >= 0 or _refusal(obj) is None:
+            if again := await self._custody.take(obj):
+                return again
+            obj = self._endpoints.get(key)
+            if obj is None or not self._custody.manages(key):
+                return None
+        workload = self._observer.workload(key, obj["metadata"]["uid"])
+        told = obj["status"]
+        if (
+            workload.listening
+            and told.get("conditions")
+            and told.get("observedGeneration") == obj["metadata"]["generation"]
+        ):
+            return FIRST_REPORT_SECONDS  # the report brings us back: one look then, and none before
+        before = _status(obj)
+        try:
+            spec = VLLMEndpointSpec.model_validate(obj["spec"])
+        except ValidationError as error:
+            return await self._refuse(obj, before, _sentence(error), workload)
+        endpoint = _endpoint(obj, spec, before)
+        observed = await self._observer.observe(endpoint, workload)
+        return await self._act(obj, endpoint, observed)
+
+    async def _refuse(
+        self, obj: Object, before: VLLMEndpointStatus | None, message: str, workload: Workload
+    ) -> float | None:
+        """This version cannot read the spec: replicas apply, and what runs is reported."""
+        readable = salvage(obj["spec"])
+        if readable is None:
+            endpoint = _endpoint(obj, _UNREADABLE, before)
+            return await self._write(obj, endpoint, invalid_status(endpoint, message, datetime.now(UTC)))
+        endpoint, done = _endpoint(obj, readable, before), Applied()
+        observed = await self._observer.observe(endpoint, workload)
+        scaled = await self._scale(endpoint, observed, done)
+        if done.writes:
+            observed = await self._again(endpoint)
+        said = unread_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
+        again = await self._write(obj, endpoint, said)
+        return again if again is not None or scaled else _UNAPPLIED_RETRY_SECONDS
+
+    async def _act(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
+        done = Applied()
+        planned, problem = await self._apply(endpoint, observed, done)
+        if isinstance(problem, NamespaceGoing):
+            return None
+        # One more request does not help an API server that does not answer, or asks for fewer.
+        hopeless = isinstance(problem, KubeError) and (problem.status == 0 or isinstance(problem, Throttled))
+        scaled = problem is None or hopeless or await self._scale(endpoint, observed, done)
+        if done.writes:
+            observed = await self._again(endpoint)
+        new_pods = planned is not None and planned.verify and done.writes
+        lost = lost_nulls(obj["metadata"].get("annotations") or {}, obj["spec"]) if new_pods else []
+        await self._tell(endpoint, [*warned(done.warnings), *edited(done.edits), *nulls_lost(lost)])
+        if isinstance(problem, KubeError):
+            self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
+            if self._failures[endpoint.key] >= _TOLD_FAILURES:
+                told = PlanError(Reason.PENDING, f"{problem.message}; it is tried again")
+                await self._write(obj, endpoint, status(endpoint, observed, planned, told))
+            raise problem
+        self._failures.pop(endpoint.key, None)
+        again = await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
+        if again is not None:
+            return again
+        if not scaled or (problem is not None and planned is not None):
+            return _UNAPPLIED_RETRY_SECONDS
+        if any(pod.running and not pod.link.settled for pod in observed.workers):
+            return CONNECTING_GRACE_SECONDS
+        return None
+
+    async def _apply(
+        self, endpoint: Endpoint, observed: Observed, done: Applied
+    ) -> tuple[Plan | None, PlanError | KubeError | None]:
+        """The plan, and what keeps it from being made or applied."""
+        planned: Plan | None = None
+        try:
+            planned = plan(endpoint, observed, self._options)
+            if not endpoint.spec.paused:
+                wanted = partial(self._wants, endpoint)
+                await apply_plan(
+                    self._kube,
+                    self._cache,
+                    endpoint,
+                    planned,
+                    wanted,
+                    observed=observed.children,
+                    done=done,
+                )
+        except (PlanError, KubeError) as error:
+            return planned, error
+        return planned, None
+
+    async def _scale(self, endpoint: Endpoint, observed: Observed, done: Applied) -> bool:
+        """Replicas apply to what exists, although the rest cannot be applied now. False: they did not all."""
+        if endpoint.spec.paused:
+            return True
+        wanted = partial(self._wants, endpoint)
+        try:
+            await apply_scaling(
+                self._kube, self._cache, endpoint, scaling(endpoint, observed), wanted, done=done
+            )
+        except (PlanError, KubeError) as error:
+            # The status tells what keeps the rest from being applied.
+            log.warning("not all replicas are applied: %s", error)
+            return False
+        return True
+
+    async def _again(self, endpoint: Endpoint) -> Observed:
+        """What is observed after writes of ours."""
+        workload = self._observer.workload(endpoint.key, endpoint.uid)
+        return await self._observer.observe(endpoint, workload)
+
+    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
+        """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""
+        new = new.model_copy(update={"operator": self._operator})
+        self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
+        if endpoint.status is not None and new == endpoint.status:
+            return None
+        now = monotonic()
+        pace = self._paces.get(endpoint.key) or Pace(now - STEP_SECONDS)
+        early = pace.wait(now, pressing=presses(endpoint.status, new))
+        if early > 0:
+            return early
+        if not self._wants(endpoint):
+            return None  # deleted, handed over, or its namespace lost, while it was looked at
+        again = await self._writer.write(obj, new.wire())
+        if again is not None or not self._wants(endpoint):
+            return again
+        pace.written(now)
+        self._paces[endpoint.key] = pace
+        before = endpoint.status.conditions if endpoint.status is not None else ()
+        changed = handlers_changed(endpoint.status, new)
+        await self._tell(endpoint, [*changed, *transitions(before, new.conditions)])
+        return None
+
+    async def _tell(self, endpoint: Endpoint, news: Iterable[Transition]) -> None:
+        for transition in news:
+            if not self._wants(endpoint):
+                return
+            log.info("%s: %s", transition.reason, transition.message)
+            try:
+                await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
+            except Conflict:
+                log.debug("event %s exists", transition.reason)
+            except KubeError as error:
+                # An Event is a courtesy: the condition, or the log, has said it already.
+                log.warning("event %s not written: %s", transition.reason, error)
+
+    def _wants(self, endpoint: Endpoint) -> bool:
+        """That very endpoint stands, is not being deleted, and no other operator manages it."""
+        return self._endpoints.wants(endpoint.key, endpoint.uid) and self._custody.manages(endpoint.key)
+
+    def _forget(self, key: Key) -> None:
+        self._observer.forget(key)
+        self._metrics.forget(key)
+        self._paces.pop(key, None)
+        self._failures.pop(key, None)
+        self._writer.forget(key)
+        self._custody.forget(key)
+
+
+def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:
+    metadata = obj["metadata"]
+    return Endpoint(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=int(metadata["generation"]),
+        spec=spec,
+        status=before,
+        rollout=(metadata.get("annotations") or {}).get(names.ANNOTATION_ROLLOUT, ""),
+    )
+
+
+def _status(obj: Object) -> VLLMEndpointStatus | None:
+    """None before the first visit; also where another version wrote what this one cannot read."""
+    found: dict[str, Any] = without_conflict(obj["status"])
+    if not found.get("conditions"):
+        return None
+    try:
+        return VLLMEndpointStatus.model_validate(found)
+    except ValidationError as error:
+        log.warning("%s: the old status is not understood and is written anew", error.title)
+        return None
+
+
+def _refusal(obj: Object) -> ValidationError | None:
+    """Why this version cannot read the spec."""
+    try:
+        VLLMEndpointSpec.model_validate(obj["spec"])
+    except ValidationError as error:
+        return error
+    return None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}; correct it, or bring the operator and the CRD to the same version"

@@ -1,0 +1,4 @@
+"""Streams the report of every worker pod.
+
+Imports ``cache`` for its compression.
+"""

@@ -1,0 +1,71 @@
+"""Why an image cannot be pulled: the registry's own answer, as containerd hands it on, and what to do."""
+
+import re
+from typing import Final
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.observe.snapshot import Pod
+
+from .containers import Container
+from .diagnosis import Cause, one_line
+
+__all__ = ["PULL", "cannot_pull"]
+
+PULL: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+
+_WRAPPING: Final = re.compile(
+    r"^(Back-off pulling image \S+: \w+|rpc error: code = \w+ desc =|failed to pull and unpack image \S+|"
+    r"failed to resolve image|failed to resolve reference \S+|failed to do request):? "
+)
+_ADVICE: Final = (
+    (re.compile(r"no match for platform"), "The image is not built for this node's platform."),
+    (
+        re.compile(r"authorization failed|no basic auth|pull access denied|\b401\b|unauthorized"),
+        "The registry wants credentials: put them in a Secret and name it in worker.imagePullSecrets.",
+    ),
+    (
+        re.compile(r"\b403\b|denied"),
+        "The registry refuses: the credentials of worker.imagePullSecrets may not read it.",
+    ),
+    (
+        re.compile(r"not found|manifest unknown|\b404\b"),
+        "The registry has no such image: check name and tag in {image}.",
+    ),
+    (
+        re.compile(r"\b429\b|toomanyrequests"),
+        "The registry limits pulls: use credentials or a mirror; it is tried again.",
+    ),
+    (re.compile(r"status from \S+ request to \S+: 5\d\d"), "The registry has a problem; it is tried again."),
+    (re.compile(r"no space left"), "The node's disk is full."),
+    (
+        re.compile(r"no such host|dial tcp|timeout|connection re|certificate|x509|tls:|eof"),
+        "The node does not reach the registry: check its name, network, proxy and certificate.",
+    ),
+)
+
+
+def cannot_pull(pod: Pod, container: Container, reason: str, message: str) -> Cause:
+    """``reason`` and ``message``: of the waiting container."""
+    said = one_line(message)
+    while (shorter := _WRAPPING.sub("", said)) != said:
+        said = shorter
+    if said.startswith("Back-off pulling image"):  # kubelets before 1.32 keep the answer to themselves
+        said = f"{reason}; the registry's answer is in `kubectl describe pod {pod.name}`"
+    advice = next(
+        (text for pattern, text in _ADVICE if pattern.search(said.lower())),
+        "Check {image} and worker.imagePullSecrets.",
+    )
+    advice = advice.format(image=container.field(pod))
+    image = str(container.status.get("image") or f"of container {container.name}")
+    what = f"the image {image}" + ("" if container.is_main else f" of {container.title}")
+    return Cause(Reason.IMAGE_PULL_FAILED, f"pod {pod.name} cannot pull {what}: {said or reason}. {advice}")

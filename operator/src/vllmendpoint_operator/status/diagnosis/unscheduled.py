@@ -1,0 +1,82 @@
+"""Why the scheduler finds no node: read from its own message, the only evidence that namespaced mode has.
+
+The operator may not read nodes. Whether a resource is in use or not there at all is told by what the
+scheduler says of preemption (kube-scheduler's NodeResourcesFit and DefaultPreemption, since 1.31): a node
+whose whole allocatable is too small is one where "Preemption is not helpful"; one where it is only taken
+is one with "No preemption victims found".
+"""
+
+import re
+from typing import Any, Final
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.observe.snapshot import Pod
+
+from .diagnosis import Cause, one_line, wanted
+
+__all__ = ["unscheduled"]
+
+_NODES: Final = re.compile(r"0/(\d+) nodes")
+_INSUFFICIENT: Final = re.compile(r"(\d+) Insufficient ([^,\s]*[^,.\s])")
+_GPU: Final = re.compile(r"(nvidia|amd|gpu\.intel)\.com/")
+_IN_USE: Final = re.compile(r"(\d+) No preemption victims found")
+_UNHELPFUL: Final = re.compile(r"\d+ Preemption is not helpful")
+_PREEMPTION: Final = re.compile(r"\.?\s*(no new claims to deallocate,?\s*)?(preemption: .*)?$")
+_UNBOUND: Final = re.compile(r"unbound immediate PersistentVolumeClaims|find available persistent volumes")
+
+
+def unscheduled(pod: Pod, condition: dict[str, Any]) -> Cause:
+    """``condition``: the pod's PodScheduled, which is False."""
+    message = one_line(str(condition.get("message", "")))
+    nodes = _NODES.search(message)
+    total = int(nodes[1]) if nodes else None
+    said = f"Scheduler: {_PREEMPTION.sub('', message)}."
+    if condition.get("reason") == "SchedulingGated":
+        return Cause(Reason.UNSCHEDULABLE, f"pod {pod.name} waits for its scheduling gates to be lifted.")
+    if _UNBOUND.search(message):
+        claims = ", ".join(_claims(pod)) or "unnamed"
+        return Cause(
+            Reason.CLAIM_NOT_BOUND,
+            f"pod {pod.name} waits for a volume: of its PersistentVolumeClaims ({claims}) one is not bound. "
+            f"`kubectl describe pvc` tells why: storage class, provisioner or capacity. {said}",
+        )
+    lacking = {name: int(count) for count, name in _INSUFFICIENT.findall(message)}
+    gpu = next((name for name in lacking if _GPU.match(name)), None)
+    name = gpu or next(iter(lacking), None)
+    if name is None:
+        count = f"{total} nodes" if total is not None else "the nodes"
+        return Cause(
+            Reason.UNSCHEDULABLE, f"pod {pod.name} cannot be scheduled: none of {count} fits. {said}"
+        )
+    amount = wanted(pod, name, "requests", "limits")
+    what = f"{amount} {name}" if amount else name
+    where, advice = _supply(message, total, lacking[name], gpu is not None)
+    reason = Reason.UNSCHEDULABLE if gpu is None else Reason.INSUFFICIENT_GPU
+    return Cause(reason, f"pod {pod.name} waits for {what}: {where}. {advice} {said}")
+
+
+def _supply(message: str, total: int | None, short: int, gpu: bool) -> tuple[str, str]:
+    """Whether what lacks on ``short`` nodes is in use, or not there: only as far as the message proves it."""
+    in_use = sum(int(count) for count in _IN_USE.findall(message))
+    nodes = f"{total} nodes" if total is not None else "the nodes"
+    plugin = "its driver and its device plugin, without which a node offers none"
+    if total is not None and in_use + short > total:
+        sure = in_use + short - total
+        has = f"{sure} of {nodes} {'has' if sure == 1 else 'have'} that much, and it is in use"
+        return has, "Free some, or add a GPU node." if gpu else "Free some, or add a node."
+    if not in_use and _UNHELPFUL.search(message):
+        if gpu:
+            return (
+                f"none of {nodes} offers that many, free or in use",
+                f"Ask for fewer, or add a GPU node; if a node has them, check {plugin}.",
+            )
+        return f"none of {nodes} is large enough, were it empty", "Ask for less, or add a larger node."
+    if gpu:
+        return f"none of {nodes} has that many free", f"Free or add a GPU node, or check {plugin}."
+    return f"none of {nodes} has that much free", "Free some, or add a node."
+
+
+def _claims(pod: Pod) -> list[str]:
+    volumes = (pod.obj.get("spec") or {}).get("volumes") or []
+    found = ((volume.get("persistentVolumeClaim") or {}).get("claimName") for volume in volumes)
+    return [str(name) for name in found if name]

@@ -1,0 +1,169 @@
+"""What a mutating admission policy makes of a child is accepted once, and not fought."""
+
+import itertools
+from copy import deepcopy
+
+import pytest
+from fake_kube import FakeKube
+
+from vllmendpoint_operator.apply.apply import apply_plan
+from vllmendpoint_operator.cache.caches import Cache
+from vllmendpoint_operator.kube.kinds import by_name
+
+WORKERS = ("Deployment", "smollm-workers")
+RECORD = "serving.vllmendpoint.dev/accepted-differences"
+IMAGE = ("spec", "template", "spec", "containers", "[main]", "image")
+
+
+@pytest.fixture
+def kube():
+    return FakeKube()
+
+
+def new_cache(kube):
+    """As after a start of the operator: all that is there is listed."""
+    cache = Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    for (kind, _), obj in kube.objects.items():
+        cache.store(by_name(kind), "team-a").absorb(obj)
+    return cache
+
+
+@pytest.fixture
+def cache(kube):
+    return new_cache(kube)
+
+
+def mirror(image=lambda image: f"mirror.example/{image}"):
+    """A policy that rewrites the main container's image, whatever is asked for."""
+
+    def mutate(body):
+        changed = deepcopy(body)
+        for container in changed["spec"]["template"]["spec"]["containers"]:
+            container["image"] = image("worker:1")
+        return changed
+
+    return mutate
+
+
+def edit(kube, cache, manager="kubectl-set", **spec):
+    """Somebody else's change of the workers' Deployment, seen by the watch."""
+    kube.version += 1
+    live = deepcopy(kube.objects[WORKERS])
+    live["spec"] |= spec
+    if "image" in spec:
+        del live["spec"]["image"]
+        live["spec"]["template"]["spec"]["containers"][0]["image"] = spec["image"]
+        fields = {
+            "f:spec": {"f:template": {"f:spec": {"f:containers": {'k:{"name":"main"}': {"f:image": {}}}}}}
+        }
+    else:
+        fields = {"f:spec": {f"f:{name}": {} for name in spec}}
+    live["metadata"] |= {
+        "resourceVersion": str(kube.version),
+        "managedFields": [{"manager": manager, "operation": "Update", "fieldsV1": fields}],
+    }
+    kube.objects[WORKERS] = live
+    cache.store(by_name("Deployment"), "team-a").absorb(live)
+
+
+async def test_a_rewritten_field_is_accepted_told_once_and_outlives_the_operator(
+    kube, cache, make_endpoint, make_plan
+):
+    kube.mutate[WORKERS] = mirror()
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    done = await apply_plan(kube, cache, endpoint, planned)
+    (told,) = done.edits
+    assert (told.accepted, told.paths, told.fields) == (
+        True,
+        (IMAGE,),
+        "spec.template.spec.containers[main].image",
+    )
+    assert kube.writes.count(("apply", *WORKERS)) == 2, "once to see it, and once to record it"
+    assert RECORD in kube.objects[WORKERS]["metadata"]["annotations"]
+    kube.writes.clear()
+    for found in (cache, new_cache(kube)):
+        done = await apply_plan(kube, found, endpoint, planned)
+        assert (done.writes, done.edits, kube.writes) == (0, [], [])
+
+
+async def test_another_change_of_the_spec_takes_one_apply(kube, cache, make_endpoint, make_plan):
+    kube.mutate[WORKERS] = mirror()
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    scaled = make_endpoint(replicas=3)
+    kube.writes.clear()
+    done = await apply_plan(kube, cache, scaled, make_plan(scaled))
+    assert kube.writes.count(("apply", *WORKERS)) == 1
+    assert done.edits == []
+
+
+async def test_a_later_edit_of_an_accepted_field_is_put_back(kube, cache, make_endpoint, make_plan):
+    policy = mirror()
+    kube.mutate[WORKERS] = policy
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    await apply_plan(kube, cache, endpoint, planned)
+    edit(kube, cache, image="evil:1")
+    kube.writes.clear()
+    done = await apply_plan(kube, cache, endpoint, planned)
+    assert kube.writes == [("apply", *WORKERS)]
+    (told,) = done.edits
+    assert (told.accepted, told.managers) == (False, ("kubectl-set",))
+    main = kube.objects[WORKERS]["spec"]["template"]["spec"]["containers"][0]
+    assert main["image"] == "mirror.example/worker:1"
+
+
+async def test_a_policy_that_writes_another_value_each_time_is_not_fought(
+    kube, cache, make_endpoint, make_plan
+):
+    numbers = itertools.count()
+    kube.mutate[WORKERS] = mirror(lambda image: f"{image}-{next(numbers)}")
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    await apply_plan(kube, cache, endpoint, planned)
+    kube.writes.clear()
+    assert (await apply_plan(kube, new_cache(kube), endpoint, planned)).writes == 0
+
+
+async def test_a_record_that_accepts_nothing_any_more_is_removed(kube, cache, make_endpoint, make_plan):
+    """Else a later edit to that very value would pass for the policy's."""
+    kube.mutate[WORKERS] = mirror()
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    del kube.mutate[WORKERS]
+    scaled = make_endpoint(replicas=2)
+    await apply_plan(kube, cache, scaled, make_plan(scaled))
+    assert RECORD not in kube.objects[WORKERS]["metadata"]["annotations"]
+    edit(kube, cache, image="mirror.example/worker:1")
+    kube.writes.clear()
+    await apply_plan(kube, cache, scaled, make_plan(scaled))
+    assert kube.writes == [("apply", *WORKERS)]
+
+
+async def test_what_others_change_is_put_back_and_told_with_its_manager(
+    kube, cache, make_endpoint, make_plan
+):
+    endpoint = make_endpoint()
+    planned = make_plan(endpoint)
+    await apply_plan(kube, cache, endpoint, planned)
+    edit(kube, cache, manager="kube-controller-manager", replicas=3)
+    done = await apply_plan(kube, cache, endpoint, planned)
+    assert kube.objects[WORKERS]["spec"]["replicas"] == 1
+    (told,) = done.edits
+    assert (told.fields, told.managers, told.accepted) == (
+        "spec.replicas",
+        ("kube-controller-manager",),
+        False,
+    )
+
+
+async def test_a_change_of_the_spec_is_nobodys_edit(kube, cache, make_endpoint, make_plan):
+    endpoint = make_endpoint()
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    edit(kube, cache, replicas=3)
+    other = make_endpoint(replicas=4)
+    kube.reads.clear()
+    done = await apply_plan(kube, cache, other, make_plan(other))
+    assert done.edits == []
+    assert ("Deployment", "smollm-workers") not in kube.reads

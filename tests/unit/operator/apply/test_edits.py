@@ -1,0 +1,127 @@
+"""Who changed a child, and what to do instead."""
+
+import pytest
+
+from vllmendpoint_operator.apply.edits import Edit, managers
+from vllmendpoint_operator.controller.events import edited, event
+
+OURS = "vllmendpoint-operator"
+MAIN = ("spec", "template", "spec", "containers", "[main]")
+
+
+def entry(manager, fields, **more):
+    return {"manager": manager, "operation": "Update", "fieldsV1": fields, **more}
+
+
+def spec(**fields):
+    return {"f:spec": {f"f:{name}": value for name, value in fields.items()}}
+
+
+CONTAINER = {"f:containers": {'k:{"name":"main"}': {".": {}, "f:image": {}, "f:name": {}}}}
+PORT = {"f:ports": {'k:{"port":80,"protocol":"TCP"}': {"f:targetPort": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("entries", "path", "found"),
+    [
+        ([entry("hpa", spec(replicas={}), subresource="scale")], ("spec", "replicas"), ("hpa",)),
+        ([entry("a", spec(paused={})), entry("b", spec(replicas={}))], ("spec", "replicas"), ("b",)),
+        ([entry("a", spec(replicas={})), entry("b", spec(replicas={}))], ("spec", "replicas"), ("a", "b")),
+        ([entry("a", spec(replicas={})), entry("a", spec(replicas={}))], ("spec", "replicas"), ("a",)),
+        ([entry("set", spec(template={"f:spec": CONTAINER}))], (*MAIN, "image"), ("set",)),
+        ([entry("set", spec(template={"f:spec": CONTAINER}))], (*MAIN, "args"), ("set",)),
+        (
+            [entry("e", spec(selector={}), time="2026-01-01"), entry(OURS, {}, time="2026-01-02")],
+            ("spec", "selector", "a"),
+            ("e",),
+        ),
+        ([entry("e", spec(ports=PORT["f:ports"]))], ("spec", "ports", "[80/TCP]", "targetPort"), ("e",)),
+        (
+            [entry(OURS, spec(replicas={})), entry(f"{OURS}-scale", spec(replicas={}))],
+            ("spec", "replicas"),
+            (),
+        ),
+        ([], ("spec", "replicas"), ()),
+    ],
+)
+def test_managers_own_the_path(entries, path, found):
+    assert managers({"metadata": {"managedFields": entries}}, [path], OURS) == found
+
+
+def test_of_a_field_that_was_removed_the_last_writer_is_named():
+    entries = [
+        entry("before", {}, time="2026-01-01T10:00:00Z"),
+        entry(OURS, spec(paused={}), time="2026-01-01T11:00:00Z"),
+        entry("kubectl-edit", {}, time="2026-01-01T12:00:00Z"),
+        entry("kube-controller-manager", {}, time="2026-01-01T13:00:00Z", subresource="status"),
+    ]
+    obj = {"metadata": {"managedFields": entries}}
+    assert managers(obj, [("spec", "strategy")], OURS) == ("kubectl-edit",)
+    entries.pop(2)
+    assert managers(obj, [("spec", "strategy")], OURS) == (), "who wrote before us did not remove it"
+
+
+def told(kind, component, *paths, managers=("m",), **more):
+    (transition,) = edited([Edit(kind, "e-x", component, paths, managers, **more)])
+    return transition
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "path", "instead"),
+    [
+        (
+            "Deployment",
+            "worker",
+            ("spec", "replicas"),
+            "Set spec.replicas of the VLLMEndpoint instead. An",
+        ),
+        ("Deployment", "frontend", ("spec", "replicas"), "Set spec.frontend.replicas of"),
+        ("Deployment", "worker", (*MAIN, "image"), "Set spec.worker.image of"),
+        ("Deployment", "worker", (*MAIN, "args"), "Set spec.engine.args of"),
+        ("Deployment", "worker", (*MAIN, "env", "[A]"), "Set spec.worker.env of"),
+        ("Deployment", "frontend", (*MAIN, "env", "[A]"), "Set spec.frontend.podTemplate of"),
+        ("Deployment", "frontend", (*MAIN, "resources", "limits", "cpu"), "Set spec.frontend.resources of"),
+        ("Deployment", "worker", ("spec", "template", "spec", "volumes"), "Set spec.worker.podTemplate of"),
+        ("Deployment", "worker", ("spec", "strategy", "type"), "Set spec.strategy of"),
+        ("Deployment", "worker", ("spec", "paused"), "Set spec.paused of"),
+        ("ConfigMap", "settings", ("data", "settings.json"), "Set spec.healthCheck or spec.handlers of"),
+        ("ConfigMap", "config", ("data", "config.yaml"), "Set spec.engine.config of"),
+        ("Service", "worker", ("spec", "ports"), "Create a Service of your own"),
+        ("RoleBinding", "worker", ("subjects",), "Change the VLLMEndpoint instead."),
+    ],
+)
+def test_an_event_says_what_to_do_instead(kind, component, path, instead):
+    said = told(kind, component, path)
+    assert (said.type, said.reason) == ("Warning", "ChangeReverted")
+    assert said.message.startswith("Field manager m changed ")
+    assert f" of the {kind} e-x. The operator has restored what the VLLMEndpoint specifies. {instead}" in (
+        said.message
+    )
+
+
+def test_the_fields_are_named_up_to_three():
+    paths = [("spec", name) for name in "abcde"]
+    assert (
+        "spec.a, spec.b, spec.c and 2 more fields of the Deployment"
+        in told("Deployment", "worker", *paths).message
+    )
+
+
+def test_where_no_manager_is_known_the_change_is_told_all_the_same():
+    assert told("Service", "worker", ("spec",), managers=()).message.startswith(
+        "Another client changed spec of"
+    )
+
+
+def test_what_repeats_itself_has_one_event(make_endpoint, noon):
+    endpoint = make_endpoint()
+
+    def name(*path, manager="m"):
+        said = told("Deployment", "worker", path, managers=(manager,))
+        return event(endpoint, said, noon, "r")["metadata"]["name"]
+
+    assert name("spec", "replicas") == name("spec", "replicas")
+    names = {name("spec", "replicas"), name("spec", "paused"), name("spec", "replicas", manager="n")}
+    assert len(names) == 3
+    accepted = told("Deployment", "worker", ("spec",), managers=(), accepted=True)
+    assert (accepted.type, accepted.reason) == ("Normal", "AdmissionChangeAccepted")

@@ -1,0 +1,293 @@
+"""Replicas apply to what exists, whatever is wrong with the rest of a spec."""
+
+import pytest
+from fake_kube import FakeKube
+
+from vllmendpoint_operator.apply.apply import apply_plan, apply_scaling
+from vllmendpoint_operator.cache.caches import Cache
+from vllmendpoint_operator.controller.endpoint_store import Endpoints
+from vllmendpoint_operator.controller.reconcile import Reconciler
+from vllmendpoint_operator.errors import KubeError, PlanError, Rejected, Throttled
+from vllmendpoint_operator.kube.kinds import DEPLOYMENT, MANAGED
+from vllmendpoint_operator.metrics import Metrics
+from vllmendpoint_operator.observe.observer import Observer
+from vllmendpoint_operator.observe.partial_spec import salvage
+from vllmendpoint_operator.observe.snapshot import Observed
+from vllmendpoint_operator.plan import Options, scaling
+from vllmendpoint_operator.reports.streams import Reports
+
+
+@pytest.fixture
+def kube():
+    return FakeKube()
+
+
+@pytest.fixture
+def cache(kube):
+    return Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+
+
+def seen(kube, noon):
+    return Observed(now=noon, children={key: {"kind": key[0], **obj} for key, obj in kube.objects.items()})
+
+
+def replicas(kube, part="workers"):
+    return kube.objects["Deployment", f"smollm-{part}"]["spec"]["replicas"]
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 5])
+async def test_replicas_apply_and_the_template_stays(kube, cache, make_endpoint, make_plan, noon, wanted):
+    first = make_endpoint(replicas=2)
+    await apply_plan(kube, cache, first, make_plan(first))
+    before = kube.objects["Deployment", "smollm-workers"]
+    kube.writes.clear()
+    refused = make_endpoint(replicas=wanted, frontend={"replicas": 3}, engine={"args": ["--model", "x"]})
+    with pytest.raises(PlanError):
+        make_plan(refused, seen(kube, noon))
+    done = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)))
+    after = kube.objects["Deployment", "smollm-workers"]
+    assert after["spec"] == {**before["spec"], "replicas": wanted}
+    assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
+    assert replicas(kube, "frontend") == 3
+    assert kube.managers[-2:] == ["vllmendpoint-operator-scale"] * 2
+    budget = ("PodDisruptionBudget", "smollm-workers")
+    assert (budget in kube.objects) is (wanted > 1)
+    assert done.writes == len(kube.writes)
+    kube.writes.clear()
+    again = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)))
+    assert (again.writes, kube.writes) == (0, []), "what is as asked is not written"
+
+
+async def test_the_budget_follows_the_replicas(kube, cache, make_endpoint, make_plan, noon):
+    rolling = {"rollingUpdate": {"maxUnavailable": "50%"}}
+    first = make_endpoint(replicas=2, strategy=rolling)
+    await apply_plan(kube, cache, first, make_plan(first))
+    more = make_endpoint(replicas=8, strategy=rolling)
+    await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)))
+    assert kube.objects["PodDisruptionBudget", "smollm-workers"]["spec"]["maxUnavailable"] == 4
+
+
+async def test_the_rest_is_applied_once_the_spec_is_valid_again(kube, cache, make_endpoint, make_plan, noon):
+    first = make_endpoint(replicas=1)
+    await apply_plan(kube, cache, first, make_plan(first))
+    scaled = make_endpoint(replicas=4)
+    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)))
+    done = await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))
+    assert done.edits == [], "our own change is nobody else's"
+    assert (await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))).writes == 0
+
+
+@pytest.mark.parametrize("manager", ["vllmendpoint-operator-scale", "kubectl"])
+async def test_replicas_that_are_as_before_once_the_spec_is_valid_again(
+    kube, cache, make_endpoint, make_plan, noon, manager
+):
+    """All that differs is the number that was applied while the rest was refused."""
+    first = make_endpoint(replicas=1)
+    await apply_plan(kube, cache, first, make_plan(first))
+    scaled = make_endpoint(replicas=4)
+    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)))
+    owned = {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    kube.objects["Deployment", "smollm-workers"]["metadata"]["managedFields"] = [owned]
+    done = await apply_plan(kube, cache, first, make_plan(first, seen(kube, noon)))
+    assert replicas(kube) == 1
+    assert [edit.managers for edit in done.edits] == ([("kubectl",)] if manager == "kubectl" else [])
+
+
+@pytest.mark.parametrize("kind", [kind.kind for kind in MANAGED if kind is not DEPLOYMENT])
+async def test_a_refusal_of_any_other_child_keeps_no_replicas_back(
+    kube, cache, make_endpoint, make_plan, noon, kind
+):
+    first = make_endpoint()
+    await apply_plan(kube, cache, first, make_plan(first))
+    kube.refuse[kind] = Rejected(422, "no")
+    more = make_endpoint(replicas=3)
+    try:
+        await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)))
+    except PlanError:
+        assert kind == "PodDisruptionBudget"
+    assert replicas(kube) == 3
+
+
+async def test_what_is_not_there_or_not_ours_is_left_alone(kube, cache, make_endpoint, make_plan, noon):
+    endpoint = make_endpoint(replicas=3)
+    none = scaling(endpoint, Observed(now=noon))
+    assert (dict(none.replicas), none.children, none.prune) == ({}, (), ())
+    await apply_plan(kube, cache, endpoint, make_plan(endpoint))
+    kube.writes.clear()
+    other = make_endpoint(replicas=9)
+    going = {"deletionTimestamp": "2026-01-01T12:00:00Z", "resourceVersion": "900"}
+    live = kube.objects["Deployment", "smollm-workers"]
+    cache.store(DEPLOYMENT, "team-a").absorb({**live, "metadata": {**live["metadata"], **going}})
+    found = scaling(other, seen(kube, noon))
+    await apply_scaling(kube, cache, other, found, lambda: len(kube.writes) < 1)
+    assert ("apply", "Deployment", "smollm-workers") not in kube.writes
+
+
+async def test_a_frontend_that_is_no_longer_wanted_is_left_alone(kube, cache, make_endpoint, make_plan, noon):
+    first = make_endpoint(frontend={"replicas": 2})
+    await apply_plan(kube, cache, first, make_plan(first))
+    without = make_endpoint(frontend={"mode": "None"})
+    assert "smollm-frontend" not in scaling(without, seen(kube, noon)).replicas
+
+
+MODEL = {"uri": "hf://o/n"}
+
+
+@pytest.mark.parametrize(
+    ("novelty", "kept"),
+    [
+        ({"novelty": 1}, {}),
+        ({"model": {"uri": 3}}, {"model": {"uri": "file:///"}}),
+        ({"engine": {"args": ["a", 1]}}, {}),
+        ({"worker": {"startupTimeoutSeconds": 77, "new": {}}}, {"worker": {"startupTimeoutSeconds": 77}}),
+        ({"strategy": {"rollingUpdate": {"maxUnavailable": [1]}}}, {"strategy": {"rollingUpdate": {}}}),
+        ({"frontend": {"mode": "Shared", "replicas": 2}}, {"frontend": {"replicas": 2}}),
+        ({"cache": {"oci": {}}}, {}),
+        ({"a": {"b": 1}, "c": [], "worker": {"env": [{"name": "A", "x": 1}]}}, {}),
+    ],
+)
+def test_of_a_spec_of_another_version_all_is_read_that_can_be(make_endpoint, novelty, kept):
+    found = salvage({"model": MODEL, "replicas": 4, **novelty})
+    expected = make_endpoint(**{"model": MODEL, "replicas": 4, **kept}).spec
+    assert found is not None
+    assert found.replicas == 4
+    for part in ("strategy", "frontend", "model"):
+        assert getattr(found, part) == getattr(expected, part)
+    assert found.worker.startup_timeout_seconds == expected.worker.startup_timeout_seconds
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"replicas": {"min": 1, "max": 3}},
+        {"replicas": -1},
+        {"paused": {"until": "noon"}},
+        {"novelty": 1, "replicas": "many"},
+    ],
+)
+def test_where_replicas_or_paused_cannot_be_read_nothing_is_scaled(spec):
+    assert salvage({"model": MODEL, **spec}) is None
+
+
+class Cluster(FakeKube):
+    """One endpoint of an operator whose watch brings each change at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.endpoints = Endpoints()
+        self.fail = {}
+
+    async def create(self, kind, body):
+        pass
+
+    async def apply(self, kind, body, *, subresource=None, **options):
+        if kind.kind in self.fail:
+            raise self.fail[kind.kind]
+        if subresource != "status":
+            return await super().apply(kind, body, **options)
+        self.version += 1
+        known = self.endpoints.get(("team-a", "smollm"))
+        metadata = {**known["metadata"], "resourceVersion": str(self.version)}
+        return {**known, "metadata": metadata, "status": body["status"]}
+
+    def change(self, **spec):
+        self.version += 1
+        metadata = {"namespace": "team-a", "name": "smollm", "uid": "uid-1"}
+        metadata |= {"resourceVersion": str(self.version), "generation": self.version}
+        status = (self.endpoints.get(("team-a", "smollm")) or {}).get("status") or {}
+        self.endpoints.put({"metadata": metadata, "spec": {"model": MODEL, **spec}, "status": status})
+
+
+@pytest.fixture
+async def operated():
+    """``await operated(replicas=3)`` changes the spec and reconciles it; then the cluster, and the wait."""
+    kube, metrics = Cluster(), Metrics()
+    cache = Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    async with Reports(lambda owner, urgent: None) as reports:
+        reconciler = Reconciler(
+            kube=kube,
+            cache=cache,
+            observer=Observer(kube, cache, reports),
+            endpoints=kube.endpoints,
+            options=Options("image"),
+            metrics=metrics,
+            identity="test",
+            operator="ops/vllm",
+        )
+
+        async def change(**spec):
+            kube.change(**spec)
+            reconciler._paces.clear()
+            again = await reconciler.reconcile(("team-a", "smollm"))
+            return kube, again
+
+        change.kube = kube
+        yield change
+
+
+REFUSED = {
+    "a reference that is missing": {
+        "handlers": {"script": {"configMapKeyRef": {"name": "gone", "key": "model.py"}}}
+    },
+    "a podTemplate with a typo": {"worker": {"podTemplate": {"specc": {}}}},
+    "an argument that the operator owns": {"engine": {"args": ["--model", "x"]}},
+    "a spec of another version": {"novelty": {"a": 1}},
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+@pytest.mark.parametrize("replicas_wanted", [0, 3])
+async def test_replicas_apply_while_the_spec_is_refused(operated, refused, replicas_wanted):
+    await operated(replicas=2)
+    before = operated.kube.objects["Deployment", "smollm-workers"]
+    kube, _ = await operated(replicas=2, **REFUSED[refused])
+    assert kube.objects["Deployment", "smollm-workers"] == before
+    await operated(replicas=replicas_wanted, frontend={"replicas": 2}, **REFUSED[refused])
+    after = kube.objects["Deployment", "smollm-workers"]
+    assert after["spec"] == {**before["spec"], "replicas": replicas_wanted}
+    assert replicas(kube, "frontend") == 2
+    kube.writes.clear()
+    await operated(replicas=replicas_wanted, frontend={"replicas": 2}, **REFUSED[refused])
+    assert kube.writes == []
+
+
+async def test_while_paused_nothing_changes_whatever_is_refused(operated):
+    await operated(replicas=2)
+    for refused in REFUSED.values():
+        kube, _ = await operated(replicas=5, paused=True, **refused)
+        assert replicas(kube) == 2
+    kube, again = await operated(replicas=5, paused={"until": "noon"})
+    assert (replicas(kube), again) == (2, None), "a pause that is not understood is a pause"
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "ControllerRevision"])
+async def test_replicas_apply_while_another_child_is_refused(operated, kind):
+    await operated(replicas=1)
+    kube = operated.kube
+    kube.refuse[kind] = Rejected(422, "no")
+    change = {"worker": {"env": [{"name": "A", "value": "1"}]}, "healthCheck": {"periodSeconds": 7}}
+    _, again = await operated(replicas=3, **change)
+    assert replicas(kube) == 3
+    assert again == 30
+
+
+@pytest.mark.parametrize(
+    ("failure", "applied"), [(KubeError(500, "webhook down"), 3), (Throttled(429, "slow"), 1)]
+)
+async def test_replicas_apply_while_another_child_cannot_be_written(operated, failure, applied):
+    await operated(replicas=1)
+    operated.kube.fail["ConfigMap"] = failure
+    with pytest.raises(KubeError):
+        await operated(replicas=3, healthCheck={"periodSeconds": 7})
+    assert replicas(operated.kube) == applied
+
+
+async def test_replicas_that_are_refused_are_tried_again(operated):
+    await operated(replicas=1)
+    operated.kube.fail["Deployment"] = Rejected(403, "denied by a policy")
+    for refused in ("a podTemplate with a typo", "a spec of another version"):
+        _, again = await operated(replicas=3, **REFUSED[refused])
+        assert again == 30
+    del operated.kube.fail["Deployment"]
+    _, again = await operated(replicas=3, **REFUSED["a spec of another version"])
+    assert (again, replicas(operated.kube)) == (None, 3)

@@ -1,0 +1,173 @@
+"""The engine room: when the first reconcile may run, and when one that failed runs again."""
+
+import asyncio
+import contextlib
+
+import pytest
+from wire import listing
+
+import vllmendpoint_operator.controller.controller as operator_module
+from vllmendpoint_operator.controller.controller import Operator
+from vllmendpoint_operator.errors import KubeError, NotFound, Throttled
+from vllmendpoint_operator.kube.kinds import ENDPOINT as ENDPOINT_KIND
+from vllmendpoint_operator.kube.kinds import SERVICE
+from vllmendpoint_operator.metrics import Metrics
+from vllmendpoint_operator.settings import Settings
+
+ENDPOINT = {
+    "metadata": {"namespace": "ns", "name": "e", "uid": "u", "resourceVersion": "5", "generation": 1},
+    "spec": {"model": {"uri": "hf://o/n"}},
+}
+
+
+class Api:
+    """An empty cluster but for ``listed``, the endpoints. ``services`` holds their list back; ``fail`` is
+    raised by the next write.
+    """
+
+    def __init__(self):
+        self.services = asyncio.Event()
+        self.services.set()
+        self.fail = None
+        self.listed = []
+        self.asked = []
+        self.version = 10
+
+    async def list(self, kind, namespace, **options):
+        return self.listed or [ENDPOINT], "1"
+
+    @contextlib.asynccontextmanager
+    async def listing(self, kind, namespace, **options):
+        if kind is SERVICE:
+            await self.services.wait()
+        async with listing(*(self.listed if kind is ENDPOINT_KIND else [])) as found:
+            yield found
+
+    async def watch(self, kind, namespace, version, **options):
+        await asyncio.Event().wait()
+        yield
+
+    async def get(self, kind, namespace, name):
+        self.asked.append((asyncio.get_running_loop().time(), name))
+        raise NotFound(404, "no")
+
+    async def apply(self, kind, body, **options):
+        self.asked.append((asyncio.get_running_loop().time(), body["metadata"]["name"]))
+        if self.fail is not None:
+            failure, self.fail = self.fail, None
+            raise failure
+        self.version += 1
+        metadata = {"uid": body["metadata"]["name"], **body["metadata"], "resourceVersion": str(self.version)}
+        if options.get("subresource"):
+            metadata = {**ENDPOINT["metadata"], "resourceVersion": str(self.version)}
+            return {**ENDPOINT, "metadata": metadata, "status": body["status"]}
+        return {**body, "metadata": metadata}
+
+    async def create(self, kind, body):
+        self.asked.append((asyncio.get_running_loop().time(), body["reason"]))
+
+
+@pytest.fixture
+async def world(monkeypatch):
+    monkeypatch.setattr(operator_module, "_LAG_SECONDS", 0)
+    api = Api()
+    operator = Operator(api, Settings(_cli_parse_args=["--worker-image=x"]), Metrics())
+    running = []
+
+    async def run():
+        running.append(asyncio.create_task(operator.run()))
+        await asyncio.sleep(0.05)
+
+    yield api, operator, run
+    for task in running:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(holds):
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def test_no_reconcile_before_every_kind_is_listed(world):
+    api, operator, run = world
+    api.services.clear()
+    operator.seen(ENDPOINT)
+    await run()
+    assert not operator.ready
+    assert api.asked == []
+    api.services.set()
+    await until(lambda: len(api.asked) > 12)
+    assert operator.ready
+
+
+@pytest.mark.parametrize(("kind", "code"), [(Throttled, 429), (KubeError, 503)])
+async def test_retry_after_is_kept_whatever_comes_in(world, kind, code):
+    api, operator, run = world
+    api.fail = kind(code, "later", retry_after=1)
+    operator.seen(ENDPOINT)
+    await run()
+    await until(lambda: api.fail is None)
+    before = len(api.asked)
+    operator.seen({**ENDPOINT, "metadata": {**ENDPOINT["metadata"], "resourceVersion": "6"}})
+    await until(lambda: len(api.asked) > before)
+    assert api.asked[before][0] - api.asked[before - 1][0] >= 1
+
+
+async def test_an_endpoint_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
+    """kopf takes a list that was cut off for whole."""
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    api, _, run = world
+    api.listed = [ENDPOINT]
+    await run()
+    await until(lambda: "e" in [name for _, name in api.asked])
+
+
+async def test_a_change_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    api, operator, run = world
+    operator.seen(ENDPOINT)
+    newest = {**ENDPOINT["metadata"], "resourceVersion": "900", "generation": 2}
+    api.listed = [{"metadata": newest, "spec": {**ENDPOINT["spec"], "replicas": 3}}]
+    await run()
+    await until(lambda: operator._endpoints.get(("ns", "e"))["spec"].get("replicas") == 3)
+
+
+async def test_an_endpoint_that_went_unnoticed_is_dropped_soon(world, monkeypatch):
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    _, operator, run = world
+    operator.seen(ENDPOINT)
+    await run()
+    await until(lambda: ("ns", "e") not in operator._endpoints)
+
+
+async def test_a_check_that_fails_drops_nothing(world, monkeypatch, caplog):
+    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    api, operator, run = world
+
+    @contextlib.asynccontextmanager
+    async def listed(kind, namespace, **options):
+        if kind is ENDPOINT_KIND:
+            raise KubeError(500, "etcd is away")
+        async with listing() as found:
+            yield found
+
+    api.listing = listed
+    operator.seen(ENDPOINT)
+    await run()
+    await until(lambda: "etcd is away" in caplog.text)
+    assert ("ns", "e") in operator._endpoints
+
+
+async def test_workers_are_asked_for_reports_before_all_is_listed(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(operator_module.Observer, "workload", lambda self, *endpoint: asked.append(endpoint))
+    api, operator, run = world
+    api.services.clear()
+    operator.seen(ENDPOINT)
+    operator.seen({"metadata": {**ENDPOINT["metadata"], "name": "going", "deletionTimestamp": "now"}})
+    await run()
+    await until(lambda: asked == [(("ns", "e"), "u")])
+    assert not operator.ready

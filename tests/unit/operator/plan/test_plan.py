@@ -1,0 +1,368 @@
+"""Where each field of the spec shows, and what a plan refuses."""
+
+import json
+
+import pytest
+
+from tests.nested import walk
+from vllmendpoint_api import Reason, script_digest
+from vllmendpoint_operator.observe.snapshot import Observed
+from vllmendpoint_operator.plan import PlanError, invocations_url, url
+
+MAIN = "spec.template.spec.containers.0"
+CASES = [
+    (
+        {"model": {"uri": "hf://o/n"}},
+        "workers",
+        f"{MAIN}.args",
+        ["--served-model-name", "smollm", "--model", "o/n"],
+    ),
+    ({"model": {"uri": "file:///m"}}, "workers", f"{MAIN}.args.3", "/m"),
+    ({"model": {"uri": "pvc://c/p/q"}}, "workers", f"{MAIN}.args.3", "/var/lib/vllmendpoint/models/c/p/q"),
+    (
+        {"model": {"uri": "pvc://c/p/q"}},
+        "workers",
+        "spec.template.spec.volumes.[name=model].persistentVolumeClaim",
+        {"claimName": "c", "readOnly": True},
+    ),
+    ({"model": {"uri": "hf://o/n", "name": "x"}}, "workers", f"{MAIN}.args.1", "x"),
+    (
+        {"model": {"uri": "hf://o/n", "type": "Chat"}},
+        "workers",
+        f"{MAIN}.env.[name=VLLMENDPOINT_MODEL_TYPE].value",
+        "Chat",
+    ),
+    (
+        {"model": {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf", "key": "k"}}},
+        "workers",
+        f"{MAIN}.env.[name=HF_TOKEN]",
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "k"}}},
+    ),
+    (
+        {"model": {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}},
+        "workers",
+        f"{MAIN}.env.[name=HF_TOKEN].valueFrom.secretKeyRef.key",
+        "token",
+    ),
+    ({"engine": {"args": ["--seed", "1"]}}, "workers", f"{MAIN}.args.5", "1"),
+    ({"replicas": 3}, "workers", "spec.replicas", 3),
+    ({"worker": {"image": "x:2"}}, "workers", f"{MAIN}.image", "x:2"),
+    ({"worker": {"image": "x:2"}}, "frontend", f"{MAIN}.image", "x:2"),
+    ({}, "workers", f"{MAIN}.image", "registry.example/worker:1"),
+    (
+        {"worker": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
+        "workers",
+        f"{MAIN}.resources",
+        {"limits": {"nvidia.com/gpu": "1"}},
+    ),
+    ({"worker": {"env": [{"name": "A", "value": "b"}]}}, "workers", f"{MAIN}.env.[name=A].value", "b"),
+    (
+        {"worker": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}},
+        "workers",
+        f"{MAIN}.env.[name=A].valueFrom.secretKeyRef.key",
+        "k",
+    ),
+    (
+        {"worker": {"envFrom": [{"secretRef": {"name": "s"}}]}},
+        "workers",
+        f"{MAIN}.envFrom.0.secretRef.name",
+        "s",
+    ),
+    (
+        {"worker": {"imagePullSecrets": [{"name": "s"}]}},
+        "workers",
+        "spec.template.spec.imagePullSecrets",
+        [{"name": "s"}],
+    ),
+    (
+        {"worker": {"imagePullSecrets": [{"name": "s"}]}},
+        "frontend",
+        "spec.template.spec.imagePullSecrets",
+        [{"name": "s"}],
+    ),
+    (
+        {"worker": {"sharedMemorySize": "1Gi"}},
+        "workers",
+        "spec.template.spec.volumes.[name=shm].emptyDir.sizeLimit",
+        "1Gi",
+    ),
+    ({"worker": {"startupTimeoutSeconds": 101}}, "workers", f"{MAIN}.startupProbe.failureThreshold", 21),
+    (
+        {"worker": {"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}}},
+        "workers",
+        "spec.template.spec.nodeSelector",
+        {"a": "b"},
+    ),
+    (
+        {"cache": {"persistentVolumeClaim": {"claimName": "c"}}},
+        "workers",
+        "spec.template.spec.volumes.[name=cache].persistentVolumeClaim.claimName",
+        "c",
+    ),
+    (
+        {"cache": {"emptyDir": {"sizeLimit": "9Gi"}}},
+        "workers",
+        "spec.template.spec.volumes.[name=cache].emptyDir.sizeLimit",
+        "9Gi",
+    ),
+    (
+        {"cache": {"volumeClaimTemplate": {"size": "9Gi"}}},
+        "workers",
+        "spec.template.spec.volumes.[name=cache].persistentVolumeClaim",
+        {"claimName": "smollm-cache"},
+    ),
+    ({}, "workers", "spec.template.spec.volumes.[name=cache].emptyDir", {}),
+    ({"frontend": {"replicas": 2}}, "frontend", "spec.replicas", 2),
+    (
+        {"frontend": {"resources": {"requests": {"cpu": 2}}}},
+        "frontend",
+        f"{MAIN}.resources",
+        {"requests": {"cpu": "2"}},
+    ),
+    (
+        {"frontend": {"podTemplate": {"spec": {"priorityClassName": "p"}}}},
+        "frontend",
+        "spec.template.spec.priorityClassName",
+        "p",
+    ),
+    (
+        {"strategy": {"rollingUpdate": {"maxUnavailable": "25%", "maxSurge": 2}}},
+        "workers",
+        "spec.strategy.rollingUpdate",
+        {"maxUnavailable": "25%", "maxSurge": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "deployment", "path", "value"), CASES)
+def test_every_field_shows_where_it_must(make_endpoint, make_plan, child, spec, deployment, path, value):
+    planned = make_plan(make_endpoint(**spec))
+    assert walk(child(planned, "Deployment", f"smollm-{deployment}"), path) == value
+
+
+def test_health_check_goes_into_the_settings_alone(make_endpoint, make_plan, child):
+    check = {"level": "Standard", "periodSeconds": 7, "mode": "Observe"}
+    planned = make_plan(make_endpoint(healthCheck=check))
+    text = child(planned, "ConfigMap", "smollm-settings")["data"]["settings.json"]
+    assert json.loads(text) == {"healthCheck": check, "hash": planned.settings.hash}
+    assert "Standard" not in json.dumps(child(planned, "Deployment", "smollm-workers"))
+
+
+def test_settings_hold_only_what_the_user_set(make_endpoint, make_plan, child):
+    text = child(make_plan(make_endpoint()), "ConfigMap", "smollm-settings")["data"]["settings.json"]
+    assert json.loads(text)["healthCheck"] == {}, "a default would outrank environment and config file"
+
+
+def test_settings_read_as_a_human_would_write_them_and_always_the_same(make_endpoint, make_plan, child):
+    payload = {"prompt": "héé \u2028 \U0001f642", "b": [], "a": {"y": 1.5, "x": 10**18}}
+    planned = make_plan(make_endpoint(healthCheck={"payload": payload}))
+    text = child(planned, "ConfigMap", "smollm-settings")["data"]["settings.json"]
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
+    assert json.loads(text)["healthCheck"]["payload"] == payload
+
+
+def test_inline_config_is_an_immutable_map_named_by_its_content(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(engine={"config": {"inline": {"max-model-len": 512}}}))
+    volume = walk(
+        child(planned, "Deployment", "smollm-workers"),
+        "spec.template.spec.volumes.[name=engine-config].configMap.name",
+    )
+    config = child(planned, "ConfigMap", volume)
+    assert config["immutable"]
+    assert config["data"] == {"config.yaml": "max-model-len: 512\n"}
+    other = make_plan(make_endpoint(engine={"config": {"inline": {"max-model-len": 513}}}))
+    assert volume not in [c["metadata"]["name"] for c in other.children]
+
+
+def test_every_child_is_owned_and_in_the_namespace(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(engine={"config": {"inline": {"a": 1}}}))
+    for obj in planned.children:
+        (owner,) = obj["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("VLLMEndpoint", "uid-1", True)
+        assert obj["metadata"]["namespace"] == "team-a"
+        assert obj["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "vllmendpoint-operator"
+
+
+def test_rendering_is_written_first_and_pods_last(make_endpoint, make_plan):
+    kinds = [obj["kind"] for obj in make_plan(make_endpoint()).children]
+    assert kinds[0] == "ControllerRevision", "it is the write-ahead log"
+    assert kinds[-2:] == ["Deployment", "Deployment"]
+
+
+def test_without_frontend_the_workers_are_the_url(make_endpoint, make_plan):
+    endpoint = make_endpoint(frontend={"mode": "None"})
+    kinds = {(c["kind"], c["metadata"]["name"]) for c in make_plan(endpoint).children}
+    assert not [name for _, name in kinds if "frontend" in name]
+    assert ("Service", "smollm") not in kinds
+    assert url(endpoint) == "http://smollm-workers.team-a.svc:8080/v1"
+    assert url(make_endpoint()) == "http://smollm.team-a.svc:8000/v1"
+    assert invocations_url(endpoint) == "http://smollm-workers.team-a.svc:8080/invocations"
+
+
+def test_ports_of_dynamo_are_open_to_this_endpoint_alone(make_endpoint, make_plan, child):
+    policy = child(make_plan(make_endpoint()), "NetworkPolicy", "smollm-workers")
+    opened = {}
+    for rule in policy["spec"]["ingress"]:
+        for port in rule["ports"]:
+            opened[port["port"]] = rule.get("from")
+    assert opened[8080] is None
+    peers = {"app.kubernetes.io/name": "vllmendpoint", "app.kubernetes.io/instance": "smollm"}
+    assert opened[9090] == opened[9092] == [{"podSelector": {"matchLabels": peers}}]
+    (operator,) = opened[9091]
+    assert operator["podSelector"]["matchLabels"] == {"app": "operator"}
+    assert operator["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "vllmendpoint-system"
+    }
+
+
+def test_labels_stay_within_63_characters_in_the_longest_namespace(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(namespace="n" * 63, name="e" * 40))
+    texts = [obj["metadata"]["labels"] for obj in planned.children]
+    texts += [
+        obj["spec"]["template"]["metadata"]["labels"]
+        for obj in planned.children
+        if obj["kind"] == "Deployment"
+    ]
+    assert max(len(value) for labels in texts for value in labels.values()) <= 63
+    names = [obj["metadata"]["name"] for obj in planned.children]
+    assert max(map(len, names)) <= 63
+
+
+def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, child):
+    def namespace(**where: str) -> str:
+        deployment = child(make_plan(make_endpoint(**where)), "Deployment", f"{where['name']}-workers")
+        return walk(deployment, f"{MAIN}.env.[name=DYN_NAMESPACE].value")
+
+    long = "n" * 63
+    assert namespace(namespace="a", name="b") == "a-b_"
+    assert namespace(namespace=long, name="e" * 39 + "a") != namespace(namespace=long, name="e" * 39 + "b")
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("--model", "--model is set by the operator; remove it: set spec.model.uri instead"),
+        ("--model=x", "--model is set by the operator"),
+        ("--served-model-name", "set spec.model.name instead"),
+        ("--served_model_name=x", "--served-model-name is set by the operator"),
+        ("--served-model", "--served-model"),
+        ("--disaggregation_mode", "not supported yet"),
+        ("--health-check-payload={}", "spec.healthCheck.payload"),
+        ("--config=x.yaml", "spec.engine.config"),
+        ("--nnodes", "multi-node workers are not supported yet"),
+        ("--namespace", "assigns a Dynamo namespace"),
+    ],
+)
+def test_arguments_that_the_operator_owns_are_refused(make_endpoint, make_plan, argument, told):
+    with pytest.raises(PlanError) as refused:
+        make_plan(make_endpoint(engine={"args": ["--seed", "1", argument]}))
+    assert refused.value.reason is Reason.INVALID_SPEC
+    assert refused.value.message.startswith("engine.args: ")
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "argument", ["--model-impl", "--max-model-len", "x --model", "-O3", "--", "--config-format", "--no-x"]
+)
+def test_other_arguments_pass_verbatim(make_endpoint, make_plan, child, argument):
+    planned = make_plan(make_endpoint(engine={"args": [argument]}))
+    assert walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.args")[-1] == argument
+
+
+@pytest.mark.parametrize("name", ["DYN_NAMESPACE", "POD_UID", "DYN_SYSTEM_PORT", "VLLMENDPOINT_ANYTHING"])
+def test_environment_that_the_operator_owns_is_refused(make_endpoint, make_plan, name):
+    with pytest.raises(PlanError, match=f"worker.env: {name} is set by the operator; remove it: "):
+        make_plan(make_endpoint(worker={"env": [{"name": name, "value": "x"}]}))
+
+
+def test_the_users_environment_outranks_our_defaults(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]}))
+    env = walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.env")
+    assert [item["value"] for item in env if item["name"] == "HF_HOME"] == ["/mine"]
+
+
+def test_the_token_goes_to_the_workers_alone_and_into_nothing_else(make_endpoint, make_plan):
+    planned = make_plan(make_endpoint(model={"uri": "hf://o/n", "tokenSecretRef": {"name": "the-secret"}}))
+    naming = {(c["kind"], c["metadata"]["name"]) for c in planned.children if "the-secret" in json.dumps(c)}
+    assert naming == {("ControllerRevision", planned.revision.name), ("Deployment", "smollm-workers")}
+
+
+def test_a_token_given_twice_is_refused(make_endpoint, make_plan):
+    model = {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}
+    env = [{"name": "HF_TOKEN", "value": "x"}]
+    with pytest.raises(
+        PlanError, match=r"tokenSecretRef: HF_TOKEN is also set in worker\.env; remove one of them"
+    ):
+        make_plan(make_endpoint(model=model, worker={"env": env}))
+
+
+def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):
+    item = {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    with pytest.raises(PlanError, match="A has both value and valueFrom; remove one"):
+        make_plan(make_endpoint(worker={"env": [item]}))
+
+
+@pytest.mark.parametrize(
+    ("maps", "reason", "told"),
+    [
+        ({}, Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap 'c' in this namespace; create it"),
+        ({"c": {"a": "1", "b": "2"}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "no key 'k'; it has: a, b"),
+        ({"c": {}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "it has: none"),
+    ],
+)
+def test_missing_references_are_named(make_endpoint, make_plan, living, config_maps, maps, reason, told):
+    endpoint = make_endpoint(engine={"config": {"configMapKeyRef": {"name": "c", "key": "k"}}})
+    observed = living(make_plan(make_endpoint()), config_maps=config_maps(**maps))
+    with pytest.raises(PlanError) as refused:
+        make_plan(endpoint, observed)
+    assert refused.value.reason is reason
+    assert told in refused.value.message
+
+
+SCRIPT = "def custom_sagemaker_ping_handler(request):\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    "script", [{"inline": SCRIPT}, {"configMapKeyRef": {"name": "scripts", "key": "model.py"}}]
+)
+def test_handlers_travel_with_the_settings(make_endpoint, make_plan, child, config_maps, noon, script):
+    world = Observed(now=noon, config_maps=config_maps(scripts={"model.py": SCRIPT}))
+    handlers = {"script": script, "ping": "model:custom_sagemaker_ping_handler"}
+    planned = make_plan(make_endpoint(handlers=handlers), world)
+    data = child(planned, "ConfigMap", "smollm-settings")["data"]
+    assert data["model.py"] == SCRIPT
+    assert json.loads(data["settings.json"])["handlers"] == {
+        "scriptDigest": script_digest(SCRIPT.encode()),
+        "ping": "model:custom_sagemaker_ping_handler",
+    }
+    other = make_plan(make_endpoint(handlers={"script": {"inline": SCRIPT + "# changed\n"}}), world)
+    assert other.settings.hash != planned.settings.hash
+    workers = [child(it, "Deployment", "smollm-workers") for it in (planned, other)]
+    assert workers[0] == workers[1], "a change of handlers restarts nothing"
+
+
+@pytest.mark.parametrize(("data", "reason"), [(None, "ConfigMapNotFound"), ({}, "ConfigMapKeyNotFound")])
+def test_a_script_that_is_not_there(make_endpoint, make_plan, config_maps, noon, data, reason):
+    maps = {} if data is None else config_maps(scripts=data)
+    one = make_endpoint(handlers={"script": {"configMapKeyRef": {"name": "scripts"}}})
+    with pytest.raises(PlanError, match=r"handlers\.script\.configMapKeyRef") as caught:
+        make_plan(one, Observed(now=noon, config_maps=maps))
+    assert caught.value.reason == reason
+
+
+def test_only_a_worker_that_answers_nothing_for_ten_minutes_is_ended_by_the_kubelet(
+    make_endpoint, make_plan, child
+):
+    template = child(make_plan(make_endpoint()), "Deployment", "smollm-workers")["spec"]["template"]
+    (main,) = template["spec"]["containers"]
+    probe = main["livenessProbe"]
+    assert probe["httpGet"] == {"path": "/live", "port": "report", "scheme": "HTTP"}, "not the verdict"
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 600
+
+
+def test_what_replaces_a_pod_serves_before_the_old_one_goes(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint())
+    assert walk(child(planned, "Deployment", "smollm-workers"), "spec.minReadySeconds") >= 5
+    frontend = child(planned, "Deployment", "smollm-frontend")
+    assert walk(frontend, f"{MAIN}.lifecycle.preStop.sleep.seconds") >= 5
+    assert walk(frontend, f"{MAIN}.readinessProbe.successThreshold") >= 3

@@ -1,0 +1,229 @@
+"""The user's podTemplate over ours: as kubectl merges, and never what the operator needs."""
+
+import contextlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.plan import PlanError
+from vllmendpoint_operator.plan.pods.template import customised, strategic_merge
+
+BASE = {
+    "metadata": {"labels": {"a": "1", "b": "2"}, "annotations": {"x": "y"}},
+    "spec": {
+        "serviceAccountName": "s",
+        "nodeSelector": {"zone": "1"},
+        "tolerations": [{"key": "gpu"}],
+        "containers": [
+            {
+                "name": "main",
+                "image": "i:1",
+                "args": ["--model", "m"],
+                "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
+                "ports": [{"name": "report", "containerPort": 9091, "protocol": "TCP"}],
+                "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+                "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+            }
+        ],
+        "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": {"sizeLimit": "1Gi"}}],
+    },
+}
+
+
+def main(**fields):
+    return {"spec": {"containers": [{"name": "main", **fields}]}}
+
+
+PATCHES = {
+    "labels merge": {"metadata": {"labels": {"a": "9", "c": "3"}}},
+    "null deletes": {"metadata": {"annotations": None}, "spec": {"nodeSelector": {"zone": None}}},
+    "null of what is not there": {"spec": {"nodeName": None, "affinity": {"nodeAffinity": None}}},
+    "env merges by name": main(env=[{"name": "B", "value": "9"}, {"name": "C", "value": "3"}]),
+    "env deleted": main(env=[{"name": "A", "$patch": "delete"}]),
+    "env from a source": main(
+        env=[{"name": "A", "value": None, "valueFrom": {"fieldRef": {"fieldPath": "p"}}}]
+    ),
+    "ports merge by number": main(ports=[{"containerPort": 9091, "hostPort": 1}, {"containerPort": 5}]),
+    "mounts merge by path": main(
+        volumeMounts=[{"mountPath": "/tmp", "name": "cache"}, {"mountPath": "/x", "name": "t"}]
+    ),
+    "resources merge": main(resources={"limits": {"cpu": "2"}, "requests": {"cpu": "1"}}),
+    "another container": {"spec": {"containers": [{"name": "sidecar", "image": "s"}]}},
+    "tolerations replace": {"spec": {"tolerations": [{"key": "other"}]}},
+    "args replace": main(args=["x"]),
+    "volume deleted": {"spec": {"volumes": [{"name": "cache", "$patch": "delete"}]}},
+    "volume of another kind": {
+        "spec": {"volumes": [{"name": "cache", "emptyDir": None, "hostPath": {"path": "/c"}}]}
+    },
+    "volume retaining keys": {
+        "spec": {
+            "volumes": [{"$retainKeys": ["name", "hostPath"], "name": "cache", "hostPath": {"path": "/c"}}]
+        }
+    },
+    "map replaced": {"spec": {"nodeSelector": {"$patch": "replace", "x": "y"}}},
+    "map deleted": {"spec": {"nodeSelector": {"$patch": "delete"}}},
+    "map deleted that is not there": {"spec": {"securityContext": {"$patch": "delete", "runAsUser": 1}}},
+    "map deleted in one that is not there": {
+        "spec": {"securityContext": {"runAsUser": 1, "seLinuxOptions": {"$patch": "delete", "role": "r"}}}
+    },
+    "list replaced by a marked item": {
+        "spec": {"volumes": [{"name": "cache", "$patch": "replace"}, {"name": "only", "emptyDir": {}}]}
+    },
+    "list replaced": {"spec": {"volumes": [{"$patch": "replace"}, {"name": "only", "emptyDir": {}}]}},
+    "delete where there is nothing": {"spec": {"imagePullSecrets": [{"name": "p", "$patch": "delete"}]}},
+    "pull secrets merge": {"spec": {"imagePullSecrets": [{"name": "p"}]}},
+    "host aliases": {"spec": {"hostAliases": [{"ip": "1.2.3.4", "hostnames": ["h"]}]}},
+    "spread": {"spec": {"topologySpreadConstraints": [{"topologyKey": "zone", "maxSkew": 1}]}},
+    "scheduling gates": {"spec": {"schedulingGates": [{"name": "g"}]}},
+    "init containers": {"spec": {"initContainers": [{"name": "i", "image": "x"}]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("patch", "path", "value"),
+    [
+        ("labels merge", ("metadata", "labels"), {"a": "9", "b": "2", "c": "3"}),
+        ("null deletes", ("spec", "nodeSelector"), {}),
+        ("env merges by name", ("spec", "containers", 0, "env", 1), {"name": "B", "value": "9"}),
+        ("tolerations replace", ("spec", "tolerations"), [{"key": "other"}]),
+        ("volume deleted", ("spec", "volumes"), [{"name": "tmp", "emptyDir": {}}]),
+        ("map replaced", ("spec", "nodeSelector"), {"x": "y"}),
+        ("resources merge", ("spec", "containers", 0, "resources", "limits"), {"cpu": "2", "memory": "1Gi"}),
+    ],
+)
+def test_merges(patch, path, value):
+    found = strategic_merge(BASE, PATCHES[patch])
+    for step in path:
+        found = found[step]
+    assert found == value
+
+
+def cache_dir() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllmendpoint"
+    return Path(os.environ.get("VLLMENDPOINT_CACHE") or default)
+
+
+def ordered(value):
+    """Keyed lists by their key: kubectl puts added items first."""
+    if isinstance(value, dict):
+        # An emptied list and an absent one are the same to the API server.
+        return {k: ordered(v) for k, v in value.items() if v not in ({}, [], None)}
+    if isinstance(value, list):
+        return sorted((ordered(v) for v in value), key=lambda v: json.dumps(v, sort_keys=True))
+    return value
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_merges_as_kubectl_does(tmp_path, name):
+    kubectl = cache_dir() / "bin" / "kubectl"
+    if not kubectl.exists():
+        pytest.skip(f"no kubectl in {kubectl.parent}: `make cluster` builds it")
+    template = {"metadata": {"name": "x"}, "template": BASE}
+    file = tmp_path / "template.json"
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "PodTemplate", **template}))
+    patch = json.dumps({"template": PATCHES[name]})
+    done = subprocess.run(
+        [kubectl, "patch", "--local", "-f", file, "--type=strategic", "-p", patch, "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout)["template"]
+    assert ordered(strategic_merge(BASE, PATCHES[name])) == ordered(theirs)
+
+
+def test_the_base_is_left_as_it_was():
+    before = json.dumps(BASE)
+    for patch in PATCHES.values():
+        strategic_merge(BASE, patch)
+    assert json.dumps(BASE) == before
+
+
+@pytest.mark.parametrize("field", ["worker.podTemplate", "frontend.podTemplate"])
+def test_which_template_is_misshapen_is_told(field):
+    with pytest.raises(PlanError, match=f"^{field}: containers must be a list"):
+        customised(OURS, {"spec": {"containers": {"name": "x"}}}, field)
+
+
+OURS = {
+    "metadata": {"labels": {"app": "x"}},
+    "spec": {
+        "containers": [
+            {
+                "name": "main",
+                "args": ["--model", "m"],
+                "env": [{"name": "POD_NAME", "value": "p"}],
+                "ports": [],
+            }
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("patch", "told"),
+    [
+        ({"kind": "Pod"}, "unknown field 'kind'; a PodTemplateSpec has metadata and spec"),
+        ({"metadata": {"labels": {"app": "y"}}}, "metadata.labels: app is set by the operator; remove it"),
+        ({"metadata": {"labels": None}}, "metadata.labels: app is set by the operator"),
+        ({"spec": {"containers": [{"name": "main", "$patch": "delete"}]}}, "the container main must stay"),
+        ({"spec": {"containers": [{"$patch": "replace"}, {"name": "x"}]}}, "the container main must stay"),
+        ({"spec": {"containers": [{"image": "x"}]}}, "an item of containers has no name; add it"),
+        (main(env=[{"name": "POD_NAME", "value": "q"}]), "env: POD_NAME is the operator's"),
+        (main(env=[{"name": "POD_NAME", "$patch": "delete"}]), "env: POD_NAME is the operator's"),
+        (main(env=[{"name": "DYN_NAMESPACE", "value": "q"}]), "env: DYN_NAMESPACE is the operator's"),
+        (main(args=["x"]), "args is set by the operator; use engine.args"),
+        (main(command=["x"]), "command is set by the operator"),
+        ({"spec": None}, "the container main must stay"),
+        ({"spec": "x"}, "spec"),
+        ({"metadata": "x"}, "metadata"),
+        ({"metadata": {"labels": "x"}}, "labels"),
+        ({"spec": {"containers": "main"}}, "containers"),
+        ({"spec": {"containers": {"main": {}}}}, "containers"),
+        ({"spec": {"containers": [{"$patch": "replace"}, "x"]}}, "containers"),
+        (main(env="x"), "env"),
+        (main(env=["x"]), "an item of env has no name; add it"),
+        (main(env=[{"name": ["x"]}]), "env"),
+    ],
+)
+def test_what_the_operator_needs_stays(patch, told):
+    with pytest.raises(PlanError) as refused:
+        customised(OURS, patch, "worker.podTemplate")
+    assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert told in refused.value.message
+
+
+FIELDS = st.sampled_from(
+    ["metadata", "labels", "spec", "containers", "env", "name", "main", "$patch", "delete", "replace"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | FIELDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["metadata", "spec"]), JSON))
+def test_no_shape_of_a_pod_template_is_more_than_refused(patch):
+    """Anything else would be tried again for ever, and never be said in the status."""
+    with contextlib.suppress(PlanError):
+        merged = customised(OURS, patch, "worker.podTemplate")
+        assert merged["metadata"]["labels"]["app"] == "x"
+
+
+@pytest.mark.parametrize("directive", ["delete", "replace"])
+@pytest.mark.parametrize("field", ["serviceAccountName", "tolerations"])
+def test_a_directive_in_place_of_a_value_is_refused(directive, field):
+    """Else it would be rendered, and the API server would refuse the pods by another sentence."""
+    with pytest.raises(PlanError) as refused:
+        customised(BASE, {"spec": {field: {"$patch": directive}}}, "worker.podTemplate")
+    assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert refused.value.message.startswith(f"worker.podTemplate: {field}: $patch is for an object")

@@ -1,0 +1,346 @@
+"""The one sentence, from statuses that real schedulers, kubelets, registries and controllers wrote.
+
+``recorded.json`` was taken with `kubectl get pod -o json` from a node of hack/cluster (Kubernetes 1.36.2,
+containerd 2), cut down to what a decision may look at. How each was made:
+
+- the GPU cases: a worker asking for nvidia.com/gpu on a node without; on a node whose status says 1 (as a
+  device plugin makes it say), taken by another pod; and one asking for 8 of that node;
+- ``pull-*``: a registry on the node's port 80 that answers 401, 403, 404, 429 or 500;
+- ``claim-not-bound``: a claim of a storage class that does not exist; ``evicted``: an emptyDir over its
+  limit; ``oom``: a worker in 30 Mi; ``budget``: startupTimeoutSeconds 10; ``init-fails``: exit code 7;
+- ``native-*``: an init container with restartPolicy Always; ``ordinary-*``: a second container;
+- ``node-lost``: a Node that nobody's kubelet renews, and what the node controller made of its pod.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
+from vllmendpoint_operator.observe.snapshot import Pod
+from vllmendpoint_operator.status.diagnosis.pods import why
+
+RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "recorded.json").read_text())
+BUDGET = 10
+
+EXPECTED: dict[str, tuple[Reason, str]] = {
+    "no-device-plugin": (
+        Reason.INSUFFICIENT_GPU,
+        (
+            "waits for 1 nvidia.com/gpu: none of 1 nodes offers that many, free or in use. Ask for "
+            "fewer, or add "
+            "a GPU node; if a node has them, check its driver and its device plugin, without which a "
+            "node offers "
+            "none. Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+        ),
+    ),
+    "gpus-busy": (
+        Reason.INSUFFICIENT_GPU,
+        (
+            "waits for 1 nvidia.com/gpu: 1 of 1 nodes has that much, and it is in use. Free some, or "
+            "add a GPU "
+            "node. Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+        ),
+    ),
+    "more-gpus-than-a-node-has": (
+        Reason.INSUFFICIENT_GPU,
+        "waits for 8 nvidia.com/gpu: none of 1 nodes offers that many, free or in use.",
+    ),
+    "no-cpu": (
+        Reason.UNSCHEDULABLE,
+        (
+            "waits for 500 cpu: none of 1 nodes is large enough, were it empty. Ask for less, or add "
+            "a larger "
+            "node. Scheduler: 0/1 nodes are available: 1 Insufficient cpu."
+        ),
+    ),
+    "no-memory": (Reason.UNSCHEDULABLE, "waits for 900Gi memory: none of 1 nodes is large enough"),
+    "node-selector": (
+        Reason.UNSCHEDULABLE,
+        (
+            "cannot be scheduled: none of 1 nodes fits. Scheduler: 0/1 nodes are available: 1 "
+            "node(s) didn't match "
+            "Pod's node affinity/selector."
+        ),
+    ),
+    "claim-not-bound": (
+        Reason.CLAIM_NOT_BOUND,
+        (
+            "waits for a volume: of its PersistentVolumeClaims (unbound) one is not bound. `kubectl "
+            "describe pvc` "
+            "tells why"
+        ),
+    ),
+    "no-image": (
+        Reason.IMAGE_PULL_FAILED,
+        (
+            "the image localhost:1/no/such-image:1: Head "
+            '"https://localhost:1/v2/no/such-image/manifests/1": dial '
+            "tcp 127.0.0.1:1: connect: connection refused. The node does not reach the registry"
+        ),
+    ),
+    "no-such-host": (Reason.IMAGE_PULL_FAILED, "i/o timeout. The node does not reach the registry"),
+    "pull-unauthorized": (
+        Reason.IMAGE_PULL_FAILED,
+        (
+            "cannot pull the image localhost:80/unauthorized/worker:1: pull access denied, "
+            "repository does not "
+            "exist or may require authorization: authorization failed: no basic auth credentials. "
+            "The registry "
+            "wants credentials: put them in a Secret and name it in worker.imagePullSecrets."
+        ),
+    ),
+    "pull-denied": (
+        Reason.IMAGE_PULL_FAILED,
+        (
+            "403 Forbidden denied: denied says the registry. The registry refuses: the credentials of "
+            "worker.imagePullSecrets may not read it."
+        ),
+    ),
+    "pull-missing": (
+        Reason.IMAGE_PULL_FAILED,
+        "localhost:80/missing/worker:1: not found. The registry has no such image: check name and tag",
+    ),
+    "pull-toomany": (Reason.IMAGE_PULL_FAILED, "429 Too Many Requests. The registry limits pulls"),
+    "pull-broken": (Reason.IMAGE_PULL_FAILED, "500 Internal Server Error. The registry has a problem"),
+    "bad-image-name": (
+        Reason.IMAGE_PULL_FAILED,
+        "repository name (Case) must be lowercase. Check worker.image",
+    ),
+    "no-secret": (
+        Reason.SECRET_NOT_FOUND,
+        (
+            'cannot start its container: secret "not-there" not found; create it, or correct what names it: '
+            "model.tokenSecretRef, worker.env, worker.envFrom or a podTemplate."
+        ),
+    ),
+    "no-mount": (
+        Reason.STARTING,
+        "is starting on node vllmendpoint-local: its volumes and its network are not set up yet",
+    ),
+    "oom": (
+        Reason.OOM_KILLED,
+        "was killed for memory (OOMKilled, exit code 137, limit 30Mi, 1 restart). Raise",
+    ),
+    "init-fails": (
+        Reason.CRASH_LOOPING,
+        (
+            "container prepare, ended with exit code 7 (1 restart). It said: no such bucket. See "
+            "`kubectl logs "
+            "init-fails-workers-859554df44-hlzbb -c prepare --previous`. It is starting again."
+        ),
+    ),
+    "init-secret": (
+        Reason.CONFIG_MAP_NOT_FOUND,
+        (
+            'cannot start its init container fetch: configmap "nope" not found; create it, or correct what '
+            "names it: worker.podTemplate."
+        ),
+    ),
+    "native-probe": (
+        Reason.STARTING,
+        "is starting: its sidecar container proxy runs, and its startup probe has not succeeded yet.",
+    ),
+    "native-unready": (
+        Reason.STARTING,
+        "is starting: its sidecar container proxy is not ready.",
+    ),
+    "native-crash": (
+        Reason.CRASH_LOOPING,
+        (
+            "sidecar container proxy, ended with exit code 1 (3 restarts). It said: no config. See `kubectl "
+            "logs native-crash -c proxy --previous`."
+        ),
+    ),
+    "native-exits-0": (
+        Reason.CRASH_LOOPING,
+        "sidecar container proxy, ended with exit code 0 (3 restarts). See `kubectl logs",
+    ),
+    "native-image": (
+        Reason.IMAGE_PULL_FAILED,
+        "cannot pull the image localhost/no/such:1 of sidecar container proxy: Head",
+    ),
+    "native-secret": (
+        Reason.SECRET_NOT_FOUND,
+        'cannot start its sidecar container proxy: secret "nope" not found; create it, or correct what names',
+    ),
+    "native-command": (
+        Reason.CONTAINER_CONFIG_ERROR,
+        "cannot start its sidecar container proxy: failed to create containerd task: failed to create shim",
+    ),
+    "ordinary-exits-0": (
+        Reason.CRASH_LOOPING,
+        "container log, ended with exit code 0 (3 restarts). See `kubectl logs ordinary-exits-0 -c log",
+    ),
+    "evicted": (
+        Reason.POD_FAILED,
+        (
+            'failed on node vllmendpoint-local (Evicted): Usage of EmptyDir volume "cache" exceeds '
+            'the limit "1Mi". '
+            "Ask for what it needs in worker.resources.requests, and give its volumes room."
+        ),
+    ),
+    "budget": (
+        Reason.STARTUP_TIMEOUT,
+        (
+            "was ended by the kubelet (exit code 0, 1 restart) before it served: the budget "
+            "worker.startupTimeoutSeconds is 10 s."
+        ),
+    ),
+    "node-lost": (
+        Reason.NODE_LOST,
+        "pod on-ghost is on node ghost, which no longer answers the control plane",
+    ),
+}
+
+
+def recorded(name: str) -> Pod:
+    found = RECORDED[name]
+    return Pod(found["name"], "uid", {"metadata": {"name": found["name"]}, **found})
+
+
+def test_every_record_is_expected() -> None:
+    assert set(EXPECTED) == set(RECORDED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_sentence(name: str) -> None:
+    reason, part = EXPECTED[name]
+    pod = recorded(name)
+    cause = why(pod, BUDGET)
+    assert cause is not None
+    assert cause.reason is reason
+    assert part in cause.message
+    assert cause.message.startswith(f"pod {pod.name}")
+    assert cause.message.isprintable(), "one line"
+    assert ".." not in cause.message
+    known = CONDITION_REASONS[Condition.AVAILABLE] + CONDITION_REASONS[Condition.RESOLVED_REFS]
+    assert cause.reason in known
+
+
+# The worker's own last words (tests/long/test_causes.py has the engine say them), in a kubelet's status.
+SAID = {
+    "The engine failed: ValueError: To serve at least one request with the models's max seq len "
+    "(1024), (0.19 "
+    "GiB KV cache is needed, which is larger than the available KV cache memory (0.06 GiB).": (
+        Reason.CRASH_LOOPING,
+        "ended with exit code 1 (2 restarts). It said: The engine failed: ValueError: To serve at least one",
+    ),
+    "ModelDownloadFailed: the model 'team/gated' cannot be downloaded: http://hub/x answered 403 "
+    "Forbidden. The "
+    "model is gated or private.": (
+        Reason.MODEL_DOWNLOAD_FAILED,
+        (
+            "ended (2 restarts): the model 'team/gated' cannot be downloaded: http://hub/x answered 403 "
+            "Forbidden."
+        ),
+    ),
+    "2026-11-22 INFO x\nValueError: the cause\nresource_tracker: 1 leaked semaphore": (
+        Reason.CRASH_LOOPING,
+        "It said: ValueError: the cause. See",
+    ),
+    "only\x1b[31m words\x00\n": (Reason.CRASH_LOOPING, "It said: only [31m words. See"),
+    "": (Reason.CRASH_LOOPING, "ended with exit code 1 (2 restarts). See `kubectl logs"),
+}
+
+
+@pytest.mark.parametrize("message", SAID)
+def test_what_the_worker_said_last(message: str) -> None:
+    reason, part = SAID[message]
+    pod = recorded("oom")
+    (main,) = pod.status["containerStatuses"]
+    last = {**main["lastState"]["terminated"], "reason": "Error", "exitCode": 1, "message": message}
+    changed = {
+        **pod.status,
+        "containerStatuses": [{**main, "restartCount": 2, "lastState": {"terminated": last}}],
+    }
+    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), 1800)
+    assert cause is not None
+    assert cause.reason is reason
+    assert part in cause.message
+
+
+def test_the_stage_in_which_the_budget_ran_out() -> None:
+    pod = recorded("budget")
+    (main,) = pod.status["containerStatuses"]
+    last = main["lastState"]["terminated"] | {
+        "message": "It was ended in the stage Importing, reached at 06:20:40 UTC."
+    }
+    changed = {**pod.status, "containerStatuses": [{**main, "lastState": {"terminated": last}}]}
+    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    assert cause is not None
+    assert (
+        "is 10 s. It said: It was ended in the stage Importing, reached at 06:20:40 UTC. Raise it"
+        in cause.message
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        (
+            (
+                "0/5 nodes are available: 2 node(s) had untolerated taint {a: b}, 3 Insufficient "
+                "nvidia.com/gpu. "
+                "preemption: 0/5 nodes are available: 2 Preemption is not helpful for scheduling, 3 "
+                "No preemption "
+                "victims found for incoming pod."
+            ),
+            "1 of 5 nodes has that much, and it is in use",
+        ),
+        (
+            (
+                "0/5 nodes are available: 2 Insufficient cpu, 3 Insufficient nvidia.com/gpu. "
+                "preemption: 0/5 nodes are "
+                "available: 2 No preemption victims found for incoming pod, 3 Preemption is not "
+                "helpful for scheduling."
+            ),
+            "none of 5 nodes has that many free",
+        ),
+        (
+            (
+                "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: not eligible due to "
+                "preemptionPolicy=Never."
+            ),
+            "none of 2 nodes has that many free. Free or add a GPU node, or check its driver",
+        ),
+    ],
+)
+def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) -> None:
+    pod = recorded("gpus-busy")
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": scheduler}
+    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": {"conditions": [condition]}}), BUDGET)
+    assert cause is not None
+    assert cause.reason is Reason.INSUFFICIENT_GPU
+    assert told in cause.message
+    assert "preemption" not in cause.message
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            'failed to resolve reference "r.io/x:1": UNAUTHORIZED: authentication required',
+            (
+                "cannot pull the image localhost:80/missing/worker:1: UNAUTHORIZED: authentication "
+                "required. The "
+                "registry wants credentials"
+            ),
+        ),
+        ("no match for platform in manifest: not found", "The image is not built for this node's platform."),
+        (
+            'Back-off pulling image "localhost:80/missing/worker:1"',
+            "ImagePullBackOff; the registry's answer is in `kubectl describe pod",
+        ),
+    ],
+)
+def test_answers_of_other_registries_and_kubelets(message: str, told: str) -> None:
+    pod = recorded("pull-missing")
+    (main,) = pod.status["containerStatuses"]
+    state = {"waiting": {"reason": "ImagePullBackOff", "message": message}}
+    changed = {**pod.status, "containerStatuses": [{**main, "state": state}]}
+    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    assert cause is not None
+    assert told in cause.message

@@ -1,0 +1,206 @@
+"""Every kind of container that does not start is named: init, native sidecar, ordinary one, ephemeral."""
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.status.diagnosis.pods import why
+
+BUDGET = 600
+FRONTEND = {"metadata": {"labels": {"app.kubernetes.io/component": "frontend"}}}
+NATIVE = {"initContainers": [{"name": "fetch"}, {"name": "proxy", "restartPolicy": "Always"}]}
+INITIALIZING = {
+    "name": "main",
+    "started": False,
+    "ready": False,
+    "state": {"waiting": {"reason": "PodInitializing"}},
+}
+RUNNING = {"running": {"startedAt": "2026-01-01T11:50:00Z"}}
+LOADING = {"name": "main", "started": False, "ready": False, "state": RUNNING}
+SERVING = {"name": "main", "started": True, "ready": True, "state": RUNNING}
+DONE = {"name": "fetch", "ready": True, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+
+
+def waits(reason, message="", **more):
+    return {
+        "ready": False,
+        "started": False,
+        "state": {"waiting": {"reason": reason, "message": message}},
+    } | more
+
+
+CRASHED = {"restartCount": 4, "lastState": {"terminated": {"exitCode": 3, "reason": "Error"}}}
+TROUBLES = {
+    "its image": (
+        waits("ErrImagePull", "404", image="p:1"),
+        Reason.IMAGE_PULL_FAILED,
+        "cannot pull the image p:1 of {title}: 404. The registry has no such image: check name and tag",
+    ),
+    "its Secret": (
+        waits("CreateContainerConfigError", 'secret "s" not found'),
+        Reason.SECRET_NOT_FOUND,
+        'cannot start its {title}: secret "s" not found; create it, or correct what names it: {where}.',
+    ),
+    "its user": (
+        waits("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
+        Reason.CONTAINER_CONFIG_ERROR,
+        "cannot start its {title}: container has runAsNonRoot and image will run as root. Check {where}.",
+    ),
+    "a reason that is not known": (
+        waits("SomethingNew"),
+        Reason.CONTAINER_CONFIG_ERROR,
+        "cannot start its {title}: SomethingNew. Check {where}.",
+    ),
+}
+LASTING = {
+    "it crashes": (
+        waits("CrashLoopBackOff", **CRASHED),
+        Reason.CRASH_LOOPING,
+        "w-1, {title}, ended with exit code 3 (4 restarts). See `kubectl logs w-1 -c {name} --previous`.",
+    ),
+    "it was killed for memory": (
+        waits("CrashLoopBackOff", lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+        Reason.OOM_KILLED,
+        "w-1, {title}, was killed for memory",
+    ),
+    "it never ran": (
+        {"state": {"terminated": {"exitCode": 128, "reason": "StartError", "message": "no such file"}}},
+        Reason.CRASH_LOOPING,
+        "w-1, {title}, ended with exit code 128 (0 restarts). It said: no such file.",
+    ),
+}
+
+
+def of(role, name, status):
+    """What a pod's status has where this container is as ``status`` says."""
+    one = {"name": name, **status}
+    if role == "init container":
+        return {"initContainerStatuses": [one], "containerStatuses": [INITIALIZING], "spec": NATIVE}
+    if role == "sidecar container":
+        return {"initContainerStatuses": [DONE, one], "containerStatuses": [INITIALIZING], "spec": NATIVE}
+    return {"containerStatuses": [LOADING, one]}
+
+
+ROLES = {"init container": "fetch", "sidecar container": "proxy", "container": "log"}
+
+
+@pytest.mark.parametrize("component", ["worker", "frontend"])
+@pytest.mark.parametrize("trouble", [*TROUBLES, *LASTING])
+@pytest.mark.parametrize("role", ROLES)
+def test_what_keeps_a_container_from_starting_is_told_with_its_name(make_pod, role, trouble, component):
+    status, reason, text = {**TROUBLES, **LASTING}[trouble]
+    name, labels = ROLES[role], FRONTEND if component == "frontend" else {}
+    found = why(make_pod("w-1", ready=False, **of(role, name, status), **labels), BUDGET)
+    assert found.reason is reason
+    expected = text.format(title=f"{role} {name}", name=name, where=f"{component}.podTemplate")
+    assert expected in found.message
+    assert found.message.count("pod w-1") == 1, "the main container, which waits for it, has no trouble"
+
+
+@pytest.mark.parametrize("role", ["sidecar container", "container"])
+def test_one_that_ends_without_an_error_is_told_where_it_is_to_stay(make_pod, role):
+    ended = {"ready": False, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    found = why(make_pod("w-1", ready=False, **of(role, ROLES[role], ended)), BUDGET)
+    assert found.reason is Reason.CRASH_LOOPING
+    assert f"pod w-1, {role} {ROLES[role]}, ended with exit code 0" in found.message
+
+
+def test_a_sidecar_whose_startup_probe_does_not_succeed(make_pod):
+    """The main container waits for it; the kubelet calls the sidecar running."""
+    proxy = {"name": "proxy", "ready": False, "started": False, "state": RUNNING}
+    found = why(make_pod("w-1", ready=False, **of("sidecar container", "proxy", proxy)), BUDGET)
+    assert (found.reason, found.message) == (
+        Reason.STARTING,
+        "pod w-1 is starting: its sidecar container proxy runs, and its startup probe has not succeeded yet.",
+    )
+
+
+def test_a_sidecar_that_starts_again_is_not_given_the_workers_stage(make_worker):
+    proxy = {"name": "proxy", "ready": False, "started": False, "state": RUNNING, **CRASHED}
+    status = of("sidecar container", "proxy", proxy) | {"containerStatuses": [LOADING]}
+    pod = make_worker("w-1", "Starting", ready=False, said={"stage__name": "LoadingWeights"}, **status)
+    assert why(pod, BUDGET).message == (
+        "pod w-1, sidecar container proxy, ended with exit code 3 (4 restarts). "
+        "See `kubectl logs w-1 -c proxy --previous`. It is starting again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("statuses", "told"),
+    [
+        (
+            [{"name": "fetch", **waits("ContainerCreating")}, {"name": "proxy", **waits("PodInitializing")}],
+            "its init container fetch is not running yet (ContainerCreating).",
+        ),
+        (
+            [{"name": "fetch", "ready": False, "state": RUNNING}],
+            "its init container fetch has yet to end.",
+        ),
+        (
+            [DONE, {"name": "proxy", **waits("ContainerCreating")}],
+            "its sidecar container proxy is not running yet (ContainerCreating).",
+        ),
+        ([DONE, {"name": "proxy", "ready": True, "started": True, "state": RUNNING}], "(Pending)."),
+    ],
+)
+def test_what_the_main_container_waits_for(make_pod, statuses, told):
+    pod = make_pod(
+        "w-1",
+        ready=False,
+        phase="Pending",
+        initContainerStatuses=statuses,
+        containerStatuses=[INITIALIZING],
+        spec=NATIVE,
+    )
+    found = why(pod, BUDGET)
+    assert found.reason is Reason.STARTING
+    assert found.message.endswith(told)
+
+
+@pytest.mark.parametrize("role", ["sidecar container", "container"])
+def test_a_frontend_that_waits_for_a_container_beside_the_main_one(make_pod, role):
+    """A frontend sends no report: what keeps it from being ready stands in its containers' statuses alone."""
+    one = {"name": ROLES[role], "ready": False, "started": True, "state": RUNNING}
+    status = of(role, ROLES[role], one)
+    status["containerStatuses"] = [SERVING, *[s for s in status["containerStatuses"] if s["name"] != "main"]]
+    found = why(make_pod("f-1", ready=False, **status, **FRONTEND), BUDGET)
+    assert found.reason is Reason.STARTING
+    assert found.message == f"pod f-1 is starting: its {role} {ROLES[role]} is not ready."
+
+
+def test_each_of_several_is_named_the_worst_first(make_pod):
+    statuses = [LOADING, {"name": "a", **LASTING["it crashes"][0]}, {"name": "b", **TROUBLES["its image"][0]}]
+    found = why(make_pod("w-1", ready=False, containerStatuses=statuses), BUDGET)
+    assert found.reason is Reason.IMAGE_PULL_FAILED
+    assert found.message.startswith("pod w-1 cannot pull the image p:1 of container b: 404.")
+    assert " Also: pod w-1, container a, ended with exit code 3" in found.message
+
+
+DEBUGGER = {"name": "debugger"}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_an_ephemeral_container_is_named_and_explains_nothing(make_pod, trouble):
+    status, _, text = TROUBLES[trouble]
+    told = text.format(title="ephemeral container debugger", where="the options of kubectl debug")
+    ephemeral = [{**DEBUGGER, **status}]
+    loading = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
+    found = why(loading, BUDGET)
+    assert found.reason is Reason.STARTING
+    assert found.message.startswith("pod w-1 is starting")
+    assert f" Also: pod w-1 {told}" in found.message
+    assert why(make_pod("w-1", ephemeralContainerStatuses=ephemeral), BUDGET) is None, "the pod is ready"
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (LASTING["it never ran"][0]["state"], True),
+        ({"terminated": {"exitCode": 130, "reason": "Error"}}, False),
+        ({"terminated": {"exitCode": 0, "reason": "Completed"}}, False),
+        (RUNNING, False),
+    ],
+)
+def test_an_ephemeral_container_that_ran_is_no_fault(make_pod, state, told):
+    ephemeral = [{**DEBUGGER, "state": state}]
+    pod = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
+    assert ("debugger" in why(pod, BUDGET).message) is told

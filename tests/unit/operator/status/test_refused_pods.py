@@ -1,0 +1,197 @@
+"""What a refusal of pods tells the user to set, from the sentences of Kubernetes' admission plugins."""
+
+import msgspec
+import pytest
+
+from vllmendpoint_operator.kube.object_meta import keep_mounts
+from vllmendpoint_operator.observe.snapshot import replica_failure
+from vllmendpoint_operator.status.diagnosis.refused_pods import remedy
+
+FORBIDDEN = 'pods "e-workers-7d-x" is forbidden: '
+RAISE = "Raise the ResourceQuota, or ask for less."
+CASES = {
+    "no request under a quota": (
+        "failed quota: q: must specify requests.cpu for: main",
+        "The ResourceQuota q counts these: set {c}.resources.requests.cpu.",
+    ),
+    "several, of several containers": (
+        "failed quota: q: must specify cpu for: main; limits.memory for: main,proxy",
+        (
+            "The ResourceQuota q counts these: set {c}.resources.requests.cpu and "
+            "{c}.resources.limits.memory and resources.limits.memory of the container proxy in "
+            "{c}.podTemplate."
+        ),
+    ),
+    "an API server before 1.25": (
+        "failed quota: q: must specify limits.cpu,memory",
+        "The ResourceQuota q counts these: set {c}.resources.limits.cpu and {c}.resources.requests.memory.",
+    ),
+    "cpu": (
+        "exceeded quota: q, requested: requests.cpu=4, used: requests.cpu=0, limited: requests.cpu=1",
+        RAISE + " Lower {c}.resources.requests.cpu.",
+    ),
+    "cpu by its old name, and memory": (
+        "exceeded quota: q, requested: cpu=4,limits.memory=8Gi, used: cpu=0, limited: cpu=1",
+        RAISE + " Lower {c}.resources.requests.cpu or {c}.resources.limits.memory.",
+    ),
+    "ephemeral storage": (
+        "exceeded quota: q, requested: limits.ephemeral-storage=9Gi, used: x, limited: y",
+        RAISE + " Lower {c}.resources.limits.ephemeral-storage.",
+    ),
+    "a device": (
+        "exceeded quota: q, requested: requests.nvidia.com/gpu=8, used: x, limited: y",
+        RAISE + ' Lower {c}.resources.limits["nvidia.com/gpu"].',
+    ),
+    "a quota without its numbers": ("exceeded quota: q", RAISE),
+    "too small for the LimitRange": (
+        "minimum cpu usage per Container is 100m, but request is 50m",
+        "The namespace has a LimitRange: set {c}.resources.requests.cpu to at least 100m.",
+    ),
+    "nothing said where the LimitRange wants it": (
+        (
+            "[minimum memory usage per Pod is 1.5Gi.  No request is specified, maximum cpu usage per "
+            "Container is 2.  No limit is specified]"
+        ),
+        (
+            "The namespace has a LimitRange: set {c}.resources.requests.memory to at least 1.5Gi and "
+            "{c}.resources.limits.cpu to at most 2."
+        ),
+    ),
+    "too large for the LimitRange": (
+        "maximum memory usage per Pod is 8Gi, but limit is 34359738368",
+        "The namespace has a LimitRange: set {c}.resources.limits.memory to at most 8Gi.",
+    ),
+    "a ratio": (
+        "cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000",
+        (
+            "The namespace has a LimitRange: set {c}.resources.limits.cpu to at most 2 times "
+            "{c}.resources.requests.cpu."
+        ),
+    ),
+    "Pod Security": (
+        'violates PodSecurity "restricted:latest": privileged',
+        "Mend {c}.podTemplate, or have the namespace's Pod Security level lowered.",
+    ),
+    "a priority class": (
+        "no PriorityClass with name high was found",
+        "Change priorityClassName in {c}.podTemplate.spec.",
+    ),
+    "a scope of a quota": (
+        "insufficient quota to match these scopes: [{PriorityClass In [high]}]",
+        "Have a ResourceQuota made that matches, or change {c}.podTemplate.spec.priorityClassName.",
+    ),
+    "another scope of a quota": (
+        "insufficient quota to match these scopes: [{BestEffort Exists []}]",
+        "Have a ResourceQuota made that matches, or change {c}.resources.",
+    ),
+    "a resource that needs a quota": (
+        "insufficient quota to consume: requests.nvidia.com/gpu,limits.cpu",
+        (
+            'Have a ResourceQuota made that allows for {c}.resources.limits["nvidia.com/gpu"] and '
+            "{c}.resources.limits.cpu, or remove these."
+        ),
+    ),
+    "more requested than the LimitRange allows": (
+        "maximum cpu usage per Pod is 2.  No request is specified",
+        "The namespace has a LimitRange: set {c}.resources.requests.cpu to at most 2.",
+    ),
+    "a whitelist of node selectors": (
+        "pod node label selector labels conflict with its namespace whitelist",
+        "Change nodeSelector in {c}.podTemplate.spec.",
+    ),
+    "a runtime class": (
+        'pod rejected: RuntimeClass "gvisor" not found',
+        "Change runtimeClassName in {c}.podTemplate.spec.",
+    ),
+    "a node selector": (
+        "pod node label selector conflicts with its namespace node label selector",
+        "Change nodeSelector in {c}.podTemplate.spec.",
+    ),
+    "tolerations": (
+        "pod tolerations (possibly merged with namespace default tolerations) conflict with its whitelist",
+        "Change tolerations in {c}.podTemplate.spec.",
+    ),
+    "a default limit below the request": (
+        'Pod "x" is invalid: spec.containers[0].resources.requests: Invalid value: "2": must be less than 1',
+        "Change {c}.resources.requests.",
+    ),
+    "the same of another container": (
+        'Pod "x" is invalid: spec.containers[1].resources.limits: Invalid value: "2": no',
+        "Change resources.limits of the container proxy in {c}.podTemplate.",
+    ),
+    "the same of an init container": (
+        'Pod "x" is invalid: spec.initContainers[0].resources.limits: Invalid value: "2": no',
+        "Change resources.limits of an init container in {c}.podTemplate.",
+    ),
+    "a webhook": (
+        'admission webhook "w.example.com" denied the request: no label cost-center',
+        "Change {c}.podTemplate as the policy asks, or have the policy changed; it is tried again.",
+    ),
+    "a policy": (
+        "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
+        "Change {c}.podTemplate as the policy asks, or have the policy changed; it is tried again.",
+    ),
+    "what nobody knows": ("the moon is full", "It is tried again."),
+}
+
+
+@pytest.mark.parametrize("component", ["worker", "frontend"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_field_to_set_is_named(case, component):
+    message, advice = CASES[case]
+    containers = ["main", "proxy"] if "other container" in case else ["main"]
+    assert remedy(FORBIDDEN + message, component, containers) == advice.replace("{c}", component)
+
+
+@pytest.mark.parametrize(
+    ("component", "fields"),
+    [("worker", "replicas or strategy.rollingUpdate.maxSurge"), ("frontend", "frontend.replicas")],
+)
+@pytest.mark.parametrize("resource", ["pods", "count/pods"])
+def test_a_quota_of_pods_is_about_replicas(component, fields, resource):
+    said = f"{FORBIDDEN}exceeded quota: q, requested: {resource}=1, used: {resource}=1, limited: {resource}=1"
+    assert remedy(said, component, ["main", "proxy"]) == f"{RAISE} Lower {fields}."
+
+
+def test_other_containers_are_not_forgotten():
+    said = FORBIDDEN + "exceeded quota: q, requested: cpu=4, used: cpu=0, limited: cpu=1"
+    assert remedy(said, "worker", ["proxy", "main", "log"]).endswith(
+        " Lower worker.resources.requests.cpu, or the resources of the containers proxy, log in "
+        "worker.podTemplate."
+    )
+    said = FORBIDDEN + "minimum cpu usage per Container is 100m, but request is 50m"
+    assert remedy(said, "frontend", ["main", "proxy"]).endswith(
+        ": set frontend.resources.requests.cpu to at least 100m; for the container proxy, set it in "
+        "frontend.podTemplate."
+    )
+
+
+def test_a_service_account_that_is_missing():
+    said = FORBIDDEN + 'error looking up service account t/s: serviceaccount "s" not found'
+    assert (
+        remedy(said, "worker") == "Create the ServiceAccount s, or name another in worker.serviceAccountName."
+    )
+    assert remedy(said, "frontend") == "It is tried again."
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (
+            {"replicas": 0, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "no"}]},
+            "no",
+        ),
+        ({"conditions": [{"type": "ReplicaFailure", "status": "False", "message": "no"}]}, ""),
+        ({"conditions": [{"type": "ReplicaFailure", "status": "True"}]}, "its ReplicaSet does not say why"),
+        ({"replicas": 1}, ""),
+        (None, ""),
+    ],
+)
+def test_why_a_replica_set_makes_no_pods_is_kept(status, said):
+    parts = {
+        "metadata": {"name": "r", "namespace": "n", "uid": "u"},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "main"}]}}},
+        **({} if status is None else {"status": status}),
+    }
+    raw = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in parts.items()}
+    assert replica_failure(msgspec.json.decode(keep_mounts(raw))) == said

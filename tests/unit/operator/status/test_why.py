@@ -1,0 +1,382 @@
+"""The one sentence, from pod statuses as kubelets and schedulers write them."""
+
+import pytest
+
+from vllmendpoint_api import Reason
+from vllmendpoint_operator.status.diagnosis.pods import why, worst
+
+BUDGET = 600
+
+
+def waiting(reason, message="", *, restarts=0, last=None):
+    container = {
+        "started": False,
+        "restartCount": restarts,
+        "state": {"waiting": {"reason": reason, "message": message}},
+    }
+    return {"container": {**container, "lastState": {"terminated": last} if last else {}}, "phase": "Pending"}
+
+
+def ended(code, reason="Error", message="", *, seconds=42):
+    return {
+        "exitCode": code,
+        "reason": reason,
+        "message": message,
+        "startedAt": "2026-01-01T11:00:00Z",
+        "finishedAt": f"2026-01-01T11:{seconds // 60:02}:{seconds % 60:02}Z",
+    }
+
+
+def again(last, restarts=1):
+    """Restarted after ``last``, and not started yet."""
+    return {"container": {"started": False, "restartCount": restarts, "lastState": {"terminated": last}}}
+
+
+def unscheduled(message, **spec):
+    conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]
+    return {"phase": "Pending", "conditions": conditions, "containerStatuses": [], "spec": spec}
+
+
+PROXY = {"name": "proxy", "resources": {"limits": {"memory": "32Mi"}}}
+BOTH = {"containers": [{"name": "main", "resources": {"limits": {"memory": "200Gi"}}}, PROXY]}
+SIDECAR = {"name": "proxy", "restartCount": 1, "ready": False}
+FRONTEND = {"metadata": {"labels": {"app.kubernetes.io/component": "frontend"}}}
+GPU = {"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": "8"}}}]}
+MEMORY = {"containers": [{"name": "main", "resources": {"limits": {"memory": "4Gi"}}}]}
+CASES = {
+    "no cpu": (
+        unscheduled(
+            "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available: 3 No victims."
+        ),
+        Reason.UNSCHEDULABLE,
+        ["pod w-1 waits for cpu: none of 3 nodes has that much free", "Scheduler: 0/3 nodes"],
+    ),
+    "no gpu": (
+        unscheduled(
+            "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. no new claims to deallocate.", **GPU
+        ),
+        Reason.INSUFFICIENT_GPU,
+        ["pod w-1 waits for 8 nvidia.com/gpu: none of 4 nodes", "device plugin"],
+    ),
+    "no mig slice": (
+        unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb."),
+        Reason.INSUFFICIENT_GPU,
+        ["waits for nvidia.com/mig-1g.10gb: none of 1 nodes has that many free"],
+    ),
+    "tainted": (
+        unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint {gpu: true}."),
+        Reason.UNSCHEDULABLE,
+        ["cannot be scheduled: none of 2 nodes fits", "untolerated taint"],
+    ),
+    "claim not bound": (
+        unscheduled("pod has unbound immediate PersistentVolumeClaims. not found"),
+        Reason.CLAIM_NOT_BOUND,
+        ["waits for a volume", "unbound immediate"],
+    ),
+    "image pull": (
+        waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/worker:1"'),
+        Reason.IMAGE_PULL_FAILED,
+        ["cannot pull the image registry.example/worker:1", "Check worker.image and worker.imagePullSecrets"],
+    ),
+    "image name": (
+        waiting("InvalidImageName", "couldn't parse image name"),
+        Reason.IMAGE_PULL_FAILED,
+        ["couldn't parse image name"],
+    ),
+    "secret": (
+        waiting("CreateContainerConfigError", 'secret "hf" not found'),
+        Reason.SECRET_NOT_FOUND,
+        ['secret "hf" not found'],
+    ),
+    "secret key": (
+        waiting("CreateContainerConfigError", "couldn't find key token in Secret team-a/hf"),
+        Reason.SECRET_NOT_FOUND,
+        ["couldn't find key token in Secret team-a/hf"],
+    ),
+    "config map": (
+        waiting("CreateContainerConfigError", 'configmap "gone" not found'),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        ['configmap "gone" not found'],
+    ),
+    "config map key": (
+        waiting("CreateContainerConfigError", "couldn't find key a in ConfigMap team-a/gone"),
+        Reason.CONFIG_MAP_NOT_FOUND,
+        ["couldn't find key a in ConfigMap team-a/gone"],
+    ),
+    "not root": (
+        waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
+        Reason.CONTAINER_CONFIG_ERROR,
+        ["runAsNonRoot"],
+    ),
+    "killed for memory, between restarts": (
+        {**waiting("CrashLoopBackOff", restarts=3, last=ended(137, "OOMKilled")), "spec": MEMORY},
+        Reason.OOM_KILLED,
+        ["limit 4Gi, 3 restarts", "Raise worker.resources.limits.memory, or lower --max-model-len"],
+    ),
+    "killed for memory, starting again": (
+        again(ended(137, "OOMKilled")),
+        Reason.OOM_KILLED,
+        ["limit none set: the node's, 1 restart)", "It is starting again."],
+    ),
+    "crash with a message": (
+        waiting(
+            "CrashLoopBackOff", restarts=5, last=ended(1, message="Traceback\nValueError: no such model\n")
+        ),
+        Reason.CRASH_LOOPING,
+        ["exit code 1 (5 restarts)", "It said: ValueError: no such model", "kubectl logs w-1 --previous"],
+    ),
+    "just ended": (
+        {"container": {"started": False, "state": {"terminated": ended(2)}}},
+        Reason.CRASH_LOOPING,
+        ["exit code 2"],
+    ),
+    "killed at the end of the start-up budget": (
+        again(ended(137, seconds=BUDGET + 30)),
+        Reason.STARTUP_TIMEOUT,
+        ["before it served: the budget worker.startupTimeoutSeconds is 600 s"],
+    ),
+    "ended by SIGTERM at the end of the start-up budget": (
+        again(ended(143, seconds=BUDGET + 2)),
+        Reason.STARTUP_TIMEOUT,
+        ["worker.startupTimeoutSeconds is 600 s"],
+    ),
+    "at the end of the budget, waiting to start again": (
+        waiting("CrashLoopBackOff", restarts=2, last=ended(137, seconds=BUDGET + 30)),
+        Reason.STARTUP_TIMEOUT,
+        ["2 restarts"],
+    ),
+    "killed long before the budget": (again(ended(137, seconds=20)), Reason.CRASH_LOOPING, ["exit code 137"]),
+    "ended itself after as long as the budget": (
+        again(ended(3, seconds=BUDGET + 5)),
+        Reason.CRASH_LOOPING,
+        ["exit code 3"],
+    ),
+    "killed after hours of service": (
+        again(ended(137, seconds=3500)),
+        Reason.CRASH_LOOPING,
+        ["exit code 137"],
+    ),
+    "evicted": (
+        {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
+        Reason.POD_FAILED,
+        ["failed on node node-1 (Evicted): The node was low on resource: memory. Ask for"],
+    ),
+    "shut down in good order": (
+        {
+            "phase": "Succeeded",
+            "conditions": [
+                {
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "TerminationByKubelet",
+                    "message": "Pod was terminated in response to imminent node shutdown.",
+                }
+            ],
+            **again(ended(0, "Completed"), restarts=0),
+        },
+        Reason.POD_FAILED,
+        ["ended on node node-1 (TerminationByKubelet): Pod was terminated in response to imminent node"],
+    ),
+    "a frontend that does not come up": (
+        {**again(ended(137, seconds=BUDGET + 5)), **FRONTEND},
+        Reason.STARTUP_TIMEOUT,
+        ["before it served: it has 600 s. See `kubectl logs w-1"],
+    ),
+    "a frontend killed for memory": (
+        {**again(ended(137, "OOMKilled")), **FRONTEND},
+        Reason.OOM_KILLED,
+        ["Raise frontend.resources.limits.memory. It is starting again."],
+    ),
+    "a sidecar killed for memory": (
+        {"containerStatuses": [SIDECAR | {"state": {"terminated": ended(137, "OOMKilled")}}], "spec": BOTH},
+        Reason.OOM_KILLED,
+        ["container proxy, was killed", "limit 32Mi", "Raise its limit in worker.podTemplate."],
+    ),
+    "without a limit beside a sidecar that has one": (
+        {**again(ended(137, "OOMKilled")), "spec": {"containers": [PROXY, {"name": "main"}]}},
+        Reason.OOM_KILLED,
+        ["limit none set: the node's"],
+    ),
+    "a sidecar's image": (
+        {
+            "containerStatuses": [
+                SIDECAR | {"image": "p:1", "state": {"waiting": {"reason": "ErrImagePull", "message": "404"}}}
+            ]
+        },
+        Reason.IMAGE_PULL_FAILED,
+        ["the image p:1 of container proxy: 404", "check name and tag in worker.podTemplate."],
+    ),
+    "a longer time to end in": (
+        {
+            **again(ended(137, seconds=BUDGET + 290)),
+            "spec": {"terminationGracePeriodSeconds": 300, "containers": []},
+        },
+        Reason.STARTUP_TIMEOUT,
+        ["the budget worker.startupTimeoutSeconds is 600 s"],
+    ),
+    "an init container": (
+        {
+            **waiting("PodInitializing"),
+            "initContainerStatuses": [
+                {"name": "done", "ready": True, "state": {"terminated": ended(0)}},
+                {"name": "proxy", "ready": False, "state": {"running": {}}},
+                {"name": "fetch", "ready": False, "state": {"running": {}}},
+            ],
+            "spec": {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"}]},
+        },
+        Reason.STARTING,
+        ["pod w-1 is starting: its init container fetch has yet to end."],
+    ),
+    "creating": (
+        {**waiting("ContainerCreating")},
+        Reason.STARTING,
+        ["pod w-1 is starting (Pending)."],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pod(make_pod, case):
+    status, reason, parts = CASES[case]
+    found = why(make_pod("w-1", ready=False, **status), BUDGET)
+    assert found.reason is reason
+    for part in parts:
+        assert part in found.message
+    assert "\n" not in found.message
+    assert ".." not in found.message.replace("...", "")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said", "reason", "parts"),
+    [
+        (
+            "Starting",
+            {"stage__name": "LoadingWeights", "stage__detail": "3 of 8 shards"},
+            Reason.STARTING,
+            ["LoadingWeights (3 of 8 shards) since 11:50:00 UTC, budget 600 s"],
+        ),
+        ("Starting", {"stage__since": "2026-01-01T13:50:00+02:00"}, Reason.STARTING, ["since 11:50:00 UTC"]),
+        ("Starting", {"started": True}, Reason.STARTING, ["its first probe is not back yet"]),
+        (
+            "Stalled",
+            {"verdict__message": "no token for 12 s"},
+            Reason.ENGINE_STALLED,
+            ["not ready: no token for 12 s"],
+        ),
+        ("Dead", {}, Reason.ENGINE_DEAD, ["not ready: Dead"]),
+        (
+            "Starting",
+            {
+                "started": True,
+                "stage__name": "Refused",
+                "configuration__problems": [
+                    {"reason": "InvalidPayload", "source": "Spec", "field": "f", "message": "m"}
+                ],
+            },
+            Reason.NOT_READY,
+            ["waits for a valid configuration"],
+        ),
+    ],
+)
+def test_worker_that_speaks(make_worker, verdict, said, reason, parts):
+    found = why(make_worker("w-1", verdict, ready=False, said=said), BUDGET)
+    assert found.reason is reason
+    for part in parts:
+        assert part in found.message
+
+
+def test_ready_and_going_need_no_reason(make_pod):
+    assert why(make_pod("w-1"), BUDGET) is None
+    assert why(make_pod("w-1", ready=False, metadata={"deletionTimestamp": "x"}), BUDGET) is None
+
+
+def test_what_only_the_user_can_mend_goes_first(make_pod):
+    causes = [
+        why(make_pod(case, ready=False, **CASES[case][0]), BUDGET)
+        for case in ("creating", "no cpu", "crash with a message", "image pull")
+    ]
+    assert worst(causes).reason is Reason.IMAGE_PULL_FAILED
+    assert worst(causes[:3]).reason is Reason.CRASH_LOOPING
+    assert worst(causes[:2]).reason is Reason.UNSCHEDULABLE
+    assert worst([]) is None
+
+
+def test_a_failing_custom_ping_is_named(make_worker):
+    said = "model:f answers 503 instead of 200"
+    ping = {"state": "Failing", "message": said, "since": "2026-01-01T12:00:00Z"}
+    pod = make_worker("w-1", ready=False, said={"ready": False, "customPing": ping})
+    cause = why(pod, 1800)
+    assert cause is not None
+    assert cause.reason is Reason.PING_FAILED
+    assert said in cause.message
+    stalled = make_worker("w-1", "Stalled", said={"customPing": ping})
+    cause = why(stalled, 1800)
+    assert cause is not None
+    assert cause.reason is Reason.ENGINE_STALLED, "the engine's own trouble goes first"
+
+
+def test_one_that_hangs_is_not_what_it_said_last(make_worker):
+    """The stream went silent, the kubelet's probes time out, and nothing restarts it."""
+    hung = make_worker("w-1", ready=False, connected=False, error="silent for 15 s")
+    found = why(hung, BUDGET)
+    assert found.reason is Reason.NOT_READY
+    assert "is not ready, and the operator gets no report from it (silent for 15 s)" in found.message
+    # Cut for a moment only, it is what it was.
+    assert (
+        why(make_worker("w-1", ready=False, connected=False, settled=False), BUDGET).reason is Reason.STARTING
+    )
+    loading = make_worker("w-1", "Starting", connected=False, container={"started": False})
+    assert why(loading, BUDGET).reason is Reason.STARTING
+    # The kubelet does reach it, and something else holds it up.
+    answers = make_worker("w-1", ready=False, connected=False, container={"ready": True})
+    assert why(answers, BUDGET).reason is Reason.STARTING
+
+
+@pytest.mark.parametrize(
+    ("pod", "told"),
+    [
+        ({}, "generates; the kubelet has yet to see it ready."),
+        ({"container": {"ready": True}}, "generates; the kubelet has yet to see it ready."),
+        (
+            {
+                "containerStatuses": [
+                    {"name": "main", "ready": True, "started": True, "state": {"running": {}}},
+                    {**SIDECAR, "state": {"running": {}}, "restartCount": 0},
+                ]
+            },
+            "generates; its container proxy is not ready.",
+        ),
+        (
+            {
+                "container": {"ready": True},
+                "conditions": [
+                    {
+                        "type": "Ready",
+                        "status": "False",
+                        "reason": "ReadinessGatesNotReady",
+                        "message": 'the status of pod readiness gate "a/b" is not "True", but False',
+                    }
+                ],
+            },
+            'generates; the status of pod readiness gate "a/b" is not "True", but False.',
+        ),
+    ],
+)
+def test_what_holds_up_one_that_generates(make_worker, pod, told):
+    found = why(make_worker("w-1", ready=False, **pod), BUDGET)
+    assert (found.reason, found.message) == (Reason.STARTING, f"pod w-1 {told}")
+
+
+def test_one_that_generates_and_takes_no_requests(make_worker):
+    found = why(make_worker("w-1", ready=False, said={"ready": False}), BUDGET)
+    assert (found.reason, found.message) == (
+        Reason.NOT_READY,
+        "pod w-1 takes no requests yet, or no more: it warms up, or is ending.",
+    )
+
+
+def test_the_stage_of_one_that_starts_again(make_worker):
+    pod = make_worker(
+        "w-1", "Starting", said={"stage__name": "LoadingWeights"}, ready=False, **again(ended(3))
+    )
+    assert why(pod, BUDGET).message.endswith("It is starting again: LoadingWeights since 11:50:00 UTC.")

@@ -1,0 +1,292 @@
+"""compat: the guide's functions, level by level; real Dynamo is tests/worker/test_python_api.py's."""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compat_payloads import CHAT, MARKERS, MINIMAL, OTHER, PAYLOAD, STANDARD, nothing_set  # noqa: F401
+
+from vllmendpoint_api import Level, ModelType, payload_for
+from vllmendpoint_worker.compat import (
+    HealthCheckRefusedError,
+    get_health_check_payload,
+    set_custom_health_check_payload,
+)
+from vllmendpoint_worker.compat._model import told_type
+from vllmendpoint_worker.compat._payloads import sent
+from vllmendpoint_worker.config.sources import TAKEN
+from vllmendpoint_worker.errors import WorkerError
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+class Config:
+    model = "gpt2"
+    health_check_level = "standard"
+    health_check_payload = PAYLOAD
+
+
+class Plain:
+    model = "no-such-organisation/no-such-model"
+
+
+# --- get_health_check_payload
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize(
+    ("word", "model_type"),
+    [
+        ("chat", ModelType.CHAT),
+        ("Chat", ModelType.CHAT),
+        ("completion", ModelType.COMPLETION),
+        ("COMPLETION", ModelType.COMPLETION),
+        ("embedding", ModelType.EMBEDDING),
+        (ModelType.EMBEDDING, ModelType.EMBEDDING),
+        ("generate", None),
+        (None, None),
+    ],
+)
+def test_defaults_are_the_guides(
+    monkeypatch: pytest.MonkeyPatch, level: Level, word: str | None, model_type: ModelType | None
+) -> None:
+    monkeypatch.setenv("DYN_HEALTH_CHECK_LEVEL", level.value.lower())
+    assert get_health_check_payload(config=Plain(), model_type=word) == payload_for(level, model_type)
+
+
+def test_minimal_without_any_setting() -> None:
+    assert get_health_check_payload(config=Plain(), model_type="generate") == MINIMAL
+    assert get_health_check_payload(config=None, model_type="chat") == CHAT
+
+
+def test_a_new_dict_every_time() -> None:
+    first = get_health_check_payload(Plain(), "chat")
+    assert first is not None
+    first["messages"][0]["content"] = "changed"
+    assert get_health_check_payload(Plain(), "chat") == CHAT
+    mine = {"messages": [{"role": "user", "content": "mine"}]}
+    given = get_health_check_payload({"health_check_payload": mine}, "chat")
+    assert given == mine
+    given["messages"][0]["content"] = "changed"
+    assert mine["messages"][0]["content"] == "mine"
+
+
+LEVELS: dict[str, dict[str, Any]] = {
+    # from the highest that this function knows to the lowest: what sets it, and what then is in force
+    "Environment": {"env": PAYLOAD | {"seed": 2}},
+    "ConfigFile": {"config": PAYLOAD | {"seed": 3}},
+    "CustomDefault": {"custom": PAYLOAD | {"seed": 4}},
+    "ModelDefault": {},
+}
+
+
+@pytest.mark.parametrize(("stronger", "weaker"), [*itertools.combinations(LEVELS, 2)])
+def test_every_pair_of_levels(monkeypatch: pytest.MonkeyPatch, stronger: str, weaker: str) -> None:
+    said = LEVELS[weaker] | LEVELS[stronger]
+    config = {"model": "gpt2", "health_check_level": "standard"}
+    if "env" in said:
+        monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(said["env"]))
+    if "config" in said:
+        config["health_check_payload"] = said["config"]
+    set_custom_health_check_payload(said.get("custom"))
+    expected = next(iter(LEVELS[stronger].values()), STANDARD)
+    assert get_health_check_payload(config, "completion") == expected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Config, Config(), {"health_check_payload": PAYLOAD}, {"health-check-payload": PAYLOAD}],
+    ids=["class", "object", "mapping", "dashes"],
+)
+def test_forms_of_config(config: object) -> None:
+    assert get_health_check_payload(config=config, model_type="generate") == PAYLOAD
+
+
+def test_level_of_the_config_and_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Levelled:
+        health_check_level = "standard"
+        health_check_payload = None  # as Dynamo's own Config has it where nothing is set
+
+    assert get_health_check_payload(Levelled, "completion") == STANDARD
+    monkeypatch.setenv("DYN_HEALTH_CHECK_LEVEL", "minimal")
+    assert get_health_check_payload(Levelled, "completion") == MINIMAL
+
+
+def test_config_file_where_no_config_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("model: gpt2\nhealth_check_level: standard\n")
+    monkeypatch.setenv("VLLMENDPOINT_CONFIG_FILE", str(file))
+    assert get_health_check_payload(None, "completion") == STANDARD
+    assert get_health_check_payload(Plain(), "completion") == MINIMAL
+    file.write_text("{")
+    with pytest.raises(HealthCheckRefusedError, match=r"ConfigFile: config.yaml is not YAML"):
+        get_health_check_payload(None, "completion")
+    assert get_health_check_payload(Plain(), "completion") == MINIMAL
+
+
+def test_payload_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "health_check.json"
+    monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", f"@{file}")
+    with pytest.raises(HealthCheckRefusedError, match="names a file that does not exist: mount it"):
+        get_health_check_payload(Config, "generate")
+    file.write_text(json.dumps(OTHER))
+    assert get_health_check_payload(Config, "generate") == OTHER
+
+
+@pytest.mark.parametrize("value", ["true", "TRUE", "1"])
+def test_disabled_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD_DISABLED", value)
+    assert get_health_check_payload(Config, "generate") is None
+    assert sent(None, "e") is None
+    assert sent(PAYLOAD, "e") is None  # a payload alone does not turn it on again
+
+
+def test_not_enabled_is_dynamos_to_obey(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_HEALTH_CHECK_ENABLED", "false")
+    assert get_health_check_payload(Config, "generate") == PAYLOAD
+
+
+def test_what_a_vllmendpoint_says_outranks_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings/settings.json").write_text('{"healthCheck": {"level": "Standard"}, "hash": "h"}')
+    monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(PAYLOAD))
+    assert get_health_check_payload(Config, "completion") == STANDARD
+    assert sent(PAYLOAD, "e") == STANDARD | MARKERS
+
+
+def test_in_the_worker_the_environment_that_it_took_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TAKEN, "DYN_HEALTH_CHECK_LEVEL", "standard")
+    assert get_health_check_payload(Plain(), "completion") == STANDARD
+
+
+@pytest.mark.parametrize(
+    ("environ", "config", "model_type", "sentence"),
+    [
+        ({"PAYLOAD": '{"secret'}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is not JSON"),
+        ({"PAYLOAD": '["secret"]'}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is a list: give"),
+        ({"PAYLOAD": "{}"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is an empty object: give"),
+        (
+            {"PAYLOAD": '{"prompt": "secret"}'},
+            Plain,
+            "embedding",
+            "Environment: DYN_HEALTH_CHECK_PAYLOAD.prompt does not fit an embedding model: ask with input",
+        ),
+        (
+            {"LEVEL": "secret"},
+            Plain,
+            "chat",
+            "Environment: DYN_HEALTH_CHECK_LEVEL is not a health-check level: use minimal, standard or",
+        ),
+        ({"PAYLOAD_DISABLED": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD_DISABLED is"),
+        ({"ENABLED": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_ENABLED is neither true nor"),
+        ({"INTERVAL": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_INTERVAL is not a number"),
+        (
+            {},
+            {"health_check_payload": None},
+            "chat",
+            "ConfigFile: health_check_payload is null: give a JSON object",
+        ),
+        (
+            {},
+            {"health_check_level": "huge"},
+            "chat",
+            "ConfigFile: health_check_level is not a health-check level: use",
+        ),
+        (
+            {},
+            {"health_check_payload": {"promt": "1"}},
+            "chat",
+            "ConfigFile: health_check_payload has none of prompt, messages and input: did you mean prompt",
+        ),
+        ({}, "secret.yaml", "chat", "ConfigFile: config is of type str: give an object or a mapping"),
+        (
+            {},
+            Plain,
+            "secret",
+            "Runtime: model_type is no type of model: use one of generate, chat, completion, embedding",
+        ),
+        ({}, Plain, 7, "Runtime: model_type is no type of model"),
+    ],
+)
+def test_refused_with_source_field_and_fix(
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    config: object,
+    model_type: Any,
+    sentence: str,
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(f"DYN_HEALTH_CHECK_{name}", value)
+    with pytest.raises(HealthCheckRefusedError) as refused:
+        get_health_check_payload(config, model_type)
+    assert isinstance(refused.value, ValueError)
+    assert isinstance(refused.value, WorkerError)
+    assert str(refused.value).startswith(sentence)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_log_says_level_and_source(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vllmendpoint_worker"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    get_health_check_payload({"health_check_level": "standard"}, "completion")
+    assert f"Health check payload: source=ModelDefault level=Standard payload={STANDARD}" in caplog.text
+    set_custom_health_check_payload(OTHER)
+    monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", '{"prompt": "secret"}')
+    caplog.clear()
+    get_health_check_payload(None, "completion")
+    assert "source=Environment level=None payload=not shown" in caplog.text
+    assert "ignored CustomDefault: `set_custom_health_check_payload()` is outranked by" in caplog.text
+    assert "secret'" not in caplog.text
+
+
+# --- model_type="generate"
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, ModelType.CHAT),
+        ({"tokenizer_config.json": '{"chat_template": [{"name": "default"}]}'}, ModelType.CHAT),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "x"}, ModelType.CHAT),
+        ({"chat_template.json": "{}"}, ModelType.CHAT),
+        ({"tokenizer.json": "{}", "additional_chat_templates/tools.jinja": "x"}, ModelType.CHAT),
+        ({"tokenizer_config.json": '{"chat_template": null}'}, ModelType.COMPLETION),
+        ({"tokenizer_config.json": "{}"}, ModelType.COMPLETION),
+        ({"tokenizer.json": "{}"}, ModelType.COMPLETION),
+        ({"config.json": "{}"}, None),
+        ({}, None),
+    ],
+)
+def test_generate_is_told_by_the_chat_template(
+    tmp_path: Path, files: dict[str, str], told: ModelType | None
+) -> None:
+    model = tmp_path / "model"
+    for name, text in files.items():
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(text)
+    assert told_type(str(model)) is told
+    assert told_type(model) is told
+    payload = get_health_check_payload({"model": str(model)}, "generate")
+    assert payload == payload_for(Level.MINIMAL, told)
+
+
+def test_generate_looks_into_the_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert told_type("org/model") is None
+    revision = tmp_path / "models--org--model" / "snapshots" / "abc"
+    revision.mkdir(parents=True)
+    (revision / "config.json").write_text("{}")
+    (revision / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    (tmp_path / "models--org--model/refs").mkdir()
+    (tmp_path / "models--org--model/refs/main").write_text("abc")
+    assert told_type("org/model") is ModelType.CHAT
+
+
+@pytest.mark.parametrize("model", ["", None, 7, "a/b/c/d", "\0", "x" * 5000, "../..//"])
+def test_a_model_that_is_none_cannot_be_told(model: object) -> None:
+    assert told_type(model) is None

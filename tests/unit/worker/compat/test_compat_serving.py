@@ -1,0 +1,357 @@
+"""compat: the custom default, what Dynamo is sent and reads, and that the import changes nothing of it."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compat_payloads import CHAT, MARKERS, MINIMAL, OTHER, PAYLOAD, STANDARD, nothing_set  # noqa: F401
+from fastapi import FastAPI
+
+from vllmendpoint_api import HandlerSettings
+from vllmendpoint_worker.compat import (
+    HealthCheckRefusedError,
+    get_health_check_payload,
+    set_custom_health_check_payload,
+)
+from vllmendpoint_worker.compat._environment import dynamo_environment, dynamo_variables
+from vllmendpoint_worker.compat._payloads import sent
+from vllmendpoint_worker.compat.runtime import _callable
+from vllmendpoint_worker.config.configuration import Configuration
+from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
+from vllmendpoint_worker.config.handler_sources import read as read_handlers
+from vllmendpoint_worker.config.merge import ABSENT
+from vllmendpoint_worker.config.sources import ConfigSources
+from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.handlers import HandlerRoom
+from vllmendpoint_worker.serving.state import Board
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+# --- set_custom_health_check_payload
+
+
+async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
+    sources = ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(tmp_path)})
+    assert sources.load().sources.custom_default is ABSENT
+    configuration = Configuration(sources, Board(worker_version="test"))
+    await configuration.load()
+    changed = asyncio.create_task(configuration.changed())
+    mine = dict(OTHER)
+    set_custom_health_check_payload(mine)
+    mine["prompt"] = "changed after the call"
+    assert sources.load().sources.custom_default == OTHER
+    configuration.watch(frozenset())  # as after the import of a handler script: no change of the files
+    await asyncio.wait_for(changed, 20)
+    set_custom_health_check_payload(None)
+    assert sources.load().sources.custom_default is ABSENT
+
+
+@pytest.mark.parametrize("payload", [{}, [], "text", {"max_tokens": 1}, {"prompt": object()}, {"prompt": ""}])
+def test_a_bad_custom_default_is_refused_at_once_and_changes_nothing(payload: Any) -> None:
+    set_custom_health_check_payload(OTHER)
+    with pytest.raises(HealthCheckRefusedError, match=r"^CustomDefault: set_custom_health_check_payload\(\)"):
+        set_custom_health_check_payload(payload)
+    assert CUSTOM_DEFAULT.value == OTHER
+
+
+def test_the_same_again_is_no_change() -> None:
+    """Or a script that is read again at every change would be one itself."""
+    set_custom_health_check_payload(OTHER)
+    version = CUSTOM_DEFAULT.version
+    set_custom_health_check_payload(dict(OTHER))
+    assert CUSTOM_DEFAULT.version == version
+
+
+def test_a_script_that_is_imported_takes_the_place_of_the_one_before() -> None:
+    with CUSTOM_DEFAULT.importing() as first:
+        set_custom_health_check_payload(OTHER)
+        assert get_health_check_payload(None, "completion") == OTHER
+        with ThreadPoolExecutor() as others:
+            assert others.submit(lambda: CUSTOM_DEFAULT.value).result() is ABSENT
+    assert CUSTOM_DEFAULT.value is ABSENT, "it is in force with its handlers, or not at all"
+    CUSTOM_DEFAULT.set(first.payload)
+    assert CUSTOM_DEFAULT.value == OTHER
+    with pytest.raises(KeyError), CUSTOM_DEFAULT.importing():  # noqa: PT012
+        set_custom_health_check_payload(PAYLOAD)
+        raise KeyError
+    assert CUSTOM_DEFAULT.value == OTHER
+    with CUSTOM_DEFAULT.importing() as last:
+        pass  # a script that sets none
+    assert last.payload is None
+
+
+SCRIPT = """
+import vllmendpoint_worker.compat
+from dynamo.vllm.health_check import set_custom_health_check_payload
+
+set_custom_health_check_payload({"prompt": "ping", "max_tokens": 1, "temperature": 0.0})
+
+async def ping():
+    return "pong"
+"""
+
+
+@pytest.mark.usefixtures("clean")
+async def test_a_handler_script_of_the_worker_sets_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = tmp_path / "model.py"
+    room = HandlerRoom(lambda: None)
+    room.attach(FastAPI())
+
+    async def load(text: str) -> object:
+        script.write_text(text)
+        environ = {"SAGEMAKER_MODEL_PATH": str(tmp_path)}
+        wanted, problems = read_handlers(HandlerSettings(), tmp_path / "settings", environ)
+        assert problems == ()
+        loaded, before = await room.load(wanted), CUSTOM_DEFAULT.value
+        generation = room.bound(loaded)
+        assert CUSTOM_DEFAULT.value == before, "it comes into force with its handlers"
+        room.swap(generation)
+        return CUSTOM_DEFAULT.value
+
+    assert await load(SCRIPT) == OTHER
+    with pytest.raises(ConfigurationRefusedError):
+        await load(SCRIPT.replace("ping", "other") + "raise RuntimeError")
+    assert CUSTOM_DEFAULT.value == OTHER
+    assert await load(SCRIPT.replace("set_custom_health_check_payload(", "print(")) is ABSENT
+
+
+# --- serve_endpoint
+
+
+def test_a_payload_passed_outranks_all_and_carries_both_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", "not even JSON")
+    set_custom_health_check_payload(OTHER)
+    mine = dict(PAYLOAD)
+    assert sent(mine, "e") == PAYLOAD | MARKERS
+    assert mine == PAYLOAD
+
+
+def test_none_passed_the_other_levels_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(None, "e") == MINIMAL | MARKERS
+    monkeypatch.setenv("DYN_HEALTH_CHECK_LEVEL", "standard")
+    assert sent(None, "e") == STANDARD | MARKERS
+    monkeypatch.setenv("VLLMENDPOINT_MODEL_TYPE", "Embedding")
+    assert sent(None, "e") == {"input": "test"} | MARKERS
+    monkeypatch.delenv("VLLMENDPOINT_MODEL_TYPE")
+    set_custom_health_check_payload(OTHER)
+    assert sent(None, "e") == OTHER | MARKERS
+    monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(PAYLOAD))
+    assert sent(None, "e") == PAYLOAD | MARKERS
+
+
+def test_dynamos_own_form_passes() -> None:
+    from dynamo.vllm.health_check import VllmEmbeddingHealthCheckPayload, VllmHealthCheckPayload
+
+    theirs = VllmHealthCheckPayload().to_dict()
+    assert "token_ids" in theirs
+    assert sent(theirs, "e") == theirs | MARKERS
+    theirs = VllmEmbeddingHealthCheckPayload("m").to_dict()
+    assert sent(theirs, "e") == theirs | MARKERS
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ("text", "Runtime: health_check_payload is text: give a JSON object"),
+        ({}, "Runtime: health_check_payload is an empty object"),
+        ({"prompt": "1", "input": "1"}, "Runtime: health_check_payload has both prompt and input"),
+        (
+            {"prompt": "1", "max_tokens": "1"},
+            "Runtime: health_check_payload.max_tokens is not a whole number",
+        ),
+        ({"token_ids": []}, "Runtime: health_check_payload.token_ids is no list of token ids: give"),
+        ({"token_ids": [1], "x": {1, 2}}, "Runtime: health_check_payload holds something that JSON cannot"),
+    ],
+)
+def test_a_bad_payload_is_refused_before_anything_is_served(payload: object, sentence: str) -> None:
+    with pytest.raises(HealthCheckRefusedError) as refused:
+        sent(payload, "e")
+    assert str(refused.value).startswith(sentence)
+
+
+async def _one(request: Any) -> Any:
+    yield request
+
+
+async def _named(request: Any, context: Any) -> Any:
+    yield request, context
+
+
+async def _other(request: Any, ctx: Any) -> Any:
+    yield request, ctx
+
+
+async def _positional(request: Any, context: Any, /) -> Any:
+    yield request, context
+
+
+async def _optional(request: Any, temperature: float = 1.0) -> Any:
+    yield request, temperature
+
+
+class Methods:
+    async def generate(self, request: Any, ctx: Any) -> Any:
+        yield request, ctx
+
+    async def __call__(self, request: Any, context: Any) -> Any:
+        yield request, context
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (_one, "r"),
+        (_named, ("r", "c")),
+        (_other, ("r", "c")),
+        (_positional, ("r", "c")),
+        (_optional, ("r", 1.0)),
+        (Methods().generate, ("r", "c")),
+        (Methods(), ("r", "c")),
+    ],
+)
+async def test_handlers_of_one_and_of_two_arguments(handler: Any, expected: object) -> None:
+    """As Dynamo calls: the context by name, and only where the handler has a parameter of that name."""
+    import inspect
+
+    served = _callable(handler)
+    named = "context" in inspect.signature(served).parameters
+    answer = served("r", context="c") if named else served("r")
+    assert [item async for item in answer] == [expected]
+
+
+def test_a_handler_that_dynamo_can_call_is_not_wrapped() -> None:
+    assert _callable(_one) is _one
+    assert _callable(_named) is _named
+    assert _callable(print) is print
+
+
+# --- the environment
+
+
+@pytest.mark.parametrize(
+    ("environ", "variables"),
+    [
+        ({}, {}),
+        ({"DYN_CANARY_WAIT_TIME": "7"}, {}),
+        (
+            {"DYN_HEALTH_CHECK_ENABLED": "1", "DYN_SYSTEM_PORT": "0"},
+            {"DYN_HEALTH_CHECK_ENABLED": "true"},
+        ),
+        ({"DYN_HEALTH_CHECK_ENABLED": "Off"}, {"DYN_HEALTH_CHECK_ENABLED": "false"}),
+        ({"DYN_HEALTH_CHECK_ENABLED": " "}, {"DYN_HEALTH_CHECK_ENABLED": ""}),
+        (
+            {"DYN_HEALTH_CHECK_ENABLED": "true"},
+            {"DYN_HEALTH_CHECK_ENABLED": "true", "DYN_SYSTEM_PORT": "8082", "DYN_SYSTEM_HOST": "127.0.0.1"},
+        ),
+        (
+            {"DYN_HEALTH_CHECK_ENABLED": "yes", "DYN_SYSTEM_HOST": "::"},
+            {"DYN_HEALTH_CHECK_ENABLED": "true", "DYN_SYSTEM_PORT": "8082"},
+        ),
+        (
+            {"DYN_HEALTH_CHECK_INTERVAL": "30"},
+            {"DYN_HEALTH_CHECK_INTERVAL": "", "DYN_CANARY_WAIT_TIME": "30"},
+        ),
+        (
+            {"DYN_HEALTH_CHECK_INTERVAL": "1.5", "DYN_CANARY_WAIT_TIME": "7"},
+            {"DYN_HEALTH_CHECK_INTERVAL": "", "DYN_CANARY_WAIT_TIME": "2"},
+        ),
+        ({"DYN_HEALTH_CHECK_INTERVAL": ""}, {"DYN_HEALTH_CHECK_INTERVAL": ""}),
+        ({"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "1"}, {"DYN_HEALTH_CHECK_ENABLED": "true"}),
+        ({"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "0"}, {}),
+        (
+            {"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true", "DYN_HEALTH_CHECK_ENABLED": "false"},
+            {"DYN_HEALTH_CHECK_ENABLED": "true"},
+        ),
+    ],
+)
+def test_what_dynamo_reads(environ: dict[str, str], variables: dict[str, str]) -> None:
+    assert dynamo_variables(environ) == variables
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("INTERVAL", "0.5"),
+        ("INTERVAL", "0"),
+        ("INTERVAL", "nan"),
+        ("INTERVAL", "thirty"),
+        ("ENABLED", "maybe"),
+        ("PAYLOAD_DISABLED", "maybe"),
+    ],
+)
+def test_what_dynamo_must_not_read(name: str, value: str) -> None:
+    with pytest.raises(HealthCheckRefusedError, match=f"^Environment: DYN_HEALTH_CHECK_{name} is n"):
+        dynamo_variables({f"DYN_HEALTH_CHECK_{name}": value})
+
+
+def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_HEALTH_CHECK_ENABLED", "1")
+    monkeypatch.setenv("DYN_HEALTH_CHECK_INTERVAL", "30")
+    before = dict(os.environ)
+    with pytest.raises(KeyError), dynamo_environment():  # noqa: PT012
+        assert os.environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
+        assert os.environ["DYN_CANARY_WAIT_TIME"] == "30"
+        raise KeyError
+    assert dict(os.environ) == before
+
+
+# --- the import
+
+
+IMPORT_BEFORE = "import dynamo.vllm.health_check"
+SNAPSHOT = """
+import importlib, sys
+BEFORE
+MODULES = ["dynamo", "dynamo._core", "dynamo.health_check", "dynamo.runtime", "dynamo.vllm", "dynamo.common"]
+upstream = [importlib.import_module(name) for name in MODULES]
+if "dynamo.vllm.health_check" in sys.modules:
+    upstream.append(sys.modules["dynamo.vllm.health_check"])
+classes = [value for module in upstream for value in vars(module).values() if isinstance(value, type)]
+objects = [*upstream, *classes]
+
+def attributes():
+    return [{name: id(value) for name, value in vars(thing).items()} for thing in objects]
+
+before = attributes()
+import vllmendpoint_worker.compat
+from dynamo import DistributedRuntime
+from dynamo.vllm.health_check import get_health_check_payload, set_custom_health_check_payload
+assert DistributedRuntime.from_settings and get_health_check_payload(None, "chat")
+import dynamo.vllm.health_check as module
+assert BEFORE_IT or module.get_health_check_payload is get_health_check_payload
+from dynamo.vllm.health_check import HEALTH_CHECK_KEY, VllmHealthCheckPayload, _make_default_payload
+assert "VllmHealthCheckPayload" in dir(sys.modules["dynamo.vllm.health_check"])
+try:
+    from dynamo.vllm.health_check import no_such_name
+except ImportError:
+    pass
+else:
+    raise AssertionError
+assert attributes() == before, [
+    (thing, set(now.items()) ^ set(then.items()))
+    for thing, now, then in zip(objects, attributes(), before) if now != then
+]
+assert len(objects) > 20, len(objects)
+import pickle
+assert type(pickle.loads(pickle.dumps(VllmHealthCheckPayload()))) is VllmHealthCheckPayload
+assert "vllm" not in sys.modules and "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("before", ["", IMPORT_BEFORE])
+def test_the_import_changes_no_upstream_object_and_needs_no_engine(before: str) -> None:
+    program = SNAPSHOT.replace("BEFORE_IT", repr(bool(before))).replace("BEFORE\n", f"{before}\n", 1)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

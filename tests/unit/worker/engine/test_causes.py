@@ -1,0 +1,154 @@
+"""What ended the worker, in one sentence: from errors as Dynamo and vLLM raise them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, Field, ValidationError
+
+from vllmendpoint_api import Stage
+from vllmendpoint_worker import start
+from vllmendpoint_worker.engine import engine_errors as causes
+from vllmendpoint_worker.engine import stages
+from vllmendpoint_worker.engine.engine_errors import EngineErrors, download_failed, sentence
+from vllmendpoint_worker.engine.stages import ENV_STAGE_SOCKET, StageReceiver
+from vllmendpoint_worker.errors import EngineStartError
+from vllmendpoint_worker.process import shutdown as leaving
+from vllmendpoint_worker.serving.state import Board
+
+FETCH = (
+    "Failed to fetch model 'team/gated' at revision 'main' from HuggingFace. "
+    "Is this a valid HuggingFace ID and revision? Error: request error: "
+)
+URL = "http://127.0.0.1:46411/api/models/team/gated/revision/main"
+FILE = (
+    "Failed to download file 'config.json' from model 'team/gated': request error: HTTP status client error "
+    "(401 Unauthorized) for url (http://127.0.0.1:37977/team/gated/resolve/aa/config.json)"
+)
+"""Recorded from Dynamo 1.3's downloader against a loopback hub that answers so (HF_ENDPOINT)."""
+POINTER = RuntimeError(
+    "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            f"{FETCH}HTTP status client error (401 Unauthorized) for url ({URL})",
+            [f"{URL} answered 401 Unauthorized.", "gated or private", "as HF_TOKEN"],
+        ),
+        (f"{FETCH}HTTP status client error (403 Forbidden) for url ({URL})", ["403 Forbidden", "gated"]),
+        (FILE, ["config.json answered 401 Unauthorized", "gated"]),
+        (f"{FETCH}HTTP status client error (404 Not Found) for url ({URL})", ["404 Not Found", "model.uri"]),
+        (f"{FETCH}HTTP status client error (429 Too Many Requests) for url ({URL})", ["limits this address"]),
+        (
+            f"{FETCH}HTTP status server error (500 Internal Server Error) for url ({URL})",
+            ["a problem of its own"],
+        ),
+        (f"{FETCH}error sending request for url ({URL})", [f"{URL} cannot be reached", "HF_ENDPOINT"]),
+        ("No space left on device (os error 28)", ["Exception: No space left on device"]),
+    ],
+)
+def test_a_download_that_fails(text: str, parts: list[str]) -> None:
+    told = download_failed("team/gated", Exception(text))
+    assert told is not None
+    assert told.startswith("ModelDownloadFailed: the model 'team/gated' cannot be downloaded: ")
+    for part in parts:
+        assert part in told
+    assert "\n" not in told
+
+
+def test_an_error_of_our_own_is_no_failed_download() -> None:
+    assert download_failed("m", EngineStartError("--x is refused")) is None
+
+
+def test_one_line_and_no_value_of_what_was_given() -> None:
+    class Strict(BaseModel):
+        port: Annotated[int, Field(gt=0)]
+
+    with pytest.raises(ValidationError) as refused:
+        Strict.model_validate({"port": "s3cret"})
+    assert sentence(refused.value).startswith("Strict: port: Input should be a valid integer")
+    assert "s3cret" not in sentence(refused.value)
+    assert sentence(ValueError("two\n  lines")) == "ValueError: two lines"
+    assert sentence(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_the_engines_own_error_stands_for_one_that_points_at_it() -> None:
+    errors = EngineErrors()
+    assert errors.behind(POINTER).startswith("RuntimeError: Engine core initialization failed")
+    assert not errors.last()
+    errors.heard("ValueError: no memory for the cache")
+    errors.heard("RuntimeError: Worker failed. See root cause above.")
+    assert errors.behind(POINTER) == "The engine failed: ValueError: no memory for the cache"
+    assert errors.behind(ValueError("of another kind")) == "ValueError: of another kind"
+    errors.heard("OSError: a later one")
+    assert errors.last() == " The last error in its log: OSError: a later one"
+
+
+CHILD = """
+import logging
+from vllmendpoint_worker.engine.stages import install
+install()
+log = logging.getLogger("vllm.v1.engine.core")
+logging.getLogger("vllm").setLevel(logging.INFO)
+log.error("an error without an exception")
+try:
+    raise ValueError("To serve one request\\nmore cache is needed")
+except ValueError:
+    log.info("nothing", exc_info=True)
+    log.exception("EngineCore failed to start.")
+"""
+
+
+def test_the_error_of_a_child_process_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = EngineErrors()
+    monkeypatch.setattr(stages, "ENGINE", errors)
+    receiver = StageReceiver(lambda stage: None)
+    try:  # never started: what waits in the socket is read when it stops
+        environ = {**os.environ, ENV_STAGE_SOCKET: receiver.address.replace(str(os.getpid()), "1")}
+        subprocess.run([sys.executable, "-c", CHILD], env=environ, check=True, timeout=30)
+    finally:
+        receiver.stop()
+    assert (
+        errors.behind(POINTER) == "The engine failed: ValueError: To serve one request more cache is needed"
+    )
+    assert causes.ENGINE is not errors
+
+
+def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the kubelet does when worker.startupTimeoutSeconds is used up."""
+    log = tmp_path / "termination-log"
+    log.touch()
+    codes: list[int] = []
+    monkeypatch.setattr(leaving, "TERMINATION_LOG", log)
+    monkeypatch.setattr(start, "leave", codes.append)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    board = Board(worker_version="1")
+    board.stage(Stage.LOADING_WEIGHTS)
+    try:
+        start._end_on_signals(board)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert codes == [0]
+    assert log.read_text().startswith("It was ended in the stage LoadingWeights, reached at ")
+    assert board.facts.stage.name == Stage.STOPPING
+
+
+def test_the_cause_is_told_by_the_stage_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = EngineErrors()
+    errors.heard("ValueError: no memory for the cache")
+    monkeypatch.setattr(start, "ENGINE", errors)
+    board = Board(worker_version="1")
+    board.stage(Stage.DOWNLOADING, "team/gated")
+    assert start._cause(board, Exception("x")).startswith("ModelDownloadFailed: the model 'team/gated' ")
+    assert start._cause(board, EngineStartError("x")) == "EngineStartError: x"
+    board.stage(Stage.STARTING_ENGINE)
+    assert start._cause(board, POINTER) == "The engine failed: ValueError: no memory for the cache"

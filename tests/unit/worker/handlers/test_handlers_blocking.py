@@ -1,0 +1,236 @@
+"""Handlers that block the event loop: they are named, and interrupted once their replacement is there."""
+
+import asyncio
+import re
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+from handlers_served import Served
+
+from vllmendpoint_api import PingState, Stage, Verdict, VerdictReport
+from vllmendpoint_worker.config.handler_sources import Wanted, read
+from vllmendpoint_worker.handlers import PingWatch, Unblocker, _unblock
+from vllmendpoint_worker.handlers.loading import _load
+from vllmendpoint_worker.process.clock import Clock
+from vllmendpoint_worker.serving.state import Board
+
+PING = "async def custom_sagemaker_ping_handler(request):\n"
+MENDED = f"{PING}    return 1\n"
+BLOCKS = {
+    "sleep": "    import time\n    time.sleep(60)\n",
+    "loop": "    while True:\n        pass\n",
+    "retries": "    import time\n    while True:\n        try:\n            time.sleep(60)\n"
+    "        except Exception:\n            pass\n",
+    "lock": "    import threading\n    threading.Event().wait(60)\n",
+    "socket": "    import socket\n    a, b = socket.socketpair()\n    with a, b:\n        a.recv(1)\n",
+}
+
+
+class ManualClock(Clock):
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Blocked:
+    """The loop, as the board sees it; in a tenth of its time."""
+
+    def __init__(self, served: Served, *, serving: bool = False) -> None:
+        self.served = served
+        self.beat = time.monotonic()
+        self.unblocker = Unblocker(
+            served.room, blocked=self.seconds, serving=lambda: serving, wanted=self.wanted
+        )
+
+    def seconds(self) -> float:
+        silent = time.monotonic() - self.beat
+        return silent * 10 if silent > 0.3 else 0.0
+
+    def wanted(self) -> Wanted | None:
+        wanted, problems = read(self.served.settings, self.served.settings_dir, self.served.environ)
+        return None if problems else wanted
+
+    async def run(self) -> None:
+        while True:
+            self.beat = time.monotonic()
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def blocked(served: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Blocked]:
+    monkeypatch.setattr(_unblock, "_SECONDS", 0.05)
+    before = signal.getsignal(signal.SIGURG)
+    state = Blocked(served)
+    beating = asyncio.create_task(state.run())
+    state.unblocker.start()
+    yield state
+    state.unblocker.stop()
+    state.unblocker._thread.join(5)
+    beating.cancel()
+    signal.signal(signal.SIGURG, before)
+
+
+def watch_of(served: Served) -> PingWatch:
+    return PingWatch(
+        served.room,
+        address=lambda: ("127.0.0.1", 8080),
+        timeout=lambda: 5.0,
+        thresholds=lambda: (1, 1),
+        changed=lambda report: None,
+    )
+
+
+def later(served: Served, script: str, seconds: float = 0.6) -> threading.Timer:
+    timer = threading.Timer(seconds, served.script, [script])
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+async def test_a_ping_that_blocks_the_loop_ends_when_the_script_is_mended(
+    served: Served, blocked: Blocked, name: str
+) -> None:
+    served.script(PING + BLOCKS[name])
+    await served.start()
+    watch = watch_of(served)
+    timer = later(served, MENDED)
+    began = time.monotonic()
+    await watch.ask()
+    timer.join()
+    assert 0.6 <= time.monotonic() - began < 10
+    assert watch.report is not None
+    assert watch.report.state == PingState.FAILING
+    error = served.room.report().last_error
+    assert error is not None
+    assert "blocked the worker's event loop at model.py line" in error.message
+    assert "interrupted to be replaced" in error.message
+    began = time.monotonic()
+    await watch.ask()  # the old handler is not asked again
+    assert time.monotonic() - began < 0.3
+    assert watch.report.message.endswith("blocked the worker's event loop and was interrupted")
+    await served.start()
+    await watch.ask()
+    assert watch.report.state == PingState.PASSING
+
+
+async def test_a_task_that_blocks_the_loop(served: Served, blocked: Blocked) -> None:
+    served.script(
+        f"import asyncio, time\nasync def poll():\n    time.sleep(60)\nasyncio.create_task(poll())\n{MENDED}"
+    )
+    await served.start()
+    timer = later(served, MENDED)
+    began = time.monotonic()
+    await asyncio.sleep(0.1)
+    timer.join()
+    assert time.monotonic() - began < 10
+    assert "raised GivenUpError at model.py line 3" in str(served.room.report().last_error)
+
+
+async def test_a_middleware_that_blocks_the_loop_while_it_is_made(served: Served, blocked: Blocked) -> None:
+    served.script("""
+import time
+from model_hosting_container_standards.common.fastapi.middleware import custom_middleware
+@custom_middleware("throttle")
+class Throttle:
+    def __init__(self, app):
+        time.sleep(60)
+""")
+    timer = later(served, MENDED)
+    problem = await served.refused()
+    timer.join()
+    assert "at model.py line 7" in problem.message
+    await served.start()
+    assert (await served.ask()).json() == 1
+
+
+async def test_an_import_that_hangs_is_given_up_when_the_script_is_mended(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_load, "CHANGE_SECONDS", 0.1)
+    served.script("import time\nwhile True:\n    time.sleep(0.1)\n")
+    timer = later(served, MENDED)
+    began = time.monotonic()
+    problem = await served.refused()
+    timer.join()
+    assert 0.6 <= time.monotonic() - began < 10
+    assert re.search(r"were not imported within \d s \(model.py line 3\)", problem.message)
+    await served.start()
+    assert (await served.ask()).json() == 1
+
+
+async def test_without_another_script_nothing_is_interrupted(served: Served, blocked: Blocked) -> None:
+    served.script(f"{PING}    import time\n    time.sleep(1)\n    return 1\n")
+    await served.start()
+    watch = watch_of(served)
+    await watch.ask()
+    assert watch.report is not None
+    assert watch.report.state == PingState.PASSING
+
+
+async def test_a_handler_that_serves_is_given_time(
+    served: Served, blocked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked.unblocker, "_serving", lambda: True)
+    served.script(f"{PING}    import time\n    time.sleep(1.5)\n    return 1\n")
+    await served.start()
+    timer = later(served, MENDED, 0.2)
+    assert (await served.ask()).json() == 1
+    timer.join()
+    monkeypatch.setattr(_unblock, "PATIENCE_SECONDS", 5.0)
+    timer = later(served, MENDED + "# again\n", 0.2)
+    assert (await served.ask()).status_code == 500
+    timer.join()
+
+
+async def test_what_is_no_code_of_the_customers_is_not_interrupted(served: Served, blocked: Blocked) -> None:
+    served.script(MENDED)
+    await served.start()
+    served.room.give_up()
+    timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGURG])
+    timer.start()
+    time.sleep(0.4)
+    timer.join()
+
+
+# --- what the report says ---
+
+
+def starting() -> tuple[Board, ManualClock]:
+    clock = ManualClock()
+    board = Board(worker_version="1", clock=clock)
+    board.stage(Stage.WARMING)
+    board.update(verdict=VerdictReport(state=Verdict.STARTING, since=datetime.now(UTC)))
+    board.beat(starting=True)
+    return board, clock
+
+
+def test_a_handler_that_blocks_the_start_is_named() -> None:
+    board, clock = starting()
+    board.culprit = lambda: "model.py line 3"
+    clock.now += 7.9
+    assert board.report().verdict.state == Verdict.STARTING
+    clock.now += 0.2
+    report = board.report()
+    assert (report.ready, report.started, report.verdict.state) == (False, False, Verdict.STALLED)
+    assert "blocked by a custom handler, model.py line 3" in report.verdict.message
+    assert (report.stage.name, report.stage.detail) == (
+        Stage.WARMING,
+        "a custom handler blocks the worker, model.py line 3",
+    )
+    board.beat(starting=True)
+    assert board.report().stage.detail == ""
+
+
+def test_a_start_that_blocks_the_loop_itself_is_no_stall() -> None:
+    board, clock = starting()
+    clock.now += 1000.0
+    assert board.blocked_for() == 0.0
+    assert board.report().verdict.state == Verdict.STARTING
+    board.beat()
+    clock.now += 1000.0
+    assert board.blocked_for() == 1000.0

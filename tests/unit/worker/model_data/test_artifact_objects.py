@@ -1,0 +1,147 @@
+"""Which objects of a bucket are the model's data, and where in the folder they go."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vllmendpoint_worker.errors import ArtifactsError
+from vllmendpoint_worker.model_data import artifacts as artifacts_module
+from vllmendpoint_worker.model_data.artifacts import placed, selected
+from vllmendpoint_worker.model_data.s3 import Location, StoredObject
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://b-1.c/a/b/", ("b-1.c", "a/b/")),
+        ("s3://bucket", ("bucket", "")),
+        ("s3://bucket/", ("bucket", "")),
+        ("S3://bucket/a", None),
+        ("s3://b/a", None),
+        ("https://bucket/a", None),
+        ("s3:///a", None),
+        ("s3://Bucket/a", None),
+    ],
+)
+def test_uris(uri: str, expected: tuple[str, str] | None) -> None:
+    if expected is None:
+        with pytest.raises(ArtifactsError, match="is no S3 URI"):
+            Location.parse(uri)
+    else:
+        assert Location.parse(uri) == Location(*expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "keys", "expected"),
+    [
+        ("m/", ["m/", "m/a", "m/b/c", "m/d/"], ["m/a", "m/b/c"]),
+        ("m", ["m-2/a", "m.txt", "m/a"], ["m/a"]),  # S3 lists by beginning, a folder is meant
+        ("m.tar.gz", ["m.tar.gz", "m.tar.gz.old"], ["m.tar.gz"]),
+        ("", ["a", "b/c"], ["a", "b/c"]),
+    ],
+)
+def test_which_objects(key: str, keys: list[str], expected: list[str]) -> None:
+    found = selected((StoredObject(each, "e", 1) for each in keys), key)
+    assert [each.key for each in found] == expected
+
+
+@pytest.mark.parametrize("keys", [[], ["m/"], ["m-2/a"]])
+def test_an_empty_prefix(keys: list[str]) -> None:
+    with pytest.raises(ArtifactsError, match="holds no object"):
+        selected((StoredObject(each, "e", 1) for each in keys), "m")
+
+
+def test_a_prefix_that_is_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts_module, "MAX_OBJECTS", 3)
+    with pytest.raises(ArtifactsError, match="more than 3 objects"):
+        selected((StoredObject(f"m/{n}", "e", 1) for n in range(4)), "m/")
+
+
+@pytest.mark.parametrize("size", [1, 0])
+def test_an_object_beside_a_folder_of_its_name(size: int) -> None:
+    """A console or a file system mounted over S3 writes an object of zero bytes for a folder."""
+    objects = [StoredObject("m", "e", size), StoredObject("m-2", "e", 1), StoredObject("m/a", "e", 1)]
+    if size:
+        with pytest.raises(ArtifactsError, match="both an object and a folder of objects: end it with a"):
+            selected(objects, "m")
+    else:
+        assert [each.key for each in selected(objects, "m")] == ["m/a"]
+
+
+def test_an_object_of_zero_bytes_is_no_model() -> None:
+    with pytest.raises(ArtifactsError, match="names an object of zero bytes"):
+        selected([StoredObject("m", "e", 0), StoredObject("m-2", "e", 1)], "m")
+
+
+def test_markers_of_folders_within_the_folder_are_left_out() -> None:
+    sizes = {"m/": 0, "m/a": 0, "m/a/": 0, "m/a/b": 0, "m/a/b/c": 1, "m/a/empty": 0, "m/z": 0}
+    objects = [StoredObject(key, "e", size) for key, size in sizes.items()]
+    found = selected(objects, "m/")
+    assert [each.key for each in found] == ["m/a/b/c", "m/a/empty", "m/z"]
+    assert set(placed(found, "m/")) == {"a/b/c", "a/empty", "z"}
+
+
+def test_what_comes_after_the_folder_is_not_listed() -> None:
+    def objects() -> Iterator[StoredObject]:
+        for key in ("m", "m-1", "m.txt"):
+            yield StoredObject(key, "e", 1)
+        yield StoredObject("m0", "e", 1)
+        raise AssertionError("listed on")
+
+    assert [each.key for each in selected(objects(), "m")] == ["m"]
+
+
+UNUSUAL = [
+    *("a\u00a0b", "Screenshot 2026-01-01 at 9.41.00\u202fAM.png", "\u3000", " a ", "a\u200bb", "\ufeffa"),
+    *(
+        "a\u00adb",
+        "\U0001f468\u200d\U0001f4bb",
+        "\ue000",
+        "\U000e0fff",
+        "a\u2028b",
+        "e\u0301",
+        "\u202eg",
+        "a\\b",
+    ),
+]
+"""Blanks of other kinds than the ASCII one, and what Python does not call printable."""
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_characters_are_no_reason_to_refuse(name: str, tmp_path: Path) -> None:
+    paths = placed([StoredObject(f"m/{name}/{name}", "e", 1)], "m/")
+    assert list(paths) == [f"{name}/{name}"]
+    (tmp_path / name).write_text("as the file system takes it")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("a\nb", "a name with a control character"),
+        ("a\0b", "a name with a control character"),
+        ("a\x7fb", "a name with a control character"),
+        ("a\x85b", "a name with a control character"),
+        ("x" * 256, "a name longer than 255 bytes"),
+        ("\u00e9" * 128, "a name longer than 255 bytes"),
+    ],
+)
+def test_names_that_no_file_may_have(name: str, wrong: str) -> None:
+    with pytest.raises(ArtifactsError, match=f"holds an object with {wrong}") as raised:
+        placed([StoredObject(f"m/{name}", "e", 1)], "m/")
+    assert raised.value.what.isascii()
+    assert raised.value.what.isprintable()
+
+
+@pytest.mark.parametrize(
+    "key", ["m/../a", "m/a/../../b", "m//etc/passwd", "m/./a", "m/a//b", "m/.vllmendpoint/manifest.json"]
+)
+def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
+    with pytest.raises(ArtifactsError, match="no path within the folder") as raised:
+        placed([StoredObject(key, "e", 1)], "m/")
+    assert raised.value.what.isprintable()
+
+
+def test_a_file_cannot_be_a_folder_too() -> None:
+    with pytest.raises(ArtifactsError, match="both as a file and as a folder"):
+        placed([StoredObject("m/a/b", "e", 1), StoredObject("m/a", "e", 1)], "m/")

@@ -1,0 +1,96 @@
+"""A model at a revision, from a hub on loopback that has two of them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.model_hub import model_hub
+from vllmendpoint_worker.engine.engine_errors import download_failed
+
+FILES = {
+    "main": {"config.json": b'{"of": "main"}', "pytorch_model.bin": b"pickled"},
+    "v2": {
+        "config.json": b'{"of": "v2"}',
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"pickled",
+        "original/consolidated.pth": b"pickled",
+    },
+}
+FETCH = """
+import sys
+from vllmendpoint_worker.model_data.hub import snapshot
+try:
+    print(snapshot(*sys.argv[1:]))
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    with model_hub(FILES) as url:
+        yield url
+
+
+def fetch(url: str, home: Path, model: str, revision: str, **environ: str) -> tuple[str, str]:
+    """The folder, or what was raised; a process of its own, since the library reads its variables once."""
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH, model, revision],
+        env={"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environ},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.stdout.strip(), done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def test_the_revision_is_fetched_and_its_weights_once(hub: str, tmp_path: Path) -> None:
+    folder, error = fetch(hub, tmp_path, "team/toy", "v2")
+    assert not error
+    names = sorted(path.name for path in Path(folder).iterdir())
+    assert names == ["config.json", "model.safetensors"]
+    assert json.loads((Path(folder) / "config.json").read_text()) == {"of": "v2"}
+    # Without the hub the cache has it.
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2", **offline) == (folder, "")
+
+
+def test_weights_of_another_format_are_fetched_where_there_are_no_others(hub: str, tmp_path: Path) -> None:
+    folder, error = fetch(hub, tmp_path, "team/toy", "main")
+    assert not error
+    assert (Path(folder) / "pytorch_model.bin").read_bytes() == b"pickled"
+    assert fetch("http://127.0.0.1:9", tmp_path, "team/toy", "main", HF_HUB_OFFLINE="1") == (folder, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "says"),
+    [
+        ("team/toy", "v3", "answered 404 Not Found. Check model.uri, and model.revision."),
+        ("team/gated", "main", "answered 403 Forbidden. The model is gated or private"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_as_for_any_model(
+    hub: str, tmp_path: Path, model: str, revision: str, says: str
+) -> None:
+    _, error = fetch(hub, tmp_path, model, revision)
+    assert says in (download_failed(model, OSError(error)) or ""), error
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    _, error = fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2")
+    said = download_failed("team/toy", OSError(error)) or ""
+    assert "http://127.0.0.1:9/api/models/team/toy/tree/v2 cannot be reached. Check DNS" in said, error
+
+
+def test_a_hub_that_is_away_hinders_no_restart(hub: str, tmp_path: Path) -> None:
+    folder, error = fetch(hub, tmp_path, "team/toy", "v2")
+    assert not error
+    assert fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2") == (folder, "")
+
+
+def test_the_password_of_a_mirror_is_not_repeated(tmp_path: Path) -> None:
+    _, error = fetch("http://bob:hunter2@127.0.0.1:9", tmp_path, "team/toy", "v2")
+    assert "error sending request for url (http://127.0.0.1:9/api/models" in error
+    assert "hunter2" not in error

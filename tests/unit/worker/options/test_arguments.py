@@ -1,0 +1,47 @@
+"""arguments: what goes to the engine, what to the HTTP server, and an environment that upstream survives."""
+
+import pytest
+
+from vllmendpoint_worker.options.arguments import clear_environment, from_config, split
+
+ENGINE = {"--model", "--seed", "--shared"}
+FRONTEND = {"--chat-template", "--api-key", "--shared", "--default-chat-template-kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "engine", "frontend"),
+    [
+        ([], [], []),
+        (["--model", "m", "--api-key", "a", "b"], ["--model", "m"], ["--api-key", "a", "b"]),
+        (["--api_key=a", "--seed", "-1"], ["--seed", "-1"], ["--api_key=a"]),
+        (["--shared", "x"], ["--shared", "x"], ["--shared", "x"]),
+        (["--chat-template", "t", "-tp", "2"], ["-tp", "2"], ["--chat-template", "t"]),
+        (["--nonsense", "1"], ["--nonsense", "1"], []),
+        (["--default-chat-template-kwargs.x", "1"], [], ["--default-chat-template-kwargs.x", "1"]),
+    ],
+)
+def test_split(argv: list[str], engine: list[str], frontend: list[str]) -> None:
+    assert split(argv, ENGINE, FRONTEND) == (engine, frontend)
+
+
+def test_from_config() -> None:
+    config = {"max_model_len": 64, "on": True, "off": False, "both": False, "many": ["a", 1], "empty": []}
+    config |= {"nested": {"a": 1}, "nothing": None}
+    assert from_config(config, {"--no-both"}) == [
+        *("--max-model-len", "64", "--on", "--no-both", "--many", "a", "1", "--nested", '{"a": 1}'),
+    ]
+
+
+@pytest.mark.parametrize("crashing", ["1", "false", ""])
+def test_clear_environment(crashing: str) -> None:
+    environ = {"DYN_HEALTH_CHECK_ENABLED": crashing, "GUIDE": "x", "VLLM_PLUGINS": "a,ours", "KEPT": "y"}
+    environ |= {"DYN_CANARY_WAIT_TIME": "0", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.5"}
+    clear_environment(environ, ["GUIDE"], ["ours", "more"])
+    assert environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
+    assert int(environ["DYN_CANARY_WAIT_TIME"]) >= 1
+    assert int(environ["DYN_HEALTH_CHECK_REQUEST_TIMEOUT"]) >= 1
+    assert "GUIDE" not in environ
+    assert (environ["VLLM_PLUGINS"], environ["KEPT"]) == ("a,ours,more", "y")
+    unset: dict[str, str] = {}
+    clear_environment(unset, [], ["ours"])
+    assert "VLLM_PLUGINS" not in unset

@@ -1,0 +1,304 @@
+"""Which packages are asked for, by the settings of the standards package, and what pip says of a failure."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from model_hosting_container_standards.common import dependency_manager
+
+from vllmendpoint_api import Problem, Reason
+from vllmendpoint_worker.packages.install import packages_folder
+from vllmendpoint_worker.packages.pip_output import explained, redacted
+from vllmendpoint_worker.packages.requirements import (
+    ENV_ARGUMENTS,
+    ENV_ENABLED,
+    FILE,
+    WHEELS,
+    Requirements,
+    read,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def asked(folder: Path, **environ: str) -> Requirements:
+    found = read({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
+    assert isinstance(found, Requirements), found
+    return found
+
+
+def refused(folder: Path, **environ: str) -> Problem:
+    found = read({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
+    assert isinstance(found, Problem), found
+    assert found.reason == Reason.INVALID_ENVIRONMENT
+    return found
+
+
+def test_the_settings_are_the_standards_packages() -> None:
+    assert dependency_manager.STANDARD_AUTO_INSTALL_REQ == ENV_ENABLED
+    assert dependency_manager.STANDARD_PIP_ARGS == ENV_ARGUMENTS
+    assert dependency_manager.REQUIREMENTS_FILENAME == FILE
+
+
+def test_each_image_has_pip() -> None:
+    project = tomllib.loads((Path(__file__).parents[4] / "worker/pyproject.toml").read_text())
+    for requirements in (project["project"]["dependencies"], project["dependency-groups"]["gpu"]):
+        assert any(each.startswith("pip>=") for each in requirements)
+
+
+def test_nothing_is_asked_for_without_a_file(folder: Path) -> None:
+    (folder / WHEELS).mkdir()
+    assert read({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
+    assert read({"SAGEMAKER_MODEL_PATH": str(folder / "none")}) is None
+    (folder / FILE).mkdir()
+    assert read({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
+
+
+def test_the_file_beside_the_script(folder: Path) -> None:
+    (folder / FILE).write_text("numpy\n")
+    found = asked(folder)
+    assert (found.field, found.arguments) == (FILE, ("-r", str(folder / FILE)))
+    assert found.wheels is None
+    (folder / WHEELS).mkdir()
+    assert asked(folder).wheels == folder / WHEELS
+
+
+@pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "On", "", " "])
+def test_it_is_on_unless_it_is_turned_off(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / FILE).write_text("numpy\n")
+    assert asked(folder, STANDARD_AUTO_INSTALL_REQ=value).field == FILE
+    monkeypatch.setenv(ENV_ENABLED, value.strip() or "true")
+    assert dependency_manager.is_auto_install_enabled()
+
+
+@pytest.mark.parametrize("value", ["false", "False", "0", "no", "OFF"])
+def test_off_is_off_for_both(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / FILE).write_text("numpy\n")
+    environ = {"SAGEMAKER_MODEL_PATH": str(folder), ENV_ENABLED: value, ENV_ARGUMENTS: "numpy"}
+    assert read(environ) is None
+    monkeypatch.setenv(ENV_ENABLED, value)
+    assert not dependency_manager.is_auto_install_enabled()
+
+
+def test_another_value_is_refused_and_not_repeated(folder: Path) -> None:
+    problem = refused(folder, STANDARD_AUTO_INSTALL_REQ="s3cret")
+    assert problem.message == f"{ENV_ENABLED} is neither true nor false: use true or false."
+    assert problem.source == "Environment"
+
+
+def test_explicit_arguments_replace_the_file(folder: Path) -> None:
+    (folder / FILE).write_text("numpy\n")
+    found = asked(folder, STANDARD_PIP_ARGS="-r 'my file.txt' --index-url https://index/simple")
+    assert found.arguments == ("-r", "my file.txt", "--index-url", "https://index/simple")
+    assert (found.field, found.wheels) == (ENV_ARGUMENTS, None)
+
+
+def test_an_open_quotation_is_refused(folder: Path) -> None:
+    assert "has a quotation mark that is not closed" in refused(folder, STANDARD_PIP_ARGS="'numpy").message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        ("--target /x numpy", "--target"), ("--target=/x numpy", "--target"), ("--targ /x", "--target"),
+        ("-t /x", "-t"), ("-t/x", "-t"), ("-Ut/x", "-t"), ("-I numpy", "-I"), ("-UI numpy", "-I"),
+        ("--prefix /x", "--prefix"), ("--prefi=/x", "--prefix"), ("--root /x", "--root"),
+        ("--user numpy", "--user"), ("--python /x", "--python"), ("--force-reinstall", "--force-reinstall"),
+        ("--ignore-installed numpy", "--ignore-installed"), ("--dry-run numpy", "--dry-run"),
+    ],
+)  # fmt: skip
+def test_options_that_contradict_the_workers_are_refused(folder: Path, arguments: str, option: str) -> None:
+    message = refused(folder, STANDARD_PIP_ARGS=arguments).message
+    assert message.startswith(f"{ENV_ARGUMENTS} holds {option}, ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--pre numpy", "-r tests.txt", "-c I.txt", "-ftorch", "-i https://t/I", "-U numpy", "-e ./tool",
+     "--trusted-host t --timeout 5 numpy", "--root-user-action=ignore numpy", "--python-version 3.11 numpy",
+     "torch-tools ITerm", "-qU numpy", "--require-hashes -r x.txt"],
+)  # fmt: skip
+def test_other_options_are_pips_to_judge(folder: Path, arguments: str) -> None:
+    assert asked(folder, STANDARD_PIP_ARGS=arguments).field == ENV_ARGUMENTS
+
+
+def test_a_file_that_is_too_large_is_refused(folder: Path) -> None:
+    (folder / FILE).write_text("#" * (1024 * 1024 + 1))
+    found = read({"SAGEMAKER_MODEL_PATH": str(folder)})
+    assert isinstance(found, Problem)
+    assert found.reason == Reason.REQUIREMENTS_NOT_INSTALLED
+
+
+def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: Path) -> None:
+    (folder / FILE).write_text("-r sub/more.txt\n./tool\n./local-1.0-py3-none-any.whl\n")
+    (folder / "sub").mkdir()
+    seen = [asked(folder).digest]
+    assert asked(folder).digest == seen[0]
+
+    def changed() -> None:
+        seen.append(asked(folder).digest)
+
+    for path, text in (
+        ("sub/more.txt", "numpy\n-c pins.txt\n"),
+        ("sub/pins.txt", "numpy==1\n"),
+        ("sub/pins.txt", "numpy==2\n"),
+        ("local-1.0-py3-none-any.whl", "a"),
+        ("local-1.0-py3-none-any.whl", "ab"),
+        ("tool/pyproject.toml", "a"),
+        ("tool/src/tool.py", "a"),
+        (f"{WHEELS}/a-1.0-py3-none-any.whl", "a"),
+        (f"{WHEELS}/a-1.0-py3-none-any.whl", "ab"),
+        (FILE, "numpy\n"),
+    ):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+        changed()
+    (folder / "model.py").write_text("the script itself does not count\n")
+    assert asked(folder).digest == seen[-1]
+    seen.append(asked(folder, STANDARD_PIP_ARGS="-r a.txt").digest)
+    (folder / "a.txt").write_text("numpy\n")
+    seen.append(asked(folder, STANDARD_PIP_ARGS="-r a.txt").digest)
+    seen.append(asked(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
+    (folder / "a.txt").write_text("numpy==1\n")
+    seen.append(asked(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
+    seen.append(asked(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
+    (folder / "a.txt").write_text("numpy==2\n")
+    seen.append(asked(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
+    assert len(set(seen)) == len(seen)
+
+
+def test_files_that_include_each_other_end(folder: Path) -> None:
+    (folder / FILE).write_text(f"-r {FILE}\n-r other.txt\n")
+    (folder / "other.txt").write_text(f"-r {FILE}\n")
+    assert asked(folder).digest
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "/tmp/.cache", "HOME": "/h"}, "/tmp/.cache"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache"),
+    ],
+)
+def test_the_folder_is_on_the_pods_writable_volume(environ: dict[str, str], expected: str) -> None:
+    assert packages_folder(environ) == Path(expected) / "vllmendpoint/packages"
+
+
+# --- what pip says ---
+
+MISSING = """Looking in indexes: https://index.example/simple
+ERROR: Could not find a version that satisfies the requirement tool>=2 (from versions: 1.0)
+ERROR: No matching distribution found for tool>=2
+"""
+UNREACHABLE = (
+    "WARNING: Retrying (Retry(total=0, connect=None, read=None, redirect=None, status=None)) after "
+    "connection broken by {}: /simple/tool/\n"
+    "ERROR: Could not find a version that satisfies the requirement tool (from versions: none)\n"
+    "ERROR: No matching distribution found for tool\n"
+)
+NO_NAME = (
+    "'NameResolutionError(\"HTTPSConnection(host='no.such.host', port=443): Failed to resolve 'no.such.host' "
+    "([Errno -2] Name or service not known)\")'"
+)
+NO_NAME_SAID = (
+    "No matching distribution found for tool; the index was not reached: Failed to resolve 'no.such.host' "
+    "([Errno -2] Name or service not known)"
+)
+TIMEOUT = (
+    "'ConnectTimeoutError(<pip._vendor.urllib3.connection.HTTPSConnection object at 0x7f>, 'Connection to "
+    "index.example timed out. (connect timeout=15)')'"
+)
+CONFLICT = """INFO: pip is looking at multiple versions of tool to determine which version is compatible
+ERROR: Cannot install tool==1.0, tool==1.1, tool==1.2, tool==1.3 and tool==1.4 because these package \
+versions have conflicting dependencies.
+
+The conflict is caused by:
+    tool 1.4 depends on torch<2
+    tool 1.3 depends on torch<2
+    The user requested (constraint) torch==2.13.0
+
+To fix this you could try to:
+1. loosen the range of package versions you've specified
+
+ERROR: ResolutionImpossible: for help visit https://pip.pypa.io/en/latest/topics/dependency-resolution/
+"""
+CONFLICT_SAID = (
+    "Cannot install tool==1.0 and others because these package versions have conflicting dependencies: "
+    "tool 1.4 depends on torch<2"
+)
+OTHER_CONFLICT = CONFLICT.replace(
+    "The user requested (constraint) torch==2.13.0", "other 1.0 depends on torch>3"
+)
+BUILD = """Collecting tool
+  error: subprocess-exited-with-error
+
+  x Building wheel for tool (pyproject.toml) did not run successfully.
+      error: command 'gcc' failed: No such file or directory
+  ERROR: Failed building wheel for tool
+ERROR: Failed to build installable wheels for some pyproject.toml based projects (tool)
+"""
+DENIED = """WARNING: 401 Error, Credentials not correct for https://me:****@index.example/t0ken/simple/tool/
+ERROR: Could not find a version that satisfies the requirement tool (from versions: none)
+ERROR: No matching distribution found for tool
+"""
+DENIED_SAID = "the index answered: 401 Error, Credentials not correct for https://index.example"
+FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+
+
+NOT_BUILT = (
+    "Failed to build installable wheels for some pyproject.toml based projects (tool); error: command 'gcc' "
+    "failed: No such file or directory"
+)
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence", "fix"),
+    [
+        (MISSING, "No matching distribution found for tool>=2", "correct the name or the version"),
+        (UNREACHABLE.format(NO_NAME), NO_NAME_SAID, "see that the pod reaches the package index"),
+        (UNREACHABLE.format(TIMEOUT), "timed out. (connect timeout=15)", "put wheels into requirements/"),
+        (CONFLICT, CONFLICT_SAID, "the image has torch 2.13.0, which stays"),
+        (OTHER_CONFLICT, "tool 1.4 depends on torch<2", "loosen one of these versions"),
+        (BUILD, NOT_BUILT, "the image has no compiler"),
+        (DENIED, DENIED_SAID, "see the credentials of the package index"),
+        (FULL, "No space left on device", "give the pod more ephemeral storage"),
+        ("/opt/python3: No module named pip\n", "the image has no pip", "use a worker image that has it"),
+        ("Usage: pip\n\nno such option: --bogus\n", "no such option: --bogus", "correct requirements.txt or"),
+        ("", "pip says nothing", "the worker's log has pip's output"),
+    ],
+)
+def test_pips_own_sentence_and_what_to_do(output: str, sentence: str, fix: str) -> None:
+    said, what = explained(output)
+    assert sentence in said
+    assert fix in what
+    assert not said.endswith(".")
+
+
+def test_a_sentence_is_bounded() -> None:
+    assert len(explained("ERROR: " + "x" * 10_000)[0]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see https://me:pw@host:8/t0ken/simple/?key=1 now", "see https://host:8 now"),
+        ("'https://t0ken@host/simple'", "'https://host'"),
+        ("git+ssh://git@host/org/repo.git@main", "git+ssh://host"),
+        ("proxy me:pw@proxy:3128", "proxy proxy:3128"),
+        ("tool @ https://host/a.whl#sha256=1 (from x)", "tool @ https://host (from x)"),
+        ("(from https://host/t0ken/a.whl)", "(from https://host)"),
+        ("requires tool>=1,<2; see pip", "requires tool>=1,<2; see pip"),
+        ("HTTPS://me:pw@HOST/x", "HTTPS://HOST"),
+        ("connection broken by 'Error(\"x\")': /t0ken/simple?key=1", "connection broken by 'Error(\"x\")'"),
+        (
+            "Max retries exceeded with url: /t0ken/simple/ (Caused by x)",
+            "Max retries exceeded with url (Caused by x)",
+        ),
+        ("https://user@mail:pw@host/x", "https://host"),
+    ],
+)
+def test_of_a_url_only_the_host_is_shown(text: str, expected: str) -> None:
+    assert redacted(text) == expected

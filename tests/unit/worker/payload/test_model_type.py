@@ -1,0 +1,126 @@
+"""The type of a model, told from vLLM's tasks, and the forms of payload that fit it."""
+
+import pytest
+
+from vllmendpoint_api import POOLED, Level, ModelType, PayloadSource, payload_for
+from vllmendpoint_worker.payload.forms import PARTNERS, SCORING, Form, RequestFields
+from vllmendpoint_worker.payload.model_type import pooled_type, refused_look, refused_type
+from vllmendpoint_worker.payload.validation import Origin, check
+
+SPEC = Origin(PayloadSource.SPEC, "healthCheck.payload")
+QUESTIONS = {
+    Form.PROMPT: {"prompt": "x"},
+    Form.MESSAGES: {"messages": [{"role": "user", "content": "x"}]},
+    Form.INPUT: {"input": "x"},
+    Form.QUERY: {"query": "x", "documents": ["y"]},
+    Form.QUERIES: {"queries": "x", "items": ["y"]},
+    Form.DATA: {"data_1": "x", "data_2": "y"},
+    Form.TEXT: {"text_1": "x", "text_2": ["y"]},
+}
+FITTING = {
+    ModelType.CHAT: {Form.PROMPT, Form.MESSAGES},
+    ModelType.COMPLETION: {Form.PROMPT},
+    ModelType.EMBEDDING: {Form.INPUT} | SCORING,
+    ModelType.CLASSIFY: {Form.INPUT},
+    ModelType.SCORE: {Form.INPUT} | SCORING,
+    ModelType.POOLING: {Form.INPUT} | SCORING,
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "model_type"),
+    [
+        ("embed", True, ModelType.EMBEDDING),
+        ("embed&token_classify", False, ModelType.EMBEDDING),
+        ("classify", False, ModelType.CLASSIFY),
+        ("classify", True, ModelType.SCORE),
+        ("token_embed", True, ModelType.POOLING),
+        ("token_classify", False, ModelType.POOLING),
+        ("plugin", False, None),
+        (None, False, None),
+    ],
+)
+def test_the_type_of_a_pooled_model(task: str | None, scores: bool, model_type: ModelType | None) -> None:
+    assert pooled_type(task, scores=scores) is model_type
+
+
+@pytest.mark.parametrize("model_type", list(ModelType))
+@pytest.mark.parametrize("form", list(Form))
+def test_a_payload_fits_the_models_type_or_says_what_does(form: Form, model_type: ModelType) -> None:
+    problems = check(QUESTIONS[form], SPEC, None, model_type)
+    assert (problems == []) is (form in FITTING[model_type])
+    for problem in problems:
+        assert problem.field == f"healthCheck.payload.{form}"
+        assert ": ask with " in problem.message
+
+
+@pytest.mark.parametrize("model_type", list(ModelType))
+@pytest.mark.parametrize("level", list(Level))
+def test_the_default_fits(level: Level, model_type: ModelType) -> None:
+    payload = payload_for(level, model_type)
+    assert check(payload, SPEC, None, model_type) == []
+    if model_type in POOLED:
+        assert payload == payload_for(Level.MINIMAL, model_type)
+
+
+@pytest.mark.parametrize("form", sorted(PARTNERS))
+def test_a_question_for_scores_has_two_halves(form: Form) -> None:
+    partners = PARTNERS[form]
+    (problem,) = check({form.value: "x"}, SPEC, None, ModelType.SCORE)
+    assert f"has {form} without what it is compared with: add {' or '.join(partners)}." in problem.message
+    (problem,) = check({form.value: "x", partners[0]: []}, SPEC, None, ModelType.SCORE)
+    assert (problem.field, "is empty" in problem.message) == (f"healthCheck.payload.{partners[0]}", True)
+
+
+def test_names_are_held_against_the_request_of_the_models_type() -> None:
+    fields = RequestFields(
+        frozenset(), frozenset(), frozenset({"input", "dimensions"}), frozenset({"input", "use_activation"})
+    )
+    payload = {"input": "x", "use_activation": True}
+    assert check(payload, SPEC, fields, ModelType.CLASSIFY) == []
+    (problem,) = check(payload, SPEC, fields, ModelType.EMBEDDING)
+    assert "Dynamo's embedding handler does not read" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("declared", "runner", "transcribes", "says"),
+    [
+        (None, "generate", False, None),
+        (None, "pooling", False, None),
+        (ModelType.CHAT, "generate", False, None),
+        (ModelType.EMBEDDING, "pooling", False, None),
+        (ModelType.CHAT, "pooling", False, "model.type is Chat, but vLLM pools this model"),
+        (ModelType.EMBEDDING, "generate", False, "add --runner pooling to engine.args"),
+        (None, "generate", True, "The model only transcribes speech."),
+        (ModelType.CHAT, "generate", True, "The model only transcribes speech."),
+    ],
+)
+def test_what_is_refused_before_the_engine_starts(
+    declared: ModelType | None, runner: str, transcribes: bool, says: str | None
+) -> None:
+    problem = refused_look(declared, runner, only_transcribes=transcribes)
+    assert (problem is None) is (says is None)
+    if problem is not None and says is not None:
+        assert says in problem.message
+
+
+@pytest.mark.parametrize(
+    ("declared", "told", "tasks", "says"),
+    [
+        (None, ModelType.SCORE, ["classify"], None),
+        (ModelType.COMPLETION, ModelType.CHAT, ["generate"], None),
+        (ModelType.CHAT, ModelType.COMPLETION, ["generate"], None),
+        (ModelType.EMBEDDING, ModelType.EMBEDDING, ["embed"], None),
+        (ModelType.EMBEDDING, ModelType.SCORE, ["classify"], "make it Score: remove model.type."),
+        (None, None, ["plugin"], "no probe for the tasks that vLLM has for the model (plugin)"),
+        (None, None, ["transcription"], "The model only transcribes speech."),
+        (None, None, [], "(none)"),
+    ],
+)
+def test_what_is_refused_once_the_engine_stands(
+    declared: ModelType | None, told: ModelType | None, tasks: list[str], says: str | None
+) -> None:
+    problem = refused_type(declared, told, tasks)
+    assert (problem is None) is (says is None)
+    if problem is not None and says is not None:
+        assert says in problem.message

@@ -1,0 +1,366 @@
+"""The prober against an engine made of Python: when it asks, what it aborts, what it makes of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.worker.probed_engine import FakeEngine, letters, now, probing, settings, until
+from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
+from vllmendpoint_api import Mode, Outcome, Verdict
+from vllmendpoint_worker.engine import liveness
+from vllmendpoint_worker.errors import ProbeUnavailableError
+from vllmendpoint_worker.payload.expect import Expectation
+from vllmendpoint_worker.probing.prober import Prober, ProbeResult, ProbeSettings, next_probe_at
+from vllmendpoint_worker.probing.progress import PROBE_PREFIX, Progress
+from vllmendpoint_worker.probing.publisher import Publisher
+from vllmendpoint_worker.probing.verdict import Rules, State
+from vllmendpoint_worker.serving.state import Board
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@on_virtual_time
+async def test_with_an_expected_text_users_answers_do_not_spare_the_probe() -> None:
+    engine = FakeEngine()
+    given = replace(settings(period=0.4), expect=Expectation("ef", letters))
+    async with probing(engine, given) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        began = now()
+        while len(engine.asked) < 4:
+            engine.progress.finished([("cmpl-1-0", True)])
+            assert now() - began < 5.0
+            await asyncio.sleep(0.05)
+
+
+@on_virtual_time
+async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
+    engine = FakeEngine()
+    given = settings(period=60.0)
+    async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
+        await until(lambda: prober.state.verdict is Verdict.FAILING)
+        assert prober.state.reason == "UnexpectedAnswer"
+        asked = len(engine.asked)
+        prober.configure(replace(given, expect=Expectation("e", letters)))
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        assert len(engine.asked) == asked + 1
+
+
+@on_virtual_time
+async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
+    engine = FakeEngine()
+    engine.behaviour = "wait"
+    given = replace(settings(period=60.0, timeout=20.0), rules=Rules(20.0, failure_threshold=1))
+    async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
+        await until(lambda: engine.running == 1)
+        prober.configure(replace(given, expect=Expectation("e", letters)))
+        verdicts = set()
+        engine.go.set()
+        await until(lambda: verdicts.add(prober.state.verdict) or prober.last is not None)
+        assert verdicts == {Verdict.STARTING, Verdict.GENERATING}
+        assert len(engine.asked) == 2
+
+
+@on_virtual_time
+async def test_every_probe_that_ended_is_counted_once() -> None:
+    engine = FakeEngine()
+    ended: list[Any] = []
+    prober = Prober(
+        engine,
+        settings(period=60.0),
+        progress=engine.progress,
+        publish=lambda: None,
+        ended=ended.append,
+        clock=LoopClock(),
+    )
+    task = asyncio.create_task(prober.run())
+    await until(lambda: len(ended) == 1)
+    engine.behaviour = "hang"
+    probe = asyncio.create_task(prober.probe_now())
+    await until(lambda: engine.running == 1)
+    prober.configure(settings(period=60.0, token_ids=[9]))  # while the old question is being asked
+    engine.behaviour = "answer"
+    await until(lambda: len(ended) == 2)
+    assert [result.outcome for result in ended] == [Outcome.COMPLETE, Outcome.COMPLETE]
+    assert (len(engine.asked), engine.aborted) == (3, 1), "nobody waits for an answer to the old one"
+    assert (await probe).outcome is Outcome.COMPLETE
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+
+
+@on_virtual_time
+async def test_idle_it_asks_once_a_period_and_one_at_a_time() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.4)) as prober:
+        await until(lambda: len(engine.asked) >= 4)
+        gaps = [after - before for before, after in zip(engine.asked, engine.asked[1:], strict=False)]
+        assert all(0.35 <= gap <= 0.8 for gap in gaps), gaps
+        assert engine.most_running == 1
+        assert prober.state.verdict is Verdict.GENERATING
+
+
+@on_virtual_time
+async def test_a_stall_is_seen_within_period_and_timeout_and_probes_do_not_pile_up() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.5, timeout=0.3)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.5 + 0.3 + 1.0
+        await asyncio.sleep(1.5)
+        assert engine.most_running == 1
+        engine.behaviour = "answer"
+        assert await until(lambda: prober.state.verdict is Verdict.GENERATING) <= 1.6
+
+
+@on_virtual_time
+async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=0.3)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.users = 3
+        for _ in range(10):  # they are being served
+            engine.progress.step(3, 0.01)
+            await asyncio.sleep(0.1)
+        assert len(engine.asked) == 1
+        engine.behaviour = "hang"
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.3 + 1.0
+
+
+@on_virtual_time
+async def test_users_answers_spare_the_probe() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.4)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        for _ in range(15):
+            engine.progress.finished([("cmpl-1-0", True)])
+            await asyncio.sleep(0.1)
+        assert len(engine.asked) == 1
+        assert prober.last_proof == pytest.approx(now(), abs=0.3)
+        assert await until(lambda: len(engine.asked) == 2) <= 0.8
+
+
+@on_virtual_time
+async def test_our_own_probes_and_bad_ends_are_no_users_answers() -> None:
+    progress = Progress()
+    progress.finished([(f"{PROBE_PREFIX}1", True), ("user", False)])
+    assert (progress.users_finished, progress.last_user_finished) == (0, None)
+
+
+@on_virtual_time
+async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=0.4, timeout=0.4)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour, engine.users = "hang", 8
+        seen = set()
+        for _ in range(30):
+            engine.progress.step(8, 0.02)
+            await asyncio.sleep(0.05)
+            seen.add(prober.state.verdict)
+        assert seen <= {Verdict.GENERATING, Verdict.BUSY}
+        assert Verdict.BUSY in seen
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.4 + 1.0
+
+
+@on_virtual_time
+async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_probe() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=2.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour, engine.users = "hang", 8
+        probe = asyncio.create_task(prober.probe_now())
+        began = now()
+        while not probe.done():
+            if now() - began < 1.5:  # the last tokens come before the probe ends
+                engine.progress.step(8, 0.02)
+            await asyncio.sleep(0.02)
+        assert prober.state.verdict is Verdict.BUSY
+        assert await until(lambda: prober.state.verdict is Verdict.STALLED) < 1.9
+        assert all(asked >= prober.state.since for asked in engine.asked[2:])
+
+
+@pytest.mark.parametrize("stay", [True, False], ids=["users-wait", "users-hang-up"])
+@on_virtual_time
+async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool) -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=1.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour, engine.users = "hang", 8
+        probe = asyncio.create_task(prober.probe_now())
+        while not probe.done():
+            engine.progress.step(8, 0.02)
+            await asyncio.sleep(0.02)
+        assert prober.state.verdict is Verdict.BUSY
+        engine.behaviour, engine.users = ("hang", 8) if stay else ("wait", 0)
+        asyncio.get_running_loop().call_later(1.5, engine.go.set)
+        seen = set()
+        end = Verdict.STALLED if stay else Verdict.GENERATING
+        assert await until(lambda: seen.add(prober.state.verdict) or prober.state.verdict is end) <= 2.0
+        assert seen == {Verdict.BUSY, end}
+
+
+@on_virtual_time
+async def test_a_changed_question_is_asked_at_once() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0)) as prober:
+        await until(lambda: len(engine.requests) == 1)
+        prober.configure(settings(period=60.0, token_ids=[9]))
+        await until(lambda: len(engine.requests) == 2)
+        assert engine.requests[1] == {"token_ids": [9]}
+
+
+@on_virtual_time
+async def test_an_engine_that_cancels_its_own_stream_is_an_error_and_asked_again() -> None:
+    engine = FakeEngine()
+    engine.behaviour = "cancelled"
+    async with probing(engine, settings(period=5.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.FAILING)
+        engine.behaviour = "answer"
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+
+
+@asynccontextmanager
+async def hanging() -> AsyncIterator[tuple[FakeEngine, Prober, "asyncio.Task[ProbeResult]"]]:
+    """A probe that somebody asked for, and that may hang for five minutes."""
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        asked = asyncio.create_task(prober.probe_now())
+        await until(lambda: engine.running == 1)
+        yield engine, prober, asked
+
+
+@on_virtual_time
+@pytest.mark.parametrize(
+    "changed",
+    [settings(period=60.0, timeout=300.0, token_ids=[9]), settings(period=60.0, timeout=1.0)],
+    ids=["another question", "a shorter time"],
+)
+async def test_a_probe_that_hangs_does_not_hold_up_other_settings(changed: ProbeSettings) -> None:
+    async with hanging() as (engine, prober, asked):
+        engine.behaviour = "answer"
+        prober.configure(changed)
+        assert await until(asked.done) < 3.0
+        assert (await asked).outcome is Outcome.COMPLETE, "who waited is answered with the new ones"
+        assert engine.aborted == 1
+
+
+@on_virtual_time
+async def test_a_probe_that_hangs_ends_when_probing_is_turned_off() -> None:
+    async with hanging() as (engine, prober, asked):
+        prober.configure(settings(mode=Mode.DISABLED))
+        with pytest.raises(ProbeUnavailableError):
+            await asyncio.wait_for(asked, 3.0)
+        assert (engine.aborted, engine.running) == (1, 0)
+
+
+@on_virtual_time
+async def test_disabled_asks_nothing() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(mode=Mode.DISABLED)) as prober:
+        with pytest.raises(ProbeUnavailableError):
+            await prober.probe_now()
+        await asyncio.sleep(0.3)
+        assert engine.asked == []
+        prober.configure(settings(mode=Mode.OBSERVE))
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        prober.configure(settings(mode=Mode.DISABLED))
+
+
+@asynccontextmanager
+async def beating(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, Board, list[str]]]:
+    """A worker that serves and beats, and the ends that liveness made of it."""
+    ends: list[str] = []
+    monkeypatch.setattr(liveness, "leave", lambda code, why: ends.append(why))
+    board = Board(worker_version="1.2.3", clock=LoopClock())
+    shown = Publisher(board, LoopClock())
+    shown.resolved = shown.warmed = shown.serving = True
+    beats = asyncio.create_task(liveness.Liveness(board, shown, lambda: 1.0, LoopClock()).run())
+    try:
+        yield shown, board, ends
+    finally:
+        beats.cancel()
+        await asyncio.wait({beats}, timeout=5)
+
+
+@on_virtual_time
+async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine()
+    engine.behaviour = "hang"
+    async with beating(monkeypatch) as (shown, board, left), probing(engine, settings()) as prober:
+        shown.prober = prober
+        await until(lambda: prober.state.verdict is Verdict.STALLED)
+        prober.configure(settings(mode=Mode.DISABLED))
+        shown.publish()
+        assert board.readiness() == (True, "")
+        assert (shown.verdict, shown.fit(), shown.healthy()) == (Verdict.DISABLED, True, True)
+        await asyncio.sleep(1.0)
+        engine.behaviour = "wait"
+        prober.configure(settings(timeout=5.0))
+        assert prober.state.verdict is Verdict.STARTING
+        await until(lambda: engine.running == 1)
+        await asyncio.sleep(2 * liveness.BEAT_SECONDS)
+        engine.go.set()
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        assert left == []
+
+
+@on_virtual_time
+async def test_probing_that_was_off_takes_no_healthy_worker_out_of_service() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings()) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        prober.configure(settings(mode=Mode.DISABLED))
+        prober.configure(settings())
+        assert prober.state.verdict is Verdict.GENERATING
+
+
+@on_virtual_time
+async def test_probe_now_is_shared_by_those_who_ask_together() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0)) as prober:
+        await until(lambda: len(engine.asked) == 1)
+        results = await asyncio.gather(*(prober.probe_now() for _ in range(5)))
+        assert len({id(result) for result in results}) == 1
+        assert len(engine.asked) == 2
+
+
+@on_virtual_time
+async def test_a_dead_engine_is_seen_while_a_probe_hangs() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(timeout=20.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "hang"
+        await until(lambda: engine.running == 1)
+        engine.gone = "gone"
+        assert await until(lambda: prober.state.verdict is Verdict.DEAD) < 0.5
+
+
+@on_virtual_time
+async def test_errors_fail_after_the_threshold_one_second_apart() -> None:
+    engine = FakeEngine()
+    async with probing(engine, settings(period=60.0)) as prober:
+        await until(lambda: prober.state.verdict is Verdict.GENERATING)
+        engine.behaviour = "raise"
+        with pytest.raises(asyncio.TimeoutError):
+            async with asyncio.timeout(0.0):
+                await prober.probe_now()
+        assert await until(lambda: prober.state.verdict is Verdict.FAILING) < 1.7
+        gap = engine.asked[-1] - engine.asked[-2]
+        assert 0.9 <= gap <= 1.4
+
+
+def test_schedule() -> None:
+    given = settings(period=30.0, timeout=5.0)
+    assert next_probe_at(State.start(0.0), None, None, given) == 0.0
+    assert next_probe_at(State(Verdict.GENERATING, 0), 100.0, None, given) == 130.0
+    assert next_probe_at(State(Verdict.GENERATING, 0), 100.0, 120.0, given) == 150.0
+    assert next_probe_at(State(Verdict.GENERATING, 0, failures=1), 100.0, 120.0, given) == 101.0
+    assert next_probe_at(State(Verdict.STALLED, 0), 100.0, 120.0, given) == 101.0
+    assert next_probe_at(State(Verdict.BUSY, 0), 100.0, None, given) == 105.0

@@ -1,0 +1,213 @@
+"""Data parallelism: progress and probes of each rank; a frozen one is named and hides behind no other."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.unit.worker.probed_engine import FakeEngine, now, settings, until
+from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
+from vllmendpoint_api import Outcome, Verdict
+from vllmendpoint_worker.probing.prober import Engine, ProbeSettings
+from vllmendpoint_worker.probing.progress import EngineProgress
+from vllmendpoint_worker.probing.publisher import Publisher
+from vllmendpoint_worker.probing.ranks import Ranks
+from vllmendpoint_worker.probing.trial import warm_up
+from vllmendpoint_worker.serving.state import Board
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Engines:
+    """One engine for each rank; ``asked_for``: the names by which they were asked for."""
+
+    def __init__(self, *ranks: int) -> None:
+        self.progress = EngineProgress(now)
+        self.asked_for: list[int | None] = []
+        self.of: dict[int, FakeEngine] = {}
+        for rank in ranks:
+            self.progress.attach(rank)
+            self.of[rank] = FakeEngine(self.progress.rank(rank))
+
+    def rank(self, rank: int | None) -> Engine:
+        self.asked_for.append(rank)
+        return self.of[rank] if rank is not None else next(iter(self.of.values()))
+
+
+@asynccontextmanager
+async def probing(
+    engines: Engines, given: ProbeSettings, publish: Any = lambda: None
+) -> AsyncIterator[Ranks]:
+    ranks = Ranks(
+        engines,
+        given,
+        progress=engines.progress,
+        publish=publish,
+        ended=lambda result: None,
+        clock=LoopClock(),
+    )
+    task = asyncio.create_task(ranks.run())
+    try:
+        yield ranks
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=5)
+
+
+@on_virtual_time
+async def test_a_frozen_rank_is_named_while_the_other_makes_progress() -> None:
+    engines = Engines(0, 1)
+    async with probing(engines, settings(period=0.5, timeout=0.3)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        engines.of[1].behaviour = "hang"
+        busy = asyncio.create_task(keep_busy(engines, 0))
+        await until(lambda: ranks.state.verdict is Verdict.STALLED)
+        assert ranks.state.reason == "EngineStalled"
+        assert ranks.state.message.startswith("Data-parallel rank 1 is stalled (1 of 2 ranks): The probe got")
+        assert [(one.rank, one.state) for one in ranks.report()] == [
+            (0, Verdict.GENERATING),
+            (1, Verdict.STALLED),
+        ]
+        engines.of[1].behaviour = "answer"
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        assert ranks.state.message == ""
+        busy.cancel()
+
+
+async def keep_busy(engines: Engines, rank: int) -> None:
+    """Users' requests, answered by one rank."""
+    while True:
+        engines.progress.rank(rank).step(1, 0.01)
+        engines.progress.rank(rank).finished([("cmpl-1", True)])
+        await asyncio.sleep(0.05)
+
+
+@on_virtual_time
+async def test_users_answers_of_one_rank_spare_no_other_its_probe() -> None:
+    engines = Engines(0, 1)
+    async with probing(engines, settings(period=0.4)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        busy = asyncio.create_task(keep_busy(engines, 0))
+        asked = len(engines.of[0].asked), len(engines.of[1].asked)
+        await asyncio.sleep(2.0)
+        assert len(engines.of[0].asked) <= asked[0] + 1
+        assert len(engines.of[1].asked) >= asked[1] + 3
+        busy.cancel()
+
+
+@on_virtual_time
+async def test_the_worst_of_several_is_shown_with_how_many_are_like_it() -> None:
+    engines = Engines(2, 3, 4)
+    async with probing(engines, settings(period=0.3, timeout=0.2)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        engines.of[3].behaviour = engines.of[4].behaviour = "hang"
+        engines.of[2].behaviour = "raise"
+        await until(lambda: [one.state for one in ranks.report()].count(Verdict.STALLED) == 2)
+        assert ranks.state.message.startswith("Data-parallel rank 3 is stalled (2 of 3 ranks): ")
+
+
+@on_virtual_time
+async def test_one_rank_is_asked_and_reported_as_before() -> None:
+    engines = Engines(0)
+    async with probing(engines, settings(period=0.3, timeout=0.2)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        engines.of[0].behaviour = "hang"
+        await until(lambda: ranks.state.verdict is Verdict.STALLED)
+        assert ranks.state.message.startswith("The probe got no answer")
+        assert engines.asked_for == [None]
+        assert ranks.report() == ()
+
+
+@on_virtual_time
+async def test_a_probe_that_is_asked_for_asks_every_rank_and_tells_of_the_worst() -> None:
+    engines = Engines(0, 1)
+    async with probing(engines, settings(period=60.0)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        assert (await ranks.probe_now()).outcome is Outcome.COMPLETE
+        engines.of[1].behaviour = "hang"
+        asked = len(engines.of[0].asked), len(engines.of[1].asked)
+        assert (await ranks.probe_now()).outcome is Outcome.TIMEOUT
+        assert (len(engines.of[0].asked), len(engines.of[1].asked)) == (asked[0] + 1, asked[1] + 1)
+
+
+@on_virtual_time
+async def test_a_trial_asks_a_healthy_rank() -> None:
+    engines = Engines(0, 1)
+    async with probing(engines, settings(period=0.3, timeout=0.2)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        engines.of[0].behaviour = "hang"
+        await until(lambda: ranks.state.verdict is Verdict.STALLED)
+        assert (await ranks.trial({"token_ids": [9]}, 1.0)).outcome is Outcome.COMPLETE
+        assert engines.of[1].requests[-1] == {"token_ids": [9]}
+
+
+@on_virtual_time
+async def test_new_settings_reach_every_rank() -> None:
+    engines = Engines(0, 1)
+    async with probing(engines, settings(period=60.0)) as ranks:
+        await until(lambda: ranks.state.verdict is Verdict.GENERATING)
+        ranks.configure(settings(period=60.0, token_ids=[9]))
+        await until(lambda: all(one.requests[-1] == {"token_ids": [9]} for one in engines.of.values()))
+        assert ranks.asks(settings(token_ids=[9]))
+
+
+@on_virtual_time
+async def test_the_proof_of_life_is_that_of_the_rank_that_has_been_silent_longest() -> None:
+    engines = Engines(0, 1)
+    async with probing(engines, settings(period=0.4, timeout=0.3)) as ranks:
+        await until(lambda: ranks.last_proof is not None)
+        engines.of[1].behaviour = "hang"
+        await asyncio.sleep(3.0)
+        assert ranks.last_proof is not None
+        assert now() - ranks.last_proof > 2.0
+
+
+@on_virtual_time
+async def test_the_report_names_the_rank_and_the_worker_is_not_ready() -> None:
+    engines = Engines(0, 1)
+    board = Board(worker_version="test", clock=LoopClock())
+    shown = Publisher(board, LoopClock())
+    shown.resolved = shown.serving = shown.warmed = True
+    async with probing(engines, settings(period=0.4, timeout=0.3), shown.publish) as ranks:
+        shown.prober = ranks
+        await until(lambda: board.facts.ready)
+        engines.of[1].behaviour = "hang"
+        await until(lambda: not board.facts.ready)
+        report = board.report()
+        assert report.verdict.state == Verdict.STALLED
+        assert "rank 1" in report.verdict.message
+        assert [(one.rank, one.state, one.reason) for one in report.ranks] == [
+            (0, Verdict.GENERATING, ""),
+            (1, Verdict.STALLED, "EngineStalled"),
+        ]
+        assert not shown.fit()
+
+
+async def test_every_rank_is_warmed_up() -> None:
+    engines = Engines(0, 1)
+    first, other = {"token_ids": [1]}, {"token_ids": [2]}
+
+    async def minimal() -> Mapping[str, Any]:
+        raise AssertionError("not needed")
+
+    both = [engines.of[0], engines.of[1]]
+    assert (
+        await warm_up(both, first, other, minimal=minimal, reads=lambda error: None, clock=LoopClock())
+        is None
+    )
+    assert [engine.requests for engine in both] == [[first, other], [first, other]]
+
+
+def test_steps_of_one_rank_are_no_progress_of_another() -> None:
+    progress = EngineProgress(lambda: 5.0)
+    progress.attach(1)
+    assert progress.named == [None]
+    progress.attach(0)
+    progress.rank(1).step(3, 0.5)
+    assert (progress.ranks, progress.named) == ([0, 1], [0, 1])
+    assert progress.rank(0).seen().last_scheduled is None
+    assert progress.rank(1).seen().last_scheduled == 5.0
+    progress.forget_steps()
+    assert progress.rank(1).seen().longest_step == 0.0

@@ -1,0 +1,36 @@
+"""Dynamo's canary does not log a warning every second while a worker is unhealthy."""
+
+import pytest
+
+from vllmendpoint_worker.process.dynamo_log import log_filter
+
+CANARY = "dynamo_runtime::health_check=error"
+
+
+@pytest.mark.parametrize(
+    ("given", "filters"),
+    [
+        (None, f"info,{CANARY}"),
+        ("", f"info,{CANARY}"),
+        (" , ", f"info,{CANARY}"),
+        ("info", f"info,{CANARY}"),
+        ("WARN", f"WARN,{CANARY}"),
+        ("info,dynamo_llm=debug", f"info,dynamo_llm=debug,{CANARY}"),
+        ("dynamo_llm=debug", f"dynamo_llm=debug,{CANARY}"),
+        ("debug", None),
+        ("trace,hyper=info", None),
+        ("error", None),
+        ("off", None),
+        ("info,dynamo_runtime::health_check=trace", None),
+        ("info, dynamo_runtime::health_check", None),
+    ],
+)
+def test_the_canarys_warnings_are_filtered_unless_the_user_wants_them(
+    given: str | None, filters: str | None
+) -> None:
+    environ = {} if given is None else {"DYN_LOG": given}
+    assert log_filter(environ).get("DYN_LOG") == filters
+
+
+def test_a_file_that_configures_the_log_is_left_alone() -> None:
+    assert log_filter({"DYN_LOGGING_CONFIG_PATH": "/etc/dynamo/logging.toml"}) == {}

@@ -1,0 +1,130 @@
+"""Every path that leads to a health check of vLLM's is recognised, whatever it looks like."""
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from handlers_served import Served
+from starlette.routing import Mount
+
+from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.serving.health_route import guarded, reaches_health
+
+
+class Health:
+    """vLLM's health checks, guarded, below a root path. ``fit`` is what the verdict says."""
+
+    def __init__(self, root_path: str = "") -> None:
+        self.fit = True
+        self.app = app = FastAPI()
+        app.root_path = root_path
+
+        async def health(raw_request: Request) -> Response:
+            return Response("vLLM's own")
+
+        self.function = health
+        app.router.routes.append(Mount("/metrics", FastAPI()))
+        app.add_api_route("/health", health, methods=["GET"])
+        app.add_api_route("/ping", health, methods=["POST"])
+        app.add_api_route("/ping", health, methods=["GET"])
+        app.add_api_route("/v1/models", lambda: "vLLM's models", methods=["GET"])
+        routes = app.router.routes
+        for at, route in enumerate(routes):
+            if isinstance(route, APIRoute) and route.path != "/v1/models":
+                routes[at] = guarded(route, lambda: self.fit)
+
+    async def ask(self, method: str, path: str) -> tuple[int, bool]:
+        """The status, and whether the request is recognised as a health check."""
+        recognised: list[bool] = []
+
+        async def app(scope: dict[str, object], receive: object, send: object) -> None:
+            recognised.append(reaches_health(self.app, dict(scope)))
+            await self.app(scope, receive, send)  # type: ignore[arg-type]
+
+        transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+            status = (await client.request(method, path)).status_code
+        return status, recognised[0]
+
+
+@pytest.mark.parametrize("root_path", ["", "/prod", "/a/b"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/ping"),
+        ("POST", "/ping"),
+        ("GET", "/health"),
+        ("GET", "/ping/"),
+        ("POST", "/ping//"),
+        ("GET", "/health///"),
+        ("GET", "/%70ing"),
+        ("GET", "/ping%2F"),
+        ("GET", "/health?deep=1"),
+    ],
+)
+async def test_every_form_of_a_health_path_follows_the_verdict(
+    method: str, path: str, root_path: str
+) -> None:
+    health = Health(root_path)
+    for prefix in {"", root_path}:
+        health.fit = True
+        assert await health.ask(method, prefix + path) == (200, True)
+        health.fit = False
+        assert await health.ask(method, prefix + path) == (503, True)
+
+
+@pytest.mark.parametrize("path", ["/pingx", "/x/ping", "//ping", "/ping/x", "/v1/models", "/metrics/ping"])
+async def test_other_paths_are_no_health_checks(path: str) -> None:
+    health = Health("/prod")
+    health.fit = False
+    for prefix in ("", "/prod"):
+        status, recognised = await health.ask("GET", prefix + path)
+        assert (status, recognised) == (200 if path == "/v1/models" else 404, False)
+
+
+@pytest.mark.parametrize(("method", "path"), [("HEAD", "/ping"), ("POST", "/health"), ("HEAD", "/health/")])
+async def test_a_method_that_vllm_does_not_take_is_not_answered_with_a_success(
+    method: str, path: str
+) -> None:
+    health = Health()
+    health.fit = False
+    assert await health.ask(method, path) == (405, False)
+
+
+# --- together with handlers ---
+
+
+@pytest.fixture
+def behind(served: Served) -> Health:
+    health = Health("/prod")
+    served.room.attach(health.app)
+    return health
+
+
+@pytest.mark.parametrize("path", ["/ping", "/ping/", "/prod/ping"])
+async def test_a_custom_ping_answers_for_itself_on_every_form_of_its_path(
+    served: Served, behind: Health, path: str
+) -> None:
+    served.script("def custom_sagemaker_ping_handler(request):\n    return 'custom'\n")
+    await served.start()
+    behind.fit = False
+    answer = await served.ask(path, method="GET")
+    assert (answer.status_code, answer.json()) == (200, "custom")
+    assert (await served.ask("/health", method="GET")).status_code == 503
+
+
+async def test_vllms_own_health_function_as_the_ping_handler_follows_the_verdict(
+    served: Served, behind: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import handlers_served
+
+    monkeypatch.setattr(handlers_served, "health", behind.function, raising=False)
+    served.spec(ping="handlers_served:health")
+    await served.start()
+    assert served.room.report().ping.handler == "handlers_served:health"
+    assert served.room.custom(Route.PING) is None
+    for path in ("/ping", "/prod/ping/"):
+        behind.fit = True
+        assert (await served.ask(path, method="GET")).text == "vLLM's own"
+        behind.fit = False
+        assert (await served.ask(path, method="GET")).status_code == 503

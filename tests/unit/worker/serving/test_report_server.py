@@ -1,0 +1,270 @@
+"""The report port over a real socket: routes, the watch stream, and clients that misbehave."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from vllmendpoint_api import ConfigurationReport, Stage, Verdict, VerdictReport, WorkerReport
+from vllmendpoint_worker.errors import ProbeUnavailableError
+from vllmendpoint_worker.process.clock import Clock
+from vllmendpoint_worker.serving import report_server
+from vllmendpoint_worker.serving.report_server import ReportServer
+from vllmendpoint_worker.serving.state import Board
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class ManualClock(Clock):
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def board(clock: ManualClock) -> Board:
+    return Board(worker_version="1.2.3", pod_uid="uid", clock=clock)
+
+
+@pytest.fixture
+def server(board: Board) -> Iterator[ReportServer]:
+    server = ReportServer(board, "127.0.0.1", 0)
+    server.start()
+    yield server
+    server.stop()
+
+
+def ask(server: ReportServer, path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def raw(server: ReportServer, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(data)
+        return connection.recv(65536)
+
+
+def test_from_the_first_second_it_says_that_it_starts(server: ReportServer) -> None:
+    status, body = ask(server, "/status")
+    report = WorkerReport.model_validate_json(body)
+    assert status == 200
+    assert (report.worker_version, report.pod_uid, report.started, report.ready) == (
+        "1.2.3",
+        "uid",
+        False,
+        False,
+    )
+    assert (report.stage.name, report.verdict.state) == (Stage.IMPORTING, Verdict.STARTING)
+    assert ask(server, "/live")[0] == 200
+    assert ask(server, "/ready") == (503, b"the worker is starting\n")
+    assert ask(server, "/started")[0] == 503
+    assert ask(server, "/probe", "POST")[0] == 503
+
+
+def test_ready_and_started_follow_the_board(server: ReportServer, board: Board) -> None:
+    board.update(ready=True, started=True)
+    assert ask(server, "/ready")[0] == 200
+    assert ask(server, "/started")[0] == 200
+    board.update(ready=False, why_not_ready="the verdict is Stalled")
+    assert ask(server, "/ready") == (503, b"the verdict is Stalled\n")
+
+
+def test_probe_answers_the_outcome(server: ReportServer) -> None:
+    def probe() -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        future.set_result({"outcome": "Complete"})
+        return future
+
+    server.probe = probe
+    assert ask(server, "/probe", "POST", b"{}") == (200, b'{"outcome": "Complete"}')
+
+    def off() -> Future[dict[str, Any]]:
+        future: Future[dict[str, Any]] = Future()
+        future.set_exception(ProbeUnavailableError("probing is off"))
+        return future
+
+    server.probe = off
+    assert ask(server, "/probe", "POST") == (503, b"probing is off\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [("/nothing", "GET", 404), ("/status", "POST", 405), ("/probe", "GET", 405), ("/metrics", "GET", 200)],
+)
+def test_routes(server: ReportServer, path: str, method: str, status: int) -> None:
+    assert ask(server, path, method)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"hello\r\n\r\n", b"400"),
+        (b"GET status HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /status HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
+        (b"POST /probe HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
+        (b"GET /status HTTP/1.1\r\nContent-Length: 99999\r\n\r\n", b"413"),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", b"413"),
+    ],
+)
+def test_bad_requests(server: ReportServer, data: bytes, status: bytes) -> None:
+    assert raw(server, data).startswith(b"HTTP/1.1 " + status)
+    assert ask(server, "/live")[0] == 200
+
+
+def test_a_client_that_says_nothing_is_dropped(server: ReportServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_server, "REQUEST_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"GET /sta")
+        assert connection.recv(100) == b""
+
+
+def test_clients_are_bounded(server: ReportServer) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(report_server.MAX_CLIENTS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+        time.sleep(0.3)
+        extra = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert extra.recv(1) == b""
+        assert time.monotonic() - began < 4.0  # at once, not when it has said nothing for too long
+    deadline = time.monotonic() + 10
+    while not live(server):  # it has yet to see them go
+        assert time.monotonic() < deadline
+
+
+def live(server: ReportServer) -> bool:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(server, "/live")[0] == 200
+    return False
+
+
+class Watch:
+    def __init__(self, server: ReportServer) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=8)
+        self._socket.sendall(b"GET /status?watch=true HTTP/1.1\r\nHost: x\r\n\r\n")
+        self._file = self._socket.makefile("rb")
+        while self._file.readline().strip():
+            pass
+
+    def line(self) -> WorkerReport:
+        return WorkerReport.model_validate(json.loads(self._file.readline()))
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
+    server: ReportServer, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 3.0)
+    watch = Watch(server)
+    assert watch.line().stage.name == Stage.IMPORTING
+    began = time.monotonic()
+    board.stage(Stage.CONFIGURING)
+    assert watch.line().stage.name == Stage.CONFIGURING
+    board.update(configuration=ConfigurationReport(settings_hash="new"))
+    assert watch.line().configuration.settings_hash == "new"
+    assert time.monotonic() - began < 2.9
+    assert watch.line().configuration.settings_hash == "new"
+    assert time.monotonic() - began > 2.9
+    watch.close()
+
+
+def test_a_proof_of_life_alone_sends_no_line(
+    server: ReportServer, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 1.0)
+    watch = Watch(server)
+    watch.line()
+    began = time.monotonic()
+    verdict = board.facts.verdict
+    for _ in range(20):
+        board.update(verdict=verdict.model_copy(update={"last_proof_of_life": datetime.now(UTC)}))
+    assert watch.line().verdict.last_proof_of_life is not None
+    assert time.monotonic() - began > 0.5  # nothing came before the heartbeat
+    watch.close()
+
+
+def test_many_changes_between_two_lines_are_one_line(server: ReportServer, board: Board) -> None:
+    watch = Watch(server)
+    watch.line()
+    for number in range(200):
+        board.update(configuration=ConfigurationReport(settings_hash=str(number)))
+    lines = 0
+    while watch.line().configuration.settings_hash != "199":
+        lines += 1
+    assert lines < 100
+    watch.close()
+
+
+def test_a_main_loop_that_no_longer_beats_is_a_stall(
+    server: ReportServer, board: Board, clock: ManualClock
+) -> None:
+    blocked: list[float] = []
+    server.blocked = blocked.append
+    board.update(
+        ready=True,
+        verdict=VerdictReport(state=Verdict.GENERATING, since=datetime.now(UTC)),
+    )
+    board.beat()
+    watch = Watch(server)
+    assert watch.line().ready
+    clock.now += 7.9
+    assert board.report().ready
+    clock.now += 0.2
+    line = watch.line()
+    assert (line.ready, line.verdict.state, line.verdict.reason) == (False, Verdict.STALLED, "EngineStalled")
+    assert "event loop" in line.verdict.message
+    assert ask(server, "/ready")[0] == 503
+    assert ask(server, "/live")[0] == 200
+    while not blocked:
+        time.sleep(0.05)
+    board.beat()
+    assert watch.line().verdict.state == Verdict.GENERATING
+    board.rest()
+    clock.now += 100.0
+    assert board.report().ready
+    watch.close()
+
+
+def test_before_it_serves_the_main_loop_may_be_busy(board: Board, clock: ManualClock) -> None:
+    clock.now += 1000.0
+    assert board.blocked_for() == 0.0
+
+
+def test_a_port_that_is_taken_is_an_error(server: ReportServer, board: Board) -> None:
+    second = ReportServer(board, "127.0.0.1", server.port)
+    with pytest.raises(OSError, match="in use"):
+        second.start()
+
+
+async def test_stop_ends_watchers(board: Board) -> None:
+    server = ReportServer(board, "127.0.0.1", 0)
+    server.start()
+    watch = await asyncio.to_thread(Watch, server)
+    await asyncio.to_thread(watch.line)
+    await asyncio.to_thread(server.stop)
+    assert not server._thread.is_alive()
+    board.stage(Stage.STOPPING)
+    watch.close()

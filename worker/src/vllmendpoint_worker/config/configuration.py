@@ -1,0 +1,242 @@
+"""The configuration in force: loaded, merged, translated; kept while a newer one is refused.
+
+Between the pure modules and the running worker: it publishes what it decides on the board, and hands a new
+health check to whoever runs it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from vllmendpoint_api import (
+    ConfigurationReport,
+    ConfigurationState,
+    FrontendMode,
+    ModelType,
+    Problem,
+    Stage,
+)
+from vllmendpoint_worker.errors import ConfigurationRefusedError, TranslationError
+from vllmendpoint_worker.options.conflicts import differing, negatives
+from vllmendpoint_worker.options.rules import refused_options
+from vllmendpoint_worker.options.shared import Parsers, share
+from vllmendpoint_worker.payload.forms import RequestFields
+from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
+from vllmendpoint_worker.process.run_blocking import aside
+from vllmendpoint_worker.refusals import Refusal, field_of, shown
+from vllmendpoint_worker.serving.state import Board
+
+from .custom_default import CUSTOM_DEFAULT
+from .handler_sources import Wanted
+from .merge import ABSENT, Refused, Resolved, merge
+from .sources import ConfigSources, Loaded
+
+__all__ = ["POLL_SECONDS", "Configuration", "refused_by_vllm", "translation_problem", "with_default"]
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.5
+"""How often the files' ``stat`` is compared; a change is in force within this and the time of a reload."""
+
+_READS: Final = 5
+
+WAITS: Final = (
+    "The engine has not answered the changed health check yet: the one before stays in force, and the "
+    "changed one is tried again. See status.workers for the engine; a longer healthCheck.timeoutSeconds, or "
+    "a payload that asks for less, may help."
+)
+
+
+class Configuration:
+    """``fields``, ``option_names``, ``parsers`` and ``model_type`` sharpen the check as they become known
+    during the start.
+    """
+
+    def __init__(self, sources: ConfigSources, board: Board) -> None:
+        self._sources = sources
+        self._board = board
+        self._signature: dict[Path, object] = {}
+        self._custom_default = CUSTOM_DEFAULT.version
+        self.fields: RequestFields | None = None
+        self.option_names: Mapping[str, str] = {}
+        self.parsers: tuple[Parsers, Parsers] | None = None
+        self.model_type: ModelType | None = sources.model_type()[0]
+        self.resolved: Resolved | None = None
+
+    async def accepted(self, check: Callable[[Loaded], Awaitable[None]]) -> Loaded:
+        """Load until ``check`` accepts; while it refuses, stay up, say why, and watch the files."""
+        while True:
+            loaded = await self.load()
+            try:
+                await check(loaded)
+            except ConfigurationRefusedError as error:
+                self.refuse(error.problems, loaded, first=True)
+            else:
+                self._board.update(started=False, why_not_ready="the worker is starting")
+                if self._board.facts.configuration.state == ConfigurationState.REFUSED:
+                    self._board.update(configuration=ConfigurationReport(settings_hash=loaded.settings_hash))
+                return loaded
+            await self.changed()
+
+    async def stay_refused(self, problems: Sequence[Problem]) -> NoReturn:
+        """Stay up, unready, and say why: only another pod mends this, no change of the files."""
+
+        async def check(loaded: Loaded) -> None:
+            del loaded
+            raise ConfigurationRefusedError(problems)
+
+        await self.accepted(check)
+        raise AssertionError("the check accepts nothing")
+
+    async def preflight(self, *, handlers: bool = True) -> Loaded:
+        """What can be told before anything heavy is imported: the report says it within a second.
+
+        Without ``handlers``: before the model's data, which may hold them, is there.
+        """
+
+        async def light(loaded: Loaded) -> None:
+            self.check(loaded if handlers else replace(loaded, handler_problems=()))
+
+        return await self.accepted(light)
+
+    def check(self, loaded: Loaded) -> None:
+        """Raises ConfigurationRefusedError."""
+        self.merge(loaded)
+        engine = loaded.engine
+        problems = [
+            *engine.problems,
+            *engine.shared.problems,
+            *refused_options(engine.given, self.option_names, engine.frontend_mode),
+            *differing(engine.given, self.option_names),
+        ]
+        if problems:
+            raise ConfigurationRefusedError(problems)
+
+    async def load(self) -> Loaded:
+        """Read everything, off the loop, and again where a file changed meanwhile, or more were named:
+        settings and script come together. What changes without end is read as it is, and seen to change.
+        """
+        for _ in range(_READS):
+            self._custom_default = CUSTOM_DEFAULT.version
+            self._signature = await aside(self._sources.signature)
+            loaded = self._parsed(await aside(self._sources.load))
+            if self._signature == await aside(self._sources.signature):
+                break
+        return loaded
+
+    def wanted_handlers(self) -> Wanted | None:
+        """The handlers that are wanted by a change which is not taken up yet; None where there is none, or it
+        is refused. Reads files: not on the event loop.
+        """
+        if self._sources.signature() == self._signature:
+            return None
+        loaded = self._sources.load()
+        return None if loaded.handler_problems else loaded.handlers
+
+    def _parsed(self, loaded: Loaded) -> Loaded:
+        """With what the options mean to the engine's parsers, once these are imported."""
+        if self.parsers is None:
+            return loaded
+        engine = loaded.engine
+        arguments, warnings = negatives(engine.given, self.option_names)
+        if engine.frontend_mode is FrontendMode.MANAGED:
+            engine = replace(engine, shared=share(engine.given, self.option_names, *self.parsers))
+        return replace(
+            loaded,
+            warnings=(*loaded.warnings, *warnings, *engine.shared.warnings),
+            engine=replace(engine, arguments=(*arguments, *engine.arguments)),
+        )
+
+    def merge(self, loaded: Loaded) -> Resolved:
+        """Raises ConfigurationRefusedError."""
+        result = merge(loaded.sources, self.fields, self.model_type)
+        problems = result.problems if isinstance(result, Refused) else ()
+        if isinstance(result, Refused) or loaded.handler_problems:
+            raise ConfigurationRefusedError((*problems, *loaded.handler_problems))
+        return result
+
+    def watch(self, files: frozenset[Path]) -> None:
+        """Files of imported handlers count from now on; that they do is no change. What else changed while
+        they were imported is one still.
+        """
+        self._sources.watch(files)
+        self._signature |= {path: file_fingerprint(path) for path in files - self._signature.keys()}
+
+    async def changed(self) -> None:
+        """Return when a file has changed since the last load, or a script has set another custom default."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if CUSTOM_DEFAULT.version != self._custom_default:
+                return
+            if await aside(self._sources.signature) != self._signature:
+                return
+
+    def accept(self, resolved: Resolved, loaded: Loaded, notes: tuple[str, ...] = ()) -> None:
+        """Put on the board and log what is in force now."""
+        self.resolved = resolved
+        for warning in loaded.warnings:
+            logger.warning("Configuration: %s", warning)
+        self._board.update(
+            configuration=ConfigurationReport(
+                state=ConfigurationState.RESOLVED,
+                settings_hash=loaded.settings_hash,
+                warnings=(*loaded.warnings, *resolved.notes, *notes)[:16],
+            ),
+            health_check=resolved.report(),
+        )
+        shown = "not shown, it may hold a secret" if resolved.confidential else resolved.asked
+        logger.info(
+            "Health check payload: source=%s level=%s mode=%s payload=%s",
+            resolved.source,
+            resolved.level,
+            resolved.mode,
+            shown,
+        )
+
+    def postpone(self) -> None:
+        """Say that a changed health check waits for the engine; what was in force stays in force."""
+        current = self._board.facts.configuration
+        if WAITS not in current.warnings:
+            logger.warning(WAITS)
+            warnings = (WAITS, *current.warnings)[:16]
+            self._board.update(configuration=current.model_copy(update={"warnings": warnings}))
+
+    def refuse(self, problems: tuple[Problem, ...], loaded: Loaded, *, first: bool) -> None:
+        """Say what is wrong. At the first start the worker stays up, unready, and counts as started."""
+        for problem in problems:
+            logger.error(
+                "Configuration refused (%s, %s): %s", problem.reason, problem.source, problem.message
+            )
+        self._board.update(
+            configuration=ConfigurationReport(
+                state=ConfigurationState.REFUSED,
+                settings_hash=loaded.settings_hash,
+                problems=problems[:16],
+                warnings=loaded.warnings[:16],
+            )
+        )
+        if first:
+            self._board.stage(Stage.REFUSED, problems[0].message if problems else "")
+            self._board.update(started=True, why_not_ready="the configuration is refused")
+
+
+def with_default(loaded: Loaded, payload: Mapping[str, Any] | None) -> Loaded:
+    """``loaded`` as it is once the script that has set ``payload``, or nothing, is in force."""
+    custom_default = ABSENT if payload is None else payload
+    return replace(loaded, sources=replace(loaded.sources, custom_default=custom_default))
+
+
+def translation_problem(resolved: Resolved, error: TranslationError) -> Problem:
+    """What was refused, said of the setting the payload came from."""
+    if error.refusal is not None:
+        return refused_by_vllm(resolved, error.refusal, error.field)
+    return resolved.origin.problem(str(error), "correct the payload", field=error.field)
+
+
+def refused_by_vllm(resolved: Resolved, refusal: Refusal, field: str = "") -> Problem:
+    """vLLM's sentence, said of the setting the payload came from."""
+    sentence = shown(refusal, resolved.payload, confidential=resolved.confidential)
+    return resolved.origin.refused(field or field_of(refusal, resolved.payload), sentence)

@@ -1,0 +1,374 @@
+"""Which health-check payload is in force, and why. Pure.
+
+The guide's "Configuration Priority", as ``vllmendpoint_api.PRECEDENCE`` and the design (section 4) settle it:
+the first level that says something wins; what it outranks is reported as ignored; and **nothing invalid ever
+falls through to the next level**: an invalid winner is refused, it does not make way.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vllmendpoint_api import (
+    DEFAULT_FAILURE_THRESHOLD,
+    DEFAULT_LEVEL,
+    DEFAULT_RESTART_AFTER_SECONDS,
+    DEFAULT_SUCCESS_THRESHOLD,
+    DEFAULT_TIMEOUT_SECONDS,
+    POOLED,
+    PRECEDENCE,
+    HealthCheckReport,
+    HealthCheckSettings,
+    Ignored,
+    Level,
+    Mode,
+    ModelType,
+    PayloadSource,
+    Problem,
+    payload_for,
+)
+from vllmendpoint_worker.payload.forms import RequestFields
+from vllmendpoint_worker.payload.validation import (
+    DEFAULT_MAX_TOKENS,
+    MANY_TOKENS,
+    Origin,
+    bounded,
+    check,
+    most_tokens,
+)
+
+from .probe_settings import (
+    ENV_ENABLED,
+    ENV_INTERVAL,
+    ENV_PAYLOAD_DISABLED,
+    mode_of,
+    outranked_variables,
+    period_of,
+    too_large,
+    wrong_expectation,
+)
+
+__all__ = [
+    "ABSENT",
+    "ENV_ENABLED",
+    "ENV_INTERVAL",
+    "ENV_LEVEL",
+    "ENV_PAYLOAD",
+    "ENV_PAYLOAD_DISABLED",
+    "Found",
+    "Refused",
+    "Resolved",
+    "Sources",
+    "merge",
+]
+
+ENV_PAYLOAD: Final = "DYN_HEALTH_CHECK_PAYLOAD"
+ENV_LEVEL: Final = "DYN_HEALTH_CHECK_LEVEL"
+
+_LEVELS: Final = {level.value.lower(): level for level in Level}
+_SHOWN: Final = frozenset(
+    {
+        PayloadSource.SPEC,
+        PayloadSource.CUSTOM_DEFAULT,
+        PayloadSource.MODEL_DEFAULT,
+        PayloadSource.GENERIC_DEFAULT,
+    }
+)
+"""Sources whose payload may be shown: the others may hold a secret."""
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = _Absent()
+"""Nothing was set, which is not the same as null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was set at a level: a value, or the problem that kept it from being read."""
+
+    value: object = ABSENT
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Everything that may speak, as it was read; ``config_sources`` fills it."""
+
+    spec: HealthCheckSettings = field(default_factory=HealthCheckSettings)
+    spec_problems: tuple[Problem, ...] = ()
+    """``settings.json`` is there but cannot be read: then nobody knows what the CR says."""
+    runtime: object = ABSENT
+    """``health_check_payload=`` of ``serve_endpoint()``, called from code."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The guide's ``DYN_HEALTH_CHECK_*`` variables that are set."""
+    environment_payload: Found | None = None
+    """``DYN_HEALTH_CHECK_PAYLOAD``, parsed (JSON or ``@file``)."""
+    config_level: object = ABSENT
+    config_payload: object = ABSENT
+    config_problems: tuple[Problem, ...] = ()
+    custom_default: object = ABSENT
+    """``set_custom_health_check_payload()``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The health check in force. Times in seconds."""
+
+    payload: Mapping[str, Any]
+    source: PayloadSource
+    level: Level | None
+    ignored: tuple[Ignored, ...]
+    mode: Mode
+    period_seconds: float
+    timeout_seconds: float
+    failure_threshold: int
+    success_threshold: int
+    restart_after_seconds: float
+    expect: str | None = None
+    """RE2 expression that the generated text must match."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The payload that is asked with and reported: with a limit on what is generated."""
+        return bounded(self.payload)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the report's warnings."""
+        notes = []
+        if self.asked != self.payload:
+            most = self.asked["max_tokens"]
+            limit = f"{most} tokens" if most == DEFAULT_MAX_TOKENS else "as many tokens as min_tokens says"
+            notes.append(
+                f"{self.origin.field} sets no max_tokens: the probe generates at most {limit}. "
+                "Set max_tokens for another limit."
+            )
+        if (most := most_tokens(self.asked)) > MANY_TOKENS:
+            many = f"more than {MANY_TOKENS}" if self.confidential else most
+            notes.append(
+                f"{self.origin.field} lets every probe generate {many} tokens: set a smaller max_tokens, "
+                "min_tokens or n."
+            )
+        return tuple(notes)
+
+    @property
+    def confidential(self) -> bool:
+        """The payload is neither logged nor reported."""
+        return self.source not in _SHOWN
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps(self.asked, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def origin(self) -> Origin:
+        return _ORIGINS[self.source]
+
+    def report(self) -> HealthCheckReport:
+        return HealthCheckReport(
+            mode=self.mode,
+            source=self.source,
+            level=self.level,
+            payload=None if self.confidential else self.asked,
+            payload_digest=self.digest,
+            ignored=self.ignored[:16],
+            period_seconds=self.period_seconds,
+            timeout_seconds=self.timeout_seconds,
+            failure_threshold=self.failure_threshold,
+            success_threshold=self.success_threshold,
+            restart_after_seconds=self.restart_after_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    problems: tuple[Problem, ...]
+
+
+_ONE_PAYLOAD: Final = "a model that does not generate has one payload"
+
+_NOT_THE_DEFAULT: Final = (
+    "Set healthCheck.payload to a request that the model answers, or correct model.type or engine.args"
+)
+
+_ORIGINS: Final = {
+    PayloadSource.SPEC: Origin(PayloadSource.SPEC, "healthCheck.payload"),
+    PayloadSource.RUNTIME: Origin(PayloadSource.RUNTIME, "health_check_payload"),
+    PayloadSource.ENVIRONMENT: Origin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True),
+    PayloadSource.CONFIG_FILE: Origin(PayloadSource.CONFIG_FILE, "health_check_payload", confidential=True),
+    PayloadSource.CUSTOM_DEFAULT: Origin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()"),
+    PayloadSource.MODEL_DEFAULT: Origin(
+        PayloadSource.MODEL_DEFAULT, "the default payload", correct=_NOT_THE_DEFAULT
+    ),
+    PayloadSource.GENERIC_DEFAULT: Origin(
+        PayloadSource.GENERIC_DEFAULT, "the default payload", correct=_NOT_THE_DEFAULT
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    source: PayloadSource
+    payload: object
+    level: Level | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+def merge(
+    sources: Sources, fields: RequestFields | None = None, model_type: ModelType | None = None
+) -> Resolved | Refused:
+    """Resolve the health check, or say all that is wrong with it.
+
+    ``fields``: names that vLLM's request models know, None before vLLM is imported (names are then not
+    checked). ``model_type``: None where it is not told yet, or cannot be told (then the generic default).
+    Only what is in force is checked: an outranked value that is invalid too is reported as ignored.
+    """
+    problems = [*sources.spec_problems, *sources.config_problems, *too_large(sources.spec)]
+    if sources.spec.payload is not None and sources.spec.level is not None:
+        problems.append(
+            _ORIGINS[PayloadSource.SPEC].problem("and healthCheck.level are both set", "keep one of them")
+        )
+    if problems:
+        return Refused(tuple(problems))
+
+    candidates = _candidates(sources, model_type)
+    winner, outranked = candidates[0], candidates[1:]
+    problems += winner.problems or check(winner.payload, _ORIGINS[winner.source], fields, model_type)
+    mode, mode_problems = mode_of(sources.spec, sources.environment)
+    period, period_problems = period_of(sources.spec, sources.environment)
+    problems += [
+        *mode_problems,
+        *period_problems,
+        *wrong_expectation(sources.spec, winner.payload, model_type),
+    ]
+    if problems or not isinstance(winner.payload, Mapping):
+        return Refused(tuple(problems))
+    return Resolved(
+        payload=dict(winner.payload),
+        source=winner.source,
+        level=winner.level,
+        ignored=tuple(_ignored(sources, winner, outranked, model_type)),
+        mode=mode,
+        period_seconds=period,
+        timeout_seconds=float(_first(sources.spec.timeout_seconds, DEFAULT_TIMEOUT_SECONDS)),
+        failure_threshold=_first(sources.spec.failure_threshold, DEFAULT_FAILURE_THRESHOLD),
+        success_threshold=_first(sources.spec.success_threshold, DEFAULT_SUCCESS_THRESHOLD),
+        restart_after_seconds=float(
+            _first(sources.spec.restart_after_seconds, DEFAULT_RESTART_AFTER_SECONDS)
+        ),
+        expect=sources.spec.expect.regex if sources.spec.expect is not None else None,
+    )
+
+
+def _candidates(sources: Sources, model_type: ModelType | None) -> list[_Candidate]:
+    """Every level that says something, strongest first; the last is always a default."""
+    found: dict[PayloadSource, _Candidate] = {}
+    spec = sources.spec
+    if spec.payload is not None:
+        found[PayloadSource.SPEC] = _Candidate(PayloadSource.SPEC, spec.payload)
+    elif spec.level is not None:
+        level = Level(spec.level)
+        found[PayloadSource.SPEC] = _Candidate(
+            PayloadSource.SPEC, payload_for(level, model_type), _told(level, model_type)
+        )
+    for source, value in (
+        (PayloadSource.RUNTIME, sources.runtime),
+        (PayloadSource.CONFIG_FILE, sources.config_payload),
+        (PayloadSource.CUSTOM_DEFAULT, sources.custom_default),
+    ):
+        if value is not ABSENT:
+            found[source] = _Candidate(source, value)
+    if (environment := sources.environment_payload) is not None:
+        wrong = (environment.problem,) if environment.problem else ()
+        found[PayloadSource.ENVIRONMENT] = _Candidate(
+            PayloadSource.ENVIRONMENT, environment.value, problems=wrong
+        )
+    default, wrong_level = _default_level(sources)
+    source = PayloadSource.GENERIC_DEFAULT if model_type is None else PayloadSource.MODEL_DEFAULT
+    found[source] = _Candidate(
+        source, payload_for(default, model_type), _told(default, model_type), wrong_level
+    )
+    return [found[row.source] for row in PRECEDENCE if row.source in found]
+
+
+def _told(level: Level, model_type: ModelType | None) -> Level | None:
+    """A model that does not generate has one payload, whatever the level."""
+    return None if model_type in POOLED else level
+
+
+def _default_level(sources: Sources) -> tuple[Level, tuple[Problem, ...]]:
+    """The level that chooses levels 4 and 5: environment, then config file, then minimal."""
+    if (raw := sources.environment.get(ENV_LEVEL)) is not None:
+        level = _LEVELS.get(raw.strip().lower())
+        if level is not None:
+            return level, ()
+        origin = Origin(PayloadSource.ENVIRONMENT, ENV_LEVEL, confidential=True)
+        return DEFAULT_LEVEL, (_not_a_level(origin, "InvalidEnvironment"),)
+    if sources.config_level is not ABSENT:
+        value = sources.config_level
+        level = _LEVELS.get(value.strip().lower()) if isinstance(value, str) else None
+        if level is not None:
+            return level, ()
+        return DEFAULT_LEVEL, (
+            _not_a_level(Origin(PayloadSource.CONFIG_FILE, "health_check_level"), "InvalidConfigFile"),
+        )
+    return DEFAULT_LEVEL, ()
+
+
+def _not_a_level(origin: Origin, reason: str) -> Problem:
+    return origin.problem(
+        "is not a health-check level", "use minimal, standard or comprehensive", reason=reason
+    )
+
+
+def _ignored(
+    sources: Sources, winner: _Candidate, outranked: list[_Candidate], model_type: ModelType | None
+) -> list[Ignored]:
+    rows = {row.source: row for row in PRECEDENCE}
+    by = rows[winner.source].where
+    defaults = (PayloadSource.MODEL_DEFAULT, PayloadSource.GENERIC_DEFAULT)
+    ignored = []
+    for candidate in outranked:
+        if candidate.source in defaults:
+            continue  # a default is no setting that anyone made
+        also = "; it could not be read either" if candidate.problems else ""
+        ignored.append(
+            Ignored(
+                source=candidate.source, reason=f"{rows[candidate.source].where} is outranked by {by}{also}"
+            )
+        )
+    used = winner.source in defaults
+    levels = [
+        (PayloadSource.ENVIRONMENT, f"`{ENV_LEVEL}`", ENV_LEVEL in sources.environment),
+        (
+            PayloadSource.CONFIG_FILE,
+            "`health_check_level` of the config file",
+            sources.config_level is not ABSENT,
+        ),
+    ]
+    stronger = ""
+    for source, where, there in levels:
+        if not there:
+            continue
+        if not used:
+            ignored.append(Ignored(source=source, reason=f"{where} is outranked by {by}"))
+        elif stronger:
+            ignored.append(Ignored(source=source, reason=f"{where} is outranked by {stronger}"))
+        elif model_type in POOLED:
+            ignored.append(Ignored(source=source, reason=f"{where}: {_ONE_PAYLOAD}"))
+        stronger = stronger or where
+    ignored += outranked_variables(sources.spec, sources.environment)
+    if sources.spec.level is not None and model_type in POOLED:
+        ignored.append(Ignored(source=PayloadSource.SPEC, reason=f"healthCheck.level: {_ONE_PAYLOAD}"))
+    return ignored
+
+
+def _first(value: int | None, default: int) -> int:
+    return default if value is None else value

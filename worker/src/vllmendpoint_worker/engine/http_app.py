@@ -1,0 +1,110 @@
+"""The SageMaker port: vLLM's own app (``/ping``, ``/invocations``, ``/v1/...``) over Dynamo's engine client.
+
+Two things are put in front of it: nothing is served over a dead engine (invariant 8), and no health check of
+vLLM's own (``/ping``, ``/health``) is answered over a stalled or dead one, which vLLM does not notice.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import uvicorn
+
+from vllmendpoint_api import Verdict
+from vllmendpoint_worker.errors import EngineStartError
+from vllmendpoint_worker.process.listening import listeners
+from vllmendpoint_worker.upstream import HttpApp, NoSignalServer
+
+__all__ = ["Guard", "HttpServer", "bound"]
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS: Final = 20.0
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+class Guard:
+    """The ASGI app in front of vLLM's and of the user's middleware, which might answer a health check itself.
+
+    ``fit``: whether a health check may be answered; ``is_health``: whether a request is one; ``verdict``: the
+    one in force.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        fit: Callable[[], bool],
+        is_health: Callable[[Scope], bool],
+        verdict: Callable[[], Verdict],
+    ) -> None:
+        self._app = app
+        self._fit = fit
+        self._is_health = is_health
+        self._verdict = verdict
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        verdict = self._verdict()
+        if verdict is Verdict.DEAD or (
+            scope["type"] == "http" and not self._fit() and self._is_health(scope)
+        ):
+            await _refuse(scope["type"], send, f'{{"error": "the worker\'s verdict is {verdict.value}"}}')
+            return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(kind: str, send: Any, body: str) -> None:
+    if kind == "websocket":
+        await send({"type": "websocket.close", "code": 1013})  # before it is accepted: a 403 for the client
+        return
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})
+
+
+def bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets that hold the port and do not listen yet, so that a taken port is known before the load.
+
+    ``host``: as :func:`listeners` takes it. Raises EngineStartError.
+    """
+    try:
+        return listeners(host, port)
+    except OSError as error:
+        raise EngineStartError(f"port {port} cannot be bound: {error.strerror}") from error
+
+
+class HttpServer:
+    """A uvicorn server without signal handlers, on the running loop. ``stop`` ends what ``start`` began."""
+
+    def __init__(self, http: HttpApp, guard: Guard, listeners: list[socket.socket]) -> None:
+        config = uvicorn.Config(
+            guard, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
+        )
+        config.h11_max_incomplete_event_size = http.max_event_bytes
+        self._server = NoSignalServer(config)
+        http.app.state.server = self._server  # vLLM stops it where the engine died under a stream
+        self._listeners = listeners
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve; returns when the port answers."""
+        self._task = asyncio.create_task(self._server.serve(sockets=self._listeners), name="http")
+        async with asyncio.timeout(START_SECONDS):
+            while not self._server.started:
+                if self._task.done():
+                    raise EngineStartError("the HTTP server ended while it started")
+                await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Let what is being answered end (20 s at most), then close."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        done, _ = await asyncio.wait({self._task}, timeout=25.0)
+        if not done:
+            logger.warning("The HTTP server did not end in time and is cancelled")
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=1.0)

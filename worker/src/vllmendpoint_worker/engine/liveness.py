@@ -1,0 +1,59 @@
+"""The main loop's sign of life, and the two ends of the process that are liveness's: a dead engine, and a
+certain stall of ``restartAfterSeconds``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from vllmendpoint_api import Mode, Verdict
+from vllmendpoint_worker.probing.publisher import Publisher
+from vllmendpoint_worker.probing.verdict import stalled_for
+from vllmendpoint_worker.process.clock import Clock
+from vllmendpoint_worker.process.shutdown import leave
+from vllmendpoint_worker.serving.state import Board
+
+from .engine_errors import ENGINE
+
+__all__ = ["EXIT_DEAD", "EXIT_STALLED", "Liveness"]
+
+BEAT_SECONDS: Final = 0.25
+EXIT_DEAD: Final = 1
+EXIT_STALLED: Final = 3
+
+
+class Liveness:
+    """``restart_after`` gives the seconds of stall that end the process, 0 for never."""
+
+    def __init__(
+        self, board: Board, shown: Publisher, restart_after: Callable[[], float], clock: Clock
+    ) -> None:
+        self._board = board
+        self._shown = shown
+        self._restart_after = restart_after
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Beat until cancelled, or until the process must end."""
+        while True:
+            self._board.beat(starting=not self._shown.serving)
+            prober = self._shown.prober
+            if prober is not None and self._shown.serving and not self._shown.stopping:
+                if prober.state.verdict is Verdict.DEAD:
+                    await asyncio.sleep(0.1)  # the watchers hear of it
+                    self.engine_died()
+                stalled = stalled_for(prober.state, self._clock.monotonic())
+                if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
+                    leave(
+                        EXIT_STALLED,
+                        f"The engine has been stalled for {stalled:.0f} s (restartAfterSeconds).",
+                    )
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def engine_died(self) -> NoReturn:
+        leave(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE.last()}")
+
+    def blocked(self, seconds: float) -> None:
+        """On the report's thread: the main loop cannot end the process, if it is blocked for too long."""
+        if 0 < self._restart_after() <= seconds:
+            leave(EXIT_STALLED, f"The worker's event loop has been blocked for {seconds:.0f} s.")

@@ -1,0 +1,163 @@
+"""From a configuration that was read to one in force: parse, load the handlers, merge, translate, ask.
+
+A configuration is checked as a whole, and comes into force as a whole or not at all.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllmendpoint_api import Stage
+from vllmendpoint_worker import upstream
+from vllmendpoint_worker.config.configuration import (
+    Configuration,
+    refused_by_vllm,
+    translation_problem,
+    with_default,
+)
+from vllmendpoint_worker.config.merge import Resolved
+from vllmendpoint_worker.config.sources import Loaded
+from vllmendpoint_worker.errors import ConfigurationRefusedError, EngineStartError, TranslationError
+from vllmendpoint_worker.handlers import Generation, HandlerRoom
+from vllmendpoint_worker.handlers import Loaded as Handlers
+from vllmendpoint_worker.options.conflicts import refused
+from vllmendpoint_worker.options.shared import engine_arguments
+from vllmendpoint_worker.payload.model_type import refused_look
+from vllmendpoint_worker.probing.prober import ProbeSettings
+from vllmendpoint_worker.probing.publisher import Publisher
+from vllmendpoint_worker.probing.trial import answered
+from vllmendpoint_worker.probing.verdict import Rules
+from vllmendpoint_worker.refusals import Refusal
+from vllmendpoint_worker.serving.state import Board
+
+from .translate import Translated, Translator
+
+__all__ = ["Accepted", "Resolver", "settings_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """One configuration, checked as a whole: it comes into force as a whole, or not at all."""
+
+    loaded: Loaded
+    resolved: Resolved
+    translated: Translated
+    handlers: Generation
+
+
+class Resolver:
+    """``arguments`` are there once :meth:`check` accepts; ``translator`` is set once the engine stands."""
+
+    def __init__(
+        self, configuration: Configuration, room: HandlerRoom, board: Board, shown: Publisher
+    ) -> None:
+        self._configuration = configuration
+        self._room = room
+        self._board = board
+        self._shown = shown
+        self.arguments: upstream.Arguments | None = None
+        self.translator: Translator | None = None
+
+    async def check(self, loaded: Loaded) -> None:
+        """With vLLM's field names, and with the engine's arguments."""
+        self._configuration.check(loaded)
+        argv = [
+            *upstream.config_arguments(loaded.engine_config),
+            *loaded.engine.arguments,
+        ]
+        try:
+            shared = loaded.engine.shared
+            self.arguments = await upstream.parse_arguments(
+                [*argv, *await asyncio.to_thread(engine_arguments, shared)],
+                self._configuration.model_type,
+                shared.frontend,
+            )
+        except EngineStartError as error:
+            raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
+        handlers = await self._load_handlers(loaded)
+        self._configuration.merge(with_default(loaded, handlers.custom_default))
+
+    def looked(self, look: upstream.Look) -> None:
+        """Before the engine starts. Raises ConfigurationRefusedError."""
+        declared = self._configuration.model_type
+        problem = refused_look(declared, look.runner, only_transcribes=look.only_transcribes)
+        if problem is not None:
+            raise ConfigurationRefusedError([problem])
+
+    async def _load_handlers(self, loaded: Loaded) -> Handlers:
+        """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
+        if loaded.handlers is None:
+            raise EngineStartError("the handlers' settings were not read")
+        if (script := loaded.handlers.script) is not None and not self._shown.warmed:
+            self._board.stage(Stage(self._board.facts.stage.name), f"importing {script.path.name}")
+        handlers = await self._room.load(loaded.handlers)
+        self._configuration.watch(self._room.watched)
+        return handlers
+
+    async def resolve(self, loaded: Loaded) -> Accepted:
+        """Load and bind, merge with what the script sets, translate. Raises ConfigurationRefusedError."""
+        self._configuration.merge(with_default(loaded, None))  # else the customer's code is not run
+        generation = self._room.bound(await self._load_handlers(loaded))
+        if generation is not self._room.current:
+            loaded = with_default(loaded, generation.loaded.custom_default)
+        resolved = self._configuration.merge(loaded)
+        try:
+            translated = await self.translate(resolved.asked, resolved.expect)
+        except TranslationError as error:
+            raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
+        return Accepted(loaded, resolved, translated, generation)
+
+    async def translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
+        if self.translator is None:
+            raise EngineStartError("the model's renderer is not there yet")
+        return await self.translator.translate(payload, expect)
+
+    def take(self, accepted: Accepted) -> None:
+        """Put an accepted configuration into force."""
+        self._room.swap(accepted.handlers)
+        self._configuration.accept(accepted.resolved, accepted.loaded, accepted.translated.notes)
+        if self._shown.prober is not None:
+            self._shown.prober.configure(settings_of(accepted.resolved, accepted.translated))
+
+    async def watch(self) -> None:
+        """Hot reload. A refused change leaves the last good configuration in force."""
+        while True:
+            await self._configuration.changed()
+            loaded = await self._configuration.load()
+            try:
+                accepted = await self.resolve(loaded)
+                answered = await self._answered(accepted)
+            except ConfigurationRefusedError as error:
+                self._configuration.refuse(error.problems, loaded, first=False)
+            else:
+                if answered:
+                    self.take(accepted)
+
+    async def _answered(self, accepted: Accepted) -> bool:
+        """Raises ConfigurationRefusedError where vLLM refuses the question."""
+        if (prober := self._shown.prober) is None:
+            raise EngineStartError("the worker does not serve yet")
+        answer = await answered(
+            prober,
+            settings_of(accepted.resolved, accepted.translated),
+            upstream.refusal,
+            self._configuration.changed,
+            self._configuration.postpone,
+        )
+        if isinstance(answer, Refusal):
+            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, answer)])
+        return answer
+
+    @property
+    def resolved(self) -> Resolved:
+        """The configuration in force, once there is one."""
+        resolved = self._configuration.resolved
+        if resolved is None:
+            raise EngineStartError("no configuration is in force yet")
+        return resolved
+
+
+def settings_of(resolved: Resolved, translated: Translated) -> ProbeSettings:
+    rules = Rules(resolved.timeout_seconds, resolved.failure_threshold, resolved.success_threshold)
+    return ProbeSettings(translated.request, resolved.mode, resolved.period_seconds, rules, translated.expect)

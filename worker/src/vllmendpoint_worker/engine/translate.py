@@ -1,0 +1,231 @@
+"""From a health-check payload to what Dynamo's request handler takes, with vLLM's own models and renderers.
+
+Chat templates, tokenizer and sampling rules are vLLM's, so that a probe asks what a user with the same body
+would ask. Every sampling field is carried: the handler sets whatever attribute of ``SamplingParams`` it is
+given.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from vllmendpoint_api import ModelType
+from vllmendpoint_worker.errors import TranslationError
+from vllmendpoint_worker.payload.expect import Expectation
+from vllmendpoint_worker.payload.forms import SCORING, Form, form_of
+from vllmendpoint_worker.payload.validation import MARKERS
+from vllmendpoint_worker.refusals import Refusal, invalid
+from vllmendpoint_worker.upstream import (
+    HEALTH_CHECK_KEY,
+    ChatCompletionRequest,
+    ClassificationCompletionRequest,
+    CompletionRequest,
+    EmbeddingCompletionRequest,
+    PoolingCompletionRequest,
+    SamplingParams,
+    get_max_tokens,
+    refusal,
+    refusal_in,
+    score_request,
+)
+
+__all__ = ["Translated", "Translator"]
+
+logger = logging.getLogger(__name__)
+
+_BY_VLLM: Final = "is refused by vLLM"
+
+_OWN_FIELDS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
+"""Fields of ``SamplingParams`` that the handler reads from ``stop_conditions``."""
+
+_LEFT_OUT: Final = frozenset({"stop", "output_kind", "detokenize", "skip_clone", "stream_interval"})
+"""Dynamo's handler sets these itself: it streams token deltas and never detokenizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """``request`` for the handler; ``warm_up`` the same with sampling on; ``expect`` what the text of the
+    answer must be; ``notes`` for the report's warnings.
+    """
+
+    request: Mapping[str, Any]
+    warm_up: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
+    expect: Expectation | None = None
+
+
+class Translator:
+    """``renderer``: vLLM's ``OnlineRenderer``; ``defaults``: the model's default sampling parameters;
+    ``pooled``: the type of a model that vLLM pools; ``scores``: whether vLLM has scores with it.
+    """
+
+    def __init__(
+        self,
+        renderer: Any,
+        *,
+        defaults: Mapping[str, Any],
+        max_model_len: int,
+        model_names: list[str],
+        pooled: ModelType | None = None,
+        scores: bool = False,
+    ) -> None:
+        self._renderer = renderer
+        self._defaults = dict(defaults)
+        self._max_model_len = max_model_len
+        self._model_names = model_names
+        self._pooled = pooled
+        self._scores = scores
+
+    async def model_type(self) -> ModelType:
+        """Of a model that generates: chat where vLLM can use its chat template, else completion."""
+        request = ChatCompletionRequest(
+            model=self._model_names[0], messages=[{"role": "user", "content": "Hi"}]
+        )
+        try:
+            rendered = await self._renderer.render_chat(request)
+        except Exception as error:  # noqa: BLE001  (whatever the template is, it is none to chat with)
+            logger.info("The model has no chat template that vLLM can use (%s)", type(error).__name__)
+            return ModelType.COMPLETION
+        return ModelType.CHAT if isinstance(rendered, tuple) else ModelType.COMPLETION
+
+    async def translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
+        """``expect``: an RE2 expression that the generated text must match, checked already.
+
+        Raises TranslationError where vLLM itself refuses the payload.
+        """
+        translated = await self._translate(payload)
+        if expect is None:
+            return translated
+        return replace(translated, expect=Expectation(expect, self._text))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """As vLLM's own detokenizer gives it to a user: without special tokens."""
+        return str(self._renderer.renderer.get_tokenizer().decode(list(tokens), skip_special_tokens=True))
+
+    async def _translate(self, payload: Mapping[str, Any]) -> Translated:
+        body = {name: value for name, value in payload.items() if name not in MARKERS}
+        if (model := body.get("model")) is not None and model not in self._model_names:
+            raise TranslationError("model", "names a model that this worker does not serve")
+        body["model"] = self._model_names[0]
+        form = form_of(payload)
+        if form is Form.INPUT:
+            return self._pooling(body)
+        if form in SCORING:
+            if not self._scores:
+                raise TranslationError(
+                    form.value, "cannot be asked, because vLLM has no scores with this model"
+                )
+            _validated(score_request, body)
+            return _asked_as_it_is(body)
+        if form is None:
+            raise TranslationError("", "has no question")
+        model = ChatCompletionRequest if form is Form.MESSAGES else CompletionRequest
+        request = _validated(model.model_validate, body)
+        tokens = await self._render(request, form)
+        maximum = request.max_tokens
+        if form is Form.MESSAGES and request.max_completion_tokens is not None:
+            maximum = request.max_completion_tokens
+        try:
+            maximum = get_max_tokens(self._max_model_len, maximum, len(tokens), self._defaults)
+        except ValueError:
+            maximum = 0
+        if maximum < 1:
+            raise TranslationError(
+                form.value,
+                f"takes {len(tokens)} tokens and the model's context is {self._max_model_len}: shorten it",
+            )
+        with _refusals():
+            params = request.to_sampling_params(maximum, self._defaults)
+        return self._generation(tokens, params)
+
+    async def _render(self, request: Any, form: Form) -> list[int]:
+        with _refusals():
+            if form is Form.MESSAGES:
+                rendered = await self._renderer.render_chat(request)
+                inputs = rendered[1] if isinstance(rendered, tuple) else None
+            else:
+                rendered = await self._renderer.render_completion(request)
+                inputs = rendered if isinstance(rendered, list) else None
+        if (refused := refusal_in(rendered)) is not None:
+            raise TranslationError("", _BY_VLLM, refused)
+        if not inputs or len(inputs) != 1:
+            raise TranslationError(form.value, "is not rendered by vLLM as one prompt")
+        if inputs[0].get("type", "token") not in ("token", "tokens"):
+            raise TranslationError(form.value, "holds more than text, and a probe asks with text only")
+        return list(inputs[0]["prompt_token_ids"])
+
+    def _generation(self, tokens: list[int], params: Any) -> Translated:
+        plain = SamplingParams()
+        options = {
+            name: value
+            for name in params.__struct_fields__
+            if not name.startswith("_")
+            and name not in _OWN_FIELDS | _LEFT_OUT
+            and (value := getattr(params, name)) is not None
+            and value != getattr(plain, name)
+        }
+        # Said outright where they equal vLLM's defaults too: the model's own defaults must not come in
+        # instead.
+        options |= {name: getattr(params, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        request = {
+            "token_ids": tokens,
+            "sampling_options": options,
+            "stop_conditions": {
+                "max_tokens": params.max_tokens,
+                "min_tokens": params.min_tokens,
+                "ignore_eos": params.ignore_eos,
+                "stop_token_ids": list(params.stop_token_ids or []),
+            },
+            "output_options": {},
+            "_health_check": True,
+            HEALTH_CHECK_KEY: True,
+        }
+        warm_up = request | {
+            "sampling_options": options | {"temperature": 0.0 if params.temperature > 0 else 0.7},
+            "stop_conditions": {"max_tokens": 1},
+        }
+        notes: tuple[str, ...] = ()
+        if params.stop:
+            notes = ("stop of the payload ends no probe, max_tokens does: Dynamo's worker sees no text.",)
+        return Translated(request, warm_up, notes)
+
+    def _pooling(self, body: dict[str, Any]) -> Translated:
+        """Dynamo's classify handler tells a request to pool by its encoding, which its frontend fills in."""
+        if self._pooled is ModelType.POOLING:
+            _validated(PoolingCompletionRequest.model_validate, body)
+            return _asked_as_it_is({"encoding_format": "float"} | body)
+        classifies = self._pooled in (ModelType.CLASSIFY, ModelType.SCORE)
+        request = ClassificationCompletionRequest if classifies else EmbeddingCompletionRequest
+        _validated(request.model_validate, body)
+        return _asked_as_it_is(body)
+
+
+def _asked_as_it_is(body: Mapping[str, Any]) -> Translated:
+    request = {name: value for name, value in body.items() if name != "user" and value is not None}
+    return Translated(request | {"_health_check": True, HEALTH_CHECK_KEY: True}, None)
+
+
+def _validated(validate: Callable[[dict[str, Any]], Any], body: Mapping[str, Any]) -> Any:
+    with _refusals():
+        try:
+            return validate(dict(body))
+        except ValidationError as error:
+            field, sentence = invalid(error.errors(include_input=False, include_url=False), body)
+            raise TranslationError(field, _BY_VLLM, Refusal(sentence)) from error
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """vLLM's validators, renderers and the model's own template raise what they like: a payload must be
+    refused by it and never end the worker.
+    """
+    try:
+        yield
+    except TranslationError:
+        raise
+    except Exception as error:
+        raise TranslationError("", _BY_VLLM, refusal(error) or Refusal(type(error).__name__)) from error

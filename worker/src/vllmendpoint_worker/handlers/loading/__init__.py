@@ -1,0 +1,4 @@
+"""Imports the customer's script and functions, and restores the process state that an import changes.
+
+Imports ``config`` and ``process``.
+"""

@@ -1,0 +1,189 @@
+"""Which packages the user asks for: the settings of ``model-hosting-container-standards``, read and checked.
+
+``requirements.txt`` in the model's folder, with wheels in ``requirements/`` beside it; ``STANDARD_PIP_ARGS``
+replaces both; ``STANDARD_AUTO_INSTALL_REQ`` turns the installation off. Nothing is installed here.
+"""
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_worker.options.sagemaker import FOLDER, model_path
+from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
+
+__all__ = ["ENV_ARGUMENTS", "ENV_ENABLED", "FILE", "MISSING_MODULE", "WHEELS", "Requirements", "read"]
+
+ENV_ENABLED: Final = "STANDARD_AUTO_INSTALL_REQ"
+ENV_ARGUMENTS: Final = "STANDARD_PIP_ARGS"
+FILE: Final = "requirements.txt"
+WHEELS: Final = "requirements"
+
+MISSING_MODULE: Final = (
+    f"name its package in {FILE} in {FOLDER} or in {ENV_ARGUMENTS}, from which the worker installs when it "
+    "starts, or use a worker image that has it"
+)
+"""The fix where a module is not there."""
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_FILES: Final = 10_000
+"""Files of one folder that the digest depends on."""
+
+_ON: Final = ("true", "1", "yes", "on")
+_OFF: Final = ("false", "0", "no", "off")
+_PLACES: Final = (
+    "--target", "--prefix", "--root", "--user", "--python",
+    "--force-reinstall", "--ignore-installed", "--dry-run",
+)  # fmt: skip
+"""Options of ``pip install`` that contradict the worker's own: the folder is the worker's, and the packages
+of the image stay as they are.
+"""
+_INCLUDE: Final = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*([^\s#]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What to install. ``wheels``: a folder to look in first, without an index."""
+
+    field: str
+    """Where it was asked for: ``requirements.txt`` or ``STANDARD_PIP_ARGS``."""
+    folder: Path
+    """Relative paths start here. It exists."""
+    arguments: tuple[str, ...]
+    """For ``pip install``."""
+    wheels: Path | None
+    digest: str
+    """Changes when what would be installed may change."""
+
+    def problem(self, what: str, fix: str, reason: Reason = Reason.REQUIREMENTS_NOT_INSTALLED) -> Problem:
+        source = HandlerSource.ENVIRONMENT.value if self.field == ENV_ARGUMENTS else "Script"
+        return Problem(
+            reason=reason, source=source, field=self.field, message=f"{self.field} {what}: {fix}."[:2048]
+        )
+
+
+def read(environ: Mapping[str, str]) -> Requirements | Problem | None:
+    """What to install, None where there is nothing, or what is wrong with the settings."""
+    enabled = environ.get(ENV_ENABLED, "").strip().lower()
+    if enabled and enabled not in _ON + _OFF:
+        return _refused(ENV_ENABLED, "is neither true nor false", "use true or false")
+    if enabled in _OFF:
+        return None
+    folder = Path(model_path(environ))
+    folder = folder if _exists(folder) else Path.cwd()
+    if text := environ.get(ENV_ARGUMENTS, "").strip():
+        return _explicit(text, folder)
+    return _discovered(folder)
+
+
+def _explicit(text: str, folder: Path) -> Requirements | Problem:
+    try:
+        arguments = tuple(shlex.split(text))
+    except ValueError:
+        return _refused(ENV_ARGUMENTS, "has a quotation mark that is not closed", "close it")
+    if (option := _misplaced(arguments)) is not None:
+        what = f"holds {option}, and the worker installs into a folder of its own"
+        return _refused(ENV_ARGUMENTS, what, "remove that option")
+    options = [argument for argument in arguments if len(argument) > 2 and argument[0] == "-"]
+    attached = (argument.partition("=")[2] if argument[1] == "-" else argument[2:] for argument in options)
+    named = [*arguments, *attached]
+    digest = _digest(arguments, folder, _named_files(named, folder))
+    return Requirements(ENV_ARGUMENTS, folder, arguments, None, digest)
+
+
+def _discovered(folder: Path) -> Requirements | Problem | None:
+    path = folder / FILE
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            size = len(file.read(MAX_FILE_BYTES + 1))
+        wheels = folder / WHEELS if (folder / WHEELS).is_dir() else None
+    except OSError as error:
+        what, fix = f"cannot be read ({error.strerror})", f"see that the worker may read it in {FOLDER}"
+        return Requirements(FILE, folder, (), None, "").problem(what, fix)
+    if size > MAX_FILE_BYTES:
+        what, fix = f"is larger than {MAX_FILE_BYTES} bytes", "remove what is no requirement"
+        return Requirements(FILE, folder, (), None, "").problem(what, fix)
+    arguments = ("-r", str(path))
+    files = [path, *([wheels] if wheels is not None else [])]
+    return Requirements(FILE, folder, arguments, wheels, _digest(arguments, folder, files))
+
+
+def _misplaced(arguments: Sequence[str]) -> str | None:
+    """The first option that contradicts the worker's own. pip takes unique beginnings of an option too."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in ("--pre", "--r", "--"):  # an option of its own, or none
+            continue
+        if name.startswith("--"):
+            if (found := next((place for place in _PLACES if place.startswith(name)), None)) is not None:
+                return found
+        elif re.match(r"-[a-zA-Z]*?[tI]", name) and not re.match(r"-[ricef]", name):
+            return "-I" if "I" in name.partition("t")[0] else "-t"
+    return None
+
+
+def _named_files(arguments: Sequence[str], folder: Path) -> list[Path]:
+    """Arguments that are files or folders: a change in one of them is a change of what is asked for."""
+    return [folder / argument for argument in arguments if argument and _exists(folder / argument)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
+def _digest(arguments: Sequence[str], folder: Path, paths: Sequence[Path]) -> str:
+    """Of the arguments and of all files that they lead to: text files by content, others by ``stat``."""
+    lines = [repr(tuple(arguments))]
+    seen: set[Path] = set()
+    for path in paths:
+        lines += _lines(path, folder, seen)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _lines(path: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
+    if path in seen:
+        return
+    seen.add(path)
+    if path.is_dir():
+        for number, each in enumerate(sorted(path.rglob("*"))):
+            if number >= MAX_FILES:
+                return
+            yield f"{each} {file_fingerprint(each)}"
+    elif path.suffix in {".txt", ".in"}:
+        try:
+            text = path.read_text(errors="surrogateescape")
+        except OSError:
+            return
+        yield f"{path} {text}"
+        for line in text.splitlines():
+            if found := _INCLUDE.match(line):
+                yield from _lines(path.parent / found[1], folder, seen)
+            else:
+                yield from _local(line.split("#")[0].strip(), folder, seen)
+    else:
+        yield f"{path} {file_fingerprint(path)}"
+
+
+def _local(line: str, folder: Path, seen: set[Path]) -> Iterator[str]:
+    """A line that is a path, for instance of a wheel."""
+    path = folder / line.removeprefix("-e").strip()
+    if line and ("/" in line or line.endswith((".whl", ".gz", ".zip"))) and _exists(path) and path != folder:
+        yield from _lines(path, folder, seen)
+
+
+def _refused(field: str, what: str, fix: str) -> Problem:
+    return Problem(
+        reason=Reason.INVALID_ENVIRONMENT,
+        source=HandlerSource.ENVIRONMENT.value,
+        field=field,
+        message=f"{field} {what}: {fix}.",
+    )

@@ -1,0 +1,4 @@
+"""Probes the engine and decides whether it generates.
+
+Imports ``payload`` and ``serving``.
+"""

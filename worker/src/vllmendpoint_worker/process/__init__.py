@@ -1,0 +1,4 @@
+"""The operating-system process: addresses, threads, logging, shutdown.
+
+Imports nothing of the other folders.
+"""

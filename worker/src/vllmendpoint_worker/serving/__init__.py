@@ -1,0 +1,4 @@
+"""The worker's state, the report server that shows it, and the health routes of the SageMaker port.
+
+Imports ``process``.
+"""
