@@ -88,7 +88,7 @@ PRECEDENCE: Final[tuple[PrecedenceRow, ...]] = (
     PrecedenceRow(PayloadSource.CONFIG_FILE, 3, "`health_check_payload` of the config file"),
     PrecedenceRow(PayloadSource.CUSTOM_DEFAULT, 4, "`set_custom_health_check_payload()`"),
     PrecedenceRow(PayloadSource.MODEL_DEFAULT, 4, "the default for the model's type, at the level chosen"),
-    PrecedenceRow(PayloadSource.GENERIC_DEFAULT, 5, "the minimal payload, where the type cannot be told"),
+    PrecedenceRow(PayloadSource.GENERIC_DEFAULT, 5, "the minimal payload, if the type cannot be determined"),
 )
 """First match wins. A payload that is outranked is reported under ``ignored``."""
 
