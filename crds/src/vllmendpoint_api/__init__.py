@@ -1,6 +1,6 @@
-"""The contract of VLLMEndpoint: spec, status, worker settings, worker report, payload precedence.
+"""The VLLMEndpoint API: spec, status, worker settings, worker report and payload precedence.
 
-Both halves of the system import it; it imports neither.
+The operator and the worker import this package. It imports neither of them.
 """
 
 from . import _names as names

@@ -1,4 +1,4 @@
-"""Print the CustomResourceDefinition as YAML, or with ``reference`` its reference as Markdown."""
+"""Prints the CustomResourceDefinition as YAML or, with the argument ``reference``, docs/reference.md."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The pydantic base of every model in the contract."""
+"""The pydantic base class of all models of the API, and types for free-form objects and quantities."""
 
 from typing import Annotated, Any, Final
 
@@ -9,7 +9,7 @@ __all__ = ["MAX_DEPTH", "Contract", "JsonObject", "Quantity"]
 
 
 class Contract(BaseModel):
-    """camelCase on the wire, snake_case in code, immutable, and strict about unknown fields."""
+    """Base class: camelCase in JSON, snake_case in code, immutable. Unknown fields are an error."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -21,17 +21,17 @@ class Contract(BaseModel):
     )
 
     def wire(self) -> dict[str, Any]:
-        """The JSON form: camelCase, without fields that are None."""
+        """Return the JSON form, with camelCase names and without fields that are None."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 MAX_DEPTH: Final = 32
-"""Levels of a free-form object, in a spec, in a report and in what a worker reads: the API server takes ten
-thousand, and cannot be told not to."""
+"""Maximum depth of a free-form object in a spec, a report or a file that a worker reads. The API server
+allows 10,000 levels, and a CRD cannot lower that limit."""
 
 
 def _shallow(value: dict[str, Any]) -> dict[str, Any]:
-    """Raises ValueError. Level by level: recursion is what has to be kept away."""
+    """Raises ValueError. Iterates level by level, because recursion could exceed Python's recursion limit."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -50,7 +50,7 @@ JsonObject = Annotated[
     AfterValidator(_shallow),
     WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
 ]
-"""A free-form object that the API server keeps as it is."""
+"""A free-form object. The API server preserves its unknown fields."""
 
 Quantity = Annotated[
     int | str,
@@ -66,4 +66,4 @@ Quantity = Annotated[
     ),
     Field(union_mode="left_to_right"),
 ]
-"""A Kubernetes quantity, not negative: ``500m``, ``8Gi``, ``1``."""
+"""A non-negative Kubernetes quantity, for example ``500m``, ``8Gi`` or ``1``."""

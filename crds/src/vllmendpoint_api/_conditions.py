@@ -1,4 +1,4 @@
-"""The conditions of a VLLMEndpoint and the reasons they give (design, "Conditions": contract)."""
+"""The conditions of a VLLMEndpoint and the reasons of each condition."""
 
 from enum import StrEnum
 from typing import Final
@@ -13,7 +13,7 @@ class ConditionStatus(StrEnum):
 
 
 class Condition(StrEnum):
-    """Condition types, in the order in which ``Ready`` looks for the first that is not True."""
+    """Condition types. ``Ready`` takes the first condition of :data:`READY_PARTS` that is not True."""
 
     ACCEPTED = "Accepted"
     RESOLVED_REFS = "ResolvedRefs"
@@ -23,9 +23,9 @@ class Condition(StrEnum):
     UP_TO_DATE = "UpToDate"
     READY = "Ready"
     RECONCILING = "Reconciling"
-    """kstatus: work is under way (True is abnormal)."""
+    """kstatus: True while the operator has work to do."""
     STALLED = "Stalled"
-    """kstatus: a terminal error that only the user can mend (True is abnormal)."""
+    """kstatus: True after a terminal error, which the user must fix."""
 
 
 READY_PARTS: Final = (
@@ -36,10 +36,12 @@ READY_PARTS: Final = (
     Condition.GENERATING,
     Condition.UP_TO_DATE,
 )
-"""What ``Ready`` is made of, in the order in which it looks for what is wrong."""
+"""The conditions that ``Ready`` depends on, in order of evaluation."""
 
 
 class Reason(StrEnum):
+    """Reasons of all conditions. :data:`CONDITION_REASONS` lists those of each condition."""
+
     # positive, or neutral
     ACCEPTED = "Accepted"
     RESOLVED = "Resolved"
@@ -101,7 +103,7 @@ class Reason(StrEnum):
     PAUSED = "Paused"
     ROLLING_OUT = "RollingOut"
     ROLLOUT_STOPPED = "RolloutStopped"
-    """A new replica does not become ready: the older ones serve on."""
+    """A new replica does not become ready. Older replicas continue to serve."""
 
 
 CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
@@ -184,4 +186,4 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
     ),
     Condition.STALLED: (Reason.SETTLED,),
 }
-"""What each condition may say. ``Ready`` and ``Stalled`` also take over the reason of another."""
+"""Reasons of each condition. ``Ready``, ``Reconciling`` and ``Stalled`` also use those of the others."""

@@ -1,6 +1,6 @@
-"""The table of engine options: which a VLLMEndpoint refuses, maps, or leaves to one server, and why.
+"""The table of engine options that a VLLMEndpoint rejects, maps or passes to one server only.
 
-A contract test with the installed Dynamo and vLLM holds that every option of both is either here or reviewed.
+tests/worker/test_option_table.py compares the table with the options of the installed Dynamo and vLLM.
 """
 
 from dataclasses import dataclass
@@ -11,34 +11,34 @@ __all__ = ["ENGINE_OPTIONS", "GMS", "NAMESPACE", "ONE_POD", "EngineOption", "Opt
 
 
 class OptionRule(StrEnum):
-    """When an option is refused."""
+    """When an option is rejected, and why."""
 
     OWNED = "Owned"
-    """While the operator runs the worker: it sets the option itself, or its pods cannot do it."""
+    """Rejected if an operator runs the worker, because it sets the option or its pods do not support it."""
     UNSUPPORTED = "Unsupported"
-    """Always: in this worker it hangs, or has no effect."""
+    """Always rejected, because in this worker it hangs or has no effect."""
     FRONTEND = "Frontend"
-    """While ``frontend.mode`` is Managed: it reaches vLLM's HTTP server on 8080 only, not ``status.url``."""
+    """Rejected if ``frontend.mode`` is Managed, because it affects only vLLM's HTTP server on port 8080."""
     MAPPED = "Mapped"
-    """Never: while ``frontend.mode`` is Managed the worker gives it to both servers."""
+    """Accepted. If ``frontend.mode`` is Managed, the worker passes it to both servers."""
     LOCAL = "Local"
-    """Never: it concerns vLLM's HTTP server on 8080 alone, and is harmless there."""
+    """Accepted, although it affects only vLLM's HTTP server on port 8080, because it is harmless."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOption:
-    """One option of Dynamo or vLLM. ``instead`` completes the sentence: what to do, or why."""
+    """One option of Dynamo or vLLM. ``instead`` is the alternative or the reason, as the end of a message."""
 
     rule: OptionRule
     instead: str
     short: tuple[str, ...] = ()
-    """Single-dash spellings. One letter takes its value attached, too: ``-n2``."""
+    """Single-dash forms. A form of one letter also accepts an attached value: ``-n2``."""
     env: tuple[str, ...] = ()
-    """Environment variables that Dynamo or vLLM reads as this option."""
+    """Environment variables of Dynamo or vLLM for this option."""
     switch: bool = False
-    """It takes no value, and off is its default: ``--no-...`` and ``false`` are not refused."""
+    """It is a flag that is off by default. ``--no-...`` and ``false`` are accepted."""
     values: tuple[str, ...] = ()
-    """Only these values are refused."""
+    """If not empty, only these values are rejected."""
 
 
 def _owned(
@@ -87,7 +87,7 @@ _CORS: Final = "status.url does not use it; configure CORS at the ingress or gat
 _MODE_NONE: Final = "status.url does not use it; set frontend.mode to None to use vLLM's HTTP server"
 
 ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
-    # What the operator sets itself.
+    # Options that the operator sets.
     "--model": _owned("set spec.model.uri instead"),
     "--served-model-name": _owned("set spec.model.name instead"),
     "--revision": _owned("set spec.model.revision instead"),
@@ -120,7 +120,7 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--data-parallel-multi-port-external-lb": _owned(ONE_POD, short=("-dpm",), switch=True),
     "--data-parallel-backend": _owned(ONE_POD, short=("-dpb",), values=("ray",)),
     "--distributed-executor-backend": _owned(_NODES, values=("external_launcher",)),
-    # What this worker cannot do.
+    # Options that this worker does not support.
     "--headless": _unsupported(_NODES, env=("DYN_VLLM_HEADLESS",), switch=True),
     "--health-check-payload": _unsupported(
         "set spec.healthCheck.payload or DYN_HEALTH_CHECK_PAYLOAD instead"
@@ -164,13 +164,13 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--dp-supervisor-probe-interval-s": _unsupported(_SUPERVISOR),
     "--dp-supervisor-probe-timeout-s": _unsupported(_SUPERVISOR),
     "--dp-supervisor-probe-failure-threshold": _unsupported(_SUPERVISOR),
-    # vLLM's HTTP server and Dynamo's frontend alike.
+    # Options for vLLM's HTTP server and Dynamo's frontend.
     "--tool-call-parser": _mapped("--dyn-tool-call-parser"),
     "--enable-auto-tool-choice": _mapped("--dyn-tool-call-parser"),
     "--reasoning-parser": _mapped("--dyn-reasoning-parser"),
     "--chat-template": _mapped("--custom-jinja-template"),
     "--exclude-tools-when-tool-choice-none": _mapped("--exclude-tools-when-tool-choice-none"),
-    # vLLM's HTTP server alone, while callers use Dynamo's frontend.
+    # Options for vLLM's HTTP server only, which have no effect on Dynamo's frontend.
     "--api-key": _frontend(
         "status.url would remain open; restrict port 8000 with a NetworkPolicy, or authenticate at a gateway",
         env=("VLLM_API_KEY",),
@@ -214,7 +214,7 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--enable-scale-out": _frontend(_MODE_NONE, switch=True),
     "--fingerprint-mode": _frontend(_FORMAT),
     "--fingerprint-value": _frontend(_FORMAT),
-    # vLLM's HTTP server about itself.
+    # Options for vLLM's HTTP server only, which are harmless.
     "--max-log-len": _local("affects the prompts in its log"),
     "--enable-log-outputs": _local("affects its log"),
     "--enable-log-deltas": _local("affects its log"),
@@ -230,4 +230,4 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--h11-max-header-count": _local("affects its limit for headers"),
     "--enable-flash-late-interaction": _local("affects how it computes scores"),
 }
-"""Options by their long spelling. What is not here is the user's."""
+"""Options by their long form. All other options are accepted."""

@@ -1,7 +1,7 @@
-"""Where a handler comes from, and which wins: the one table that code, docs and tests share.
+"""Sources of handlers, in order of precedence. The code, the documentation and the tests use this table.
 
-Source: the guide "Customize Handlers" ("Handler Resolution Priority"), with the resource above it (design,
-section 4).
+Source: the guide "Customize Handlers", section "Handler Resolution Priority". The VLLMEndpoint has precedence
+over the sources in the guide.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ["HANDLER_PRECEDENCE", "HandlerRow", "HandlerSource"]
 
 
 class HandlerSource(StrEnum):
-    """Where the handler in force came from, as reported in ``status.handlers``."""
+    """Source of a handler, as reported in ``status.handlers``."""
 
     SPEC = "Spec"
     ENVIRONMENT = "Environment"
@@ -23,9 +23,10 @@ class HandlerSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HandlerRow:
+    """One source of handlers, and how a user sets the handler of ``/ping`` and ``/invocations`` there."""
+
     source: HandlerSource
     ping: str
-    """Where a user sets the handler of ``/ping``."""
     invocations: str
 
 
@@ -42,6 +43,6 @@ HANDLER_PRECEDENCE: Final = (
     HandlerRow(
         HandlerSource.FUNCTION, "`custom_sagemaker_ping_handler`", "`custom_sagemaker_invocation_handler`"
     ),
-    HandlerRow(HandlerSource.DEFAULT, "vLLM's own, by the verdict", "vLLM's own"),
+    HandlerRow(HandlerSource.DEFAULT, "vLLM's own, which follows the verdict", "vLLM's own"),
 )
-"""First match wins, for ping and invocations apart."""
+"""The first source that sets a handler wins, separately for ping and invocations."""

@@ -1,7 +1,7 @@
-"""Health-check payloads and their precedence: the one table that code, docs and tests share.
+"""Health check payloads and their precedence. The code, the documentation and the tests use this table.
 
-Source: the health-check payload guide ("Default Payloads", "Model-Specific Payloads",
-"Configuration Priority"); what the guide leaves open is settled by the design, section 4.
+Source: the health check payload guide, sections "Default Payloads", "Model-Specific Payloads" and
+"Configuration Priority".
 """
 
 from dataclasses import dataclass
@@ -23,45 +23,48 @@ __all__ = [
     "PayloadSource",
     "PrecedenceRow",
     "payload_for",
-    "rank",
 ]
 
 
 class Level(StrEnum):
+    """Levels of the predefined payloads."""
+
     MINIMAL = "Minimal"
     STANDARD = "Standard"
     COMPREHENSIVE = "Comprehensive"
 
 
 class Mode(StrEnum):
+    """Modes of the health check."""
+
     ENFORCE = "Enforce"
-    """Probe, and gate readiness by the verdict."""
+    """The worker probes its engine, and its readiness follows the verdict."""
     OBSERVE = "Observe"
-    """Probe and report; readiness does not depend on the verdict."""
+    """The worker probes its engine and reports the verdict. Its readiness does not depend on the verdict."""
     DISABLED = "Disabled"
-    """Do not probe."""
+    """The worker sends no probes."""
 
 
 class ModelType(StrEnum):
-    """What a model is asked for. ``spec.model.type`` has the first three; the worker detects all of them."""
+    """Task of a model. ``spec.model.type`` accepts the first three; the worker detects all of them."""
 
     CHAT = "Chat"
     COMPLETION = "Completion"
     EMBEDDING = "Embedding"
     CLASSIFY = "Classify"
-    """A label for a text."""
+    """Assigns a label to a text."""
     SCORE = "Score"
-    """How well a text answers a query: a reranker, a cross-encoder."""
+    """Scores how well a text matches a query (reranker, cross-encoder)."""
     POOLING = "Pooling"
-    """A vector or a label for every token."""
+    """Returns a vector or a label for each token."""
 
 
 POOLED: Final = frozenset({ModelType.EMBEDDING, ModelType.CLASSIFY, ModelType.SCORE, ModelType.POOLING})
-"""Types of models that do not generate: vLLM runs them with its pooling runner."""
+"""Types of models that do not generate text. vLLM runs them with its pooling runner."""
 
 
 class PayloadSource(StrEnum):
-    """Where the payload in force came from, as reported in ``status.healthCheck.source``."""
+    """Source of a payload, as reported in ``status.healthCheck.source``."""
 
     SPEC = "Spec"
     RUNTIME = "Runtime"
@@ -74,11 +77,13 @@ class PayloadSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PrecedenceRow:
+    """One source of payloads."""
+
     source: PayloadSource
     level: int
-    """The guide's level, 1 the highest."""
+    """Level of precedence in the guide. 1 is the highest."""
     where: str
-    """Where a user sets it, for the docs and for messages."""
+    """Where a user sets the payload, for documentation and messages."""
 
 
 PRECEDENCE: Final[tuple[PrecedenceRow, ...]] = (
@@ -87,10 +92,10 @@ PRECEDENCE: Final[tuple[PrecedenceRow, ...]] = (
     PrecedenceRow(PayloadSource.ENVIRONMENT, 2, "`DYN_HEALTH_CHECK_PAYLOAD` (JSON, or `@file`)"),
     PrecedenceRow(PayloadSource.CONFIG_FILE, 3, "`health_check_payload` of the config file"),
     PrecedenceRow(PayloadSource.CUSTOM_DEFAULT, 4, "`set_custom_health_check_payload()`"),
-    PrecedenceRow(PayloadSource.MODEL_DEFAULT, 4, "the default for the model's type, at the level chosen"),
+    PrecedenceRow(PayloadSource.MODEL_DEFAULT, 4, "the default for the model's type, at the selected level"),
     PrecedenceRow(PayloadSource.GENERIC_DEFAULT, 5, "the minimal payload, if the type cannot be determined"),
 )
-"""First match wins. A payload that is outranked is reported under ``ignored``."""
+"""The first source that sets a payload wins. The report lists the others under ``ignored``."""
 
 DEFAULT_LEVEL: Final = Level.MINIMAL
 DEFAULT_PERIOD_SECONDS: Final = 30
@@ -117,16 +122,11 @@ _PROMPTS: Final[dict[Level, tuple[str, str, dict[str, Any]]]] = {
 }
 
 
-def rank(source: PayloadSource) -> int:
-    """Position in :data:`PRECEDENCE`, 0 the strongest."""
-    return next(i for i, row in enumerate(PRECEDENCE) if row.source is source)
-
-
 def payload_for(level: Level, model_type: ModelType | None) -> dict[str, Any]:
-    """The guide's payload for a level and a model type; a new dict on every call.
+    """Return the guide's payload for a level and a model type, as a new dict.
 
-    ``model_type=None`` is the generic default: the completion form.
-    Models that do not generate have one payload whatever the level; the guide has one for embedding only.
+    ``model_type=None`` is the generic default, the completion form. Models that do not generate text have one
+    payload for all levels. The guide defines it for embedding models only.
     """
     marker = {"_health_check": True}
     if model_type is ModelType.SCORE:

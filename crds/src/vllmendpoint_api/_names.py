@@ -1,4 +1,4 @@
-"""Names that both halves of the system, the chart and the tests must spell alike."""
+"""Names that the operator, the worker, the chart and the tests share."""
 
 from typing import Final
 
@@ -11,16 +11,16 @@ SINGULAR: Final = "vllmendpoint"
 SHORT_NAME: Final = "vep"
 
 NAME_MAX_LENGTH: Final = 40
-"""Longest ``metadata.name``: child names add a suffix and must stay DNS labels (63)."""
+"""Maximum length of ``metadata.name``. The names of children add a suffix and must be DNS labels (63)."""
 
 WORKERS_SUFFIX: Final = "-workers"
-"""Of an endpoint's name, the name of its workers' Deployment and Service. The frontend's Service has the
-endpoint's own name, so that no endpoint may be called like another one's workers."""
+"""Suffix of the name of the workers' Deployment and Service. The frontend's Service has the endpoint's own
+name. Therefore the name of an endpoint must not end with this suffix."""
 
 MAIN_CONTAINER: Final = "main"
-"""Container of the worker and frontend pods, as Dynamo's own operator calls it."""
+"""Main container of the worker and frontend pods. Dynamo's own operator uses the same name."""
 
-# Ports (design: "Between operator and worker").
+# Ports.
 SAGEMAKER_PORT: Final = 8080
 SYSTEM_PORT: Final = 9090
 REPORT_PORT: Final = 9091
@@ -30,23 +30,23 @@ FRONTEND_PORT: Final = 8000
 SETTINGS_DIR: Final = "/etc/vllmendpoint"
 SETTINGS_FILE: Final = "settings.json"
 SCRIPT_FILE: Final = "model.py"
-"""The CR's handler script, beside the settings."""
+"""The handler script of the VLLMEndpoint, in the directory of the settings."""
 CONFIG_DIR: Final = "/etc/vllmendpoint-engine"
 CONFIG_FILE: Final = "config.yaml"
 
-# Environment of a worker, set by the operator (or by hand, outside Kubernetes).
+# Environment variables of a worker. Outside Kubernetes, the user sets them.
 ENV_SETTINGS_DIR: Final = "VLLMENDPOINT_SETTINGS_DIR"
 ENV_CONFIG_FILE: Final = "VLLMENDPOINT_CONFIG_FILE"
 ENV_MODEL_TYPE: Final = "VLLMENDPOINT_MODEL_TYPE"
 ENV_ARTIFACTS_URI: Final = "VLLMENDPOINT_ARTIFACTS_URI"
 ENV_MODEL_URI: Final = "VLLMENDPOINT_MODEL_URI"
-"""Of a model in S3; it is fetched to the folder that ``--model`` names."""
+"""URI of a model in S3. The worker downloads it to the directory in ``--model``."""
 ENV_FRONTEND_MODE: Final = "VLLMENDPOINT_FRONTEND_MODE"
-"""``frontend.mode`` of the endpoint. Unset where no operator runs the worker, which then refuses none of the
-operator's options."""
+"""``frontend.mode`` of the endpoint. Without an operator it is unset, and the worker accepts the options that
+the operator would set."""
 ENV_REPORT_PORT: Final = "VLLMENDPOINT_REPORT_PORT"
 ENV_CPU_REQUEST: Final = "VLLMENDPOINT_CPU_REQUEST"
-"""CPUs that the container requests, rounded up; 0 where it has no request."""
+"""CPU request of the container in cores, rounded up. 0 if it has no request."""
 ENV_SAGEMAKER_PORT: Final = "VLLMENDPOINT_SAGEMAKER_PORT"
 
 LABEL_NAME: Final = "app.kubernetes.io/name"
@@ -55,22 +55,22 @@ LABEL_COMPONENT: Final = "app.kubernetes.io/component"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 LABEL_PART_OF: Final = "app.kubernetes.io/part-of"
 LABEL_REVISION: Final = f"{GROUP}/revision"
+"""On worker pods: digest of the pod template, and the suffix of the pods' Dynamo namespace."""
 LABEL_DRAINS: Final = f"{GROUP}/drains"
-"""Of frontends that answer, while they end, until every node has taken them out of the Service."""
-"""On worker pods: digest of their template, and the suffix of their Dynamo namespace."""
+"""On frontend pods that continue to serve during termination, until all nodes have updated the Service."""
 MANAGED_BY: Final = "vllmendpoint-operator"
 PART_OF: Final = "vllmendpoint"
 
 ANNOTATION_SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
-"""On worker pods: a write here makes the kubelet refresh the settings volume at once."""
+"""On worker pods. A change makes the kubelet refresh the settings volume immediately."""
 ANNOTATION_ROLLOUT: Final = f"{GROUP}/rollout"
-"""On the VLLMEndpoint: any new value restarts the workers and takes up the newer image."""
+"""On the VLLMEndpoint. A new value restarts the workers and rolls out a newer default image."""
 ANNOTATION_RESTARTED_AT: Final = f"{GROUP}/restarted-at"
-"""On worker pods: the ``spec.restartedAt`` that they were started for."""
+"""On worker pods. The ``spec.restartedAt`` of the restart that created them."""
 ANNOTATION_OPERATOR: Final = f"{GROUP}/operator"
-"""On the VLLMEndpoint: the operator (``namespace/release``) that is to manage it; wins over the status."""
+"""On the VLLMEndpoint. The operator (``namespace/release``) that must manage it. It overrides the status."""
 
 CONDITION_OPERATOR_CONFLICT: Final = "OperatorConflict"
-"""Written by an operator that leaves the endpoint to another one; no part of ``Ready``."""
+"""Set by an operator that does not manage the endpoint, because another one does. ``Ready`` ignores it."""
 
 __all__ = [name for name in dir() if name.isupper()]

@@ -1,6 +1,6 @@
-"""The arguments and environment names that a VLLMEndpoint refuses or maps, derived from the table of options.
+"""The arguments and environment variables that a VLLMEndpoint rejects or maps, derived from the option table.
 
-The CRD's CEL rules, the operator's check, the worker's check and the documents come from here.
+The CEL rules of the CRD, the checks of operator and worker, and the documentation use these tables.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,14 +44,14 @@ def _by_rule(*rules: OptionRule) -> dict[str, str]:
 
 
 OWNED_ENGINE_ARGS: Final = _by_rule(OptionRule.OWNED)
-"""Argument to what a user should do instead; those of which every value is refused."""
+"""Maps each argument whose values are all rejected to the alternative."""
 UNSUPPORTED_ENGINE_ARGS: Final = _by_rule(OptionRule.UNSUPPORTED)
 FRONTEND_OPTIONS: Final = _by_rule(OptionRule.FRONTEND)
 MAPPED_OPTIONS: Final = _by_rule(OptionRule.MAPPED)
-"""Option of vLLM's HTTP server to Dynamo's."""
+"""Maps an option of vLLM's HTTP server to the option of Dynamo's frontend."""
 SHORT_OPTIONS: Final = {short: name for name, option in ENGINE_OPTIONS.items() for short in option.short}
 NOT_SHORTENED: Final = ("--data-parallel-size", "--embedding-worker")
-"""Whole options, that are refused for no name that they are the beginning of."""
+"""Complete options that are also a prefix of rejected options, and that are accepted."""
 
 RENDERED_ENV: Final[dict[str, str]] = {
     "DYN_NAMESPACE": NAMESPACE,
@@ -69,8 +69,7 @@ RENDERED_ENV: Final[dict[str, str]] = {
     "POD_UID": "the operator sets it from the pod's metadata",
     "POD_IP": "the operator sets it from the pod's metadata",
 }
-"""Environment names that the operator renders, or may render, itself. Names with the prefix ``VLLMENDPOINT_``
-are the operator's as well."""
+"""Environment variables that the operator sets or may set, in addition to ``VLLMENDPOINT_*``."""
 
 
 def _env_of(rule: OptionRule) -> Iterator[tuple[str, str]]:
@@ -93,23 +92,23 @@ OWNED_ENV: Final[dict[str, str]] = (
         "VLLM_DP_SIZE": ONE_POD,
     }
 )
-"""Environment name to the reason why it is the operator's."""
+"""Maps each environment variable that the operator sets to the reason."""
 
 OWNED_ENV_PREFIX: Final = "VLLMENDPOINT_"
 
 SAGEMAKER_OPTION_PREFIX: Final = "SM_VLLM_"
-"""Of variables that the worker makes engine arguments of: ``SM_VLLM_NAMESPACE`` is ``--namespace``."""
+"""Prefix of variables that the worker turns into arguments: ``SM_VLLM_NAMESPACE`` is ``--namespace``."""
 COMPARED_OPTIONS: Final = ("--model", "--served-model-name")
-"""Arguments that such a variable, or the config file, may repeat: the worker refuses another value than the
-spec's."""
+"""Arguments that such a variable or the config file may repeat. The worker rejects a value that differs from
+the spec."""
 SERVED_OPTIONS: Final = ("--port", "--host")
-"""Arguments that such a variable may repeat: the worker refuses another value than the operator's."""
+"""Arguments that such a variable may repeat. The worker rejects a value that differs from the operator's."""
 
 
 def engine_arg_name(argument: str) -> str | None:
-    """``--served_model_name=x`` -> ``--served-model-name``; None for a value.
+    """Return the name of the option, ``--served-model-name`` for ``--served_model_name=x``; None for a value.
 
-    vLLM's parser takes ``_`` for ``-`` in option names.
+    vLLM's parser accepts ``_`` instead of ``-`` in option names.
     """
     if not argument.startswith("--"):
         return None
@@ -117,23 +116,24 @@ def engine_arg_name(argument: str) -> str | None:
 
 
 def owned_engine_arg(argument: str) -> str | None:
-    """What to do instead, if the operator owns this argument, or what vLLM's parser takes for it.
+    """Return the alternative if the operator sets this argument; else None.
 
-    The parser takes a unique beginning for the whole: ``--served-model`` is ``--served-model-name``; and a
-    short form, with its value attached where it has one letter: ``-n2`` is ``--nnodes 2``.
+    Recognizes what vLLM's parser accepts: an unambiguous prefix (``--served-model`` for
+    ``--served-model-name``), a short form, and a short form of one letter with an attached value (``-n2`` for
+    ``--nnodes 2``).
     """
     return _refused(argument, OWNED_ENGINE_ARGS)
 
 
 def unsupported_engine_arg(argument: str) -> str | None:
-    """What to do instead, if this worker cannot do what the argument asks for."""
+    """Return the alternative if the worker does not support this argument; else None."""
     return _refused(argument, UNSUPPORTED_ENGINE_ARGS)
 
 
 def frontend_arg(argument: str) -> str | None:
-    """What to do instead of this argument while ``frontend.mode`` is Managed.
+    """Return the alternative if this argument is rejected while ``frontend.mode`` is Managed; else None.
 
-    The worker takes no beginning of one for the whole: its parsers refuse it.
+    Ignores abbreviations, because the parsers of the worker reject them.
     """
     return FRONTEND_OPTIONS.get((engine_arg_name(argument) or "").split(".", 1)[0])
 
@@ -160,7 +160,7 @@ def _is_short(spelled: str, short: str) -> bool:
 
 
 def refused_value(arguments: Sequence[str]) -> tuple[str, str] | None:
-    """The first option of which this value is refused, and what to do instead."""
+    """Return the first option with a rejected value, and the alternative; None if there is none."""
     for argument, following in pairwise((*arguments, "")):
         name = engine_arg_name(argument)
         if name is None:
@@ -174,14 +174,14 @@ def refused_value(arguments: Sequence[str]) -> tuple[str, str] | None:
 
 
 def environment_option(name: str) -> str | None:
-    """The argument that the worker makes of this environment name; None where it makes none."""
+    """Return the argument that the worker derives from this environment variable; None if it derives none."""
     if not name.startswith(SAGEMAKER_OPTION_PREFIX):
         return None
     return "--" + name.removeprefix(SAGEMAKER_OPTION_PREFIX).lower().replace("_", "-")
 
 
 def owned_env(name: str) -> str | None:
-    """Why the operator owns this environment name, if it does."""
+    """Return the reason if the operator sets this environment variable; else None."""
     if name.startswith(OWNED_ENV_PREFIX):
         return "the operator uses names with this prefix"
     return OWNED_ENV.get(name)

@@ -1,7 +1,7 @@
-"""What a worker says of itself: the body of ``GET /status`` on the report port.
+"""The worker report: the body of ``GET /status`` on the report port.
 
-One additive version: an operator reads the report of every worker ever shipped with v1alpha1,
-so a field is only ever added, and unknown fields are ignored by the reader.
+The format has one additive version, because an operator must read the reports of all older workers. Fields
+are only added, and readers ignore unknown fields.
 """
 
 import math
@@ -44,7 +44,7 @@ def _utc(value: datetime) -> datetime:
 
 
 def _storable(value: Any) -> Any:
-    """Raises ValueError for what JSON or the API server has no place for: a status must be writable."""
+    """Raises ValueError for a number that JSON or the API server cannot store, because it becomes status."""
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError("a number too large")
     if isinstance(value, float) and not math.isfinite(value):
@@ -65,7 +65,7 @@ class _Report(Contract):
 
 
 class Stage(StrEnum):
-    """Start-up, in order."""
+    """Stages of the worker's lifecycle, in order of start-up."""
 
     IMPORTING = "Importing"
     CONFIGURING = "Configuring"
@@ -78,11 +78,13 @@ class Stage(StrEnum):
     REGISTERING = "Registering"
     SERVING = "Serving"
     REFUSED = "Refused"
-    """The configuration was refused: the worker stays up, unready, and says why."""
+    """The configuration was rejected. The worker keeps running, is not ready and reports the cause."""
     STOPPING = "Stopping"
 
 
 class Verdict(StrEnum):
+    """Results of the health check on an engine. docs/health-checks.md defines each verdict."""
+
     STARTING = "Starting"
     GENERATING = "Generating"
     BUSY = "Busy"
@@ -90,11 +92,11 @@ class Verdict(StrEnum):
     FAILING = "Failing"
     DEAD = "Dead"
     DISABLED = "Disabled"
-    """Probing is off."""
+    """The health check is disabled."""
 
 
 class Outcome(StrEnum):
-    """How one probe ended."""
+    """Results of one probe."""
 
     COMPLETE = "Complete"
     TIMEOUT = "Timeout"
@@ -110,24 +112,24 @@ class ConfigurationState(StrEnum):
 
 
 class Problem(_Report):
-    """One refused setting. Never carries the content of an environment value or a file."""
+    """One rejected setting. It never contains the value of a variable or the content of a file."""
 
     reason: Word
-    """A reason of the ``ConfigurationResolved`` condition: ``InvalidPayload``, ``InvalidConfigFile``, ..."""
+    """A :class:`Reason` of the condition ``ConfigurationResolved``."""
     source: Word
-    """``Spec``, ``Environment``, ``ConfigFile`` ..."""
+    """Where the setting comes from: ``Spec``, ``Environment``, ``ConfigFile`` or ``Code``."""
     field: Word
     message: Text
-    """The field, what is wrong and what to do, as one sentence."""
+    """The field, the cause and the remedy, as one sentence."""
 
 
 class ConfigurationReport(_Report):
     state: ConfigurationState = ConfigurationState.PENDING
     settings_hash: Word = ""
-    """Hash of the ``settings.json`` last read, accepted or not; empty outside the operator."""
+    """Hash of the last ``settings.json``, accepted or rejected. Empty without an operator."""
     problems: Annotated[tuple[Problem, ...], Field(max_length=16)] = ()
     warnings: Annotated[tuple[Text, ...], Field(max_length=16)] = ()
-    """For instance settings that this version of the worker does not know."""
+    """For example settings that this version of the worker does not know."""
 
 
 class Ignored(_Report):
@@ -139,9 +141,9 @@ class HealthCheckReport(_Report):
     mode: Mode = Mode.ENFORCE
     source: PayloadSource
     level: Level | None = None
-    """Set where the payload is a level's."""
+    """Set if the payload is the payload of a level."""
     payload: Annotated[JsonObject | None, AfterValidator(_storable)] = None
-    """Only when it came from the spec or a default: elsewhere it may be secret."""
+    """Set only if the payload comes from the spec or a default. Otherwise it may be confidential."""
     payload_digest: Word
     ignored: Annotated[tuple[Ignored, ...], Field(max_length=16)] = ()
     period_seconds: float
@@ -157,7 +159,7 @@ class HandlerReport(_Report):
 
 
 class HandlerError(_Report):
-    """A custom handler raised, hung, or blocked the worker's thread."""
+    """A custom handler raised an exception, hung, or blocked the worker's event loop."""
 
     route: Word
     """``/ping`` or ``/invocations``."""
@@ -170,7 +172,7 @@ class HandlersReport(_Report):
     ping: HandlerReport = HandlerReport()
     invocations: HandlerReport = HandlerReport()
     last_error: HandlerError | None = None
-    """The newest failure of a custom handler."""
+    """Most recent failure of a custom handler."""
 
 
 class PingState(StrEnum):
@@ -179,11 +181,11 @@ class PingState(StrEnum):
 
 
 class PingReport(_Report):
-    """What the custom ping handler answers, asked by the worker itself: it takes part in readiness."""
+    """Result of the worker's own requests to the custom ping handler, which affects its readiness."""
 
     state: PingState
     message: Text = ""
-    """What it did instead of answering 200, where it fails."""
+    """If the handler fails, what it did instead of responding with 200."""
     since: Moment
 
 
@@ -203,15 +205,15 @@ class StageReport(_Report):
 class VerdictReport(_Report):
     state: Verdict = Verdict.STARTING
     reason: Word = ""
-    """A reason of the ``Generating`` condition where the state is not Generating or Busy."""
+    """A :class:`Reason` of the condition ``Generating``. Empty if the state is Generating or Busy."""
     message: Text = ""
     since: Moment
     last_proof_of_life: Moment | None = None
-    """When the engine last finished a probe or a user's request."""
+    """Time when the engine last completed a probe or a client's request."""
 
 
 class RankReport(_Report):
-    """One data-parallel rank: an engine core of its own."""
+    """Verdict on one data-parallel rank, which is a separate engine core."""
 
     rank: Annotated[int, Field(ge=0, le=1_000_000)]
     state: Verdict
@@ -219,22 +221,24 @@ class RankReport(_Report):
 
 
 class WorkerReport(_Report):
+    """The report of one worker."""
+
     version: int = 1
     worker_version: Word
     pod_uid: Word = ""
     time: Moment
     started: bool = False
-    """The worker serves, or has refused its configuration (then it stays up, unready)."""
+    """True once the worker serves, or once it has rejected its configuration."""
     ready: bool = False
     stage: StageReport
     configuration: ConfigurationReport
     health_check: HealthCheckReport | None = None
     handlers: HandlersReport = HandlersReport()
     custom_ping: PingReport | None = None
-    """Only where the ping handler is not the framework's."""
+    """Set only if there is a custom ping handler."""
     verdict: VerdictReport
-    """Of the worst rank, where there are several: the message names it."""
+    """With several ranks, the verdict on the least healthy rank, which the message names."""
     ranks: Annotated[tuple[RankReport, ...], Field(max_length=256)] = ()
-    """Only where the worker has several data-parallel ranks."""
+    """Set only if the worker has several data-parallel ranks."""
     last_probe: ProbeReport | None = None
     model_type: Word = ""

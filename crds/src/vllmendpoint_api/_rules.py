@@ -1,4 +1,4 @@
-"""What the modules of the spec share: CEL rules with a sentence, references, counts."""
+"""Types and CEL rules that the modules of the spec share."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
@@ -24,20 +24,22 @@ __all__ = [
 
 
 def rules(*rules: Mapping[str, str | bool]) -> Any:
+    """Return the schema extension with these CEL rules."""
     return {"x-kubernetes-validations": list(rules)}
 
 
 def cel_list(names: list[str]) -> str:
+    """Return a CEL list of strings."""
     return "[" + ", ".join(f"'{n}'" for n in names) + "]"
 
 
 def cel_among(names: Iterable[str], text: str) -> str:
-    """CEL: ``text`` is one of ``names``. They are one string, which is shorter and costs less than a list."""
+    """Return a CEL condition: ``text`` is one of ``names``. One string costs less than a list."""
     return f"':{':'.join(names)}:'.contains(':' + {text} + ':')"
 
 
 def option_rule(text: str, options: Iterable[str], *, shortened: bool = True) -> str:
-    """CEL: ``text``, an argument, is one of ``options``, or the beginning of one."""
+    """Return a CEL condition: ``text`` is one of ``options``, or a prefix of one if ``shortened``."""
     names = list(options)
     kept = [name for name in NOT_SHORTENED if any(option.startswith(name) for option in names)]
     unless = "".join(f" && n != '{name}'" for name in kept)
@@ -47,9 +49,9 @@ def option_rule(text: str, options: Iterable[str], *, shortened: bool = True) ->
 
 DNS_SUBDOMAIN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
-"""Of an object: no other name can exist."""
+"""Name of an object. The API server rejects all other names."""
 DataKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$")]
-"""Of a ConfigMap or a Secret."""
+"""Key of a ConfigMap or a Secret."""
 Count = Annotated[int, Field(ge=0, le=10_000)]
 IntOrPercent = Annotated[
     int | str,

@@ -1,6 +1,6 @@
-"""The CustomResourceDefinition, generated from the pydantic models.
+"""Generates the CustomResourceDefinition from the pydantic models.
 
-``python -m vllmendpoint_api`` prints it; ``make generate`` writes it and ``make lint`` compares.
+``python -m vllmendpoint_api`` prints it, ``make generate`` writes it and ``make lint`` compares it.
 """
 
 from typing import Any, Final
@@ -26,7 +26,7 @@ _NAME_RULES: Final[list[dict[str, Any]]] = [
         "and end with a letter or digit, because the name of a Service contains it",
     },
     {
-        # Of new endpoints: those that exist keep their names.
+        # Applies to new endpoints only. Existing endpoints keep their names.
         "rule": f"oldSelf.hasValue() || !self.metadata.name.endsWith('{names.WORKERS_SUFFIX}')",
         "optionalOldSelf": True,
         "message": f"metadata.name: must not end with {names.WORKERS_SUFFIX}, because the workers' Service "
@@ -36,9 +36,9 @@ _NAME_RULES: Final[list[dict[str, Any]]] = [
 
 
 def structural_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The model's JSON schema as Kubernetes takes it: no ``$ref``, no ``null``, no titles.
+    """Return the model's JSON schema as a structural schema, without ``$ref``, ``null`` and titles.
 
-    Defaults are kept but for objects and what is empty, so that what the API server stores says what holds.
+    Keeps defaults, except objects and empty values, so that the stored object shows the effective values.
     """
     schema = model.model_json_schema(by_alias=True)
     return _structural(schema, schema.get("$defs", {}))
@@ -71,13 +71,13 @@ def _structural(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def custom_resource_definition() -> dict[str, Any]:
-    """The CRD of VLLMEndpoint, as a plain object."""
+    """Return the CRD of VLLMEndpoint."""
     spec = structural_schema(VLLMEndpointSpec)
     status = structural_schema(VLLMEndpointStatus)
     for name, field in status["properties"].items():
         if name != "observedGeneration":
-            field.pop("default", None)  # status is written whole; a default would only be noise
-    # kstatus must never take a resource that nobody has visited for current.
+            field.pop("default", None)  # the operator writes the complete status
+    # Otherwise kstatus treats a resource that no operator has reconciled as current.
     status["default"] = {"observedGeneration": -1}
     status.pop("required", None)
     return {
@@ -118,7 +118,7 @@ def custom_resource_definition() -> dict[str, Any]:
                             "properties": {
                                 "apiVersion": {"type": "string"},
                                 "kind": {"type": "string"},
-                                # A bound, for the cost estimate of the rules on the name.
+                                # A limit, for the cost estimate of the rules on the name.
                                 "metadata": {
                                     "type": "object",
                                     "properties": {"name": {"type": "string", "maxLength": 63}},

@@ -1,4 +1,4 @@
-"""What the operator hands to a running worker: ``settings.json`` (hot, no restart)."""
+"""``settings.json``: the settings that the operator passes to running workers, without a restart."""
 
 import hashlib
 import json
@@ -13,24 +13,24 @@ __all__ = ["ExpectSettings", "HandlerSettings", "HealthCheckSettings", "WorkerSe
 
 
 def script_digest(text: bytes) -> str:
-    """Sixteen hex digits that name a script's content, as report, status and Events show it."""
+    """Return 16 hexadecimal digits that identify the content of a script in reports, status and Events."""
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 class _Hot(Contract):
-    # A pinned worker may be many versions older than the operator: what it does not know it
-    # keeps in ``model_extra`` and reports as unknown (design, section 5).
+    # A worker may be many versions older than the operator. It keeps unknown fields in ``model_extra`` and
+    # reports them as unknown.
     model_config = ConfigDict(extra="allow")
 
 
 class ExpectSettings(_Hot):
-    """The CR's ``healthCheck.expect``."""
+    """``healthCheck.expect`` of the VLLMEndpoint."""
 
     regex: str
 
 
 class HealthCheckSettings(_Hot):
-    """The CR's ``healthCheck``, only what the user set: an absent field lets the next level speak."""
+    """``healthCheck`` of the VLLMEndpoint. Fields that the user did not set are None."""
 
     mode: Mode | None = None
     level: Level | None = None
@@ -44,25 +44,25 @@ class HealthCheckSettings(_Hot):
 
 
 class HandlerSettings(_Hot):
-    """The CR's ``handlers``. The script lies beside ``settings.json``, as ``names.SCRIPT_FILE``."""
+    """``handlers`` of the VLLMEndpoint. The script is ``names.SCRIPT_FILE`` in the same directory."""
 
     script_digest: str | None = None
-    """Digest of the script (:func:`script_digest`), None where the CR brings none."""
+    """:func:`script_digest` of the script. None if the VLLMEndpoint has no script."""
     ping: str | None = None
     invocations: str | None = None
 
 
 class WorkerSettings(_Hot):
-    """The content of ``settings.json``. No generation in it, so that scaling touches nothing."""
+    """The content of ``settings.json``. It contains no generation, so that scaling does not change it."""
 
     health_check: HealthCheckSettings = HealthCheckSettings()
     handlers: HandlerSettings | None = None
-    """None where the CR says nothing of handlers."""
+    """None if the VLLMEndpoint does not set ``handlers``."""
     hash: str = ""
-    """Digest of everything else in the file; the worker reports it back."""
+    """Digest of all other fields. The worker includes it in its report."""
 
     def sealed(self) -> Self:
-        """A copy whose ``hash`` is the digest of its content."""
+        """Return a copy whose ``hash`` is the digest of its content."""
         content = (self.model_copy(update={"hash": ""}) if self.hash else self).wire()
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return self.model_copy(update={"hash": hashlib.sha256(text.encode()).hexdigest()[:16]})

@@ -1,6 +1,6 @@
-"""``spec`` of a VLLMEndpoint. A field is either here and works, or not here.
+"""``spec`` of a VLLMEndpoint. Its docstrings and descriptions are the descriptions in the CRD.
 
-CEL rules carry the sentence that a user reads in kubectl's refusal: the field, and the fix.
+The message of each CEL rule names the field and the remedy, because kubectl shows it to the user.
 """
 
 from enum import StrEnum
@@ -91,7 +91,7 @@ class Strategy(Contract):
 
 
 def _field(root: str, outer: str, inner: str, default: str) -> str:
-    """CEL: the field, or ``default``. Optional types (``?.``) would exceed the cost limit."""
+    """Return a CEL expression: the field, or ``default``. Optional types (``?.``) exceed the cost limit."""
     return f"(has({root}.{outer}) && has({root}.{outer}.{inner}) ? {root}.{outer}.{inner} : {default})"
 
 
@@ -102,13 +102,13 @@ _ARGUMENTS: Final = (
     f"e.name in {cel_list(list(FRONTEND_ENV))} || e.name.startsWith('SM_VLLM_') ? "
     "'--' + e.name.replace('SM_', '').substring(5).lowerAscii().replace('_', '-') : '') : []))"
 )
-"""Of ``engine.args``, and those that the worker makes of ``worker.env``."""
+"""CEL: the arguments in ``engine.args``, and those that the worker derives from ``worker.env``."""
 _UNREACHED: Final = option_rule("item", FRONTEND_OPTIONS, shortened=False)
 _UNCHANGED: Final = "oldSelf.hasValue() && " + " && ".join(
     f"{_field('oldSelf.value()', *path)} == {_field('self', *path)}"
     for path in (("engine", "args", "[]"), ("worker", "env", "[]"), ("frontend", "mode", "'Managed'"))
 )
-"""An endpoint of an earlier release that breaks the rule can still be scaled and changed elsewhere."""
+"""CEL: the rule's fields are unchanged, so that existing endpoints that violate it can still be scaled."""
 
 
 class VLLMEndpointSpec(Contract):

@@ -1,4 +1,4 @@
-"""``spec.healthCheck`` and ``spec.handlers``: how a worker is asked, and who answers."""
+"""``spec.healthCheck`` and ``spec.handlers``."""
 
 from typing import Annotated, Any
 
@@ -38,8 +38,8 @@ class Expect(Contract):
 
 
 class HealthCheck(Contract):
-    """How the engine is asked to generate. Nothing here has a default in the schema: a default
-    would outrank the environment and the config file."""
+    """Health check of the engine. No field has a default in the schema, because a default would take
+    precedence over the environment and the config file."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -120,7 +120,7 @@ class HealthCheck(Contract):
 
 
 class ScriptKeyRef(Contract):
-    """A key of a ConfigMap in the endpoint's namespace."""
+    """Key of a ConfigMap in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the ConfigMap.")]
     key: Annotated[DataKey, Field(description="Key in the ConfigMap. Defaults to model.py.")] = "model.py"

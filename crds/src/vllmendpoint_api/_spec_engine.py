@@ -1,4 +1,4 @@
-"""``spec.model`` and ``spec.engine``: what to serve, and how vLLM runs."""
+"""``spec.model`` and ``spec.engine``."""
 
 from typing import Annotated, Final, Literal
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class TokenKeyRef(Contract):
-    """A key of a Secret in the endpoint's namespace."""
+    """Key of a Secret in the endpoint's namespace."""
 
     name: Annotated[Name, Field(description="Name of the Secret.")]
     key: Annotated[DataKey, Field(description="Key in the Secret. Defaults to token.")] = "token"
@@ -137,9 +137,9 @@ _LONG_SHORT: Final = "|".join(
     short[1:] for short, name in SHORT_OPTIONS.items() if len(short) > 2 and not ENGINE_OPTIONS[name].values
 )
 
-# On the items, not the lists: the API server's cost estimate multiplies by the list's length twice
-# where a message has to find the culprit itself. vLLM's parser takes a unique beginning for the whole, and a
-# short form of one letter with its value attached.
+# The rules apply to the items and not to the list. If a message must find the item, the API server's cost
+# estimate multiplies by the length of the list twice. vLLM's parser accepts an unambiguous prefix of an
+# option, and a short form of one letter with an attached value.
 _ARG_RULE: Final = {
     "rule": f"!{option_rule('self', OWNED_ENGINE_ARGS)}",
     "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is set by the operator; remove it'",
@@ -162,7 +162,7 @@ _VALUES: Final = "|".join(
     for name, option in ENGINE_OPTIONS.items()
     if option.values
 )
-_VALUE_RULE: Final = {  # the two in two items are left to the operator: a rule on the list costs too much
+_VALUE_RULE: Final = {  # the operator checks values in the next item: a rule on the list costs too much
     "rule": f"!self.matches('^--({_VALUES})$')",
     "messageExpression": "'engine.args: ' + self + ' is not supported; remove it'",
     "message": "engine.args: this value is not supported; remove it",

@@ -1,7 +1,7 @@
-"""``worker.env`` and ``worker.envFrom``: a container's environment, as far as a pod can be made of it.
+"""``worker.env`` and ``worker.envFrom``, with the schema of a container's environment.
 
-Written out, since what the schema lets through the API server must take: a source that a Deployment is
-refused for is refused here, with the field and the fix. ``fileKeyRef`` goes by ``worker.podTemplate``.
+The schema is complete, so that the API server accepts every Deployment that results from an accepted spec.
+``fileKeyRef`` is possible only in ``worker.podTemplate``.
 """
 
 from typing import Annotated, Final

@@ -1,4 +1,4 @@
-"""``spec.worker`` and ``spec.cache``: the pods, and where they keep downloaded models."""
+"""``spec.worker`` and ``spec.cache``."""
 
 from enum import StrEnum
 from typing import Annotated, Final
@@ -169,7 +169,7 @@ class AccessMode(StrEnum):
 
 
 def _fixed(field: str) -> dict[str, str]:
-    """On the field: the API server's cost estimate knows no bound of an optional one."""
+    """Return a rule for the field itself. On the parent, the cost estimate exceeds the limit."""
     return {
         "rule": "self == oldSelf",
         "message": f"cache.volumeClaimTemplate.{field}: the field is immutable; create another "

@@ -1,4 +1,4 @@
-"""``status`` of a VLLMEndpoint, written by the operator alone."""
+"""``status`` of a VLLMEndpoint, which only the operator writes."""
 
 from typing import Annotated
 

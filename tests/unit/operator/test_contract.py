@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for, rank
+from vllmendpoint_api import PRECEDENCE, Level, ModelType, PayloadSource, payload_for
 
 ROOT = Path(__file__).parents[3]
 COMMITTED = ["crds/vllmendpoints.yaml", "charts/vllmendpoint-operator/files/crds/vllmendpoints.yaml"]
@@ -122,7 +122,7 @@ def test_payloads_are_the_guides(level, model_type, payload):
 
 
 def test_precedence_is_the_guides():
-    assert sorted(PayloadSource, key=rank) == [
+    assert [row.source for row in PRECEDENCE] == [
         PayloadSource.SPEC,
         PayloadSource.RUNTIME,
         PayloadSource.ENVIRONMENT,
