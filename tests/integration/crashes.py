@@ -13,7 +13,7 @@ from tests.integration.operator_process import Operator
 from tests.integration.simulated_node import SimulatedNode
 from tests.integration.traces import children, events, leftovers, writes
 from tests.integration.waiting import until
-from vllmendpoint_operator.controller.status_rate_limit import STEP_SECONDS
+from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 Object = dict[str, Any]
 NAME: Final = "e"
@@ -94,7 +94,7 @@ class Crashes:
         self._write(change, endpoint)
         dead = self._operators[-1].process.poll
         node.run(lambda: dead() is not None or node.is_ready())
-        self._comes_to_rest(node, lambda: dead() is not None, seconds=STEP_SECONDS + 1)
+        self._comes_to_rest(node, lambda: dead() is not None, seconds=WRITE_INTERVAL_SECONDS + 1)
         if dead() is None:
             self._trap.unlink()
             self._end(endpoint)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.integration.simulated_node import SimulatedNode
-from vllmendpoint_operator.controller.status_rate_limit import MOST_AT_ONCE, STEP_SECONDS
+from vllmendpoint_operator.controller.status_write_limiter import BURST, WRITE_INTERVAL_SECONDS
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_one_that_goes_to_and_fro_is_written_a_few_times_and_then_seldom(serving
         time.sleep(0.05)
     seconds = time.monotonic() - started
     found = statuses(api, mark, fickle)
-    assert 5 <= len(found) <= MOST_AT_ONCE + seconds / STEP_SECONDS + 1
+    assert 5 <= len(found) <= BURST + seconds / WRITE_INTERVAL_SECONDS + 1
     worker.say("Stalled")
-    fickle.until("Generating", "False", "EngineStalled", seconds=2 * STEP_SECONDS)
+    fickle.until("Generating", "False", "EngineStalled", seconds=2 * WRITE_INTERVAL_SECONDS)
 
 
 def statuses(api, mark, endpoint):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from vllmendpoint_operator.controller.status_rate_limit import STEP_SECONDS
+from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 
 def test_creates_all_and_becomes_ready(shared, space, api, until):
@@ -77,7 +77,7 @@ def settled(api, namespace, until):
     def quiet():
         if api.requests(state["mark"], namespace=namespace):
             state.update(mark=api.mark(), since=time.monotonic())
-        return time.monotonic() - state["since"] > STEP_SECONDS + 1
+        return time.monotonic() - state["since"] > WRITE_INTERVAL_SECONDS + 1
 
     until(quiet, "the operator comes to rest")
 

@@ -41,8 +41,8 @@ def test_environment_is_the_operators(values: Object, monkeypatch: pytest.Monkey
     assert options.operator_labels.items() <= pod.items()
     assert one(docs, "Deployment")["spec"]["selector"]["matchLabels"] == options.operator_labels
     assert options.operator_namespace == "ops"
-    assert settings.scopes == tuple(values.get("watchNamespaces", ()))
-    for namespace in settings.scopes or (None,):
+    assert settings.watched_namespaces == tuple(values.get("watchNamespaces", ()))
+    for namespace in settings.watched_namespaces or (None,):
         one(docs, options.role_kind, options.role_name, namespace)
     lease = next(rule for rule in one(docs, "Role", namespace="ops")["rules"] if "resourceNames" in rule)
     assert lease["resourceNames"] == [settings.lease_name]

@@ -19,9 +19,9 @@ import kopf
 import yaml
 
 from .cache.caches import Cache
-from .controller.controller import Operator
-from .controller.election import Election
-from .controller.scopes import Scopes
+from .controller.controller import Controller
+from .controller.election import LeaderElection
+from .controller.watched_namespaces import WatchedNamespaces
 from .errors import KubeError, NoLogin, NotFound, NotStreamed, StartAnew
 from .kube.client import Kube
 from .kube.kinds import ENDPOINT
@@ -33,13 +33,13 @@ __all__ = ["main", "run"]
 
 log = logging.getLogger(__name__)
 
-_DEEPEST: Final = 12_000
+_RECURSION_LIMIT: Final = 12_000
 """Levels of JSON: the API server takes 10,000 of them in one object, and it must not end us. A stack of 8 MB
 has room for twice as many."""
-_GARBAGE: Final = 10_000
+_GC_THRESHOLD: Final = 10_000
 """Containers made between two looks for garbage; 700 would cost a fifth of a start with 1,000 endpoints."""
 
-_PAGE: Final = 50
+_LIST_PAGE_SIZE: Final = 50
 """Objects in a part of kopf's list, 20 KB each in memory, which the allocator keeps."""
 _RESTART_SECONDS: Final = 1.0
 """Between an end of kopf's and its next start."""
@@ -53,18 +53,18 @@ def main() -> int:
     configure(settings.log_level, settings.log_format)
     # Lists make objects by the ten thousand, and what was imported is not to be walked for each few of them.
     gc.freeze()
-    sys.setrecursionlimit(_DEEPEST)
-    gc.set_threshold(_GARBAGE, 50, 50)
+    sys.setrecursionlimit(_RECURSION_LIMIT)
+    gc.set_threshold(_GC_THRESHOLD, 50, 50)
     code = 0
     try:
         asyncio.run(run(settings))
     except* (StartAnew, NoLogin) as lost:
-        log.error("%s", _first(lost))
+        log.error("%s", _first_error(lost))
         code = 1
     return code
 
 
-def _first(error: BaseException) -> BaseException:
+def _first_error(error: BaseException) -> BaseException:
     """What happened, out of the groups that it came up in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -78,22 +78,22 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     metrics = Metrics()
-    operator: Operator | None = None
-    standby: Scopes | None = None
-    election: Election | None = None
+    controller: Controller | None = None
+    standby: WatchedNamespaces | None = None
+    election: LeaderElection | None = None
 
     def is_ready() -> bool:
         """Leading; or one that could lead, since a rollout replaces a pod that works by one that is ready."""
-        if operator is not None:
-            return operator.ready
-        return standby is not None and standby.ready and election is not None and election.reached
+        if controller is not None:
+            return controller.ready
+        return standby is not None and standby.ready and election is not None and election.lease_reachable
 
     @contextlib.asynccontextmanager
     async def stand_by() -> AsyncIterator[None]:
         """Hold the caches of a leader. It lists again when it leads: until then another one wrote."""
         nonlocal standby
-        cache = Cache(kube, settings.scopes, changed=lambda *_: None, referenced=lambda *_: None)
-        standby = Scopes(kube, cache, metrics, settings.scopes)
+        cache = Cache(kube, settings.watched_namespaces, changed=lambda *_: None, referenced=lambda *_: None)
+        standby = WatchedNamespaces(kube, cache, metrics, settings.watched_namespaces)
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(standby.run(), name="standby")
             yield
@@ -108,22 +108,22 @@ async def run(settings: Settings) -> None:
     )
     try:
         async with Kube(partial(login, settings), observe=metrics.request) as kube:
-            election = Election(
+            election = LeaderElection(
                 kube,
                 namespace=settings.namespace,
                 name=settings.lease_name,
-                identity=settings.holder,
+                identity=settings.holder_identity,
                 duration=settings.lease_seconds,
-                meanwhile=stand_by,
+                while_waiting=stand_by,
             )
             async with election:
-                kube.fence = election.remaining
-                operator = Operator(kube, settings, metrics)
+                kube.fence = election.remaining_seconds
+                controller = Controller(kube, settings, metrics)
                 metrics.leader.set_function(lambda: float(is_ready()))
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(election.hold(), name="lease")
-                    tasks.create_task(operator.run(), name="operator")
-                    tasks.create_task(_watch(kube, settings, operator, operator.scopes), name="kopf")
+                    tasks.create_task(election.renew(), name="lease")
+                    tasks.create_task(controller.run(), name="operator")
+                    tasks.create_task(_watch(kube, settings, controller, controller.namespaces), name="kopf")
     except asyncio.CancelledError:
         log.info("asked to end")
     finally:
@@ -146,7 +146,7 @@ def login(settings: Settings) -> kopf.ConnectionInfo:
         raise NoLogin("this is no pod with a service account's token: name a kubeconfig file by --kubeconfig")
     if not settings.kubeconfig:
         # By its address, as client-go does: this works without the cluster's DNS.
-        return dataclasses.replace(found, server=_in_cluster() or found.server)
+        return dataclasses.replace(found, server=_in_cluster_url() or found.server)
     if not found.as_http_headers() and not (found.certificate_path or found.certificate_data):
         raise NoLogin(
             f"{settings.kubeconfig}: its user has neither token, nor password, nor certificate; exec and "
@@ -155,12 +155,14 @@ def login(settings: Settings) -> kopf.ConnectionInfo:
     return found
 
 
-def _in_cluster() -> str | None:
+def _in_cluster_url() -> str | None:
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
     return f"https://{f'[{host}]' if ':' in host else host}:{port}" if host and port else None
 
 
-async def _watch(kube: Kube, settings: Settings, operator: Operator, scopes: Scopes) -> None:
+async def _watch(
+    kube: Kube, settings: Settings, controller: Controller, namespaces: WatchedNamespaces
+) -> None:
     """kopf as the informer of VLLMEndpoints: it only feeds the queue.
 
     kopf ends on what it calls fatal: an error in a stream, a CRD that is replaced. It is started
@@ -168,9 +170,9 @@ async def _watch(kube: Kube, settings: Settings, operator: Operator, scopes: Sco
     namespaces can be watched than before: one that is refused it would ask for without end.
     """
     while True:
-        namespaces = await scopes.accessible()
-        watching = asyncio.create_task(_watch_these(kube, settings, operator, namespaces))
-        others = asyncio.create_task(scopes.other_than(namespaces))
+        names = await namespaces.accessible()
+        watching = asyncio.create_task(_watch_namespaces(kube, settings, controller, names))
+        others = asyncio.create_task(namespaces.accessible_changed(names))
         try:
             await asyncio.wait((watching, others), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -183,15 +185,15 @@ async def _watch(kube: Kube, settings: Settings, operator: Operator, scopes: Sco
             await asyncio.sleep(_RESTART_SECONDS)
 
 
-async def _watch_these(
-    kube: Kube, settings: Settings, operator: Operator, namespaces: tuple[str | None, ...]
+async def _watch_namespaces(
+    kube: Kube, settings: Settings, controller: Controller, namespaces: tuple[str | None, ...]
 ) -> BaseException | None:
-    streamed = await _served(kube, namespaces[0])
-    return await _inform(settings, operator, namespaces, streamed=streamed)
+    streamed = await _wait_for_crd(kube, namespaces[0])
+    return await _run_kopf(settings, controller, namespaces, streamed=streamed)
 
 
-async def _inform(
-    settings: Settings, operator: Operator, namespaces: tuple[str | None, ...], *, streamed: bool
+async def _run_kopf(
+    settings: Settings, controller: Controller, namespaces: tuple[str | None, ...], *, streamed: bool
 ) -> BaseException | None:
     """Run kopf until it ends by itself; returns why. ``streamed``: the API server lists by the watch.
 
@@ -207,7 +209,7 @@ async def _inform(
 
     @kopf.on.event(ENDPOINT.group, ENDPOINT.version, ENDPOINT.plural, registry=registry)
     async def changed(event: Mapping[str, Any], **_: Any) -> None:
-        feed = operator.deleted if event["type"] == "DELETED" else operator.seen
+        feed = controller.on_delete if event["type"] == "DELETED" else controller.on_upsert
         raw = event["object"]
         raw["metadata"].pop("managedFields", None)
         loop.call_soon_threadsafe(feed, dict(raw))
@@ -227,12 +229,12 @@ async def _inform(
     options.scanning.disabled = True
     # How long kopf keeps a task for an object after an event: by default 5 s, so after a list all at once.
     options.queueing.idle_timeout = 0.01
-    options.networking.error_backoffs = _Backoffs()
-    options.persistence.diffbase_storage = _NoDiffs()
+    options.networking.error_backoffs = _RetryDelays()
+    options.persistence.diffbase_storage = _NoDiffStorage()
     # In answers of few a list of custom resources takes the API server three to eight times the CPU. One that
     # is cut off in a stream kopf takes for whole: the operator looks for what it missed.
     options.watching.initial_streaming = streamed
-    options.watching.chunk_size = _PAGE
+    options.watching.chunk_size = _LIST_PAGE_SIZE
     ended = asyncio.Event()
     failure: BaseException | None = None
 
@@ -245,7 +247,7 @@ async def _inform(
                     settings=options,
                     standalone=True,
                     # Else kopf asks for the user's name, and a pod's user has none.
-                    identity=settings.holder,  # type: ignore[arg-type]
+                    identity=settings.holder_identity,  # type: ignore[arg-type]
                     clusterwide=None in namespaces,
                     namespaces=[name for name in namespaces if name is not None],
                     stop_flag=stop,
@@ -265,7 +267,7 @@ async def _inform(
     return failure
 
 
-class _NoDiffs(kopf.DiffBaseStorage):
+class _NoDiffStorage(kopf.DiffBaseStorage):
     """kopf copies each object for its change handlers, of which there is none here."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
@@ -278,7 +280,7 @@ class _NoDiffs(kopf.DiffBaseStorage):
         """Nothing."""
 
 
-class _Backoffs(Iterable[float]):
+class _RetryDelays(Iterable[float]):
     """How long kopf waits before it asks again: for ever, where its own default gives up after a minute, and
     never so long that an API server that is back is not noticed.
     """
@@ -288,14 +290,16 @@ class _Backoffs(Iterable[float]):
             yield random.uniform(ceiling / 2, ceiling)
 
 
-async def _served(kube: Kube, scope: str | None) -> bool:
+async def _wait_for_crd(kube: Kube, namespace: str | None) -> bool:
     """Wait for the CRD: kopf looks for it once, and waits in silence for ever if it comes later.
 
     Returns whether the API server lists by the watch, which ends kopf where it does not.
     """
     while True:
         try:
-            async with contextlib.aclosing(kube.watch(ENDPOINT, scope, None, metadata_only=True)) as events:
+            async with contextlib.aclosing(
+                kube.watch(ENDPOINT, namespace, None, metadata_only=True)
+            ) as events:
                 await anext(events, None)
         except NotStreamed:
             return False

@@ -80,16 +80,16 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["json", "text"], Field()] = "json"
 
     @property
-    def holder(self) -> str:
+    def holder_identity(self) -> str:
         return self.identity or f"{socket.gethostname()}-{os.getpid()}"
 
     @property
-    def operator(self) -> str:
+    def claim_name(self) -> str:
         """Its identity on the endpoints that it manages; all of its replicas have it."""
         return self.operator_name or f"{self.namespace}/{self.lease_name}"
 
     @property
-    def scopes(self) -> tuple[str, ...]:
+    def watched_namespaces(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.namespaces.split(",") if name.strip())
 
     @property

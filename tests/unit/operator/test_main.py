@@ -29,7 +29,7 @@ class Kube:
         yield "BOOKMARK", parts({"metadata": {"resourceVersion": "1"}})
 
 
-class Scopes:
+class Namespaces:
     """Which namespaces may be watched: ``now`` is set by a test."""
 
     def __init__(self, *names):
@@ -46,7 +46,7 @@ class Scopes:
             await self.news.wait()
         return self.now
 
-    async def other_than(self, names):
+    async def accessible_changed(self, names):
         while self.now == names:
             self.news.clear()
             await self.news.wait()
@@ -70,10 +70,10 @@ async def watching(monkeypatch):
     monkeypatch.setattr(main, "_RESTART_SECONDS", 0.01)
     tasks = []
 
-    def watch(kube, *said, scopes=None):
+    def watch(kube, *said, namespaces=None):
         failures.extend(said)
         settings = Settings(_cli_parse_args=["--worker-image=x", "--namespaces=ns"])
-        tasks.append(asyncio.create_task(main._watch(kube, settings, None, scopes or Scopes())))
+        tasks.append(asyncio.create_task(main._watch(kube, settings, None, namespaces or Namespaces())))
         return starts
 
     watch.served = served
@@ -110,26 +110,26 @@ async def test_the_crd_is_looked_for_before_each_start(watching, monkeypatch):
 
 
 async def test_it_watches_the_namespaces_that_may_be_watched_now(watching, caplog):
-    scopes = Scopes("a", "b")
-    watching(Kube(), scopes=scopes)
+    namespaces = Namespaces("a", "b")
+    watching(Kube(), namespaces=namespaces)
     for names in (("a",), ("a", "b")):
-        scopes.become(*names)
+        namespaces.become(*names)
         await until(lambda names=names: watching.served == [names])
-    scopes.become()
+    namespaces.become()
     await until(lambda: watching.served == [])
-    scopes.become("b")
+    namespaces.become("b")
     await until(lambda: watching.served == [("b",)])
     assert "ended" not in caplog.text
 
 
 async def test_one_that_may_no_longer_be_watched_is_not_waited_for(watching):
     """The CRD is looked for in the first of the namespaces, which may be the one that is gone."""
-    scopes, kube = Scopes("gone", "b"), Kube()
+    namespaces, kube = Namespaces("gone", "b"), Kube()
     kube.absent = 1_000_000
-    watching(kube, scopes=scopes)
+    watching(kube, namespaces=namespaces)
     await asyncio.sleep(0.05)
     kube.absent = 0
-    scopes.become("b")
+    namespaces.become("b")
     await until(lambda: watching.served == [("b",)], seconds=2)
 
 
@@ -156,7 +156,7 @@ class Feed:
     def __init__(self):
         self.names = []
 
-    def seen(self, obj):
+    def on_upsert(self, obj):
         self.names.append(obj["metadata"]["name"])
 
 
@@ -170,7 +170,7 @@ async def test_kopf_itself_watches_on(monkeypatch, last, streams):
         kube.streams = streams
         monkeypatch.setattr(main, "login", lambda settings: main.kopf.ConnectionInfo(server=api.url))
         settings = Settings(_cli_parse_args=["--worker-image=x", "--namespaces=ns"])
-        task = asyncio.create_task(main._watch(kube, settings, feed, Scopes()))
+        task = asyncio.create_task(main._watch(kube, settings, feed, Namespaces()))
         await until(lambda: feed.names == ["a", "b"], 15)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -12,40 +12,40 @@ from vllmendpoint_api import ConditionStatus, names
 from vllmendpoint_operator.status.conditions import timestamp
 
 __all__ = [
-    "STEPPED_BACK_MANAGER",
-    "assigned",
-    "conflict",
-    "is_current",
-    "manager",
-    "standing",
+    "CONFLICT_FIELD_MANAGER",
+    "assigned_operator",
+    "conflict_condition",
+    "existing_conflict",
+    "managing_operator",
+    "names_manager",
     "without_conflict",
 ]
 
-STEPPED_BACK_MANAGER: Final = "vllmendpoint-operator-stepped-back"
+CONFLICT_FIELD_MANAGER: Final = "vllmendpoint-operator-stepped-back"
 """Field manager of the one condition, for all operators alike: what one of them wrote another may replace."""
 _REASON: Final = "ManagedByAnotherOperator"
 
 Object = dict[str, Any]
 
 
-def assigned(metadata: Object) -> str:
+def assigned_operator(metadata: Object) -> str:
     """The operator that the annotation names; empty: none."""
     return str((metadata.get("annotations") or {}).get(names.ANNOTATION_OPERATOR, "")).strip()
 
 
-def manager(metadata: Object, status: Object) -> str:
+def managing_operator(metadata: Object, status: Object) -> str:
     """The operator that manages the endpoint; empty: the first to claim it."""
-    return assigned(metadata) or str(status.get("operator") or "")
+    return assigned_operator(metadata) or str(status.get("operator") or "")
 
 
-def conflict(obj: Object, me: str, now: datetime) -> Object | None:
+def conflict_condition(obj: Object, me: str, now: datetime) -> Object | None:
     """The condition that ``me`` writes, which does not manage ``obj``; None where it stands already.
 
     Whoever wrote it: of several that step back, the first one speaks for all.
     """
-    owner = manager(obj["metadata"], obj["status"])
-    how = "annotation" if assigned(obj["metadata"]) else "status.operator"
-    before = standing(obj["status"])
+    owner = managing_operator(obj["metadata"], obj["status"])
+    how = "annotation" if assigned_operator(obj["metadata"]) else "status.operator"
+    before = existing_conflict(obj["status"])
     if before is not None and _names(before, owner):
         return None
     return {
@@ -60,12 +60,12 @@ def conflict(obj: Object, me: str, now: datetime) -> Object | None:
     }
 
 
-def is_current(entry: Object, me: str) -> bool:
+def names_manager(entry: Object, me: str) -> bool:
     """The condition says that another operator leaves the endpoint to ``me``, which manages it."""
     return _names(entry, me)
 
 
-def standing(status: Object) -> Object | None:
+def existing_conflict(status: Object) -> Object | None:
     """The condition of an operator that stepped back, if there is one."""
     conditions: Iterable[Object] = status.get("conditions") or ()
     return next((one for one in conditions if one["type"] == names.CONDITION_OPERATOR_CONFLICT), None)

@@ -16,16 +16,16 @@ from vllmendpoint_operator.errors import KubeError, LeaseLost, NotFound
 from vllmendpoint_operator.kube.client import Kube
 from vllmendpoint_operator.kube.kinds import LEASE
 
-__all__ = ["Election"]
+__all__ = ["LeaderElection"]
 
 log = logging.getLogger(__name__)
 
 
-class Election:
-    """``async with Election(...) as election`` waits for the lease; :meth:`hold` renews it.
+class LeaderElection:
+    """``async with LeaderElection(...) as election`` waits for the lease; :meth:`renew` renews it.
 
     Times are seconds of a monotonic clock: of others' leases only the moment at which a record was
-    seen to change counts, never the time written in it. ``meanwhile`` is entered while another holds the
+    seen to change counts, never the time written in it. ``while_waiting`` is entered while another holds the
     lease.
     """
 
@@ -38,7 +38,7 @@ class Election:
         identity: str,
         duration: float = 15.0,
         clock: Callable[[], float] = monotonic,
-        meanwhile: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        while_waiting: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
         self._kube = kube
         self._namespace = namespace
@@ -46,36 +46,36 @@ class Election:
         self._identity = identity
         self._duration = duration
         self._clock = clock
-        self._meanwhile = meanwhile
-        self.reached = False
+        self._while_waiting = while_waiting
+        self.lease_reachable = False
         """The lease could be looked at, the last time."""
         self._valid_until = 0.0
-        self._seen: tuple[str, float] = ("", 0.0)
+        self._observed_record: tuple[str, float] = ("", 0.0)
         """Of another's lease: its record, and when it was seen to change."""
 
     @property
-    def _retry(self) -> float:
+    def _retry_seconds(self) -> float:
         return self._duration / 6
 
-    def remaining(self) -> float:
+    def remaining_seconds(self) -> float:
         """Seconds that a write begun now may take, so that it cannot land after the lease has run out.
 
         Raises LeaseLost where that is too short to begin one.
         """
-        self.check()
+        self.check_valid()
         return self._valid_until - self._clock()
 
-    def check(self) -> None:
+    def check_valid(self) -> None:
         """Raises LeaseLost when the lease is about to run out."""
         if self._clock() >= self._valid_until - self._duration / 3:
             raise LeaseLost("the lease was not renewed in time: nothing is written any more")
 
-    async def __aenter__(self) -> "Election":
+    async def __aenter__(self) -> "LeaderElection":
         log.info("waiting for the lease %s/%s", self._namespace, self._name)
-        if not await self._try():
-            async with self._meanwhile():
-                while not await self._try():  # noqa: ASYNC110  (nothing could wake us)
-                    await asyncio.sleep(self._retry)
+        if not await self._try_acquire_or_renew():
+            async with self._while_waiting():
+                while not await self._try_acquire_or_renew():  # noqa: ASYNC110  (nothing could wake us)
+                    await asyncio.sleep(self._retry_seconds)
         log.info("leading as %s", self._identity)
         return self
 
@@ -83,23 +83,23 @@ class Election:
         if self._clock() < self._valid_until:
             await self._release()
 
-    async def hold(self) -> None:
+    async def renew(self) -> None:
         """Renew for ever. Raises LeaseLost when it cannot, before another may lead."""
         while True:
-            await asyncio.sleep(self._retry)
-            await self._try()
-            self.check()
+            await asyncio.sleep(self._retry_seconds)
+            await self._try_acquire_or_renew()
+            self.check_valid()
 
-    async def _try(self) -> bool:
+    async def _try_acquire_or_renew(self) -> bool:
         started = self._clock()
         try:
-            async with asyncio.timeout(self._retry * 2):
-                won = await self._acquire()
+            async with asyncio.timeout(self._retry_seconds * 2):
+                won = await self._acquire_or_renew()
         except (KubeError, TimeoutError) as error:
             log.warning("lease: %s", error or type(error).__name__)
-            self.reached = False
+            self.lease_reachable = False
             return False
-        self.reached = True
+        self.lease_reachable = True
         if won:
             # From before the request: the server may have counted from any moment since.
             self._valid_until = started + self._duration
@@ -107,22 +107,24 @@ class Election:
             raise LeaseLost("another operator took the lease")
         return won
 
-    async def _acquire(self) -> bool:
+    async def _acquire_or_renew(self) -> bool:
         try:
             lease = await self._kube.get(LEASE, self._namespace, self._name)
         except NotFound:
-            return await self._write(None)
+            return await self._write_lease(None)
         spec = lease.get("spec") or {}
         holder = spec.get("holderIdentity") or ""
         if holder not in ("", self._identity):
             record = f"{holder} {spec.get('renewTime')} {spec.get('leaseTransitions')}"
-            if record != self._seen[0]:
-                self._seen = (record, self._clock())
-            if self._clock() < self._seen[1] + float(spec.get("leaseDurationSeconds") or self._duration):
+            if record != self._observed_record[0]:
+                self._observed_record = (record, self._clock())
+            if self._clock() < self._observed_record[1] + float(
+                spec.get("leaseDurationSeconds") or self._duration
+            ):
                 return False
-        return await self._write(lease)
+        return await self._write_lease(lease)
 
-    async def _write(self, lease: dict[str, Any] | None) -> bool:
+    async def _write_lease(self, lease: dict[str, Any] | None) -> bool:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         old = (lease or {}).get("spec") or {}
         same = old.get("holderIdentity") == self._identity
@@ -135,12 +137,12 @@ class Election:
         }
         # A Conflict is no loss: whoever wrote in between, the next look tells who holds the lease.
         if lease is None:
-            await self._create(spec)
+            await self._create_lease(spec)
         else:
             await self._kube.replace(LEASE, {**lease, "spec": spec})
         return True
 
-    async def _create(self, spec: dict[str, Any]) -> None:
+    async def _create_lease(self, spec: dict[str, Any]) -> None:
         body = {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,

@@ -13,9 +13,9 @@ from vllmendpoint_operator.cache.caches import Key
 from vllmendpoint_operator.cache.compression import Packer
 from vllmendpoint_operator.observe.references import claim_references, config_map_references
 
-from .assignment import manager
+from .assignment import managing_operator
 
-__all__ = ["Endpoints"]
+__all__ = ["EndpointStore"]
 
 Object = dict[str, Any]
 Reference = tuple[str, str, str]
@@ -23,56 +23,56 @@ Reference = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _Entry:
     version: int
     uid: str
     deleting: bool
-    packed: bytes
+    compressed: bytes
     references: frozenset[Reference]
     operator: str
     """That manages it; empty: the first to claim it."""
 
 
-_NONE: frozenset[Reference] = frozenset()
+_NO_REFERENCES: frozenset[Reference] = frozenset()
 
 
-class Endpoints:
+class EndpointStore:
     """Fed by kopf's watch and by the answers to our own writes."""
 
     def __init__(self) -> None:
         self._packer = Packer()
-        self._known: dict[Key, _Known] = {}
-        self._referring: dict[Reference, set[Key]] = {}
+        self._entries: dict[Key, _Entry] = {}
+        self._by_reference: dict[Reference, set[Key]] = {}
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(list(self._known))
+        return iter(list(self._entries))
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._known
+        return key in self._entries
 
     def get(self, key: Key) -> Object | None:
         """Metadata, spec and status; a new object each time."""
-        known = self._known.get(key)
-        return None if known is None else json.decode(self._packer.unpack(known.packed))
+        entry = self._entries.get(key)
+        return None if entry is None else json.decode(self._packer.unpack(entry.compressed))
 
     def uid(self, key: Key) -> str | None:
-        known = self._known.get(key)
-        return None if known is None else known.uid
+        entry = self._entries.get(key)
+        return None if entry is None else entry.uid
 
-    def version(self, key: Key) -> int:
-        """0 where it is not known."""
-        known = self._known.get(key)
-        return 0 if known is None else known.version
+    def resource_version(self, key: Key) -> int:
+        """0 where it is not entry."""
+        entry = self._entries.get(key)
+        return 0 if entry is None else entry.version
 
-    def put(self, obj: Object) -> bool:
-        """False where what is known is as new."""
+    def upsert(self, obj: Object) -> bool:
+        """False where what is entry is as new."""
         metadata = obj["metadata"]
         key = (sys.intern(metadata["namespace"]), sys.intern(metadata["name"]))
         version = int(metadata["resourceVersion"])
-        old = self._known.get(key)
+        old = self._entries.get(key)
         # Across UIDs too: kopf may bring the last news of the one before after the one made anew.
         if old is not None and old.version >= version:
             return False
@@ -82,58 +82,58 @@ class Endpoints:
             "status": obj.get("status") or {},
         }
         references = _references(key[0], kept["spec"])
-        self._refer(key, old.references if old is not None else _NONE, references)
-        self._known[key] = _Known(
+        self._update_references(key, old.references if old is not None else _NO_REFERENCES, references)
+        self._entries[key] = _Entry(
             version,
             metadata["uid"],
             "deletionTimestamp" in metadata,
             self._packer.pack(json.encode(kept), ""),
             references,
-            sys.intern(manager(metadata, kept["status"])),
+            sys.intern(managing_operator(metadata, kept["status"])),
         )
         return True
 
-    def drop(self, key: Key, uid: str) -> bool:
+    def delete(self, key: Key, uid: str) -> bool:
         """Forget that very object; one made anew under the name stays."""
-        old = self._known.get(key)
+        old = self._entries.get(key)
         if old is None or old.uid != uid:
             return False
-        del self._known[key]
-        self._refer(key, old.references, _NONE)
+        del self._entries[key]
+        self._update_references(key, old.references, _NO_REFERENCES)
         return True
 
-    def wants(self, key: Key, uid: str) -> bool:
-        """That very object stands and is not being deleted, as far as is known."""
-        known = self._known.get(key)
-        return known is not None and known.uid == uid and not known.deleting
+    def is_active(self, key: Key, uid: str) -> bool:
+        """That very object stands and is not being deleted, as far as is entry."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.uid == uid and not entry.deleting
 
-    def operator(self, key: Key) -> str:
+    def managing_operator(self, key: Key) -> str:
         """The operator that manages it; empty: none yet."""
-        known = self._known.get(key)
-        return "" if known is None else known.operator
+        entry = self._entries.get(key)
+        return "" if entry is None else entry.operator
 
-    def referring(self, kind: str, namespace: str, name: str) -> list[Key]:
+    def referencing(self, kind: str, namespace: str, name: str) -> list[Key]:
         """Endpoints whose spec names that ConfigMap or PersistentVolumeClaim."""
-        return list(self._referring.get((kind, namespace, name), ()))
+        return list(self._by_reference.get((kind, namespace, name), ()))
 
-    def _refer(self, key: Key, before: frozenset[Reference], now: frozenset[Reference]) -> None:
+    def _update_references(self, key: Key, before: frozenset[Reference], now: frozenset[Reference]) -> None:
         for reference in before - now:
-            keys = self._referring[reference]
+            keys = self._by_reference[reference]
             keys.discard(key)
             if not keys:
-                del self._referring[reference]
+                del self._by_reference[reference]
         for reference in now - before:
-            self._referring.setdefault(reference, set()).add(key)
+            self._by_reference.setdefault(reference, set()).add(key)
 
 
 def _references(namespace: str, spec: Object) -> frozenset[Reference]:
     try:
         read = VLLMEndpointSpec.model_validate(spec)
     except ValidationError:
-        return _NONE
+        return _NO_REFERENCES
     named = {
         "ConfigMap": config_map_references(read),
         "PersistentVolumeClaim": claim_references(read),
     }
     found = {(kind, namespace, name) for kind, names in named.items() for name in names}
-    return frozenset(found) if found else _NONE
+    return frozenset(found) if found else _NO_REFERENCES

@@ -21,25 +21,33 @@ from vllmendpoint_operator.apply.edits import Edit, advice
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.status.conditions import timestamp
 
-__all__ = ["Transition", "edited", "event", "handlers_changed", "nulls_lost", "transitions", "warned"]
+__all__ = [
+    "PendingEvent",
+    "condition_events",
+    "edit_events",
+    "event_body",
+    "handler_events",
+    "lost_null_events",
+    "warning_events",
+]
 
-_ON_THE_WAY: Final = frozenset(
+_PROGRESS_REASONS: Final = frozenset(
     {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
 )
 """A rollout's steps are the Deployment's own Events; that it stops is one of ours."""
 
 
 @dataclass(frozen=True, slots=True)
-class Transition:
+class PendingEvent:
     type: str
     """``Normal`` or ``Warning``."""
     reason: str
     message: str
-    once: str = ""
+    deduplication_key: str = ""
     """What repeats itself: while an Event of it exists, no other is made. Empty: each is one of its own."""
 
 
-def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry]) -> list[Transition]:
+def condition_events(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry]) -> list[PendingEvent]:
     """A part that broke or was mended, and ``Ready``; not the steps of an ordinary start."""
     old = {entry.type: entry for entry in before}
     found = []
@@ -50,16 +58,16 @@ def transitions(before: Iterable[ConditionEntry], after: Iterable[ConditionEntry
             continue
         if entry.type == Condition.READY:
             if entry.status == ConditionStatus.TRUE:
-                found.append(Transition("Normal", entry.reason, entry.message))
+                found.append(PendingEvent("Normal", entry.reason, entry.message))
         elif entry.type in READY_PARTS:
-            if entry.status == ConditionStatus.FALSE and entry.reason not in _ON_THE_WAY:
-                found.append(Transition("Warning", entry.reason, entry.message))
-            elif entry.status == ConditionStatus.TRUE and _was_broken(previous):
-                found.append(Transition("Normal", entry.reason, entry.message))
+            if entry.status == ConditionStatus.FALSE and entry.reason not in _PROGRESS_REASONS:
+                found.append(PendingEvent("Warning", entry.reason, entry.message))
+            elif entry.status == ConditionStatus.TRUE and _had_error(previous):
+                found.append(PendingEvent("Normal", entry.reason, entry.message))
     return found
 
 
-def handlers_changed(before: VLLMEndpointStatus | None, after: VLLMEndpointStatus) -> list[Transition]:
+def handler_events(before: VLLMEndpointStatus | None, after: VLLMEndpointStatus) -> list[PendingEvent]:
     """Another script, or another path to a handler, is in force: one Event for all of it."""
     old, new = (before.handlers if before is not None else None), after.handlers
     if old is None or new is None:
@@ -73,59 +81,61 @@ def handlers_changed(before: VLLMEndpointStatus | None, after: VLLMEndpointStatu
         ("/invocations", old.invocations, new.invocations),
     ):
         if was != now:  # no word of a restart: one that the environment names changes with one
-            said.append(f"The handler of {route} changed from {_named(was)} to {_named(now)}.")
-    return [Transition("Normal", "HandlersChanged", " ".join(said))] if said else []
+            said.append(f"The handler of {route} changed from {_handler_name(was)} to {_handler_name(now)}.")
+    return [PendingEvent("Normal", "HandlersChanged", " ".join(said))] if said else []
 
 
-def _named(handler: HandlerStatus) -> str:
+def _handler_name(handler: HandlerStatus) -> str:
     name = handler.handler or "vLLM's own"
     return f"{name} ({handler.source})"
 
 
-def warned(texts: Iterable[str]) -> list[Transition]:
+def warning_events(texts: Iterable[str]) -> list[PendingEvent]:
     """What the API server takes and yet warns of: it stands in no condition."""
     return [
-        Transition("Warning", "APIServerWarning", f"the API server warns of the {text}") for text in texts
+        PendingEvent("Warning", "APIServerWarning", f"the API server warns of the {text}") for text in texts
     ]
 
 
-def nulls_lost(texts: Iterable[str]) -> list[Transition]:
-    return [Transition("Warning", "PodTemplateNull", text) for text in texts]
+def lost_null_events(texts: Iterable[str]) -> list[PendingEvent]:
+    return [PendingEvent("Warning", "PodTemplateNull", text) for text in texts]
 
 
-def edited(edits: Iterable[Edit]) -> list[Transition]:
+def edit_events(edits: Iterable[Edit]) -> list[PendingEvent]:
     """What others changed in a child: once for each field and manager, however often they change it."""
-    return [_accepted(edit) if edit.accepted else _reverted(edit) for edit in edits]
+    return [_accepted_edit_event(edit) if edit.accepted else _reverted_edit_event(edit) for edit in edits]
 
 
-def _accepted(edit: Edit) -> Transition:
+def _accepted_edit_event(edit: Edit) -> PendingEvent:
     message = (
         f"The API server stores {edit.fields} of the {edit.kind} {edit.name} otherwise than the operator "
         "applies it, because an admission policy or webhook changes it. The operator keeps the stored value."
     )
-    return Transition("Normal", "AdmissionChangeAccepted", message, message)
+    return PendingEvent("Normal", "AdmissionChangeAccepted", message, message)
 
 
-def _reverted(edit: Edit) -> Transition:
+def _reverted_edit_event(edit: Edit) -> PendingEvent:
     by = f"Field manager {' and '.join(edit.managers)}" if edit.managers else "Another client"
     message = (
         f"{by} changed {edit.fields} of the {edit.kind} {edit.name}. The operator has restored what the "
         f"{names.KIND} specifies. {advice(edit)}"
     )
-    return Transition("Warning", "ChangeReverted", message, message)
+    return PendingEvent("Warning", "ChangeReverted", message, message)
 
 
-def _was_broken(entry: ConditionEntry | None) -> bool:
-    return entry is not None and entry.status == ConditionStatus.FALSE and entry.reason not in _ON_THE_WAY
+def _had_error(entry: ConditionEntry | None) -> bool:
+    return (
+        entry is not None and entry.status == ConditionStatus.FALSE and entry.reason not in _PROGRESS_REASONS
+    )
 
 
-def event(endpoint: Endpoint, transition: Transition, now: datetime, reporter: str) -> dict[str, Any]:
+def event_body(endpoint: Endpoint, transition: PendingEvent, now: datetime, reporter: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
             "namespace": endpoint.namespace,
-            "name": f"{endpoint.name}.{_suffix(endpoint, transition)}",
+            "name": f"{endpoint.name}.{_name_suffix(endpoint, transition)}",
         },
         "involvedObject": {
             "apiVersion": names.API_VERSION,
@@ -146,7 +156,7 @@ def event(endpoint: Endpoint, transition: Transition, now: datetime, reporter: s
     }
 
 
-def _suffix(endpoint: Endpoint, transition: Transition) -> str:
-    if not transition.once:
+def _name_suffix(endpoint: Endpoint, transition: PendingEvent) -> str:
+    if not transition.deduplication_key:
         return uuid.uuid4().hex[:16]
-    return sha256(f"{endpoint.uid} {transition.once}".encode()).hexdigest()[:16]
+    return sha256(f"{endpoint.uid} {transition.deduplication_key}".encode()).hexdigest()[:16]

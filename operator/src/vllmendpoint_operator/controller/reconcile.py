@@ -25,10 +25,18 @@ from vllmendpoint_operator.reports.streams import CONNECTING_GRACE_SECONDS, FIRS
 from vllmendpoint_operator.status import invalid_status, status, unread_status
 
 from .assignment import without_conflict
-from .claims import Custody
-from .endpoint_store import Endpoints
-from .events import Transition, edited, event, handlers_changed, nulls_lost, transitions, warned
-from .status_rate_limit import STEP_SECONDS, Pace, presses
+from .claims import EndpointClaims
+from .endpoint_store import EndpointStore
+from .events import (
+    PendingEvent,
+    condition_events,
+    edit_events,
+    event_body,
+    handler_events,
+    lost_null_events,
+    warning_events,
+)
+from .status_write_limiter import WRITE_INTERVAL_SECONDS, StatusWriteLimiter, is_urgent
 from .status_writer import StatusWriter
 
 __all__ = ["Reconciler"]
@@ -37,9 +45,9 @@ log = logging.getLogger(__name__)
 
 _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
-_TOLD_FAILURES: Final = 3
+_REPORT_AFTER_FAILURES: Final = 3
 """Writes of children that fail in a row, until the status says so: one or two are weather."""
-_UNREADABLE: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
+_PLACEHOLDER_SPEC: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
 """Stands in for a spec that this version cannot read; only names and counts are taken from it."""
 
 
@@ -50,7 +58,7 @@ class Reconciler:
         kube: Kube,
         cache: Cache,
         observer: Observer,
-        endpoints: Endpoints,
+        endpoints: EndpointStore,
         options: Options,
         metrics: Metrics,
         identity: str,
@@ -67,8 +75,8 @@ class Reconciler:
         self._operator = operator
         """By which endpoints are claimed; of all replicas."""
         self._writer = StatusWriter(kube, endpoints, self._forget)
-        self._custody = Custody(endpoints, self._writer, metrics, operator)
-        self._paces: dict[Key, Pace] = {}
+        self._claims = EndpointClaims(endpoints, self._writer, metrics, operator)
+        self._limiters: dict[Key, StatusWriteLimiter] = {}
         """Of those whose status was written."""
         self._failures: dict[Key, int] = {}
         """Times in a row that the children could not be written."""
@@ -83,16 +91,16 @@ class Reconciler:
             # Its children go through their owner references; nothing is written any more.
             self._forget(key)
             return None
-        if not self._custody.manages(key):
-            if not self._custody.is_left(key):
+        if not self._claims.manages(key):
+            if not self._claims.is_reported(key):
                 self._forget(key)
-            return await self._custody.step_back(obj)
+            return await self._claims.report_conflict(obj)
         # A new one whose spec is refused has no children: its first status is the claim.
-        if obj["status"].get("observedGeneration", -1) >= 0 or _refusal(obj) is None:
-            if again := await self._custody.take(obj):
+        if obj["status"].get("observedGeneration", -1) >= 0 or _validation_error(obj) is None:
+            if again := await self._claims.claim(obj):
                 return again
             obj = self._endpoints.get(key)
-            if obj is None or not self._custody.manages(key):
+            if obj is None or not self._claims.manages(key):
                 return None
         workload = self._observer.workload(key, obj["metadata"]["uid"])
         told = obj["status"]
@@ -106,49 +114,55 @@ class Reconciler:
         try:
             spec = VLLMEndpointSpec.model_validate(obj["spec"])
         except ValidationError as error:
-            return await self._refuse(obj, before, _sentence(error), workload)
+            return await self._report_invalid_spec(obj, before, _first_error_message(error), workload)
         endpoint = _endpoint(obj, spec, before)
         observed = await self._observer.observe(endpoint, workload)
-        return await self._act(obj, endpoint, observed)
+        return await self._apply_and_report(obj, endpoint, observed)
 
-    async def _refuse(
+    async def _report_invalid_spec(
         self, obj: Object, before: VLLMEndpointStatus | None, message: str, workload: Workload
     ) -> float | None:
         """This version cannot read the spec: replicas apply, and what runs is reported."""
         readable = salvage(obj["spec"])
         if readable is None:
-            endpoint = _endpoint(obj, _UNREADABLE, before)
-            return await self._write(obj, endpoint, invalid_status(endpoint, message, datetime.now(UTC)))
+            endpoint = _endpoint(obj, _PLACEHOLDER_SPEC, before)
+            return await self._write_status(
+                obj, endpoint, invalid_status(endpoint, message, datetime.now(UTC))
+            )
         endpoint, done = _endpoint(obj, readable, before), Applied()
         observed = await self._observer.observe(endpoint, workload)
         scaled = await self._scale(endpoint, observed, done)
         if done.writes:
-            observed = await self._again(endpoint)
-        said = unread_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
-        again = await self._write(obj, endpoint, said)
+            observed = await self._observe_again(endpoint)
+        new_status = unread_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
+        again = await self._write_status(obj, endpoint, new_status)
         return again if again is not None or scaled else _UNAPPLIED_RETRY_SECONDS
 
-    async def _act(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
+    async def _apply_and_report(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
         done = Applied()
         planned, problem = await self._apply(endpoint, observed, done)
         if isinstance(problem, NamespaceGoing):
             return None
         # One more request does not help an API server that does not answer, or asks for fewer.
-        hopeless = isinstance(problem, KubeError) and (problem.status == 0 or isinstance(problem, Throttled))
-        scaled = problem is None or hopeless or await self._scale(endpoint, observed, done)
+        unavailable = isinstance(problem, KubeError) and (
+            problem.status == 0 or isinstance(problem, Throttled)
+        )
+        scaled = problem is None or unavailable or await self._scale(endpoint, observed, done)
         if done.writes:
-            observed = await self._again(endpoint)
+            observed = await self._observe_again(endpoint)
         new_pods = planned is not None and planned.verify and done.writes
         lost = lost_nulls(obj["metadata"].get("annotations") or {}, obj["spec"]) if new_pods else []
-        await self._tell(endpoint, [*warned(done.warnings), *edited(done.edits), *nulls_lost(lost)])
+        await self._record_events(
+            endpoint, [*warning_events(done.warnings), *edit_events(done.edits), *lost_null_events(lost)]
+        )
         if isinstance(problem, KubeError):
             self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
-            if self._failures[endpoint.key] >= _TOLD_FAILURES:
+            if self._failures[endpoint.key] >= _REPORT_AFTER_FAILURES:
                 told = PlanError(Reason.PENDING, f"{problem.message}; it is tried again")
-                await self._write(obj, endpoint, status(endpoint, observed, planned, told))
+                await self._write_status(obj, endpoint, status(endpoint, observed, planned, told))
             raise problem
         self._failures.pop(endpoint.key, None)
-        again = await self._write(obj, endpoint, status(endpoint, observed, planned, problem))
+        again = await self._write_status(obj, endpoint, status(endpoint, observed, planned, problem))
         if again is not None:
             return again
         if not scaled or (problem is not None and planned is not None):
@@ -165,7 +179,7 @@ class Reconciler:
         try:
             planned = plan(endpoint, observed, self._options)
             if not endpoint.spec.paused:
-                wanted = partial(self._wants, endpoint)
+                wanted = partial(self._is_managed, endpoint)
                 await apply_plan(
                     self._kube,
                     self._cache,
@@ -183,7 +197,7 @@ class Reconciler:
         """Replicas apply to what exists, although the rest cannot be applied now. False: they did not all."""
         if endpoint.spec.paused:
             return True
-        wanted = partial(self._wants, endpoint)
+        wanted = partial(self._is_managed, endpoint)
         try:
             await apply_scaling(
                 self._kube, self._cache, endpoint, scaling(endpoint, observed), wanted, done=done
@@ -194,58 +208,60 @@ class Reconciler:
             return False
         return True
 
-    async def _again(self, endpoint: Endpoint) -> Observed:
+    async def _observe_again(self, endpoint: Endpoint) -> Observed:
         """What is observed after writes of ours."""
         workload = self._observer.workload(endpoint.key, endpoint.uid)
         return await self._observer.observe(endpoint, workload)
 
-    async def _write(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
+    async def _write_status(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
         """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""
         new = new.model_copy(update={"operator": self._operator})
         self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
         if endpoint.status is not None and new == endpoint.status:
             return None
         now = monotonic()
-        pace = self._paces.get(endpoint.key) or Pace(now - STEP_SECONDS)
-        early = pace.wait(now, pressing=presses(endpoint.status, new))
-        if early > 0:
-            return early
-        if not self._wants(endpoint):
+        limiter = self._limiters.get(endpoint.key) or StatusWriteLimiter(now - WRITE_INTERVAL_SECONDS)
+        delay = limiter.delay(now, urgent=is_urgent(endpoint.status, new))
+        if delay > 0:
+            return delay
+        if not self._is_managed(endpoint):
             return None  # deleted, handed over, or its namespace lost, while it was looked at
         again = await self._writer.write(obj, new.wire())
-        if again is not None or not self._wants(endpoint):
+        if again is not None or not self._is_managed(endpoint):
             return again
-        pace.written(now)
-        self._paces[endpoint.key] = pace
+        limiter.record_write(now)
+        self._limiters[endpoint.key] = limiter
         before = endpoint.status.conditions if endpoint.status is not None else ()
-        changed = handlers_changed(endpoint.status, new)
-        await self._tell(endpoint, [*changed, *transitions(before, new.conditions)])
+        changed = handler_events(endpoint.status, new)
+        await self._record_events(endpoint, [*changed, *condition_events(before, new.conditions)])
         return None
 
-    async def _tell(self, endpoint: Endpoint, news: Iterable[Transition]) -> None:
+    async def _record_events(self, endpoint: Endpoint, news: Iterable[PendingEvent]) -> None:
         for transition in news:
-            if not self._wants(endpoint):
+            if not self._is_managed(endpoint):
                 return
             log.info("%s: %s", transition.reason, transition.message)
             try:
-                await self._kube.create(EVENT, event(endpoint, transition, datetime.now(UTC), self._identity))
+                await self._kube.create(
+                    EVENT, event_body(endpoint, transition, datetime.now(UTC), self._identity)
+                )
             except Conflict:
                 log.debug("event %s exists", transition.reason)
             except KubeError as error:
                 # An Event is a courtesy: the condition, or the log, has said it already.
                 log.warning("event %s not written: %s", transition.reason, error)
 
-    def _wants(self, endpoint: Endpoint) -> bool:
+    def _is_managed(self, endpoint: Endpoint) -> bool:
         """That very endpoint stands, is not being deleted, and no other operator manages it."""
-        return self._endpoints.wants(endpoint.key, endpoint.uid) and self._custody.manages(endpoint.key)
+        return self._endpoints.is_active(endpoint.key, endpoint.uid) and self._claims.manages(endpoint.key)
 
     def _forget(self, key: Key) -> None:
         self._observer.forget(key)
         self._metrics.forget(key)
-        self._paces.pop(key, None)
+        self._limiters.pop(key, None)
         self._failures.pop(key, None)
         self._writer.forget(key)
-        self._custody.forget(key)
+        self._claims.forget(key)
 
 
 def _endpoint(obj: Object, spec: VLLMEndpointSpec, before: VLLMEndpointStatus | None) -> Endpoint:
@@ -273,7 +289,7 @@ def _status(obj: Object) -> VLLMEndpointStatus | None:
         return None
 
 
-def _refusal(obj: Object) -> ValidationError | None:
+def _validation_error(obj: Object) -> ValidationError | None:
     """Why this version cannot read the spec."""
     try:
         VLLMEndpointSpec.model_validate(obj["spec"])
@@ -282,7 +298,7 @@ def _refusal(obj: Object) -> ValidationError | None:
     return None
 
 
-def _sentence(error: ValidationError) -> str:
+def _first_error_message(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}; correct it, or bring the operator and the CRD to the same version"

@@ -9,7 +9,7 @@ from vllmendpoint_operator.errors import Conflict, NotFound
 from vllmendpoint_operator.kube.client import FIELD_MANAGER, Kube, Object
 from vllmendpoint_operator.kube.kinds import ENDPOINT
 
-from .endpoint_store import Endpoints
+from .endpoint_store import EndpointStore
 
 __all__ = ["CONFLICT_RETRY_SECONDS", "StatusWriter"]
 
@@ -20,7 +20,7 @@ CONFLICT_RETRY_SECONDS: Final = 1.0
 class StatusWriter:
     """``on_gone`` is called with the key of an endpoint that turns out to be gone."""
 
-    def __init__(self, kube: Kube, endpoints: Endpoints, on_gone: Callable[[Key], None]) -> None:
+    def __init__(self, kube: Kube, endpoints: EndpointStore, on_gone: Callable[[Key], None]) -> None:
         self._kube = kube
         self._endpoints = endpoints
         self._on_gone = on_gone
@@ -58,8 +58,8 @@ class StatusWriter:
             await self._fetch(key, uid)
             return CONFLICT_RETRY_SECONDS if key in self._endpoints else None
         # Deleted while the answer was on its way, it must not come back to life here.
-        if self._endpoints.wants(key, uid):
-            self._endpoints.put(written)
+        if self._endpoints.is_active(key, uid):
+            self._endpoints.upsert(written)
             self._conflicts.pop(key, None)
         return None
 
@@ -72,7 +72,7 @@ class StatusWriter:
         """
         found, _ = await self._kube.list(ENDPOINT, key[0], name=key[1])
         stands = any(item["metadata"]["uid"] == uid for item in found)
-        if not stands and self._endpoints.drop(key, uid):
+        if not stands and self._endpoints.delete(key, uid):
             self._on_gone(key)
         for newest in found:
-            self._endpoints.put(newest)
+            self._endpoints.upsert(newest)

@@ -3,7 +3,7 @@
 import pytest
 
 from vllmendpoint_operator.apply.edits import Edit, managers
-from vllmendpoint_operator.controller.events import edited, event
+from vllmendpoint_operator.controller.events import edit_events, event_body
 
 OURS = "vllmendpoint-operator"
 MAIN = ("spec", "template", "spec", "containers", "[main]")
@@ -62,7 +62,7 @@ def test_of_a_field_that_was_removed_the_last_writer_is_named():
 
 
 def told(kind, component, *paths, managers=("m",), **more):
-    (transition,) = edited([Edit(kind, "e-x", component, paths, managers, **more)])
+    (transition,) = edit_events([Edit(kind, "e-x", component, paths, managers, **more)])
     return transition
 
 
@@ -118,7 +118,7 @@ def test_what_repeats_itself_has_one_event(make_endpoint, noon):
 
     def name(*path, manager="m"):
         said = told("Deployment", "worker", path, managers=(manager,))
-        return event(endpoint, said, noon, "r")["metadata"]["name"]
+        return event_body(endpoint, said, noon, "r")["metadata"]["name"]
 
     assert name("spec", "replicas") == name("spec", "replicas")
     names = {name("spec", "replicas"), name("spec", "paused"), name("spec", "replicas", manager="n")}

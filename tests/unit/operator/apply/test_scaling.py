@@ -5,7 +5,7 @@ from fake_kube import FakeKube
 
 from vllmendpoint_operator.apply.apply import apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache
-from vllmendpoint_operator.controller.endpoint_store import Endpoints
+from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.controller.reconcile import Reconciler
 from vllmendpoint_operator.errors import KubeError, PlanError, Rejected, Throttled
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, MANAGED
@@ -174,7 +174,7 @@ class Cluster(FakeKube):
 
     def __init__(self):
         super().__init__()
-        self.endpoints = Endpoints()
+        self.endpoints = EndpointStore()
         self.fail = {}
 
     async def create(self, kind, body):
@@ -195,7 +195,7 @@ class Cluster(FakeKube):
         metadata = {"namespace": "team-a", "name": "smollm", "uid": "uid-1"}
         metadata |= {"resourceVersion": str(self.version), "generation": self.version}
         status = (self.endpoints.get(("team-a", "smollm")) or {}).get("status") or {}
-        self.endpoints.put({"metadata": metadata, "spec": {"model": MODEL, **spec}, "status": status})
+        self.endpoints.upsert({"metadata": metadata, "spec": {"model": MODEL, **spec}, "status": status})
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ async def operated():
 
         async def change(**spec):
             kube.change(**spec)
-            reconciler._paces.clear()
+            reconciler._limiters.clear()
             again = await reconciler.reconcile(("team-a", "smollm"))
             return kube, again
 

@@ -7,7 +7,7 @@ from wire import parts
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache
-from vllmendpoint_operator.controller.endpoint_store import Endpoints
+from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.errors import Gone, Inaccessible, KubeError, NotFound, Rejected, Throttled
 from vllmendpoint_operator.kube.kinds import CLAIM, CONFIG_MAP, MANAGED, POD, REPLICA_SET, SERVICE
 
@@ -255,15 +255,15 @@ async def test_references_and_replica_sets_are_trimmed(store, told):
 
 
 def test_endpoints_take_only_what_is_newer():
-    endpoints = Endpoints()
-    assert endpoints.put(obj("e", version=5, spec={}))
-    assert not endpoints.put(obj("e", version=5, spec={}))
-    assert not endpoints.put(obj("e", version=4, spec={}))
-    assert endpoints.put(obj("e", uid="u2", version=9, spec={}))
-    assert not endpoints.put(obj("e", uid="u1", version=7, spec={})), "late news of the one before"
-    assert not endpoints.drop(("ns", "e"), "u1")
+    endpoints = EndpointStore()
+    assert endpoints.upsert(obj("e", version=5, spec={}))
+    assert not endpoints.upsert(obj("e", version=5, spec={}))
+    assert not endpoints.upsert(obj("e", version=4, spec={}))
+    assert endpoints.upsert(obj("e", uid="u2", version=9, spec={}))
+    assert not endpoints.upsert(obj("e", uid="u1", version=7, spec={})), "late news of the one before"
+    assert not endpoints.delete(("ns", "e"), "u1")
     assert endpoints.get(("ns", "e"))["metadata"]["uid"] == "u2"
-    assert endpoints.drop(("ns", "e"), "u2")
+    assert endpoints.delete(("ns", "e"), "u2")
 
 
 @pytest.mark.parametrize(
@@ -283,12 +283,12 @@ def test_endpoints_take_only_what_is_newer():
     ],
 )
 def test_who_refers_to_what(spec, kind, name):
-    endpoints = Endpoints()
-    endpoints.put(obj("e", spec=spec))
-    endpoints.put(obj("f", spec={"model": "unreadable"}))
-    assert endpoints.referring(kind, "ns", name) == [("ns", "e")]
-    assert endpoints.referring(kind, "ns", "other") == []
-    assert endpoints.referring(kind, "elsewhere", name) == []
+    endpoints = EndpointStore()
+    endpoints.upsert(obj("e", spec=spec))
+    endpoints.upsert(obj("f", spec={"model": "unreadable"}))
+    assert endpoints.referencing(kind, "ns", name) == [("ns", "e")]
+    assert endpoints.referencing(kind, "ns", "other") == []
+    assert endpoints.referencing(kind, "elsewhere", name) == []
 
 
 @pytest.mark.parametrize("kind", [CONFIG_MAP, CLAIM])

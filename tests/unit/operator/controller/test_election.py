@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from vllmendpoint_operator.controller.election import Election
+from vllmendpoint_operator.controller.election import LeaderElection
 from vllmendpoint_operator.errors import Conflict, KubeError, LeaseLost, NotFound
 
 
@@ -64,7 +64,7 @@ def store():
 @pytest.fixture
 def candidate(store):
     def make(identity, duration=15.0):
-        return Election(
+        return LeaderElection(
             store, namespace="ns", name="l", identity=identity, duration=duration, clock=lambda: store.now
         )
 
@@ -74,21 +74,21 @@ def candidate(store):
 async def test_the_first_leads(store, candidate):
     a = candidate("a")
     with pytest.raises(LeaseLost):
-        a.check()
-    assert await a._try()
-    a.check()
+        a.check_valid()
+    assert await a._try_acquire_or_renew()
+    a.check_valid()
     assert store.holder == "a"
     assert store.lease["spec"]["leaseTransitions"] == 1
 
 
 async def test_never_writes_at_the_end_of_its_lease(store, candidate):
     a = candidate("a")
-    await a._try()
+    await a._try_acquire_or_renew()
     store.now += 9.9
-    a.check()
+    a.check_valid()
     store.now += 0.2
     with pytest.raises(LeaseLost):
-        a.check()
+        a.check_valid()
 
 
 async def test_the_lease_counts_from_before_the_request(store, candidate):
@@ -99,27 +99,27 @@ async def test_the_lease_counts_from_before_the_request(store, candidate):
         store.now += 4
         await original(kind, body)
 
-    await a._try()
+    await a._try_acquire_or_renew()
     store.replace = slow
     store.now += 1
-    assert await a._try()
-    assert a.remaining() == pytest.approx(15 - 4)
+    assert await a._try_acquire_or_renew()
+    assert a.remaining_seconds() == pytest.approx(15 - 4)
 
 
 async def test_anothers_lease_is_waited_out(store, candidate):
     a, b = candidate("a"), candidate("b")
-    await a._try()
+    await a._try_acquire_or_renew()
     for _ in range(14):
-        assert not await b._try()
+        assert not await b._try_acquire_or_renew()
         store.now += 1
-    await a._try()
+    await a._try_acquire_or_renew()
     for _ in range(15):
-        assert not await b._try(), "the renewal counts from when it was seen"
+        assert not await b._try_acquire_or_renew(), "the renewal counts from when it was seen"
         store.now += 1
-    assert await b._try()
+    assert await b._try_acquire_or_renew()
     assert store.holder == "b"
     with pytest.raises(LeaseLost):
-        a.check()
+        a.check_valid()
 
 
 async def test_never_two_at_a_time(store, candidate):
@@ -127,64 +127,64 @@ async def test_never_two_at_a_time(store, candidate):
     for death in range(15):
         store.lease = None
         a, b = candidate(f"a{death}"), candidate(f"b{death}")
-        await a._try()
-        await b._try()
+        await a._try_acquire_or_renew()
+        await b._try_acquire_or_renew()
         for second in range(40):
             store.now += 1
             if second < death and second % 2 == 0:
-                await a._try()
-            if await b._try():
+                await a._try_acquire_or_renew()
+            if await b._try_acquire_or_renew():
                 break
             assert second < 35
         with pytest.raises(LeaseLost):
-            a.check()
+            a.check_valid()
 
 
 async def test_the_loser_of_a_race_to_take_over_waits(store, candidate):
     a, b, c = candidate("a"), candidate("b"), candidate("c")
-    await a._try()
-    await b._try()
-    await c._try()
+    await a._try_acquire_or_renew()
+    await b._try_acquire_or_renew()
+    await c._try_acquire_or_renew()
     store.now += 16
-    assert [await b._try(), await c._try()] == [True, False]
+    assert [await b._try_acquire_or_renew(), await c._try_acquire_or_renew()] == [True, False]
 
 
 async def test_a_leader_that_sees_another_stops_at_once(store, candidate):
     a = candidate("a")
-    await a._try()
+    await a._try_acquire_or_renew()
     store.lease["spec"]["holderIdentity"] = "b"
     with pytest.raises(LeaseLost):
-        await a._try()
+        await a._try_acquire_or_renew()
 
 
 async def test_a_touch_by_somebody_else_is_no_loss(store, candidate):
     a = candidate("a")
-    await a._try()
+    await a._try_acquire_or_renew()
     store.touched = True
-    assert not await a._try()
-    a.check()
-    assert await a._try()
+    assert not await a._try_acquire_or_renew()
+    a.check_valid()
+    assert await a._try_acquire_or_renew()
 
 
 @pytest.mark.parametrize("failure", ["etcd is down", "hang"])
 async def test_hold_ends_before_the_lease_does(store, candidate, failure):
     """With a real clock: errors and hanging requests alike."""
     loop = asyncio.get_running_loop()
-    a = Election(store, namespace="n", name="l", identity="a", duration=1.2, clock=loop.time)
+    a = LeaderElection(store, namespace="n", name="l", identity="a", duration=1.2, clock=loop.time)
     started = loop.time()
-    assert await a._try()
+    assert await a._try_acquire_or_renew()
     store.failure = failure
     async with asyncio.timeout(5):
         with pytest.raises(LeaseLost):
-            await a.hold()
+            await a.renew()
     assert loop.time() - started < 3  # 1.2, and what a loaded machine adds
 
 
 async def test_release_lets_the_next_one_lead_at_once(store, candidate):
     async with candidate("a"):
-        assert not await candidate("b")._try()
+        assert not await candidate("b")._try_acquire_or_renew()
     assert store.holder == ""
-    assert await candidate("b")._try()
+    assert await candidate("b")._try_acquire_or_renew()
 
 
 async def test_release_leaves_anothers_lease_alone(store, candidate):

@@ -3,7 +3,7 @@
 import pytest
 
 from vllmendpoint_api import ConditionEntry, HandlersStatus, HandlerStatus, VLLMEndpointStatus
-from vllmendpoint_operator.controller.events import event, handlers_changed, transitions
+from vllmendpoint_operator.controller.events import condition_events, event_body, handler_events
 
 
 def entry(kind, status, reason):
@@ -46,15 +46,15 @@ def entry(kind, status, reason):
 )
 def test_transition(kind, before, after, expected):
     old = [entry(kind, *before)] if before else []
-    found = transitions(old, [entry(kind, *after)])
+    found = condition_events(old, [entry(kind, *after)])
     assert [(t.type, t.reason, t.message) for t in found] == (
         [] if expected is None else [(*expected, f"{expected[1]}!")]
     )
 
 
 def test_event_speaks_of_the_endpoint(make_endpoint, noon):
-    (transition,) = transitions([], [entry("Accepted", "False", "NameTaken")])
-    body = event(make_endpoint(), transition, noon, "operator-1")
+    (transition,) = condition_events([], [entry("Accepted", "False", "NameTaken")])
+    body = event_body(make_endpoint(), transition, noon, "operator-1")
     assert body["involvedObject"]["uid"] == "uid-1"
     assert body["metadata"]["namespace"] == "team-a"
     assert (body["type"], body["reason"], body["firstTimestamp"]) == (
@@ -62,7 +62,7 @@ def test_event_speaks_of_the_endpoint(make_endpoint, noon):
         "NameTaken",
         "2026-01-01T12:00:00Z",
     )
-    other = event(make_endpoint(), transition, noon, "operator-1")
+    other = event_body(make_endpoint(), transition, noon, "operator-1")
     assert body["metadata"]["name"] != other["metadata"]["name"]
 
 
@@ -85,7 +85,7 @@ def with_script(digest):
     ],
 )
 def test_a_swapped_script_is_told_with_both_digests(before, after, says):
-    found = handlers_changed(before, after)
+    found = handler_events(before, after)
     assert [says in it.message for it in found] == ([True] if says else [])
 
 
@@ -111,4 +111,4 @@ def with_ping(source, handler, digest="aaa"):
     ],
 )  # fmt: skip
 def test_a_changed_path_is_told_with_both_handlers_in_one_event(before, after, says):
-    assert [it.message for it in handlers_changed(before, after)] == ([says] if says else [])
+    assert [it.message for it in handler_events(before, after)] == ([says] if says else [])

@@ -98,23 +98,23 @@ async def test_of_several_delays_the_earliest_holds(queue):
 
 
 async def test_backoff_grows_with_jitter_up_to_a_minute_and_is_forgotten(queue, monkeypatch):
-    delays = [queue.retry("a") for _ in range(12)]
+    delays = [queue.add_rate_limited("a") for _ in range(12)]
     for number, delay in enumerate(delays):
         ceiling = min(60, 0.5 * 2**number)
         assert ceiling / 2 <= delay <= ceiling
-    assert 0.25 <= queue.retry("b") <= 0.5, "keys back off alone"
-    queue.succeeded("a")
-    assert queue.retry("a") <= 0.5
+    assert 0.25 <= queue.add_rate_limited("b") <= 0.5, "keys back off alone"
+    queue.reset_backoff("a")
+    assert queue.add_rate_limited("a") <= 0.5
     for _ in range(5000):
         queue._failures["a"] = 5000
-    assert queue.retry("a") <= queue_module.BACKOFF_LAST_SECONDS
+    assert queue.add_rate_limited("a") <= queue_module.BACKOFF_MAX_SECONDS
 
 
 async def test_a_key_that_rests_does_not_run_whatever_is_added(queue):
     queue.add("a")
     await take(queue)
     queue.add("a")
-    queue.done("a", rest=0.2)
+    queue.done("a", cooldown=0.2)
     queue.add("a", urgent=True)
     queue.add("b")
     assert await take(queue) == "b", "others do not wait for it"
@@ -123,14 +123,14 @@ async def test_a_key_that_rests_does_not_run_whatever_is_added(queue):
     queue.done("a")
     queue.add("a")
     assert await take(queue) == "a", "it has rested"
-    queue.done("a", rest=0.05)
+    queue.done("a", cooldown=0.05)
     await nothing(queue)
     await nothing(queue)
 
 
 async def test_forget_drops_all(queue):
     queue.add("a")
-    queue.retry("a")
+    queue.add_rate_limited("a")
     queue.add_after("a", 0.01)
     queue.forget("a")
     await nothing(queue)
@@ -142,7 +142,7 @@ async def test_close_ends_the_timers(queue):
     queue.add("b")
     await take(queue)
     queue.add("b")
-    queue.done("b", rest=0.02)
+    queue.done("b", cooldown=0.02)
     queue.close()
     await nothing(queue)
 

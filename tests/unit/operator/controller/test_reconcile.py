@@ -5,7 +5,7 @@ import pytest
 import vllmendpoint_operator.reports.streams as reports
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache
-from vllmendpoint_operator.controller.endpoint_store import Endpoints
+from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.controller.reconcile import Reconciler
 from vllmendpoint_operator.errors import Conflict, KubeError, NotFound
 from vllmendpoint_operator.kube.kinds import CONFIG_MAP, DEPLOYMENT, POD, REPLICA_SET
@@ -64,7 +64,7 @@ class Api:
 
 @pytest.fixture
 async def world():
-    api, endpoints, metrics = Api(), Endpoints(), Metrics()
+    api, endpoints, metrics = Api(), EndpointStore(), Metrics()
     cache = Cache(api, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
     async with Reports(lambda owner, urgent: None) as streams:
         reconciler = Reconciler(
@@ -86,7 +86,7 @@ def series(metrics):
 
 async def test_status_is_written_over_what_was_looked_at(world):
     api, endpoints, _, reconciler = world
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
     assert await reconciler.reconcile(KEY) is None
     metadata = api.status["metadata"]
     assert (metadata["uid"], metadata["resourceVersion"]) == ("u", "5")
@@ -97,8 +97,8 @@ async def test_status_is_written_over_what_was_looked_at(world):
 
 async def test_deleted_while_its_status_is_on_its_way_it_stays_deleted(world):
     api, endpoints, metrics, reconciler = world
-    endpoints.put(endpoint(engine={"args": ["--model"]}))
-    api.meanwhile = lambda: endpoints.drop(KEY, "u")
+    endpoints.upsert(endpoint(engine={"args": ["--model"]}))
+    api.meanwhile = lambda: endpoints.delete(KEY, "u")
     await reconciler.reconcile(KEY)
     assert endpoints.get(KEY) is None
     assert api.events == []
@@ -110,7 +110,7 @@ async def test_deleted_while_its_status_is_on_its_way_it_stays_deleted(world):
 @pytest.mark.parametrize("answer", [Conflict(409, "changed"), NotFound(404, "the CRD is not served")])
 async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answer):
     api, endpoints, _, reconciler = world
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
 
     def refuse():
         raise answer
@@ -122,7 +122,7 @@ async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answe
 
 async def test_what_changed_in_a_gap_of_the_watch_is_fetched_at_the_second_refusal(world):
     api, endpoints, _, reconciler = world
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
     newest = endpoint(replicas=4)
     newest["metadata"]["resourceVersion"] = "900"
     api.listed = [newest]
@@ -132,7 +132,7 @@ async def test_what_changed_in_a_gap_of_the_watch_is_fetched_at_the_second_refus
 
     api.meanwhile = refuse
     assert await reconciler.reconcile(KEY) == 1
-    assert endpoints.version(KEY) == 5, "as a rule the watch brings it"
+    assert endpoints.resource_version(KEY) == 5, "as a rule the watch brings it"
     assert await reconciler.reconcile(KEY) == 1
     assert endpoints.get(KEY)["spec"]["replicas"] == 4
 
@@ -140,7 +140,7 @@ async def test_what_changed_in_a_gap_of_the_watch_is_fetched_at_the_second_refus
 @pytest.mark.parametrize("now", [[], ["another"]])
 async def test_what_went_in_a_gap_of_the_watch_is_forgotten(world, now):
     api, endpoints, metrics, reconciler = world
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
 
     def refuse():
         api.listed = [endpoint() | {"metadata": endpoint()["metadata"] | {"uid": uid}} for uid in now]
@@ -155,7 +155,7 @@ async def test_what_went_in_a_gap_of_the_watch_is_forgotten(world, now):
 async def test_a_warning_of_the_api_server_is_an_event(world):
     api, endpoints, _, reconciler = world
     api.warn = lambda warned: warned("spec.template.spec.x: odd")
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
     await reconciler.reconcile(KEY)
     said = "the API server warns of the Deployment e-frontend: spec.template.spec.x: odd"
     assert (api.event["type"], api.event["message"]) == ("Warning", said)
@@ -171,7 +171,7 @@ async def test_what_fails_for_long_is_told(world):
             raise KubeError(500, "failed calling webhook: refused")
 
     api.fail = fail
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
     for _ in range(2):
         with pytest.raises(KubeError):
             await reconciler.reconcile(KEY)
@@ -187,7 +187,7 @@ async def test_what_fails_for_long_is_told(world):
         await reconciler.reconcile(KEY)
     assert api.status is None, "it is told once"
     api.fail = lambda kind: None
-    reconciler._paces.clear()
+    reconciler._limiters.clear()
     await reconciler.reconcile(KEY)
     assert "webhook" not in str(api.status["status"]["conditions"])
     api.fail, api.status = fail, None
@@ -201,14 +201,14 @@ async def test_nothing_for_what_is_being_deleted(world):
     api, endpoints, _, reconciler = world
     going = endpoint()
     going["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
-    endpoints.put(going)
+    endpoints.upsert(going)
     await reconciler.reconcile(KEY)
     assert api.version == 10
 
 
 async def test_a_spec_of_another_version_is_told(world):
     api, endpoints, _, reconciler = world
-    endpoints.put(endpoint(novelty=1))
+    endpoints.upsert(endpoint(novelty=1))
     await reconciler.reconcile(KEY)
     (accepted,) = [c for c in api.status["status"]["conditions"] if c["type"] == "Accepted"]
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
@@ -219,7 +219,7 @@ async def test_a_spec_of_another_version_is_told(world):
 
 async def test_paused_applies_nothing_and_reports(world):
     api, endpoints, _, reconciler = world
-    endpoints.put(endpoint(paused=True))
+    endpoints.upsert(endpoint(paused=True))
     assert await reconciler.reconcile(KEY) is None
     assert api.version == 11, "the status, and nothing else"
     conditions = {c["type"]: c for c in api.status["status"]["conditions"]}
@@ -243,7 +243,7 @@ def child(name, owner, *, version, **more):
 async def test_a_worker_that_has_just_been_asked_is_waited_for(world, monkeypatch):
     """One look with its report, not one without it before: after a start that is so for every endpoint."""
     api, endpoints, _, reconciler = world
-    endpoints.put(endpoint())
+    endpoints.upsert(endpoint())
     await reconciler.reconcile(KEY)
     spec = {"replicas": 1, "template": {"spec": {}}}
     reconciler._cache.store(REPLICA_SET, "ns").absorb(child("rs", "e-workers", version="900", spec=spec))
@@ -256,13 +256,13 @@ async def test_a_worker_that_has_just_been_asked_is_waited_for(world, monkeypatc
         assert (api.status, api.version) == (None, version)
     edited = endpoint(replicas=2)
     edited["metadata"] |= {"generation": 2, "resourceVersion": "902"}
-    endpoints.put(edited | {"status": endpoints.get(KEY)["status"]})
+    endpoints.upsert(edited | {"status": endpoints.get(KEY)["status"]})
     await reconciler.reconcile(KEY)
     assert api.version > version, "what the user changes waits for no worker"
     monkeypatch.setattr(reports, "FIRST_REPORT_SECONDS", 0)
     await reconciler.reconcile(KEY)
     assert endpoints.get(KEY)["status"]["replicas"] == 0, "a step that waits"
-    reconciler._paces.clear()
+    reconciler._limiters.clear()
     await reconciler.reconcile(KEY)
     assert api.status["status"]["replicas"] == 1
 
@@ -284,7 +284,7 @@ async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_
         script["script"]["configMapKeyRef"]["name"] = name
         named = endpoint(handlers=script)
         named["metadata"]["resourceVersion"] = str(100 + version)
-        endpoints.put(named)
+        endpoints.upsert(named)
         references.absorb(
             {"metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": str(version)}}
         )
@@ -292,6 +292,6 @@ async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_
         await reconciler.reconcile(KEY)
         assert len(read) == version, "each version is read once"
         assert [key[:2] for key in contents] == [("ns", name)], "and what nobody refers to is let go"
-    endpoints.drop(KEY, "u")
+    endpoints.delete(KEY, "u")
     await reconciler.reconcile(KEY)
     assert not contents

@@ -4,7 +4,7 @@ import pytest
 
 from vllmendpoint_api import VLLMEndpointStatus
 from vllmendpoint_operator.controller.reconcile import Reconciler
-from vllmendpoint_operator.controller.status_rate_limit import STEP_SECONDS, presses
+from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS, is_urgent
 
 FALSE, TRUE, UNKNOWN = "False", "True", "Unknown"
 STEADY = {
@@ -81,7 +81,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_told_at_once(case):
     before, now, told = CASES[case]
-    assert presses(before, now) is told
+    assert is_urgent(before, now) is told
 
 
 class Writes:
@@ -100,13 +100,13 @@ class Writes:
     def endpoint(self, *_):
         pass
 
-    def put(self, _):
+    def upsert(self, _):
         return True
 
-    def wants(self, *_):
+    def is_active(self, *_):
         return True
 
-    def operator(self, _):
+    def managing_operator(self, _):
         return ""
 
 
@@ -129,7 +129,7 @@ def write(make_endpoint, monkeypatch):
 
     async def once(before, now, at):
         clock[0] = at
-        return await reconciler._write({"metadata": metadata}, make_endpoint(before=before), now)
+        return await reconciler._write_status({"metadata": metadata}, make_endpoint(before=before), now)
 
     once.done = fake.written
     return once
@@ -138,9 +138,9 @@ def write(make_endpoint, monkeypatch):
 async def test_a_step_waits_for_the_rest_of_its_time_and_the_newest_is_written(write):
     first, second, third = (status(STARTING, message=text) for text in "abc")
     assert await write(None, first, 100.0) is None
-    assert await write(first, second, 101.0) == pytest.approx(STEP_SECONDS - 1)
+    assert await write(first, second, 101.0) == pytest.approx(WRITE_INTERVAL_SECONDS - 1)
     assert len(write.done) == 1
-    assert await write(first, third, 100.0 + STEP_SECONDS) is None
+    assert await write(first, third, 100.0 + WRITE_INTERVAL_SECONDS) is None
     assert [item["conditions"][0]["message"] for item in write.done] == ["a", "c"]
 
 
@@ -170,6 +170,6 @@ async def test_one_that_goes_to_and_fro_is_written_at_once_a_few_times_only(writ
             before = now
         else:
             waits.append(wait)
-    assert len(write.done) == pytest.approx(10 + 60 / STEP_SECONDS, abs=2)
-    assert all(0 < wait <= STEP_SECONDS for wait in waits)
+    assert len(write.done) == pytest.approx(10 + 60 / WRITE_INTERVAL_SECONDS, abs=2)
+    assert all(0 < wait <= WRITE_INTERVAL_SECONDS for wait in waits)
     assert await write(before, up if before is down else down, 1000.0) is None, "calm again: at once"

@@ -7,9 +7,9 @@ import pytest
 from wire import listing
 
 import vllmendpoint_operator.cache.informer as store_module
-import vllmendpoint_operator.controller.scopes as scopes_module
+import vllmendpoint_operator.controller.watched_namespaces as watched_namespaces
 from vllmendpoint_operator.cache.caches import Cache
-from vllmendpoint_operator.controller.scopes import Scopes
+from vllmendpoint_operator.controller.watched_namespaces import WatchedNamespaces
 from vllmendpoint_operator.errors import KubeError, NotFound, Rejected
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, ENDPOINT, SERVICE
 from vllmendpoint_operator.metrics import Metrics
@@ -57,8 +57,8 @@ FORBIDDEN = Rejected(403, 'pods is forbidden: User "x" cannot list resource "pod
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    for name in ("_RECHECK_FIRST", "_RECHECK_LAST"):
-        monkeypatch.setattr(scopes_module, name, 0.02)
+    for name in ("_RECHECK_MIN_SECONDS", "_RECHECK_MAX_SECONDS"):
+        monkeypatch.setattr(watched_namespaces, name, 0.02)
     for name in ("_RELIST_FIRST", "_RELIST_LAST"):
         monkeypatch.setattr(store_module, name, 0.01)
 
@@ -67,19 +67,19 @@ class World:
     def __init__(self, *names):
         self.api, self.metrics, self.heard = Api(), Metrics(), []
         self.cache = Cache(self.api, names, changed=lambda *_: None, referenced=lambda *_: None)
-        self.scopes = Scopes(
+        self.namespaces = WatchedNamespaces(
             self.api,
             self.cache,
             self.metrics,
             names,
-            on_workload=self.hear("workload"),
-            on_served=lambda scope: self.heard.append(("served", scope.name)),
-            on_lost=self.hear("lost"),
+            on_workload_synced=self.hear("workload"),
+            on_synced=lambda namespace: self.heard.append(("served", namespace.name)),
+            on_access_lost=self.hear("lost"),
         )
 
     def hear(self, what):
-        async def heard(scope):
-            self.heard.append((what, scope.name))
+        async def heard(namespace):
+            self.heard.append((what, namespace.name))
 
         return heard
 
@@ -95,7 +95,7 @@ async def world():
     def make(*names, before=lambda world: None):
         made = World(*names)
         before(made)
-        tasks.append(asyncio.create_task(made.scopes.run()))
+        tasks.append(asyncio.create_task(made.namespaces.run()))
         return made
 
     yield make
@@ -114,12 +114,12 @@ async def until(holds):
 @pytest.mark.parametrize("error", [FORBIDDEN, NotFound(404, "the namespace was not found")])
 async def test_a_namespace_that_is_gone_at_the_start_stops_no_other(world, caplog, error):
     made = world("x", "y", before=lambda made: made.api.close("y", error))
-    await asyncio.wait_for(made.scopes.started(), 5)
-    assert made.scopes.served == ("x",)
-    assert made.scopes.serves("x")
-    assert not made.scopes.serves("y")
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
+    assert made.namespaces.served == ("x",)
+    assert made.namespaces.serves("x")
+    assert not made.namespaces.serves("y")
     assert (made.gauge("x"), made.gauge("y")) == (1, 0)
-    assert error.message in made.scopes.failures["y"]
+    assert error.message in made.namespaces.failures["y"]
     asked = len(made.api.asked)
     await until(lambda: len(made.api.asked) > asked + 2)
     assert caplog.text.count("the namespace y is not served") == 1, "said once, whatever is asked meanwhile"
@@ -127,24 +127,24 @@ async def test_a_namespace_that_is_gone_at_the_start_stops_no_other(world, caplo
 
 async def test_it_is_served_again_when_it_returns(world):
     made = world("x", "y", before=lambda made: made.api.close("y", FORBIDDEN))
-    await asyncio.wait_for(made.scopes.started(), 5)
-    assert await made.scopes.accessible() == ("x",)
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
+    assert await made.namespaces.accessible() == ("x",)
     made.api.open("y")
-    await asyncio.wait_for(made.scopes.other_than(("x",)), 5)
-    assert made.scopes.served == ("x", "y")
+    await asyncio.wait_for(made.namespaces.accessible_changed(("x",)), 5)
+    assert made.namespaces.served == ("x", "y")
     assert made.gauge("y") == 1
-    assert made.scopes.failures == {}
+    assert made.namespaces.failures == {}
 
 
 async def test_one_that_is_lost_while_it_is_served_is_forgotten(world, caplog):
     made = world("x", "y")
-    await asyncio.wait_for(made.scopes.started(), 5)
-    assert await made.scopes.accessible() == ("x", "y")
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
+    assert await made.namespaces.accessible() == ("x", "y")
     made.api.close("y", FORBIDDEN)
-    await asyncio.wait_for(made.scopes.other_than(("x", "y")), 5)
-    assert await made.scopes.accessible() == ("x",)
+    await asyncio.wait_for(made.namespaces.accessible_changed(("x", "y")), 5)
+    assert await made.namespaces.accessible() == ("x",)
     await until(lambda: ("lost", "y") in made.heard)
-    assert made.scopes.ready, "the rest is served"
+    assert made.namespaces.ready, "the rest is served"
     assert not any(store.synced.is_set() for store in made.cache.of_scope("y"))
     made.api.open("y")
     await until(lambda: made.heard.count(("served", "y")) == 2)
@@ -154,35 +154,35 @@ async def test_one_that_is_lost_while_it_is_served_is_forgotten(world, caplog):
 async def test_one_kind_that_is_refused_is_enough(world):
     """A reconcile that does not see it would make what is there already."""
     made = world("x", "y", before=lambda made: made.api.close("y", FORBIDDEN, SERVICE))
-    await asyncio.wait_for(made.scopes.started(), 5)
-    assert made.scopes.served == ("x",)
-    assert made.scopes.failures["y"].startswith("services: 403")
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
+    assert made.namespaces.served == ("x",)
+    assert made.namespaces.failures["y"].startswith("services: 403")
 
 
 async def test_it_is_not_ready_where_nothing_can_be_served(world):
     made = world(before=lambda made: made.api.close(None, FORBIDDEN, SERVICE))
-    await until(lambda: made.scopes.failures)
-    assert not made.scopes.ready
+    await until(lambda: made.namespaces.failures)
+    assert not made.namespaces.ready
     assert made.gauge("*") == 0
     made.api.open(None)
-    await asyncio.wait_for(made.scopes.started(), 5)
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
     assert made.gauge("*") == 1
-    assert made.scopes.serves("any")
+    assert made.namespaces.serves("any")
 
 
 async def test_one_whose_lists_fail_is_not_waited_for(world, monkeypatch):
     """An object that cannot be decoded fails the lists of its namespace, and of no other."""
-    monkeypatch.setattr(scopes_module, "_LISTING_SECONDS", 0.1)
+    monkeypatch.setattr(watched_namespaces, "_SYNC_TIMEOUT_SECONDS", 0.1)
     made = world("x", "y", before=lambda made: made.api.close("y", KubeError(500, "x"), SERVICE, DEPLOYMENT))
-    await until(lambda: made.scopes.served == ("x",))
-    assert not made.scopes.ready, "it may be listed in a moment"
-    await asyncio.wait_for(made.scopes.started(), 5)
-    assert "deployments, services could not be listed" in made.scopes.failures["y"]
+    await until(lambda: made.namespaces.served == ("x",))
+    assert not made.namespaces.ready, "it may be listed in a moment"
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
+    assert "deployments, services could not be listed" in made.namespaces.failures["y"]
     made.api.open("y")
-    await until(lambda: made.scopes.served == ("x", "y"))
+    await until(lambda: made.namespaces.served == ("x", "y"))
 
 
 async def test_a_crd_that_is_missing_says_nothing_of_the_namespace(world):
     made = world("x", before=lambda made: made.api.close("x", NotFound(404, "no such resource"), ENDPOINT))
-    await asyncio.wait_for(made.scopes.started(), 5)
-    assert made.scopes.served == ("x",)
+    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
+    assert made.namespaces.served == ("x",)

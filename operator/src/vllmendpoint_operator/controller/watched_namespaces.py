@@ -12,25 +12,25 @@ from vllmendpoint_operator.kube.client import Kube
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, ENDPOINT, POD, REPLICA_SET
 from vllmendpoint_operator.metrics import Metrics
 
-__all__ = ["Scope", "Scopes"]
+__all__ = ["WatchedNamespace", "WatchedNamespaces"]
 
 log = logging.getLogger(__name__)
 
-_RECHECK_FIRST: Final = 2.0
-_RECHECK_LAST: Final = 30.0
+_RECHECK_MIN_SECONDS: Final = 2.0
+_RECHECK_MAX_SECONDS: Final = 30.0
 """A namespace that is there again is served soon after; until then it costs one request in this time."""
-_LISTING_SECONDS: Final = 60.0
+_SYNC_TIMEOUT_SECONDS: Final = 60.0
 """One whose lists take longer, or fail, is not waited for by the others."""
 
 
-class Scope:
+class WatchedNamespace:
     """One watched namespace, or the whole cluster (``name`` is None)."""
 
-    def __init__(self, kube: Kube, cache: Cache, name: str | None, owner: "Scopes") -> None:
+    def __init__(self, kube: Kube, cache: Cache, name: str | None, owner: "WatchedNamespaces") -> None:
         self._kube = kube
         self._cache = cache
         self.name = name
-        self._owner = owner
+        self._all = owner
         self.served = False
         """All that a reconcile reads has been listed, and is watched."""
         self.accessible = False
@@ -43,22 +43,22 @@ class Scope:
 
     async def run(self) -> None:
         """Serve it for as long as it may be, and ask for it again when it may not; ends by cancellation."""
-        wait = _RECHECK_FIRST
+        wait = _RECHECK_MIN_SECONDS
         while True:
             try:
-                await self._check()
+                await self._check_access()
                 async with asyncio.TaskGroup() as tasks:
                     for store in self._cache.of_scope(self.name):
                         tasks.create_task(store.run(), name=f"watch-{store.kind.plural}")
-                    tasks.create_task(self._listed(), name="listed")
+                    tasks.create_task(self._wait_for_sync(), name="sync")
             except* Inaccessible as refused:
                 if self.served:
-                    wait = _RECHECK_FIRST
-                await self._lost(_first(refused))
+                    wait = _RECHECK_MIN_SECONDS
+                await self._on_access_lost(_first(refused))
             await asyncio.sleep(random.uniform(wait / 2, wait))
-            wait = min(wait * 2, _RECHECK_LAST)
+            wait = min(wait * 2, _RECHECK_MAX_SECONDS)
 
-    async def _check(self) -> None:
+    async def _check_access(self) -> None:
         """Raises Inaccessible. An API server that is away says nothing of the namespace."""
         try:
             async with self._kube.listing(ENDPOINT, self.name, metadata_only=True, limit=1):
@@ -68,57 +68,59 @@ class Scope:
                 raise Inaccessible(ENDPOINT.plural, error) from error
         if not self.failure:
             self.accessible = True
-            self._owner.changed(self)
+            self._all.on_change(self)
 
-    async def _listed(self) -> None:
+    async def _wait_for_sync(self) -> None:
         try:
-            async with asyncio.timeout(_LISTING_SECONDS):
+            async with asyncio.timeout(_SYNC_TIMEOUT_SECONDS):
                 await self._cache.synced(POD, REPLICA_SET, DEPLOYMENT, scope=self.name)
-                await self._owner.on_workload(self)
+                await self._all.on_workload_synced(self)
                 await self._cache.synced(scope=self.name)
         except TimeoutError:
             missing = sorted(
                 {store.kind.plural for store in self._cache.of_scope(self.name) if not store.synced.is_set()}
             )
-            self._tell(f"{', '.join(missing)} could not be listed within {_LISTING_SECONDS:.0f} s")
-            self._owner.changed(self)
+            self._record_failure(
+                f"{', '.join(missing)} could not be listed within {_SYNC_TIMEOUT_SECONDS:.0f} s"
+            )
+            self._all.on_change(self)
             await self._cache.synced(scope=self.name)
         if self.failure:
             log.info("%s is served again", self)
         self.served, self.accessible, self.failure = True, True, ""
-        self._owner.changed(self)
-        self._owner.on_served(self)
+        self._all.on_change(self)
+        self._all.on_synced(self)
 
-    async def _lost(self, refused: Inaccessible) -> None:
-        self._tell(str(refused))
+    async def _on_access_lost(self, refused: Inaccessible) -> None:
+        self._record_failure(str(refused))
         was_served = self.served
         self.served = self.accessible = False
         for store in self._cache.of_scope(self.name):
             store.clear()
-        self._owner.changed(self)
+        self._all.on_change(self)
         if was_served:
-            await self._owner.on_lost(self)
+            await self._all.on_access_lost(self)
 
-    def _tell(self, failure: str) -> None:
+    def _record_failure(self, failure: str) -> None:
         if not self.failure:
             log.warning(
                 "%s is not served: %s. What else is watched is served. It is asked for again, at least every "
                 "%.0f s",
                 self,
                 failure,
-                _RECHECK_LAST,
+                _RECHECK_MAX_SECONDS,
             )
         self.failure = failure
 
 
-async def _nothing(_: Scope) -> None:
+async def _ignore(_: WatchedNamespace) -> None:
     """For one that only holds the caches."""
 
 
-class Scopes:
-    """All of them. ``on_workload`` is awaited when the pods and their owners are listed in one,
-    ``on_served`` is called when all is, and ``on_lost`` is awaited before one that was served is asked for
-    again.
+class WatchedNamespaces:
+    """All of them. ``on_workload_synced`` is awaited when the pods and their owners are listed in one,
+    ``on_synced`` is called when all is, and ``on_access_lost`` is awaited before one that was served is
+    asked for again.
     """
 
     def __init__(
@@ -128,75 +130,87 @@ class Scopes:
         metrics: Metrics,
         names: Iterable[str],
         *,
-        on_workload: Callable[[Scope], Awaitable[None]] = _nothing,
-        on_served: Callable[[Scope], None] = lambda scope: None,
-        on_lost: Callable[[Scope], Awaitable[None]] = _nothing,
+        on_workload_synced: Callable[[WatchedNamespace], Awaitable[None]] = _ignore,
+        on_synced: Callable[[WatchedNamespace], None] = lambda namespace: None,
+        on_access_lost: Callable[[WatchedNamespace], Awaitable[None]] = _ignore,
     ) -> None:
-        self.on_workload, self.on_served, self.on_lost = on_workload, on_served, on_lost
+        self.on_workload_synced, self.on_synced, self.on_access_lost = (
+            on_workload_synced,
+            on_synced,
+            on_access_lost,
+        )
         self._metrics = metrics
-        self._scopes = {name: Scope(kube, cache, name, self) for name in tuple(names) or (None,)}
-        self._news = asyncio.Event()
-        for scope in self._scopes.values():
-            self._show(scope)
+        self._namespaces = {
+            name: WatchedNamespace(kube, cache, name, self) for name in tuple(names) or (None,)
+        }
+        self._change = asyncio.Event()
+        for namespace in self._namespaces.values():
+            self._update_gauge(namespace)
 
     @property
     def ready(self) -> bool:
         """One at least is served, and no other is about to be."""
-        scopes = self._scopes.values()
-        return any(scope.served for scope in scopes) and all(
-            scope.served or scope.failure for scope in scopes
+        namespaces = self._namespaces.values()
+        return any(namespace.served for namespace in namespaces) and all(
+            namespace.served or namespace.failure for namespace in namespaces
         )
 
     @property
     def failures(self) -> dict[str, str]:
         """Why, of each that is not served."""
-        return {str(scope.name): scope.failure for scope in self._scopes.values() if scope.failure}
+        return {
+            str(namespace.name): namespace.failure
+            for namespace in self._namespaces.values()
+            if namespace.failure
+        }
 
     @property
     def served(self) -> tuple[str | None, ...]:
-        return tuple(name for name, scope in self._scopes.items() if scope.served)
+        return tuple(name for name, namespace in self._namespaces.items() if namespace.served)
 
-    def serves(self, namespace: str) -> bool:
-        scope = self._scopes.get(namespace) or self._scopes.get(None)
-        return scope is not None and scope.served
+    def serves(self, name: str) -> bool:
+        namespace = self._namespaces.get(name) or self._namespaces.get(None)
+        return namespace is not None and namespace.served
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for scope in self._scopes.values():
-                tasks.create_task(scope.run(), name=f"serve-{scope.name}")
+            for namespace in self._namespaces.values():
+                tasks.create_task(namespace.run(), name=f"serve-{namespace.name}")
 
-    async def started(self) -> None:
+    async def wait_until_ready(self) -> None:
         """Wait until it is ready."""
-        await self._until(lambda: self.ready)
+        await self._wait_for(lambda: self.ready)
 
     async def accessible(self) -> tuple[str | None, ...]:
         """Those whose endpoints may be watched: waits until all were asked for, and for one at least."""
-        await self._until(
+        await self._wait_for(
             lambda: (
-                bool(self._accessible())
-                and all(scope.accessible or scope.failure for scope in self._scopes.values())
+                bool(self._accessible_now())
+                and all(namespace.accessible or namespace.failure for namespace in self._namespaces.values())
             )
         )
-        return self._accessible()
+        return self._accessible_now()
 
-    async def other_than(self, names: tuple[str | None, ...]) -> None:
+    async def accessible_changed(self, names: tuple[str | None, ...]) -> None:
         """Wait until others may be watched than these."""
-        await self._until(lambda: self._accessible() != names)
+        await self._wait_for(lambda: self._accessible_now() != names)
 
-    def changed(self, scope: Scope) -> None:
-        self._show(scope)
-        self._news.set()
+    def on_change(self, namespace: WatchedNamespace) -> None:
+        self._update_gauge(namespace)
+        self._change.set()
 
-    def _accessible(self) -> tuple[str | None, ...]:
-        return tuple(name for name, scope in self._scopes.items() if scope.accessible)
+    def _accessible_now(self) -> tuple[str | None, ...]:
+        return tuple(name for name, namespace in self._namespaces.items() if namespace.accessible)
 
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
-            self._news.clear()
-            await self._news.wait()
+    async def _wait_for(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._change.clear()
+            await self._change.wait()
 
-    def _show(self, scope: Scope) -> None:
-        self._metrics.namespaces.labels("*" if scope.name is None else scope.name).set(scope.served)
+    def _update_gauge(self, namespace: WatchedNamespace) -> None:
+        self._metrics.namespaces.labels("*" if namespace.name is None else namespace.name).set(
+            namespace.served
+        )
 
 
 def _first(error: BaseExceptionGroup[Inaccessible]) -> Inaccessible:

@@ -7,7 +7,7 @@ import pytest
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache
-from vllmendpoint_operator.controller.endpoint_store import Endpoints
+from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.controller.reconcile import Reconciler
 from vllmendpoint_operator.errors import Conflict, NotFound
 from vllmendpoint_operator.kube.kinds import ENDPOINT
@@ -92,7 +92,7 @@ class Client:
 
 class Operator:
     def __init__(self, server, who, streams, cache=None):
-        self.server, self.endpoints, self.metrics = server, Endpoints(), Metrics()
+        self.server, self.endpoints, self.metrics = server, EndpointStore(), Metrics()
         api = Client(server, who)
         self.cache = cache = cache or Cache(api, (), changed=lambda *_: None, referenced=lambda *_: None)
         self.reconciler = Reconciler(
@@ -107,7 +107,7 @@ class Operator:
         )
 
     def see(self):
-        self.endpoints.put(self.server.object)
+        self.endpoints.upsert(self.server.object)
 
     async def look(self):
         self.see()
@@ -140,7 +140,7 @@ async def settle(server, *operators):
         before = server.writes.total()
         for operator in operators:
             await operator.look()
-            operator.reconciler._paces.clear()
+            operator.reconciler._limiters.clear()
         if server.writes.total() == before:
             return
     raise AssertionError(server.writes)

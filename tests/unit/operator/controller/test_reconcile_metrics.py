@@ -6,7 +6,7 @@ import contextlib
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllmendpoint_operator.controller.controller import Operator
+from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.errors import KubeError, Throttled
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.settings import Settings
@@ -41,19 +41,19 @@ def scraped(metrics):
 
 async def test_each_run_is_counted_by_how_it_ended():
     metrics = Metrics()
-    operator = Operator(None, Settings(_cli_parse_args=["--worker-image=i"]), metrics)
+    controller = Controller(None, Settings(_cli_parse_args=["--worker-image=i"]), metrics)
     for name in "abcd":
-        operator._queue.add(("ns", name))
+        controller._queue.add(("ns", name))
     assert scraped(metrics)["queue_depth",] == 4
     ends = Reconciler(None, KubeError(500, "no"), ZeroDivisionError(), Throttled(429, "slowly"))
-    worker = asyncio.create_task(operator._work(ends))
+    worker = asyncio.create_task(controller._run_worker(ends))
     await ends.over.wait()
     while scraped(metrics)["reconcile_duration_seconds_count",] < 4:
         await asyncio.sleep(0.01)
     worker.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await worker
-    operator._queue.close()
+    controller._queue.close()
     found = scraped(metrics)
     assert found["reconcile_total", "success"] == 1
     assert found["reconcile_total", "error"] == 3

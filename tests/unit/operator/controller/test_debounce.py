@@ -7,7 +7,7 @@ import pytest
 from wire import listing, parts
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.controller.controller import Operator
+from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.kube.kinds import POD, SERVICE
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.settings import Settings
@@ -49,16 +49,16 @@ class Api:
 async def world():
     """The API, and how many looks there were."""
     api, metrics = Api(), Metrics()
-    operator = Operator(api, Settings(_cli_parse_args=["--worker-image=x"]), metrics)
+    controller = Controller(api, Settings(_cli_parse_args=["--worker-image=x"]), metrics)
     name = "vllmendpoint_operator_reconcile_total"
-    running = asyncio.create_task(operator.run())
-    operator.seen(GOING)
+    running = asyncio.create_task(controller.run())
+    controller.on_upsert(GOING)
 
     def looks():
         return metrics.registry.get_sample_value(name, {"result": "success"}) or 0
 
     await until(lambda: looks() == 1)
-    api.operator = operator
+    api.controller = controller
     yield api, looks
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -72,7 +72,7 @@ async def until(holds):
 
 
 async def test_a_bunch_of_changes_is_one_look(world, monkeypatch):
-    monkeypatch.setattr("vllmendpoint_operator.controller.controller._BUNCH_SECONDS", 0.5)
+    monkeypatch.setattr("vllmendpoint_operator.controller.controller.DEBOUNCE_SECONDS", 0.5)
     api, looks = world
     for version in range(20, 25):
         api.change(SERVICE, version)
@@ -84,7 +84,7 @@ async def test_a_bunch_of_changes_is_one_look(world, monkeypatch):
 
 
 async def test_readiness_does_not_wait(world, monkeypatch):
-    monkeypatch.setattr("vllmendpoint_operator.controller.controller._BUNCH_SECONDS", 3600)
+    monkeypatch.setattr("vllmendpoint_operator.controller.controller.DEBOUNCE_SECONDS", 3600)
     api, looks = world
     for version, ready in ((30, "False"), (31, "True")):
         api.change(POD, version, status={"conditions": [{"type": "Ready", "status": ready}]})
@@ -96,7 +96,7 @@ async def test_many_looks_leave_room_for_others(world):
     api, looks = world
     for number in range(100):
         metadata = {**GOING["metadata"], "name": f"e-{number}", "uid": f"u-{number}"}
-        api.operator.seen({"metadata": metadata})
+        api.controller.on_upsert({"metadata": metadata})
     seen = set()
     while looks() < 101:
         seen.add(looks())

@@ -6,8 +6,8 @@ import contextlib
 import pytest
 from wire import listing
 
-import vllmendpoint_operator.controller.controller as operator_module
-from vllmendpoint_operator.controller.controller import Operator
+import vllmendpoint_operator.controller.controller as controller_module
+from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.errors import KubeError, NotFound, Throttled
 from vllmendpoint_operator.kube.kinds import ENDPOINT as ENDPOINT_KIND
 from vllmendpoint_operator.kube.kinds import SERVICE
@@ -69,16 +69,16 @@ class Api:
 
 @pytest.fixture
 async def world(monkeypatch):
-    monkeypatch.setattr(operator_module, "_LAG_SECONDS", 0)
+    monkeypatch.setattr(controller_module, "WATCH_LAG_SECONDS", 0)
     api = Api()
-    operator = Operator(api, Settings(_cli_parse_args=["--worker-image=x"]), Metrics())
+    controller = Controller(api, Settings(_cli_parse_args=["--worker-image=x"]), Metrics())
     running = []
 
     async def run():
-        running.append(asyncio.create_task(operator.run()))
+        running.append(asyncio.create_task(controller.run()))
         await asyncio.sleep(0.05)
 
-    yield api, operator, run
+    yield api, controller, run
     for task in running:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -92,33 +92,33 @@ async def until(holds):
 
 
 async def test_no_reconcile_before_every_kind_is_listed(world):
-    api, operator, run = world
+    api, controller, run = world
     api.services.clear()
-    operator.seen(ENDPOINT)
+    controller.on_upsert(ENDPOINT)
     await run()
-    assert not operator.ready
+    assert not controller.ready
     assert api.asked == []
     api.services.set()
     await until(lambda: len(api.asked) > 12)
-    assert operator.ready
+    assert controller.ready
 
 
 @pytest.mark.parametrize(("kind", "code"), [(Throttled, 429), (KubeError, 503)])
 async def test_retry_after_is_kept_whatever_comes_in(world, kind, code):
-    api, operator, run = world
+    api, controller, run = world
     api.fail = kind(code, "later", retry_after=1)
-    operator.seen(ENDPOINT)
+    controller.on_upsert(ENDPOINT)
     await run()
     await until(lambda: api.fail is None)
     before = len(api.asked)
-    operator.seen({**ENDPOINT, "metadata": {**ENDPOINT["metadata"], "resourceVersion": "6"}})
+    controller.on_upsert({**ENDPOINT, "metadata": {**ENDPOINT["metadata"], "resourceVersion": "6"}})
     await until(lambda: len(api.asked) > before)
     assert api.asked[before][0] - api.asked[before - 1][0] >= 1
 
 
 async def test_an_endpoint_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
     """kopf takes a list that was cut off for whole."""
-    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(controller_module, "FIRST_RESYNC_SECONDS", 0.1)
     api, _, run = world
     api.listed = [ENDPOINT]
     await run()
@@ -126,26 +126,26 @@ async def test_an_endpoint_that_the_watch_missed_is_taken_in_soon(world, monkeyp
 
 
 async def test_a_change_that_the_watch_missed_is_taken_in_soon(world, monkeypatch):
-    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
-    api, operator, run = world
-    operator.seen(ENDPOINT)
+    monkeypatch.setattr(controller_module, "FIRST_RESYNC_SECONDS", 0.1)
+    api, controller, run = world
+    controller.on_upsert(ENDPOINT)
     newest = {**ENDPOINT["metadata"], "resourceVersion": "900", "generation": 2}
     api.listed = [{"metadata": newest, "spec": {**ENDPOINT["spec"], "replicas": 3}}]
     await run()
-    await until(lambda: operator._endpoints.get(("ns", "e"))["spec"].get("replicas") == 3)
+    await until(lambda: controller._endpoints.get(("ns", "e"))["spec"].get("replicas") == 3)
 
 
 async def test_an_endpoint_that_went_unnoticed_is_dropped_soon(world, monkeypatch):
-    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
-    _, operator, run = world
-    operator.seen(ENDPOINT)
+    monkeypatch.setattr(controller_module, "FIRST_RESYNC_SECONDS", 0.1)
+    _, controller, run = world
+    controller.on_upsert(ENDPOINT)
     await run()
-    await until(lambda: ("ns", "e") not in operator._endpoints)
+    await until(lambda: ("ns", "e") not in controller._endpoints)
 
 
 async def test_a_check_that_fails_drops_nothing(world, monkeypatch, caplog):
-    monkeypatch.setattr(operator_module, "_FIRST_CHECK_SECONDS", 0.1)
-    api, operator, run = world
+    monkeypatch.setattr(controller_module, "FIRST_RESYNC_SECONDS", 0.1)
+    api, controller, run = world
 
     @contextlib.asynccontextmanager
     async def listed(kind, namespace, **options):
@@ -155,19 +155,21 @@ async def test_a_check_that_fails_drops_nothing(world, monkeypatch, caplog):
             yield found
 
     api.listing = listed
-    operator.seen(ENDPOINT)
+    controller.on_upsert(ENDPOINT)
     await run()
     await until(lambda: "etcd is away" in caplog.text)
-    assert ("ns", "e") in operator._endpoints
+    assert ("ns", "e") in controller._endpoints
 
 
 async def test_workers_are_asked_for_reports_before_all_is_listed(world, monkeypatch):
     asked = []
-    monkeypatch.setattr(operator_module.Observer, "workload", lambda self, *endpoint: asked.append(endpoint))
-    api, operator, run = world
+    monkeypatch.setattr(
+        controller_module.Observer, "workload", lambda self, *endpoint: asked.append(endpoint)
+    )
+    api, controller, run = world
     api.services.clear()
-    operator.seen(ENDPOINT)
-    operator.seen({"metadata": {**ENDPOINT["metadata"], "name": "going", "deletionTimestamp": "now"}})
+    controller.on_upsert(ENDPOINT)
+    controller.on_upsert({"metadata": {**ENDPOINT["metadata"], "name": "going", "deletionTimestamp": "now"}})
     await run()
     await until(lambda: asked == [(("ns", "e"), "u")])
-    assert not operator.ready
+    assert not controller.ready
