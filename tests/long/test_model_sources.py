@@ -39,7 +39,7 @@ def test_a_model_in_s3(worker: WorkerProcess, tmp_path: Path, toy_model: Path) -
     with object_store(tmp_path / "s3") as environ:
         worker.environ |= environ | {"VLLMENDPOINT_MODEL_URI": "s3://models/toy/"}
         worker.start()
-        worker.until(lambda report: report.stage.name == Stage.REFUSED, 30.0)
+        worker.until(lambda report: report.stage.name == Stage.REJECTED, 30.0)
         (problem,) = worker.report().configuration.problems
         assert (problem.reason, problem.field) == ("ModelDownloadFailed", "model.uri")
         assert "a bucket that does not exist" in problem.message
@@ -47,7 +47,7 @@ def test_a_model_in_s3(worker: WorkerProcess, tmp_path: Path, toy_model: Path) -
             client(environ).create_bucket(Bucket="models")
             for file in toy_model.iterdir():
                 client(environ).upload_file(str(file), "models", f"toy/{file.name}")
-        worker.until(lambda report: report.stage.name != Stage.REFUSED, 60.0)
+        worker.until(lambda report: report.stage.name != Stage.REJECTED, 60.0)
         assert_serves(worker)
         assert SECRET_KEY not in worker.log()
 

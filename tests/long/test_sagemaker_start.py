@@ -231,7 +231,7 @@ def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
         s3 | {"VLLMENDPOINT_ARTIFACTS_URI": "s3://not-yet/my-model/", "SAGEMAKER_MODEL_PATH": str(folder)}
     )
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 20.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 20.0)
     report = worker.report()
     (problem,) = report.configuration.problems
     assert (problem.reason, problem.source, problem.field) == (
@@ -240,7 +240,7 @@ def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
         "model.artifactsUri",
     )
     assert "a bucket that does not exist" in problem.message
-    assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REFUSED)
+    assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REJECTED)
     assert worker.status("report", "/started") == 200
     assert worker.status("report", "/ready") == 503
 
@@ -268,7 +268,7 @@ def said(report: Any) -> str:
 def test_one_option_from_two_places_is_refused_by_the_parsers_own_names(make_worker: Make) -> None:
     worker = make_worker({"SM_VLLM_TENSOR_PARALLEL_SIZE": "2"}, ["-tp", "1"])
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 120.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
     assert said(worker.report()) == (
         "SM_VLLM_TENSOR_PARALLEL_SIZE differs from engine.args (-tp): remove one of them, or make them equal."
     )

@@ -142,7 +142,7 @@ def test_what_a_script_registers_is_swapped_with_it_and_kept_where_it_is_refused
         assert (status, headers["X-Amzn-SageMaker-New-Session-Id"]) == (200, name)
         assert text(invoke(worker, FORMS[0][1])[1]), "vLLM's own invocations go on"
     take(worker, SCRIPT.replace("NAME", "three") + "\nraise ValueError\n")
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 30)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30)
     assert invoke(worker, {"requestType": "NEW_SESSION"})[2]["X-Amzn-SageMaker-New-Session-Id"] == "two"
     take(worker, "")
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 30)

@@ -128,7 +128,7 @@ def test_a_script_that_cannot_be_imported_is_told_within_seconds(worker: WorkerP
     # After the heavy imports; what is refused is told in three steps.
     worker.until(lambda report: report.started and report.stage.name == "Refused", START_SECONDS)
     report = worker.report()
-    assert report.configuration.state == ConfigurationState.REFUSED
+    assert report.configuration.state == ConfigurationState.REJECTED
     (problem,) = report.configuration.problems
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
     assert "model.py line 1" in problem.message
@@ -218,7 +218,7 @@ def test_the_crs_script_is_taken_in_without_a_restart(worker: WorkerProcess) -> 
 
 def test_a_bad_change_keeps_the_last_good_handlers(worker: WorkerProcess) -> None:
     take(worker, SWAPPED, ping="model:gone")
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 30)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30)
     report = worker.report()
     assert [p.reason for p in report.configuration.problems] == [Reason.HANDLER_NOT_FOUND]
     assert report.configuration.problems[0].field == "handlers.ping"
@@ -236,7 +236,7 @@ def test_handlers_and_the_health_check_that_they_set_are_in_force_together_or_no
     until = time.monotonic() + 2
     while time.monotonic() < until:  # a reload or two
         report = worker.report()
-        assert report.configuration.state == ConfigurationState.REFUSED
+        assert report.configuration.state == ConfigurationState.REJECTED
         assert [problem.source for problem in report.configuration.problems] == ["CustomDefault"]
         assert report.handlers.script_digest == before.handlers.script_digest
         assert report.health_check == before.health_check

@@ -14,7 +14,7 @@ def test_options_from_every_source_are_refused_at_once(make_worker: Callable[...
     refused = {"DYN_SYSTEM_PORT": "55467", "DYN_ENDPOINT": "dyn://a.b.c", "SM_VLLM_API_KEY": "hunter2"}
     worker = make_worker(MANAGED | refused, ["-n2", "--enable-rl"])
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 30.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30.0)
     problems = worker.report().configuration.problems
     named = {"engine.args (-n2)", "engine.args (--enable-rl)"}
     assert {problem.field for problem in problems} == named | refused.keys()

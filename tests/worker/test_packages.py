@@ -312,7 +312,7 @@ def test_a_worker_installs_before_it_imports_the_script_and_not_again_after_a_re
     )
     worker.settings({})
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 60)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 60)
     (problem,) = worker.report().configuration.problems
     assert (problem.reason, "tinytool" in problem.message) == (Reason.REQUIREMENTS_NOT_INSTALLED, True)
     assert (worker.status("report", "/started"), worker.status("report", "/ready")) == (200, 503)

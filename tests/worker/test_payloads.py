@@ -74,14 +74,14 @@ def test_values_that_upstream_takes_in_silence_or_crashes_on_are_refused_each_wi
         file.write_bytes(content)
         worker.until(
             lambda report: (
-                report.stage.name == Stage.REFUSED
+                report.stage.name == Stage.REJECTED
                 and any(says in problem.message for problem in report.configuration.problems)  # noqa: B023
             ),
             30.0,
         )
         report = worker.report()
-        assert report.configuration.state == ConfigurationState.REFUSED
-        assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REFUSED)
+        assert report.configuration.state == ConfigurationState.REJECTED
+        assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REJECTED)
         (problem,) = report.configuration.problems
         assert (problem.reason, problem.source) == ("InvalidPayload", "Environment")
         assert problem.field.startswith("DYN_HEALTH_CHECK_PAYLOAD")
@@ -99,7 +99,7 @@ def test_every_bad_variable_is_named_at_once(make_worker: Callable[..., WorkerPr
     }
     worker = make_worker(bad)
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 30.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30.0)
     problems = worker.report().configuration.problems
     assert {problem.field for problem in problems} == set(bad)
     assert {problem.reason for problem in problems} == {"InvalidEnvironment"}
@@ -315,7 +315,7 @@ def test_what_does_not_fit_is_refused_and_the_last_good_check_stays(
     digest = chat.settings(QUICK | settings)
     chat.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = chat.report()
-    assert report.configuration.state == ConfigurationState.REFUSED
+    assert report.configuration.state == ConfigurationState.REJECTED
     (problem,) = report.configuration.problems
     assert problem.field == field
     assert says in problem.message

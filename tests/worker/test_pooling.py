@@ -319,7 +319,7 @@ def test_a_token_classifier_is_asked_for_its_labels(tagger: Spied) -> None:
 
 
 def refused_at_start(worker: WorkerProcess, seconds: float) -> tuple[str, str]:
-    worker.until(lambda report: report.stage.name == Stage.REFUSED, seconds)
+    worker.until(lambda report: report.stage.name == Stage.REJECTED, seconds)
     report = worker.report()
     assert (report.started, report.ready) == (True, False)
     (problem,) = report.configuration.problems

@@ -32,9 +32,9 @@ def until_gone(processes: list[Process], seconds: float = 8.0) -> None:
 def test_broken_json_is_refused_within_seconds_and_the_worker_stays_up(make_worker: Make) -> None:
     worker = make_worker({"DYN_HEALTH_CHECK_PAYLOAD": '{"prompt": "' + SECRET})
     worker.start()
-    worker.until(lambda report: report.started and report.stage.name == Stage.REFUSED, 20.0)
+    worker.until(lambda report: report.started and report.stage.name == Stage.REJECTED, 20.0)
     report = worker.report()
-    assert (report.configuration.state, report.ready) == (ConfigurationState.REFUSED, False)
+    assert (report.configuration.state, report.ready) == (ConfigurationState.REJECTED, False)
     problem = report.configuration.problems[0]
     assert (problem.reason, problem.source) == ("InvalidPayload", "Environment")
     assert problem.field == "DYN_HEALTH_CHECK_PAYLOAD"
@@ -59,7 +59,7 @@ def test_sigterm_during_the_imports_ends_with_zero(make_worker: Make) -> None:
 def test_wrong_engine_arguments_are_refused_with_the_parsers_sentence(make_worker: Make) -> None:
     worker = make_worker(arguments=["--no-such-flag", "1"])
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 120.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
     problem = worker.report().configuration.problems[0]
     assert problem.reason == "InvalidEngineArguments"
     assert "--no-such-flag" in problem.message
@@ -74,7 +74,7 @@ def test_environment_from_refused_at_start_to_mended_to_outranked_to_a_killed_en
     file.write_text(json.dumps({"prompt": SECRET, "max_tokenz": 3}))
     worker = make_worker({"DYN_HEALTH_CHECK_PAYLOAD": f"@{file}", "DYN_HEALTH_CHECK_INTERVAL": "2"})
     worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REFUSED, 120.0)
+    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
     problem = worker.report().configuration.problems[0]
     assert "number 2 of 2" in problem.message
     assert "did you mean max_tokens" in problem.message

@@ -52,7 +52,7 @@ def refused(worker: Spied, **health_check: Any) -> WorkerReport:
         assert report.ready, report
         assert time.monotonic() < deadline, report
         time.sleep(0.05)
-    assert report.configuration.state == ConfigurationState.REFUSED, report.configuration
+    assert report.configuration.state == ConfigurationState.REJECTED, report.configuration
     return report
 
 
@@ -71,7 +71,7 @@ def apply(worker: Spied, **health_check: Any) -> str:
 def test_at_the_first_start_the_worker_stays_up_and_repeats_nothing_of_the_environment(
     worker: Spied, payload_file: Path
 ) -> None:
-    worker.until(lambda report: report.stage.name == Stage.REFUSED, START_SECONDS)
+    worker.until(lambda report: report.stage.name == Stage.REJECTED, START_SECONDS)
     report = worker.report()
     assert (report.started, report.ready) == (True, False)
     (problem,) = report.configuration.problems

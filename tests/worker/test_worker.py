@@ -248,7 +248,7 @@ def test_a_refused_change_keeps_the_last_good_one(
     digest = worker.settings(QUICK | {"payload": payload})
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
-    assert report.configuration.state == ConfigurationState.REFUSED
+    assert report.configuration.state == ConfigurationState.REJECTED
     problem = report.configuration.problems[0]
     assert (problem.reason, problem.source) == ("InvalidPayload", "Spec")
     assert says in problem.message, problem.message

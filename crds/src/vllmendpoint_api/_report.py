@@ -77,7 +77,7 @@ class Stage(StrEnum):
     WARMING = "Warming"
     REGISTERING = "Registering"
     SERVING = "Serving"
-    REFUSED = "Refused"
+    REJECTED = "Refused"
     """The configuration was rejected. The worker keeps running, is not ready and reports the cause."""
     STOPPING = "Stopping"
 
@@ -108,7 +108,7 @@ class Outcome(StrEnum):
 class ConfigurationState(StrEnum):
     PENDING = "Pending"
     RESOLVED = "Resolved"
-    REFUSED = "Refused"
+    REJECTED = "Refused"
 
 
 class Problem(_Report):

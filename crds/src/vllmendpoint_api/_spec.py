@@ -11,13 +11,13 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from ._base import Contract, JsonObject
 from ._owned import FRONTEND_ENV, FRONTEND_OPTIONS
 from ._rules import Count, IntOrPercent, cel_list, option_rule, rules
-from ._spec_checks import Handlers, HealthCheck
-from ._spec_engine import Engine, Model
-from ._spec_worker import Cache, Resources, Worker
+from ._spec_checks import HandlersSpec, HealthCheckSpec
+from ._spec_engine import EngineSpec, ModelSpec
+from ._spec_worker import CacheSpec, Resources, WorkerSpec
 
 __all__ = [
-    "Frontend",
     "FrontendMode",
+    "FrontendSpec",
     "RollingUpdate",
     "Strategy",
     "VLLMEndpointSpec",
@@ -29,7 +29,7 @@ class FrontendMode(StrEnum):
     NONE = "None"
 
 
-class Frontend(Contract):
+class FrontendSpec(Contract):
     """Dynamo's frontend, the OpenAI-compatible HTTP server in front of the workers."""
 
     mode: Annotated[
@@ -157,24 +157,24 @@ class VLLMEndpointSpec(Contract):
             },
         )
     )
-    model: Annotated[Model, Field(description="Model to serve.")]
+    model: Annotated[ModelSpec, Field(description="Model to serve.")]
     engine: Annotated[
-        Engine,
+        EngineSpec,
         Field(description="Options of the vLLM engine. Defaults to those of vLLM and Dynamo."),
-    ] = Field(default_factory=Engine)
+    ] = Field(default_factory=EngineSpec)
     replicas: Annotated[
         Count,
         Field(description="Number of worker pods. Defaults to 1."),
     ] = 1
-    worker: Annotated[Worker, Field(description="Pods that run Dynamo and vLLM.")] = Field(
-        default_factory=Worker
+    worker: Annotated[WorkerSpec, Field(description="Pods that run Dynamo and vLLM.")] = Field(
+        default_factory=WorkerSpec
     )
     cache: Annotated[
-        Cache | None,
+        CacheSpec | None,
         Field(description="Volume for downloaded models. Defaults to an emptyDir in each pod."),
     ] = None
     health_check: Annotated[
-        HealthCheck | None,
+        HealthCheckSpec | None,
         Field(
             description="Health check of the engine: a request that each worker sends to its own engine. "
             "Changes take effect without a restart. Unset fields come from the worker's environment or "
@@ -182,16 +182,16 @@ class VLLMEndpointSpec(Contract):
         ),
     ] = None
     handlers: Annotated[
-        Handlers | None,
+        HandlersSpec | None,
         Field(
             description="Custom handlers for /ping and /invocations on port 8080. Changes take effect "
             "without a restart. Unset fields come from the worker's environment or script, then from vLLM."
         ),
     ] = None
     frontend: Annotated[
-        Frontend,
+        FrontendSpec,
         Field(description="Dynamo's frontend, the OpenAI-compatible HTTP server in front of the workers."),
-    ] = Frontend()
+    ] = FrontendSpec()
     strategy: Annotated[
         Strategy,
         Field(description="How the operator replaces workers when their pod template changes."),

@@ -11,8 +11,8 @@ from ._rules import DataKey, Name, rules
 __all__ = [
     "Expect",
     "HandlerScript",
-    "Handlers",
-    "HealthCheck",
+    "HandlersSpec",
+    "HealthCheckSpec",
     "ScriptKeyRef",
 ]
 
@@ -37,7 +37,7 @@ class Expect(Contract):
     ]
 
 
-class HealthCheck(Contract):
+class HealthCheckSpec(Contract):
     """Health check of the engine. No field has a default in the schema, because a default would take
     precedence over the environment and the config file."""
 
@@ -155,7 +155,7 @@ def _handler(field: str) -> Any:
     )
 
 
-class Handlers(Contract):
+class HandlersSpec(Contract):
     """Custom handlers for /ping and /invocations, as in SageMaker containers."""
 
     script: Annotated[

@@ -10,9 +10,9 @@ from ._owned import ENGINE_OPTIONS, OWNED_ENGINE_ARGS, SHORT_OPTIONS, UNSUPPORTE
 from ._rules import ConfigMapKeyRef, DataKey, Name, option_rule, rules
 
 __all__ = [
-    "Engine",
     "EngineConfig",
-    "Model",
+    "EngineSpec",
+    "ModelSpec",
     "TokenKeyRef",
 ]
 
@@ -27,7 +27,7 @@ class TokenKeyRef(Contract):
 _S3_URI: Final = "^s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/.*)?$"
 
 
-class Model(Contract):
+class ModelSpec(Contract):
     """Model to serve."""
 
     model_config = ConfigDict(
@@ -192,7 +192,7 @@ class EngineConfig(Contract):
     ] = None
 
 
-class Engine(Contract):
+class EngineSpec(Contract):
     """Options of the vLLM engine."""
 
     args: Annotated[

@@ -11,12 +11,12 @@ from ._spec_env import EnvFrom, EnvVar
 
 __all__ = [
     "AccessMode",
-    "Cache",
+    "CacheSpec",
     "EmptyDir",
     "PersistentVolumeClaim",
     "Resources",
     "VolumeClaimTemplate",
-    "Worker",
+    "WorkerSpec",
 ]
 
 
@@ -71,7 +71,7 @@ class Resources(Contract):
     ]
 
 
-class Worker(Contract):
+class WorkerSpec(Contract):
     """Pods that run Dynamo and vLLM."""
 
     image: Annotated[
@@ -228,7 +228,7 @@ class EmptyDir(Contract):
     ] = None
 
 
-class Cache(Contract):
+class CacheSpec(Contract):
     """Volume for downloaded models. At most one field can be set; without one, an emptyDir is used."""
 
     model_config = ConfigDict(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from vllmendpoint_api import Model, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
+from vllmendpoint_api import ModelSpec, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
 from vllmendpoint_operator.apply.apply import Applied, apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache, Key
 from vllmendpoint_operator.errors import Conflict, KubeError, NamespaceGoing, PlanError, Throttled
@@ -47,7 +47,7 @@ _UNAPPLIED_RETRY_SECONDS: Final = 30.0
 """What the API server refused, or another object stood in the way of: nothing tells when that changes."""
 _REPORT_AFTER_FAILURES: Final = 3
 """Writes of children that fail in a row, until the status says so: one or two are weather."""
-_PLACEHOLDER_SPEC: Final = VLLMEndpointSpec(model=Model(uri="file:///"))
+_PLACEHOLDER_SPEC: Final = VLLMEndpointSpec(model=ModelSpec(uri="file:///"))
 """Stands in for a spec that this version cannot read; only names and counts are taken from it."""
 
 

@@ -10,7 +10,7 @@ from vllmendpoint_api import (
     SERVED_OPTIONS,
     UNSUPPORTED_ENV,
     Reason,
-    Worker,
+    WorkerSpec,
     engine_arg_name,
     environment_option,
     frontend_arg,
@@ -70,7 +70,7 @@ def _check_config(config: Mapping[str, Any] | None, beside: bool) -> None:
             raise _refused("engine.config.inline", f"{key}: {content}", _unsupported(found[1]))
 
 
-def _check_variables(worker: Worker, beside: bool) -> None:
+def _check_variables(worker: WorkerSpec, beside: bool) -> None:
     for item in worker.env:
         if (why := _refused_variable(item.name, beside)) is not None:
             raise _refused("worker.env", item.name, why)

@@ -91,7 +91,7 @@ def _accepted(settings: WorkerSettings, observed: Observed) -> bool:
 def _refusal(pod: Pod, settings_hash: str) -> Problem | None:
     """Why the worker refuses the spec's payload in these settings; None where it does not."""
     said = pod.link.report.configuration if pod.link.report is not None else None
-    if said is None or said.state != ConfigurationState.REFUSED or said.settings_hash != settings_hash:
+    if said is None or said.state != ConfigurationState.REJECTED or said.settings_hash != settings_hash:
         return None
     return next(
         (

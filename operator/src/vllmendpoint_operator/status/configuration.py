@@ -46,10 +46,10 @@ def configuration_resolved(
     refused = [
         pod
         for pod in told
-        if _report(pod).configuration.state == ConfigurationState.REFUSED
+        if _report(pod).configuration.state == ConfigurationState.REJECTED
         and (settings_hash in (None, _hash(pod)) or not _hash(pod))
     ]
-    telling = [pod for pod in refused if _report(pod).stage.name != Stage.REFUSED or pod in (newest or ())]
+    telling = [pod for pod in refused if _report(pod).stage.name != Stage.REJECTED or pod in (newest or ())]
     if telling:
         return _refused(telling, len(told))
     if refused and newest is None:

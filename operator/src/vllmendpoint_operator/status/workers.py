@@ -99,7 +99,7 @@ def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | No
 def _said(report: WorkerReport) -> tuple[Verdict | None, str, str, LastProbe | None]:
     verdict = Verdict(report.verdict.state)
     reason, message = report.verdict.reason, report.verdict.message
-    if report.stage.name == Stage.REFUSED and report.configuration.problems:
+    if report.stage.name == Stage.REJECTED and report.configuration.problems:
         problem = report.configuration.problems[0]
         reason, message = problem.reason, problem.message
     elif (

@@ -75,7 +75,7 @@ def told(result: Resolved | Refused, loaded: Loaded | None = None) -> str:
             assert problem.field in problem.message or len(problem.field) == 128
             assert problem.message.endswith(".")
         problems = result.problems[:16]
-        refused = ConfigurationReport(state=ConfigurationState.REFUSED, problems=problems, **common)
+        refused = ConfigurationReport(state=ConfigurationState.REJECTED, problems=problems, **common)
         board.update(configuration=refused)
     else:
         resolved = ConfigurationReport(state=ConfigurationState.RESOLVED, **common)

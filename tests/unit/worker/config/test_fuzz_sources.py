@@ -62,7 +62,7 @@ def told(loaded: Loaded) -> dict[str, str]:
         assert problem.reason in REASONS
         assert problem.field in problem.message
         assert problem.message.endswith(".")
-    state = ConfigurationState.REFUSED if problems else ConfigurationState.RESOLVED
+    state = ConfigurationState.REJECTED if problems else ConfigurationState.RESOLVED
     warnings = loaded.warnings[:16]
     board = Board(worker_version="1", pod_uid="uid")
     board.update(

@@ -76,7 +76,7 @@ class Configuration:
                 self.refuse(error.problems, loaded, first=True)
             else:
                 self._board.update(started=False, why_not_ready="the worker is starting")
-                if self._board.facts.configuration.state == ConfigurationState.REFUSED:
+                if self._board.facts.configuration.state == ConfigurationState.REJECTED:
                     self._board.update(configuration=ConfigurationReport(settings_hash=loaded.settings_hash))
                 return loaded
             await self.changed()
@@ -212,14 +212,14 @@ class Configuration:
             )
         self._board.update(
             configuration=ConfigurationReport(
-                state=ConfigurationState.REFUSED,
+                state=ConfigurationState.REJECTED,
                 settings_hash=loaded.settings_hash,
                 problems=problems[:16],
                 warnings=loaded.warnings[:16],
             )
         )
         if first:
-            self._board.stage(Stage.REFUSED, problems[0].message if problems else "")
+            self._board.stage(Stage.REJECTED, problems[0].message if problems else "")
             self._board.update(started=True, why_not_ready="the configuration is refused")
 
 

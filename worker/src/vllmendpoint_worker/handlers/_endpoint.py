@@ -19,7 +19,16 @@ from vllmendpoint_worker.config.handler_sources import Route, Wanted
 from vllmendpoint_worker.errors import GivenUpError
 from vllmendpoint_worker.process.clock import Clock
 
-from ._errors import EXITS, App, HandlerApp, Stage, StreamExitError, invalid_body, returned, unencodable
+from ._errors import (
+    EXITS,
+    App,
+    ExchangeStage,
+    HandlerApp,
+    StreamExitError,
+    invalid_body,
+    returned,
+    unencodable,
+)
 from ._log_limit import LogLimit
 from .loading._load import Handler
 from .loading._problems import failed_at
@@ -116,7 +125,7 @@ class Endpoint:
         with self._counted():
             return self.handler.function(*arguments, **named)
 
-    def _told(self, error: BaseException, stage: Stage, result: Any) -> None:
+    def _told(self, error: BaseException, stage: ExchangeStage, result: Any) -> None:
         """Log and report an error that is the handler's."""
         sentence = self._sentence(error, stage, result)
         if inspect.iscoroutine(result):
@@ -125,7 +134,7 @@ class Endpoint:
         level = self._log_limit.level(self.route, sentence)
         logger.log(level, "The handler of %s failed: %s", self.route, sentence, exc_info=error)
 
-    def _sentence(self, error: BaseException, stage: Stage, result: Any) -> str:
+    def _sentence(self, error: BaseException, stage: ExchangeStage, result: Any) -> str:
         """What happened, and where; never the error's own text, which may hold data."""
         name, kind = self.handler.name, type(error).__name__
         at = f" at {where}" if (where := failed_at(error, self._wanted)) else ""
@@ -133,13 +142,13 @@ class Endpoint:
             name = f"{name} ({Path(code[0]).name} line {code[1]})"
         if isinstance(error, GivenUpError):
             return f"{name} blocked the worker's event loop{at}, and was interrupted to be replaced."
-        if stage is Stage.RESULT and not at:
+        if stage is ExchangeStage.RESULT and not at:
             if (culprit := unencodable(result)) and not isinstance(result, Response):
                 return f"{name} returned what JSON cannot hold, {culprit}: {_ADVICE.get(culprit, _RETURN)}."
             return f"{name} returned a {type(result).__name__} that cannot be sent: {kind}."
         when = {
-            Stage.STREAM: " while its answer was sent",
-            Stage.BACKGROUND: " after its answer was sent",
+            ExchangeStage.STREAM: " while its answer was sent",
+            ExchangeStage.BACKGROUND: " after its answer was sent",
         }
         return f"{name} raised {kind}{at}{when.get(stage, '')}."
 

@@ -29,10 +29,10 @@ from vllmendpoint_worker.errors import GivenUpError
 __all__ = [
     "EXITS",
     "App",
+    "ExchangeStage",
     "HandlerApp",
     "MiddlewareApp",
     "Scope",
-    "Stage",
     "StreamExitError",
     "from_the_standards_package",
     "from_vllm",
@@ -46,7 +46,7 @@ __all__ = [
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
-Failed = Callable[[BaseException, "Stage", Any], None]
+Failed = Callable[[BaseException, "ExchangeStage", Any], None]
 
 _HANDLERS: Final = "starlette.exception_handlers"
 
@@ -54,7 +54,7 @@ EXITS: Final = (SystemExit, KeyboardInterrupt, GivenUpError)
 """What customer code raises, or what is raised in it, that is no Exception and must not go further."""
 
 
-class Stage(StrEnum):
+class ExchangeStage(StrEnum):
     """How far an exchange had come when it failed."""
 
     CALL = "Call"
@@ -67,7 +67,7 @@ class Stage(StrEnum):
 class _Exchange:
     """One request of a custom handler, on its way."""
 
-    stage: Stage = Stage.CALL
+    stage: ExchangeStage = ExchangeStage.CALL
     result: Any = None
     started: bool = False
 
@@ -76,10 +76,10 @@ class _Exchange:
             status = message["status"]
             if not isinstance(status, int) or not 200 <= status <= 599:
                 raise ValueError("a response's status is a number from 200 to 599")
-            self.started, self.stage = True, Stage.STREAM
+            self.started, self.stage = True, ExchangeStage.STREAM
         await send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.stage = Stage.BACKGROUND
+            self.stage = ExchangeStage.BACKGROUND
 
 
 _EXCHANGE: Final[ContextVar[_Exchange | None]] = ContextVar("handler_exchange", default=None)
@@ -88,7 +88,7 @@ _EXCHANGE: Final[ContextVar[_Exchange | None]] = ContextVar("handler_exchange", 
 def returned(result: Any) -> None:
     """The handler has returned: what fails from now on is its result."""
     if (exchange := _EXCHANGE.get()) is not None:
-        exchange.stage, exchange.result = Stage.RESULT, result
+        exchange.stage, exchange.result = ExchangeStage.RESULT, result
 
 
 class HandlerApp:
@@ -130,7 +130,7 @@ class HandlerApp:
         self._failed(cause, exchange.stage, exchange.result)
         if not exchange.started:
             await internal_error(f"handler of {self._route}")(scope, receive, send)
-        elif exchange.stage is Stage.STREAM:
+        elif exchange.stage is ExchangeStage.STREAM:
             # The server closes the connection, so that the client sees that its answer is not whole.
             raise RuntimeError(f"the answer of {self._route} broke off") from cause
 

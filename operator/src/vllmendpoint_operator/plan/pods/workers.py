@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from vllmendpoint_api import FrontendMode, ModelType, Reason, Worker, names
+from vllmendpoint_api import FrontendMode, ModelType, Reason, WorkerSpec, names
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan.configuration import settings_name
@@ -217,7 +217,7 @@ def _model(uri: str) -> tuple[str, str | None]:
     return rest, None
 
 
-def _artifacts_path(worker: Worker) -> str:
+def _artifacts_path(worker: WorkerSpec) -> str:
     """Where the worker puts the model's data: its own SAGEMAKER_MODEL_PATH, which needs a volume.
 
     Raises PlanError where that cannot be told before the pod runs.

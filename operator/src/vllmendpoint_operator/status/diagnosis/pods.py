@@ -174,7 +174,7 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
         )
     if report is None:
         return Cause(Reason.STARTING, _before_the_first_report(pod))
-    if report.stage.name == Stage.REFUSED and report.configuration.problems:
+    if report.stage.name == Stage.REJECTED and report.configuration.problems:
         return Cause(Reason.NOT_READY, f"pod {pod.name} waits for a valid configuration, and serves nothing.")
     if not report.started:
         return Cause(
