@@ -10,12 +10,13 @@ from pydantic import BaseModel
 from rendered_chart import ALL_SET, CHART, CLUSTER_SCOPED, NAME, VALUES, Object, kinds_of, one, template
 
 from vllmendpoint_api import VLLMEndpointSpec
+from vllmendpoint_operator.components import workers_name
 from vllmendpoint_operator.kube import kinds
 from vllmendpoint_operator.kube.kinds import Kind
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan import Options
 from vllmendpoint_operator.plan.pods.common import dynamo_namespace, with_worker_suffix
-from vllmendpoint_operator.plan.pods.workers import deployment_name, pod_template
+from vllmendpoint_operator.plan.pods.workers import pod_template
 
 CHILD = {"get", "list", "watch", "create", "patch", "delete"}
 WATCHED = {"list", "watch"}
@@ -234,7 +235,7 @@ def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
         assert own.startswith(f"{dynamo_namespace(endpoint)}_")
         for part in ("", "-0123456789"):
             assert re.fullmatch(suffix, (own + part).removeprefix(dynamo_namespace(endpoint)))
-        return dynamo_namespace(endpoint), deployment_name(endpoint)
+        return dynamo_namespace(endpoint), workers_name(endpoint)
 
     assert rendered("team-a", "smollm") == ("team-a-smollm", "smollm-workers")
     edge = "n" * (int(whole) - 2)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from vllmendpoint_api import VLLMEndpointSpec
+from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.plan import Options, Plan, plan
+from vllmendpoint_operator.plan import Options, plan
 
 from .machine import Process, until
 from .plane import BIN, Plane

@@ -14,6 +14,7 @@ from vllmendpoint_api import (
     WorkerReport,
     names,
 )
+from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.observe.snapshot import (
     REVISION_ANNOTATION,
     ConfigMapContent,
@@ -21,7 +22,7 @@ from vllmendpoint_operator.observe.snapshot import (
     Observed,
     Pod,
 )
-from vllmendpoint_operator.plan import Options, Plan, plan, worker_settings
+from vllmendpoint_operator.plan import Options, plan, worker_settings
 from vllmendpoint_operator.reports.streams import Link
 from vllmendpoint_operator.status import status
 

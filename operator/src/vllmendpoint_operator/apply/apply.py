@@ -9,6 +9,7 @@ from typing import Final
 
 from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.cache.caches import Cache
+from vllmendpoint_operator.desired_state import Plan, Scaling
 from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
 from vllmendpoint_operator.kube.client import FIELD_MANAGER, Kube, Object
 from vllmendpoint_operator.kube.differences import differences, differs
@@ -24,7 +25,6 @@ from vllmendpoint_operator.kube.kinds import (
     by_name,
 )
 from vllmendpoint_operator.observe.snapshot import Endpoint
-from vllmendpoint_operator.plan import Plan, Scaling
 
 from .acceptance import APPLIED_PATH, accepted, accepting, records, settled, stamped
 from .edits import Edit, is_owned_by, managers

@@ -12,15 +12,16 @@ from pydantic import ValidationError
 from vllmendpoint_api import ModelSpec, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
 from vllmendpoint_operator.apply.apply import Applied, apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache, Key
+from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.errors import Conflict, KubeError, NamespaceGoing, PlanError, Throttled
 from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.kinds import EVENT
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer, Workload
-from vllmendpoint_operator.observe.partial_spec import salvage
+from vllmendpoint_operator.observe.partial_spec import parse_readable_fields
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.plan import Options, Plan, plan, scaling
-from vllmendpoint_operator.plan.pods.lost_nulls import lost_nulls
+from vllmendpoint_operator.plan import Options, plan, scaling
+from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
 from vllmendpoint_operator.reports.streams import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
 from vllmendpoint_operator.status import invalid_status, status, unread_status
 
@@ -105,7 +106,7 @@ class Reconciler:
         workload = self._observer.workload(key, obj["metadata"]["uid"])
         told = obj["status"]
         if (
-            workload.listening
+            workload.awaiting_first_report
             and told.get("conditions")
             and told.get("observedGeneration") == obj["metadata"]["generation"]
         ):
@@ -123,7 +124,7 @@ class Reconciler:
         self, obj: Object, before: VLLMEndpointStatus | None, message: str, workload: Workload
     ) -> float | None:
         """This version cannot read the spec: replicas apply, and what runs is reported."""
-        readable = salvage(obj["spec"])
+        readable = parse_readable_fields(obj["spec"])
         if readable is None:
             endpoint = _endpoint(obj, _PLACEHOLDER_SPEC, before)
             return await self._write_status(
@@ -151,7 +152,7 @@ class Reconciler:
         if done.writes:
             observed = await self._observe_again(endpoint)
         new_pods = planned is not None and planned.verify and done.writes
-        lost = lost_nulls(obj["metadata"].get("annotations") or {}, obj["spec"]) if new_pods else []
+        lost = find_dropped_nulls(obj["metadata"].get("annotations") or {}, obj["spec"]) if new_pods else []
         await self._record_events(
             endpoint, [*warning_events(done.warnings), *edit_events(done.edits), *lost_null_events(lost)]
         )

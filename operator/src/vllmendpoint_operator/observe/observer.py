@@ -25,7 +25,7 @@ class Workload:
     deployments: list[Object]
     replica_sets: list[Object]
     pods: list[Object]
-    listening: bool
+    awaiting_first_report: bool
     """A worker was only just asked for its reports: its first is on its way."""
 
 
@@ -71,7 +71,7 @@ class Observer:
                 (owner, _revision(obj)): str(obj["metadata"]["labels"].get("pod-template-hash", ""))
                 for owner, obj in _by_owner(workload.deployments, replica_sets)
             },
-            refusals={
+            replica_failures={
                 (owner, _revision(obj)): said
                 for owner, obj in _by_owner(workload.deployments, replica_sets)
                 if (said := replica_failure(obj))

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from vllmendpoint_api import VLLMEndpointSpec
 
-__all__ = ["salvage"]
+__all__ = ["parse_readable_fields"]
 
 _ROUNDS: Final = 10
 """A field that is removed may make another one invalid."""
@@ -15,7 +15,7 @@ _NEEDED: Final = frozenset({"replicas", "paused"})
 """Without these it is not known how many replicas are asked for, or whether anything may be changed."""
 
 
-def salvage(spec: dict[str, Any]) -> VLLMEndpointSpec | None:
+def parse_readable_fields(spec: dict[str, Any]) -> VLLMEndpointSpec | None:
     """The spec without the fields that are not understood: enough to scale by, and to report on pods.
 
     None where replicas or paused are among them, or where too little is left.

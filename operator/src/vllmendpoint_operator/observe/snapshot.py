@@ -92,7 +92,7 @@ class Pod:
         return "deletionTimestamp" in self.obj["metadata"]
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """A record that Kubernetes keeps of one that was taken off its node: another takes its place.
 
         Succeeded too: so ends one whose containers end well when they are told to.
@@ -131,7 +131,7 @@ class Pod:
         return "running" in (self.main.get("state") or {})
 
     @property
-    def unheard(self) -> bool:
+    def awaiting_first_report(self) -> bool:
         """It runs, and has not reported yet, nor is it silent for so long that it means something."""
         return self.running and not self.terminating and self.link.report is None and not self.link.settled
 
@@ -166,7 +166,7 @@ class Observed:
     frontends: tuple[Pod, ...] = ()
     template_hashes: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(Deployment, its controller's number of a revision) -> what that revision's pods are labelled with."""
-    refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    replica_failures: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(Deployment, its controller's number of a revision) -> why that revision's pods cannot be created."""
     config_maps: Mapping[str, ConfigMapContent] = field(default_factory=dict)
     """Those that the spec refers to and that exist."""

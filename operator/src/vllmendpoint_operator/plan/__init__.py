@@ -1,31 +1,22 @@
 """From a spec and what was observed to the children that should exist. Pure: no I/O, no clock."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
-from vllmendpoint_api import RevisionStatus, WorkerSettings, names
-from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_api import WorkerSettings, names
+from vllmendpoint_operator.components import frontend_name, has_frontend, workers_name
+from vllmendpoint_operator.desired_state import Plan, Scaling
 from vllmendpoint_operator.observe.references import claim_references
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from . import access, checks, configuration, disruption, migration, network, withheld
 from .options import Options
-from .pods import cache_volume as caching
-from .pods import frontend
-from .pods import workers as workload
+from .pods import cache_volume, frontend, workers
 from .revision import HISTORY, Revision, pinned, revisions
-from .withheld import Withheld
 
 __all__ = [
     "Options",
-    "Plan",
-    "PlanError",
-    "Scaling",
-    "invocations_url",
     "plan",
     "scaling",
-    "url",
     "worker_settings",
 ]
 
@@ -43,23 +34,6 @@ _PRUNED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    children: tuple[dict[str, Any], ...]
-    """Complete objects with namespace and owner, in the order in which to apply them."""
-    verify: tuple[dict[str, Any], ...]
-    """Those that the API server is to be asked about before anything is written."""
-    prune: tuple[dict[str, Any], ...]
-    """Objects of ours that are no longer wanted."""
-    refresh: Mapping[str, str]
-    """Pod name -> settings hash to annotate it with, so that the kubelet brings the settings at once."""
-    settings: WorkerSettings
-    """What the workers are given."""
-    withheld: Withheld | None
-    """The health check that they are not given, because a worker refuses it."""
-    revision: RevisionStatus
-
-
 def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     """What should exist. Raises PlanError where the spec, or what it refers to, does not allow one."""
     checks.check(endpoint)
@@ -67,9 +41,9 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     config = None if text is None else configuration.config_name(endpoint, text)
     script = configuration.handler_script(endpoint.spec, observed)
     revision = pinned(endpoint, observed, options, config)
-    deployment = workload.deployment(endpoint, revision.data["worker"])
+    deployment = workers.deployment(endpoint, revision.data["worker"])
     wanted = configuration.health_check(endpoint.spec)
-    given = withheld.published(
+    given = withheld.publish_health_check(
         wanted,
         configuration.digest([wanted.wire(), revision.name]),
         observed.child("ConfigMap", configuration.settings_name(endpoint)),
@@ -83,20 +57,20 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
         *access.accounts(endpoint, observed, options),
         configuration.settings_map(endpoint, settings, script, given.annotations),
         *([] if text is None else [configuration.config_map(endpoint, text)]),
-        *caching.cache_claims(endpoint),
+        *cache_volume.cache_claims(endpoint),
         *network.network_policies(endpoint, options),
         *network.services(endpoint, draining=migration.frontends_drain(revision.data, observed)),
         *disruption.budgets(endpoint),
         deployment,
     ]
-    if frontend.managed(endpoint):
+    if has_frontend(endpoint):
         wait = migration.min_ready_seconds(revision.data, observed)
         children.append(frontend.deployment(endpoint, revision.data["frontend"], wait))
     owned = tuple(_owned(endpoint, child) for child in children)
     applied = owned
     if (kept := migration.kept_workers(endpoint, observed, revision.data, revisions(observed))) is not None:
         # The template to come is verified, and not applied yet.
-        waiting = _owned(endpoint, workload.deployment(endpoint, kept))
+        waiting = _owned(endpoint, workers.deployment(endpoint, kept))
         applied = tuple(waiting if _same(child, waiting) else child for child in owned)
     return Plan(
         children=applied,
@@ -109,41 +83,18 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Replica counts alone: they apply to what stands, also while the rest of the spec is refused."""
-
-    replicas: Mapping[str, int]
-    """Name of a Deployment that exists -> replicas."""
-    children: tuple[dict[str, Any], ...]
-    """Complete objects that follow the number of replicas."""
-    prune: tuple[dict[str, Any], ...]
-
-
 def scaling(endpoint: Endpoint, observed: Observed) -> Scaling:
     """What scaling needs, whatever is wrong with the rest of the spec. The pod templates stay as they are."""
-    counts = {workload.deployment_name(endpoint): endpoint.spec.replicas}
-    if frontend.managed(endpoint):
-        counts[frontend.frontend_name(endpoint)] = endpoint.spec.frontend.replicas
+    counts = {workers_name(endpoint): endpoint.spec.replicas}
+    if has_frontend(endpoint):
+        counts[frontend_name(endpoint)] = endpoint.spec.frontend.replicas
     existing = {name: count for name, count in counts.items() if observed.child("Deployment", name)}
-    if workload.deployment_name(endpoint) not in existing:
+    if workers_name(endpoint) not in existing:
         return Scaling(existing, (), ())
     budgets = tuple(_owned(endpoint, child) for child in disruption.budgets(endpoint))
     unwanted = [] if budgets else [disruption.budget_name(endpoint)]
     found = (observed.child("PodDisruptionBudget", name) for name in unwanted)
     return Scaling(existing, budgets, tuple(obj for obj in found if obj is not None))
-
-
-def url(endpoint: Endpoint) -> str:
-    """Base URL of the OpenAI API; without a frontend the workers' own."""
-    if frontend.managed(endpoint):
-        return f"http://{endpoint.name}.{endpoint.namespace}.svc:{names.FRONTEND_PORT}/v1"
-    return f"http://{workload.deployment_name(endpoint)}.{endpoint.namespace}.svc:{names.SAGEMAKER_PORT}/v1"
-
-
-def invocations_url(endpoint: Endpoint) -> str:
-    host = f"{workload.deployment_name(endpoint)}.{endpoint.namespace}.svc"
-    return f"http://{host}:{names.SAGEMAKER_PORT}/invocations"
 
 
 def _owned(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +120,7 @@ def _unverified(endpoint: Endpoint, observed: Observed, revision: Revision, chil
     if child["kind"] != "Deployment":
         return False
     part, patch = "worker", endpoint.spec.worker.pod_template
-    if child["metadata"]["name"] == frontend.frontend_name(endpoint):
+    if child["metadata"]["name"] == frontend_name(endpoint):
         part, patch = "frontend", endpoint.spec.frontend.pod_template
     kept = revisions(observed)
     before = kept[0]["data"].get(part) if kept else None

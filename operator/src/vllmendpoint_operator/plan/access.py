@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
+from vllmendpoint_operator.components import FRONTEND, WORKER, frontend_name, has_frontend, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .options import Options
-from .pods.common import FRONTEND, WORKER
-from .pods.frontend import frontend_name, managed
-from .pods.workers import account_name, deployment_name
+from .pods.workers import account_name
 
 __all__ = ["accounts"]
 
@@ -19,11 +18,11 @@ def accounts(endpoint: Endpoint, observed: Observed, options: Options) -> list[d
     A worker of an earlier revision keeps what it runs with until it is gone: without its account it could
     not say any more that it stalls.
     """
-    made, wanted = deployment_name(endpoint), account_name(endpoint)
+    made, wanted = workers_name(endpoint), account_name(endpoint)
     bound = [wanted, *sorted(observed.accounts_in_use - {wanted})]
     found = [_account(endpoint, made, WORKER)] if made in bound else []
     found.append(_binding(endpoint, made, WORKER, bound, options))
-    if managed(endpoint):
+    if has_frontend(endpoint):
         name = frontend_name(endpoint)
         found += [_account(endpoint, name, FRONTEND), _binding(endpoint, name, FRONTEND, [name], options)]
     return found

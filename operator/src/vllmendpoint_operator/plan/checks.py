@@ -20,10 +20,9 @@ from vllmendpoint_api import (
     refused_value,
     unsupported_engine_arg,
 )
+from vllmendpoint_operator.components import has_frontend
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint
-
-from .pods.frontend import managed
 
 __all__ = ["check"]
 
@@ -50,7 +49,7 @@ def check(endpoint: Endpoint) -> None:
 
 
 def _check_options(endpoint: Endpoint) -> None:
-    spec, beside = endpoint.spec, managed(endpoint)
+    spec, beside = endpoint.spec, has_frontend(endpoint)
     for argument in spec.engine.args:
         if (why := _refused_argument(argument, beside)) is not None:
             raise _refused("engine.args", engine_arg_name(argument) or argument.split("=", 1)[0], why)

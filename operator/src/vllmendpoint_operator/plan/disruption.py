@@ -1,40 +1,18 @@
-"""How many replicas may be down: for a rollout, for ``Available``, and for a node that is drained."""
+"""The PodDisruptionBudget: how many workers a node drain may evict at a time."""
 
-import math
-from fractions import Fraction
 from typing import Any, Final
 
-from vllmendpoint_api import RollingUpdate
+from vllmendpoint_operator.components import WORKER, min_ready_replicas, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
-from .pods.common import WORKER
-from .pods.workers import deployment_name
-
-__all__ = ["budget_name", "budgets", "required"]
+__all__ = ["budget_name", "budgets"]
 
 _FEWEST: Final = 2
 """With one replica a budget either blocks every drain for ever or protects nothing."""
 
 
-def required(replicas: int, strategy: RollingUpdate) -> int:
-    """Ready replicas needed: at least one, whatever the strategy allows to be down.
-
-    As the Deployment's controller counts (``ResolveFenceposts``): what may be down is rounded down, a surge
-    up; where both come to 0, one may be down.
-    """
-    down = math.floor(_share(strategy.max_unavailable, replicas))
-    if not down and not math.ceil(_share(strategy.max_surge, replicas)):
-        down = 1
-    return max(1, replicas - down)
-
-
-def _share(amount: int | str, replicas: int) -> Fraction:
-    text = str(amount)
-    return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
-
-
 def budget_name(endpoint: Endpoint) -> str:
-    return deployment_name(endpoint)
+    return workers_name(endpoint)
 
 
 def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
@@ -47,7 +25,7 @@ def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
     replicas = endpoint.spec.replicas
     if replicas < _FEWEST:
         return []
-    down = max(1, replicas - required(replicas, endpoint.spec.strategy.rolling_update))
+    down = max(1, replicas - min_ready_replicas(replicas, endpoint.spec.strategy.rolling_update))
     return [
         {
             "apiVersion": "policy/v1",

@@ -12,12 +12,11 @@ leaves them out as soon as a new one is ready, and they end a while later.
 from typing import Any, Final
 
 from vllmendpoint_api import names
+from vllmendpoint_operator.components import frontend_name, is_rolled_out, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .pods.common import has_plain_namespace
-from .pods.frontend import accepts_a_prefix, frontend_name
-from .pods.workers import deployment_name
-from .rollout import rolled_out
+from .pods.frontend import accepts_a_prefix
 
 __all__ = ["frontends_drain", "kept_workers", "min_ready_seconds"]
 
@@ -33,7 +32,7 @@ def kept_workers(
     ``data``: of the revision in force; ``before``: the ControllerRevisions that exist, newest first. Only
     while one of these workers serves: else nothing is gained by waiting.
     """
-    workers = observed.child("Deployment", deployment_name(endpoint))
+    workers = observed.child("Deployment", workers_name(endpoint))
     front = observed.child("Deployment", frontend_name(endpoint))
     if workers is None or front is None or "frontend" not in data:
         return None
@@ -41,7 +40,7 @@ def kept_workers(
         return None
     if not any(pod.ready and has_plain_namespace(pod) for pod in observed.workers):
         return None
-    if accepts_a_prefix(front["spec"]["template"]) and rolled_out(front):
+    if accepts_a_prefix(front["spec"]["template"]) and is_rolled_out(front):
         return None
     # As it was applied; where that is history no longer, as it is.
     known = (revision["data"]["worker"] for revision in before)
@@ -65,7 +64,7 @@ def min_ready_seconds(data: dict[str, Any], observed: Observed) -> int:
 
 def _undrained(observed: Observed) -> bool:
     """Frontends are left that cannot drain."""
-    return any(not (pod.terminating or pod.over or _drains(pod.obj)) for pod in observed.frontends)
+    return any(not (pod.terminating or pod.finished or _drains(pod.obj)) for pod in observed.frontends)
 
 
 def _drains(obj: dict[str, Any]) -> bool:

@@ -3,12 +3,11 @@
 from typing import Any
 
 from vllmendpoint_api import names
+from vllmendpoint_operator.components import FRONTEND, WORKER, frontend_name, has_frontend, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .options import Options
-from .pods.common import FRONTEND, REQUEST_PORT, WORKER, dynamo_labels
-from .pods.frontend import frontend_name, managed
-from .pods.workers import deployment_name
+from .pods.common import REQUEST_PORT, dynamo_labels
 
 __all__ = ["network_policies", "services"]
 
@@ -19,13 +18,13 @@ def services(endpoint: Endpoint, *, draining: bool) -> list[dict[str, Any]]:
     """``draining``: frontends that cannot drain are left out of their Service."""
     workers = _service(
         endpoint,
-        deployment_name(endpoint),
+        workers_name(endpoint),
         WORKER,
         [("http", names.SAGEMAKER_PORT, "sagemaker"), ("system", names.SYSTEM_PORT, "system")],
     )
     # Dynamo finds workers through the EndpointSlices of Services with these labels.
     workers["metadata"]["labels"].update(dynamo_labels(endpoint, WORKER))
-    if not managed(endpoint):
+    if not has_frontend(endpoint):
         return [workers]
     frontends = _service(endpoint, endpoint.name, FRONTEND, [("http", names.FRONTEND_PORT, "http")])
     if draining:
@@ -73,7 +72,7 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
     policies = [
         _policy(
             endpoint,
-            deployment_name(endpoint),
+            workers_name(endpoint),
             WORKER,
             [
                 {"ports": [_port(names.SAGEMAKER_PORT)]},
@@ -83,7 +82,7 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
             ],
         )
     ]
-    if managed(endpoint):
+    if has_frontend(endpoint):
         policies.append(
             _policy(
                 endpoint,

@@ -11,16 +11,15 @@ from datetime import UTC
 from typing import Any, Final
 
 from vllmendpoint_api import RevisionStatus, names
+from vllmendpoint_operator.components import has_frontend, is_rolled_out, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .configuration import digest
 from .options import Options
 from .pods.common import has_plain_namespace, with_worker_suffix
-from .pods.frontend import accepting_plain_workers, managed
+from .pods.frontend import accepting_plain_workers
 from .pods.frontend import pod_template as frontend_template
-from .pods.workers import deployment_name
 from .pods.workers import pod_template as worker_template
-from .rollout import rolled_out
 
 __all__ = ["HISTORY", "Revision", "pinned", "revisions"]
 
@@ -115,7 +114,7 @@ def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str
     asked = _Restarts.asked_by(endpoint).filled_from(last)
     worker = asked.stamped(worker_template(endpoint, options, config))
     fresh: dict[str, Any] = {"worker": with_worker_suffix(worker)}
-    if managed(endpoint):
+    if has_frontend(endpoint):
         fresh["frontend"] = frontend_template(endpoint, options)
     plain = bool(kept) and _plain_workers_remain(endpoint, observed, kept[0]["data"])
     # Also without what was filled in: it may be an annotation of the user's podTemplate.
@@ -148,13 +147,13 @@ def _name(endpoint: Endpoint, inputs: str, data: dict[str, Any]) -> str:
 
 def _plain_workers_remain(endpoint: Endpoint, observed: Observed, newest: dict[str, Any]) -> bool:
     """Whether workers in the endpoint's plain Dynamo namespace run, or may still be created."""
-    deployment = observed.child("Deployment", deployment_name(endpoint))
+    deployment = observed.child("Deployment", workers_name(endpoint))
     if names.LABEL_REVISION not in newest["worker"]["metadata"]["labels"]:
         return True
-    if any(has_plain_namespace(pod) and not pod.over for pod in observed.workers):
+    if any(has_plain_namespace(pod) and not pod.finished for pod in observed.workers):
         return True
     # An older ReplicaSet may be about to replace a pod that it has lost.
-    return deployment is not None and not rolled_out(deployment) and _accepts_plain(endpoint, newest)
+    return deployment is not None and not is_rolled_out(deployment) and _accepts_plain(endpoint, newest)
 
 
 def _accepting(endpoint: Endpoint, data: dict[str, Any], *, plain: bool) -> dict[str, Any]:

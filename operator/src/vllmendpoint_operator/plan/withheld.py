@@ -21,39 +21,31 @@ from vllmendpoint_api import (
     WorkerSettings,
     names,
 )
+from vllmendpoint_operator.desired_state import WithheldHealthCheck
 from vllmendpoint_operator.kube.differences import differs
 from vllmendpoint_operator.observe.snapshot import REVISION_ANNOTATION, Object, Observed, Pod
 
-__all__ = ["Published", "Withheld", "published"]
+__all__ = ["PublishedHealthCheck", "publish_health_check"]
 
 _GOOD: Final = f"{names.GROUP}/last-good-health-check"
 _WITHHELD: Final = f"{names.GROUP}/withheld-health-check"
 
 
-class Withheld(msgspec.Struct, frozen=True, rename="camel"):
-    """A health check that a worker refuses. ``request`` names it together with the pods it was tried on."""
-
-    request: str
-    pod: str
-    problem: str
-    """The worker's sentence, after the source of the setting."""
-
-
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedHealthCheck:
     check: HealthCheckSettings
-    withheld: Withheld | None
+    withheld: WithheldHealthCheck | None
     annotations: Mapping[str, str]
     """Of the ConfigMap."""
 
 
-def published(
+def publish_health_check(
     wanted: HealthCheckSettings, request: str, live: Object | None, deployment: Object, observed: Observed
-) -> Published:
+) -> PublishedHealthCheck:
     """``wanted``: as the spec has it; ``live``: the ConfigMap as it is; ``deployment``: as it should be."""
     before = _settings(live)
     if live is None or before is None:
-        return Published(wanted, None, {})
+        return PublishedHealthCheck(wanted, None, {})
     good, withheld = _good(live), _withheld(live)
     if withheld is not None and withheld.request == request and good is not None:
         return _published(good, good, withheld)
@@ -64,19 +56,19 @@ def published(
     for pod in _newest(deployment, observed):
         if (problem := _refusal(pod, before.hash)) is not None:
             sentence = f"{problem.source}: {problem.message}"
-            return _published(good, good, Withheld(request, pod.name, sentence))
+            return _published(good, good, WithheldHealthCheck(request, pod.name, sentence))
     return _published(wanted, good, None)
 
 
 def _published(
-    check: HealthCheckSettings, good: HealthCheckSettings | None, withheld: Withheld | None
-) -> Published:
+    check: HealthCheckSettings, good: HealthCheckSettings | None, withheld: WithheldHealthCheck | None
+) -> PublishedHealthCheck:
     annotations = {}
     if good is not None:
         annotations[_GOOD] = msgspec.json.encode(good.wire(), order="sorted").decode()
     if withheld is not None:
         annotations[_WITHHELD] = msgspec.json.encode(withheld).decode()
-    return Published(check, withheld, annotations)
+    return PublishedHealthCheck(check, withheld, annotations)
 
 
 def _accepted(settings: WorkerSettings, observed: Observed) -> bool:
@@ -135,8 +127,8 @@ def _good(live: Object) -> HealthCheckSettings | None:
         return None
 
 
-def _withheld(live: Object) -> Withheld | None:
+def _withheld(live: Object) -> WithheldHealthCheck | None:
     try:
-        return msgspec.json.decode(_annotation(live, _WITHHELD), type=Withheld)
+        return msgspec.json.decode(_annotation(live, _WITHHELD), type=WithheldHealthCheck)
     except (msgspec.ValidationError, msgspec.DecodeError):
         return None

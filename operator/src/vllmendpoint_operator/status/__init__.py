@@ -13,10 +13,10 @@ from vllmendpoint_api import (
     VLLMEndpointStatus,
     WorkerReport,
 )
+from vllmendpoint_operator.components import WORKER, invocations_url, url
+from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.plan import Plan, invocations_url, url
-from vllmendpoint_operator.plan.pods.common import WORKER
 
 from . import parts
 from .available import available

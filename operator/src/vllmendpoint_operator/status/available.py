@@ -27,7 +27,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
         return _to_zero(part, endpoint.spec.paused)
     if ready < part.needed:
         # By a new leader, and not ready: what was known of it still stands.
-        unheard = any(pod.unheard and pod.started and not pod.ready for pod in part.pods)
+        unheard = any(pod.awaiting_first_report and pod.started and not pod.ready for pod in part.pods)
         said = kept(endpoint, Condition.AVAILABLE) if unheard else None
         if said is not None and not said.holds:
             return said
@@ -58,7 +58,7 @@ def _frontend_down(endpoint: Endpoint, observed: Observed, problem: PlanError | 
 
 def _to_zero(part: Part, paused: bool) -> Finding:
     """``ScaledToZero`` holds once no pod is left but those on their way out."""
-    left = [pod for pod in part.pods if not pod.over and not pod.terminating]
+    left = [pod for pod in part.pods if not pod.finished and not pod.terminating]
     if not left and not part.asked_for:
         return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
     applied = "" if not part.asked_for else f"; the Deployment {part.name} still has {part.asked_for}"
@@ -81,7 +81,7 @@ def _unready(pods: int) -> str:
 
 def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
     """What stands in the way of the newest pods; else of those that are not there."""
-    living = [pod for pod in part.pods if not pod.over]
+    living = [pod for pod in part.pods if not pod.finished]
     newest = part.current or living
     few = min(len(living), len(living if part.current is None else part.current)) < part.replicas
     leaving = [pod for pod in living if pod.terminating and pod not in newest]
@@ -101,11 +101,11 @@ def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
 def _replaced(pods: tuple[Pod, ...], now: datetime) -> list[Pod]:
     """Records of pods that were taken off their node just before one that is not ready yet was made, or just
     now: newest first. Kubernetes keeps them for weeks."""
-    fresh = [pod for pod in pods if not pod.over and not pod.ready and not pod.terminating]
+    fresh = [pod for pod in pods if not pod.finished and not pod.ready and not pod.terminating]
     moments = [datetime.fromisoformat(made) for pod in fresh if (made := _made(pod))]
     if len(moments) < len(fresh) or not fresh:
         moments.append(now)
-    gone = [pod for pod in pods if pod.over and not pod.terminating and _just_before(pod, moments)]
+    gone = [pod for pod in pods if pod.finished and not pod.terminating and _just_before(pod, moments)]
     return sorted(gone, key=_ended, reverse=True)
 
 

@@ -8,8 +8,8 @@ from vllmendpoint_api import (
     Stage,
     WorkerReport,
 )
+from vllmendpoint_operator.desired_state import WithheldHealthCheck
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
-from vllmendpoint_operator.plan.withheld import Withheld
 
 from .conditions import Finding, false, kept, true, unknown
 from .parts import workers
@@ -24,7 +24,10 @@ _KNOWN = {
 
 
 def configuration_resolved(
-    endpoint: Endpoint, observed: Observed, settings_hash: str | None, withheld: Withheld | None = None
+    endpoint: Endpoint,
+    observed: Observed,
+    settings_hash: str | None,
+    withheld: WithheldHealthCheck | None = None,
 ) -> Finding:
     """``settings_hash``: that of the settings that the workers are given; None where nobody can tell."""
     if withheld is not None:
@@ -34,7 +37,7 @@ def configuration_resolved(
         )
     # A new leader has not heard each worker yet: what was known of this generation still stands.
     said = kept(endpoint, Condition.CONFIGURATION_RESOLVED)
-    if said is not None and any(pod.unheard for pod in observed.workers):
+    if said is not None and any(pod.awaiting_first_report for pod in observed.workers):
         return said
     told = [
         pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
@@ -56,10 +59,11 @@ def configuration_resolved(
         return unknown(Reason.PENDING, "No worker of this generation yet.")
     lost = [pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.lost]
     if lost:
+        left = sum(not (pod.finished or pod.terminating) for pod in observed.workers)
         return unknown(
             Reason.WORKER_UNREACHABLE,
-            f"{len(lost)} of {sum(not (pod.over or pod.terminating) for pod in observed.workers)} workers, "
-            f"{lost[0].name} among them, cannot be asked which settings they run.",
+            f"{len(lost)} of {left} workers, {lost[0].name} among them, "
+            "cannot be asked which settings they run.",
         )
     if not started:
         return unknown(Reason.PENDING, "No worker has started yet.")

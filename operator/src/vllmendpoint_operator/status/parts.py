@@ -3,6 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vllmendpoint_operator.components import (
+    FRONTEND,
+    FRONTEND_STARTUP_SECONDS,
+    WORKER,
+    frontend_name,
+    has_frontend,
+    is_observed,
+    min_ready_replicas,
+    workers_name,
+)
 from vllmendpoint_operator.observe.snapshot import (
     REVISION_ANNOTATION,
     Endpoint,
@@ -11,10 +21,6 @@ from vllmendpoint_operator.observe.snapshot import (
     Pod,
     replica_failure,
 )
-from vllmendpoint_operator.plan.disruption import required
-from vllmendpoint_operator.plan.pods.common import FRONTEND, WORKER
-from vllmendpoint_operator.plan.pods.frontend import STARTUP_SECONDS, frontend_name, managed
-from vllmendpoint_operator.plan.pods.workers import deployment_name
 
 __all__ = ["Part", "frontend", "parts", "workers"]
 
@@ -69,10 +75,7 @@ class Part:
     @property
     def seen(self) -> bool:
         """The Deployment controller has looked at the newest spec."""
-        if self.deployment is None:
-            return False
-        observed = int((self.deployment.get("status") or {}).get("observedGeneration", -1))
-        return observed >= int(self.deployment["metadata"].get("generation", 0))
+        return self.deployment is not None and is_observed(self.deployment)
 
     @property
     def current(self) -> list[Pod] | None:
@@ -85,7 +88,7 @@ class Part:
         found = [
             pod
             for pod in self.pods
-            if pod.template_hash == self.newest and not pod.over and not pod.terminating
+            if pod.template_hash == self.newest and not pod.finished and not pod.terminating
         ]
         # A template that changes with the replicas is taken in a step later than they are.
         updated = (self.deployment.get("status") or {}).get("updatedReplicas", 0)
@@ -93,13 +96,13 @@ class Part:
 
 
 def workers(endpoint: Endpoint, observed: Observed) -> Part:
-    name = deployment_name(endpoint)
+    name = workers_name(endpoint)
     return Part(
         name,
         WORKER,
         "replicas",
         endpoint.spec.replicas,
-        required(endpoint.spec.replicas, endpoint.spec.strategy.rolling_update),
+        min_ready_replicas(endpoint.spec.replicas, endpoint.spec.strategy.rolling_update),
         endpoint.spec.worker.startup_timeout_seconds,
         observed.workers,
         *_made(observed, name),
@@ -108,7 +111,7 @@ def workers(endpoint: Endpoint, observed: Observed) -> Part:
 
 def frontend(endpoint: Endpoint, observed: Observed) -> Part | None:
     """None where the spec has none."""
-    if not managed(endpoint):
+    if not has_frontend(endpoint):
         return None
     name = frontend_name(endpoint)
     replicas = endpoint.spec.frontend.replicas
@@ -118,7 +121,7 @@ def frontend(endpoint: Endpoint, observed: Observed) -> Part | None:
         "frontend pods",
         replicas,
         1,
-        STARTUP_SECONDS,
+        FRONTEND_STARTUP_SECONDS,
         observed.frontends,
         *_made(observed, name),
     )
@@ -142,7 +145,7 @@ def _made(observed: Observed, name: str) -> tuple[Object | None, str | None, str
     if revision != last:
         return deployment, None, ""
     key = name, revision
-    return deployment, observed.template_hashes.get(key), observed.refusals.get(key, "")
+    return deployment, observed.template_hashes.get(key), observed.replica_failures.get(key, "")
 
 
 def _number(revision: str) -> int:

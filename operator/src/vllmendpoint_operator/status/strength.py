@@ -20,7 +20,7 @@ def strength(endpoint: Endpoint, observed: Observed, generating: Finding) -> str
     if (
         before is not None
         and before.message.startswith(f"{sentences[0]} ")
-        and any(pod.unheard and not pod.ready for pod in observed.workers)
+        and any(pod.awaiting_first_report and not pod.ready for pod in observed.workers)
     ):
         return before.message  # a new leader does not know again yet why one of as many is missing
     return " ".join(sentences)

@@ -6,8 +6,8 @@ report it.
 """
 
 from vllmendpoint_api import Condition, ConditionStatus, Reason
+from vllmendpoint_operator.components import is_rolled_out
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.plan.rollout import rolled_out
 
 from .available import not_created
 from .conditions import Finding, false, true
@@ -43,7 +43,7 @@ def _incomplete(part: Part, was_complete: bool) -> Finding | None:
     """None where its rollout is complete."""
     if part.deployment is None:
         return false(Reason.ROLLING_OUT, f"the Deployment {part.name} is not there yet.")
-    if part.asked_for == part.replicas and rolled_out(part.deployment, available=not was_complete):
+    if part.asked_for == part.replicas and is_rolled_out(part.deployment, available=not was_complete):
         return None
     counts = _counts(part)
     if not part.seen or (stop := _stop(part)) is None:

@@ -54,7 +54,7 @@ def workers(
     found = [
         _worker(pod, old.get(pod.name), now, stopped.get(pod.name))
         for pod in pods
-        if not pod.terminating and not pod.over
+        if not pod.terminating and not pod.finished
     ]
     return tuple(sorted(found, key=_badness))
 

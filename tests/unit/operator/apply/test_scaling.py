@@ -11,7 +11,7 @@ from vllmendpoint_operator.errors import KubeError, PlanError, Rejected, Throttl
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, MANAGED
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
-from vllmendpoint_operator.observe.partial_spec import salvage
+from vllmendpoint_operator.observe.partial_spec import parse_readable_fields
 from vllmendpoint_operator.observe.snapshot import Observed
 from vllmendpoint_operator.plan import Options, scaling
 from vllmendpoint_operator.reports.streams import Reports
@@ -147,7 +147,7 @@ MODEL = {"uri": "hf://o/n"}
     ],
 )
 def test_of_a_spec_of_another_version_all_is_read_that_can_be(make_endpoint, novelty, kept):
-    found = salvage({"model": MODEL, "replicas": 4, **novelty})
+    found = parse_readable_fields({"model": MODEL, "replicas": 4, **novelty})
     expected = make_endpoint(**{"model": MODEL, "replicas": 4, **kept}).spec
     assert found is not None
     assert found.replicas == 4
@@ -166,7 +166,7 @@ def test_of_a_spec_of_another_version_all_is_read_that_can_be(make_endpoint, nov
     ],
 )
 def test_where_replicas_or_paused_cannot_be_read_nothing_is_scaled(spec):
-    assert salvage({"model": MODEL, **spec}) is None
+    assert parse_readable_fields({"model": MODEL, **spec}) is None
 
 
 class Cluster(FakeKube):

@@ -5,7 +5,7 @@ worker.env.
 import pytest
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.plan import PlanError
+from vllmendpoint_operator.errors import PlanError
 
 URI = "s3://my-bucket/my-model/"
 HUB = "hf://o/n"

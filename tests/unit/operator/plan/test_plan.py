@@ -6,8 +6,9 @@ import pytest
 
 from tests.nested import walk
 from vllmendpoint_api import Reason, script_digest
+from vllmendpoint_operator.components import invocations_url, url
+from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Observed
-from vllmendpoint_operator.plan import PlanError, invocations_url, url
 
 MAIN = "spec.template.spec.containers.0"
 CASES = [

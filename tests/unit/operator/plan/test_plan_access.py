@@ -3,7 +3,7 @@
 import pytest
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.plan import PlanError
+from vllmendpoint_operator.errors import PlanError
 
 
 def test_role_binding_names_the_static_role(make_endpoint, make_plan, child):

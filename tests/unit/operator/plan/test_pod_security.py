@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.plan import PlanError
-from vllmendpoint_operator.plan.pods.lost_nulls import lost_nulls
+from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
 
 TOKEN_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
 PARTS = ("worker", "frontend")
@@ -126,7 +126,7 @@ ENV = {"spec": {"containers": [{"name": "main", "resources": None}]}}
     ],
 )
 def test_a_null_that_kubectl_apply_did_not_send_is_reported(annotations, live, told):
-    found = lost_nulls(annotations, {"worker": {"podTemplate": live}})
+    found = find_dropped_nulls(annotations, {"worker": {"podTemplate": live}})
     assert len(found) == bool(told)
     for text in found:
         assert told in text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.plan import PlanError
+from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.plan.pods.template import customised, strategic_merge
 
 BASE = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vllmendpoint_operator.plan import PlanError
+from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.plan.pods.template import strategic_merge
 
 CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -140,19 +140,19 @@ def test_the_newest_refusal_is_told_although_the_deployment_keeps_the_first(
     key = ("Deployment", f"smollm-{part}")
     children[key] = {**children[key], "status": {"observedGeneration": 1, "conditions": [failure]}}
     newest = {(f"smollm-{part}", "1"): QUOTA, (f"smollm-{part}", "0"): "an older one's"}
-    found = make_status(endpoint, frontends=(), children=children, refusals=newest)
+    found = make_status(endpoint, frontends=(), children=children, replica_failures=newest)
     said = condition(found, "Available").message
     assert "exceeded quota: q, requested: pods=1" in said
     assert "must specify" not in said
     # Where the newest ReplicaSet has no failure, an older one's may stand in the way.
-    found = make_status(endpoint, frontends=(), children=children, refusals={})
+    found = make_status(endpoint, frontends=(), children=children, replica_failures={})
     assert "must specify cpu" in condition(found, "Available").message
 
 
 def test_a_refusal_that_is_over_is_not_told(make_endpoint, make_status, make_worker, condition):
     endpoint = make_endpoint()
     loading = make_worker("w-1", "Starting", settings=endpoint)
-    found = make_status(endpoint, loading, refusals={("smollm-workers", "1"): QUOTA})
+    found = make_status(endpoint, loading, replica_failures={("smollm-workers", "1"): QUOTA})
     assert told(condition, found, "Available")[1] == "Starting"
 
 

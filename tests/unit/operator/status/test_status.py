@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reason, RollingUpdate
-from vllmendpoint_operator.plan import PlanError
-from vllmendpoint_operator.plan.disruption import required
+from vllmendpoint_operator.components import min_ready_replicas
+from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.reports.streams import Link
 from vllmendpoint_operator.status import invalid_status, unread_status
 
@@ -167,7 +167,7 @@ def test_scaled_to_zero_is_ready(make_endpoint, make_status):
 )
 def test_replicas_required(replicas, down, surge, needed):
     strategy = RollingUpdate.model_validate({"maxUnavailable": down, "maxSurge": surge})
-    assert required(replicas, strategy) == needed
+    assert min_ready_replicas(replicas, strategy) == needed
 
 
 def test_without_the_frontend_it_is_not_available(

@@ -19,10 +19,8 @@ from vllmendpoint_operator.plan.configuration import digest
 from vllmendpoint_operator.plan.options import Options
 
 __all__ = [
-    "FRONTEND",
     "REQUEST_PORT",
     "RESPONSE_PORT",
-    "WORKER",
     "container_security",
     "dynamo_env",
     "dynamo_labels",
@@ -34,9 +32,6 @@ __all__ = [
     "verbatim",
     "with_worker_suffix",
 ]
-
-WORKER: Final = "worker"
-FRONTEND: Final = "frontend"
 
 REQUEST_PORT: Final = 9092
 """Dynamo's request plane: the worker listens, pinned so that a NetworkPolicy can name it."""

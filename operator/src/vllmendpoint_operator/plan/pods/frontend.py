@@ -2,12 +2,12 @@
 
 from typing import Any, Final
 
-from vllmendpoint_api import FrontendMode, names
+from vllmendpoint_api import names
+from vllmendpoint_operator.components import FRONTEND, FRONTEND_STARTUP_SECONDS, frontend_name
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan.options import Options
 
 from .common import (
-    FRONTEND,
     RESPONSE_PORT,
     container_security,
     dynamo_env,
@@ -23,17 +23,12 @@ from .workers import image
 
 __all__ = [
     "START",
-    "STARTUP_SECONDS",
     "accepting_plain_workers",
     "accepts_a_prefix",
     "deployment",
-    "frontend_name",
-    "managed",
     "pod_template",
 ]
 
-STARTUP_SECONDS: Final = 120
-"""Until it must answer; the probe asks every second."""
 _DRAIN_SECONDS: Final = 5
 _PREFIX: Final = "DYN_NAMESPACE_PREFIX"
 START: Final = """\
@@ -58,14 +53,6 @@ the image may be older than the operator.
 """
 
 
-def managed(endpoint: Endpoint) -> bool:
-    return endpoint.spec.frontend.mode == FrontendMode.MANAGED
-
-
-def frontend_name(endpoint: Endpoint) -> str:
-    return f"{endpoint.name}-frontend"
-
-
 def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     frontend = endpoint.spec.frontend
     main: dict[str, Any] = {
@@ -83,7 +70,7 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
             **_get("/live"),
             "periodSeconds": 1,
             "timeoutSeconds": 2,
-            "failureThreshold": STARTUP_SECONDS,
+            "failureThreshold": FRONTEND_STARTUP_SECONDS,
         },
         # It answers a moment before it has found the workers, so it is ready after two seconds of answers.
         "readinessProbe": {

@@ -4,6 +4,7 @@ import math
 from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, ModelType, Reason, WorkerSpec, names
+from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS, workers_name
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan.configuration import settings_name
@@ -12,7 +13,6 @@ from vllmendpoint_operator.plan.options import Options
 from .cache_volume import cache_volume
 from .common import (
     REQUEST_PORT,
-    WORKER,
     container_security,
     dynamo_env,
     dynamo_labels,
@@ -23,9 +23,8 @@ from .common import (
 )
 from .template import customised
 
-__all__ = ["account_name", "deployment", "deployment_name", "image", "pod_template"]
+__all__ = ["account_name", "deployment", "image", "pod_template"]
 
-GRACE_SECONDS: Final = 60
 _STARTUP_PERIOD: Final = 5
 _ROUTED_SECONDS: Final = 5
 """From a worker's readiness until every frontend routes to it: less than a second on an idle node.
@@ -38,13 +37,9 @@ _MODEL_PATH: Final = "/opt/ml/model"
 """Where SageMaker's containers have the model's data (guide, "Key Environment Variables")."""
 
 
-def deployment_name(endpoint: Endpoint) -> str:
-    return f"{endpoint.name}{names.WORKERS_SUFFIX}"
-
-
 def account_name(endpoint: Endpoint) -> str:
     """The workers' ServiceAccount: the user's, else one that is made."""
-    return endpoint.spec.worker.service_account_name or deployment_name(endpoint)
+    return endpoint.spec.worker.service_account_name or workers_name(endpoint)
 
 
 def image(endpoint: Endpoint, options: Options) -> str:
@@ -165,7 +160,7 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         "serviceAccountName": account_name(endpoint),
         "automountServiceAccountToken": True,
         "securityContext": pod_security(options),
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": WORKER_GRACE_SECONDS,
         "enableServiceLinks": False,
         "containers": [verbatim(main)],
         "volumes": volumes,
@@ -185,7 +180,7 @@ def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": deployment_name(endpoint), "labels": endpoint.labels(WORKER)},
+        "metadata": {"name": workers_name(endpoint), "labels": endpoint.labels(WORKER)},
         "spec": {
             "replicas": spec.replicas,
             "paused": False,  # whoever pauses a rollout here has it undone: spec.paused is the endpoint's

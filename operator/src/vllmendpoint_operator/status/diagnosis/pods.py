@@ -79,7 +79,7 @@ def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
     """Why this worker is not ready; None where it is, or is on its way out."""
     if pod.ready or pod.terminating:
         return None
-    if pod.over:
+    if pod.finished:
         return failed(pod)
     scheduled = pod.condition("PodScheduled")
     if scheduled.get("status") == "False":

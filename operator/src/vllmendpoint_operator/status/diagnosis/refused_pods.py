@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.plan.pods.common import WORKER
+from vllmendpoint_operator.components import WORKER
 
 __all__ = ["remedy"]
 

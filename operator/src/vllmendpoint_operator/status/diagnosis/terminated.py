@@ -5,9 +5,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from vllmendpoint_api import Reason
+from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS
 from vllmendpoint_operator.observe.snapshot import Pod
-from vllmendpoint_operator.plan.pods.common import WORKER
-from vllmendpoint_operator.plan.pods.workers import GRACE_SECONDS
 
 from .containers import Container
 from .diagnosis import Cause, one_line, wanted
@@ -74,7 +73,7 @@ def failed(pod: Pod) -> Cause:
 
 
 def _grace(pod: Pod) -> int:
-    return int((pod.obj.get("spec") or {}).get("terminationGracePeriodSeconds", GRACE_SECONDS))
+    return int((pod.obj.get("spec") or {}).get("terminationGracePeriodSeconds", WORKER_GRACE_SECONDS))
 
 
 def _last_words(message: str) -> str:

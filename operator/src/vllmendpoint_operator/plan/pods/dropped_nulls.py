@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-__all__ = ["lost_nulls"]
+__all__ = ["find_dropped_nulls"]
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def lost_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> list[str]:
+def find_dropped_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> list[str]:
     """A sentence for each podTemplate whose user wrote nulls that ``spec`` does not have."""
     try:
         written = json.loads(annotations.get(_LAST_APPLIED, "{}"))["spec"]

@@ -1,0 +1,102 @@
+"""An endpoint's two components, the workers and the frontend: names, URLs, limits and rollout state. Pure.
+
+``plan`` renders the components and ``status`` reports on them; neither imports the other.
+"""
+
+import math
+from fractions import Fraction
+from typing import Any, Final
+
+from vllmendpoint_api import FrontendMode, RollingUpdate, names
+from vllmendpoint_operator.observe.snapshot import Endpoint
+
+__all__ = [
+    "FRONTEND",
+    "FRONTEND_STARTUP_SECONDS",
+    "WORKER",
+    "WORKER_GRACE_SECONDS",
+    "frontend_name",
+    "has_frontend",
+    "invocations_url",
+    "is_observed",
+    "is_rolled_out",
+    "min_ready_replicas",
+    "url",
+    "workers_name",
+]
+
+WORKER: Final = "worker"
+FRONTEND: Final = "frontend"
+"""Values of the component label, and the names of the component's section in the spec."""
+FRONTEND_STARTUP_SECONDS: Final = 120
+"""The startup probe fails after this time."""
+WORKER_GRACE_SECONDS: Final = 60
+"""``terminationGracePeriodSeconds`` of the worker pods, unless the user's podTemplate sets another."""
+
+
+def has_frontend(endpoint: Endpoint) -> bool:
+    """Whether the operator runs a frontend for the endpoint."""
+    return endpoint.spec.frontend.mode == FrontendMode.MANAGED
+
+
+def workers_name(endpoint: Endpoint) -> str:
+    """Name of the workers' Deployment, Service, ServiceAccount, RoleBinding, NetworkPolicy and budget."""
+    return f"{endpoint.name}{names.WORKERS_SUFFIX}"
+
+
+def frontend_name(endpoint: Endpoint) -> str:
+    """Name of the frontend's Deployment, ServiceAccount, RoleBinding and NetworkPolicy."""
+    return f"{endpoint.name}-frontend"
+
+
+def url(endpoint: Endpoint) -> str:
+    """Base URL of the OpenAI API: of the frontend, or of the workers if the endpoint has no frontend."""
+    if has_frontend(endpoint):
+        return f"http://{endpoint.name}.{endpoint.namespace}.svc:{names.FRONTEND_PORT}/v1"
+    return f"http://{workers_name(endpoint)}.{endpoint.namespace}.svc:{names.SAGEMAKER_PORT}/v1"
+
+
+def invocations_url(endpoint: Endpoint) -> str:
+    """URL of SageMaker's ``/invocations``, which every worker serves."""
+    host = f"{workers_name(endpoint)}.{endpoint.namespace}.svc"
+    return f"http://{host}:{names.SAGEMAKER_PORT}/invocations"
+
+
+def min_ready_replicas(replicas: int, strategy: RollingUpdate) -> int:
+    """Smallest number of ready replicas that ``strategy`` allows during a rollout; at least 1.
+
+    Rounds as the Deployment controller does (``ResolveFenceposts``): maxUnavailable down, maxSurge up. If
+    both are 0 then, maxUnavailable is 1.
+    """
+    unavailable = math.floor(_absolute(strategy.max_unavailable, replicas))
+    if not unavailable and not math.ceil(_absolute(strategy.max_surge, replicas)):
+        unavailable = 1
+    return max(1, replicas - unavailable)
+
+
+def _absolute(amount: int | str, replicas: int) -> Fraction:
+    """``amount`` is a number or a percentage of ``replicas``."""
+    text = str(amount)
+    return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
+
+
+def is_observed(deployment: dict[str, Any]) -> bool:
+    """Whether the counts in ``status`` refer to the newest spec."""
+    observed = int((deployment.get("status") or {}).get("observedGeneration", -1))
+    return observed >= int(deployment["metadata"].get("generation", 0))
+
+
+def is_rolled_out(deployment: dict[str, Any], *, available: bool = True) -> bool:
+    """Whether all pods have the newest template and, with ``available``, all of them are available.
+
+    Source: ``DeploymentStatusViewer.Status`` of ``k8s.io/kubectl/pkg/polymorphichelpers``, which
+    ``kubectl rollout status`` uses.
+    """
+    status = deployment.get("status") or {}
+    updated = int(status.get("updatedReplicas", 0))
+    return (
+        is_observed(deployment)
+        and updated >= int(deployment["spec"].get("replicas", 1))
+        and int(status.get("replicas", 0)) <= updated
+        and (not available or int(status.get("availableReplicas", 0)) >= updated)
+    )
