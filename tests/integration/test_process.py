@@ -33,7 +33,7 @@ def test_answers_for_itself_and_ends_at_once(operate, space, api, namespace, unt
     assert 'vllmendpoint_operator_reconcile_total{result="success"}' in text
     condition = 'vllmendpoint_condition{condition="Ready",' + where + ',status="False"} 1.0'
     assert condition in text
-    assert "vllmendpoint_replicas{" + where + ',state="wanted"} 1.0' in text
+    assert "vllmendpoint_replicas{" + where + ',state="desired"} 1.0' in text
     api.delete("VLLMEndpoint", namespace, endpoint.name)
     until(lambda: where not in ask(metrics, "/metrics")[1], lambda: ask(metrics, "/metrics")[1])
     started = time.monotonic()

@@ -10,7 +10,7 @@ from vllmendpoint_api import Condition, ConditionStatus
 VALUES = {
     "condition": [condition.value for condition in Condition],
     "status": [status.value for status in ConditionStatus],
-    "state": ["wanted", "current", "ready", "generating"],
+    "state": ["desired", "current", "ready", "generating"],
     "result": ["success", "error"],
 }
 """What a label may be asked for."""

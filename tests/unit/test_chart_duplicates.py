@@ -18,6 +18,7 @@ KEYS = {
     "claims": ("name",),
 }
 """Lists of the Kubernetes API that are maps, and their keys; `ports` has its own below."""
+CONCURRENCY = "VLLMENDPOINT_MAX_CONCURRENT_RECONCILES"
 
 
 def mount(path: str) -> Object:
@@ -37,8 +38,8 @@ def spread(skew: int) -> Object:
             "The name VLLMENDPOINT_LOG_LEVEL is set by the chart. Remove it: use the value log.level.",
         ),
         (
-            {"extraEnv": [{"name": "vllmendpoint_workers", "value": "1"}]},
-            "VLLMENDPOINT_WORKERS is set by the chart. Remove it: use the value maxConcurrentReconciles.",
+            {"extraEnv": [{"name": CONCURRENCY.lower(), "value": "1"}]},
+            f"The name {CONCURRENCY} is set by the chart. Remove it: use the value maxConcurrentReconciles.",
         ),
         (
             {"extraEnv": [{"name": "A", "value": "1"}, {"name": "B"}, {"name": "A", "value": "1"}]},

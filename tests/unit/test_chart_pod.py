@@ -122,7 +122,7 @@ def test_everything_set_arrives() -> None:
     given = env(docs)
     assert given["VLLMENDPOINT_NAMESPACES"] == "a,b"
     assert given["VLLMENDPOINT_LEASE_SECONDS"] == "20"
-    assert given["VLLMENDPOINT_WORKERS"] == "4"
+    assert given["VLLMENDPOINT_MAX_CONCURRENT_RECONCILES"] == "4"
     assert given["VLLMENDPOINT_RESYNC_SECONDS"] == "60"
     assert (given["VLLMENDPOINT_LOG_LEVEL"], given["VLLMENDPOINT_LOG_FORMAT"]) == ("DEBUG", "text")
     for kind, field, label in (

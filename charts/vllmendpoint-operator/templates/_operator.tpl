@@ -26,7 +26,7 @@
   value: {{ include "vllmendpoint.fullname" . | quote }}
 - name: VLLMENDPOINT_LEASE_SECONDS
   value: {{ int64 .Values.leaseSeconds | quote }}
-- name: VLLMENDPOINT_WORKERS
+- name: VLLMENDPOINT_MAX_CONCURRENT_RECONCILES
   value: {{ int64 .Values.maxConcurrentReconciles | quote }}
 - name: VLLMENDPOINT_RESYNC_SECONDS
   value: {{ int64 .Values.resyncSeconds | quote }}
@@ -50,7 +50,7 @@ VLLMENDPOINT_WORKER_ROLE_KIND: use the value watchNamespaces
 VLLMENDPOINT_WORKER_ROLE_NAME: use the value fullnameOverride
 VLLMENDPOINT_LEASE_NAME: use the value fullnameOverride
 VLLMENDPOINT_LEASE_SECONDS: use the value leaseSeconds
-VLLMENDPOINT_WORKERS: use the value maxConcurrentReconciles
+VLLMENDPOINT_MAX_CONCURRENT_RECONCILES: use the value maxConcurrentReconciles
 VLLMENDPOINT_RESYNC_SECONDS: use the value resyncSeconds
 VLLMENDPOINT_LOG_LEVEL: use the value log.level
 VLLMENDPOINT_LOG_FORMAT: use the value log.format

@@ -74,11 +74,11 @@ class Metrics:
     def request(self, verb: str, resource: str, status: int) -> None:
         self.requests.labels(verb, resource, str(status)).inc()
 
-    def endpoint(self, key: tuple[str, str], wanted: int, status: VLLMEndpointStatus) -> None:
+    def endpoint(self, key: tuple[str, str], desired: int, status: VLLMEndpointStatus) -> None:
         """Show an endpoint's conditions and replicas, until it is forgotten."""
         self._endpoints.shown[key] = _Shown(
             conditions=_same(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
-            replicas=(wanted, status.replicas, status.ready_replicas, status.generating_replicas),
+            replicas=(desired, status.replicas, status.ready_replicas, status.generating_replicas),
         )
 
     def forget(self, key: tuple[str, str]) -> None:
@@ -126,7 +126,7 @@ class _Endpoints:
                 for kind, current in endpoint.conditions
                 for status in ConditionStatus
             )
-        states = ("wanted", "current", "ready", "generating")
+        states = ("desired", "current", "ready", "generating")
         yield _family("vllmendpoint_replicas", f"Replicas of an endpoint by state: {', '.join(states)}.")
         for where, endpoint in shown:
             yield "".join(

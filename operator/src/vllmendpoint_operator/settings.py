@@ -66,7 +66,9 @@ class Settings(BaseSettings):
             "namespace/name.",
         ),
     ] = ""
-    workers: Annotated[int, Field(ge=1, le=64, description="Endpoints reconciled at the same time.")] = 8
+    max_concurrent_reconciles: Annotated[
+        int, Field(ge=1, le=64, description="Maximum number of endpoints that are reconciled in parallel.")
+    ] = 8
     resync_seconds: Annotated[
         int, Field(ge=10, description="Every endpoint is looked at this often, whatever happens.")
     ] = 600

@@ -21,13 +21,13 @@ def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, 
     metrics.endpoint(("team-b", "other"), 0, found)
     lines = exposed(metrics)
     where = 'name="smollm",namespace="team-a"'
-    for state, count in (("wanted", 2), ("current", 2), ("ready", 1), ("generating", 1)):
+    for state, count in (("desired", 2), ("current", 2), ("ready", 1), ("generating", 1)):
         assert f'vllmendpoint_replicas{{{where},state="{state}"}} {count}.0' in lines
     for status, value in (("False", 1), ("True", 0), ("Unknown", 0)):
         line = f'vllmendpoint_condition{{condition="Generating",{where},status="{status}"}} {value}.0'
         assert line in lines
     metrics.endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
-    assert f'vllmendpoint_replicas{{{where},state="wanted"}} 1.0' in exposed(metrics)
+    assert f'vllmendpoint_replicas{{{where},state="desired"}} 1.0' in exposed(metrics)
     metrics.forget(endpoint.key)
     metrics.forget(endpoint.key)
     assert not [line for line in exposed(metrics) if where in line]

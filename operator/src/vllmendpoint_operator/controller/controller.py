@@ -112,7 +112,7 @@ class Controller:
                         "every watched kind is listed",
                         extra={"not_served": ", ".join(self.namespaces.failures)},
                     )
-                    for number in range(self._settings.workers):
+                    for number in range(self._settings.max_concurrent_reconciles):
                         tasks.create_task(self._run_worker(reconciler), name=f"worker-{number}")
                     tasks.create_task(self._resync(), name="resync")
             finally:
