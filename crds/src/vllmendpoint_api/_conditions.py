@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["CONDITION_REASONS", "READY_PARTS", "Condition", "ConditionStatus", "Reason"]
+__all__ = ["CONDITION_REASONS", "READY_PARTS", "Condition", "ConditionStatus", "EventReason", "Reason"]
 
 
 class ConditionStatus(StrEnum):
@@ -104,6 +104,18 @@ class Reason(StrEnum):
     ROLLING_OUT = "RollingOut"
     ROLLOUT_STOPPED = "RolloutStopped"
     """A new replica does not become ready. Older replicas continue to serve."""
+    # OperatorConflict
+    MANAGED_BY_ANOTHER_OPERATOR = "ManagedByAnotherOperator"
+
+
+class EventReason(StrEnum):
+    """Reasons of Events that no condition has. Other Events have the reason of their condition."""
+
+    HANDLERS_CHANGED = "HandlersChanged"
+    API_SERVER_WARNING = "APIServerWarning"
+    POD_TEMPLATE_NULL = "PodTemplateNull"
+    ADMISSION_CHANGE_ACCEPTED = "AdmissionChangeAccepted"
+    CHANGE_REVERTED = "ChangeReverted"
 
 
 CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {

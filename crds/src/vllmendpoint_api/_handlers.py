@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["HANDLER_PRECEDENCE", "HandlerRow", "HandlerSource"]
+__all__ = ["HANDLER_PRECEDENCE", "SCRIPT_SOURCE", "HandlerRow", "HandlerSource"]
 
 
 class HandlerSource(StrEnum):
@@ -19,6 +19,10 @@ class HandlerSource(StrEnum):
     DECORATOR = "Decorator"
     FUNCTION = "Function"
     DEFAULT = "Default"
+
+
+SCRIPT_SOURCE: Final = "Script"
+"""Source of a problem with the script itself, which no :class:`HandlerSource` names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ._conditions import CONDITION_REASONS
+from ._conditions import CONDITION_REASONS, Reason
 from ._engine_options import ENGINE_OPTIONS, OptionRule
-from ._names import API_VERSION, KIND
+from ._names import API_VERSION, CONDITION_OPERATOR_CONFLICT, KIND
 from ._owned import OWNED_ENV, UNSUPPORTED_ENV
 from ._schema import custom_resource_definition
 
@@ -33,7 +33,8 @@ def reference() -> str:
     schema = version["schema"]["openAPIV3Schema"]["properties"]
     head = ["| field | type | default | description |", "|---|---|---|---|"]
     reasons = ["| condition | reasons |", "|---|---|"]
-    for condition, names in CONDITION_REASONS.items():
+    conflict = {CONDITION_OPERATOR_CONFLICT: (Reason.MANAGED_BY_ANOTHER_OPERATOR,)}
+    for condition, names in (*CONDITION_REASONS.items(), *conflict.items()):
         reasons.append(f"| `{condition}` | {', '.join(f'`{reason}`' for reason in names)} |")
     return "\n".join(
         [

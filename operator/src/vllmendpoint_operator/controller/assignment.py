@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from vllmendpoint_api import ConditionStatus, names
+from vllmendpoint_api import ConditionStatus, Reason, names
 from vllmendpoint_operator.status.conditions import timestamp
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
 
 CONFLICT_FIELD_MANAGER: Final = "vllmendpoint-operator-stepped-back"
 """Field manager of the one condition, for all operators alike: what one of them wrote another may replace."""
-_REASON: Final = "ManagedByAnotherOperator"
 
 Object = dict[str, Any]
 
@@ -51,7 +50,7 @@ def conflict_condition(obj: Object, me: str, now: datetime) -> Object | None:
     return {
         "type": names.CONDITION_OPERATOR_CONFLICT,
         "status": ConditionStatus.TRUE.value,
-        "reason": _REASON,
+        "reason": Reason.MANAGED_BY_ANOTHER_OPERATOR.value,
         "message": f"The operator {me} watches this namespace too. It leaves the endpoint alone, since "
         f"{_managed_by(owner)} ({how}). To hand the endpoint over, annotate it with "
         f"{names.ANNOTATION_OPERATOR}={me}.",

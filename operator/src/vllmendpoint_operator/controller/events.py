@@ -12,6 +12,7 @@ from vllmendpoint_api import (
     Condition,
     ConditionEntry,
     ConditionStatus,
+    EventReason,
     HandlerStatus,
     Reason,
     VLLMEndpointStatus,
@@ -82,7 +83,7 @@ def handler_events(before: VLLMEndpointStatus | None, after: VLLMEndpointStatus)
     ):
         if was != now:  # no word of a restart: one that the environment names changes with one
             said.append(f"The handler of {route} changed from {_handler_name(was)} to {_handler_name(now)}.")
-    return [PendingEvent("Normal", "HandlersChanged", " ".join(said))] if said else []
+    return [PendingEvent("Normal", EventReason.HANDLERS_CHANGED, " ".join(said))] if said else []
 
 
 def _handler_name(handler: HandlerStatus) -> str:
@@ -93,12 +94,13 @@ def _handler_name(handler: HandlerStatus) -> str:
 def warning_events(texts: Iterable[str]) -> list[PendingEvent]:
     """What the API server takes and yet warns of: it stands in no condition."""
     return [
-        PendingEvent("Warning", "APIServerWarning", f"the API server warns of the {text}") for text in texts
+        PendingEvent("Warning", EventReason.API_SERVER_WARNING, f"the API server warns of the {text}")
+        for text in texts
     ]
 
 
 def lost_null_events(texts: Iterable[str]) -> list[PendingEvent]:
-    return [PendingEvent("Warning", "PodTemplateNull", text) for text in texts]
+    return [PendingEvent("Warning", EventReason.POD_TEMPLATE_NULL, text) for text in texts]
 
 
 def edit_events(edits: Iterable[Edit]) -> list[PendingEvent]:
@@ -111,7 +113,7 @@ def _accepted_edit_event(edit: Edit) -> PendingEvent:
         f"The API server stores {edit.fields} of the {edit.kind} {edit.name} otherwise than the operator "
         "applies it, because an admission policy or webhook changes it. The operator keeps the stored value."
     )
-    return PendingEvent("Normal", "AdmissionChangeAccepted", message, message)
+    return PendingEvent("Normal", EventReason.ADMISSION_CHANGE_ACCEPTED, message, message)
 
 
 def _reverted_edit_event(edit: Edit) -> PendingEvent:
@@ -120,7 +122,7 @@ def _reverted_edit_event(edit: Edit) -> PendingEvent:
         f"{by} changed {edit.fields} of the {edit.kind} {edit.name}. The operator has restored what the "
         f"{names.KIND} specifies. {advice(edit)}"
     )
-    return PendingEvent("Warning", "ChangeReverted", message, message)
+    return PendingEvent("Warning", EventReason.CHANGE_REVERTED, message, message)
 
 
 def _had_error(entry: ConditionEntry | None) -> bool:

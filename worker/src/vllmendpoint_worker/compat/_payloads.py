@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from vllmendpoint_api import Mode, ModelType, PayloadSource
+from vllmendpoint_api import Mode, ModelType, PayloadSource, Reason
 from vllmendpoint_worker.config.merge import ABSENT, ENV_ENABLED, Refused, Resolved, Sources, merge
 from vllmendpoint_worker.config.sources import TAKEN, ConfigSources
 from vllmendpoint_worker.payload.forms import Form
@@ -101,7 +101,7 @@ def _setting(config: object, name: str) -> object:
         origin = Origin(PayloadSource.CONFIG_FILE, "config")
         what = f"is of type {type(config).__name__}"
         fix = "give an object or a mapping with model, health_check_level, health_check_payload; or None"
-        raise HealthCheckRefusedError([origin.problem(what, fix, reason="InvalidConfigFile")])
+        raise HealthCheckRefusedError([origin.problem(what, fix, reason=Reason.INVALID_CONFIG_FILE)])
     value = getattr(config, name, None)
     return ABSENT if value is None else value
 

@@ -10,7 +10,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from vllmendpoint_api import HandlerSettings, HandlerSource, Problem, Reason, names, script_digest
+from vllmendpoint_api import (
+    SCRIPT_SOURCE,
+    HandlerSettings,
+    HandlerSource,
+    Problem,
+    Reason,
+    names,
+    script_digest,
+)
 from vllmendpoint_worker.options.sagemaker import DEFAULT_MODEL_PATH, ENV_MODEL_PATH, FOLDER, model_path
 
 from .handler_path import FORMATS, HandlerPath, Kind, parse
@@ -226,5 +234,7 @@ def _missing(choice: Choice) -> Problem:
 
 def _problem(reason: Reason, source: HandlerSource, field_: str, what: str, fix: str) -> Problem:
     if source is HandlerSource.DEFAULT:
-        return Problem(reason=reason, source="Script", field="script", message=f"The script {what}: {fix}.")
+        return Problem(
+            reason=reason, source=SCRIPT_SOURCE, field="script", message=f"The script {what}: {fix}."
+        )
     return Problem(reason=reason, source=source.value, field=field_[:128], message=f"{field_} {what}: {fix}.")

@@ -27,6 +27,7 @@ from vllmendpoint_api import (
     ModelType,
     PayloadSource,
     Problem,
+    Reason,
     payload_for,
 )
 from vllmendpoint_worker.payload.forms import RequestFields
@@ -310,19 +311,19 @@ def _default_level(sources: Sources) -> tuple[Level, tuple[Problem, ...]]:
         if level is not None:
             return level, ()
         origin = Origin(PayloadSource.ENVIRONMENT, ENV_LEVEL, confidential=True)
-        return DEFAULT_LEVEL, (_not_a_level(origin, "InvalidEnvironment"),)
+        return DEFAULT_LEVEL, (_not_a_level(origin, Reason.INVALID_ENVIRONMENT),)
     if sources.config_level is not ABSENT:
         value = sources.config_level
         level = _LEVELS.get(value.strip().lower()) if isinstance(value, str) else None
         if level is not None:
             return level, ()
         return DEFAULT_LEVEL, (
-            _not_a_level(Origin(PayloadSource.CONFIG_FILE, "health_check_level"), "InvalidConfigFile"),
+            _not_a_level(Origin(PayloadSource.CONFIG_FILE, "health_check_level"), Reason.INVALID_CONFIG_FILE),
         )
     return DEFAULT_LEVEL, ()
 
 
-def _not_a_level(origin: Origin, reason: str) -> Problem:
+def _not_a_level(origin: Origin, reason: Reason) -> Problem:
     return origin.problem(
         "is not a health-check level", "use minimal, standard or comprehensive", reason=reason
     )

@@ -17,6 +17,7 @@ from vllmendpoint_api import (
     ModelType,
     PayloadSource,
     Problem,
+    Reason,
 )
 from vllmendpoint_worker.payload.expect import regex_error
 from vllmendpoint_worker.payload.forms import SCORING, Form, form_of
@@ -60,7 +61,9 @@ def mode_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[
         elif value:
             origin = Origin(PayloadSource.ENVIRONMENT, name, confidential=True)
             problems.append(
-                origin.problem("is neither true nor false", "use true or false", reason="InvalidEnvironment")
+                origin.problem(
+                    "is neither true nor false", "use true or false", reason=Reason.INVALID_ENVIRONMENT
+                )
             )
     return (Mode.DISABLED if off else Mode.ENFORCE), problems
 
@@ -82,7 +85,7 @@ def period_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tupl
             origin.problem(
                 "is not a number of seconds from 1 to 86400",
                 "use a number such as 30",
-                reason="InvalidEnvironment",
+                reason=Reason.INVALID_ENVIRONMENT,
             )
         ]
     return period, []
@@ -92,7 +95,7 @@ def too_large(spec: HealthCheckSettings) -> list[Problem]:
     """What admission bounds; a file written by hand may not."""
     return [
         Origin(PayloadSource.SPEC, f"healthCheck.{to_camel(name)}").problem(
-            f"is larger than {MAX_NUMBER}", "use a smaller number", reason="InvalidSettings"
+            f"is larger than {MAX_NUMBER}", "use a smaller number", reason=Reason.INVALID_SETTINGS
         )
         for name in HealthCheckSettings.model_fields
         if isinstance(value := getattr(spec, name), int) and value > MAX_NUMBER
@@ -107,7 +110,7 @@ def wrong_expectation(
     if expect is None:
         return []
     origin = Origin(PayloadSource.SPEC, "healthCheck.expect")
-    reason = "InvalidSettings"
+    reason = Reason.INVALID_SETTINGS
     form = form_of(payload) if isinstance(payload, Mapping) else None
     if model_type in POOLED or (model_type is None and form in SCORING | {Form.INPUT}):
         model = "an embedding" if model_type in (ModelType.EMBEDDING, None) else "this type of"

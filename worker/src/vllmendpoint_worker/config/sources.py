@@ -14,7 +14,7 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from vllmendpoint_api import HandlerSettings, ModelType, PayloadSource, Problem, WorkerSettings, names
+from vllmendpoint_api import HandlerSettings, ModelType, PayloadSource, Problem, Reason, WorkerSettings, names
 from vllmendpoint_worker.options.command_line import CommandLine, Engine
 from vllmendpoint_worker.options.conflicts import unfit
 from vllmendpoint_worker.options.rules import frontend_mode
@@ -116,7 +116,7 @@ class ConfigSources:
         origin = Origin(PayloadSource.ENVIRONMENT, names.ENV_MODEL_TYPE, confidential=True)
         return None, (
             origin.problem(
-                "is no type of model", "use Chat, Completion or Embedding", reason="InvalidEnvironment"
+                "is no type of model", "use Chat, Completion or Embedding", reason=Reason.INVALID_ENVIRONMENT
             ),
         )
 
@@ -151,7 +151,7 @@ class ConfigSources:
 
     def _read_settings(self) -> tuple[WorkerSettings, str, list[str], list[Problem]]:
         origin = Origin(PayloadSource.SPEC, names.SETTINGS_FILE)
-        reason = "InvalidSettings"
+        reason = Reason.INVALID_SETTINGS
         try:
             data = _read(self._settings_file)
         except FileNotFoundError:
@@ -190,7 +190,7 @@ class ConfigSources:
 
     def _read_config(self) -> tuple[dict[str, Any], list[Problem]]:
         origin = Origin(PayloadSource.CONFIG_FILE, names.CONFIG_FILE)
-        reason = "InvalidConfigFile"
+        reason = Reason.INVALID_CONFIG_FILE
         if self._two_files:
             what = f"is named twice, by {names.ENV_CONFIG_FILE} and by --config"
             return {}, [origin.problem(what, "name one config file", reason=reason)]
@@ -290,7 +290,7 @@ def _parse_yaml(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
     return value, None
 
 
-def _settings_problems(error: ValidationError, origin: Origin, reason: str) -> list[Problem]:
+def _settings_problems(error: ValidationError, origin: Origin, reason: Reason) -> list[Problem]:
     problems = []
     for detail in error.errors(include_input=False, include_url=False)[:8]:
         path = ".".join(str(part) for part in detail["loc"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_api import SCRIPT_SOURCE, HandlerSource, Problem, Reason
 from vllmendpoint_worker.options.sagemaker import FOLDER, model_path
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 
@@ -60,7 +60,7 @@ class Requirements:
     """Changes when what would be installed may change."""
 
     def problem(self, what: str, fix: str, reason: Reason = Reason.REQUIREMENTS_NOT_INSTALLED) -> Problem:
-        source = HandlerSource.ENVIRONMENT.value if self.field == ENV_ARGUMENTS else "Script"
+        source = HandlerSource.ENVIRONMENT.value if self.field == ENV_ARGUMENTS else SCRIPT_SOURCE
         return Problem(
             reason=reason, source=source, field=self.field, message=f"{self.field} {what}: {fix}."[:2048]
         )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem
+from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem, Reason
 
 from .forms import BY_DYNAMO, PARTNERS, SCORING, SUGGESTED, Form, RequestFields, form_of, request_name, unfit
 
@@ -62,8 +62,6 @@ _MEANT: Final = {
 }
 """Names that other APIs, and older versions of vLLM, have for a field."""
 
-INVALID_PAYLOAD: Final = "InvalidPayload"
-
 _MIXED: Final = "mixes token ids with text"
 
 _UNSUPPORTED: Final = {
@@ -83,7 +81,9 @@ class Origin:
     correct: str = "Correct the payload"
     """What to do where vLLM refuses it."""
 
-    def problem(self, what: str, fix: str, *, reason: str = INVALID_PAYLOAD, field: str = "") -> Problem:
+    def problem(
+        self, what: str, fix: str, *, reason: Reason = Reason.INVALID_PAYLOAD, field: str = ""
+    ) -> Problem:
         """One refused setting. ``field`` is a known field inside the payload, where one is at fault."""
         where = f"{self.field}.{field}" if field else self.field
         return Problem(
@@ -100,7 +100,7 @@ class Origin:
                 "Correct the payload, or send it to the worker's API to read the sentence."
             )
         return Problem(
-            reason=INVALID_PAYLOAD,
+            reason=Reason.INVALID_PAYLOAD,
             source=str(self.source),
             field=where[:128],
             message=f"{where} is refused by vLLM{says}",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllmendpoint_api import Mode, PingReport, PingState, ProbeReport, Verdict, VerdictReport
+from vllmendpoint_api import Mode, PingReport, PingState, ProbeReport, Reason, Verdict, VerdictReport
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.serving.state import Board
 
@@ -75,7 +75,7 @@ class Publisher:
         self._board.update(
             verdict=VerdictReport(
                 state=self.verdict,
-                reason="ProbingDisabled" if disabled else state.reason,
+                reason=Reason.PROBING_DISABLED if disabled else state.reason,
                 message="Probing is off." if disabled else state.message[:2048],
                 since=self._since[1],
                 last_proof_of_life=self._clock.wall_of(proof) if proof is not None else None,

@@ -14,7 +14,7 @@ One frozen :class:`State`, one function :func:`decide`; time comes in with the e
 from dataclasses import dataclass, replace
 from typing import Final
 
-from vllmendpoint_api import Mode, Outcome, Verdict
+from vllmendpoint_api import Mode, Outcome, Reason, Verdict
 
 __all__ = [
     "CRITICAL_STEPS",
@@ -37,7 +37,6 @@ __all__ = [
 CRITICAL_STEPS: Final = 3
 """A stop is certain after so many times the longest recent engine step (a long prefill is one step)."""
 
-UNEXPECTED_ANSWER: Final = "UnexpectedAnswer"
 
 HEALTHY: Final = frozenset({Verdict.GENERATING, Verdict.BUSY})
 
@@ -119,7 +118,7 @@ class State:
 
     @staticmethod
     def start(at: float) -> "State":
-        return State(Verdict.STARTING, at, "Starting", "No probe has ended yet.")
+        return State(Verdict.STARTING, at, Reason.STARTING, "No probe has ended yet.")
 
 
 def decide(state: State, event: Event, rules: Rules) -> State:
@@ -133,7 +132,7 @@ def decide(state: State, event: Event, rules: Rules) -> State:
                 state,
                 Verdict.DEAD,
                 at,
-                "EngineDead",
+                Reason.ENGINE_DEAD,
                 f"The engine is gone{why}; the worker ends and is restarted.",
             )
         case UserFinished(at):
@@ -174,7 +173,7 @@ def _probed(state: State, event: ProbeEnded, rules: Rules) -> State:
             if _stopped(event.progress, event.at, rules):
                 return _stall(state, event.at, event.progress, rules)
             if state.wrong:
-                return _to(state, Verdict.FAILING, event.at, UNEXPECTED_ANSWER, state.wrong)
+                return _to(state, Verdict.FAILING, event.at, Reason.UNEXPECTED_ANSWER, state.wrong)
             return _to(
                 replace(state, failures=0),
                 Verdict.BUSY,
@@ -188,7 +187,7 @@ def _probed(state: State, event: ProbeEnded, rules: Rules) -> State:
             if failures < rules.failure_threshold and state.verdict is not Verdict.FAILING:
                 return state
             unexpected = event.outcome is Outcome.UNEXPECTED_ANSWER
-            reason = UNEXPECTED_ANSWER if unexpected else "ProbeFailed"
+            reason = Reason.UNEXPECTED_ANSWER if unexpected else Reason.PROBE_FAILED
             what = "an unexpected answer" if unexpected else "an error"
             why = f" ({event.detail})" if event.detail else ""
             message = f"Probes end in {what}{why}."
@@ -223,7 +222,7 @@ def _stall(state: State, at: float, progress: ProgressSeen, rules: Rules) -> Sta
         # Rounded up to the rule's window, so that the sentence does not change with every probe.
         still = f"has scheduled no token for {_window(progress, rules):g} s"
     message = f"The probe got no answer within {rules.timeout:g} s and the engine {still}."
-    return _to(state, Verdict.STALLED, at, "EngineStalled", message)
+    return _to(state, Verdict.STALLED, at, Reason.ENGINE_STALLED, message)
 
 
 def _stopped(progress: ProgressSeen, at: float, rules: Rules) -> bool:

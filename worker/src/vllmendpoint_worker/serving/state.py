@@ -18,6 +18,7 @@ from vllmendpoint_api import (
     PingReport,
     ProbeReport,
     RankReport,
+    Reason,
     Stage,
     StageReport,
     Verdict,
@@ -70,7 +71,7 @@ class Board:
         now = self._clock.wall()
         self._facts = Facts(
             stage=StageReport(name=Stage.IMPORTING, since=now),
-            verdict=VerdictReport(state=Verdict.STARTING, reason="Starting", since=now),
+            verdict=VerdictReport(state=Verdict.STARTING, reason=Reason.STARTING, since=now),
         )
 
     @property
@@ -136,7 +137,7 @@ class Board:
             if verdict.state != Verdict.DEAD:
                 verdict = VerdictReport(
                     state=Verdict.STALLED,
-                    reason="EngineStalled",
+                    reason=Reason.ENGINE_STALLED,
                     message="The worker's own event loop is blocked"
                     f"{f' by a custom handler, {where}' if where else ''}: nothing can be asked or answered.",
                     since=self._clock.wall_of(self._clock.monotonic() - blocked).replace(microsecond=0),

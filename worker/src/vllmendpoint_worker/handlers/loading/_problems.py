@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from vllmendpoint_api import HandlerSource, Problem, Reason
+from vllmendpoint_api import SCRIPT_SOURCE, HandlerSource, Problem, Reason
 from vllmendpoint_worker.config.handler_path import HandlerPath
 from vllmendpoint_worker.config.handler_sources import Wanted
 from vllmendpoint_worker.errors import GivenUpError, HandlerTimeoutError
@@ -41,7 +41,7 @@ def problem_of(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Probl
     reason, what, fix = _said(error, wanted, named, seconds)
     if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUTS):
         logger.error("The handlers' code failed", exc_info=error)
-    source = "Script" if failed.source is HandlerSource.DEFAULT else failed.source.value
+    source = SCRIPT_SOURCE if failed.source is HandlerSource.DEFAULT else failed.source.value
     # What the environment says may be secret, what the spec says is not.
     text = f" ({named.text[:256]})" if named is not None and failed.source is HandlerSource.SPEC else ""
     return Problem(
@@ -60,7 +60,7 @@ def unnamed_problem(error: BaseException, wanted: Wanted, seconds: float) -> Pro
         return problem_of(failed, wanted, seconds)
     return Problem(
         reason=Reason.HANDLER_IMPORT_FAILED,
-        source="Script",
+        source=SCRIPT_SOURCE,
         field="handlers",
         message=f"The worker failed while it loaded the handlers ({type(error).__name__}). Its log has the "
         "traceback; restart the worker, and report it if it happens again.",
