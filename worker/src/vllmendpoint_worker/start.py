@@ -17,7 +17,7 @@ from vllmendpoint_api import Reason, Stage, names
 
 from .config.configuration import Configuration
 from .config.sources import GUIDE_VARIABLES, TAKEN, ConfigSources
-from .engine.engine_errors import ENGINE, download_failed
+from .engine.engine_errors import ENGINE_ERRORS, download_failed
 from .errors import EngineStartError
 from .options.conflicts import named
 from .options.sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
@@ -25,9 +25,9 @@ from .packages.install import Packages
 from .process.cpu_threads import ENV_THREADS, omp_threads
 from .process.dynamo_log import log_filter
 from .process.listening import dynamo_hosts, network
-from .process.shutdown import leave, tell_kubernetes
+from .process.shutdown import terminate, write_termination_message
 from .serving.report_server import ReportServer
-from .serving.state import Board
+from .serving.state import WorkerState
 
 __all__ = ["ENV_REPORT_HOST", "ENV_SAGEMAKER_HOST", "port_of", "start"]
 
@@ -40,20 +40,20 @@ ENV_REPORT_HOST: Final = "VLLMENDPOINT_REPORT_HOST"
 def start(argv: list[str]) -> NoReturn:
     """Run the worker and end the process: 0 after a signal, else not."""
     _log_to_stderr()
-    board = Board(worker_version=_version(), pod_uid=os.environ.get("POD_UID", ""))
-    _end_on_signals(board)
+    state = WorkerState(worker_version=_version(), pod_uid=os.environ.get("POD_UID", ""))
+    _end_on_signals(state)
     server = ReportServer(
-        board,
+        state,
         os.environ.get(ENV_REPORT_HOST, ""),
         port_of(names.ENV_REPORT_PORT, names.REPORT_PORT),
     )
     try:
         server.start()
     except OSError as error:
-        leave(1, f"The report port cannot be bound: {error.strerror}.")
+        terminate(1, f"The report port cannot be bound: {error.strerror}.")
     logger.info("The report port %d answers", server.port)
 
-    configuration = Configuration(ConfigSources(os.environ, without_serve(argv)), board)
+    configuration = Configuration(ConfigSources(os.environ, without_serve(argv)), state)
     for name in GUIDE_VARIABLES:  # read already; upstream must not see them, not even while it is imported
         if (value := os.environ.pop(name, None)) is not None:
             TAKEN[name] = value
@@ -66,33 +66,33 @@ def start(argv: list[str]) -> NoReturn:
         os.environ[ENV_THREADS] = str(threads)
         logger.info("The engine computes with %d threads (%s)", threads, ENV_THREADS)
     try:
-        board.stage(Stage.CONFIGURING)
-        asyncio.run(_configured(configuration, board))
-        board.stage(Stage.IMPORTING)
+        state.enter_stage(Stage.CONFIGURING)
+        asyncio.run(_configured(configuration, state))
+        state.enter_stage(Stage.IMPORTING)
         from .engine.worker import Worker  # noqa: PLC0415  (10-25 s: Dynamo, vLLM and torch)
 
         code, why = Worker(
             configuration,
             os.environ,
-            board,
+            state,
             server,
             host=os.environ.get(ENV_SAGEMAKER_HOST, ""),
             port=port_of(names.ENV_SAGEMAKER_PORT, names.SAGEMAKER_PORT),
         ).run()
     except Exception as error:
         logger.exception("The worker failed")
-        code, why = 1, _cause(board, error)
-    leave(code, why)
+        code, why = 1, _cause(state, error)
+    terminate(code, why)
 
 
-def _cause(board: Board, error: Exception) -> str:
+def _cause(state: WorkerState, error: Exception) -> str:
     """The engine's own error, where ``error`` only says that there was one."""
-    stage = board.facts.stage
+    stage = state.snapshot.stage
     told = download_failed(stage.detail, error) if stage.name == Stage.DOWNLOADING else None
-    return told or ENGINE.behind(error)
+    return told or ENGINE_ERRORS.root_cause(error)
 
 
-async def _configured(configuration: Configuration, board: Board) -> None:
+async def _configured(configuration: Configuration, state: WorkerState) -> None:
     """What can be told before anything heavy is imported; what is in S3: the model, and its data, which may
     hold handlers; and the packages that these need.
     """
@@ -112,28 +112,28 @@ async def _configured(configuration: Configuration, board: Board) -> None:
         for each in wanted:
             await each.fetched(
                 lambda problem: configuration.refuse((problem,), loaded, first=True),
-                lambda line: board.stage(Stage.DOWNLOADING, line),
+                lambda line: state.enter_stage(Stage.DOWNLOADING, line),
             )
     loaded = await configuration.preflight()
     await Packages(os.environ).installed(
         lambda problem: configuration.refuse((problem,), loaded, first=True),
-        lambda line: board.stage(Stage.CONFIGURING, line),
+        lambda line: state.enter_stage(Stage.CONFIGURING, line),
     )
     await configuration.preflight()
 
 
-def _end_on_signals(board: Board) -> None:
+def _end_on_signals(state: WorkerState) -> None:
     """Until the worker is registered nobody uses it: SIGTERM and SIGINT end it at once, with its children."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         del frame
-        stage = board.facts.stage
+        stage = state.snapshot.stage
         reached = f"{stage.name}, reached at {stage.since:%H:%M:%S} UTC"
         logger.info("Signal %d during the start (%s): the worker ends", number, reached)
         # The kubelet ends a worker whose start-up budget is used up; this is all that is left of it.
-        tell_kubernetes(f"It was ended in the stage {reached}.")
-        board.stage(Stage.STOPPING)
-        leave(0)
+        write_termination_message(f"It was ended in the stage {reached}.")
+        state.enter_stage(Stage.STOPPING)
+        terminate(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
@@ -145,7 +145,7 @@ def port_of(name: str, default: int) -> int:
     if not raw:
         return default
     if not raw.isdecimal() or len(raw) > 5 or int(raw) > 65535:
-        leave(1, f"{name} is not a port number from 0 to 65535.")
+        terminate(1, f"{name} is not a port number from 0 to 65535.")
     return int(raw)
 
 

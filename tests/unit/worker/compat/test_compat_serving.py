@@ -29,7 +29,7 @@ from vllmendpoint_worker.config.merge import ABSENT
 from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.errors import ConfigurationRefusedError
 from vllmendpoint_worker.handlers import HandlerRoom
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("nothing_set")
 async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
     sources = ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(tmp_path)})
     assert sources.load().sources.custom_default is ABSENT
-    configuration = Configuration(sources, Board(worker_version="test"))
+    configuration = Configuration(sources, WorkerState(worker_version="test"))
     await configuration.load()
     changed = asyncio.create_task(configuration.changed())
     mine = dict(OTHER)

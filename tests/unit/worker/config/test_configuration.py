@@ -10,7 +10,7 @@ import pytest
 from vllmendpoint_worker.config import configuration as module
 from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.config.sources import ConfigSources, Loaded
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 
 def write(folder: Path, name: str) -> None:
@@ -23,7 +23,7 @@ def write(folder: Path, name: str) -> None:
 def made(tmp_path: Path) -> Configuration:
     write(tmp_path, "one")
     sources = ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(tmp_path)})
-    return Configuration(sources, Board(worker_version="test"))
+    return Configuration(sources, WorkerState(worker_version="test"))
 
 
 async def test_a_change_while_a_script_is_imported_is_not_lost(made: Configuration, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ async def test_calls_of_handlers_that_hang_keep_no_change_from_being_seen(
 
 
 def test_a_signal_may_come_in_the_middle_of_an_update() -> None:
-    board = Board(worker_version="test")
-    with board._lock:
-        board.update(why_not_ready="the worker is ending")
-    assert board.facts.why_not_ready == "the worker is ending"
+    state = WorkerState(worker_version="test")
+    with state._lock:
+        state.update(not_ready_reason="the worker is ending")
+    assert state.snapshot.not_ready_reason == "the worker is ending"

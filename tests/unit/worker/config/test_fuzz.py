@@ -33,7 +33,7 @@ from vllmendpoint_operator.reports.streams import parse
 from vllmendpoint_worker.config.merge import Found, Refused, Resolved, Sources, merge
 from vllmendpoint_worker.config.sources import ConfigSources, Loaded
 from vllmendpoint_worker.payload.forms import RequestFields
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 S = PayloadSource
 REASONS = {reason.value for reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]}
@@ -64,7 +64,7 @@ def folder() -> Iterator[Path]:
 
 def told(result: Resolved | Refused, loaded: Loaded | None = None) -> str:
     """All that is said of a result; it must be fit for a report that the operator can read."""
-    board = Board(worker_version="1", pod_uid="uid")
+    state = WorkerState(worker_version="1", pod_uid="uid")
     common: dict[str, Any] = {}
     if loaded is not None:
         common = {"settings_hash": loaded.settings_hash, "warnings": loaded.warnings[:16]}
@@ -76,11 +76,11 @@ def told(result: Resolved | Refused, loaded: Loaded | None = None) -> str:
             assert problem.message.endswith(".")
         problems = result.problems[:16]
         refused = ConfigurationReport(state=ConfigurationState.REJECTED, problems=problems, **common)
-        board.update(configuration=refused)
+        state.update(configuration=refused)
     else:
         resolved = ConfigurationReport(state=ConfigurationState.RESOLVED, **common)
-        board.update(configuration=resolved, health_check=result.report())
-    line = json.dumps(board.report().wire()).encode()
+        state.update(configuration=resolved, health_check=result.report())
+    line = json.dumps(state.report().wire()).encode()
     report = parse(line, "uid")
     if isinstance(result, Resolved):
         assert report.health_check is not None

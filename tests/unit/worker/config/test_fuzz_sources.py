@@ -31,7 +31,7 @@ from vllmendpoint_worker.config.sources import ConfigSources, Loaded
 from vllmendpoint_worker.options.arguments import from_config, split
 from vllmendpoint_worker.options.conflicts import differing, refused
 from vllmendpoint_worker.options.sagemaker import container_environment
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 REASONS = {reason.value for reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]}
 NAMES = {"-tp": "tensor_parallel_size", "--tensor-parallel-size": "tensor_parallel_size"}
@@ -64,11 +64,11 @@ def told(loaded: Loaded) -> dict[str, str]:
         assert problem.message.endswith(".")
     state = ConfigurationState.REJECTED if problems else ConfigurationState.RESOLVED
     warnings = loaded.warnings[:16]
-    board = Board(worker_version="1", pod_uid="uid")
-    board.update(
+    worker = WorkerState(worker_version="1", pod_uid="uid")
+    worker.update(
         configuration=ConfigurationReport(state=state, problems=tuple(problems[:16]), warnings=warnings)
     )
-    line = json.dumps(board.report().wire())
+    line = json.dumps(worker.report().wire())
     assert parse(line.encode(), "uid").configuration.state == state
     return {problem.field: problem.message for problem in problems}
 

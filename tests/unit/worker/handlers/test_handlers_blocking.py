@@ -16,7 +16,7 @@ from vllmendpoint_worker.config.handler_sources import Wanted, read
 from vllmendpoint_worker.handlers import PingWatch, Unblocker, _unblock
 from vllmendpoint_worker.handlers.loading import _load
 from vllmendpoint_worker.process.clock import Clock
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 PING = "async def custom_sagemaker_ping_handler(request):\n"
 MENDED = f"{PING}    return 1\n"
@@ -38,7 +38,7 @@ class ManualClock(Clock):
 
 
 class Blocked:
-    """The loop, as the board sees it; in a tenth of its time."""
+    """The loop, as the worker state sees it; in a tenth of its time."""
 
     def __init__(self, served: Served, *, serving: bool = False) -> None:
         self.served = served
@@ -200,37 +200,37 @@ async def test_what_is_no_code_of_the_customers_is_not_interrupted(served: Serve
 # --- what the report says ---
 
 
-def starting() -> tuple[Board, ManualClock]:
+def starting() -> tuple[WorkerState, ManualClock]:
     clock = ManualClock()
-    board = Board(worker_version="1", clock=clock)
-    board.stage(Stage.WARMING)
-    board.update(verdict=VerdictReport(state=Verdict.STARTING, since=datetime.now(UTC)))
-    board.beat(starting=True)
-    return board, clock
+    state = WorkerState(worker_version="1", clock=clock)
+    state.enter_stage(Stage.WARMING)
+    state.update(verdict=VerdictReport(state=Verdict.STARTING, since=datetime.now(UTC)))
+    state.heartbeat(starting=True)
+    return state, clock
 
 
 def test_a_handler_that_blocks_the_start_is_named() -> None:
-    board, clock = starting()
-    board.culprit = lambda: "model.py line 3"
+    state, clock = starting()
+    state.blocking_frame = lambda: "model.py line 3"
     clock.now += 7.9
-    assert board.report().verdict.state == Verdict.STARTING
+    assert state.report().verdict.state == Verdict.STARTING
     clock.now += 0.2
-    report = board.report()
+    report = state.report()
     assert (report.ready, report.started, report.verdict.state) == (False, False, Verdict.STALLED)
     assert "blocked by a custom handler, model.py line 3" in report.verdict.message
     assert (report.stage.name, report.stage.detail) == (
         Stage.WARMING,
         "a custom handler blocks the worker, model.py line 3",
     )
-    board.beat(starting=True)
-    assert board.report().stage.detail == ""
+    state.heartbeat(starting=True)
+    assert state.report().stage.detail == ""
 
 
 def test_a_start_that_blocks_the_loop_itself_is_no_stall() -> None:
-    board, clock = starting()
+    state, clock = starting()
     clock.now += 1000.0
-    assert board.blocked_for() == 0.0
-    assert board.report().verdict.state == Verdict.STARTING
-    board.beat()
+    assert state.blocked_for() == 0.0
+    assert state.report().verdict.state == Verdict.STARTING
+    state.heartbeat()
     clock.now += 1000.0
-    assert board.blocked_for() == 1000.0
+    assert state.blocked_for() == 1000.0

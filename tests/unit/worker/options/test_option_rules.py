@@ -13,7 +13,7 @@ from vllmendpoint_worker.options.conflicts import from_arguments
 from vllmendpoint_worker.options.dynamo_numbers import NUMBERS, malformed_numbers
 from vllmendpoint_worker.options.rules import frontend_mode
 from vllmendpoint_worker.options.shared import Parsers, engine_arguments, share
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 MODE = "VLLMENDPOINT_FRONTEND_MODE"
 
@@ -26,7 +26,7 @@ async def fields_refused(
         (tmp_path / "config.yaml").write_text(config)
         environ = environ | {"VLLMENDPOINT_CONFIG_FILE": str(tmp_path / "config.yaml")}
     sources = ConfigSources({"SM_VLLM_MODEL": "org/name", **environ}, argv)
-    configuration = Configuration(sources, Board(worker_version="0"))
+    configuration = Configuration(sources, WorkerState(worker_version="0"))
     try:
         configuration.check(await configuration.load())
     except ConfigurationRefusedError as error:

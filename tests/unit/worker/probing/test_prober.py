@@ -18,7 +18,7 @@ from vllmendpoint_worker.probing.prober import Prober, ProbeResult, ProbeSetting
 from vllmendpoint_worker.probing.progress import PROBE_PREFIX, Progress
 from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.verdict import Rules, State
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -272,16 +272,16 @@ async def test_disabled_asks_nothing() -> None:
 
 
 @asynccontextmanager
-async def beating(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, Board, list[str]]]:
+async def beating(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, WorkerState, list[str]]]:
     """A worker that serves and beats, and the ends that liveness made of it."""
     ends: list[str] = []
-    monkeypatch.setattr(liveness, "leave", lambda code, why: ends.append(why))
-    board = Board(worker_version="1.2.3", clock=LoopClock())
-    shown = Publisher(board, LoopClock())
+    monkeypatch.setattr(liveness, "terminate", lambda code, why: ends.append(why))
+    state = WorkerState(worker_version="1.2.3", clock=LoopClock())
+    shown = Publisher(state, LoopClock())
     shown.resolved = shown.warmed = shown.serving = True
-    beats = asyncio.create_task(liveness.Liveness(board, shown, lambda: 1.0, LoopClock()).run())
+    beats = asyncio.create_task(liveness.Liveness(state, shown, lambda: 1.0, LoopClock()).run())
     try:
-        yield shown, board, ends
+        yield shown, state, ends
     finally:
         beats.cancel()
         await asyncio.wait({beats}, timeout=5)
@@ -293,19 +293,19 @@ async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
 ) -> None:
     engine = FakeEngine()
     engine.behaviour = "hang"
-    async with beating(monkeypatch) as (shown, board, left), probing(engine, settings()) as prober:
+    async with beating(monkeypatch) as (shown, state, left), probing(engine, settings()) as prober:
         shown.prober = prober
         await until(lambda: prober.state.verdict is Verdict.STALLED)
         prober.configure(settings(mode=Mode.DISABLED))
         shown.publish()
-        assert board.readiness() == (True, "")
+        assert state.readiness() == (True, "")
         assert (shown.verdict, shown.fit(), shown.healthy()) == (Verdict.DISABLED, True, True)
         await asyncio.sleep(1.0)
         engine.behaviour = "wait"
         prober.configure(settings(timeout=5.0))
         assert prober.state.verdict is Verdict.STARTING
         await until(lambda: engine.running == 1)
-        await asyncio.sleep(2 * liveness.BEAT_SECONDS)
+        await asyncio.sleep(2 * liveness.HEARTBEAT_SECONDS)
         engine.go.set()
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         assert left == []

@@ -15,7 +15,7 @@ from vllmendpoint_worker.probing.progress import EngineProgress
 from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.ranks import Ranks
 from vllmendpoint_worker.probing.trial import warm_up
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -167,15 +167,15 @@ async def test_the_proof_of_life_is_that_of_the_rank_that_has_been_silent_longes
 @on_virtual_time
 async def test_the_report_names_the_rank_and_the_worker_is_not_ready() -> None:
     engines = Engines(0, 1)
-    board = Board(worker_version="test", clock=LoopClock())
-    shown = Publisher(board, LoopClock())
+    state = WorkerState(worker_version="test", clock=LoopClock())
+    shown = Publisher(state, LoopClock())
     shown.resolved = shown.serving = shown.warmed = True
     async with probing(engines, settings(period=0.4, timeout=0.3), shown.publish) as ranks:
         shown.prober = ranks
-        await until(lambda: board.facts.ready)
+        await until(lambda: state.snapshot.ready)
         engines.of[1].behaviour = "hang"
-        await until(lambda: not board.facts.ready)
-        report = board.report()
+        await until(lambda: not state.snapshot.ready)
+        report = state.report()
         assert report.verdict.state == Verdict.STALLED
         assert "rank 1" in report.verdict.message
         assert [(one.rank, one.state, one.reason) for one in report.ranks] == [

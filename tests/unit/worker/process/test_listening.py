@@ -16,10 +16,10 @@ from vllmendpoint_worker.process.listening import Network, dynamo_hosts, listene
 
 REPORT_SERVER = """
 import json, socket, sys
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 from vllmendpoint_worker.process.listening import network
 from vllmendpoint_worker.serving.report_server import ReportServer
-server = ReportServer(Board(worker_version="1", pod_uid=""), sys.argv[1], 0)
+server = ReportServer(WorkerState(worker_version="1", pod_uid=""), sys.argv[1], 0)
 server.start()
 answered = []
 for address in sys.argv[2:]:

@@ -18,7 +18,7 @@ from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.serving import report_server
 from vllmendpoint_worker.serving.report_server import ReportServer
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -37,13 +37,13 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def board(clock: ManualClock) -> Board:
-    return Board(worker_version="1.2.3", pod_uid="uid", clock=clock)
+def state(clock: ManualClock) -> WorkerState:
+    return WorkerState(worker_version="1.2.3", pod_uid="uid", clock=clock)
 
 
 @pytest.fixture
-def server(board: Board) -> Iterator[ReportServer]:
-    server = ReportServer(board, "127.0.0.1", 0)
+def server(state: WorkerState) -> Iterator[ReportServer]:
+    server = ReportServer(state, "127.0.0.1", 0)
     server.start()
     yield server
     server.stop()
@@ -80,11 +80,11 @@ def test_from_the_first_second_it_says_that_it_starts(server: ReportServer) -> N
     assert ask(server, "/probe", "POST")[0] == 503
 
 
-def test_ready_and_started_follow_the_board(server: ReportServer, board: Board) -> None:
-    board.update(ready=True, started=True)
+def test_ready_and_started_follow_the_worker_state(server: ReportServer, state: WorkerState) -> None:
+    state.update(ready=True, started=True)
     assert ask(server, "/ready")[0] == 200
     assert ask(server, "/started")[0] == 200
-    board.update(ready=False, why_not_ready="the verdict is Stalled")
+    state.update(ready=False, not_ready_reason="the verdict is Stalled")
     assert ask(server, "/ready") == (503, b"the verdict is Stalled\n")
 
 
@@ -175,15 +175,15 @@ class Watch:
 
 
 def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
-    server: ReportServer, board: Board, monkeypatch: pytest.MonkeyPatch
+    server: ReportServer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 3.0)
     watch = Watch(server)
     assert watch.line().stage.name == Stage.IMPORTING
     began = time.monotonic()
-    board.stage(Stage.CONFIGURING)
+    state.enter_stage(Stage.CONFIGURING)
     assert watch.line().stage.name == Stage.CONFIGURING
-    board.update(configuration=ConfigurationReport(settings_hash="new"))
+    state.update(configuration=ConfigurationReport(settings_hash="new"))
     assert watch.line().configuration.settings_hash == "new"
     assert time.monotonic() - began < 2.9
     assert watch.line().configuration.settings_hash == "new"
@@ -192,25 +192,25 @@ def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
 
 
 def test_a_proof_of_life_alone_sends_no_line(
-    server: ReportServer, board: Board, monkeypatch: pytest.MonkeyPatch
+    server: ReportServer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 1.0)
     watch = Watch(server)
     watch.line()
     began = time.monotonic()
-    verdict = board.facts.verdict
+    verdict = state.snapshot.verdict
     for _ in range(20):
-        board.update(verdict=verdict.model_copy(update={"last_proof_of_life": datetime.now(UTC)}))
+        state.update(verdict=verdict.model_copy(update={"last_proof_of_life": datetime.now(UTC)}))
     assert watch.line().verdict.last_proof_of_life is not None
     assert time.monotonic() - began > 0.5  # nothing came before the heartbeat
     watch.close()
 
 
-def test_many_changes_between_two_lines_are_one_line(server: ReportServer, board: Board) -> None:
+def test_many_changes_between_two_lines_are_one_line(server: ReportServer, state: WorkerState) -> None:
     watch = Watch(server)
     watch.line()
     for number in range(200):
-        board.update(configuration=ConfigurationReport(settings_hash=str(number)))
+        state.update(configuration=ConfigurationReport(settings_hash=str(number)))
     lines = 0
     while watch.line().configuration.settings_hash != "199":
         lines += 1
@@ -219,19 +219,19 @@ def test_many_changes_between_two_lines_are_one_line(server: ReportServer, board
 
 
 def test_a_main_loop_that_no_longer_beats_is_a_stall(
-    server: ReportServer, board: Board, clock: ManualClock
+    server: ReportServer, state: WorkerState, clock: ManualClock
 ) -> None:
     blocked: list[float] = []
     server.blocked = blocked.append
-    board.update(
+    state.update(
         ready=True,
         verdict=VerdictReport(state=Verdict.GENERATING, since=datetime.now(UTC)),
     )
-    board.beat()
+    state.heartbeat()
     watch = Watch(server)
     assert watch.line().ready
     clock.now += 7.9
-    assert board.report().ready
+    assert state.report().ready
     clock.now += 0.2
     line = watch.line()
     assert (line.ready, line.verdict.state, line.verdict.reason) == (False, Verdict.STALLED, "EngineStalled")
@@ -240,31 +240,31 @@ def test_a_main_loop_that_no_longer_beats_is_a_stall(
     assert ask(server, "/live")[0] == 200
     while not blocked:
         time.sleep(0.05)
-    board.beat()
+    state.heartbeat()
     assert watch.line().verdict.state == Verdict.GENERATING
-    board.rest()
+    state.stop_heartbeat()
     clock.now += 100.0
-    assert board.report().ready
+    assert state.report().ready
     watch.close()
 
 
-def test_before_it_serves_the_main_loop_may_be_busy(board: Board, clock: ManualClock) -> None:
+def test_before_it_serves_the_main_loop_may_be_busy(state: WorkerState, clock: ManualClock) -> None:
     clock.now += 1000.0
-    assert board.blocked_for() == 0.0
+    assert state.blocked_for() == 0.0
 
 
-def test_a_port_that_is_taken_is_an_error(server: ReportServer, board: Board) -> None:
-    second = ReportServer(board, "127.0.0.1", server.port)
+def test_a_port_that_is_taken_is_an_error(server: ReportServer, state: WorkerState) -> None:
+    second = ReportServer(state, "127.0.0.1", server.port)
     with pytest.raises(OSError, match="in use"):
         second.start()
 
 
-async def test_stop_ends_watchers(board: Board) -> None:
-    server = ReportServer(board, "127.0.0.1", 0)
+async def test_stop_ends_watchers(state: WorkerState) -> None:
+    server = ReportServer(state, "127.0.0.1", 0)
     server.start()
     watch = await asyncio.to_thread(Watch, server)
     await asyncio.to_thread(watch.line)
     await asyncio.to_thread(server.stop)
     assert not server._thread.is_alive()
-    board.stage(Stage.STOPPING)
+    state.enter_stage(Stage.STOPPING)
     watch.close()

@@ -1,7 +1,7 @@
 """The configuration in force: loaded, merged, translated; kept while a newer one is refused.
 
-Between the pure modules and the running worker: it publishes what it decides on the board, and hands a new
-health check to whoever runs it.
+Between the pure modules and the running worker: it publishes what it decides in the worker state, and hands
+a new health check to whoever runs it.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from vllmendpoint_worker.options.rules import refused_options
 from vllmendpoint_worker.options.shared import Parsers, share
 from vllmendpoint_worker.payload.forms import RequestFields
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
-from vllmendpoint_worker.process.run_blocking import aside
+from vllmendpoint_worker.process.run_blocking import run_blocking
 from vllmendpoint_worker.refusals import Refusal, field_of, shown
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 from .custom_default import CUSTOM_DEFAULT
 from .handler_sources import Wanted
@@ -55,9 +55,9 @@ class Configuration:
     during the start.
     """
 
-    def __init__(self, sources: ConfigSources, board: Board) -> None:
+    def __init__(self, sources: ConfigSources, state: WorkerState) -> None:
         self._sources = sources
-        self._board = board
+        self._state = state
         self._signature: dict[Path, object] = {}
         self._custom_default = CUSTOM_DEFAULT.version
         self.fields: RequestFields | None = None
@@ -75,9 +75,9 @@ class Configuration:
             except ConfigurationRefusedError as error:
                 self.refuse(error.problems, loaded, first=True)
             else:
-                self._board.update(started=False, why_not_ready="the worker is starting")
-                if self._board.facts.configuration.state == ConfigurationState.REJECTED:
-                    self._board.update(configuration=ConfigurationReport(settings_hash=loaded.settings_hash))
+                self._state.update(started=False, not_ready_reason="the worker is starting")
+                if self._state.snapshot.configuration.state == ConfigurationState.REJECTED:
+                    self._state.update(configuration=ConfigurationReport(settings_hash=loaded.settings_hash))
                 return loaded
             await self.changed()
 
@@ -121,9 +121,9 @@ class Configuration:
         """
         for _ in range(_READS):
             self._custom_default = CUSTOM_DEFAULT.version
-            self._signature = await aside(self._sources.signature)
-            loaded = self._parsed(await aside(self._sources.load))
-            if self._signature == await aside(self._sources.signature):
+            self._signature = await run_blocking(self._sources.signature)
+            loaded = self._parsed(await run_blocking(self._sources.load))
+            if self._signature == await run_blocking(self._sources.signature):
                 break
         return loaded
 
@@ -171,15 +171,15 @@ class Configuration:
             await asyncio.sleep(POLL_SECONDS)
             if CUSTOM_DEFAULT.version != self._custom_default:
                 return
-            if await aside(self._sources.signature) != self._signature:
+            if await run_blocking(self._sources.signature) != self._signature:
                 return
 
     def accept(self, resolved: Resolved, loaded: Loaded, notes: tuple[str, ...] = ()) -> None:
-        """Put on the board and log what is in force now."""
+        """Publish and log what is in force now."""
         self.resolved = resolved
         for warning in loaded.warnings:
             logger.warning("Configuration: %s", warning)
-        self._board.update(
+        self._state.update(
             configuration=ConfigurationReport(
                 state=ConfigurationState.RESOLVED,
                 settings_hash=loaded.settings_hash,
@@ -198,11 +198,11 @@ class Configuration:
 
     def postpone(self) -> None:
         """Say that a changed health check waits for the engine; what was in force stays in force."""
-        current = self._board.facts.configuration
+        current = self._state.snapshot.configuration
         if WAITS not in current.warnings:
             logger.warning(WAITS)
             warnings = (WAITS, *current.warnings)[:16]
-            self._board.update(configuration=current.model_copy(update={"warnings": warnings}))
+            self._state.update(configuration=current.model_copy(update={"warnings": warnings}))
 
     def refuse(self, problems: tuple[Problem, ...], loaded: Loaded, *, first: bool) -> None:
         """Say what is wrong. At the first start the worker stays up, unready, and counts as started."""
@@ -210,7 +210,7 @@ class Configuration:
             logger.error(
                 "Configuration refused (%s, %s): %s", problem.reason, problem.source, problem.message
             )
-        self._board.update(
+        self._state.update(
             configuration=ConfigurationReport(
                 state=ConfigurationState.REJECTED,
                 settings_hash=loaded.settings_hash,
@@ -219,8 +219,8 @@ class Configuration:
             )
         )
         if first:
-            self._board.stage(Stage.REJECTED, problems[0].message if problems else "")
-            self._board.update(started=True, why_not_ready="the configuration is refused")
+            self._state.enter_stage(Stage.REJECTED, problems[0].message if problems else "")
+            self._state.update(started=True, not_ready_reason="the configuration is refused")
 
 
 def with_default(loaded: Loaded, payload: Mapping[str, Any] | None) -> Loaded:

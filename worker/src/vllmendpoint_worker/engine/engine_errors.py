@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from vllmendpoint_api import Reason
 from vllmendpoint_worker.errors import WorkerError
 
-__all__ = ["ENGINE", "EngineErrors", "download_failed", "sentence"]
+__all__ = ["ENGINE_ERRORS", "EngineErrors", "download_failed", "sentence"]
 
 _LONGEST: Final = 1000
 _POINTERS: Final = re.compile(
@@ -63,30 +63,30 @@ def _advice(status: int) -> str:
 
 
 class EngineErrors:
-    """The newest error that the engine's own processes logged; from any thread."""
+    """The latest error that the engine's own processes logged; from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._newest = ""
+        self._latest = ""
 
-    def heard(self, line: str) -> None:
+    def record(self, line: str) -> None:
         """Kept, unless it only points at one that is known already."""
         with self._lock:
-            if not self._newest or not _POINTERS.search(line):
-                self._newest = line
+            if not self._latest or not _POINTERS.search(line):
+                self._latest = line
 
-    def behind(self, error: BaseException) -> str:
+    def root_cause(self, error: BaseException) -> str:
         """What really happened: ``error`` itself, or the engine's error where it only points at that."""
         said = sentence(error)
         with self._lock:
-            newest = self._newest
-        return f"The engine failed: {newest}" if newest and _POINTERS.search(said) else said
+            latest = self._latest
+        return f"The engine failed: {latest}" if latest and _POINTERS.search(said) else said
 
-    def last(self) -> str:
+    def latest(self) -> str:
         """A sentence to go after another; empty where none was logged."""
         with self._lock:
-            return f" The last error in its log: {self._newest}" if self._newest else ""
+            return f" The last error in its log: {self._latest}" if self._latest else ""
 
 
-ENGINE: Final = EngineErrors()
+ENGINE_ERRORS: Final = EngineErrors()
 """The process's own: errors reach it through the stage socket."""

@@ -10,14 +10,14 @@ from vllmendpoint_api import Mode, Verdict
 from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.verdict import stalled_for
 from vllmendpoint_worker.process.clock import Clock
-from vllmendpoint_worker.process.shutdown import leave
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.process.shutdown import terminate
+from vllmendpoint_worker.serving.state import WorkerState
 
-from .engine_errors import ENGINE
+from .engine_errors import ENGINE_ERRORS
 
 __all__ = ["EXIT_DEAD", "EXIT_STALLED", "Liveness"]
 
-BEAT_SECONDS: Final = 0.25
+HEARTBEAT_SECONDS: Final = 0.25
 EXIT_DEAD: Final = 1
 EXIT_STALLED: Final = 3
 
@@ -26,9 +26,9 @@ class Liveness:
     """``restart_after`` gives the seconds of stall that end the process, 0 for never."""
 
     def __init__(
-        self, board: Board, shown: Publisher, restart_after: Callable[[], float], clock: Clock
+        self, state: WorkerState, shown: Publisher, restart_after: Callable[[], float], clock: Clock
     ) -> None:
-        self._board = board
+        self._state = state
         self._shown = shown
         self._restart_after = restart_after
         self._clock = clock
@@ -36,7 +36,7 @@ class Liveness:
     async def run(self) -> None:
         """Beat until cancelled, or until the process must end."""
         while True:
-            self._board.beat(starting=not self._shown.serving)
+            self._state.heartbeat(starting=not self._shown.serving)
             prober = self._shown.prober
             if prober is not None and self._shown.serving and not self._shown.stopping:
                 if prober.state.verdict is Verdict.DEAD:
@@ -44,16 +44,16 @@ class Liveness:
                     self.engine_died()
                 stalled = stalled_for(prober.state, self._clock.monotonic())
                 if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
-                    leave(
+                    terminate(
                         EXIT_STALLED,
                         f"The engine has been stalled for {stalled:.0f} s (restartAfterSeconds).",
                     )
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     def engine_died(self) -> NoReturn:
-        leave(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE.last()}")
+        terminate(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE_ERRORS.latest()}")
 
     def blocked(self, seconds: float) -> None:
         """On the report's thread: the main loop cannot end the process, if it is blocked for too long."""
         if 0 < self._restart_after() <= seconds:
-            leave(EXIT_STALLED, f"The worker's event loop has been blocked for {seconds:.0f} s.")
+            terminate(EXIT_STALLED, f"The worker's event loop has been blocked for {seconds:.0f} s.")

@@ -29,7 +29,7 @@ from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.trial import answered
 from vllmendpoint_worker.probing.verdict import Rules
 from vllmendpoint_worker.refusals import Refusal
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 from .translate import Translated, Translator
 
@@ -50,11 +50,11 @@ class Resolver:
     """``arguments`` are there once :meth:`check` accepts; ``translator`` is set once the engine stands."""
 
     def __init__(
-        self, configuration: Configuration, room: HandlerRoom, board: Board, shown: Publisher
+        self, configuration: Configuration, room: HandlerRoom, state: WorkerState, shown: Publisher
     ) -> None:
         self._configuration = configuration
         self._room = room
-        self._board = board
+        self._state = state
         self._shown = shown
         self.arguments: upstream.Arguments | None = None
         self.translator: Translator | None = None
@@ -90,7 +90,7 @@ class Resolver:
         if loaded.handlers is None:
             raise EngineStartError("the handlers' settings were not read")
         if (script := loaded.handlers.script) is not None and not self._shown.warmed:
-            self._board.stage(Stage(self._board.facts.stage.name), f"importing {script.path.name}")
+            self._state.enter_stage(Stage(self._state.snapshot.stage.name), f"importing {script.path.name}")
         handlers = await self._room.load(loaded.handlers)
         self._configuration.watch(self._room.watched)
         return handlers

@@ -21,7 +21,7 @@ from typing import Final
 
 from vllmendpoint_api import Stage
 
-from .engine_errors import ENGINE, sentence
+from .engine_errors import ENGINE_ERRORS, sentence
 
 __all__ = ["ENV_STAGE_SOCKET", "PLUGINS", "StageReceiver", "install", "recognise"]
 
@@ -97,7 +97,7 @@ class _StageHandler(logging.Handler):
 class StageReceiver:
     """Listens on a private unix socket, on a daemon thread; ``on_stage`` is called there.
 
-    Errors go to :data:`vllmendpoint_worker.engine.engine_errors.ENGINE`.
+    Errors go to :data:`vllmendpoint_worker.engine.engine_errors.ENGINE_ERRORS`.
     """
 
     def __init__(self, on_stage: Callable[[Stage], None]) -> None:
@@ -142,7 +142,7 @@ class StageReceiver:
     def _take(self, data: bytes) -> None:
         text = data.decode(errors="replace")
         if data.startswith(_ERROR):
-            ENGINE.heard(text[1:])
+            ENGINE_ERRORS.record(text[1:])
             return
         with suppress(ValueError):  # not one of ours
             self._on_stage(Stage(text))

@@ -32,10 +32,10 @@ from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.ranks import Ranks
 from vllmendpoint_worker.probing.trial import warm_up
 from vllmendpoint_worker.process.clock import Clock
-from vllmendpoint_worker.process.shutdown import drained, leave
+from vllmendpoint_worker.process.shutdown import terminate, wait_for_drain
 from vllmendpoint_worker.serving.health_route import reaches_health
 from vllmendpoint_worker.serving.report_server import ReportServer
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 from .http_app import Guard, HttpServer, bound
 from .liveness import EXIT_DEAD, Liveness
@@ -65,7 +65,7 @@ class Worker:
         self,
         configuration: Configuration,
         environ: MutableMapping[str, str],
-        board: Board,
+        state: WorkerState,
         server: ReportServer,
         *,
         host: str,
@@ -73,18 +73,18 @@ class Worker:
     ) -> None:
         self._configuration = configuration
         self._environ = environ
-        self._board = board
+        self._state = state
         self._server = server
         self._listeners = bound(host, port)
         self._clock = Clock()
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: upstream.WorkerEngine | None = None
         self._arguments: upstream.Arguments | None = None
-        self._shown = Publisher(board, self._clock)
+        self._shown = Publisher(state, self._clock)
         server.metrics = self._shown.metrics.text
-        self._liveness = Liveness(board, self._shown, self._restart_after, self._clock)
+        self._liveness = Liveness(state, self._shown, self._restart_after, self._clock)
         self._room = HandlerRoom(self._handlers_changed, self._clock)
-        self._resolver = Resolver(configuration, self._room, board, self._shown)
+        self._resolver = Resolver(configuration, self._room, state, self._shown)
         self._ping = PingWatch(
             self._room,
             address=lambda: self._listeners[0].getsockname()[:2],
@@ -98,7 +98,7 @@ class Worker:
         )
         self._unblocker = Unblocker(
             self._room,
-            blocked=board.blocked_for,
+            blocked=state.blocked_for,
             serving=lambda: self._shown.serving,
             wanted=configuration.wanted_handlers,
         )
@@ -111,7 +111,7 @@ class Worker:
         return uvloop.run(self._run())
 
     async def _run(self) -> tuple[int, str]:
-        self._board.stage(Stage.CONFIGURING)
+        self._state.enter_stage(Stage.CONFIGURING)
         self._configuration.fields = upstream.request_fields()
         self._configuration.option_names = upstream.option_names()
         self._configuration.parsers = upstream.parsers()
@@ -120,10 +120,10 @@ class Worker:
             raise EngineStartError("the engine's arguments were not parsed")
         clear_environment(self._environ, GUIDE_VARIABLES, PLUGINS)
         if not await asyncio.to_thread(Path(arguments.dynamo.model).exists):
-            self._board.stage(Stage.DOWNLOADING, arguments.dynamo.model)
+            self._state.enter_stage(Stage.DOWNLOADING, arguments.dynamo.model)
         try:
             arguments = await upstream.prepare_engine(
-                arguments, lambda: self._board.stage(Stage.STARTING_ENGINE), self._resolver.looked
+                arguments, lambda: self._state.enter_stage(Stage.STARTING_ENGINE), self._resolver.looked
             )
         except ConfigurationRefusedError as error:
             await self._configuration.stay_refused(error.problems)
@@ -142,7 +142,7 @@ class Worker:
         return 1, "Dynamo's worker ended by itself."
 
     def _handlers_changed(self) -> None:
-        self._board.update(handlers=self._room.report())
+        self._state.update(handlers=self._room.report())
 
     # --- upstream's hooks
     # --------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Worker:
             raise EngineStartError(
                 "vLLM did not load the plugin vllmendpoint_progress: install vllmendpoint-worker as a package"
             )
-        self._board.stage(Stage.WARMING)
+        self._state.enter_stage(Stage.WARMING)
         http = await upstream.build_http_app(
             engine, arguments.frontend, self._shown.metrics.registry, self._shown.fit
         )
@@ -182,10 +182,10 @@ class Worker:
         if (problem := refused_type(declared, told, tasks)) is not None:
             await self._configuration.stay_refused([problem])
         self._configuration.model_type = declared or told
-        self._board.update(model_type=str(self._configuration.model_type or ""))
+        self._state.update(model_type=str(self._configuration.model_type or ""))
         complete(http.app, loading=http.loads_adapters)
         self._room.attach(http.app)
-        self._board.culprit = self._room.culprit
+        self._state.blocking_frame = self._room.culprit
         self._begin(self._liveness.run(), "liveness")
         self._unblocker.start()
         self._room.watch_threads()
@@ -214,7 +214,7 @@ class Worker:
         await self._http.start()
         self._begin(self._resolver.watch(), "configuration")
         self._begin(self._ping.run(), "ping")
-        self._board.stage(Stage.REGISTERING)
+        self._state.enter_stage(Stage.REGISTERING)
 
     async def _first_resolution(self, engine: upstream.WorkerEngine) -> Accepted:
         """The first configuration that the engine answers, or gives no answer to: the prober then says so."""
@@ -223,12 +223,12 @@ class Worker:
         async def check(loaded: Loaded) -> None:
             accepted = await self._resolver.resolve(loaded)
             if accepted.resolved.mode is not Mode.DISABLED:
-                self._board.stage(Stage.WARMING)
+                self._state.enter_stage(Stage.WARMING)
                 await self._warm_up(engine, accepted)
             found.append(accepted)
 
         await self._configuration.accepted(check)
-        self._board.stage(Stage.WARMING)
+        self._state.enter_stage(Stage.WARMING)
         self._resolver.take(found[-1])
         return found[-1]
 
@@ -269,8 +269,8 @@ class Worker:
             loop.add_signal_handler(number, self._stop)
         self._server.probe = lambda: self._probe_from_thread(loop)
         self._server.blocked = self._liveness.blocked
-        self._board.stage(Stage.SERVING)
-        self._board.update(started=True)
+        self._state.enter_stage(Stage.SERVING)
+        self._state.update(started=True)
         self._shown.publish()
         logger.info("Serving %s", ", ".join(self._engine.model_names) if self._engine else "")
 
@@ -292,10 +292,10 @@ class Worker:
 
     def _engine_stage(self, stage: Stage) -> None:
         """From the engine's processes, in any order: a stage only moves forward."""
-        current = self._board.facts.stage.name
+        current = self._state.snapshot.stage.name
         known = stage in _ENGINE_STAGES and current in _ENGINE_STAGES
         if known and _ENGINE_STAGES.index(stage) > _ENGINE_STAGES.index(Stage(current)):
-            self._board.stage(stage)
+            self._state.enter_stage(stage)
 
     # --- the end
     # -----------------------------------------------------------------------------------------------
@@ -308,12 +308,12 @@ class Worker:
             return
         logger.info("Signal: the worker stops")
         self._shown.stopping = True
-        self._board.stage(Stage.STOPPING)
+        self._state.enter_stage(Stage.STOPPING)
         self._shown.publish()
-        self._board.update(ready=False, why_not_ready="the worker is stopping")
+        self._state.update(ready=False, not_ready_reason="the worker is stopping")
         last_resort = threading.Timer(
             upstream.grace_seconds() + SHUTDOWN_SECONDS,
-            leave,
+            terminate,
             (EXIT_DEAD, "The worker did not stop in time."),
         )
         last_resort.daemon = True
@@ -326,12 +326,14 @@ class Worker:
         """After the grace period, before upstream aborts what is in flight: users are answered."""
         if self._engine is not None and self._http is not None:
             shown = self._shown
-            rest = drained(self._engine.unfinished, lambda: shown.verdict is Verdict.STALLED, self._clock)
-            await asyncio.gather(self._http.stop(), rest)
+            drain = wait_for_drain(
+                self._engine.unfinished, lambda: shown.verdict is Verdict.STALLED, self._clock
+            )
+            await asyncio.gather(self._http.stop(), drain)
 
     async def _cleanup(self) -> None:
         """After the requests in flight, before the runtime and the engine go."""
-        self._board.rest()
+        self._state.stop_heartbeat()
         self._unblocker.stop()
         if self._http is not None:
             await self._http.stop()
@@ -350,7 +352,7 @@ class Worker:
         error = task.exception()
         logger.critical("The task %s ended", task.get_name(), exc_info=error)
         how = "ended" if error is None else f"failed: {type(error).__name__}"
-        leave(EXIT_DEAD, f"The worker's task {task.get_name()} {how}.")
+        terminate(EXIT_DEAD, f"The worker's task {task.get_name()} {how}.")
 
     async def _stop_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []

@@ -31,7 +31,7 @@ from vllmendpoint_worker.config.handler_sources import Route, Wanted
 from vllmendpoint_worker.errors import ConfigurationRefusedError
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
-from vllmendpoint_worker.process.run_blocking import aside
+from vllmendpoint_worker.process.run_blocking import run_blocking
 from vllmendpoint_worker.serving.health_route import HealthRoute, SlashRoute
 
 from ._endpoint import Endpoint
@@ -355,7 +355,7 @@ def _cancel(loaded: Loaded) -> None:
 
 
 async def _stamps(files: frozenset[Path]) -> tuple[object, ...]:
-    return await aside(_stamps_of, files)
+    return await run_blocking(_stamps_of, files)
 
 
 def _stamps_of(files: frozenset[Path]) -> tuple[object, ...]:

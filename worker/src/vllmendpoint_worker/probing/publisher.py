@@ -1,10 +1,10 @@
-"""From the prober's state to the board, the metrics, and the two answers that depend on the verdict."""
+"""Publishes the verdict, the probes and readiness in the worker state and the metrics."""
 
 from typing import Any
 
 from vllmendpoint_api import Mode, PingReport, PingState, ProbeReport, Reason, Verdict, VerdictReport
 from vllmendpoint_worker.process.clock import Clock
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.serving.state import WorkerState
 
 from .metrics import Metrics
 from .prober import Prober, ProbeResult
@@ -20,8 +20,8 @@ class Publisher:
     ``resolved``, ``warmed``, ``serving`` and ``stopping`` are steps of the worker's life, set by its owner.
     """
 
-    def __init__(self, board: Board, clock: Clock) -> None:
-        self._board = board
+    def __init__(self, state: WorkerState, clock: Clock) -> None:
+        self._state = state
         self._clock = clock
         self.metrics = Metrics(self._since_proof)
         self.prober: Prober | Ranks | None = None
@@ -72,7 +72,7 @@ class Publisher:
         if is_ready and (failing := self._failing_ping()):
             is_ready, why = False, f"the custom ping handler fails: {failing}"
         proof = prober.last_proof
-        self._board.update(
+        self._state.update(
             verdict=VerdictReport(
                 state=self.verdict,
                 reason=Reason.PROBING_DISABLED if disabled else state.reason,
@@ -83,13 +83,13 @@ class Publisher:
             last_probe=self.probe_report(prober.last) if prober.last is not None else None,
             ranks=prober.report(),
             ready=is_ready,
-            why_not_ready=why,
+            not_ready_reason=why,
         )
 
     def pinged(self, report: PingReport | None) -> None:
         """The custom ping handler's newest state; None where there is none."""
         self._ping = report
-        self._board.update(custom_ping=report)
+        self._state.update(custom_ping=report)
         self.publish()
 
     def _failing_ping(self) -> str:

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 from vllmendpoint_worker.process.clock import Clock
 
-__all__ = ["PROCESS_GROUPS", "drained", "leave", "tell_kubernetes"]
+__all__ = ["PROCESS_GROUPS", "terminate", "wait_for_drain", "write_termination_message"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +26,23 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Kubernetes shows what a container wrote here as the reason of its end."""
 
 
-async def drained(unfinished: Callable[[], int], in_vain: Callable[[], bool], clock: Clock) -> None:
-    """Return once no request is unfinished, or waiting is ``in_vain`` (a stalled engine answers nobody), or
+async def wait_for_drain(unfinished: Callable[[], int], give_up: Callable[[], bool], clock: Clock) -> None:
+    """Return once no request is unfinished, or waiting is ``give_up`` (a stalled engine answers nobody), or
     after :data:`DRAIN_SECONDS`.
     """
     deadline = clock.monotonic() + DRAIN_SECONDS
     while left := unfinished():
-        if in_vain() or clock.monotonic() >= deadline:
+        if give_up() or clock.monotonic() >= deadline:
             logger.warning("Requests in flight that are cut off: %d", left)
             return
         await asyncio.sleep(0.05)
 
 
-def leave(code: int, why: str = "") -> NoReturn:
+def terminate(code: int, why: str = "") -> NoReturn:
     """End the children and the process, at once. ``why``: one sentence, where the end is not asked for."""
     if why:
         logger.critical("%s", why)
-        tell_kubernetes(why)
+        write_termination_message(why)
     _end_children()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more
@@ -68,7 +68,7 @@ def _end_children() -> None:
             child.join(1.0)
 
 
-def tell_kubernetes(why: str) -> None:
+def write_termination_message(why: str) -> None:
     """Make ``why`` the container's termination message, where there is one."""
     if TERMINATION_LOG.exists():
         try:

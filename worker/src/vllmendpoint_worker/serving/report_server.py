@@ -1,7 +1,7 @@
 """The report port: a tiny HTTP/1.1 server on a thread and an event loop of its own.
 
 It is up before the heavy imports and answers while the main loop loads the engine, stalls or is blocked, so
-it uses nothing but the standard library and the board. One request a connection; clients, request size and
+it uses nothing but the standard library and the state. One request a connection; clients, request size and
 every wait are bounded; a client that reads too slowly is dropped.
 
 =======================  ======================================================================
@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 from vllmendpoint_worker.errors import ProbeUnavailableError, WorkerError
 from vllmendpoint_worker.process.listening import listeners
 
-from .state import Board
+from .state import WorkerState
 
 __all__ = ["HEARTBEAT_SECONDS", "ReportServer"]
 
@@ -62,15 +62,15 @@ class _BadRequest(WorkerError):
 
 
 class ReportServer:
-    """Serves ``board`` on ``host:port`` (0 = any) from a daemon thread.
+    """Serves ``state`` on ``host:port`` (0 = any) from a daemon thread.
 
     ``probe`` is called for ``POST /probe`` on this server's thread and returns a future of the outcome's JSON
     form; ``metrics`` returns Prometheus text; ``blocked`` is told, once a second, for how long the main loop
     has been blocked. All three may be set after the start.
     """
 
-    def __init__(self, board: Board, host: str, port: int) -> None:
-        self._board = board
+    def __init__(self, state: WorkerState, host: str, port: int) -> None:
+        self._state = state
         self._host = host
         self._port = port
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -121,7 +121,7 @@ class ReportServer:
             for listener in listeners(self._host, self._port)
         ]
         self._port = servers[0].sockets[0].getsockname()[1]
-        self._board.subscribe(self._notify)
+        self._state.subscribe(self._notify)
         watching = asyncio.create_task(self._watch_main_loop(), name="main-loop-watch")
         self._up.set()
         try:
@@ -135,7 +135,7 @@ class ReportServer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _notify(self) -> None:
-        """Called from any thread when the facts changed."""
+        """Called from any thread when the state changed."""
         if self._loop is not None and not self._loop.is_closed():
             with suppress(RuntimeError):  # it closed in between
                 self._loop.call_soon_threadsafe(self._wake)
@@ -148,7 +148,7 @@ class ReportServer:
         was_blocked = False
         while True:
             await asyncio.sleep(1.0)
-            seconds = self._board.blocked_for()
+            seconds = self._state.blocked_for()
             if bool(seconds) != was_blocked:
                 was_blocked = bool(seconds)
                 self._wake()
@@ -194,11 +194,11 @@ class ReportServer:
         elif url.path == "/status":
             await self._answer(writer, 200, self._line(), "application/json")
         elif url.path == "/ready":
-            ready, why = self._board.readiness()
+            ready, why = self._state.readiness()
             await self._answer(writer, 200 if ready else 503, "ready" if ready else why)
         elif url.path == "/started":
-            started = self._board.facts.started
-            stage = self._board.facts.stage.name
+            started = self._state.snapshot.started
+            stage = self._state.snapshot.stage.name
             await self._answer(writer, 200 if started else 503, "started" if started else f"stage {stage}")
         elif url.path == "/live":
             await self._answer(writer, 200, "live")
@@ -212,7 +212,7 @@ class ReportServer:
         if self.probe is None:
             await self._answer(writer, 503, "the worker does not serve yet")
             return
-        health_check = self._board.facts.health_check
+        health_check = self._state.snapshot.health_check
         bound = 2 * (health_check.timeout_seconds if health_check else 5.0) + PROBE_SLACK_SECONDS
         try:
             async with asyncio.timeout(bound):
@@ -241,7 +241,7 @@ class ReportServer:
                     await changed.wait()
 
     def _line(self) -> str:
-        return json.dumps(self._board.report().wire(), separators=(",", ":"))
+        return json.dumps(self._state.report().wire(), separators=(",", ":"))
 
     async def _answer(
         self,

@@ -1,8 +1,7 @@
-"""What the worker says of itself, shared by the main event loop and the report server's thread.
+"""The worker's state, shared by the main event loop and the report server's thread.
 
-One frozen :class:`Facts`, replaced under a lock; the report is made from it when it is asked for, so that it
-is true at that moment: where the main loop no longer beats, the report says so although nobody could update
-it.
+The state is one frozen :class:`StateSnapshot`, replaced under a lock. The report is built from it at the time
+of each request: a blocked main loop shows in the report although the loop cannot update the state.
 """
 
 import threading
@@ -27,14 +26,14 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_worker.process.clock import Clock
 
-__all__ = ["LOOP_GRACE_SECONDS", "Board", "Facts"]
+__all__ = ["LOOP_GRACE_SECONDS", "StateSnapshot", "WorkerState"]
 
 LOOP_GRACE_SECONDS: Final = 3.0
 """The main loop is called blocked when it has not beaten for the probe's timeout and this."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class StateSnapshot:
     """Everything that the report is made of."""
 
     stage: StageReport
@@ -43,7 +42,7 @@ class Facts:
     health_check: HealthCheckReport | None = None
     last_probe: ProbeReport | None = None
     ready: bool = False
-    why_not_ready: str = "the worker is starting"
+    not_ready_reason: str = "the worker is starting"
     started: bool = False
     model_type: str = ""
     handlers: HandlersReport = field(default_factory=HandlersReport)
@@ -51,8 +50,8 @@ class Facts:
     ranks: tuple[RankReport, ...] = ()
 
 
-class Board:
-    """Thread-safe holder of the current :class:`Facts`.
+class WorkerState:
+    """Thread-safe holder of the current :class:`StateSnapshot`.
 
     ``subscribe`` callbacks are called from whichever thread changed something: they must only hand over to
     their own loop.
@@ -64,74 +63,74 @@ class Board:
         self._pod_uid = pod_uid[:128]
         self._lock = threading.RLock()  # the handler of a signal updates too, in the middle of anything
         self._subscribers: list[Callable[[], None]] = []
-        self._last_beat: float | None = None
+        self._last_heartbeat: float | None = None
         self._starting = False
-        self.culprit: Callable[[], str] = str
+        self.blocking_frame: Callable[[], str] = str
         """Where the main thread is, if it is in a custom handler's code: asked where the loop is blocked."""
         now = self._clock.wall()
-        self._facts = Facts(
+        self._snapshot = StateSnapshot(
             stage=StageReport(name=Stage.IMPORTING, since=now),
             verdict=VerdictReport(state=Verdict.STARTING, reason=Reason.STARTING, since=now),
         )
 
     @property
-    def facts(self) -> Facts:
-        return self._facts
+    def snapshot(self) -> StateSnapshot:
+        return self._snapshot
 
     def subscribe(self, callback: Callable[[], None]) -> None:
         with self._lock:
             self._subscribers.append(callback)
 
     def update(self, **changes: Any) -> None:
-        """Replace fields of the facts; subscribers hear of it where more than the proof of life changed."""
+        """Replace fields of the snapshot. Calls the subscribers if more than the proof of life changed."""
         with self._lock:
-            before = self._facts
-            self._facts = replace(before, **changes)
-            changed = _loud(self._facts) != _loud(before)
+            before = self._snapshot
+            self._snapshot = replace(before, **changes)
+            changed = _without_volatile(self._snapshot) != _without_volatile(before)
             subscribers = list(self._subscribers) if changed else []
         for callback in subscribers:
             callback()
 
-    def stage(self, name: Stage, detail: str = "") -> None:
+    def enter_stage(self, name: Stage, detail: str = "") -> None:
         """Enter a stage; ``since`` moves only with the name."""
-        current = self._facts.stage
+        current = self._snapshot.stage
         since = current.since if current.name == name else self._clock.wall()
         self.update(stage=StageReport(name=name, since=since, detail=detail[:2048]))
 
-    def beat(self, *, starting: bool = False) -> None:
+    def heartbeat(self, *, starting: bool = False) -> None:
         """The main loop lives. Called several times a second once customer code may run on it. While it is
         ``starting``, the worker's own code may block it: only a custom handler that blocks it is reported.
         """
         self._starting = starting
-        self._last_beat = self._clock.monotonic()
+        self._last_heartbeat = self._clock.monotonic()
 
-    def rest(self) -> None:
+    def stop_heartbeat(self) -> None:
         """The main loop beats no more, on purpose: the worker is stopping."""
-        self._last_beat = None
+        self._last_heartbeat = None
 
     def blocked_for(self) -> float:
-        """Seconds since the main loop last beat, where that is too long; else 0."""
-        beat = self._last_beat
-        if beat is None:
+        """Seconds since the last heartbeat of the main loop, where that is too long; else 0."""
+        last = self._last_heartbeat
+        if last is None:
             return 0.0
-        health_check = self._facts.health_check
+        health_check = self._snapshot.health_check
         timeout = health_check.timeout_seconds if health_check else float(DEFAULT_TIMEOUT_SECONDS)
-        silent = self._clock.monotonic() - beat
-        if silent <= timeout + LOOP_GRACE_SECONDS or (self._starting and not self.culprit()):
+        silent = self._clock.monotonic() - last
+        if silent <= timeout + LOOP_GRACE_SECONDS or (self._starting and not self.blocking_frame()):
             return 0.0
         return silent
 
     def readiness(self) -> tuple[bool, str]:
         if self.blocked_for():
             return False, "the worker's own event loop is blocked"
-        facts = self._facts
-        return facts.ready, facts.why_not_ready
+        snapshot = self._snapshot
+        return snapshot.ready, snapshot.not_ready_reason
 
     def report(self) -> WorkerReport:
-        facts = self._facts
-        ready, verdict, stage = facts.ready, facts.verdict, facts.stage
+        snapshot = self._snapshot
+        ready, verdict, stage = snapshot.ready, snapshot.verdict, snapshot.stage
         if blocked := self.blocked_for():
-            ready, where = False, self.culprit()
+            ready, where = False, self.blocking_frame()
             if where and self._starting:
                 stage = stage.model_copy(update={"detail": f"a custom handler blocks the worker, {where}"})
             if verdict.state != Verdict.DEAD:
@@ -147,20 +146,20 @@ class Board:
             worker_version=self._worker_version,
             pod_uid=self._pod_uid,
             time=self._clock.wall(),
-            started=facts.started,
+            started=snapshot.started,
             ready=ready,
             stage=stage,
-            configuration=facts.configuration,
-            health_check=facts.health_check,
+            configuration=snapshot.configuration,
+            health_check=snapshot.health_check,
             verdict=verdict,
-            last_probe=facts.last_probe,
-            model_type=facts.model_type,
-            handlers=facts.handlers,
-            custom_ping=facts.custom_ping,
-            ranks=facts.ranks,
+            last_probe=snapshot.last_probe,
+            model_type=snapshot.model_type,
+            handlers=snapshot.handlers,
+            custom_ping=snapshot.custom_ping,
+            ranks=snapshot.ranks,
         )
 
 
-def _loud(facts: Facts) -> Facts:
-    """The facts without what changes with every user request: that goes out with the next line."""
-    return replace(facts, verdict=facts.verdict.model_copy(update={"last_proof_of_life": None}))
+def _without_volatile(snapshot: StateSnapshot) -> StateSnapshot:
+    """The snapshot without what changes with every user request: that goes out with the next line."""
+    return replace(snapshot, verdict=snapshot.verdict.model_copy(update={"last_proof_of_life": None}))

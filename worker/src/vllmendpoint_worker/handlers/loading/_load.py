@@ -26,7 +26,7 @@ from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.config.handler_sources import Route, Wanted
 from vllmendpoint_worker.errors import ConfigurationRefusedError, GivenUpError, HandlerTimeoutError
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
-from vllmendpoint_worker.process.run_blocking import aside
+from vllmendpoint_worker.process.run_blocking import run_blocking
 
 from ._main_thread import ScriptLoop, ScriptTasks
 from ._modules import PREFIX, others
@@ -134,7 +134,7 @@ class Loader:
             await asyncio.wait({done}, timeout=1.0)
         if not done.done():
             done.cancel()
-            await aside(changes.end, failed=True)
+            await run_blocking(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError(at)
             raise ConfigurationRefusedError([problem_of(hung, wanted, waited)])
@@ -143,12 +143,12 @@ class Loader:
     async def _whether_done(self, done: "asyncio.Future[Loaded]", wanted: Wanted) -> None:
         """Wait until the import has ended, takes too long, or imports what has been replaced."""
         files = wanted.files
-        before = await aside(_stamps, files)
+        before = await run_blocking(_stamps, files)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._seconds):
                 while not done.done():
                     await asyncio.wait({done}, timeout=CHANGE_SECONDS)
-                    if not done.done() and await aside(_stamps, files) != before:
+                    if not done.done() and await run_blocking(_stamps, files) != before:
                         return
 
 

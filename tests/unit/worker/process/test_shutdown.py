@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_worker.process import shutdown as leaving
+from vllmendpoint_worker.process import shutdown
 from vllmendpoint_worker.process.clock import Clock
 
 
@@ -18,17 +18,17 @@ class Fast(Clock):
 
 async def test_drained_when_nobody_waits_any_more() -> None:
     left = [2, 2, 1, 0]
-    await leaving.drained(lambda: left.pop(0), lambda: False, Clock())
+    await shutdown.wait_for_drain(lambda: left.pop(0), lambda: False, Clock())
     assert not left
 
 
 async def test_nobody_is_waited_for_in_vain(caplog: pytest.LogCaptureFixture) -> None:
     vain = [False, True]
-    await leaving.drained(lambda: 3, lambda: vain.pop(0), Clock())
+    await shutdown.wait_for_drain(lambda: 3, lambda: vain.pop(0), Clock())
     assert not vain
     assert "cut off: 3" in caplog.text
 
 
 async def test_waiting_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    await leaving.drained(lambda: 1, lambda: False, Fast())
+    await shutdown.wait_for_drain(lambda: 1, lambda: False, Fast())
     assert "cut off: 1" in caplog.text

@@ -12,13 +12,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from vllmendpoint_api import Stage
 from vllmendpoint_worker import start
-from vllmendpoint_worker.engine import engine_errors as causes
-from vllmendpoint_worker.engine import stages
+from vllmendpoint_worker.engine import engine_errors, stages
 from vllmendpoint_worker.engine.engine_errors import EngineErrors, download_failed, sentence
 from vllmendpoint_worker.engine.stages import ENV_STAGE_SOCKET, StageReceiver
 from vllmendpoint_worker.errors import EngineStartError
-from vllmendpoint_worker.process import shutdown as leaving
-from vllmendpoint_worker.serving.state import Board
+from vllmendpoint_worker.process import shutdown
+from vllmendpoint_worker.serving.state import WorkerState
 
 FETCH = (
     "Failed to fetch model 'team/gated' at revision 'main' from HuggingFace. "
@@ -81,14 +80,14 @@ def test_one_line_and_no_value_of_what_was_given() -> None:
 
 def test_the_engines_own_error_stands_for_one_that_points_at_it() -> None:
     errors = EngineErrors()
-    assert errors.behind(POINTER).startswith("RuntimeError: Engine core initialization failed")
-    assert not errors.last()
-    errors.heard("ValueError: no memory for the cache")
-    errors.heard("RuntimeError: Worker failed. See root cause above.")
-    assert errors.behind(POINTER) == "The engine failed: ValueError: no memory for the cache"
-    assert errors.behind(ValueError("of another kind")) == "ValueError: of another kind"
-    errors.heard("OSError: a later one")
-    assert errors.last() == " The last error in its log: OSError: a later one"
+    assert errors.root_cause(POINTER).startswith("RuntimeError: Engine core initialization failed")
+    assert not errors.latest()
+    errors.record("ValueError: no memory for the cache")
+    errors.record("RuntimeError: Worker failed. See root cause above.")
+    assert errors.root_cause(POINTER) == "The engine failed: ValueError: no memory for the cache"
+    assert errors.root_cause(ValueError("of another kind")) == "ValueError: of another kind"
+    errors.record("OSError: a later one")
+    assert errors.latest() == " The last error in its log: OSError: a later one"
 
 
 CHILD = """
@@ -108,7 +107,7 @@ except ValueError:
 
 def test_the_error_of_a_child_process_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = EngineErrors()
-    monkeypatch.setattr(stages, "ENGINE", errors)
+    monkeypatch.setattr(stages, "ENGINE_ERRORS", errors)
     receiver = StageReceiver(lambda stage: None)
     try:  # never started: what waits in the socket is read when it stops
         environ = {**os.environ, ENV_STAGE_SOCKET: receiver.address.replace(str(os.getpid()), "1")}
@@ -116,9 +115,10 @@ def test_the_error_of_a_child_process_arrives(monkeypatch: pytest.MonkeyPatch) -
     finally:
         receiver.stop()
     assert (
-        errors.behind(POINTER) == "The engine failed: ValueError: To serve one request more cache is needed"
+        errors.root_cause(POINTER)
+        == "The engine failed: ValueError: To serve one request more cache is needed"
     )
-    assert causes.ENGINE is not errors
+    assert engine_errors.ENGINE_ERRORS is not errors
 
 
 def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -126,29 +126,29 @@ def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch,
     log = tmp_path / "termination-log"
     log.touch()
     codes: list[int] = []
-    monkeypatch.setattr(leaving, "TERMINATION_LOG", log)
-    monkeypatch.setattr(start, "leave", codes.append)
+    monkeypatch.setattr(shutdown, "TERMINATION_LOG", log)
+    monkeypatch.setattr(start, "terminate", codes.append)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    board = Board(worker_version="1")
-    board.stage(Stage.LOADING_WEIGHTS)
+    state = WorkerState(worker_version="1")
+    state.enter_stage(Stage.LOADING_WEIGHTS)
     try:
-        start._end_on_signals(board)
+        start._end_on_signals(state)
         signal.raise_signal(signal.SIGTERM)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert codes == [0]
     assert log.read_text().startswith("It was ended in the stage LoadingWeights, reached at ")
-    assert board.facts.stage.name == Stage.STOPPING
+    assert state.snapshot.stage.name == Stage.STOPPING
 
 
 def test_the_cause_is_told_by_the_stage_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = EngineErrors()
-    errors.heard("ValueError: no memory for the cache")
-    monkeypatch.setattr(start, "ENGINE", errors)
-    board = Board(worker_version="1")
-    board.stage(Stage.DOWNLOADING, "team/gated")
-    assert start._cause(board, Exception("x")).startswith("ModelDownloadFailed: the model 'team/gated' ")
-    assert start._cause(board, EngineStartError("x")) == "EngineStartError: x"
-    board.stage(Stage.STARTING_ENGINE)
-    assert start._cause(board, POINTER) == "The engine failed: ValueError: no memory for the cache"
+    errors.record("ValueError: no memory for the cache")
+    monkeypatch.setattr(start, "ENGINE_ERRORS", errors)
+    state = WorkerState(worker_version="1")
+    state.enter_stage(Stage.DOWNLOADING, "team/gated")
+    assert start._cause(state, Exception("x")).startswith("ModelDownloadFailed: the model 'team/gated' ")
+    assert start._cause(state, EngineStartError("x")) == "EngineStartError: x"
+    state.enter_stage(Stage.STARTING_ENGINE)
+    assert start._cause(state, POINTER) == "The engine failed: ValueError: no memory for the cache"
