@@ -1,10 +1,10 @@
-"""What the API server refuses by itself, and the sentence that kubectl shows; and what it must not refuse."""
+"""Specifications that the API server rejects, with the message in kubectl, and those that it accepts."""
 
 import json
 
 import pytest
 
-from tests.refused_specs import MODEL, REFUSED, REFUSED_CHANGES, REFUSED_NAMES
+from tests.rejected_specs import MODEL, REJECTED, REJECTED_CHANGES, REJECTED_NAMES
 from vllmendpoint_api import (
     FRONTEND_ENV,
     FRONTEND_OPTIONS,
@@ -16,79 +16,81 @@ from vllmendpoint_api import (
 )
 
 
-def asked(api, spec, name="e"):
-    """What the API server says against it; empty where it takes it."""
+def rejection(api, spec, name="e"):
+    """The API server's message if it rejects the specification; else the empty string."""
     kind = {"apiVersion": "serving.vllmendpoint.dev/v1alpha1", "kind": "VLLMEndpoint"}
     body = {**kind, "metadata": {"name": name}, "spec": {"model": MODEL, **spec}}
     try:
-        # As kubectl asks.
+        # kubectl sends the same parameters.
         path = api.path("VLLMEndpoint", "default")
         api.call("POST", f"{path}?dryRun=All&fieldValidation=Strict", body)
-    except LookupError as refused:
-        return str(refused)
+    except LookupError as error:
+        return str(error)
     return ""
 
 
 def ids(cases):
-    return [f"{number}: {told[:40]}" for number, (*_, told) in enumerate(cases)]
+    return [f"{number}: {message[:40]}" for number, (*_, message) in enumerate(cases)]
 
 
-@pytest.mark.parametrize(("spec", "told"), REFUSED, ids=ids(REFUSED))
-def test_refused_with_a_sentence(api, spec, told):
-    assert told in asked(api, spec)
+@pytest.mark.parametrize(("spec", "message"), REJECTED, ids=ids(REJECTED))
+def test_a_specification_is_rejected_with_the_message(api, spec, message):
+    assert message in rejection(api, spec)
 
 
-@pytest.mark.parametrize(("before", "after", "told"), REFUSED_CHANGES, ids=ids(REFUSED_CHANGES))
-def test_a_change_is_refused_with_a_sentence(api, space, before, after, told):
+@pytest.mark.parametrize(("before", "after", "message"), REJECTED_CHANGES, ids=ids(REJECTED_CHANGES))
+def test_a_change_is_rejected_with_the_message(api, space, before, after, message):
     endpoint = space("default").create(**before)
-    with pytest.raises(LookupError) as refused:
+    with pytest.raises(LookupError) as error:
         endpoint.patch(spec=after)
-    assert told in str(refused.value)
+    assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "told"), REFUSED_NAMES, ids=ids(REFUSED_NAMES))
-def test_names(api, name, told):
-    assert told in asked(api, {}, name)
+@pytest.mark.parametrize(("name", "message"), REJECTED_NAMES, ids=ids(REJECTED_NAMES))
+def test_a_name_is_rejected_with_the_message(api, name, message):
+    assert message in rejection(api, {}, name)
 
 
 @pytest.mark.parametrize("argument", OWNED_ENGINE_ARGS)
-def test_every_argument_that_the_operator_owns_is_refused(api, argument):
+def test_every_argument_that_the_operator_sets_is_rejected(api, argument):
     spelled = argument.replace("-", "_").replace("__", "--", 1) + "=x"
-    said = asked(api, {"engine": {"args": [spelled]}})
-    assert f"engine.args: {spelled[:-2]} is set by the operator; remove it" in said
+    error = rejection(api, {"engine": {"args": [spelled]}})
+    assert f"engine.args: {spelled[:-2]} is set by the operator; remove it" in error
 
 
 @pytest.mark.parametrize("argument", UNSUPPORTED_ENGINE_ARGS)
-def test_every_argument_that_the_worker_does_not_support_is_refused(api, argument):
-    said = asked(api, {"engine": {"args": ["--seed", "1", argument]}})
-    assert f"engine.args: {argument} is not supported by the worker; remove it" in said
+def test_every_argument_that_the_worker_does_not_support_is_rejected(api, argument):
+    error = rejection(api, {"engine": {"args": ["--seed", "1", argument]}})
+    assert f"engine.args: {argument} is not supported by the worker; remove it" in error
 
 
 @pytest.mark.parametrize("argument", FRONTEND_OPTIONS)
-def test_an_option_of_the_server_behind_a_managed_frontend_is_refused(api, argument):
+def test_an_option_of_port_8080_is_rejected_with_a_managed_frontend(api, argument):
     variable = "SM_VLLM_" + argument[2:].upper().replace("-", "_")
     for spec in ({"engine": {"args": [f"{argument}=x"]}}, {"worker": {"env": [{"name": variable}]}}):
-        assert f"engine: {argument} (in engine.args or worker.env) is read by the server" in asked(api, spec)
-        assert asked(api, {**spec, "frontend": {"mode": "None"}}) == ""
+        assert f"engine: {argument} (in engine.args or worker.env) is read by the server" in rejection(
+            api, spec
+        )
+        assert rejection(api, {**spec, "frontend": {"mode": "None"}}) == ""
 
 
 @pytest.mark.parametrize("name", FRONTEND_ENV)
-def test_a_variable_of_the_server_behind_a_managed_frontend_is_refused(api, name):
+def test_a_variable_of_port_8080_is_rejected_with_a_managed_frontend(api, name):
     spec = {"worker": {"env": [{"name": name, "value": "x"}]}}
-    assert "is read by the server on port 8080, not at status.url" in asked(api, spec)
-    assert asked(api, {**spec, "frontend": {"mode": "None"}}) == ""
+    assert "is read by the server on port 8080, not at status.url" in rejection(api, spec)
+    assert rejection(api, {**spec, "frontend": {"mode": "None"}}) == ""
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED_ENV)
-def test_every_variable_that_the_worker_does_not_support_is_refused(api, name):
-    said = asked(api, {"worker": {"env": [{"name": name, "value": "x"}]}})
-    assert f"worker.env: {name} is not supported by the worker; remove it" in said
+def test_every_variable_that_the_worker_does_not_support_is_rejected(api, name):
+    error = rejection(api, {"worker": {"env": [{"name": name, "value": "x"}]}})
+    assert f"worker.env: {name} is not supported by the worker; remove it" in error
 
 
 @pytest.mark.parametrize("name", OWNED_ENV)
-def test_every_variable_that_the_operator_owns_is_refused(api, name):
-    said = asked(api, {"worker": {"env": [{"name": name, "value": "x"}]}})
-    assert f"worker.env: {name} is set by the operator; remove it" in said
+def test_every_variable_that_the_operator_sets_is_rejected(api, name):
+    error = rejection(api, {"worker": {"env": [{"name": name, "value": "x"}]}})
+    assert f"worker.env: {name} is set by the operator; remove it" in error
 
 
 ACCEPTED = [
@@ -113,7 +115,7 @@ ACCEPTED = [
         },
         "worker": {"env": [{"name": "SM_VLLM_TOOL_CALL_PARSER"}, {"name": "SM_VLLM_"}, {"name": "SM_VLLM"}]},
     },
-    # As many and as long as may be.
+    # The maximum number and length of items.
     {
         "engine": {"args": ["--" + "x" * 62, "{" + "y" * 4095] * 64},
         "worker": {"env": [{"name": f"SM_VLLM_{'A' * 240}{n}", "value": "x"} for n in range(128)]},
@@ -141,20 +143,20 @@ ACCEPTED = [
 ]
 
 
-def test_kubectl_shows_the_sentence(api):
-    spec, told = next(case for case in REFUSED if "level and payload" in case[1])
+def test_kubectl_shows_the_message(api):
+    spec, message = next(case for case in REJECTED if "level and payload" in case[1])
     kind = {"apiVersion": "serving.vllmendpoint.dev/v1alpha1", "kind": "VLLMEndpoint"}
     body = json.dumps({**kind, "metadata": {"name": "e"}, "spec": {"model": MODEL, **spec}})
-    said = api.kubectl("create", "--dry-run=server", "-f", "-", text=body, check=False)
-    assert f"spec.healthCheck: Invalid value: {told}" in said
+    error = api.kubectl("create", "--dry-run=server", "-f", "-", text=body, check=False)
+    assert f"spec.healthCheck: Invalid value: {message}" in error
 
 
 @pytest.mark.parametrize("spec", ACCEPTED, ids=range(len(ACCEPTED)))
-def test_accepted(api, spec):
-    assert asked(api, spec, "e" * 40) == ""
+def test_a_specification_is_accepted(api, spec):
+    assert rejection(api, spec, "e" * 40) == ""
 
 
-def test_defaults_and_the_unvisited_status(api, space):
+def test_defaults_and_the_status_before_the_first_reconciliation(api, space):
     found = space("default").create().get()
     assert found["spec"].get("healthCheck") is None
     assert found["spec"].get("replicas", 1) == 1
@@ -164,8 +166,8 @@ def test_defaults_and_the_unvisited_status(api, space):
 
 @pytest.fixture
 def earlier(api, until):
-    """The same schema under another group, first without the rules that spare existing endpoints, as an
-    earlier release had it. Yields its path, and what puts those rules into force.
+    """The same schema under another group, first without the rules that do not apply to existing
+    endpoints, as in an earlier release. Yields functions that create an endpoint and that add those rules.
     """
     crd = custom_resource_definition()
     spec = crd["spec"] | {"group": "earlier.example"}
@@ -182,8 +184,8 @@ def earlier(api, until):
         body = kind | {"metadata": {"name": name}, "spec": {"model": MODEL, **fields}}
         try:
             return api.call("POST", "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints", body)
-        except (LookupError, ValueError) as refused:  # text, no JSON, before the CRD is served
-            return str(refused)
+        except (LookupError, ValueError) as error:  # text, no JSON, before the CRD is served
+            return str(error)
 
     def upgrade():
         spec["versions"][0]["schema"]["openAPIV3Schema"] = whole
@@ -198,7 +200,7 @@ def earlier(api, until):
         api.call("DELETE", f"{crds}/vllmendpoints.earlier.example")
 
 
-def test_an_endpoint_that_exists_is_spared_by_newer_rules(api, earlier):
+def test_newer_rules_do_not_apply_to_existing_endpoints(api, earlier):
     create, upgrade = earlier
     args = ["--api-key", "x"]
     for name in ("pair-workers", "keyed"):
@@ -224,5 +226,5 @@ def test_an_endpoint_that_exists_is_spared_by_newer_rules(api, earlier):
     ):
         with pytest.raises(LookupError, match="--api-key"):
             api.call("PATCH", f"{path}/keyed", {"spec": change}, as_="merge")
-    mended = {"spec": {"frontend": {"mode": "None"}}}
-    assert api.call("PATCH", f"{path}/keyed", mended, as_="merge")["spec"]["frontend"]["mode"] == "None"
+    corrected = {"spec": {"frontend": {"mode": "None"}}}
+    assert api.call("PATCH", f"{path}/keyed", corrected, as_="merge")["spec"]["frontend"]["mode"] == "None"

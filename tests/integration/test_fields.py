@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.refused_specs import MODEL
+from tests.rejected_specs import MODEL
 
 TOKEN = {**MODEL, "tokenSecretRef": {"name": "hf", "key": "token"}}
 

@@ -11,23 +11,25 @@ from ._handlers import *  # noqa: F403
 from ._handlers import __all__ as _handlers
 from ._health import *  # noqa: F403
 from ._health import __all__ as _health
-from ._owned import *  # noqa: F403
-from ._owned import __all__ as _owned
+from ._rejected_options import *  # noqa: F403
+from ._rejected_options import __all__ as _rejected_options
 from ._report import *  # noqa: F403
 from ._report import __all__ as _report
-from ._rules import ConfigMapKeyRef, LocalObjectReference
 from ._schema import *  # noqa: F403
 from ._schema import __all__ as _schema
 from ._settings import *  # noqa: F403
 from ._settings import __all__ as _settings
 from ._spec import *  # noqa: F403
 from ._spec import __all__ as _spec
-from ._spec_checks import *  # noqa: F403
-from ._spec_checks import __all__ as _spec_checks
+from ._spec_common import ConfigMapKeyRef, LocalObjectReference
 from ._spec_engine import *  # noqa: F403
 from ._spec_engine import __all__ as _spec_engine
 from ._spec_env import *  # noqa: F403
 from ._spec_env import __all__ as _spec_env
+from ._spec_handlers import *  # noqa: F403
+from ._spec_handlers import __all__ as _spec_handlers
+from ._spec_health_check import *  # noqa: F403
+from ._spec_health_check import __all__ as _spec_health_check
 from ._spec_worker import *  # noqa: F403
 from ._spec_worker import __all__ as _spec_worker
 from ._status import *  # noqa: F403
@@ -44,12 +46,13 @@ __all__ = [  # noqa: PLE0604
     *_conditions,
     *_handlers,
     *_health,
-    *_owned,
+    *_rejected_options,
     *_report,
     *_schema,
     *_settings,
     *_spec,
-    *_spec_checks,
+    *_spec_handlers,
+    *_spec_health_check,
     *_spec_engine,
     *_spec_env,
     *_spec_worker,

@@ -6,7 +6,7 @@ from typing import Any, Final
 from ._conditions import CONDITION_REASONS, Reason
 from ._engine_options import ENGINE_OPTIONS, OptionRule
 from ._names import API_VERSION, CONDITION_OPERATOR_CONFLICT, KIND
-from ._owned import OWNED_ENV, UNSUPPORTED_ENV
+from ._rejected_options import OWNED_ENV, UNSUPPORTED_ENV
 from ._schema import custom_resource_definition
 
 __all__ = ["reference"]

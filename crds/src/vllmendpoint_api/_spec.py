@@ -9,10 +9,11 @@ from typing import Annotated, Final
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from ._base import Contract, JsonObject
-from ._owned import FRONTEND_ENV, FRONTEND_OPTIONS
-from ._rules import Count, IntOrPercent, cel_list, option_rule, rules
-from ._spec_checks import HandlersSpec, HealthCheckSpec
+from ._rejected_options import FRONTEND_ENV, FRONTEND_OPTIONS
+from ._spec_common import Count, IntOrPercent, cel_list, option_rule, rules
 from ._spec_engine import EngineSpec, ModelSpec
+from ._spec_handlers import HandlersSpec
+from ._spec_health_check import HealthCheckSpec
 from ._spec_worker import CacheSpec, Resources, WorkerSpec
 
 __all__ = [

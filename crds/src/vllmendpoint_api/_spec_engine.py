@@ -6,8 +6,8 @@ from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject
 from ._health import ModelType
-from ._owned import ENGINE_OPTIONS, OWNED_ENGINE_ARGS, SHORT_OPTIONS, UNSUPPORTED_ENGINE_ARGS
-from ._rules import ConfigMapKeyRef, DataKey, Name, option_rule, rules
+from ._rejected_options import ENGINE_OPTIONS, OWNED_ENGINE_ARGS, SHORT_OPTIONS, UNSUPPORTED_ENGINE_ARGS
+from ._spec_common import ConfigMapKeyRef, DataKey, Name, option_rule, rules
 
 __all__ = [
     "EngineConfig",

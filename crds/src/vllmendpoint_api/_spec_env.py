@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from ._base import Contract
-from ._owned import (
+from ._rejected_options import (
     COMPARED_OPTIONS,
     OWNED_ENGINE_ARGS,
     OWNED_ENV,
@@ -19,7 +19,7 @@ from ._owned import (
     UNSUPPORTED_ENGINE_ARGS,
     UNSUPPORTED_ENV,
 )
-from ._rules import DataKey, Name, cel_among, cel_list, option_rule, rules
+from ._spec_common import DataKey, Name, cel_among, cel_list, option_rule, rules
 
 __all__ = ["EnvFrom", "EnvSource", "EnvVar", "FieldRef", "KeyRef", "ResourceFieldRef", "SourceRef"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 from pydantic import ConfigDict, Field
 
 from ._base import Contract, JsonObject, Quantity
-from ._rules import DNS_SUBDOMAIN, LocalObjectReference, Name, rules
+from ._spec_common import DNS_SUBDOMAIN, LocalObjectReference, Name, rules
 from ._spec_env import EnvFrom, EnvVar
 
 __all__ = [

@@ -1,5 +1,6 @@
 """The committed CRD is the generated one, and the guide's payloads are the guide's to the letter."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_committed_is_generated(generated, path):
     assert (ROOT / path).read_text() == generated, f"{path} is stale: `make generate`"
 
 
-def test_the_reference_is_generated_and_says_something_of_every_field():
+def test_the_reference_is_generated_and_describes_every_field():
     done = subprocess.run(
         [sys.executable, "-m", "vllmendpoint_api", "reference"],
         capture_output=True, text=True, check=True, timeout=60,
@@ -113,7 +114,7 @@ def as_chat(payload):
         (Level.COMPREHENSIVE, ModelType.EMBEDDING, EMBEDDING),
     ],
 )
-def test_payloads_are_the_guides(level, model_type, payload):
+def test_payloads_are_those_of_the_guide(level, model_type, payload):
     found = payload_for(level, model_type)
     assert found == payload
     assert [(key, type(value)) for key, value in found.items()] == [(k, type(v)) for k, v in payload.items()]
@@ -121,7 +122,7 @@ def test_payloads_are_the_guides(level, model_type, payload):
     assert payload_for(level, model_type) == payload, "a new one on every call"
 
 
-def test_precedence_is_the_guides():
+def test_precedence_is_that_of_the_guide():
     assert [row.source for row in PRECEDENCE] == [
         PayloadSource.SPEC,
         PayloadSource.RUNTIME,
@@ -131,3 +132,12 @@ def test_precedence_is_the_guides():
         PayloadSource.MODEL_DEFAULT,
         PayloadSource.GENERIC_DEFAULT,
     ]
+
+
+def test_no_other_package_has_a_class_with_the_name_of_a_class_of_the_api():
+    def classes(package):
+        paths = ROOT.glob(f"{package}/src/**/*.py")
+        return {name for path in paths for name in re.findall(r"(?m)^class (\w+)", path.read_text())}
+
+    ours = {name for name in classes("crds") if not name.startswith("_")}
+    assert not ours & (classes("operator") | classes("worker"))

@@ -17,7 +17,7 @@ from vllmendpoint_api import (
     names,
     owned_engine_arg,
     owned_env,
-    refused_value,
+    rejected_value,
     unsupported_engine_arg,
 )
 from vllmendpoint_operator.components import has_frontend
@@ -53,7 +53,7 @@ def _check_options(endpoint: Endpoint) -> None:
     for argument in spec.engine.args:
         if (why := _refused_argument(argument, beside)) is not None:
             raise _refused("engine.args", engine_arg_name(argument) or argument.split("=", 1)[0], why)
-    if (found := refused_value(spec.engine.args)) is not None:
+    if (found := rejected_value(spec.engine.args)) is not None:
         raise _refused("engine.args", found[0], _unsupported(found[1]))
     _check_config(spec.engine.config.inline if spec.engine.config is not None else None, beside)
     _check_variables(spec.worker, beside)
@@ -65,7 +65,7 @@ def _check_config(config: Mapping[str, Any] | None, beside: bool) -> None:
         why = None if argument in COMPARED_OPTIONS else _refused_argument(argument, beside)
         if why is not None and content is not None and content is not False:
             raise _refused("engine.config.inline", key, why)
-        if (found := refused_value((argument, str(content)))) is not None:
+        if (found := rejected_value((argument, str(content)))) is not None:
             raise _refused("engine.config.inline", f"{key}: {content}", _unsupported(found[1]))
 
 
@@ -126,7 +126,7 @@ def _refused_variable(name: str, beside: bool) -> str | None:
 def _refused_content(name: str, value: Any) -> str | None:
     """Why this value of the variable is refused, where others are not."""
     argument = environment_option(name) or _VALUED.get(name)
-    found = None if argument is None or value is None else refused_value((argument, str(value)))
+    found = None if argument is None or value is None else rejected_value((argument, str(value)))
     return None if found is None else _unsupported(found[1])
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "frontend_arg",
     "owned_engine_arg",
     "owned_env",
-    "refused_value",
+    "rejected_value",
     "unsupported_engine_arg",
 ]
 
@@ -122,12 +122,12 @@ def owned_engine_arg(argument: str) -> str | None:
     ``--served-model-name``), a short form, and a short form of one letter with an attached value (``-n2`` for
     ``--nnodes 2``).
     """
-    return _refused(argument, OWNED_ENGINE_ARGS)
+    return _alternative(argument, OWNED_ENGINE_ARGS)
 
 
 def unsupported_engine_arg(argument: str) -> str | None:
     """Return the alternative if the worker does not support this argument; else None."""
-    return _refused(argument, UNSUPPORTED_ENGINE_ARGS)
+    return _alternative(argument, UNSUPPORTED_ENGINE_ARGS)
 
 
 def frontend_arg(argument: str) -> str | None:
@@ -138,7 +138,7 @@ def frontend_arg(argument: str) -> str | None:
     return FRONTEND_OPTIONS.get((engine_arg_name(argument) or "").split(".", 1)[0])
 
 
-def _refused(argument: str, table: Mapping[str, str]) -> str | None:
+def _alternative(argument: str, table: Mapping[str, str]) -> str | None:
     name = engine_arg_name(argument)
     if name is None:
         spelled = argument.split("=", 1)[0]
@@ -159,7 +159,7 @@ def _is_short(spelled: str, short: str) -> bool:
     return spelled == short or (len(short) == 2 and spelled.startswith(short))
 
 
-def refused_value(arguments: Sequence[str]) -> tuple[str, str] | None:
+def rejected_value(arguments: Sequence[str]) -> tuple[str, str] | None:
     """Return the first option with a rejected value, and the alternative; None if there is none."""
     for argument, following in pairwise((*arguments, "")):
         name = engine_arg_name(argument)

@@ -80,7 +80,7 @@ _UNREACHED: Final = (
     "remove it, or set frontend.mode to None"
 )
 
-REFUSED: Final[list[tuple[Object, str]]] = [
+REJECTED: Final[list[tuple[Object, str]]] = [
     # model
     ({"model": {}}, "model.uri: Required value"),
     (_model(uri="HuggingFaceTB/SmolLM2"), _SCHEME),
@@ -361,7 +361,7 @@ REFUSED: Final[list[tuple[Object, str]]] = [
     ({"strategy": {"rollingUpdate": {"maxUnavailable": "101%"}}}, "maxUnavailable"),
 ]
 
-REFUSED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
+REJECTED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
     (
         _claim(storageClassName="a"),
         _claim(storageClassName="b"),
@@ -373,13 +373,13 @@ REFUSED_CHANGES: Final[list[tuple[Object, Object, str]]] = [
         f"cache.volumeClaimTemplate.accessModes: {_FIXED}",
     ),
 ]
-"""A specification, what becomes of it, and the sentence."""
+"""Specification, changed specification and message."""
 
 _OF_WORKERS: Final = (
     "metadata.name: must not end with -workers, because the workers' Service of the endpoint without that "
     "suffix has this name; choose another name"
 )
-REFUSED_NAMES: Final[list[tuple[str, str]]] = [
+REJECTED_NAMES: Final[list[tuple[str, str]]] = [
     (
         "e" * 41,
         (

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, WithJsonSchema
 
 from ._base import Contract
-from ._owned import NOT_SHORTENED
+from ._rejected_options import NOT_SHORTENED
 
 __all__ = [
     "DNS_SUBDOMAIN",
