@@ -1,13 +1,24 @@
-"""What the documents repeat of the code is the code's."""
+"""The documents match the code, and their links resolve."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from rendered_chart import container, env, one, template
 
-from vllmendpoint_api import CONDITION_REASONS, HANDLER_PRECEDENCE, PRECEDENCE, Condition, VLLMEndpointSpec
+from vllmendpoint_api import (
+    CONDITION_REASONS,
+    HANDLER_PRECEDENCE,
+    PRECEDENCE,
+    Condition,
+    Level,
+    ModelType,
+    VLLMEndpointSpec,
+    payload_for,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +35,50 @@ def test_precedence_of_handlers_in_the_docs_is_the_table_in_the_code():
     block = text.split("<!-- precedence:", 1)[1].split("<!-- /precedence -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
     assert rows == [f"| `{row.source}` | {row.ping} | {row.invocations} |" for row in HANDLER_PRECEDENCE]
+
+
+def test_the_payloads_in_the_guide_are_those_of_the_code():
+    text = (ROOT / "docs/guide/health-check-payloads.md").read_text()
+    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    assert blocks == [
+        *(payload_for(level, None) for level in Level),
+        payload_for(Level.MINIMAL, ModelType.CHAT),
+        payload_for(Level.MINIMAL, ModelType.EMBEDDING),
+    ]
+
+
+def test_the_examples_in_the_guide_are_those_that_tests_run():
+    text = (ROOT / "docs/guide/custom-handlers.md").read_text()
+    for example in (ROOT / "tests/guide").glob("*.py"):
+        assert f"```python\n{example.read_text()}```" in text, example.name
+    text = (ROOT / "docs/guide/health-check-payloads.md").read_text()
+    examples = re.findall(r'= """\n(.*?)"""', (ROOT / "tests/worker/guide_python.py").read_text(), re.DOTALL)
+    assert len(examples) >= 6
+    for example in examples:
+        assert f"```python\n{example}```" in text, example
+
+
+def anchors(text):
+    """The anchors of the headings, as GitHub derives them."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_in_the_documents_resolves():
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    pages = [ROOT / name for name in listed.stdout.split()]
+    assert len(pages) >= 10
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if link.startswith(("http://", "https://")):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.relative_to(ROOT)}: {link}"
+            assert target.is_relative_to(ROOT), f"{page.relative_to(ROOT)}: {link}"
+            if anchor:
+                assert anchor in anchors(target.read_text()), f"{page.relative_to(ROOT)}: {link}"
 
 
 def test_the_tests_that_hold_the_invariants_exist():

@@ -1,4 +1,4 @@
-"""The Python blocks of the health-check payload guide, as printed."""
+"""The Python examples of docs/guide/health-check-payloads.md."""
 
 COMPLETE_EXAMPLE = """
 import os
