@@ -45,6 +45,7 @@ lint: setup ## check style, types, import layers, Go modules and generated files
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
 	@.venv/bin/mypy
+	@.venv/bin/mypy $$(git ls-files 'tests/*.py' | grep -vE '/test_|^tests/guide/|/engine_spy/')
 	@.venv/bin/lint-imports
 	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 	@cd tests/bench/scale/ideal && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...

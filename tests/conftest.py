@@ -1,20 +1,20 @@
-"""Several processes share the tests, a folder at a time: those of a folder run in their order in one process.
+"""Distributes the tests over processes by folder; the tests of one folder run in order in one process.
 
-Without ``-n`` nothing changes.
+Without ``-n`` all tests run in one process.
 """
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-# A machine that stands still for a moment is no finding, and what is one must be found again.
+# A slow machine is not a failure, and a failure must be reproducible.
 settings.register_profile(
     "ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("ours")
 
 
-class FolderScheduling(LoadScopeScheduling):
+class FolderScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         """``tests/e2e/test_causes.py::test_x`` belongs to ``tests/e2e``."""
         return nodeid.partition("::")[0].rpartition("/")[0]

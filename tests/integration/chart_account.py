@@ -29,7 +29,7 @@ def install_account(kubectl: Kubectl, helm: Path, path: Path) -> Path:
     """Make the account; a kubeconfig for it. Its operators may have their lease in any namespace."""
     kubectl("create", "namespace", "ops")
     only = [f"--show-only=templates/{name}.yaml" for name in ("rbac", "serviceaccount")]
-    command = [helm, "template", NAME, CHART, "--namespace", "ops", *only]
+    command: list[str | Path] = [helm, "template", NAME, CHART, "--namespace", "ops", *only]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     made = [_everywhere(found) for found in yaml.safe_load_all(done.stdout) if found]
     kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))

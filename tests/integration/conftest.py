@@ -222,7 +222,8 @@ def control_plane(folder: Path, binaries: Path = BIN) -> Iterator[tuple[Api, sub
                 process.wait(10)
             process.kill()
             process.wait(10)
-            process.stdout.close()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 @pytest.fixture

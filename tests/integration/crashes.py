@@ -123,7 +123,7 @@ class Crashes:
         self._end(endpoint)
         return what
 
-    def _before(self, change: Change) -> tuple[Space, SimulatedNode, int]:
+    def _before(self, change: Change) -> tuple[Space, SimulatedNode, Mark]:
         if not self._operators or self._operators[-1].process.poll() is not None:
             self._start()
         endpoint = Space(self.api, self.namespace, NAME)
@@ -159,12 +159,13 @@ class Crashes:
         self, node: SimulatedNode, or_else: Callable[[], bool] = lambda: False, seconds: float = 0.5
     ) -> None:
         """No request for a while."""
-        state = {"mark": self.api.mark(), "since": time.monotonic()}
+        mark, since = self.api.mark(), time.monotonic()
 
         def quiet() -> bool:
-            if self.api.requests(state["mark"], namespace=self.namespace):
-                state.update(mark=self.api.mark(), since=time.monotonic())
-            return or_else() or time.monotonic() - state["since"] > seconds
+            nonlocal mark, since
+            if self.api.requests(mark, namespace=self.namespace):
+                mark, since = self.api.mark(), time.monotonic()
+            return or_else() or time.monotonic() - since > seconds
 
         node.run(quiet)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from rendered_chart import (
+
+from tests.unit.rendered_chart import (
     ALL_SET,
     CHART,
     DYNAMO,
@@ -23,7 +24,6 @@ from rendered_chart import (
     run_helm,
     template,
 )
-
 from vllmendpoint_api import VLLMEndpointSpec, custom_resource_definition
 
 

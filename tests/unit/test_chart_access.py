@@ -7,8 +7,18 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
-from rendered_chart import ALL_SET, CHART, CLUSTER_SCOPED, NAME, VALUES, Object, kinds_of, one, template
 
+from tests.unit.rendered_chart import (
+    ALL_SET,
+    CHART,
+    CLUSTER_SCOPED,
+    NAME,
+    VALUES,
+    Object,
+    kinds_of,
+    one,
+    template,
+)
 from vllmendpoint_api import VLLMEndpointSpec
 from vllmendpoint_operator.components import workers_name
 from vllmendpoint_operator.kube import kinds

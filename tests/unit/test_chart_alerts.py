@@ -2,9 +2,8 @@
 
 import re
 
-from rendered_chart import one, template
-
 from tests.documented_metrics import documented
+from tests.unit.rendered_chart import one, template
 from vllmendpoint_api import Condition, ConditionStatus
 
 VALUES = {

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import yaml
-from rendered_chart import ALL_SET, CHART, HELMS, Object, env, parse, run_helm, template
 
+from tests.unit.rendered_chart import ALL_SET, CHART, HELMS, Object, env, parse, run_helm, template
 from vllmendpoint_operator.settings import Settings
 
 KEYS = {

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from rendered_chart import CHART, HELMS, Object, container, env, one, parse, run_helm
 
+from tests.unit.rendered_chart import CHART, HELMS, Object, container, env, one, parse, run_helm
 from vllmendpoint_operator.settings import Settings
 
 NOT_STRINGS = {

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from rendered_chart import (
+
+from tests.unit.rendered_chart import (
     ALL_SET,
     CHART,
     HELMS,
@@ -19,7 +20,6 @@ from rendered_chart import (
     run_helm,
     template,
 )
-
 from vllmendpoint_operator.settings import Settings
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rendered_chart import container, env, one, template
 
+from tests.unit.rendered_chart import container, env, one, template
 from vllmendpoint_api import (
     CONDITION_REASONS,
     HANDLER_PRECEDENCE,

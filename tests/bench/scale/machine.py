@@ -47,6 +47,7 @@ class Process:
 
     def __init__(self, command: Sequence[str | Path], log: Path, **environment: str) -> None:
         self.log = log
+        self._name = str(command[0])
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 [str(word) for word in command],
@@ -64,7 +65,7 @@ class Process:
 
     def said(self, text: str) -> bool:
         if not self.running:
-            raise RuntimeError(f"{self._process.args[0]} ended: {self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self._name} ended: {self.log.read_text()[-2000:]}")
         return text in self.log.read_text()
 
     def cpu(self) -> float:
@@ -92,7 +93,7 @@ class Process:
                 return before[-1][0]
             return None
 
-        return until(calm, "the process is quiet", seconds) - self.started
+        return float(until(calm, "the process is quiet", seconds)) - self.started
 
     def stop(self, seconds: float = 30.0) -> float:
         """Ask it to end; the seconds that it took."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,7 +149,7 @@ class Plane:
         for name in names:
             self.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
             account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-            until(lambda account=account: self._there(account), f"{account} is made")
+            until(partial(self._there, account), f"{account} is made")
 
     def _there(self, path: str) -> bool:
         with contextlib.suppress(LookupError):
@@ -156,7 +157,7 @@ class Plane:
         return False
 
     def kubectl(self, *arguments: str) -> str:
-        command = [BIN / "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
+        command: list[str | Path] = [BIN / "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
 
 

@@ -83,7 +83,7 @@ class Cluster:
 @contextlib.contextmanager
 def control_plane(folder: Path) -> Iterator[Cluster]:
     """Without our CRDs: the chart brings them. It starts in a few seconds."""
-    command = [BIN / "cluster", "controlplane", "--dir", str(folder)]
+    command: list[str | Path] = [BIN / "cluster", "controlplane", "--dir", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -149,9 +149,6 @@ def endpoint(namespace: str, name: str = "tiny", **spec: Any) -> str:
 
 def readme(kind: str) -> str:
     """The one object of that kind in the chart's README."""
-    (found,) = [
-        block
-        for block in re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
-        if f"kind: {kind}\n" in block
-    ]
+    blocks: list[str] = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+    (found,) = [block for block in blocks if f"kind: {kind}\n" in block]
     return found

@@ -1,5 +1,6 @@
 """The life of an endpoint in which the operator does all that it knows, and what it needed for that."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,13 @@ def _live(cluster: Cluster, endpoint: Space) -> None:
     for number in range(3):
         before = endpoint.get()["status"]["revision"]["name"]
         endpoint.patch(metadata={"annotations": {ROLLOUT: str(number)}})
-        until(lambda before=before: endpoint.get()["status"]["revision"]["name"] != before, "a revision")
+        until(partial(_another_revision, endpoint, before), "a revision")
     mine = ("controllerrevisions", "-n", namespace, "-l", "app.kubernetes.io/instance=tiny")
     until(lambda: len(cluster.names(*mine)) == 3, "the oldest are pruned")
+
+
+def _another_revision(endpoint: Space, before: str) -> bool:
+    return bool(endpoint.get()["status"]["revision"]["name"] != before)
 
 
 def admitted(cluster: Cluster, namespace: str) -> None:
@@ -156,7 +161,7 @@ def check_rights(cluster: Cluster, operator: str, namespaces: set[str] | None = 
     rules = cluster.rules(account)
     have = {right._replace(resource=right.resource.replace("cluster", "")) for right in granted(rules)}
     needed = used(entries)
-    assert (have - needed, needed - have) == (NOT_ASKED_FOR.keys(), set()), "never used, and not from these"
+    assert (have - needed, needed - have) == (set(NOT_ASKED_FOR), set()), "never used, and not from these"
     for rule in rules:
         if "resourceNames" in rule and "bind" not in rule["verbs"]:
             (name,) = rule["resourceNames"]

@@ -1,36 +1,51 @@
 """An API server of a few lines: objects by name, and refusals, warnings and admission policies by hand."""
 
+from collections.abc import Callable
+from typing import Any
+
 from vllmendpoint_operator.errors import Conflict, NotFound
-from vllmendpoint_operator.kube.kinds import ENDPOINT
+from vllmendpoint_operator.kube.kinds import ENDPOINT, Kind
+
+Object = dict[str, Any]
 
 
 class FakeKube:
     """Objects by (kind, name); answers of the API server by hand."""
 
-    def __init__(self):
-        self.objects = {}
-        self.endpoint = {"metadata": {"uid": "uid-1"}}
-        self.writes = []
-        self.refuse = {}
-        self.warn = {}
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], Object] = {}
+        self.endpoint: Object | None = {"metadata": {"uid": "uid-1"}}
+        self.writes: list[tuple[str, str, str]] = []
+        self.refuse: dict[str, Exception] = {}
+        self.warn: dict[tuple[str, str], list[str]] = {}
         self.version = 10
-        self.reads = []
-        self.managers = []
-        self.mutate = {}
+        self.reads: list[tuple[str, str]] = []
+        self.managers: list[str | None] = []
+        self.mutate: dict[tuple[str, str], Callable[[Object], Object]] = {}
         """(kind, name) -> what a mutating admission policy makes of an object."""
 
-    async def get(self, kind, namespace, name):
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         self.reads.append((kind.kind, name))
         if (kind.kind, name) not in self.objects:
             raise NotFound(404, "no")
         return self.objects[kind.kind, name]
 
-    async def list(self, kind, namespace, *, name, metadata_only):
+    async def list(
+        self, kind: Kind, namespace: str, *, name: str, metadata_only: bool
+    ) -> tuple[list[Object], str]:
         assert kind is ENDPOINT
         self.reads.append((kind.kind, name))
         return [self.endpoint] if self.endpoint else [], "1"
 
-    async def apply(self, kind, body, *, dry_run=False, warned=None, **options):
+    async def apply(
+        self,
+        kind: Kind,
+        body: Object,
+        *,
+        dry_run: bool = False,
+        warned: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> Object:
         metadata = body["metadata"]
         if warned is not None:
             for text in self.warn.get((kind.kind, metadata["name"]), ()):
@@ -51,7 +66,8 @@ class FakeKube:
             raise Conflict(409, "another object")
         self.managers.append(options.get("manager"))
         self.version += 1
-        body = self.mutate.get((kind.kind, metadata["name"]), lambda body: body)(body)
+        if (mutate := self.mutate.get((kind.kind, metadata["name"]))) is not None:
+            body = mutate(body)
         if options.get("manager", "").endswith("-scale"):
             body = {**old, "spec": {**old["spec"], **body["spec"]}}
             metadata = {**old["metadata"], **metadata}
@@ -62,7 +78,7 @@ class FakeKube:
         self.objects[kind.kind, metadata["name"]] = new
         return new
 
-    async def delete(self, kind, namespace, name, *, uid):
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         self.writes.append(("delete", kind.kind, name))
         if self.objects.pop((kind.kind, name), None) is None:
             raise NotFound(404, "no")

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import yaml
-from api_stub import ApiStub, added, failed
-from wire import parts
 
 import vllmendpoint_operator.main as main
+from tests.unit.operator.api_stub import ApiStub, added, failed
+from tests.unit.operator.wire import parts
 from vllmendpoint_operator.errors import NoLogin, NotFound, NotStreamed
 from vllmendpoint_operator.settings import Settings
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from handlers_served import Served
+
+from tests.unit.worker.handlers_served import Served
 
 
 @pytest.fixture

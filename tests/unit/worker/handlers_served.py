@@ -106,7 +106,7 @@ class Served:
         return caught.value.problems[0]
 
     def client(self) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(app=self.room, raise_app_exceptions=False)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app=self.room, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://worker")
 
     async def ask(self, path: str = "/ping", body: Any = None, method: str = "") -> httpx.Response:

@@ -4,8 +4,8 @@ import itertools
 from copy import deepcopy
 
 import pytest
-from fake_kube import FakeKube
 
+from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.kube.kinds import by_name

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from fake_kube import FakeKube
 
+from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_api import Reason, VLLMEndpointStatus, names
 from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache

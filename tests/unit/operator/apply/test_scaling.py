@@ -1,8 +1,8 @@
 """Replicas apply to what exists, whatever is wrong with the rest of a spec."""
 
 import pytest
-from fake_kube import FakeKube
 
+from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_operator.apply.apply import apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.endpoint_store import EndpointStore

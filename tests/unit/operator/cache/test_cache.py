@@ -3,8 +3,8 @@
 import contextlib
 
 import pytest
-from wire import parts
 
+from tests.unit.operator.wire import parts
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.endpoint_store import EndpointStore

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 
 import pytest
-from wire import listing
 
 import vllmendpoint_operator.controller.controller as controller_module
+from tests.unit.operator.wire import listing
 from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.errors import KubeError, NotFound, Throttled
 from vllmendpoint_operator.kube.kinds import ENDPOINT as ENDPOINT_KIND

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
-from wire import listing, parts
 
+from tests.unit.operator.wire import listing, parts
 from vllmendpoint_api import names
 from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.kube.kinds import POD, SERVICE

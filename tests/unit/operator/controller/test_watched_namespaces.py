@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 
 import pytest
-from wire import listing
 
 import vllmendpoint_operator.cache.informer as store_module
 import vllmendpoint_operator.controller.watched_namespaces as watched_namespaces
+from tests.unit.operator.wire import listing
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.watched_namespaces import WatchedNamespaces
 from vllmendpoint_operator.errors import KubeError, NotFound, Rejected

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compat_payloads import CHAT, MARKERS, MINIMAL, OTHER, PAYLOAD, STANDARD, nothing_set  # noqa: F401
 
+from tests.unit.worker.compat.compat_payloads import (  # noqa: F401
+    CHAT,
+    MARKERS,
+    MINIMAL,
+    OTHER,
+    PAYLOAD,
+    STANDARD,
+    nothing_set,
+)
 from vllmendpoint_api import Level, ModelType, payload_for
 from vllmendpoint_worker.compat import (
     HealthCheckRefusedError,

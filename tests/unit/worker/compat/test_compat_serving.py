@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compat_payloads import CHAT, MARKERS, MINIMAL, OTHER, PAYLOAD, STANDARD, nothing_set  # noqa: F401
 from fastapi import FastAPI
 
+from tests.unit.worker.compat.compat_payloads import (  # noqa: F401
+    CHAT,
+    MARKERS,
+    MINIMAL,
+    OTHER,
+    PAYLOAD,
+    STANDARD,
+    nothing_set,
+)
 from vllmendpoint_api import HandlerSettings
 from vllmendpoint_worker.compat import (
     HealthCheckRefusedError,

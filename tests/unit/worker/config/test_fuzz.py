@@ -13,10 +13,20 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import SECRET, deep, fuzz, good, model_types, payloads, raw_text, scalars, values
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from tests.unit.worker.fuzzing import (
+    SECRET,
+    deep,
+    fuzz,
+    good,
+    model_types,
+    payloads,
+    raw_text,
+    scalars,
+    values,
+)
 from vllmendpoint_api import (
     CONDITION_REASONS,
     PRECEDENCE,

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import SECRET, fuzz, raw_text, scalars, values
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from tests.unit.worker.fuzzing import SECRET, fuzz, raw_text, scalars, values
 from vllmendpoint_api import (
     CONDITION_REASONS,
     Condition,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from fastapi import Request, Response
-from handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 
+from tests.unit.worker.handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 from vllmendpoint_api import HANDLER_PRECEDENCE, HandlerSource, script_digest
 from vllmendpoint_worker.config.handler_sources import Route
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from handlers_served import Served
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import PingState, Stage, Verdict, VerdictReport
 from vllmendpoint_worker.config.handler_sources import Wanted, read
 from vllmendpoint_worker.handlers import PingWatch, Unblocker, _unblock

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from handlers_served import Served
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import HandlerError
 from vllmendpoint_worker.config.handler_sources import Route
 from vllmendpoint_worker.process.clock import Clock

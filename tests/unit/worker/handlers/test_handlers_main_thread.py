@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp import web
-from handlers_served import Served
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import Reason
 from vllmendpoint_worker.config.handler_sources import read
 from vllmendpoint_worker.handlers.loading import _main_thread

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from handlers_served import INVOCATIONS, PING, Served
 
+from tests.unit.worker.handlers_served import INVOCATIONS, PING, Served
 from vllmendpoint_worker.handlers.loading import _modules
 
 SCRIPT = """

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from handlers_served import Served
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import PingState
 from vllmendpoint_worker.handlers import PingWatch
 

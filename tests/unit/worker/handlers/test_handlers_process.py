@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handlers_served import Served
 from prometheus_client import REGISTRY, generate_latest
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import Reason
 from vllmendpoint_worker.handlers.loading import _load
 

@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 
+from tests.unit.worker.handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 from vllmendpoint_api import HandlerSource, Reason
 
 

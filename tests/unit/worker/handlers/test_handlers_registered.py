@@ -10,8 +10,8 @@ import model_hosting_container_standards.sagemaker as standards
 import pytest
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from handlers_served import Served
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_worker.handlers import complete
 from vllmendpoint_worker.handlers.loading._standards import handler_registry
 from vllmendpoint_worker.options.arguments import clear_environment

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
-from handlers_served import Served
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import (
     PingReport,
     PingState,

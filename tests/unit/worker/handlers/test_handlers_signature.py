@@ -1,8 +1,8 @@
 """A handler whose parameters no request could fill in is refused at load; every other is bound right."""
 
 import pytest
-from handlers_served import INVOCATIONS, PING, Served
 
+from tests.unit.worker.handlers_served import INVOCATIONS, PING, Served
 from vllmendpoint_api import Reason
 
 ABOVE = """

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from fuzzing import SECRET, fuzz, values
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.unit.worker.fuzzing import SECRET, fuzz, values
 from vllmendpoint_api import WorkerReport
 from vllmendpoint_operator.reports.streams import parse
 

@@ -4,9 +4,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from handlers_served import Served
 from starlette.routing import Mount
 
+from tests.unit.worker.handlers_served import Served
 from vllmendpoint_worker.config.handler_sources import Route
 from vllmendpoint_worker.serving.health_route import guarded, reaches_health
 
