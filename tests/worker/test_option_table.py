@@ -40,11 +40,11 @@ with warnings.catch_warnings():
 
     from vllmendpoint_worker import upstream
     from vllmendpoint_worker.options.arguments import clear_environment
-    from vllmendpoint_worker.options.conflicts import destination, from_arguments, from_config, negatives
-    from vllmendpoint_worker.options.dynamo_numbers import NUMBERS
-    from vllmendpoint_worker.options.rules import refused_options
+    from vllmendpoint_worker.options.conflicts import destination, from_arguments, from_config, negative_flags
+    from vllmendpoint_worker.options.dynamo_numbers import NUMERIC_VARIABLES
+    from vllmendpoint_worker.options.rules import rejected_options
     from vllmendpoint_worker.options.sagemaker import options as sagemaker_options
-    from vllmendpoint_worker.options.shared import _DYNAMO_NAMES, engine_arguments, share
+    from vllmendpoint_worker.options.shared_options import _DYNAMO_NAMES, engine_arguments, share_options
 
 REVIEWED = Path(__file__).with_name("reviewed_options.txt")
 NEWER_OR_OLDER = {"--is-prefill-worker", "--is-decode-worker"}
@@ -132,7 +132,7 @@ def test_every_numeric_variable_of_dynamos_parsers_has_bounds() -> None:
         for action in ACTIONS
         if getattr(action.type, "__name__", "") in {"int", "float", "nullable_int", "nullable_float"}
     }
-    assert numeric - {""} - NUMBERS.keys() == set()
+    assert numeric - {""} - NUMERIC_VARIABLES.keys() == set()
 
 
 def test_every_numeric_variable_in_dynamos_sources_has_bounds() -> None:
@@ -148,7 +148,7 @@ def test_every_numeric_variable_in_dynamos_sources_has_bounds() -> None:
         if not {"tests", "omni"} & set(path.parts)
         for name in re.findall(rf"[\"'`]({numeric.pattern})[\"'`]", path.read_text())
     }
-    assert found - NUMBERS.keys() - NUMBERS_OF_OTHERS == set()
+    assert found - NUMERIC_VARIABLES.keys() - NUMBERS_OF_OTHERS == set()
 
 
 SPELLINGS = [
@@ -165,7 +165,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("argv", SPELLINGS, ids=" ".join)
 def test_every_spelling_of_a_refused_option_is_found(argv: list[str]) -> None:
-    (problem,) = refused_options(from_arguments(argv), NAMES, FrontendMode.MANAGED)
+    (problem,) = rejected_options(from_arguments(argv), NAMES, FrontendMode.MANAGED)
     assert (problem.source, problem.reason) == ("Spec", "InvalidEngineArguments")
     assert problem.field.startswith("engine.args (-")
 
@@ -180,13 +180,13 @@ def test_every_spelling_of_a_refused_option_is_found(argv: list[str]) -> None:
 def test_a_refused_option_is_found_in_the_config_file_and_in_the_environment(key: str, value: Any) -> None:
     given = from_config({key: value})
     if key != "n":  # an argument --n is ambiguous to the parsers
-        (problem,) = refused_options(given, NAMES, FrontendMode.MANAGED)
+        (problem,) = rejected_options(given, NAMES, FrontendMode.MANAGED)
         assert (problem.source, problem.reason) == ("ConfigFile", "InvalidConfigFile")
         assert problem.field == f"{key} of the config file"
     name = "SM_VLLM_" + key.upper().replace("-", "_")
     if key not in ("n", "port"):  # SM_VLLM_PORT is compared with the operator's
         found, _ = sagemaker_options({name: str(value)})
-        (problem,) = refused_options(found, NAMES, FrontendMode.MANAGED)
+        (problem,) = rejected_options(found, NAMES, FrontendMode.MANAGED)
         assert (problem.source, problem.field) == ("Environment", name)
 
 
@@ -202,7 +202,7 @@ def test_a_refused_option_is_found_in_the_config_file_and_in_the_environment(key
     ],
 )
 def test_the_users_options_pass(argv: list[str]) -> None:
-    assert refused_options(from_arguments(argv), NAMES, FrontendMode.MANAGED) == []
+    assert rejected_options(from_arguments(argv), NAMES, FrontendMode.MANAGED) == []
 
 
 def test_what_depends_on_the_operator_and_its_frontend() -> None:
@@ -214,7 +214,7 @@ def test_what_depends_on_the_operator_and_its_frontend() -> None:
         (FrontendMode.NONE, (0, 3, 2)),
         (None, (0, 0, 2)),
     ):
-        found = tuple(len(refused_options(given, NAMES, mode)) for given in (served, topology, never))
+        found = tuple(len(rejected_options(given, NAMES, mode)) for given in (served, topology, never))
         assert found == counts, mode
 
 
@@ -222,7 +222,9 @@ def test_false_is_the_negative_form_where_there_is_one() -> None:
     environ = {"SM_VLLM_ENABLE_PREFIX_CACHING": "false", "SM_VLLM_MAX_MODEL_LEN": "False"}
     no_effect = "is false and has no effect: the engine has no option"
     given, _ = sagemaker_options(environ)
-    assert negatives([*given, *from_config({"disable_log_stats": False, "enforce-eager": False})], NAMES) == (
+    assert negative_flags(
+        [*given, *from_config({"disable_log_stats": False, "enforce-eager": False})], NAMES
+    ) == (
         ["--no-enable-prefix-caching"],
         [
             f"SM_VLLM_MAX_MODEL_LEN {no_effect} --no-max-model-len.",
@@ -232,7 +234,7 @@ def test_false_is_the_negative_form_where_there_is_one() -> None:
 
 
 async def test_the_negative_form_is_what_vllm_takes(toy_model: Path) -> None:
-    (argument,), _ = negatives(sagemaker_options({"SM_VLLM_ENABLE_PREFIX_CACHING": "false"})[0], NAMES)
+    (argument,), _ = negative_flags(sagemaker_options({"SM_VLLM_ENABLE_PREFIX_CACHING": "false"})[0], NAMES)
     parsed = await upstream.parse_arguments(["--model", str(toy_model), argument], None)
     assert parsed.dynamo.engine_args.enable_prefix_caching is False
 
@@ -259,7 +261,7 @@ async def test_the_negative_form_is_what_vllm_takes(toy_model: Path) -> None:
     ],
 )
 def test_what_one_server_gets_the_other_gets(argv: list[str], engine: list[str], frontend: list[str]) -> None:
-    shared = share(from_arguments(argv), NAMES, *upstream.parsers())
+    shared = share_options(from_arguments(argv), NAMES, *upstream.parsers())
     assert (list(shared.engine), list(shared.frontend)) == (engine, frontend)
     assert (shared.problems, shared.warnings, shared.template) == ((), (), None)
 
@@ -274,19 +276,19 @@ def test_every_parser_of_the_same_format_is_known_to_both() -> None:
 
 def test_a_parser_that_the_frontend_lacks_is_refused_by_name() -> None:
     given, _ = sagemaker_options({"SM_VLLM_TOOL_CALL_PARSER": "xlam"})
-    (problem,) = share(given, NAMES, *upstream.parsers()).problems
+    (problem,) = share_options(given, NAMES, *upstream.parsers()).problems
     assert problem.field == "SM_VLLM_TOOL_CALL_PARSER"
     assert "does not have: set --dyn-tool-call-parser too, to one of" in problem.message
     assert len(problem.message) <= 1024
-    (warning,) = share(
+    (warning,) = share_options(
         from_arguments(["--dyn-reasoning-parser", "basic"]), NAMES, *upstream.parsers()
     ).warnings
     assert "port 8080 does not parse reasoning" in warning
 
 
-@pytest.mark.parametrize("name", sorted(NUMBERS))
+@pytest.mark.parametrize("name", sorted(NUMERIC_VARIABLES))
 def test_dynamos_parsers_read_what_the_bounds_allow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds = NUMBERS[name]
+    bounds = NUMERIC_VARIABLES[name]
     for text in (str(bounds.least), *([str(bounds.most)] if bounds.most is not None else [])):
         monkeypatch.setitem(os.environ, name, text)
         with warnings.catch_warnings():
@@ -297,7 +299,7 @@ def test_dynamos_parsers_read_what_the_bounds_allow(name: str, monkeypatch: pyte
 async def test_what_is_shared_reaches_dynamos_registration(toy_model: Path) -> None:
     argv = ["--model", str(toy_model), "--reasoning-parser", "qwen3"]
     argv += ["--tool-call-parser", "hermes", "--enable-auto-tool-choice", "--chat-template", "{{ messages }}"]
-    shared = share(from_arguments(argv), NAMES, *upstream.parsers())
+    shared = share_options(from_arguments(argv), NAMES, *upstream.parsers())
     parsed = await upstream.parse_arguments([*argv, *engine_arguments(shared)], None, shared.frontend)
     assert (parsed.dynamo.dyn_tool_call_parser, parsed.dynamo.dyn_reasoning_parser) == ("hermes", "qwen3")
     assert Path(parsed.dynamo.custom_jinja_template).read_text() == "{{ messages }}"

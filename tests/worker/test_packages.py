@@ -57,7 +57,7 @@ class Pod:
             raise Refused(problem)
 
         sys.path[:] = self.path  # a new process has no more on it
-        await Packages(self.environ, seconds).installed(refuse, self.told.append)
+        await Packages(self.environ, seconds).wait_until_installed(refuse, self.told.append)
 
     async def refused(self, seconds: float = 60.0) -> Problem:
         with pytest.raises(Refused) as caught:
@@ -179,7 +179,7 @@ async def test_a_package_that_is_not_there_is_named_and_tried_again(
         problems.append(problem)
         write_wheel(pod.wheels, "tinymissing", "2.0")
 
-    await Packages(pod.environ).installed(refuse, pod.told.append)
+    await Packages(pod.environ).wait_until_installed(refuse, pod.told.append)
     (problem,) = problems
     assert "No matching distribution found for tinymissing>=2; the index was not reached" in problem.message
     assert "Connection refused" in problem.message

@@ -323,4 +323,4 @@ def test_a_bad_value_ends_the_program_with_its_sentence(
 ) -> None:
     program = run(SERVE_WITHOUT, environ=environ)
     assert program.exit_code() == 1
-    assert f"HealthCheckRefusedError: {sentence}" in program.output()
+    assert f"HealthCheckRejectedError: {sentence}" in program.output()

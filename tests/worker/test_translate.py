@@ -202,6 +202,6 @@ async def test_the_text_is_the_tokenizers(translator: Translator) -> None:
     tokens = translated.request["token_ids"]
     assert translated.expect is not None
     assert translated.expect.decode(tokens).endswith("The capital of France is")
-    assert translated.expect.met([tokens])
-    assert not translated.expect.met([tokens[:1]])
+    assert translated.expect.is_met([tokens])
+    assert not translated.expect.is_met([tokens[:1]])
     assert "<|im_end|>" not in translated.expect.decode([*tokens, 2])  # special tokens are no text

@@ -47,10 +47,11 @@ with warnings.catch_warnings():
     from vllmendpoint_worker.errors import EngineStartError
     from vllmendpoint_worker.handlers import complete
     from vllmendpoint_worker.options.arguments import clear_environment
-    from vllmendpoint_worker.payload.validation import Origin, check
+    from vllmendpoint_worker.payload.validation import check_payload
     from vllmendpoint_worker.probing.progress import PROGRESS
-    from vllmendpoint_worker.refusals import Refusal
     from vllmendpoint_worker.serving.health_route import HealthRoute, reaches_health
+    from vllmendpoint_worker.setting_origin import SettingOrigin
+    from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -61,11 +62,11 @@ def test_vllm_tells_what_is_the_requests_fault_and_names_the_parameter() -> None
     assert found == upstream.refusal(vllm_client_error(refused))
     assert found is not None
     assert (found.sentence, found.parameter) == ("too many (parameter=logprobs, value=50)", "logprobs")
-    assert upstream.refusal(HttpError(422, "no")) == Refusal("no")
-    assert upstream.refusal(ValueError("no")) == Refusal("no")
+    assert upstream.refusal(HttpError(422, "no")) == VLLMRejection("no")
+    assert upstream.refusal(ValueError("no")) == VLLMRejection("no")
     for fault in (HttpError(503, "no"), EngineDeadError(), RuntimeError("no"), KeyboardInterrupt(), None):
         assert upstream.refusal(fault) is None, fault
-    assert upstream.refusal_in(create_error_response("no", param="tools")) == Refusal("no", "tools")
+    assert upstream.refusal_in(create_error_response("no", param="tools")) == VLLMRejection("no", "tools")
     assert upstream.refusal_in(("conversation", ["inputs"])) is None
 
 
@@ -314,11 +315,11 @@ async def test_the_guard_stands_before_a_middleware_that_answers_everything(
 
 def test_request_fields_hold_the_guides_payloads() -> None:
     fields = upstream.request_fields()
-    origin = Origin(PayloadSource.SPEC, "payload")
+    origin = SettingOrigin(PayloadSource.SPEC, "payload")
     for level in Level:
         for model_type in ModelType:
-            assert check(payload_for(level, model_type), origin, fields, model_type) == []
-    assert len(check({"prompt": "x", "promptt": "y"}, origin, fields, None)) == 1
+            assert check_payload(payload_for(level, model_type), origin, fields, model_type) == []
+    assert len(check_payload({"prompt": "x", "promptt": "y"}, origin, fields, None)) == 1
 
 
 def test_canary_marker_is_upstreams() -> None:

@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from vllmendpoint_api import HandlerSettings, Problem, script_digest
-from vllmendpoint_worker.config.handler_sources import read
-from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.config.handler_config import read_handler_config
+from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.handlers import HandlerRoom
 
 GUIDE = Path(__file__).parents[2] / "guide"
@@ -92,16 +92,16 @@ class Served:
         self.settings = HandlerSettings(script_digest=digest, ping=ping, invocations=invocations)
 
     def wrong(self) -> tuple[Problem, ...]:
-        return read(self.settings, self.settings_dir, self.environ)[1]
+        return read_handler_config(self.settings, self.settings_dir, self.environ)[1]
 
     async def start(self) -> None:
-        wanted, problems = read(self.settings, self.settings_dir, self.environ)
+        wanted, problems = read_handler_config(self.settings, self.settings_dir, self.environ)
         if problems:
-            raise ConfigurationRefusedError(problems)
+            raise ConfigurationRejectedError(problems)
         self.room.swap(self.room.bound(await self.room.load(wanted)))
 
     async def refused(self) -> Problem:
-        with pytest.raises(ConfigurationRefusedError) as caught:
+        with pytest.raises(ConfigurationRejectedError) as caught:
             await self.start()
         return caught.value.problems[0]
 

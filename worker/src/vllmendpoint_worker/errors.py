@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from vllmendpoint_api import Problem
 
-from .refusals import Refusal
+from .vllm_rejections import VLLMRejection
 
 __all__ = [
     "ArtifactsError",
-    "ConfigurationRefusedError",
+    "ConfigurationRejectedError",
     "EngineStartError",
-    "GivenUpError",
+    "HandlerAbortedError",
     "HandlerTimeoutError",
     "PackagesError",
     "ProbeUnavailableError",
@@ -34,7 +34,7 @@ class ArtifactsError(WorkerError):
         super().__init__(f"{what}: {fix}")
 
 
-class ConfigurationRefusedError(WorkerError):
+class ConfigurationRejectedError(WorkerError):
     """The configuration is refused; ``problems`` says why, in sentences made for the report."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -49,7 +49,7 @@ class TranslationError(WorkerError):
     ``refusal``, vLLM's sentence, may.
     """
 
-    def __init__(self, field: str, message: str, refusal: Refusal | None = None) -> None:
+    def __init__(self, field: str, message: str, refusal: VLLMRejection | None = None) -> None:
         self.field = field
         self.refusal = refusal
         super().__init__(message)
@@ -63,7 +63,7 @@ class HandlerTimeoutError(WorkerError):
     """The customer's code did not end within its bound. Its text: the line that it was in, or nothing."""
 
 
-class GivenUpError(BaseException):
+class HandlerAbortedError(BaseException):
     """Raised in the customer's code where it takes too long; no Exception, which code that tries again for
     ever would catch.
     """

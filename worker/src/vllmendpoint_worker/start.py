@@ -16,11 +16,11 @@ from typing import Final, NoReturn
 from vllmendpoint_api import Reason, Stage, names
 
 from .config.configuration import Configuration
-from .config.sources import GUIDE_VARIABLES, TAKEN, ConfigSources
+from .config.sources import GUIDE_VARIABLES, REMOVED_VARIABLES, ConfigSources
 from .engine.engine_errors import ENGINE_ERRORS, download_failed
 from .errors import EngineStartError
-from .options.conflicts import named
-from .options.sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, without_serve
+from .options.conflicts import find_option
+from .options.sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, strip_serve_command
 from .packages.install import Packages
 from .process.cpu_threads import ENV_THREADS, omp_threads
 from .process.dynamo_log import log_filter
@@ -53,10 +53,10 @@ def start(argv: list[str]) -> NoReturn:
         terminate(1, f"The report port cannot be bound: {error.strerror}.")
     logger.info("The report port %d answers", server.port)
 
-    configuration = Configuration(ConfigSources(os.environ, without_serve(argv)), state)
+    configuration = Configuration(ConfigSources(os.environ, strip_serve_command(argv)), state)
     for name in GUIDE_VARIABLES:  # read already; upstream must not see them, not even while it is imported
         if (value := os.environ.pop(name, None)) is not None:
-            TAKEN[name] = value
+            REMOVED_VARIABLES[name] = value
     for name in [name for name, value in os.environ.items() if name.startswith("DYN_") and not value.strip()]:
         del os.environ[name]  # Dynamo ends on an empty number
     os.environ.update(
@@ -104,19 +104,19 @@ async def _configured(configuration: Configuration, state: WorkerState) -> None:
         loaded = await configuration.preflight(handlers=False)
         wanted = [Artifacts(artifacts, model_path(os.environ))] if artifacts else []
         if model:
-            folder = named(loaded.engine.given, "--model")
+            folder = find_option(loaded.engine.options, "--model")
             if folder is None:
                 raise EngineStartError(f"{names.ENV_MODEL_URI} needs --model, the folder to fetch it to")
             reason = Reason.MODEL_DOWNLOAD_FAILED
             wanted.append(Artifacts(model, folder.value[-1], field="model.uri", reason=reason))
         for each in wanted:
-            await each.fetched(
-                lambda problem: configuration.refuse((problem,), loaded, first=True),
+            await each.wait_until_fetched(
+                lambda problem: configuration.publish_rejected((problem,), loaded, first=True),
                 lambda line: state.enter_stage(Stage.DOWNLOADING, line),
             )
     loaded = await configuration.preflight()
-    await Packages(os.environ).installed(
-        lambda problem: configuration.refuse((problem,), loaded, first=True),
+    await Packages(os.environ).wait_until_installed(
+        lambda problem: configuration.publish_rejected((problem,), loaded, first=True),
         lambda line: state.enter_stage(Stage.CONFIGURING, line),
     )
     await configuration.preflight()

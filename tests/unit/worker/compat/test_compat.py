@@ -19,13 +19,13 @@ from tests.unit.worker.compat.compat_payloads import (  # noqa: F401
 )
 from vllmendpoint_api import Level, ModelType, payload_for
 from vllmendpoint_worker.compat import (
-    HealthCheckRefusedError,
+    HealthCheckRejectedError,
     get_health_check_payload,
     set_custom_health_check_payload,
 )
 from vllmendpoint_worker.compat._model import told_type
 from vllmendpoint_worker.compat._payloads import sent
-from vllmendpoint_worker.config.sources import TAKEN
+from vllmendpoint_worker.config.sources import REMOVED_VARIABLES
 from vllmendpoint_worker.errors import WorkerError
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
@@ -130,7 +130,7 @@ def test_config_file_where_no_config_is_given(monkeypatch: pytest.MonkeyPatch, t
     assert get_health_check_payload(None, "completion") == STANDARD
     assert get_health_check_payload(Plain(), "completion") == MINIMAL
     file.write_text("{")
-    with pytest.raises(HealthCheckRefusedError, match=r"ConfigFile: config.yaml is not YAML"):
+    with pytest.raises(HealthCheckRejectedError, match=r"ConfigFile: config.yaml is not YAML"):
         get_health_check_payload(None, "completion")
     assert get_health_check_payload(Plain(), "completion") == MINIMAL
 
@@ -138,7 +138,7 @@ def test_config_file_where_no_config_is_given(monkeypatch: pytest.MonkeyPatch, t
 def test_payload_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "health_check.json"
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", f"@{file}")
-    with pytest.raises(HealthCheckRefusedError, match="names a file that does not exist: mount it"):
+    with pytest.raises(HealthCheckRejectedError, match="names a file that does not exist: mount it"):
         get_health_check_payload(Config, "generate")
     file.write_text(json.dumps(OTHER))
     assert get_health_check_payload(Config, "generate") == OTHER
@@ -166,7 +166,7 @@ def test_what_a_vllmendpoint_says_outranks_all(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_in_the_worker_the_environment_that_it_took_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TAKEN, "DYN_HEALTH_CHECK_LEVEL", "standard")
+    monkeypatch.setitem(REMOVED_VARIABLES, "DYN_HEALTH_CHECK_LEVEL", "standard")
     assert get_health_check_payload(Plain(), "completion") == STANDARD
 
 
@@ -228,7 +228,7 @@ def test_refused_with_source_field_and_fix(
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(f"DYN_HEALTH_CHECK_{name}", value)
-    with pytest.raises(HealthCheckRefusedError) as refused:
+    with pytest.raises(HealthCheckRejectedError) as refused:
         get_health_check_payload(config, model_type)
     assert isinstance(refused.value, ValueError)
     assert isinstance(refused.value, WorkerError)

@@ -23,7 +23,7 @@ from tests.unit.worker.compat.compat_payloads import (  # noqa: F401
 )
 from vllmendpoint_api import HandlerSettings
 from vllmendpoint_worker.compat import (
-    HealthCheckRefusedError,
+    HealthCheckRejectedError,
     get_health_check_payload,
     set_custom_health_check_payload,
 )
@@ -32,10 +32,10 @@ from vllmendpoint_worker.compat._payloads import sent
 from vllmendpoint_worker.compat.runtime import _callable
 from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.config.handler_sources import read as read_handlers
+from vllmendpoint_worker.config.handler_config import read_handler_config as read_handlers
 from vllmendpoint_worker.config.merge import ABSENT
 from vllmendpoint_worker.config.sources import ConfigSources
-from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.handlers import HandlerRoom
 from vllmendpoint_worker.serving.state import WorkerState
 
@@ -50,7 +50,7 @@ async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
     assert sources.load().sources.custom_default is ABSENT
     configuration = Configuration(sources, WorkerState(worker_version="test"))
     await configuration.load()
-    changed = asyncio.create_task(configuration.changed())
+    changed = asyncio.create_task(configuration.wait_for_change())
     mine = dict(OTHER)
     set_custom_health_check_payload(mine)
     mine["prompt"] = "changed after the call"
@@ -64,7 +64,9 @@ async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("payload", [{}, [], "text", {"max_tokens": 1}, {"prompt": object()}, {"prompt": ""}])
 def test_a_bad_custom_default_is_refused_at_once_and_changes_nothing(payload: Any) -> None:
     set_custom_health_check_payload(OTHER)
-    with pytest.raises(HealthCheckRefusedError, match=r"^CustomDefault: set_custom_health_check_payload\(\)"):
+    with pytest.raises(
+        HealthCheckRejectedError, match=r"^CustomDefault: set_custom_health_check_payload\(\)"
+    ):
         set_custom_health_check_payload(payload)
     assert CUSTOM_DEFAULT.value == OTHER
 
@@ -78,7 +80,7 @@ def test_the_same_again_is_no_change() -> None:
 
 
 def test_a_script_that_is_imported_takes_the_place_of_the_one_before() -> None:
-    with CUSTOM_DEFAULT.importing() as first:
+    with CUSTOM_DEFAULT.capture_import() as first:
         set_custom_health_check_payload(OTHER)
         assert get_health_check_payload(None, "completion") == OTHER
         with ThreadPoolExecutor() as others:
@@ -86,11 +88,11 @@ def test_a_script_that_is_imported_takes_the_place_of_the_one_before() -> None:
     assert CUSTOM_DEFAULT.value is ABSENT, "it is in force with its handlers, or not at all"
     CUSTOM_DEFAULT.set(first.payload)
     assert CUSTOM_DEFAULT.value == OTHER
-    with pytest.raises(KeyError), CUSTOM_DEFAULT.importing():  # noqa: PT012
+    with pytest.raises(KeyError), CUSTOM_DEFAULT.capture_import():  # noqa: PT012
         set_custom_health_check_payload(PAYLOAD)
         raise KeyError
     assert CUSTOM_DEFAULT.value == OTHER
-    with CUSTOM_DEFAULT.importing() as last:
+    with CUSTOM_DEFAULT.capture_import() as last:
         pass  # a script that sets none
     assert last.payload is None
 
@@ -127,7 +129,7 @@ async def test_a_handler_script_of_the_worker_sets_it(
         return CUSTOM_DEFAULT.value
 
     assert await load(SCRIPT) == OTHER
-    with pytest.raises(ConfigurationRefusedError):
+    with pytest.raises(ConfigurationRejectedError):
         await load(SCRIPT.replace("ping", "other") + "raise RuntimeError")
     assert CUSTOM_DEFAULT.value == OTHER
     assert await load(SCRIPT.replace("set_custom_health_check_payload(", "print(")) is ABSENT
@@ -182,7 +184,7 @@ def test_dynamos_own_form_passes() -> None:
     ],
 )
 def test_a_bad_payload_is_refused_before_anything_is_served(payload: object, sentence: str) -> None:
-    with pytest.raises(HealthCheckRefusedError) as refused:
+    with pytest.raises(HealthCheckRejectedError) as refused:
         sent(payload, "e")
     assert str(refused.value).startswith(sentence)
 
@@ -298,7 +300,7 @@ def test_what_dynamo_reads(environ: dict[str, str], variables: dict[str, str]) -
     ],
 )
 def test_what_dynamo_must_not_read(name: str, value: str) -> None:
-    with pytest.raises(HealthCheckRefusedError, match=f"^Environment: DYN_HEALTH_CHECK_{name} is n"):
+    with pytest.raises(HealthCheckRejectedError, match=f"^Environment: DYN_HEALTH_CHECK_{name} is n"):
         dynamo_variables({f"DYN_HEALTH_CHECK_{name}": value})
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from vllmendpoint_api import Level, ModelType, WorkerSettings
-from vllmendpoint_worker.config.merge import ABSENT, Refused, merge
+from vllmendpoint_worker.config.merge import ABSENT, Rejected, merge
 from vllmendpoint_worker.config.sources import MAX_FILE_BYTES, ConfigSources
-from vllmendpoint_worker.options.arguments import from_config
-from vllmendpoint_worker.options.conflicts import differing
+from vllmendpoint_worker.options.arguments import config_to_arguments
+from vllmendpoint_worker.options.conflicts import find_conflicts
 
 
 def sources(tmp_path: Path, argv: list[str] | None = None, **environ: str) -> ConfigSources:
@@ -73,7 +73,7 @@ def test_unreadable_settings_are_refused(tmp_path: Path, content: bytes, says: s
     loaded = sources(tmp_path).load()
     assert says in loaded.sources.spec_problems[0].message
     assert "hunter2" not in loaded.sources.spec_problems[0].message
-    assert isinstance(merge(loaded.sources), Refused)
+    assert isinstance(merge(loaded.sources), Rejected)
     if b"hash" in content:
         assert loaded.settings_hash == "h"  # reported even when refused
 
@@ -101,12 +101,12 @@ def test_a_payload_that_cannot_be_read_is_refused_and_not_repeated(tmp_path: Pat
     value = value.replace("@bad", f"@{tmp_path}/bad").replace("@folder", f"@{tmp_path}")
     given = sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD=value)
     result = merge(given.load().sources)
-    assert isinstance(result, Refused)
+    assert isinstance(result, Rejected)
     assert result.problems[0].source == "Environment"
     assert result.problems[0].field == "DYN_HEALTH_CHECK_PAYLOAD"
     assert "hunter2" not in result.problems[0].message
     assert str(tmp_path) not in result.problems[0].message
-    given.signature()
+    given.fingerprints()
 
 
 def test_an_empty_variable_is_unset(tmp_path: Path) -> None:
@@ -196,12 +196,12 @@ def test_a_path_that_leads_nowhere_is_refused_and_not_repeated(
     monkeypatch.setattr(Path, "open", open_)
     given = sources(tmp_path, **{name: f"@{path}" if name == "DYN_HEALTH_CHECK_PAYLOAD" else path})
     loaded = given.load()
-    given.signature()
+    given.fingerprints()
     merged = merge(loaded.sources)
     problems = [
         *loaded.handler_problems,
         *loaded.engine.problems,
-        *(merged.problems if isinstance(merged, Refused) else ()),
+        *(merged.problems if isinstance(merged, Rejected) else ()),
     ]
     assert (field or name) in [problem.field for problem in problems]
     for problem in problems:
@@ -233,8 +233,8 @@ def test_an_option_that_no_argument_can_carry_is_refused(tmp_path: Path, value: 
     assert problem.field == "hf_overrides of the config file"
     assert says in problem.message
     assert "hunter2" not in problem.message
-    assert isinstance(merge(loaded.sources), Refused)
-    from_config(loaded.engine_config, set())
+    assert isinstance(merge(loaded.sources), Rejected)
+    config_to_arguments(loaded.engine_config, set())
 
 
 def test_an_option_that_is_small_and_endless_to_write_out_is_refused(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_what_an_argument_can_carry_is_taken(tmp_path: Path) -> None:
     )
     loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
     assert loaded.sources.config_problems == ()
-    assert from_config(loaded.engine_config, set()) == [
+    assert config_to_arguments(loaded.engine_config, set()) == [
         *("--revision", "2026-01-01", "--served-model-name", "a", "2026-01-01", "--hf-overrides"),
         '{"id2label": {"0": "a"}, "time_step_limit": [0.0, Infinity], "none": null, "true": true}',
     ]
@@ -267,7 +267,7 @@ def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) 
     assert "twice" in two.load().sources.config_problems[0].message
     for argv in (["--model", "gpt2"], ["--seed", "1"], ["--model", "other"], ["--model=other"]):
         loaded = sources(tmp_path, argv, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
-        reasons = [problem.reason for problem in differing(loaded.engine.given, {})]
+        reasons = [problem.reason for problem in find_conflicts(loaded.engine.options, {})]
         assert reasons == (["InvalidConfigFile"] if "other" in argv[-1] else [])
 
 
@@ -280,13 +280,13 @@ def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> Non
         f"model.uri (--model) names a path that is not there ({folder}): "
         "correct the path, or put the model there."
     )
-    before = found.signature()
+    before = found.fingerprints()
     folder.mkdir(parents=True)
-    assert found.signature() != before, "it is waited for"
+    assert found.fingerprints() != before, "it is waited for"
     assert found.load().engine.problems == ()
-    before = found.signature()
+    before = found.fingerprints()
     (folder / "a-file-more").touch()
-    assert found.signature() == before, "and then no longer watched"
+    assert found.fingerprints() == before, "and then no longer watched"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_the_models_type_from_the_environment(tmp_path: Path, raw: str, expected
 
 
 def test_a_wrong_type_of_model_is_refused(tmp_path: Path) -> None:
-    assert isinstance(merge(sources(tmp_path, VLLMENDPOINT_MODEL_TYPE="hunter2").load().sources), Refused)
+    assert isinstance(merge(sources(tmp_path, VLLMENDPOINT_MODEL_TYPE="hunter2").load().sources), Rejected)
 
 
 def test_the_swap_of_a_projected_volume_is_noticed(tmp_path: Path) -> None:
@@ -327,28 +327,28 @@ def test_the_swap_of_a_projected_volume_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "..data").symlink_to("one")
     (tmp_path / "settings.json").symlink_to("..data/settings.json")
     given = sources(tmp_path)
-    before = given.signature()
+    before = given.fingerprints()
     assert given.load().settings_hash == "one"
     (tmp_path / "..new").symlink_to("two")
     (tmp_path / "..new").replace(tmp_path / "..data")
-    assert given.signature() != before
+    assert given.fingerprints() != before
     assert given.load().settings_hash == "two"
 
 
 def test_a_file_that_comes_and_goes_is_noticed(tmp_path: Path) -> None:
     given = sources(tmp_path)
-    gone = given.signature()
+    gone = given.fingerprints()
     settings(tmp_path, {})
-    there = given.signature()
+    there = given.fingerprints()
     assert there != gone
     settings(tmp_path, {"hash": "x"})
-    assert given.signature() != there
+    assert given.fingerprints() != there
     (tmp_path / "settings.json").unlink()
-    assert given.signature() == gone
+    assert given.fingerprints() == gone
 
 
 def test_a_number_to_base_60_of_two_hundred_digits_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("seed: 1" + ":1" * 200 + ".5\n")
     loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(config)).load()
-    assert isinstance(merge(loaded.sources), Refused) or loaded.engine.problems
+    assert isinstance(merge(loaded.sources), Rejected) or loaded.engine.problems

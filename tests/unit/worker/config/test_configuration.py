@@ -9,7 +9,7 @@ import pytest
 
 from vllmendpoint_worker.config import configuration as module
 from vllmendpoint_worker.config.configuration import Configuration
-from vllmendpoint_worker.config.sources import ConfigSources, Loaded
+from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
 from vllmendpoint_worker.serving.state import WorkerState
 
 
@@ -32,7 +32,7 @@ async def test_a_change_while_a_script_is_imported_is_not_lost(made: Configurati
     neighbour = tmp_path / "neighbour.py"
     neighbour.write_text("")
     made.watch(frozenset({neighbour}))
-    await asyncio.wait_for(made.changed(), 10)
+    await asyncio.wait_for(made.wait_for_change(), 10)
     assert (await made.load()).settings_hash == "two"
 
 
@@ -42,9 +42,9 @@ async def test_that_imported_files_count_is_no_change(made: Configuration, tmp_p
     neighbour.write_text("")
     made.watch(frozenset({neighbour}))
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(made.changed(), 4 * module.POLL_SECONDS)
+        await asyncio.wait_for(made.wait_for_change(), 4 * module.POLL_SECONDS)
     neighbour.write_text("changed = 1")
-    await asyncio.wait_for(made.changed(), 10)
+    await asyncio.wait_for(made.wait_for_change(), 10)
 
 
 async def test_what_changes_while_it_is_read_is_read_again(
@@ -53,7 +53,7 @@ async def test_what_changes_while_it_is_read_is_read_again(
     """Else settings of before might meet a script of after."""
     load, reads = ConfigSources.load, 0
 
-    def slow(self: ConfigSources) -> Loaded:
+    def slow(self: ConfigSources) -> LoadedConfiguration:
         nonlocal reads
         reads += 1
         loaded = load(self)
@@ -76,7 +76,7 @@ async def test_calls_of_handlers_that_hang_keep_no_change_from_being_seen(
     await asyncio.sleep(0.1)
     write(tmp_path, "two")
     try:
-        await asyncio.wait_for(made.changed(), 10)
+        await asyncio.wait_for(made.wait_for_change(), 10)
     finally:
         released.set()
         await asyncio.gather(*hung)

@@ -40,8 +40,8 @@ from vllmendpoint_api import (
     payload_for,
 )
 from vllmendpoint_operator.reports.streams import parse
-from vllmendpoint_worker.config.merge import Found, Refused, Resolved, Sources, merge
-from vllmendpoint_worker.config.sources import ConfigSources, Loaded
+from vllmendpoint_worker.config.merge import EnvironmentPayload, PayloadSources, Rejected, Resolved, merge
+from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
 from vllmendpoint_worker.payload.forms import RequestFields
 from vllmendpoint_worker.serving.state import WorkerState
 
@@ -72,13 +72,13 @@ def folder() -> Iterator[Path]:
 # -----------------------------------------------------------------------------------------------------------
 
 
-def told(result: Resolved | Refused, loaded: Loaded | None = None) -> str:
+def told(result: Resolved | Rejected, loaded: LoadedConfiguration | None = None) -> str:
     """All that is said of a result; it must be fit for a report that the operator can read."""
     state = WorkerState(worker_version="1", pod_uid="uid")
     common: dict[str, Any] = {}
     if loaded is not None:
         common = {"settings_hash": loaded.settings_hash, "warnings": loaded.warnings[:16]}
-    if isinstance(result, Refused):
+    if isinstance(result, Rejected):
         assert result.problems, "refused without a word"
         for problem in result.problems:
             assert problem.reason in REASONS
@@ -99,7 +99,7 @@ def told(result: Resolved | Refused, loaded: Loaded | None = None) -> str:
     return line.decode()
 
 
-def in_force(result: Resolved | Refused, source: PayloadSource, payload: Any) -> None:
+def in_force(result: Resolved | Rejected, source: PayloadSource, payload: Any) -> None:
     """What was said at the strongest level is in force to the letter, or refused by that level's name."""
     said = told(result)
     if isinstance(result, Resolved):
@@ -111,7 +111,7 @@ def in_force(result: Resolved | Refused, source: PayloadSource, payload: Any) ->
         assert SECRET not in said
 
 
-def resolve(loaded: Loaded, model_type: ModelType | None = None) -> Resolved | Refused:
+def resolve(loaded: LoadedConfiguration, model_type: ModelType | None = None) -> Resolved | Rejected:
     return merge(loaded.sources, FIELDS, model_type)
 
 
@@ -128,14 +128,14 @@ def resolve(loaded: Loaded, model_type: ModelType | None = None) -> Resolved | R
 def test_a_payload_from_code_or_a_config(payload: Any, source: PayloadSource, model_type: Any) -> None:
     field = "runtime" if source is S.RUNTIME else "config_payload"
     weaker = {"custom_default": {"prompt": "never"}}
-    in_force(merge(Sources(**{field: payload}, **weaker), FIELDS, model_type), source, payload)
+    in_force(merge(PayloadSources(**{field: payload}, **weaker), FIELDS, model_type), source, payload)
 
 
 @given(payload=good, model_type=st.sampled_from([ModelType.CHAT, ModelType.COMPLETION, None]))
 @fuzz(120)
 def test_a_good_payload_is_taken_from_every_source(payload: dict[str, Any], model_type: Any) -> None:
     for field in ("runtime", "config_payload", "custom_default"):
-        result = merge(Sources(**{field: payload}), FIELDS, model_type)
+        result = merge(PayloadSources(**{field: payload}), FIELDS, model_type)
         assert isinstance(result, Resolved), result
         assert result.payload == payload
 
@@ -233,7 +233,7 @@ def test_the_other_variables(level: str, enabled: str, disabled: str, interval: 
         wrong.add("DYN_HEALTH_CHECK_INTERVAL")
 
     if wrong:
-        assert isinstance(result, Refused)
+        assert isinstance(result, Rejected)
         assert {problem.field for problem in result.problems} == wrong
         return
     assert isinstance(result, Resolved)
@@ -248,7 +248,7 @@ def test_the_other_variables(level: str, enabled: str, disabled: str, interval: 
 # -----------------------------------------------------------------------------------------------------------
 
 
-def from_config(folder: Path, content: bytes) -> Loaded:
+def from_config(folder: Path, content: bytes) -> LoadedConfiguration:
     file = folder / "config.yaml"
     file.write_bytes(content)
     return ConfigSources(
@@ -277,7 +277,7 @@ def test_any_config_file_is_read_or_refused(folder: Path, content: bytes) -> Non
     except Exception:  # noqa: BLE001  (PyYAML raises what it likes)
         value = ...
     if not (value is None or isinstance(value, dict)):
-        assert isinstance(result, Refused)
+        assert isinstance(result, Rejected)
         assert {(problem.source, problem.reason) for problem in result.problems} == {
             ("ConfigFile", "InvalidConfigFile")
         }
@@ -322,7 +322,7 @@ checks = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-def from_settings(folder: Path, content: bytes) -> Loaded:
+def from_settings(folder: Path, content: bytes) -> LoadedConfiguration:
     (folder / "settings.json").write_bytes(content)
     return ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(folder)}).load()
 
@@ -342,7 +342,7 @@ def test_any_settings_file_is_read_or_refused(folder: Path, content: bytes) -> N
     except (ValueError, RecursionError):
         value = ...
     if not isinstance(value, dict):
-        assert isinstance(result, Refused)
+        assert isinstance(result, Rejected)
         assert {problem.source for problem in result.problems} == {"Spec"}
 
 
@@ -361,7 +361,7 @@ def test_the_resources_health_check(folder: Path, check: dict[str, Any], model_t
     told(result, loaded)
     if "unknown" in check and not loaded.sources.spec_problems:
         assert any("healthCheck.unknown" in warning for warning in loaded.warnings)
-    if isinstance(result, Refused):
+    if isinstance(result, Rejected):
         assert {problem.source for problem in result.problems} == {"Spec"}
         return
     said = {name: value for name, value in check.items() if value is not None}
@@ -401,9 +401,9 @@ def test_the_strongest_that_was_said_is_in_force_or_refused(
     names = {S.RUNTIME: "runtime", S.CONFIG_FILE: "config_payload", S.CUSTOM_DEFAULT: "custom_default"}
     given_: dict[str, Any] = {names[source]: value for source, value in said.items() if source in names}
     if S.ENVIRONMENT in said:
-        given_["environment_payload"] = Found(said[S.ENVIRONMENT])
+        given_["environment_payload"] = EnvironmentPayload(said[S.ENVIRONMENT])
     order = [row.source for row in PRECEDENCE if row.source in (*names, S.ENVIRONMENT) and row.source in said]
-    result = merge(Sources(**given_), FIELDS, model_type)
+    result = merge(PayloadSources(**given_), FIELDS, model_type)
     told(result)
     if not order:
         assert isinstance(result, Resolved)

@@ -25,11 +25,11 @@ from vllmendpoint_api import (
     script_digest,
 )
 from vllmendpoint_operator.reports.streams import parse
-from vllmendpoint_worker.config.handler_sources import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
-from vllmendpoint_worker.config.merge import Refused, merge
-from vllmendpoint_worker.config.sources import ConfigSources, Loaded
-from vllmendpoint_worker.options.arguments import from_config, split
-from vllmendpoint_worker.options.conflicts import differing, refused
+from vllmendpoint_worker.config.handler_config import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
+from vllmendpoint_worker.config.merge import Rejected, merge
+from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
+from vllmendpoint_worker.options.arguments import config_to_arguments, split_by_server
+from vllmendpoint_worker.options.conflicts import find_conflicts, parser_rejection
 from vllmendpoint_worker.options.sagemaker import container_environment
 from vllmendpoint_worker.serving.state import WorkerState
 
@@ -44,20 +44,20 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def read(folder: Path, environ: dict[str, str], argv: list[str] | None = None) -> Loaded:
+def read(folder: Path, environ: dict[str, str], argv: list[str] | None = None) -> LoadedConfiguration:
     environ = {"VLLMENDPOINT_SETTINGS_DIR": str(folder), "SAGEMAKER_MODEL_PATH": str(folder), **environ}
     container_environment(environ)
     sources = ConfigSources(environ, argv or [])
     loaded = sources.load()
-    sources.signature()
+    sources.fingerprints()
     return loaded
 
 
-def told(loaded: Loaded) -> dict[str, str]:
+def told(loaded: LoadedConfiguration) -> dict[str, str]:
     """What is wrong, by field; it must be fit for a report that the operator can read."""
     merged = merge(loaded.sources)
-    problems = [*(merged.problems if isinstance(merged, Refused) else ()), *loaded.handler_problems]
-    problems += [*loaded.engine.problems, *differing(loaded.engine.given, NAMES)]
+    problems = [*(merged.problems if isinstance(merged, Rejected) else ()), *loaded.handler_problems]
+    problems += [*loaded.engine.problems, *find_conflicts(loaded.engine.options, NAMES)]
     for problem in problems:
         assert problem.reason in REASONS
         assert problem.field in problem.message
@@ -84,14 +84,16 @@ scripts = st.sampled_from([b"x = 1\n", b"def f(:\n", b"\x00", b"\xff", b"# codin
 )
 
 
-def in_force(loaded: Loaded, said: dict[str, Any], fields: dict[Route, str], wrong: dict[str, str]) -> None:
+def in_force(
+    loaded: LoadedConfiguration, said: dict[str, Any], fields: dict[Route, str], wrong: dict[str, str]
+) -> None:
     """Each path is in force to the letter, or refused by its name."""
     assert loaded.handlers is not None
     for route, field in fields.items():
         text = said.get(field)
         if text is None or not text.strip():
             continue
-        choice = loaded.handlers.choices.get(route)
+        choice = loaded.handlers.references.get(route)
         if choice is None:
             assert field in wrong
             assert text not in GOOD_PATHS
@@ -195,8 +197,8 @@ def test_the_environments_options(folder: Path, variables: dict[str, str], argv:
     loaded = read(folder, environ, argv)
     wrong = told(loaded)
     assert SECRET not in json.dumps([wrong, loaded.warnings])
-    split(loaded.engine.arguments, frozenset(), frozenset())
-    said = {each.option for each in loaded.engine.given if each.origin.source == "Spec"}
+    split_by_server(loaded.engine.arguments, frozenset(), frozenset())
+    said = {each.option for each in loaded.engine.options if each.origin.source == "Spec"}
     for name, value in variables.items():
         option = "--" + name.lower().replace("_", "-")
         plain = (
@@ -207,7 +209,7 @@ def test_the_environments_options(folder: Path, variables: dict[str, str], argv:
             assert value in loaded.engine.arguments[at:]
         if SECRET in value and option != "--":
             sentence = f"argument {option}: invalid choice: '{SECRET}'"
-            assert SECRET not in refused(sentence, loaded.engine.given).message
+            assert SECRET not in parser_rejection(sentence, loaded.engine.options).message
 
 
 @pytest.mark.parametrize("text", ["[{}]", '["a", {}]', '{{"a": {}}} {{}}', '{{"a": {}}}'])
@@ -239,9 +241,9 @@ def check_config(folder: Path, content: bytes) -> None:
     loaded = read(folder, {"SM_VLLM_MODEL": "m", "VLLMENDPOINT_CONFIG_FILE": str(file)})
     wrong = told(loaded)
     assert SECRET not in json.dumps(wrong)
-    arguments = from_config(loaded.engine_config, {"--no-x-y"})
+    arguments = config_to_arguments(loaded.engine_config, {"--no-x-y"})
     assert all(isinstance(argument, str) for argument in arguments)
-    split(arguments, frozenset(), frozenset())
+    split_by_server(arguments, frozenset(), frozenset())
     for key, value in loaded.engine_config.items():
         if isinstance(value, dict):
             at = arguments.index(f"--{key.replace('_', '-')}")

@@ -17,7 +17,7 @@ from vllmendpoint_api import (
     Problem,
     payload_for,
 )
-from vllmendpoint_worker.config.merge import Found, Refused, Resolved, Sources, merge
+from vllmendpoint_worker.config.merge import EnvironmentPayload, PayloadSources, Rejected, Resolved, merge
 from vllmendpoint_worker.payload.validation import DEFAULT_MAX_TOKENS
 
 S = PayloadSource
@@ -28,30 +28,32 @@ PAYLOADS: dict[PayloadSource, dict[str, Any]] = {
 BAD: Any = {"max_tokens": 1}
 
 
-def sources(said: dict[PayloadSource, Any], **more: Any) -> Sources:
+def sources(said: dict[PayloadSource, Any], **more: Any) -> PayloadSources:
     fields: dict[str, Any] = {}
     if S.SPEC in said:
         fields["spec"] = HealthCheckSettings(payload=said[S.SPEC])
     if S.RUNTIME in said:
         fields["runtime"] = said[S.RUNTIME]
     if S.ENVIRONMENT in said:
-        fields["environment_payload"] = Found(said[S.ENVIRONMENT])
+        fields["environment_payload"] = EnvironmentPayload(said[S.ENVIRONMENT])
     if S.CONFIG_FILE in said:
         fields["config_payload"] = said[S.CONFIG_FILE]
     if S.CUSTOM_DEFAULT in said:
         fields["custom_default"] = said[S.CUSTOM_DEFAULT]
-    return Sources(**(fields | more))
+    return PayloadSources(**(fields | more))
 
 
-def resolved(given: Sources, model_type: ModelType | None = ModelType.COMPLETION) -> Resolved:
+def resolved(given: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION) -> Resolved:
     result = merge(given, None, model_type)
     assert isinstance(result, Resolved), result
     return result
 
 
-def refused(given: Sources, model_type: ModelType | None = ModelType.COMPLETION) -> tuple[Problem, ...]:
+def refused(
+    given: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION
+) -> tuple[Problem, ...]:
     result = merge(given, None, model_type)
-    assert isinstance(result, Refused), result
+    assert isinstance(result, Rejected), result
     return result.problems
 
 
@@ -161,8 +163,10 @@ def test_the_config_files_level_chooses_where_the_environment_is_silent() -> Non
 
 
 def test_nothing_set_is_the_guides_minimal() -> None:
-    assert resolved(Sources()).payload == payload_for(Level.MINIMAL, ModelType.COMPLETION)
-    assert resolved(Sources(), ModelType.CHAT).payload["messages"] == [{"role": "user", "content": "Hi"}]
+    assert resolved(PayloadSources()).payload == payload_for(Level.MINIMAL, ModelType.COMPLETION)
+    assert resolved(PayloadSources(), ModelType.CHAT).payload["messages"] == [
+        {"role": "user", "content": "Hi"}
+    ]
 
 
 def test_an_embedding_model_reports_the_level_it_cannot_use() -> None:
@@ -188,7 +192,7 @@ def test_an_embedding_model_reports_the_level_it_cannot_use() -> None:
         (sources({}, spec=HealthCheckSettings(level=Level.MINIMAL, payload={"prompt": "x"})), "Spec"),
     ],
 )
-def test_an_invalid_setting_in_force_is_refused(given: Sources, source: str) -> None:
+def test_an_invalid_setting_in_force_is_refused(given: PayloadSources, source: str) -> None:
     problems = refused(given)
     assert [problem.source for problem in problems] == [source]
     assert "hunter2" not in problems[0].message
@@ -199,14 +203,19 @@ def test_what_could_not_be_read_is_refused_with_its_own_problem() -> None:
         reason="InvalidPayload", source="Environment", field="DYN_HEALTH_CHECK_PAYLOAD", message="..."
     )
     assert refused(
-        Sources(environment_payload=Found(problem=problem), config_payload=PAYLOADS[S.CONFIG_FILE])
+        PayloadSources(
+            environment_payload=EnvironmentPayload(problem=problem), config_payload=PAYLOADS[S.CONFIG_FILE]
+        )
     ) == (problem,)
-    assert refused(Sources(spec_problems=(problem,))) == (problem,)
+    assert refused(PayloadSources(spec_problems=(problem,))) == (problem,)
     assert refused(
-        Sources(config_problems=(problem,), spec=HealthCheckSettings(payload={"prompt": "x"}))
+        PayloadSources(config_problems=(problem,), spec=HealthCheckSettings(payload={"prompt": "x"}))
     ) == (problem,)
     repaired = resolved(
-        Sources(environment_payload=Found(problem=problem), spec=HealthCheckSettings(payload={"prompt": "x"}))
+        PayloadSources(
+            environment_payload=EnvironmentPayload(problem=problem),
+            spec=HealthCheckSettings(payload={"prompt": "x"}),
+        )
     )
     assert repaired.source is S.SPEC
     assert "could not be read" in repaired.ignored[0].reason
@@ -234,7 +243,7 @@ def test_what_could_not_be_read_is_refused_with_its_own_problem() -> None:
     ],
 )
 def test_mode(environment: dict[str, str], spec: Mode | None, mode: Mode) -> None:
-    assert resolved(Sources(environment=environment, spec=HealthCheckSettings(mode=spec))).mode is mode
+    assert resolved(PayloadSources(environment=environment, spec=HealthCheckSettings(mode=spec))).mode is mode
 
 
 def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
@@ -244,7 +253,7 @@ def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
         "DYN_HEALTH_CHECK_INTERVAL": "60",
     }
     spec = HealthCheckSettings(mode=Mode.ENFORCE, period_seconds=7)
-    ignored = resolved(Sources(environment=environment, spec=spec)).ignored
+    ignored = resolved(PayloadSources(environment=environment, spec=spec)).ignored
     assert {each.source for each in ignored} == {S.ENVIRONMENT}
     assert [each.reason for each in ignored] == [
         "`DYN_HEALTH_CHECK_PAYLOAD_DISABLED` is outranked by `healthCheck.mode`",
@@ -252,7 +261,7 @@ def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
         "`DYN_HEALTH_CHECK_INTERVAL` is outranked by `healthCheck.periodSeconds`",
     ]
     del environment["DYN_HEALTH_CHECK_ENABLED"]
-    assert resolved(Sources(environment=environment)).ignored == ()
+    assert resolved(PayloadSources(environment=environment)).ignored == ()
 
 
 def test_a_payload_alone_does_not_turn_probing_on_again() -> None:
@@ -261,7 +270,7 @@ def test_a_payload_alone_does_not_turn_probing_on_again() -> None:
 
 
 def test_times_and_thresholds() -> None:
-    defaults = resolved(Sources())
+    defaults = resolved(PayloadSources())
     assert (defaults.period_seconds, defaults.timeout_seconds, defaults.restart_after_seconds) == (
         30.0,
         5.0,
@@ -269,11 +278,11 @@ def test_times_and_thresholds() -> None:
     )
     assert (defaults.failure_threshold, defaults.success_threshold) == (2, 1)
     interval = {"DYN_HEALTH_CHECK_INTERVAL": "60"}
-    assert resolved(Sources(environment=interval)).period_seconds == 60.0
+    assert resolved(PayloadSources(environment=interval)).period_seconds == 60.0
     spec = HealthCheckSettings(
         period_seconds=7, timeout_seconds=3, failure_threshold=4, success_threshold=5, restart_after_seconds=0
     )
-    result = resolved(Sources(environment=interval, spec=spec))
+    result = resolved(PayloadSources(environment=interval, spec=spec))
     assert (result.period_seconds, result.timeout_seconds, result.restart_after_seconds) == (7.0, 3.0, 0.0)
     assert (result.failure_threshold, result.success_threshold) == (4, 5)
 
@@ -297,9 +306,9 @@ def test_only_a_payload_that_cannot_be_secret_is_reported(source: PayloadSource,
 @pytest.mark.parametrize("model_type", [ModelType.CHAT, ModelType.COMPLETION, None])
 def test_what_the_text_must_match(model_type: ModelType | None) -> None:
     spec = HealthCheckSettings(expect=ExpectSettings(regex="(?i)paris"))
-    assert resolved(Sources(spec=spec), model_type).expect == "(?i)paris"
+    assert resolved(PayloadSources(spec=spec), model_type).expect == "(?i)paris"
     assert resolved(sources({S.ENVIRONMENT: {"prompt": "x"}}, spec=spec), model_type).expect == "(?i)paris"
-    assert resolved(Sources(), model_type).expect is None
+    assert resolved(PayloadSources(), model_type).expect is None
 
 
 @pytest.mark.parametrize(
@@ -316,7 +325,7 @@ def test_an_expectation_that_cannot_be_met_is_refused(
     regex: str, model_type: ModelType | None, payload: dict[str, Any] | None, field: str, says: str
 ) -> None:
     spec = HealthCheckSettings(expect=ExpectSettings(regex=regex), payload=payload)
-    (problem,) = refused(Sources(spec=spec), model_type)
+    (problem,) = refused(PayloadSources(spec=spec), model_type)
     assert (problem.reason, problem.source, problem.field) == ("InvalidSettings", "Spec", field)
     assert says in problem.message
 
@@ -329,18 +338,18 @@ def test_the_form_is_held_against_the_model_once_it_is_known() -> None:
 
 def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
     payload = {"messages": [{"role": "user", "content": "Hi"}]}
-    found = resolved(Sources(spec=HealthCheckSettings(payload=payload)), ModelType.CHAT)
+    found = resolved(PayloadSources(spec=HealthCheckSettings(payload=payload)), ModelType.CHAT)
     assert found.payload == payload
     assert found.report().payload == payload | {"max_tokens": DEFAULT_MAX_TOKENS}
-    (note,) = found.notes
+    (note,) = found.warnings
     assert note.startswith("healthCheck.payload sets no max_tokens: the probe generates at most 16 tokens.")
-    assert resolved(Sources(), ModelType.CHAT).notes == ()
+    assert resolved(PayloadSources(), ModelType.CHAT).warnings == ()
 
 
 @pytest.mark.parametrize("source", [S.SPEC, S.ENVIRONMENT])
 def test_a_probe_that_may_generate_much_is_warned_of(source: PayloadSource) -> None:
     payload = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 1234, "n": 7}
-    bounded, many = resolved(sources({source: payload}), ModelType.CHAT).notes
+    bounded, many = resolved(sources({source: payload}), ModelType.CHAT).warnings
     assert "at most as many tokens as min_tokens says" in bounded
     assert "set a smaller max_tokens, min_tokens or n" in many
     assert ("8638" in many) is (source is S.SPEC)

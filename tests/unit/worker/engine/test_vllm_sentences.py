@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from vllmendpoint_worker.refusals import MAX_SENTENCE, Refusal, field_of, invalid, shown
+from vllmendpoint_worker.vllm_rejections import (
+    MAX_MESSAGE_CHARACTERS,
+    VLLMRejection,
+    describe_validation_errors,
+    find_rejected_field,
+    publishable_message,
+)
 
 PROMPT = {"prompt": "Hello", "max_tokens": 1}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
@@ -14,56 +20,76 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 @pytest.mark.parametrize(
     ("payload", "refusal", "field"),
     [
-        (PROMPT | {"logprobs": 50}, Refusal("Requested sample logprobs of 50", "logprobs"), "logprobs"),
+        (PROMPT | {"logprobs": 50}, VLLMRejection("Requested sample logprobs of 50", "logprobs"), "logprobs"),
         (
             CHAT | {"logprobs": True, "top_logprobs": 50},
-            Refusal("Requested sample logprobs of 50", "logprobs"),
+            VLLMRejection("Requested sample logprobs of 50", "logprobs"),
             "top_logprobs",
         ),
         (
             PROMPT | {"logit_bias": {"5000": 1}},
-            Refusal("token_id(s) [5000] in logit_bias contain"),
+            VLLMRejection("token_id(s) [5000] in logit_bias contain"),
             "logit_bias",
         ),
-        (CHAT | {"max_completion_tokens": 9}, Refusal("too many", "max_tokens"), "max_tokens"),
+        (CHAT | {"max_completion_tokens": 9}, VLLMRejection("too many", "max_tokens"), "max_tokens"),
         (
             {"messages": [], "max_completion_tokens": 9},
-            Refusal("too many", "max_tokens"),
+            VLLMRejection("too many", "max_tokens"),
             "max_completion_tokens",
         ),
         (
             CHAT | {"response_format": {"type": "json_schema"}},
-            Refusal("Invalid grammar", "structured_outputs"),
+            VLLMRejection("Invalid grammar", "structured_outputs"),
             "response_format",
         ),
-        (CHAT | {"tool_choice": "auto"}, Refusal('"auto" tool choice needs `tool_choice`.'), "tool_choice"),
-        (CHAT, Refusal("The decoder prompt (length 2000) is longer than the maximum"), "messages"),
-        ({"input": "a b"}, Refusal("You passed 600 input tokens"), "input"),
-        ({"input": "a", "dimensions": 9}, Refusal("Model does not support dimensions"), "dimensions"),
+        (
+            CHAT | {"tool_choice": "auto"},
+            VLLMRejection('"auto" tool choice needs `tool_choice`.'),
+            "tool_choice",
+        ),
+        (CHAT, VLLMRejection("The decoder prompt (length 2000) is longer than the maximum"), "messages"),
+        ({"input": "a b"}, VLLMRejection("You passed 600 input tokens"), "input"),
+        ({"input": "a", "dimensions": 9}, VLLMRejection("Model does not support dimensions"), "dimensions"),
         (
             PROMPT | {"structured_outputs": {"regex": "(["}},
-            Refusal("Grammar error: at 1(8)"),
+            VLLMRejection("Grammar error: at 1(8)"),
             "structured_outputs",
         ),
-        (PROMPT | {"structured_outputs": {}}, Refusal("Choice '[]' cannot be empty"), "structured_outputs"),
-        (PROMPT, Refusal("This model's maximum context ...", "input_tokens"), ""),
-        (PROMPT, Refusal("maximum context, your prompt contains", "input_tokens"), "prompt"),
-        ({"prompt": [5000]}, Refusal("Token id 5000 is out of vocabulary"), "prompt"),
-        ({"input": [5000]}, Refusal("Token id 5000 is out of vocabulary"), "input"),
-        (CHAT | {"tools": []}, Refusal('"auto" tool choice requires --tool-call-parser'), "tools"),
-        (CHAT | {"tools": [], "tool_choice": "auto"}, Refusal('"auto" tool choice requires'), "tool_choice"),
-        (CHAT | {"chat_template": "x"}, Refusal("Chat template is passed with request"), "chat_template"),
-        (PROMPT, Refusal("Something else"), ""),
-        ({"messages": [], "min_tokens": 9}, Refusal("max_tokens=9 is too many", "max_tokens"), "min_tokens"),
-        (CHAT, Refusal("toy is not a multimodal model"), "messages"),
-        ({"query": "a", "documents": []}, Refusal("You passed 600 input tokens"), "documents"),
-        (PROMPT | {"model": "m"}, Refusal("the model refuses"), ""),
+        (
+            PROMPT | {"structured_outputs": {}},
+            VLLMRejection("Choice '[]' cannot be empty"),
+            "structured_outputs",
+        ),
+        (PROMPT, VLLMRejection("This model's maximum context ...", "input_tokens"), ""),
+        (PROMPT, VLLMRejection("maximum context, your prompt contains", "input_tokens"), "prompt"),
+        ({"prompt": [5000]}, VLLMRejection("Token id 5000 is out of vocabulary"), "prompt"),
+        ({"input": [5000]}, VLLMRejection("Token id 5000 is out of vocabulary"), "input"),
+        (CHAT | {"tools": []}, VLLMRejection('"auto" tool choice requires --tool-call-parser'), "tools"),
+        (
+            CHAT | {"tools": [], "tool_choice": "auto"},
+            VLLMRejection('"auto" tool choice requires'),
+            "tool_choice",
+        ),
+        (
+            CHAT | {"chat_template": "x"},
+            VLLMRejection("Chat template is passed with request"),
+            "chat_template",
+        ),
+        (PROMPT, VLLMRejection("Something else"), ""),
+        (
+            {"messages": [], "min_tokens": 9},
+            VLLMRejection("max_tokens=9 is too many", "max_tokens"),
+            "min_tokens",
+        ),
+        (CHAT, VLLMRejection("toy is not a multimodal model"), "messages"),
+        ({"query": "a", "documents": []}, VLLMRejection("You passed 600 input tokens"), "documents"),
+        (PROMPT | {"model": "m"}, VLLMRejection("the model refuses"), ""),
     ],
 )
 def test_the_field_is_the_one_that_the_user_wrote(
-    payload: dict[str, Any], refusal: Refusal, field: str
+    payload: dict[str, Any], refusal: VLLMRejection, field: str
 ) -> None:
-    assert field_of(refusal, payload) == field
+    assert find_rejected_field(refusal, payload) == field
 
 
 SECRET = "hunter2-is-secret"
@@ -85,17 +111,23 @@ SECRET = "hunter2-is-secret"
 def test_nothing_of_a_confidential_payload_is_repeated(
     payload: dict[str, Any], sentence: str, expected: str
 ) -> None:
-    assert shown(Refusal(sentence), payload, confidential=True) == expected
+    assert publishable_message(VLLMRejection(sentence), payload, confidential=True) == expected
 
 
 def test_a_payload_that_may_be_shown_keeps_vllms_own_sentence() -> None:
     sentence = "Requested sample logprobs of 50,\n which is greater than max allowed: 20."
     expected = "Requested sample logprobs of 50, which is greater than max allowed: 20"
-    assert shown(Refusal(sentence), {"prompt": "a", "logprobs": 50}, confidential=False) == expected
+    assert (
+        publishable_message(VLLMRejection(sentence), {"prompt": "a", "logprobs": 50}, confidential=False)
+        == expected
+    )
 
 
 def test_a_sentence_is_bounded() -> None:
-    assert len(shown(Refusal("x" * 10_000), {}, confidential=False)) <= MAX_SENTENCE + 4
+    assert (
+        len(publishable_message(VLLMRejection("x" * 10_000), {}, confidential=False))
+        <= MAX_MESSAGE_CHARACTERS + 4
+    )
 
 
 class Asked(BaseModel):
@@ -127,7 +159,7 @@ def test_what_pydantic_says_names_the_place_and_every_type(
 ) -> None:
     with pytest.raises(ValidationError) as raised:
         Asked.model_validate(body)
-    assert invalid(raised.value.errors(), body) == (field, sentence)
+    assert describe_validation_errors(raised.value.errors(), body) == (field, sentence)
 
 
 def test_a_missing_field_is_named() -> None:
@@ -139,4 +171,7 @@ def test_a_missing_field_is_named() -> None:
 
     with pytest.raises(ValidationError) as raised:
         Outer.model_validate({"tools": [{}]})
-    assert invalid(raised.value.errors(), {"tools": [{}]}) == ("tools", "[0].name: Field required")
+    assert describe_validation_errors(raised.value.errors(), {"tools": [{}]}) == (
+        "tools",
+        "[0].name: Field required",
+    )

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 
 from tests.unit.worker.handlers_served import GUIDE, INVOCATIONS, MIDDLEWARE, PING, Served
 from vllmendpoint_api import HANDLER_PRECEDENCE, HandlerSource, script_digest
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 
 # --- every example of the guide, as printed ---
 

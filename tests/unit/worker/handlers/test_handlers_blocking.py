@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import PingState, Stage, Verdict, VerdictReport
-from vllmendpoint_worker.config.handler_sources import Wanted, read
+from vllmendpoint_worker.config.handler_config import HandlerConfig, read_handler_config
 from vllmendpoint_worker.handlers import PingWatch, Unblocker, _unblock
 from vllmendpoint_worker.handlers.loading import _load
 from vllmendpoint_worker.process.clock import Clock
@@ -51,8 +51,10 @@ class Blocked:
         silent = time.monotonic() - self.beat
         return silent * 10 if silent > 0.3 else 0.0
 
-    def wanted(self) -> Wanted | None:
-        wanted, problems = read(self.served.settings, self.served.settings_dir, self.served.environ)
+    def wanted(self) -> HandlerConfig | None:
+        wanted, problems = read_handler_config(
+            self.served.settings, self.served.settings_dir, self.served.environ
+        )
         return None if problems else wanted
 
     async def run(self) -> None:
@@ -128,7 +130,7 @@ async def test_a_task_that_blocks_the_loop(served: Served, blocked: Blocked) -> 
     await asyncio.sleep(0.1)
     timer.join()
     assert time.monotonic() - began < 10
-    assert "raised GivenUpError at model.py line 3" in str(served.room.report().last_error)
+    assert "raised HandlerAbortedError at model.py line 3" in str(served.room.report().last_error)
 
 
 async def test_a_middleware_that_blocks_the_loop_while_it_is_made(served: Served, blocked: Blocked) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from model_hosting_container_standards.common.handler.registry import HandlerRegistry
 
-from vllmendpoint_worker.config.handler_sources import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
+from vllmendpoint_worker.config.handler_config import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
 from vllmendpoint_worker.handlers.loading import _registered, _standards
 
 
@@ -24,8 +24,8 @@ def test_the_version_is_one_of_those_it_was_written_against() -> None:
     [
         (_standards.GenericHandlerResolver, ["config", "registry"]),
         (_standards.GenericHandlerResolver.resolve_handler, ["self", "handler_type"]),
-        (_standards.HandlerConfig.get_env_handler, ["self", "handler_type"]),
-        (_standards.HandlerConfig.get_customer_script_handler, ["self", "handler_type"]),
+        (_standards.StandardHandlerConfig.get_env_handler, ["self", "handler_type"]),
+        (_standards.StandardHandlerConfig.get_customer_script_handler, ["self", "handler_type"]),
         (_standards.FunctionLoader, ["search_paths", "module_aliases"]),
         (_standards.FunctionLoader.load_function, ["self", "spec"]),
         (_standards.FunctionLoader.load_module_from_file, ["self", "file_path"]),

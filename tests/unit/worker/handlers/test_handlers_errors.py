@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import HandlerError
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.process.clock import Clock
 
 INVOCATION = "async def custom_sagemaker_invocation_handler(request):\n"

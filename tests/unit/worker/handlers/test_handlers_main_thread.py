@@ -17,7 +17,7 @@ from aiohttp import web
 
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import Reason
-from vllmendpoint_worker.config.handler_sources import read
+from vllmendpoint_worker.config.handler_config import read_handler_config
 from vllmendpoint_worker.handlers.loading import _main_thread
 
 PING = "\nasync def custom_sagemaker_ping_handler(request):\n    return 1\n"
@@ -169,7 +169,7 @@ async def test_a_script_that_is_refused_leaves_no_task(served: Served) -> None:
 async def test_a_script_that_never_comes_into_force_leaves_no_task(served: Served) -> None:
     before = asyncio.all_tasks()
     served.script(TASK + PING)
-    await served.room.load(read(served.settings, served.settings_dir, served.environ)[0])
+    await served.room.load(read_handler_config(served.settings, served.settings_dir, served.environ)[0])
     old = script_module()
     served.script(PING)
     await served.start()

@@ -13,7 +13,7 @@ from vllmendpoint_api import (
     PingReport,
     PingState,
 )
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.handlers import PingWatch
 from vllmendpoint_worker.process.clock import Clock
 

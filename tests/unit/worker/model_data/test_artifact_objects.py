@@ -7,7 +7,7 @@ import pytest
 
 from vllmendpoint_worker.errors import ArtifactsError
 from vllmendpoint_worker.model_data import artifacts as artifacts_module
-from vllmendpoint_worker.model_data.artifacts import placed, selected
+from vllmendpoint_worker.model_data.artifacts import select_objects, target_paths
 from vllmendpoint_worker.model_data.s3 import Location, StoredObject
 
 
@@ -42,20 +42,20 @@ def test_uris(uri: str, expected: tuple[str, str] | None) -> None:
     ],
 )
 def test_which_objects(key: str, keys: list[str], expected: list[str]) -> None:
-    found = selected((StoredObject(each, "e", 1) for each in keys), key)
+    found = select_objects((StoredObject(each, "e", 1) for each in keys), key)
     assert [each.key for each in found] == expected
 
 
 @pytest.mark.parametrize("keys", [[], ["m/"], ["m-2/a"]])
 def test_an_empty_prefix(keys: list[str]) -> None:
     with pytest.raises(ArtifactsError, match="holds no object"):
-        selected((StoredObject(each, "e", 1) for each in keys), "m")
+        select_objects((StoredObject(each, "e", 1) for each in keys), "m")
 
 
 def test_a_prefix_that_is_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts_module, "MAX_OBJECTS", 3)
     with pytest.raises(ArtifactsError, match="more than 3 objects"):
-        selected((StoredObject(f"m/{n}", "e", 1) for n in range(4)), "m/")
+        select_objects((StoredObject(f"m/{n}", "e", 1) for n in range(4)), "m/")
 
 
 @pytest.mark.parametrize("size", [1, 0])
@@ -64,22 +64,22 @@ def test_an_object_beside_a_folder_of_its_name(size: int) -> None:
     objects = [StoredObject("m", "e", size), StoredObject("m-2", "e", 1), StoredObject("m/a", "e", 1)]
     if size:
         with pytest.raises(ArtifactsError, match="both an object and a folder of objects: end it with a"):
-            selected(objects, "m")
+            select_objects(objects, "m")
     else:
-        assert [each.key for each in selected(objects, "m")] == ["m/a"]
+        assert [each.key for each in select_objects(objects, "m")] == ["m/a"]
 
 
 def test_an_object_of_zero_bytes_is_no_model() -> None:
     with pytest.raises(ArtifactsError, match="names an object of zero bytes"):
-        selected([StoredObject("m", "e", 0), StoredObject("m-2", "e", 1)], "m")
+        select_objects([StoredObject("m", "e", 0), StoredObject("m-2", "e", 1)], "m")
 
 
 def test_markers_of_folders_within_the_folder_are_left_out() -> None:
     sizes = {"m/": 0, "m/a": 0, "m/a/": 0, "m/a/b": 0, "m/a/b/c": 1, "m/a/empty": 0, "m/z": 0}
     objects = [StoredObject(key, "e", size) for key, size in sizes.items()]
-    found = selected(objects, "m/")
+    found = select_objects(objects, "m/")
     assert [each.key for each in found] == ["m/a/b/c", "m/a/empty", "m/z"]
-    assert set(placed(found, "m/")) == {"a/b/c", "a/empty", "z"}
+    assert set(target_paths(found, "m/")) == {"a/b/c", "a/empty", "z"}
 
 
 def test_what_comes_after_the_folder_is_not_listed() -> None:
@@ -89,7 +89,7 @@ def test_what_comes_after_the_folder_is_not_listed() -> None:
         yield StoredObject("m0", "e", 1)
         raise AssertionError("listed on")
 
-    assert [each.key for each in selected(objects(), "m")] == ["m"]
+    assert [each.key for each in select_objects(objects(), "m")] == ["m"]
 
 
 UNUSUAL = [
@@ -110,7 +110,7 @@ UNUSUAL = [
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_characters_are_no_reason_to_refuse(name: str, tmp_path: Path) -> None:
-    paths = placed([StoredObject(f"m/{name}/{name}", "e", 1)], "m/")
+    paths = target_paths([StoredObject(f"m/{name}/{name}", "e", 1)], "m/")
     assert list(paths) == [f"{name}/{name}"]
     (tmp_path / name).write_text("as the file system takes it")
 
@@ -128,7 +128,7 @@ def test_unusual_characters_are_no_reason_to_refuse(name: str, tmp_path: Path) -
 )
 def test_names_that_no_file_may_have(name: str, wrong: str) -> None:
     with pytest.raises(ArtifactsError, match=f"holds an object with {wrong}") as raised:
-        placed([StoredObject(f"m/{name}", "e", 1)], "m/")
+        target_paths([StoredObject(f"m/{name}", "e", 1)], "m/")
     assert raised.value.what.isascii()
     assert raised.value.what.isprintable()
 
@@ -138,10 +138,10 @@ def test_names_that_no_file_may_have(name: str, wrong: str) -> None:
 )
 def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
     with pytest.raises(ArtifactsError, match="no path within the folder") as raised:
-        placed([StoredObject(key, "e", 1)], "m/")
+        target_paths([StoredObject(key, "e", 1)], "m/")
     assert raised.value.what.isprintable()
 
 
 def test_a_file_cannot_be_a_folder_too() -> None:
     with pytest.raises(ArtifactsError, match="both as a file and as a folder"):
-        placed([StoredObject("m/a/b", "e", 1), StoredObject("m/a", "e", 1)], "m/")
+        target_paths([StoredObject("m/a/b", "e", 1), StoredObject("m/a", "e", 1)], "m/")

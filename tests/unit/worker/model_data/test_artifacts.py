@@ -20,7 +20,7 @@ from vllmendpoint_api import CONDITION_REASONS, Condition, Problem, Reason
 from vllmendpoint_worker.errors import ArtifactsError
 from vllmendpoint_worker.model_data import artifacts
 from vllmendpoint_worker.model_data.artifacts import Artifacts
-from vllmendpoint_worker.model_data.s3 import Location, S3Store, StoredObject, explained
+from vllmendpoint_worker.model_data.s3 import Location, S3Store, StoredObject, explain_failure
 from vllmendpoint_worker.process.backoff import pause
 
 URI = "s3://bucket/my-model/"
@@ -319,7 +319,7 @@ def denials() -> list[tuple[ClientError, str]]:
 
 def test_only_what_may_be_the_region_advises_the_region() -> None:
     for error, says in denials():
-        assert ("AWS_REGION" in explained(error).fix) == (says == REGION), error
+        assert ("AWS_REGION" in explain_failure(error).fix) == (says == REGION), error
 
 
 @pytest.mark.parametrize(
@@ -358,14 +358,14 @@ def test_only_what_may_be_the_region_advises_the_region() -> None:
     ],
 )
 def test_every_failure_is_one_sentence_without_secrets(error: Exception, says: str) -> None:
-    told = explained(error)
+    told = explain_failure(error)
     assert says in f"{told.what}: {told.fix}"
     assert "hunter2" not in str(told)
 
 
 def test_a_mistake_of_ours_is_no_failure_of_the_stores() -> None:
     with pytest.raises(ZeroDivisionError):
-        explained(ZeroDivisionError())
+        explain_failure(ZeroDivisionError())
 
 
 @pytest.mark.parametrize("endpoint", ["hunter2", "http://", "http://::1:9000", "http://fd00::5"])
@@ -456,7 +456,7 @@ async def test_a_model_is_told_by_its_own_field_and_reason(
         URI, str(tmp_path), field="model.uri", reason=Reason.MODEL_DOWNLOAD_FAILED, open_store=Bucket
     )
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(model.fetched(problems.append, nothing), 2.0)
+        await asyncio.wait_for(model.wait_until_fetched(problems.append, nothing), 2.0)
     assert [(each.reason, each.field) for each in problems] == [("ModelDownloadFailed", "model.uri")]
     assert problems[0].reason in CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED]
 
@@ -480,7 +480,9 @@ async def test_it_tries_again_until_the_data_is_there(
             bucket.contents["my-model/a"] = b"1"
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    await Artifacts(URI, str(tmp_path), open_store=lambda: bucket).fetched(problems.append, nothing)
+    await Artifacts(URI, str(tmp_path), open_store=lambda: bucket).wait_until_fetched(
+        problems.append, nothing
+    )
     assert content(tmp_path) == {"a": "1"}
     assert len(problems) == len(waited) == 3
     assert (problems[0].reason, problems[0].source, problems[0].field, problems[0].message) == (

@@ -22,9 +22,9 @@ FILES = {
 }
 FETCH = """
 import sys
-from vllmendpoint_worker.model_data.hub import snapshot
+from vllmendpoint_worker.model_data.hub import download_snapshot
 try:
-    print(snapshot(*sys.argv[1:]))
+    print(download_snapshot(*sys.argv[1:]))
 except OSError as error:
     sys.exit(str(error))
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_worker.options.arguments import clear_environment, from_config, split
+from vllmendpoint_worker.options.arguments import clear_environment, config_to_arguments, split_by_server
 
 ENGINE = {"--model", "--seed", "--shared"}
 FRONTEND = {"--chat-template", "--api-key", "--shared", "--default-chat-template-kwargs"}
@@ -21,13 +21,13 @@ FRONTEND = {"--chat-template", "--api-key", "--shared", "--default-chat-template
     ],
 )
 def test_split(argv: list[str], engine: list[str], frontend: list[str]) -> None:
-    assert split(argv, ENGINE, FRONTEND) == (engine, frontend)
+    assert split_by_server(argv, ENGINE, FRONTEND) == (engine, frontend)
 
 
 def test_from_config() -> None:
     config = {"max_model_len": 64, "on": True, "off": False, "both": False, "many": ["a", 1], "empty": []}
     config |= {"nested": {"a": 1}, "nothing": None}
-    assert from_config(config, {"--no-both"}) == [
+    assert config_to_arguments(config, {"--no-both"}) == [
         *("--max-model-len", "64", "--on", "--no-both", "--many", "a", "1", "--nested", '{"a": 1}'),
     ]
 

@@ -7,12 +7,12 @@ import pytest
 from vllmendpoint_api import FrontendMode
 from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.config.sources import ConfigSources
-from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.options.arguments import clear_environment
 from vllmendpoint_worker.options.conflicts import from_arguments
-from vllmendpoint_worker.options.dynamo_numbers import NUMBERS, malformed_numbers
+from vllmendpoint_worker.options.dynamo_numbers import NUMERIC_VARIABLES, invalid_numbers
 from vllmendpoint_worker.options.rules import frontend_mode
-from vllmendpoint_worker.options.shared import Parsers, engine_arguments, share
+from vllmendpoint_worker.options.shared_options import ParserNames, engine_arguments, share_options
 from vllmendpoint_worker.serving.state import WorkerState
 
 MODE = "VLLMENDPOINT_FRONTEND_MODE"
@@ -29,7 +29,7 @@ async def fields_refused(
     configuration = Configuration(sources, WorkerState(worker_version="0"))
     try:
         configuration.check(await configuration.load())
-    except ConfigurationRefusedError as error:
+    except ConfigurationRejectedError as error:
         return {problem.field for problem in error.problems if problem.message.startswith(problem.field)}
     return set()
 
@@ -107,13 +107,13 @@ async def test_the_mode_of_the_frontend_decides(tmp_path: Path, mode: str, count
     ],
 )
 def test_a_number_that_dynamo_cannot_read_is_refused(name: str, value: str) -> None:
-    (problem,) = malformed_numbers({name: value})
+    (problem,) = invalid_numbers({name: value})
     assert (problem.source, problem.field, problem.reason) == ("Environment", name, "InvalidEnvironment")
-    assert problem.message.endswith(f": give {NUMBERS[name]}.")
+    assert problem.message.endswith(f": give {NUMERIC_VARIABLES[name]}.")
 
 
 def test_a_value_that_is_no_number_is_not_repeated() -> None:
-    (problem,) = malformed_numbers({"DYN_SYSTEM_PORT": "hunter2"})
+    (problem,) = invalid_numbers({"DYN_SYSTEM_PORT": "hunter2"})
     assert problem.message == (
         "DYN_SYSTEM_PORT is not a number: give a whole number from -32768 to 32767 (negative: off)."
     )
@@ -127,7 +127,7 @@ def test_what_dynamo_reads_passes() -> None:
         "DYN_ROUTER_TTL_SECS": "1e2",
     }
     values |= {"DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD": "None", "DYN_COMPUTE_THREADS": "", "DYN_LOG": "debug"}
-    assert malformed_numbers(values) == []
+    assert invalid_numbers(values) == []
 
 
 NAMES = {
@@ -138,18 +138,18 @@ NAMES = {
     )
 }
 PARSERS = (
-    Parsers(frozenset({"hermes", "openai", "xlam"}), frozenset({"qwen3"})),
-    Parsers(frozenset({"hermes", "harmony"}), frozenset({"qwen3", "gpt_oss"})),
+    ParserNames(frozenset({"hermes", "openai", "xlam"}), frozenset({"qwen3"})),
+    ParserNames(frozenset({"hermes", "harmony"}), frozenset({"qwen3", "gpt_oss"})),
 )
 
 
 def test_automatic_tool_choice_without_a_parser_is_refused_before_the_engine_loads() -> None:
-    (problem,) = share(from_arguments(["--enable-auto-tool-choice"]), NAMES, *PARSERS).problems
+    (problem,) = share_options(from_arguments(["--enable-auto-tool-choice"]), NAMES, *PARSERS).problems
     assert problem.message == (
         "engine.args (--enable-auto-tool-choice) needs the name of a parser: set --tool-call-parser too."
     )
     both = ["--enable-auto-tool-choice", "--dyn-tool-call-parser", "harmony"]
-    shared = share(from_arguments(both), NAMES, *PARSERS)
+    shared = share_options(from_arguments(both), NAMES, *PARSERS)
     assert (shared.problems, shared.frontend) == ((), ("--tool-call-parser", "openai"))
 
 
@@ -157,13 +157,13 @@ def test_a_template_in_one_line_becomes_a_file_for_dynamo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    shared = share(from_arguments(["--chat-template", "{{ messages }}"]), NAMES, *PARSERS)
+    shared = share_options(from_arguments(["--chat-template", "{{ messages }}"]), NAMES, *PARSERS)
     option, path = engine_arguments(shared)
     assert option == "--custom-jinja-template"
     assert Path(path).read_text() == "{{ messages }}"
     file = tmp_path / "t.jinja"
     file.write_text("x")
-    shared = share(from_arguments(["--chat-template", str(file)]), NAMES, *PARSERS)
+    shared = share_options(from_arguments(["--chat-template", str(file)]), NAMES, *PARSERS)
     assert engine_arguments(shared) == ["--custom-jinja-template", str(file)]
 
 

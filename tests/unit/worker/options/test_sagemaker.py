@@ -7,8 +7,13 @@ import pytest
 
 from vllmendpoint_worker.options import sagemaker
 from vllmendpoint_worker.options.command_line import CommandLine
-from vllmendpoint_worker.options.conflicts import differing, from_arguments, from_config, refused
-from vllmendpoint_worker.options.sagemaker import container_environment, options, without_serve
+from vllmendpoint_worker.options.conflicts import (
+    find_conflicts,
+    from_arguments,
+    from_config,
+    parser_rejection,
+)
+from vllmendpoint_worker.options.sagemaker import container_environment, options, strip_serve_command
 
 
 def compact(value: object) -> str:
@@ -29,7 +34,7 @@ NAMES = {
 
 
 def arguments(environ: dict[str, str], argv: list[str] | None = None) -> list[str]:
-    return list(CommandLine(environ, argv or []).engine({"model": "m"}).arguments)
+    return list(CommandLine(environ, argv or []).invocation({"model": "m"}).arguments)
 
 
 # The names and cases are those of aws/deep-learning-containers, test/vllm/test_sagemaker_args.py.
@@ -104,7 +109,7 @@ def test_where_the_model_is(
 ) -> None:
     for name in files:
         (tmp_path / name).touch()
-    engine = CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path), **environ}, []).engine({})
+    engine = CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path), **environ}, []).invocation({})
     assert engine.problems == ()
     assert list(engine.arguments) == [str(tmp_path) if word == "FOLDER" else word for word in expected]
 
@@ -114,12 +119,12 @@ def test_where_the_model_is(
 )
 def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> None:
     (tmp_path / ".hidden").touch()
-    assert CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path), **environ}, []).engine({}).problems
+    assert CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path), **environ}, []).invocation({}).problems
     command_line = CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path / "nowhere"), **environ}, [])
-    (problem,) = command_line.engine({}).problems
+    (problem,) = command_line.invocation({}).problems
     assert "SM_VLLM_MODEL" in problem.message
-    assert command_line.engine({"model": "m"}).problems == ()
-    assert CommandLine(environ, ["--model=m"]).engine({}).problems == ()
+    assert command_line.invocation({"model": "m"}).problems == ()
+    assert CommandLine(environ, ["--model=m"]).invocation({}).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,7 @@ def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> 
 def test_the_same_option_from_two_places(
     argv: list[str], environ: dict[str, str], config: dict[str, object], fields: list[tuple[str, str]]
 ) -> None:
-    problems = differing(CommandLine(environ, argv).engine(config).given, NAMES)
+    problems = find_conflicts(CommandLine(environ, argv).invocation(config).options, NAMES)
     assert [problem.message for problem in problems] == [
         f"{later} differs from {earlier}: remove one of them, or make them equal."
         for later, earlier in fields
@@ -189,12 +194,12 @@ def test_the_same_option_from_two_places(
 
 def test_a_problem_has_source_and_reason_and_no_value() -> None:
     command_line = CommandLine({"SM_VLLM_API_KEY": "hunter2"}, ["--api-key", "hunter3"])
-    (problem,) = differing(command_line.engine({"model": "m"}).given, {})
+    (problem,) = find_conflicts(command_line.invocation({"model": "m"}).options, {})
     assert (problem.source, problem.reason, problem.field) == (
         "Environment", "InvalidEnvironment", "SM_VLLM_API_KEY",
     )  # fmt: skip
     assert "hunter" not in problem.message
-    (problem,) = differing(CommandLine({}, ["--seed", "1"]).engine({"seed": 2}).given, {})
+    (problem,) = find_conflicts(CommandLine({}, ["--seed", "1"]).invocation({"seed": 2}).options, {})
     assert (problem.source, problem.reason) == ("ConfigFile", "InvalidConfigFile")
 
 
@@ -211,7 +216,9 @@ def test_a_problem_has_source_and_reason_and_no_value() -> None:
 )
 def test_what_the_parser_repeats_of_the_environment_is_not_told(sentence: str, field: str) -> None:
     environ = {"SM_VLLM_MAX_MODEL_LEN": "hunter2", "SM_VLLM_NO_SUCH": "hunter3", "SM_VLLM_TP": "1"}
-    problem = refused(sentence, CommandLine(environ, ["--mine", "1"]).engine({"seed": "hunter4"}).given)
+    problem = parser_rejection(
+        sentence, CommandLine(environ, ["--mine", "1"]).invocation({"seed": "hunter4"}).options
+    )
     assert problem.field == field
     assert "hunter" not in problem.message
     assert ("1)" in problem.message or "argument)" in problem.message) == (field == "engine.args")
@@ -235,7 +242,7 @@ def test_options_of_arguments_and_config_file_are_spelled_alike() -> None:
 @pytest.mark.parametrize("value", ["http", "70000", "-1", "[1,2]", ""])
 def test_a_port_that_is_none_is_refused_and_not_used(value: str) -> None:
     environ = {"SM_VLLM_PORT": value}
-    (problem,) = CommandLine(environ, []).engine({"model": "m"}).problems
+    (problem,) = CommandLine(environ, []).invocation({"model": "m"}).problems
     assert problem.field == "SM_VLLM_PORT"
     assert "VLLMENDPOINT_SAGEMAKER_PORT" not in container_environment(environ)
 
@@ -264,9 +271,9 @@ def test_what_a_container_without_a_cluster_needs(environ: dict[str, str], added
 
 
 def test_serve_is_dropped_only_as_the_first_word() -> None:
-    assert without_serve(["serve"]) == []
-    assert without_serve(["serve", "--model", "serve"]) == ["--model", "serve"]
-    assert without_serve(["--model", "serve"]) == ["--model", "serve"]
+    assert strip_serve_command(["serve"]) == []
+    assert strip_serve_command(["serve", "--model", "serve"]) == ["--model", "serve"]
+    assert strip_serve_command(["--model", "serve"]) == ["--model", "serve"]
 
 
 def test_the_default_folder_is_the_guides() -> None:

@@ -8,14 +8,14 @@ from model_hosting_container_standards.common import dependency_manager
 
 from vllmendpoint_api import Problem, Reason
 from vllmendpoint_worker.packages.install import packages_folder
-from vllmendpoint_worker.packages.pip_output import explained, redacted
+from vllmendpoint_worker.packages.pip_output import redact, summarize_failure
 from vllmendpoint_worker.packages.requirements import (
     ENV_ARGUMENTS,
     ENV_ENABLED,
-    FILE,
-    WHEELS,
+    REQUIREMENTS_FILE,
+    WHEELS_FOLDER,
     Requirements,
-    read,
+    read_requirements,
 )
 
 
@@ -25,13 +25,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def asked(folder: Path, **environ: str) -> Requirements:
-    found = read({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
+    found = read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
     assert isinstance(found, Requirements), found
     return found
 
 
 def refused(folder: Path, **environ: str) -> Problem:
-    found = read({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
+    found = read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
     assert isinstance(found, Problem), found
     assert found.reason == Reason.INVALID_ENVIRONMENT
     return found
@@ -40,7 +40,7 @@ def refused(folder: Path, **environ: str) -> Problem:
 def test_the_settings_are_the_standards_packages() -> None:
     assert dependency_manager.STANDARD_AUTO_INSTALL_REQ == ENV_ENABLED
     assert dependency_manager.STANDARD_PIP_ARGS == ENV_ARGUMENTS
-    assert dependency_manager.REQUIREMENTS_FILENAME == FILE
+    assert dependency_manager.REQUIREMENTS_FILENAME == REQUIREMENTS_FILE
 
 
 def test_each_image_has_pip() -> None:
@@ -50,35 +50,35 @@ def test_each_image_has_pip() -> None:
 
 
 def test_nothing_is_asked_for_without_a_file(folder: Path) -> None:
-    (folder / WHEELS).mkdir()
-    assert read({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
-    assert read({"SAGEMAKER_MODEL_PATH": str(folder / "none")}) is None
-    (folder / FILE).mkdir()
-    assert read({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
+    (folder / WHEELS_FOLDER).mkdir()
+    assert read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
+    assert read_requirements({"SAGEMAKER_MODEL_PATH": str(folder / "none")}) is None
+    (folder / REQUIREMENTS_FILE).mkdir()
+    assert read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
 
 
 def test_the_file_beside_the_script(folder: Path) -> None:
-    (folder / FILE).write_text("numpy\n")
+    (folder / REQUIREMENTS_FILE).write_text("numpy\n")
     found = asked(folder)
-    assert (found.field, found.arguments) == (FILE, ("-r", str(folder / FILE)))
+    assert (found.field, found.arguments) == (REQUIREMENTS_FILE, ("-r", str(folder / REQUIREMENTS_FILE)))
     assert found.wheels is None
-    (folder / WHEELS).mkdir()
-    assert asked(folder).wheels == folder / WHEELS
+    (folder / WHEELS_FOLDER).mkdir()
+    assert asked(folder).wheels == folder / WHEELS_FOLDER
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "On", "", " "])
 def test_it_is_on_unless_it_is_turned_off(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / FILE).write_text("numpy\n")
-    assert asked(folder, STANDARD_AUTO_INSTALL_REQ=value).field == FILE
+    (folder / REQUIREMENTS_FILE).write_text("numpy\n")
+    assert asked(folder, STANDARD_AUTO_INSTALL_REQ=value).field == REQUIREMENTS_FILE
     monkeypatch.setenv(ENV_ENABLED, value.strip() or "true")
     assert dependency_manager.is_auto_install_enabled()
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "OFF"])
 def test_off_is_off_for_both(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / FILE).write_text("numpy\n")
+    (folder / REQUIREMENTS_FILE).write_text("numpy\n")
     environ = {"SAGEMAKER_MODEL_PATH": str(folder), ENV_ENABLED: value, ENV_ARGUMENTS: "numpy"}
-    assert read(environ) is None
+    assert read_requirements(environ) is None
     monkeypatch.setenv(ENV_ENABLED, value)
     assert not dependency_manager.is_auto_install_enabled()
 
@@ -90,7 +90,7 @@ def test_another_value_is_refused_and_not_repeated(folder: Path) -> None:
 
 
 def test_explicit_arguments_replace_the_file(folder: Path) -> None:
-    (folder / FILE).write_text("numpy\n")
+    (folder / REQUIREMENTS_FILE).write_text("numpy\n")
     found = asked(folder, STANDARD_PIP_ARGS="-r 'my file.txt' --index-url https://index/simple")
     assert found.arguments == ("-r", "my file.txt", "--index-url", "https://index/simple")
     assert (found.field, found.wheels) == (ENV_ARGUMENTS, None)
@@ -126,14 +126,14 @@ def test_other_options_are_pips_to_judge(folder: Path, arguments: str) -> None:
 
 
 def test_a_file_that_is_too_large_is_refused(folder: Path) -> None:
-    (folder / FILE).write_text("#" * (1024 * 1024 + 1))
-    found = read({"SAGEMAKER_MODEL_PATH": str(folder)})
+    (folder / REQUIREMENTS_FILE).write_text("#" * (1024 * 1024 + 1))
+    found = read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)})
     assert isinstance(found, Problem)
     assert found.reason == Reason.REQUIREMENTS_NOT_INSTALLED
 
 
 def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: Path) -> None:
-    (folder / FILE).write_text("-r sub/more.txt\n./tool\n./local-1.0-py3-none-any.whl\n")
+    (folder / REQUIREMENTS_FILE).write_text("-r sub/more.txt\n./tool\n./local-1.0-py3-none-any.whl\n")
     (folder / "sub").mkdir()
     seen = [asked(folder).digest]
     assert asked(folder).digest == seen[0]
@@ -149,9 +149,9 @@ def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: 
         ("local-1.0-py3-none-any.whl", "ab"),
         ("tool/pyproject.toml", "a"),
         ("tool/src/tool.py", "a"),
-        (f"{WHEELS}/a-1.0-py3-none-any.whl", "a"),
-        (f"{WHEELS}/a-1.0-py3-none-any.whl", "ab"),
-        (FILE, "numpy\n"),
+        (f"{WHEELS_FOLDER}/a-1.0-py3-none-any.whl", "a"),
+        (f"{WHEELS_FOLDER}/a-1.0-py3-none-any.whl", "ab"),
+        (REQUIREMENTS_FILE, "numpy\n"),
     ):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
@@ -171,8 +171,8 @@ def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: 
 
 
 def test_files_that_include_each_other_end(folder: Path) -> None:
-    (folder / FILE).write_text(f"-r {FILE}\n-r other.txt\n")
-    (folder / "other.txt").write_text(f"-r {FILE}\n")
+    (folder / REQUIREMENTS_FILE).write_text(f"-r {REQUIREMENTS_FILE}\n-r other.txt\n")
+    (folder / "other.txt").write_text(f"-r {REQUIREMENTS_FILE}\n")
     assert asked(folder).digest
 
 
@@ -271,14 +271,14 @@ NOT_BUILT = (
     ],
 )
 def test_pips_own_sentence_and_what_to_do(output: str, sentence: str, fix: str) -> None:
-    said, what = explained(output)
+    said, what = summarize_failure(output)
     assert sentence in said
     assert fix in what
     assert not said.endswith(".")
 
 
 def test_a_sentence_is_bounded() -> None:
-    assert len(explained("ERROR: " + "x" * 10_000)[0]) < 1000
+    assert len(summarize_failure("ERROR: " + "x" * 10_000)[0]) < 1000
 
 
 @pytest.mark.parametrize(
@@ -301,4 +301,4 @@ def test_a_sentence_is_bounded() -> None:
     ],
 )
 def test_of_a_url_only_the_host_is_shown(text: str, expected: str) -> None:
-    assert redacted(text) == expected
+    assert redact(text) == expected

@@ -10,7 +10,7 @@ from vllmendpoint_worker.payload.expect import Expectation, regex_error
 def test_no_pattern_hangs_the_worker() -> None:
     expectation = Expectation("(a+)+$", lambda tokens: "a" * 100_000 + "b")
     began = time.monotonic()
-    assert not expectation.met([[1]])
+    assert not expectation.is_met([[1]])
     assert time.monotonic() - began < 5.0  # Python's own re needs longer than the universe has
 
 

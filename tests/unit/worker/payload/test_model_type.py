@@ -3,11 +3,12 @@
 import pytest
 
 from vllmendpoint_api import POOLED, Level, ModelType, PayloadSource, payload_for
-from vllmendpoint_worker.payload.forms import PARTNERS, SCORING, Form, RequestFields
-from vllmendpoint_worker.payload.model_type import pooled_type, refused_look, refused_type
-from vllmendpoint_worker.payload.validation import Origin, check
+from vllmendpoint_worker.payload.forms import SCORE_FORMS, SCORE_PARTNERS, Form, RequestFields
+from vllmendpoint_worker.payload.model_type import pooled_type, reject_after_start, reject_before_start
+from vllmendpoint_worker.payload.validation import check_payload
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-SPEC = Origin(PayloadSource.SPEC, "healthCheck.payload")
+SPEC = SettingOrigin(PayloadSource.SPEC, "healthCheck.payload")
 QUESTIONS = {
     Form.PROMPT: {"prompt": "x"},
     Form.MESSAGES: {"messages": [{"role": "user", "content": "x"}]},
@@ -20,10 +21,10 @@ QUESTIONS = {
 FITTING = {
     ModelType.CHAT: {Form.PROMPT, Form.MESSAGES},
     ModelType.COMPLETION: {Form.PROMPT},
-    ModelType.EMBEDDING: {Form.INPUT} | SCORING,
+    ModelType.EMBEDDING: {Form.INPUT} | SCORE_FORMS,
     ModelType.CLASSIFY: {Form.INPUT},
-    ModelType.SCORE: {Form.INPUT} | SCORING,
-    ModelType.POOLING: {Form.INPUT} | SCORING,
+    ModelType.SCORE: {Form.INPUT} | SCORE_FORMS,
+    ModelType.POOLING: {Form.INPUT} | SCORE_FORMS,
 }
 
 
@@ -47,7 +48,7 @@ def test_the_type_of_a_pooled_model(task: str | None, scores: bool, model_type: 
 @pytest.mark.parametrize("model_type", list(ModelType))
 @pytest.mark.parametrize("form", list(Form))
 def test_a_payload_fits_the_models_type_or_says_what_does(form: Form, model_type: ModelType) -> None:
-    problems = check(QUESTIONS[form], SPEC, None, model_type)
+    problems = check_payload(QUESTIONS[form], SPEC, None, model_type)
     assert (problems == []) is (form in FITTING[model_type])
     for problem in problems:
         assert problem.field == f"healthCheck.payload.{form}"
@@ -58,17 +59,17 @@ def test_a_payload_fits_the_models_type_or_says_what_does(form: Form, model_type
 @pytest.mark.parametrize("level", list(Level))
 def test_the_default_fits(level: Level, model_type: ModelType) -> None:
     payload = payload_for(level, model_type)
-    assert check(payload, SPEC, None, model_type) == []
+    assert check_payload(payload, SPEC, None, model_type) == []
     if model_type in POOLED:
         assert payload == payload_for(Level.MINIMAL, model_type)
 
 
-@pytest.mark.parametrize("form", sorted(PARTNERS))
+@pytest.mark.parametrize("form", sorted(SCORE_PARTNERS))
 def test_a_question_for_scores_has_two_halves(form: Form) -> None:
-    partners = PARTNERS[form]
-    (problem,) = check({form.value: "x"}, SPEC, None, ModelType.SCORE)
+    partners = SCORE_PARTNERS[form]
+    (problem,) = check_payload({form.value: "x"}, SPEC, None, ModelType.SCORE)
     assert f"has {form} without what it is compared with: add {' or '.join(partners)}." in problem.message
-    (problem,) = check({form.value: "x", partners[0]: []}, SPEC, None, ModelType.SCORE)
+    (problem,) = check_payload({form.value: "x", partners[0]: []}, SPEC, None, ModelType.SCORE)
     assert (problem.field, "is empty" in problem.message) == (f"healthCheck.payload.{partners[0]}", True)
 
 
@@ -77,8 +78,8 @@ def test_names_are_held_against_the_request_of_the_models_type() -> None:
         frozenset(), frozenset(), frozenset({"input", "dimensions"}), frozenset({"input", "use_activation"})
     )
     payload = {"input": "x", "use_activation": True}
-    assert check(payload, SPEC, fields, ModelType.CLASSIFY) == []
-    (problem,) = check(payload, SPEC, fields, ModelType.EMBEDDING)
+    assert check_payload(payload, SPEC, fields, ModelType.CLASSIFY) == []
+    (problem,) = check_payload(payload, SPEC, fields, ModelType.EMBEDDING)
     assert "Dynamo's embedding handler does not read" in problem.message
 
 
@@ -98,7 +99,7 @@ def test_names_are_held_against_the_request_of_the_models_type() -> None:
 def test_what_is_refused_before_the_engine_starts(
     declared: ModelType | None, runner: str, transcribes: bool, says: str | None
 ) -> None:
-    problem = refused_look(declared, runner, only_transcribes=transcribes)
+    problem = reject_before_start(declared, runner, only_transcribes=transcribes)
     assert (problem is None) is (says is None)
     if problem is not None and says is not None:
         assert says in problem.message
@@ -120,7 +121,7 @@ def test_what_is_refused_before_the_engine_starts(
 def test_what_is_refused_once_the_engine_stands(
     declared: ModelType | None, told: ModelType | None, tasks: list[str], says: str | None
 ) -> None:
-    problem = refused_type(declared, told, tasks)
+    problem = reject_after_start(declared, told, tasks)
     assert (problem is None) is (says is None)
     if problem is not None and says is not None:
         assert says in problem.message

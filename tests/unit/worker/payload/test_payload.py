@@ -12,11 +12,11 @@ from vllmendpoint_worker.payload.forms import RequestFields
 from vllmendpoint_worker.payload.validation import (
     DEFAULT_MAX_TOKENS,
     MAX_PAYLOAD_BYTES,
-    Origin,
-    bounded,
-    check,
-    most_tokens,
+    check_payload,
+    max_generated_tokens,
+    with_token_limit,
 )
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
 SAMPLING = frozenset(
     {"model", "max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", "stream"}
@@ -30,14 +30,14 @@ FIELDS = RequestFields(
     rerank=frozenset({"query", "documents", "top_n", "model"}),
     score=frozenset({"queries", "documents", "items", "data_1", "data_2", "text_1", "text_2", "model"}),
 )
-SPEC = Origin(PayloadSource.SPEC, "healthCheck.payload")
-SECRET = Origin(PayloadSource.ENVIRONMENT, "DYN_HEALTH_CHECK_PAYLOAD", confidential=True)
+SPEC = SettingOrigin(PayloadSource.SPEC, "healthCheck.payload")
+SECRET = SettingOrigin(PayloadSource.ENVIRONMENT, "DYN_HEALTH_CHECK_PAYLOAD", confidential=True)
 
 
 @pytest.mark.parametrize("level", list(Level))
 @pytest.mark.parametrize("model_type", [*ModelType, None])
 def test_every_default_of_the_guide_is_valid(level: Level, model_type: ModelType | None) -> None:
-    assert check(payload_for(level, model_type), SPEC, FIELDS, model_type) == []
+    assert check_payload(payload_for(level, model_type), SPEC, FIELDS, model_type) == []
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_default_of_the_guide_is_valid(level: Level, model_type: ModelType
     ],
 )
 def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object]) -> None:
-    assert check(payload, SPEC, FIELDS, ModelType.CHAT) == []
+    assert check_payload(payload, SPEC, FIELDS, ModelType.CHAT) == []
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
     ],
 )
 def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: str) -> None:
-    problems = check(payload, SPEC, FIELDS, None)
+    problems = check_payload(payload, SPEC, FIELDS, None)
     assert [problem.field for problem in problems][:1] == [field]
     assert says in problems[0].message
     assert problems[0].reason == "InvalidPayload"
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: s
     ],
 )
 def test_what_a_probe_generates_is_bounded(payload: dict[str, Any], limit: dict[str, int]) -> None:
-    assert bounded(payload) == payload | limit
+    assert with_token_limit(payload) == payload | limit
 
 
 @pytest.mark.parametrize(
@@ -167,19 +167,19 @@ def test_what_a_probe_generates_is_bounded(payload: dict[str, Any], limit: dict[
     ],
 )
 def test_what_a_probe_may_generate_is_known(payload: dict[str, Any], most: int) -> None:
-    assert most_tokens(bounded(payload)) == most
+    assert max_generated_tokens(with_token_limit(payload)) == most
 
 
 @pytest.mark.parametrize("level", list(Level))
 @pytest.mark.parametrize("model_type", [*ModelType, None])
 def test_the_guides_payloads_are_asked_to_the_letter(level: Level, model_type: ModelType | None) -> None:
-    assert bounded(payload_for(level, model_type)) == payload_for(level, model_type)
+    assert with_token_limit(payload_for(level, model_type)) == payload_for(level, model_type)
 
 
 def test_a_payload_that_contains_itself_is_refused() -> None:
     payload: dict[str, object] = {"prompt": "a"}
     payload["self"] = payload
-    assert "nested deeper than 32 levels" in check(payload, SPEC, FIELDS, None)[0].message
+    assert "nested deeper than 32 levels" in check_payload(payload, SPEC, FIELDS, None)[0].message
 
 
 def test_a_payload_that_is_small_and_endless_to_write_out_is_refused() -> None:
@@ -187,18 +187,18 @@ def test_a_payload_that_is_small_and_endless_to_write_out_is_refused() -> None:
     value: list[Any] = ["a"]
     for _ in range(20):
         value = [value] * 10
-    assert "too large" in check({"prompt": "a", "stop": value}, SPEC, FIELDS, None)[0].message
+    assert "too large" in check_payload({"prompt": "a", "stop": value}, SPEC, FIELDS, None)[0].message
 
 
 def test_a_payload_that_holds_one_long_text_many_times_is_refused() -> None:
     text = "x" * 100_000
-    (problem,) = check({"prompt": "a", "stop": [text] * 100_000}, SPEC, FIELDS, None)
+    (problem,) = check_payload({"prompt": "a", "stop": [text] * 100_000}, SPEC, FIELDS, None)
     assert "is too large" in problem.message
 
 
 def test_many_unknown_fields_are_counted_not_listed() -> None:
     payload = {"prompt": "a"} | {f"zzz{number}": 1 for number in range(2000)}
-    problems = check(payload, SPEC, FIELDS, None)
+    problems = check_payload(payload, SPEC, FIELDS, None)
     assert len(problems) == 9
     assert "has 1992 more" in problems[-1].message
 
@@ -221,12 +221,14 @@ def test_many_unknown_fields_are_counted_not_listed() -> None:
 def test_the_form_must_fit_the_model(
     payload: dict[str, object], model_type: ModelType | None, fits: bool
 ) -> None:
-    assert (check(payload, SPEC, FIELDS, model_type) == []) is fits
+    assert (check_payload(payload, SPEC, FIELDS, model_type) == []) is fits
 
 
 def test_an_unknown_field_of_a_confidential_payload_is_not_named() -> None:
     payload = {"prompt": "hunter2-prompt", "hunter2_field": "hunter2-value", "max_tokens": "hunter2"}
-    text = " ".join(problem.message + problem.field for problem in check(payload, SECRET, FIELDS, None))
+    text = " ".join(
+        problem.message + problem.field for problem in check_payload(payload, SECRET, FIELDS, None)
+    )
     assert "hunter2" not in text
     assert "number 2 of 3" in text
     assert "DYN_HEALTH_CHECK_PAYLOAD.max_tokens" in text
@@ -246,7 +248,7 @@ json_values = st.recursive(
     | json_values
 )
 def test_nothing_that_json_can_carry_makes_the_check_fail(payload: object) -> None:
-    for problem in check(payload, SECRET, FIELDS, ModelType.CHAT):
+    for problem in check_payload(payload, SECRET, FIELDS, ModelType.CHAT):
         assert problem.reason == "InvalidPayload"
         assert problem.message.startswith("DYN_HEALTH_CHECK_PAYLOAD")
 
@@ -258,5 +260,7 @@ def test_no_value_of_a_confidential_payload_is_repeated(secret: str, payload: st
             st.sampled_from(["prompt", "max_tokens", "temperature", secret]), st.just(secret), min_size=1
         )
     )
-    text = json.dumps([problem.wire() for problem in check(drawn, SECRET, FIELDS, ModelType.EMBEDDING)])
+    text = json.dumps(
+        [problem.wire() for problem in check_payload(drawn, SECRET, FIELDS, ModelType.EMBEDDING)]
+    )
     assert secret not in text

@@ -11,18 +11,18 @@ from tests.unit.worker.virtual_time import on_virtual_time
 from vllmendpoint_api import Mode, Outcome, Verdict
 from vllmendpoint_worker.probing.prober import ProbeResult
 from vllmendpoint_worker.probing.trial import Answered, answered, tried
-from vllmendpoint_worker.refusals import Refusal
+from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 pytestmark = pytest.mark.timeout(30)
 
-REFUSED = Refusal("no", "logprobs")
+REFUSED = VLLMRejection("no", "logprobs")
 
 
 def result(outcome: Outcome, tokens: int = 0, error: BaseException | None = None) -> ProbeResult:
     return ProbeResult(outcome, 0.1, tokens, 1.0, "detail", error)
 
 
-def reads(error: BaseException | None) -> Refusal | None:
+def reads(error: BaseException | None) -> VLLMRejection | None:
     return REFUSED if isinstance(error, ValueError) else None
 
 
@@ -59,7 +59,7 @@ EMPTY = result(Outcome.UNEXPECTED_ANSWER)
     ],
 )
 async def test_only_the_payloads_own_fault_refuses_it(
-    asked: list[ProbeResult], control: list[ProbeResult], expected: Answered | Refusal
+    asked: list[ProbeResult], control: list[ProbeResult], expected: Answered | VLLMRejection
 ) -> None:
     assert await tried(playing(*asked), playing(*control), reads) == expected
 
@@ -67,7 +67,7 @@ async def test_only_the_payloads_own_fault_refuses_it(
 @pytest.mark.parametrize("error", [ERROR, EMPTY])
 async def test_an_error_that_comes_twice_beside_a_good_answer_is_the_payloads(error: ProbeResult) -> None:
     found = await tried(playing(error, error), playing(COMPLETE), reads)
-    assert isinstance(found, Refusal)
+    assert isinstance(found, VLLMRejection)
     assert "(detail)" in found.sentence
 
 

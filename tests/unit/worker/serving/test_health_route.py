@@ -7,7 +7,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Mount
 
 from tests.unit.worker.handlers_served import Served
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.serving.health_route import guarded, reaches_health
 
 

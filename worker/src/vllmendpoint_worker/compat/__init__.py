@@ -11,7 +11,7 @@ import sys
 from typing import Final
 
 from . import health_check
-from ._errors import HealthCheckRefusedError
+from ._errors import HealthCheckRejectedError
 from .health_check import get_health_check_payload, set_custom_health_check_payload
 from .runtime import Component, DistributedRuntime, Endpoint, Namespace
 
@@ -19,7 +19,7 @@ __all__ = [
     "Component",
     "DistributedRuntime",
     "Endpoint",
-    "HealthCheckRefusedError",
+    "HealthCheckRejectedError",
     "Namespace",
     "get_health_check_payload",
     "set_custom_health_check_payload",

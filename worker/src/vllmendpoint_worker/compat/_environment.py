@@ -15,13 +15,13 @@ from vllmendpoint_worker.config.merge import (
     ENV_ENABLED,
     ENV_INTERVAL,
     ENV_PAYLOAD_DISABLED,
-    Refused,
+    PayloadSources,
+    Rejected,
     Resolved,
-    Sources,
     merge,
 )
 
-from ._errors import HealthCheckRefusedError
+from ._errors import HealthCheckRejectedError
 
 __all__ = ["SYSTEM_PORT", "dynamo_environment", "dynamo_variables"]
 
@@ -40,13 +40,13 @@ def dynamo_variables(environ: Mapping[str, str]) -> dict[str, str]:
     default (off). ``DYN_HEALTH_CHECK_INTERVAL``: 1 to 86400 seconds, rounded up to whole ones; unset leaves
     ``DYN_CANARY_WAIT_TIME`` or its default (10). Where checks are on and no system port is named, port 8082
     of 127.0.0.1. ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED``: an endpoint is ready once it is registered. Raises
-    HealthCheckRefusedError.
+    HealthCheckRejectedError.
     """
     names = (ENV_ENABLED, ENV_INTERVAL, ENV_PAYLOAD_DISABLED)
     said = {name: environ[name] for name in names if environ.get(name, "").strip()}
-    settings = merge(Sources(environment=said))
-    if isinstance(settings, Refused):
-        raise HealthCheckRefusedError(settings.problems)
+    settings = merge(PayloadSources(environment=said))
+    if isinstance(settings, Rejected):
+        raise HealthCheckRejectedError(settings.problems)
     variables = {name: "" for name in names[:2] if name in environ}  # Dynamo takes an empty one as unset
     if ENV_ENABLED in said:
         enabled = not _off(said, ENV_ENABLED)
@@ -68,7 +68,7 @@ def _off(said: Mapping[str, str], name: str) -> bool:
     """Whether this one variable turns the checks off."""
     if name not in said:
         return False
-    settings = merge(Sources(environment={name: said[name]}))
+    settings = merge(PayloadSources(environment={name: said[name]}))
     return isinstance(settings, Resolved) and settings.mode is Mode.DISABLED
 
 
@@ -80,7 +80,7 @@ def dynamo_environment(*, lenient: bool = False) -> Iterator[None]:
     """
     try:
         variables = dynamo_variables(os.environ)
-    except HealthCheckRefusedError:
+    except HealthCheckRejectedError:
         if not lenient:
             raise
         variables = {}

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from vllmendpoint_api import Problem
-from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.errors import ConfigurationRejectedError
 
-__all__ = ["HealthCheckRefusedError"]
+__all__ = ["HealthCheckRejectedError"]
 
 
-class HealthCheckRefusedError(ConfigurationRefusedError, ValueError):
+class HealthCheckRejectedError(ConfigurationRejectedError, ValueError):
     """A health-check setting is refused: each sentence gives source, field, what is wrong and the fix.
 
     The content of an environment variable or of a file is never repeated.

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vllmendpoint_api import Mode, ModelType, PayloadSource, Reason
-from vllmendpoint_worker.config.merge import ABSENT, ENV_ENABLED, Refused, Resolved, Sources, merge
-from vllmendpoint_worker.config.sources import TAKEN, ConfigSources
+from vllmendpoint_worker.config.merge import ABSENT, ENV_ENABLED, PayloadSources, Rejected, Resolved, merge
+from vllmendpoint_worker.config.sources import REMOVED_VARIABLES, ConfigSources
 from vllmendpoint_worker.payload.forms import Form
-from vllmendpoint_worker.payload.validation import Origin, bounded
+from vllmendpoint_worker.payload.validation import with_token_limit
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-from ._errors import HealthCheckRefusedError
+from ._errors import HealthCheckRejectedError
 from ._model import told_type
 from ._upstream import HEALTH_CHECK_KEY, log_message
 
@@ -53,7 +54,7 @@ def sent(payload: object, endpoint: str) -> dict[str, Any] | None:
     _announce(resolved, f" endpoint={endpoint}")
     # Dynamo's own form, which is checked as a prompt, is sent as it is.
     chosen: Any = runtime if resolved.source is PayloadSource.RUNTIME else resolved.payload
-    chosen = bounded(chosen)
+    chosen = with_token_limit(chosen)
     # Through JSON: a copy of our own, of nothing that Dynamo's Rust side does not take.
     return {**json.loads(json.dumps(chosen)), "_health_check": True, HEALTH_CHECK_KEY: True}
 
@@ -79,9 +80,9 @@ def _announce(resolved: Resolved, where: str) -> None:
         announce("Health check payload: ignored %s: %s", ignored.source, ignored.reason)
 
 
-def _read(config: object) -> tuple[Sources, ModelType | None]:
+def _read(config: object) -> tuple[PayloadSources, ModelType | None]:
     """What is set now, and ``VLLMENDPOINT_MODEL_TYPE``. ``config`` stands in the place of the config file."""
-    reader = ConfigSources({**TAKEN, **os.environ})
+    reader = ConfigSources({**REMOVED_VARIABLES, **os.environ})
     sources = reader.load().sources
     if config is not None:
         sources = replace(
@@ -98,10 +99,10 @@ def _setting(config: object, name: str) -> object:
     if isinstance(config, Mapping):
         return config.get(name, config.get(name.replace("_", "-"), ABSENT))
     if isinstance(config, str | bytes | os.PathLike | int | float | list | tuple | set):
-        origin = Origin(PayloadSource.CONFIG_FILE, "config")
+        origin = SettingOrigin(PayloadSource.CONFIG_FILE, "config")
         what = f"is of type {type(config).__name__}"
         fix = "give an object or a mapping with model, health_check_level, health_check_payload; or None"
-        raise HealthCheckRefusedError([origin.problem(what, fix, reason=Reason.INVALID_CONFIG_FILE)])
+        raise HealthCheckRejectedError([origin.violation(what, fix, reason=Reason.INVALID_CONFIG_FILE)])
     value = getattr(config, name, None)
     return ABSENT if value is None else value
 
@@ -117,16 +118,16 @@ def _model_type(config: object, model_type: str | None) -> ModelType | None:
         )
     if word in _TYPES:
         return _TYPES[word]
-    origin = Origin(PayloadSource.RUNTIME, "model_type")
+    origin = SettingOrigin(PayloadSource.RUNTIME, "model_type")
     known = ", ".join([_GENERATE, *_TYPES])
-    raise HealthCheckRefusedError([origin.problem("is no type of model", f"use one of {known}")])
+    raise HealthCheckRejectedError([origin.violation("is no type of model", f"use one of {known}")])
 
 
-def _resolve(sources: Sources, model_type: ModelType | None) -> Resolved | None:
+def _resolve(sources: PayloadSources, model_type: ModelType | None) -> Resolved | None:
     """None where payloads are turned off: by ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED``, or by a VLLMEndpoint."""
     resolved = merge(sources, None, model_type)
-    if isinstance(resolved, Refused):
-        raise HealthCheckRefusedError(resolved.problems)
+    if isinstance(resolved, Rejected):
+        raise HealthCheckRejectedError(resolved.problems)
     # DYN_HEALTH_CHECK_ENABLED=false is Dynamo's to obey: it then asks nothing, and calls an endpoint ready
     # that has a payload.
     others = {name: value for name, value in sources.environment.items() if name != ENV_ENABLED}
@@ -140,7 +141,7 @@ def _as_prompt(payload: object) -> object:
         return payload
     tokens = payload[_TOKENS]
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
-        origin = Origin(PayloadSource.RUNTIME, "health_check_payload")
+        origin = SettingOrigin(PayloadSource.RUNTIME, "health_check_payload")
         what, fix = "is no list of token ids", "give at least one whole number"
-        raise HealthCheckRefusedError([origin.problem(what, fix, field=_TOKENS)])
+        raise HealthCheckRejectedError([origin.violation(what, fix, field=_TOKENS)])
     return {**{name: value for name, value in payload.items() if name != _TOKENS}, Form.PROMPT.value: tokens}

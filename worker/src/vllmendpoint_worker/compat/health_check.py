@@ -5,9 +5,10 @@ from typing import Any
 
 from vllmendpoint_api import PayloadSource
 from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.payload.validation import Origin, check
+from vllmendpoint_worker.payload.validation import check_payload
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-from ._errors import HealthCheckRefusedError
+from ._errors import HealthCheckRejectedError
 from ._payloads import configured
 from ._upstream import upstream_health_check
 
@@ -24,7 +25,7 @@ def get_health_check_payload(
     ``model_type``: ``generate`` (chat where the model, found on this machine, has a chat template), ``chat``,
     ``completion`` or ``embedding``; None: the generic default. None is returned where
     ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED`` is true; ``serve_endpoint()`` then sends none either. Names of
-    fields are checked by the worker, not here, where no vLLM is needed. Raises HealthCheckRefusedError, a
+    fields are checked by the worker, not here, where no vLLM is needed. Raises HealthCheckRejectedError, a
     ValueError. Reads small files and blocks for that long.
     """
     return configured(config, model_type)
@@ -34,12 +35,12 @@ def set_custom_health_check_payload(payload: Mapping[str, Any] | None) -> None:
     """A default for all endpoints of this process, instead of the model's; None takes it back.
 
     In the worker (a handler script) it is in force within seconds, where nothing stronger is set. Raises
-    HealthCheckRefusedError, a ValueError, and leaves what was set before.
+    HealthCheckRejectedError, a ValueError, and leaves what was set before.
     """
     if payload is not None:
-        origin = Origin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()")
-        if problems := check(payload, origin, None, None):
-            raise HealthCheckRefusedError(problems)
+        origin = SettingOrigin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()")
+        if problems := check_payload(payload, origin, None, None):
+            raise HealthCheckRejectedError(problems)
     CUSTOM_DEFAULT.set(payload)
 
 

@@ -35,7 +35,7 @@ class DistributedRuntime(_Wrapper):
     """Dynamo's, with the guide's ``from_settings()`` and ``namespace()``.
 
     The guide's variables take effect when a runtime is made, in whatever form the guide's user gives them.
-    Arguments and errors are those of ``dynamo.runtime.DistributedRuntime``; HealthCheckRefusedError where
+    Arguments and errors are those of ``dynamo.runtime.DistributedRuntime``; HealthCheckRejectedError where
     ``DYN_HEALTH_CHECK_ENABLED`` or ``DYN_HEALTH_CHECK_INTERVAL`` is malformed.
     """
 
@@ -110,8 +110,8 @@ class Endpoint(_Wrapper):
 
         ``handler``: an async generator function of the request, or of the request and Dynamo's context.
         ``health_check_payload`` outranks every other level; without it they decide. Raises
-        HealthCheckRefusedError, a ValueError, before anything is served. To serve without health checks, call
-        ``upstream.serve_endpoint``.
+        HealthCheckRejectedError, a ValueError, before anything is served. To serve without health checks,
+        call ``upstream.serve_endpoint``.
         """
         payload = sent(health_check_payload, self._path)
         served: Awaitable[None] = self.upstream.serve_endpoint(

@@ -13,18 +13,18 @@ from typing import Any, Final
 
 from .merge import ABSENT
 
-__all__ = ["CUSTOM_DEFAULT", "CustomDefault", "Imported"]
+__all__ = ["CUSTOM_DEFAULT", "CustomDefault", "ImportedDefault"]
 
 
 @dataclass(slots=True)
-class Imported:
+class ImportedDefault:
     """What a script has set while it was imported."""
 
     payload: Mapping[str, Any] | None = None
 
 
-class _Here(threading.local):
-    imported: Imported | None = None
+class _ThreadState(threading.local):
+    imported: ImportedDefault | None = None
     """Where this thread imports a script."""
 
 
@@ -35,7 +35,7 @@ class CustomDefault:
         self._lock = threading.Lock()
         self._payload: Mapping[str, Any] | None = None
         self._version = 0
-        self._here = _Here()
+        self._here = _ThreadState()
 
     def set(self, payload: Mapping[str, Any] | None) -> None:
         """A checked payload, or None for none; copied, so that the caller's object stays the caller's."""
@@ -49,13 +49,13 @@ class CustomDefault:
                 self._version += 1
 
     @contextmanager
-    def importing(self) -> Iterator[Imported]:
+    def capture_import(self) -> Iterator[ImportedDefault]:
         """Around the import of a script, on the thread that imports it.
 
         What it sets (nothing counts too) is held back: whoever puts the script in force sets it, in the place
         of what the script before it set.
         """
-        self._here.imported = imported = Imported()
+        self._here.imported = imported = ImportedDefault()
         try:
             yield imported
         finally:

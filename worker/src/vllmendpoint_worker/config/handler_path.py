@@ -17,11 +17,11 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Final
 
-__all__ = ["FORMATS", "MODEL_ALIAS", "HandlerPath", "Kind", "parse"]
+__all__ = ["MODEL_ALIAS", "PATH_FORMATS", "HandlerPath", "PathKind", "parse_handler_path"]
 
 MODEL_ALIAS: Final = "model"
 
-FORMATS: Final = (
+PATH_FORMATS: Final = (
     "use model:function, handlers.py:function, /path/handlers.py:function or package.module:function"
 )
 """The fix of every sentence on a malformed path."""
@@ -29,7 +29,7 @@ FORMATS: Final = (
 _NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-class Kind(StrEnum):
+class PathKind(StrEnum):
     SCRIPT = "script"
     FILE = "file"
     MODULE = "module"
@@ -39,7 +39,7 @@ class Kind(StrEnum):
 class HandlerPath:
     """``where``: a file or a module's name; ``attribute``: a name in it, dots for a class's methods."""
 
-    kind: Kind
+    kind: PathKind
     where: str
     attribute: str
 
@@ -48,7 +48,7 @@ class HandlerPath:
         return f"{self.where}:{self.attribute}"
 
 
-def parse(text: str) -> HandlerPath | str:
+def parse_handler_path(text: str) -> HandlerPath | str:
     """The path, or what is wrong with it (never what stands there: it may come from the environment)."""
     text = text.strip()
     if any(character.isspace() for character in text):
@@ -63,11 +63,11 @@ def parse(text: str) -> HandlerPath | str:
     if not _NAME.fullmatch(attribute):
         return "names no function after the colon"
     if where == MODEL_ALIAS:
-        return HandlerPath(Kind.SCRIPT, where, attribute)
+        return HandlerPath(PathKind.SCRIPT, where, attribute)
     if where.endswith(".py"):
         if ".." in PurePosixPath(where).parts:
             return "leaves the model's folder ('..')"
-        return HandlerPath(Kind.FILE, where, attribute)
+        return HandlerPath(PathKind.FILE, where, attribute)
     if not _NAME.fullmatch(where):
         return "names neither a .py file nor a module before the colon"
-    return HandlerPath(Kind.MODULE, where, attribute)
+    return HandlerPath(PathKind.MODULE, where, attribute)

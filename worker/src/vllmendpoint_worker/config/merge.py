@@ -33,22 +33,22 @@ from vllmendpoint_api import (
 from vllmendpoint_worker.payload.forms import RequestFields
 from vllmendpoint_worker.payload.validation import (
     DEFAULT_MAX_TOKENS,
-    MANY_TOKENS,
-    Origin,
-    bounded,
-    check,
-    most_tokens,
+    HIGH_TOKEN_COUNT,
+    check_payload,
+    max_generated_tokens,
+    with_token_limit,
 )
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from .probe_settings import (
     ENV_ENABLED,
     ENV_INTERVAL,
     ENV_PAYLOAD_DISABLED,
-    mode_of,
+    expectation_problems,
     outranked_variables,
-    period_of,
-    too_large,
-    wrong_expectation,
+    oversized_numbers,
+    resolve_mode,
+    resolve_period,
 )
 
 __all__ = [
@@ -58,10 +58,10 @@ __all__ = [
     "ENV_LEVEL",
     "ENV_PAYLOAD",
     "ENV_PAYLOAD_DISABLED",
-    "Found",
-    "Refused",
+    "EnvironmentPayload",
+    "PayloadSources",
+    "Rejected",
     "Resolved",
-    "Sources",
     "merge",
 ]
 
@@ -69,7 +69,7 @@ ENV_PAYLOAD: Final = "DYN_HEALTH_CHECK_PAYLOAD"
 ENV_LEVEL: Final = "DYN_HEALTH_CHECK_LEVEL"
 
 _LEVELS: Final = {level.value.lower(): level for level in Level}
-_SHOWN: Final = frozenset(
+_PUBLIC_SOURCES: Final = frozenset(
     {
         PayloadSource.SPEC,
         PayloadSource.CUSTOM_DEFAULT,
@@ -90,7 +90,7 @@ ABSENT: Final = _Absent()
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class EnvironmentPayload:
     """What was set at a level: a value, or the problem that kept it from being read."""
 
     value: object = ABSENT
@@ -98,7 +98,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class PayloadSources:
     """Everything that may speak, as it was read; ``config_sources`` fills it."""
 
     spec: HealthCheckSettings = field(default_factory=HealthCheckSettings)
@@ -108,7 +108,7 @@ class Sources:
     """``health_check_payload=`` of ``serve_endpoint()``, called from code."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """The guide's ``DYN_HEALTH_CHECK_*`` variables that are set."""
-    environment_payload: Found | None = None
+    environment_payload: EnvironmentPayload | None = None
     """``DYN_HEALTH_CHECK_PAYLOAD``, parsed (JSON or ``@file``)."""
     config_level: object = ABSENT
     config_payload: object = ABSENT
@@ -135,23 +135,23 @@ class Resolved:
     """RE2 expression that the generated text must match."""
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def bounded_payload(self) -> dict[str, Any]:
         """The payload that is asked with and reported: with a limit on what is generated."""
-        return bounded(self.payload)
+        return with_token_limit(self.payload)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """For the report's warnings."""
         notes = []
-        if self.asked != self.payload:
-            most = self.asked["max_tokens"]
+        if self.bounded_payload != self.payload:
+            most = self.bounded_payload["max_tokens"]
             limit = f"{most} tokens" if most == DEFAULT_MAX_TOKENS else "as many tokens as min_tokens says"
             notes.append(
                 f"{self.origin.field} sets no max_tokens: the probe generates at most {limit}. "
                 "Set max_tokens for another limit."
             )
-        if (most := most_tokens(self.asked)) > MANY_TOKENS:
-            many = f"more than {MANY_TOKENS}" if self.confidential else most
+        if (most := max_generated_tokens(self.bounded_payload)) > HIGH_TOKEN_COUNT:
+            many = f"more than {HIGH_TOKEN_COUNT}" if self.confidential else most
             notes.append(
                 f"{self.origin.field} lets every probe generate {many} tokens: set a smaller max_tokens, "
                 "min_tokens or n."
@@ -161,15 +161,15 @@ class Resolved:
     @property
     def confidential(self) -> bool:
         """The payload is neither logged nor reported."""
-        return self.source not in _SHOWN
+        return self.source not in _PUBLIC_SOURCES
 
     @property
     def digest(self) -> str:
-        text = json.dumps(self.asked, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.bounded_payload, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> SettingOrigin:
         return _ORIGINS[self.source]
 
     def report(self) -> HealthCheckReport:
@@ -177,7 +177,7 @@ class Resolved:
             mode=self.mode,
             source=self.source,
             level=self.level,
-            payload=None if self.confidential else self.asked,
+            payload=None if self.confidential else self.bounded_payload,
             payload_digest=self.digest,
             ignored=self.ignored[:16],
             period_seconds=self.period_seconds,
@@ -189,27 +189,31 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Rejected:
     problems: tuple[Problem, ...]
 
 
-_ONE_PAYLOAD: Final = "a model that does not generate has one payload"
+_LEVEL_NOT_USED: Final = "a model that does not generate has one payload"
 
-_NOT_THE_DEFAULT: Final = (
+_DEFAULT_PAYLOAD_FIX: Final = (
     "Set healthCheck.payload to a request that the model answers, or correct model.type or engine.args"
 )
 
 _ORIGINS: Final = {
-    PayloadSource.SPEC: Origin(PayloadSource.SPEC, "healthCheck.payload"),
-    PayloadSource.RUNTIME: Origin(PayloadSource.RUNTIME, "health_check_payload"),
-    PayloadSource.ENVIRONMENT: Origin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True),
-    PayloadSource.CONFIG_FILE: Origin(PayloadSource.CONFIG_FILE, "health_check_payload", confidential=True),
-    PayloadSource.CUSTOM_DEFAULT: Origin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()"),
-    PayloadSource.MODEL_DEFAULT: Origin(
-        PayloadSource.MODEL_DEFAULT, "the default payload", correct=_NOT_THE_DEFAULT
+    PayloadSource.SPEC: SettingOrigin(PayloadSource.SPEC, "healthCheck.payload"),
+    PayloadSource.RUNTIME: SettingOrigin(PayloadSource.RUNTIME, "health_check_payload"),
+    PayloadSource.ENVIRONMENT: SettingOrigin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True),
+    PayloadSource.CONFIG_FILE: SettingOrigin(
+        PayloadSource.CONFIG_FILE, "health_check_payload", confidential=True
     ),
-    PayloadSource.GENERIC_DEFAULT: Origin(
-        PayloadSource.GENERIC_DEFAULT, "the default payload", correct=_NOT_THE_DEFAULT
+    PayloadSource.CUSTOM_DEFAULT: SettingOrigin(
+        PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()"
+    ),
+    PayloadSource.MODEL_DEFAULT: SettingOrigin(
+        PayloadSource.MODEL_DEFAULT, "the default payload", correct=_DEFAULT_PAYLOAD_FIX
+    ),
+    PayloadSource.GENERIC_DEFAULT: SettingOrigin(
+        PayloadSource.GENERIC_DEFAULT, "the default payload", correct=_DEFAULT_PAYLOAD_FIX
     ),
 }
 
@@ -223,52 +227,52 @@ class _Candidate:
 
 
 def merge(
-    sources: Sources, fields: RequestFields | None = None, model_type: ModelType | None = None
-) -> Resolved | Refused:
+    sources: PayloadSources, fields: RequestFields | None = None, model_type: ModelType | None = None
+) -> Resolved | Rejected:
     """Resolve the health check, or say all that is wrong with it.
 
     ``fields``: names that vLLM's request models know, None before vLLM is imported (names are then not
     checked). ``model_type``: None where it is not told yet, or cannot be told (then the generic default).
     Only what is in force is checked: an outranked value that is invalid too is reported as ignored.
     """
-    problems = [*sources.spec_problems, *sources.config_problems, *too_large(sources.spec)]
+    problems = [*sources.spec_problems, *sources.config_problems, *oversized_numbers(sources.spec)]
     if sources.spec.payload is not None and sources.spec.level is not None:
         problems.append(
-            _ORIGINS[PayloadSource.SPEC].problem("and healthCheck.level are both set", "keep one of them")
+            _ORIGINS[PayloadSource.SPEC].violation("and healthCheck.level are both set", "keep one of them")
         )
     if problems:
-        return Refused(tuple(problems))
+        return Rejected(tuple(problems))
 
     candidates = _candidates(sources, model_type)
     winner, outranked = candidates[0], candidates[1:]
-    problems += winner.problems or check(winner.payload, _ORIGINS[winner.source], fields, model_type)
-    mode, mode_problems = mode_of(sources.spec, sources.environment)
-    period, period_problems = period_of(sources.spec, sources.environment)
+    problems += winner.problems or check_payload(winner.payload, _ORIGINS[winner.source], fields, model_type)
+    mode, mode_problems = resolve_mode(sources.spec, sources.environment)
+    period, period_problems = resolve_period(sources.spec, sources.environment)
     problems += [
         *mode_problems,
         *period_problems,
-        *wrong_expectation(sources.spec, winner.payload, model_type),
+        *expectation_problems(sources.spec, winner.payload, model_type),
     ]
     if problems or not isinstance(winner.payload, Mapping):
-        return Refused(tuple(problems))
+        return Rejected(tuple(problems))
     return Resolved(
         payload=dict(winner.payload),
         source=winner.source,
         level=winner.level,
-        ignored=tuple(_ignored(sources, winner, outranked, model_type)),
+        ignored=tuple(_ignored_settings(sources, winner, outranked, model_type)),
         mode=mode,
         period_seconds=period,
-        timeout_seconds=float(_first(sources.spec.timeout_seconds, DEFAULT_TIMEOUT_SECONDS)),
-        failure_threshold=_first(sources.spec.failure_threshold, DEFAULT_FAILURE_THRESHOLD),
-        success_threshold=_first(sources.spec.success_threshold, DEFAULT_SUCCESS_THRESHOLD),
+        timeout_seconds=float(_or_default(sources.spec.timeout_seconds, DEFAULT_TIMEOUT_SECONDS)),
+        failure_threshold=_or_default(sources.spec.failure_threshold, DEFAULT_FAILURE_THRESHOLD),
+        success_threshold=_or_default(sources.spec.success_threshold, DEFAULT_SUCCESS_THRESHOLD),
         restart_after_seconds=float(
-            _first(sources.spec.restart_after_seconds, DEFAULT_RESTART_AFTER_SECONDS)
+            _or_default(sources.spec.restart_after_seconds, DEFAULT_RESTART_AFTER_SECONDS)
         ),
         expect=sources.spec.expect.regex if sources.spec.expect is not None else None,
     )
 
 
-def _candidates(sources: Sources, model_type: ModelType | None) -> list[_Candidate]:
+def _candidates(sources: PayloadSources, model_type: ModelType | None) -> list[_Candidate]:
     """Every level that says something, strongest first; the last is always a default."""
     found: dict[PayloadSource, _Candidate] = {}
     spec = sources.spec
@@ -277,7 +281,7 @@ def _candidates(sources: Sources, model_type: ModelType | None) -> list[_Candida
     elif spec.level is not None:
         level = Level(spec.level)
         found[PayloadSource.SPEC] = _Candidate(
-            PayloadSource.SPEC, payload_for(level, model_type), _told(level, model_type)
+            PayloadSource.SPEC, payload_for(level, model_type), _reported_level(level, model_type)
         )
     for source, value in (
         (PayloadSource.RUNTIME, sources.runtime),
@@ -294,23 +298,23 @@ def _candidates(sources: Sources, model_type: ModelType | None) -> list[_Candida
     default, wrong_level = _default_level(sources)
     source = PayloadSource.GENERIC_DEFAULT if model_type is None else PayloadSource.MODEL_DEFAULT
     found[source] = _Candidate(
-        source, payload_for(default, model_type), _told(default, model_type), wrong_level
+        source, payload_for(default, model_type), _reported_level(default, model_type), wrong_level
     )
     return [found[row.source] for row in PRECEDENCE if row.source in found]
 
 
-def _told(level: Level, model_type: ModelType | None) -> Level | None:
+def _reported_level(level: Level, model_type: ModelType | None) -> Level | None:
     """A model that does not generate has one payload, whatever the level."""
     return None if model_type in POOLED else level
 
 
-def _default_level(sources: Sources) -> tuple[Level, tuple[Problem, ...]]:
+def _default_level(sources: PayloadSources) -> tuple[Level, tuple[Problem, ...]]:
     """The level that chooses levels 4 and 5: environment, then config file, then minimal."""
     if (raw := sources.environment.get(ENV_LEVEL)) is not None:
         level = _LEVELS.get(raw.strip().lower())
         if level is not None:
             return level, ()
-        origin = Origin(PayloadSource.ENVIRONMENT, ENV_LEVEL, confidential=True)
+        origin = SettingOrigin(PayloadSource.ENVIRONMENT, ENV_LEVEL, confidential=True)
         return DEFAULT_LEVEL, (_not_a_level(origin, Reason.INVALID_ENVIRONMENT),)
     if sources.config_level is not ABSENT:
         value = sources.config_level
@@ -318,19 +322,21 @@ def _default_level(sources: Sources) -> tuple[Level, tuple[Problem, ...]]:
         if level is not None:
             return level, ()
         return DEFAULT_LEVEL, (
-            _not_a_level(Origin(PayloadSource.CONFIG_FILE, "health_check_level"), Reason.INVALID_CONFIG_FILE),
+            _not_a_level(
+                SettingOrigin(PayloadSource.CONFIG_FILE, "health_check_level"), Reason.INVALID_CONFIG_FILE
+            ),
         )
     return DEFAULT_LEVEL, ()
 
 
-def _not_a_level(origin: Origin, reason: Reason) -> Problem:
-    return origin.problem(
+def _not_a_level(origin: SettingOrigin, reason: Reason) -> Problem:
+    return origin.violation(
         "is not a health-check level", "use minimal, standard or comprehensive", reason=reason
     )
 
 
-def _ignored(
-    sources: Sources, winner: _Candidate, outranked: list[_Candidate], model_type: ModelType | None
+def _ignored_settings(
+    sources: PayloadSources, winner: _Candidate, outranked: list[_Candidate], model_type: ModelType | None
 ) -> list[Ignored]:
     rows = {row.source: row for row in PRECEDENCE}
     by = rows[winner.source].where
@@ -363,13 +369,13 @@ def _ignored(
         elif stronger:
             ignored.append(Ignored(source=source, reason=f"{where} is outranked by {stronger}"))
         elif model_type in POOLED:
-            ignored.append(Ignored(source=source, reason=f"{where}: {_ONE_PAYLOAD}"))
+            ignored.append(Ignored(source=source, reason=f"{where}: {_LEVEL_NOT_USED}"))
         stronger = stronger or where
     ignored += outranked_variables(sources.spec, sources.environment)
     if sources.spec.level is not None and model_type in POOLED:
-        ignored.append(Ignored(source=PayloadSource.SPEC, reason=f"healthCheck.level: {_ONE_PAYLOAD}"))
+        ignored.append(Ignored(source=PayloadSource.SPEC, reason=f"healthCheck.level: {_LEVEL_NOT_USED}"))
     return ignored
 
 
-def _first(value: int | None, default: int) -> int:
+def _or_default(value: int | None, default: int) -> int:
     return default if value is None else value

@@ -20,18 +20,18 @@ from vllmendpoint_api import (
     Reason,
 )
 from vllmendpoint_worker.payload.expect import regex_error
-from vllmendpoint_worker.payload.forms import SCORING, Form, form_of
-from vllmendpoint_worker.payload.validation import Origin
+from vllmendpoint_worker.payload.forms import SCORE_FORMS, Form, form_of
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
 __all__ = [
     "ENV_ENABLED",
     "ENV_INTERVAL",
     "ENV_PAYLOAD_DISABLED",
-    "mode_of",
+    "expectation_problems",
     "outranked_variables",
-    "period_of",
-    "too_large",
-    "wrong_expectation",
+    "oversized_numbers",
+    "resolve_mode",
+    "resolve_period",
 ]
 
 ENV_PAYLOAD_DISABLED: Final = "DYN_HEALTH_CHECK_PAYLOAD_DISABLED"
@@ -45,7 +45,7 @@ _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off", ""})
 
 
-def mode_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[Mode, list[Problem]]:
+def resolve_mode(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[Mode, list[Problem]]:
     """The CR's mode, else the guide's two switches; a payload alone does not turn probing on again."""
     if spec.mode is not None:
         return Mode(spec.mode), []
@@ -59,16 +59,16 @@ def mode_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[
         if value in _TRUE or (value in _FALSE and (value or turns_off)):
             off = off or (value in _TRUE) is turns_off
         elif value:
-            origin = Origin(PayloadSource.ENVIRONMENT, name, confidential=True)
+            origin = SettingOrigin(PayloadSource.ENVIRONMENT, name, confidential=True)
             problems.append(
-                origin.problem(
+                origin.violation(
                     "is neither true nor false", "use true or false", reason=Reason.INVALID_ENVIRONMENT
                 )
             )
     return (Mode.DISABLED if off else Mode.ENFORCE), problems
 
 
-def period_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[float, list[Problem]]:
+def resolve_period(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[float, list[Problem]]:
     """Seconds between probes: the CR's, else the guide's interval, else the default."""
     if spec.period_seconds is not None:
         return float(spec.period_seconds), []
@@ -80,9 +80,9 @@ def period_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tupl
     except ValueError:
         period = 0.0
     if not 1.0 <= period <= 86400.0:  # False for NaN too
-        origin = Origin(PayloadSource.ENVIRONMENT, ENV_INTERVAL, confidential=True)
+        origin = SettingOrigin(PayloadSource.ENVIRONMENT, ENV_INTERVAL, confidential=True)
         return 0.0, [
-            origin.problem(
+            origin.violation(
                 "is not a number of seconds from 1 to 86400",
                 "use a number such as 30",
                 reason=Reason.INVALID_ENVIRONMENT,
@@ -91,10 +91,10 @@ def period_of(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tupl
     return period, []
 
 
-def too_large(spec: HealthCheckSettings) -> list[Problem]:
+def oversized_numbers(spec: HealthCheckSettings) -> list[Problem]:
     """What admission bounds; a file written by hand may not."""
     return [
-        Origin(PayloadSource.SPEC, f"healthCheck.{to_camel(name)}").problem(
+        SettingOrigin(PayloadSource.SPEC, f"healthCheck.{to_camel(name)}").violation(
             f"is larger than {MAX_NUMBER}", "use a smaller number", reason=Reason.INVALID_SETTINGS
         )
         for name in HealthCheckSettings.model_fields
@@ -102,27 +102,27 @@ def too_large(spec: HealthCheckSettings) -> list[Problem]:
     ]
 
 
-def wrong_expectation(
+def expectation_problems(
     spec: HealthCheckSettings, payload: object, model_type: ModelType | None
 ) -> list[Problem]:
     """The CR's alone: the guide has nothing like it."""
     expect = spec.expect
     if expect is None:
         return []
-    origin = Origin(PayloadSource.SPEC, "healthCheck.expect")
+    origin = SettingOrigin(PayloadSource.SPEC, "healthCheck.expect")
     reason = Reason.INVALID_SETTINGS
     form = form_of(payload) if isinstance(payload, Mapping) else None
-    if model_type in POOLED or (model_type is None and form in SCORING | {Form.INPUT}):
+    if model_type in POOLED or (model_type is None and form in SCORE_FORMS | {Form.INPUT}):
         model = "an embedding" if model_type in (ModelType.EMBEDDING, None) else "this type of"
         what = f"does not fit {model} model, which generates no text to match"
-        return [origin.problem(what, "remove it", reason=reason)]
+        return [origin.violation(what, "remove it", reason=reason)]
     if not expect.regex:
         return [
-            origin.problem("is empty, which every text matches", "remove it", reason=reason, field="regex")
+            origin.violation("is empty, which every text matches", "remove it", reason=reason, field="regex")
         ]
     if (wrong := regex_error(expect.regex)) is not None:
         what = f"is not a regular expression in RE2 syntax ({wrong})"
-        return [origin.problem(what, "correct it", reason=reason, field="regex")]
+        return [origin.violation(what, "correct it", reason=reason, field="regex")]
     return []
 
 

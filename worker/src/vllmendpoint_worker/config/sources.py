@@ -15,15 +15,15 @@ import yaml
 from pydantic import ValidationError
 
 from vllmendpoint_api import HandlerSettings, ModelType, PayloadSource, Problem, Reason, WorkerSettings, names
-from vllmendpoint_worker.options.command_line import CommandLine, Engine
-from vllmendpoint_worker.options.conflicts import unfit
+from vllmendpoint_worker.options.command_line import CommandLine, EngineInvocation
+from vllmendpoint_worker.options.conflicts import unsupported_values
 from vllmendpoint_worker.options.rules import frontend_mode
-from vllmendpoint_worker.payload.validation import Origin
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from .custom_default import CUSTOM_DEFAULT
-from .handler_sources import Wanted
-from .handler_sources import read as read_handlers
+from .handler_config import HandlerConfig
+from .handler_config import read_handler_config as read_handlers
 from .merge import (
     ABSENT,
     ENV_ENABLED,
@@ -31,39 +31,39 @@ from .merge import (
     ENV_LEVEL,
     ENV_PAYLOAD,
     ENV_PAYLOAD_DISABLED,
-    Found,
-    Sources,
+    EnvironmentPayload,
+    PayloadSources,
 )
 
-__all__ = ["GUIDE_VARIABLES", "TAKEN", "ConfigSources", "Loaded"]
+__all__ = ["GUIDE_VARIABLES", "REMOVED_VARIABLES", "ConfigSources", "LoadedConfiguration"]
 
 GUIDE_VARIABLES: Final = (ENV_PAYLOAD, ENV_LEVEL, ENV_PAYLOAD_DISABLED, ENV_ENABLED, ENV_INTERVAL)
 """The guide's variables; taken out of the environment before upstream, which some values crash, can see
 them.
 """
 
-TAKEN: Final[dict[str, str]] = {}
+REMOVED_VARIABLES: Final[dict[str, str]] = {}
 """What was taken out, for :mod:`vllmendpoint_worker.compat` in the worker's own process."""
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 
 _CONFIG_KEYS: Final = ("health_check_level", "health_check_payload")
-_ENVIRONMENT: Final = Origin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True)
+_ENVIRONMENT: Final = SettingOrigin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedConfiguration:
     """One reading of everything."""
 
-    sources: Sources
+    sources: PayloadSources
     settings_hash: str = ""
     warnings: tuple[str, ...] = ()
-    handlers: Wanted | None = None
+    handlers: HandlerConfig | None = None
     """The handlers asked for; ``handler_problems`` is what can be told to be wrong with them unrun."""
     handler_problems: tuple[Problem, ...] = ()
     engine_config: Mapping[str, Any] = field(default_factory=dict)
     """The rest of the config file: vLLM's."""
-    engine: Engine = field(default_factory=Engine)
+    engine: EngineInvocation = field(default_factory=EngineInvocation)
     """What the engine gets besides the config file, and where each option is given."""
 
 
@@ -94,15 +94,15 @@ class ConfigSources:
         raw = self._environment.get(ENV_PAYLOAD, "").strip()
         self._payload_file = Path(raw[1:]) if raw.startswith("@") else None
 
-    def signature(self) -> dict[Path, object]:
+    def fingerprints(self) -> dict[Path, object]:
         """Changes when one of the files does: identity, time and size of what the names now lead to."""
-        return {path: file_fingerprint(path) for path in self._files()}
+        return {path: file_fingerprint(path) for path in self._watched_files()}
 
     def watch(self, files: frozenset[Path]) -> None:
         """Files of handlers that were imported: a change in one of them is a change too."""
         self._handler_files |= files
 
-    def _files(self) -> list[Path]:
+    def _watched_files(self) -> list[Path]:
         named = (self._settings_file, self._config_file, self._payload_file, self._missing)
         return [*(path for path in named if path is not None), *sorted(self._handler_files)]
 
@@ -113,21 +113,21 @@ class ConfigSources:
         for model_type in ModelType:
             if model_type.value.lower() == self._model_type.lower():
                 return model_type, ()
-        origin = Origin(PayloadSource.ENVIRONMENT, names.ENV_MODEL_TYPE, confidential=True)
+        origin = SettingOrigin(PayloadSource.ENVIRONMENT, names.ENV_MODEL_TYPE, confidential=True)
         return None, (
-            origin.problem(
+            origin.violation(
                 "is no type of model", "use Chat, Completion or Embedding", reason=Reason.INVALID_ENVIRONMENT
             ),
         )
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedConfiguration:
         """Read everything. Blocks for the time of a few small file reads; call it off the event loop."""
         settings, settings_hash, warnings, spec_problems = self._read_settings()
         handlers = settings.handlers or HandlerSettings()
         wanted, handler_problems = read_handlers(handlers, self._settings_dir, self._environ)
         self.watch(frozenset(wanted.watched))
         config, config_problems = self._read_config()
-        sources = Sources(
+        sources = PayloadSources(
             spec=settings.health_check,
             spec_problems=tuple(spec_problems) + self.model_type()[1],
             environment={name: value for name, value in self._environment.items() if name != ENV_PAYLOAD},
@@ -137,9 +137,9 @@ class ConfigSources:
             config_problems=tuple(config_problems),
             custom_default=CUSTOM_DEFAULT.value,
         )
-        engine = self._command_line.engine(config, frontend_mode(self._environ))
-        self._missing = engine.missing
-        return Loaded(
+        engine = self._command_line.invocation(config, frontend_mode(self._environ))
+        self._missing = engine.missing_model
+        return LoadedConfiguration(
             sources,
             settings_hash,
             (*warnings, *engine.warnings),
@@ -150,26 +150,26 @@ class ConfigSources:
         )
 
     def _read_settings(self) -> tuple[WorkerSettings, str, list[str], list[Problem]]:
-        origin = Origin(PayloadSource.SPEC, names.SETTINGS_FILE)
+        origin = SettingOrigin(PayloadSource.SPEC, names.SETTINGS_FILE)
         reason = Reason.INVALID_SETTINGS
         try:
             data = _read(self._settings_file)
         except FileNotFoundError:
             return WorkerSettings(), "", [], []
         except (OSError, ValueError) as error:
-            what, fix = _unreadable(error), "see that the worker may read it"
-            return WorkerSettings(), "", [], [origin.problem(what, fix, reason=reason)]
+            what, fix = _read_error(error), "see that the worker may read it"
+            return WorkerSettings(), "", [], [origin.violation(what, fix, reason=reason)]
         value, wrong = _parse_json(data)
         if wrong:
-            return WorkerSettings(), "", [], [origin.problem(wrong, "write it anew", reason=reason)]
+            return WorkerSettings(), "", [], [origin.violation(wrong, "write it anew", reason=reason)]
         settings_hash = str(value.get("hash") or "")[:128] if isinstance(value, dict) else ""
         try:
             settings = WorkerSettings.model_validate(value)
         except ValidationError as error:
             return WorkerSettings(), settings_hash, [], _settings_problems(error, origin, reason)
-        return settings, settings.hash[:128], _unknown(settings), []
+        return settings, settings.hash[:128], _unknown_settings(settings), []
 
-    def _read_payload(self) -> Found | None:
+    def _read_payload(self) -> EnvironmentPayload | None:
         raw = self._environment.get(ENV_PAYLOAD, "").strip()
         if not raw:
             return None
@@ -178,43 +178,45 @@ class ConfigSources:
             try:
                 data = _read(self._payload_file)
             except (OSError, ValueError) as error:
-                return Found(
-                    problem=_ENVIRONMENT.problem(f"names a file that {_unreadable(error)}", "mount it")
+                return EnvironmentPayload(
+                    problem=_ENVIRONMENT.violation(f"names a file that {_read_error(error)}", "mount it")
                 )
         value, wrong = _parse_json(data)
         if wrong:
             where = "names a file that " if self._payload_file is not None else ""
             fix = 'give a JSON object such as {"prompt": "1"}, or @ and the path of a file that holds one'
-            return Found(problem=_ENVIRONMENT.problem(f"{where}{wrong}", fix))
-        return Found(value)
+            return EnvironmentPayload(problem=_ENVIRONMENT.violation(f"{where}{wrong}", fix))
+        return EnvironmentPayload(value)
 
     def _read_config(self) -> tuple[dict[str, Any], list[Problem]]:
-        origin = Origin(PayloadSource.CONFIG_FILE, names.CONFIG_FILE)
+        origin = SettingOrigin(PayloadSource.CONFIG_FILE, names.CONFIG_FILE)
         reason = Reason.INVALID_CONFIG_FILE
         if self._two_files:
             what = f"is named twice, by {names.ENV_CONFIG_FILE} and by --config"
-            return {}, [origin.problem(what, "name one config file", reason=reason)]
+            return {}, [origin.violation(what, "name one config file", reason=reason)]
         if self._config_file is None:
             return {}, []
         try:
             data = _read(self._config_file)
         except (OSError, ValueError) as error:
-            return {}, [origin.problem(_unreadable(error), "mount it or do not name it", reason=reason)]
+            return {}, [origin.violation(_read_error(error), "mount it or do not name it", reason=reason)]
         value, wrong = _parse_yaml(data)
         if wrong is not None:
-            return {}, [origin.problem(*wrong, reason=reason)]
-        config, twice = _spelled_alike(value)
+            return {}, [origin.violation(*wrong, reason=reason)]
+        config, twice = _merge_spellings(value)
         if twice:
             return {}, [
-                Origin(PayloadSource.CONFIG_FILE, name).problem(what, "keep one of them", reason=reason)
+                SettingOrigin(PayloadSource.CONFIG_FILE, name).violation(
+                    what, "keep one of them", reason=reason
+                )
                 for name, what in twice.items()
             ]
-        if problems := unfit({key: config[key] for key in config if key not in _CONFIG_KEYS}):
+        if problems := unsupported_values({key: config[key] for key in config if key not in _CONFIG_KEYS}):
             return {}, problems
         return config, []
 
 
-def _spelled_alike(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _merge_spellings(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """``config`` with our own names as we spell them (vLLM takes either spelling of a name), and what is
     wrong with those that are given in more than one.
     """
@@ -238,7 +240,7 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _unreadable(error: OSError | ValueError) -> str:
+def _read_error(error: OSError | ValueError) -> str:
     """What keeps a file from being read; never its name, which may come from a confidential value."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
@@ -290,12 +292,12 @@ def _parse_yaml(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
     return value, None
 
 
-def _settings_problems(error: ValidationError, origin: Origin, reason: Reason) -> list[Problem]:
+def _settings_problems(error: ValidationError, origin: SettingOrigin, reason: Reason) -> list[Problem]:
     problems = []
     for detail in error.errors(include_input=False, include_url=False)[:8]:
         path = ".".join(str(part) for part in detail["loc"])
         problems.append(
-            origin.problem(
+            origin.violation(
                 f"is not valid ({detail['type']})",
                 "correct it in the VLLMEndpoint",
                 reason=reason,
@@ -305,7 +307,7 @@ def _settings_problems(error: ValidationError, origin: Origin, reason: Reason) -
     return problems
 
 
-def _unknown(settings: WorkerSettings) -> list[str]:
+def _unknown_settings(settings: WorkerSettings) -> list[str]:
     """Settings of a newer operator that this worker does not know."""
     extras = [*(settings.model_extra or {})]
     extras += [f"healthCheck.{name}" for name in settings.health_check.model_extra or {}]

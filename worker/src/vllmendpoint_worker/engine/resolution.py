@@ -12,24 +12,24 @@ from vllmendpoint_api import Stage
 from vllmendpoint_worker import upstream
 from vllmendpoint_worker.config.configuration import (
     Configuration,
-    refused_by_vllm,
+    rejected_by_vllm,
     translation_problem,
-    with_default,
+    with_custom_default,
 )
 from vllmendpoint_worker.config.merge import Resolved
-from vllmendpoint_worker.config.sources import Loaded
-from vllmendpoint_worker.errors import ConfigurationRefusedError, EngineStartError, TranslationError
+from vllmendpoint_worker.config.sources import LoadedConfiguration
+from vllmendpoint_worker.errors import ConfigurationRejectedError, EngineStartError, TranslationError
 from vllmendpoint_worker.handlers import Generation, HandlerRoom
 from vllmendpoint_worker.handlers import Loaded as Handlers
-from vllmendpoint_worker.options.conflicts import refused
-from vllmendpoint_worker.options.shared import engine_arguments
-from vllmendpoint_worker.payload.model_type import refused_look
+from vllmendpoint_worker.options.conflicts import parser_rejection
+from vllmendpoint_worker.options.shared_options import engine_arguments
+from vllmendpoint_worker.payload.model_type import reject_before_start
 from vllmendpoint_worker.probing.prober import ProbeSettings
 from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.trial import answered
 from vllmendpoint_worker.probing.verdict import Rules
-from vllmendpoint_worker.refusals import Refusal
 from vllmendpoint_worker.serving.state import WorkerState
+from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 from .translate import Translated, Translator
 
@@ -40,7 +40,7 @@ __all__ = ["Accepted", "Resolver", "settings_of"]
 class Accepted:
     """One configuration, checked as a whole: it comes into force as a whole, or not at all."""
 
-    loaded: Loaded
+    loaded: LoadedConfiguration
     resolved: Resolved
     translated: Translated
     handlers: Generation
@@ -59,7 +59,7 @@ class Resolver:
         self.arguments: upstream.Arguments | None = None
         self.translator: Translator | None = None
 
-    async def check(self, loaded: Loaded) -> None:
+    async def check(self, loaded: LoadedConfiguration) -> None:
         """With vLLM's field names, and with the engine's arguments."""
         self._configuration.check(loaded)
         argv = [
@@ -74,19 +74,19 @@ class Resolver:
                 shared.frontend,
             )
         except EngineStartError as error:
-            raise ConfigurationRefusedError([refused(str(error), loaded.engine.given)]) from error
+            raise ConfigurationRejectedError([parser_rejection(str(error), loaded.engine.options)]) from error
         handlers = await self._load_handlers(loaded)
-        self._configuration.merge(with_default(loaded, handlers.custom_default))
+        self._configuration.merge(with_custom_default(loaded, handlers.custom_default))
 
     def looked(self, look: upstream.Look) -> None:
-        """Before the engine starts. Raises ConfigurationRefusedError."""
+        """Before the engine starts. Raises ConfigurationRejectedError."""
         declared = self._configuration.model_type
-        problem = refused_look(declared, look.runner, only_transcribes=look.only_transcribes)
+        problem = reject_before_start(declared, look.runner, only_transcribes=look.only_transcribes)
         if problem is not None:
-            raise ConfigurationRefusedError([problem])
+            raise ConfigurationRejectedError([problem])
 
-    async def _load_handlers(self, loaded: Loaded) -> Handlers:
-        """Runs the customer's code, where something of it is new. Raises ConfigurationRefusedError."""
+    async def _load_handlers(self, loaded: LoadedConfiguration) -> Handlers:
+        """Runs the customer's code, where something of it is new. Raises ConfigurationRejectedError."""
         if loaded.handlers is None:
             raise EngineStartError("the handlers' settings were not read")
         if (script := loaded.handlers.script) is not None and not self._shown.warmed:
@@ -95,17 +95,17 @@ class Resolver:
         self._configuration.watch(self._room.watched)
         return handlers
 
-    async def resolve(self, loaded: Loaded) -> Accepted:
-        """Load and bind, merge with what the script sets, translate. Raises ConfigurationRefusedError."""
-        self._configuration.merge(with_default(loaded, None))  # else the customer's code is not run
+    async def resolve(self, loaded: LoadedConfiguration) -> Accepted:
+        """Load and bind, merge with what the script sets, translate. Raises ConfigurationRejectedError."""
+        self._configuration.merge(with_custom_default(loaded, None))  # else the customer's code is not run
         generation = self._room.bound(await self._load_handlers(loaded))
         if generation is not self._room.current:
-            loaded = with_default(loaded, generation.loaded.custom_default)
+            loaded = with_custom_default(loaded, generation.loaded.custom_default)
         resolved = self._configuration.merge(loaded)
         try:
-            translated = await self.translate(resolved.asked, resolved.expect)
+            translated = await self.translate(resolved.bounded_payload, resolved.expect)
         except TranslationError as error:
-            raise ConfigurationRefusedError([translation_problem(resolved, error)]) from error
+            raise ConfigurationRejectedError([translation_problem(resolved, error)]) from error
         return Accepted(loaded, resolved, translated, generation)
 
     async def translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
@@ -116,37 +116,37 @@ class Resolver:
     def take(self, accepted: Accepted) -> None:
         """Put an accepted configuration into force."""
         self._room.swap(accepted.handlers)
-        self._configuration.accept(accepted.resolved, accepted.loaded, accepted.translated.notes)
+        self._configuration.publish_accepted(accepted.resolved, accepted.loaded, accepted.translated.notes)
         if self._shown.prober is not None:
             self._shown.prober.configure(settings_of(accepted.resolved, accepted.translated))
 
     async def watch(self) -> None:
         """Hot reload. A refused change leaves the last good configuration in force."""
         while True:
-            await self._configuration.changed()
+            await self._configuration.wait_for_change()
             loaded = await self._configuration.load()
             try:
                 accepted = await self.resolve(loaded)
                 answered = await self._answered(accepted)
-            except ConfigurationRefusedError as error:
-                self._configuration.refuse(error.problems, loaded, first=False)
+            except ConfigurationRejectedError as error:
+                self._configuration.publish_rejected(error.problems, loaded, first=False)
             else:
                 if answered:
                     self.take(accepted)
 
     async def _answered(self, accepted: Accepted) -> bool:
-        """Raises ConfigurationRefusedError where vLLM refuses the question."""
+        """Raises ConfigurationRejectedError where vLLM refuses the question."""
         if (prober := self._shown.prober) is None:
             raise EngineStartError("the worker does not serve yet")
         answer = await answered(
             prober,
             settings_of(accepted.resolved, accepted.translated),
             upstream.refusal,
-            self._configuration.changed,
-            self._configuration.postpone,
+            self._configuration.wait_for_change,
+            self._configuration.publish_postponed,
         )
-        if isinstance(answer, Refusal):
-            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, answer)])
+        if isinstance(answer, VLLMRejection):
+            raise ConfigurationRejectedError([rejected_by_vllm(accepted.resolved, answer)])
         return answer
 
     @property

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 from vllmendpoint_api import ModelType
 from vllmendpoint_worker.errors import TranslationError
 from vllmendpoint_worker.payload.expect import Expectation
-from vllmendpoint_worker.payload.forms import SCORING, Form, form_of
+from vllmendpoint_worker.payload.forms import SCORE_FORMS, Form, form_of
 from vllmendpoint_worker.payload.validation import MARKERS
-from vllmendpoint_worker.refusals import Refusal, invalid
 from vllmendpoint_worker.upstream import (
     HEALTH_CHECK_KEY,
     ChatCompletionRequest,
@@ -32,6 +31,7 @@ from vllmendpoint_worker.upstream import (
     refusal_in,
     score_request,
 )
+from vllmendpoint_worker.vllm_rejections import VLLMRejection, describe_validation_errors
 
 __all__ = ["Translated", "Translator"]
 
@@ -114,7 +114,7 @@ class Translator:
         form = form_of(payload)
         if form is Form.INPUT:
             return self._pooling(body)
-        if form in SCORING:
+        if form in SCORE_FORMS:
             if not self._scores:
                 raise TranslationError(
                     form.value, "cannot be asked, because vLLM has no scores with this model"
@@ -214,8 +214,10 @@ def _validated(validate: Callable[[dict[str, Any]], Any], body: Mapping[str, Any
         try:
             return validate(dict(body))
         except ValidationError as error:
-            field, sentence = invalid(error.errors(include_input=False, include_url=False), body)
-            raise TranslationError(field, _BY_VLLM, Refusal(sentence)) from error
+            field, sentence = describe_validation_errors(
+                error.errors(include_input=False, include_url=False), body
+            )
+            raise TranslationError(field, _BY_VLLM, VLLMRejection(sentence)) from error
 
 
 @contextmanager
@@ -228,4 +230,4 @@ def _refusals() -> Iterator[None]:
     except TranslationError:
         raise
     except Exception as error:
-        raise TranslationError("", _BY_VLLM, refusal(error) or Refusal(type(error).__name__)) from error
+        raise TranslationError("", _BY_VLLM, refusal(error) or VLLMRejection(type(error).__name__)) from error

@@ -20,13 +20,13 @@ import uvloop
 
 from vllmendpoint_api import Level, Mode, Stage, Verdict, payload_for
 from vllmendpoint_worker import upstream
-from vllmendpoint_worker.config.configuration import Configuration, refused_by_vllm
+from vllmendpoint_worker.config.configuration import Configuration, rejected_by_vllm
 from vllmendpoint_worker.config.merge import Resolved
-from vllmendpoint_worker.config.sources import GUIDE_VARIABLES, Loaded
-from vllmendpoint_worker.errors import ConfigurationRefusedError, EngineStartError
+from vllmendpoint_worker.config.sources import GUIDE_VARIABLES, LoadedConfiguration
+from vllmendpoint_worker.errors import ConfigurationRejectedError, EngineStartError
 from vllmendpoint_worker.handlers import HandlerRoom, PingWatch, Unblocker, complete
 from vllmendpoint_worker.options.arguments import clear_environment
-from vllmendpoint_worker.payload.model_type import GENERATES, refused_type
+from vllmendpoint_worker.payload.model_type import RUNNER_GENERATE, reject_after_start
 from vllmendpoint_worker.probing.progress import PROGRESS
 from vllmendpoint_worker.probing.publisher import Publisher
 from vllmendpoint_worker.probing.ranks import Ranks
@@ -100,7 +100,7 @@ class Worker:
             self._room,
             blocked=state.blocked_for,
             serving=lambda: self._shown.serving,
-            wanted=configuration.wanted_handlers,
+            wanted=configuration.pending_handlers,
         )
         self._http: HttpServer | None = None
         self._shutdown: upstream.Shutdown | None = None
@@ -115,7 +115,7 @@ class Worker:
         self._configuration.fields = upstream.request_fields()
         self._configuration.option_names = upstream.option_names()
         self._configuration.parsers = upstream.parsers()
-        await self._configuration.accepted(self._resolver.check)
+        await self._configuration.wait_until_accepted(self._resolver.check)
         if (arguments := self._resolver.arguments) is None:
             raise EngineStartError("the engine's arguments were not parsed")
         clear_environment(self._environ, GUIDE_VARIABLES, PLUGINS)
@@ -125,8 +125,8 @@ class Worker:
             arguments = await upstream.prepare_engine(
                 arguments, lambda: self._state.enter_stage(Stage.STARTING_ENGINE), self._resolver.looked
             )
-        except ConfigurationRefusedError as error:
-            await self._configuration.stay_refused(error.problems)
+        except ConfigurationRejectedError as error:
+            await self._configuration.stay_rejected(error.problems)
         self._arguments = arguments
         receiver = StageReceiver(self._engine_stage)
         receiver.start()
@@ -168,7 +168,7 @@ class Worker:
             engine, arguments.frontend, self._shown.metrics.registry, self._shown.fit
         )
         tasks = await engine.tasks()
-        pooled = None if GENERATES in tasks else await engine.pooled_type()
+        pooled = None if RUNNER_GENERATE in tasks else await engine.pooled_type()
         self._resolver.translator = translator = Translator(
             http.renderer,
             defaults=engine.default_sampling,
@@ -178,9 +178,9 @@ class Worker:
             scores=engine.scores,
         )
         declared = self._configuration.model_type
-        told = await translator.model_type() if GENERATES in tasks else pooled
-        if (problem := refused_type(declared, told, tasks)) is not None:
-            await self._configuration.stay_refused([problem])
+        told = await translator.model_type() if RUNNER_GENERATE in tasks else pooled
+        if (problem := reject_after_start(declared, told, tasks)) is not None:
+            await self._configuration.stay_rejected([problem])
         self._configuration.model_type = declared or told
         self._state.update(model_type=str(self._configuration.model_type or ""))
         complete(http.app, loading=http.loads_adapters)
@@ -220,20 +220,20 @@ class Worker:
         """The first configuration that the engine answers, or gives no answer to: the prober then says so."""
         found: list[Accepted] = []
 
-        async def check(loaded: Loaded) -> None:
+        async def check(loaded: LoadedConfiguration) -> None:
             accepted = await self._resolver.resolve(loaded)
             if accepted.resolved.mode is not Mode.DISABLED:
                 self._state.enter_stage(Stage.WARMING)
                 await self._warm_up(engine, accepted)
             found.append(accepted)
 
-        await self._configuration.accepted(check)
+        await self._configuration.wait_until_accepted(check)
         self._state.enter_stage(Stage.WARMING)
         self._resolver.take(found[-1])
         return found[-1]
 
     async def _warm_up(self, engine: upstream.WorkerEngine, accepted: Accepted) -> None:
-        """Raises ConfigurationRefusedError where vLLM refuses the question."""
+        """Raises ConfigurationRejectedError where vLLM refuses the question."""
 
         async def minimal() -> Mapping[str, Any]:
             payload = payload_for(Level.MINIMAL, self._configuration.model_type)
@@ -250,7 +250,7 @@ class Worker:
             clock=self._clock,
         )
         if refusal is not None:
-            raise ConfigurationRefusedError([refused_by_vllm(accepted.resolved, refusal)])
+            raise ConfigurationRejectedError([rejected_by_vllm(accepted.resolved, refusal)])
         PROGRESS.forget_steps()
 
     async def _first_probe(self, prober: Ranks, resolved: Resolved) -> None:

@@ -1,6 +1,6 @@
 """SageMaker-style custom handlers of ``/ping`` and ``/invocations`` (the guide "Customize Handlers").
 
-:class:`HandlerRoom` imports, binds and swaps what :mod:`vllmendpoint_worker.config.handler_sources` has read;
+:class:`HandlerRoom` imports, binds and swaps what :mod:`vllmendpoint_worker.config.handler_config` has read;
 :class:`PingWatch` asks the custom ping handler. Who decides between environment, decorator and function name
 is SageMaker's own package, through ``_standards``.
 """

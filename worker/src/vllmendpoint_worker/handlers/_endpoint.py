@@ -15,8 +15,8 @@ import anyio.to_thread
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 
-from vllmendpoint_worker.config.handler_sources import Route, Wanted
-from vllmendpoint_worker.errors import GivenUpError
+from vllmendpoint_worker.config.handler_config import HandlerConfig, Route
+from vllmendpoint_worker.errors import HandlerAbortedError
 from vllmendpoint_worker.process.clock import Clock
 
 from ._errors import (
@@ -55,7 +55,7 @@ class Endpoint:
         self,
         route: Route,
         handler: Handler,
-        wanted: Wanted,
+        wanted: HandlerConfig,
         *,
         failed: Callable[[Route, str], None],
         clock: Clock,
@@ -140,7 +140,7 @@ class Endpoint:
         at = f" at {where}" if (where := failed_at(error, self._wanted)) else ""
         if not at and (code := defined_in(self.handler.function)) is not None:
             name = f"{name} ({Path(code[0]).name} line {code[1]})"
-        if isinstance(error, GivenUpError):
+        if isinstance(error, HandlerAbortedError):
             return f"{name} blocked the worker's event loop{at}, and was interrupted to be replaced."
         if stage is ExchangeStage.RESULT and not at:
             if (culprit := unencodable(result)) and not isinstance(result, Response):

@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from vllmendpoint_worker.errors import GivenUpError
+from vllmendpoint_worker.errors import HandlerAbortedError
 
 __all__ = [
     "EXITS",
@@ -50,7 +50,7 @@ Failed = Callable[[BaseException, "ExchangeStage", Any], None]
 
 _HANDLERS: Final = "starlette.exception_handlers"
 
-EXITS: Final = (SystemExit, KeyboardInterrupt, GivenUpError)
+EXITS: Final = (SystemExit, KeyboardInterrupt, HandlerAbortedError)
 """What customer code raises, or what is raised in it, that is no Exception and must not go further."""
 
 

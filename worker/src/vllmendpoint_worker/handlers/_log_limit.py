@@ -3,7 +3,7 @@
 import logging
 from typing import Final
 
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.process.clock import Clock
 
 __all__ = ["REPEAT_SECONDS", "LogLimit"]

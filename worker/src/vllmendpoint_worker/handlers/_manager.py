@@ -27,8 +27,8 @@ from vllmendpoint_api import (
     Reason,
 )
 from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.config.handler_sources import Route, Wanted
-from vllmendpoint_worker.errors import ConfigurationRefusedError
+from vllmendpoint_worker.config.handler_config import HandlerConfig, Route
+from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 from vllmendpoint_worker.process.run_blocking import run_blocking
@@ -69,7 +69,7 @@ class Generation:
 
 
 def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
-    """The app of a generation. Raises ConfigurationRefusedError where a middleware cannot be made."""
+    """The app of a generation. Raises ConfigurationRejectedError where a middleware cannot be made."""
     registered = watched(loaded, failed)
     adapters = adapter_routes(registered)
     if not loaded.handlers and not loaded.middleware and not adapters:
@@ -96,7 +96,7 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
             app.user_middleware.insert(0, Middleware(MiddlewareApp, failed=reports))
         app.middleware_stack = app.build_middleware_stack()
     except (Exception, *EXITS) as error:  # what a customer's middleware does when it is made
-        raise ConfigurationRefusedError([_unfit(loaded, error)]) from error
+        raise ConfigurationRejectedError([_unfit(loaded, error)]) from error
     return Generation(loaded, app, registered, endpoints)
 
 
@@ -178,11 +178,11 @@ class HandlerRoom:
         if not generation.requests and (current is None or generation.loaded is not current.loaded):
             _cancel(generation.loaded)
 
-    async def load(self, wanted: Wanted) -> Loaded:
+    async def load(self, wanted: HandlerConfig) -> Loaded:
         """The handlers wanted, imported anew only where something of theirs has changed: a script keeps its
         state when the health check's settings change.
 
-        Raises ConfigurationRefusedError.
+        Raises ConfigurationRejectedError.
         """
         last = self._loaded
         if last is not None and last.wanted == wanted and await _stamps(last.files) == self._stamps:
@@ -203,7 +203,7 @@ class HandlerRoom:
         self._core = core
 
     def bound(self, loaded: Loaded) -> Generation:
-        """Bind without swapping. Raises ConfigurationRefusedError."""
+        """Bind without swapping. Raises ConfigurationRejectedError."""
         if self.current is not None and self.current.loaded is loaded:
             return self.current
         if self._core is None:
@@ -259,7 +259,7 @@ class HandlerRoom:
             frame = frame.f_back
         return ""
 
-    def differs(self, wanted: Wanted) -> bool:
+    def differs(self, wanted: HandlerConfig) -> bool:
         """Whether other handlers are wanted than were loaded last. Reads files: not on the event loop."""
         last, stamps = self._loaded, self._stamps
         return last is None or last.wanted != wanted or _stamps_of(last.files) != stamps

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vllmendpoint_api import PingReport, PingState, names
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.process.clock import Clock
 
 from ._manager import HandlerRoom

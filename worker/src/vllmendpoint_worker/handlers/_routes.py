@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 
 from .loading._registered import (
     ADAPTER_HEADER,

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-from vllmendpoint_worker.config.handler_sources import Wanted
-from vllmendpoint_worker.errors import GivenUpError
+from vllmendpoint_worker.config.handler_config import HandlerConfig
+from vllmendpoint_worker.errors import HandlerAbortedError
 
 from ._manager import HandlerRoom
 from .loading._main_thread import INTERRUPT
@@ -42,7 +42,7 @@ class Unblocker:
         *,
         blocked: Callable[[], float],
         serving: Callable[[], bool],
-        wanted: Callable[[], Wanted | None],
+        wanted: Callable[[], HandlerConfig | None],
     ) -> None:
         self._room = room
         self._blocked = blocked
@@ -80,4 +80,4 @@ class Unblocker:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         del number
         if self._room.given_up and self._room.in_customer_code(frame):
-            raise GivenUpError
+            raise HandlerAbortedError

@@ -12,7 +12,7 @@ from typing import Any, Final
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 
 from ._errors import EXITS, from_the_standards_package, from_vllm, internal_error, leaf
 from .loading._load import Loaded

@@ -1,4 +1,4 @@
 """Downloads models and artifacts from the hub and from S3.
 
-Imports ``payload`` for the origin of a setting, and ``process``.
+Imports ``process``.
 """

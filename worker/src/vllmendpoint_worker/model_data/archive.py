@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from vllmendpoint_worker.errors import ArtifactsError
 
-from .file_names import fault
+from .file_names import describe_invalid_name
 
 __all__ = ["unpack"]
 
@@ -29,10 +29,10 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
         # As a stream, so that it can be read to its end, where the checksum is.
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
-                path = _path(member, reserved)
+                path = _member_path(member, reserved)
                 if path is None:
                     continue
-                target = _target(folder, path, member, files)
+                target = _target_path(folder, path, member, files)
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
                     continue
@@ -56,17 +56,17 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
     return files
 
 
-def _target(folder: Path, path: PurePosixPath, member: tarfile.TarInfo, files: dict[str, int]) -> Path:
+def _target_path(folder: Path, path: PurePosixPath, member: tarfile.TarInfo, files: dict[str, int]) -> Path:
     """Where the member goes. Raises ArtifactsError where another member is in the way."""
     target = folder / path
     if target.is_file() if member.isdir() else target.is_dir():
-        raise _both(str(path))
+        raise _file_and_folder(str(path))
     if (file := next((str(parent) for parent in path.parents if str(parent) in files), None)) is not None:
-        raise _both(file)
+        raise _file_and_folder(file)
     return target
 
 
-def _both(path: str) -> ArtifactsError:
+def _file_and_folder(path: str) -> ArtifactsError:
     return ArtifactsError(
         f"holds an archive with {ascii(path)[:128]} both as a file and as a folder",
         "rename one of them and pack it again",
@@ -77,13 +77,13 @@ def _damaged() -> ArtifactsError:
     return ArtifactsError("holds an archive that is damaged", "pack and upload it anew")
 
 
-def _path(member: tarfile.TarInfo, reserved: str) -> PurePosixPath | None:
+def _member_path(member: tarfile.TarInfo, reserved: str) -> PurePosixPath | None:
     """The member's path within the folder; None for the folder itself. Raises ArtifactsError."""
     path = PurePosixPath(member.name)
     name = ascii(member.name)[:128]
     if path.is_absolute() or ".." in path.parts:
         raise ArtifactsError(f"holds an archive with a path that leaves the folder ({name})", "pack it anew")
-    if (wrong := fault(member.name)) is not None:
+    if (wrong := describe_invalid_name(member.name)) is not None:
         raise ArtifactsError(f"holds an archive with {wrong} ({name})", "rename the file and pack it again")
     if path.parts[:1] == (reserved,):
         raise ArtifactsError(f"holds an archive with a name that is the worker's own ({name})", "rename it")

@@ -24,14 +24,14 @@ from pydantic import BaseModel, ValidationError
 
 from vllmendpoint_api import PayloadSource, Problem, Reason
 from vllmendpoint_worker.errors import ArtifactsError
-from vllmendpoint_worker.payload.validation import Origin
 from vllmendpoint_worker.process.backoff import pause
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from .archive import unpack
-from .file_names import fault
-from .s3 import Location, S3Store, Store, StoredObject, explained
+from .file_names import describe_invalid_name
+from .s3 import Location, S3Store, Store, StoredObject, explain_failure
 
-__all__ = ["Artifacts", "placed", "selected"]
+__all__ = ["Artifacts", "select_objects", "target_paths"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,13 @@ LOCK_POLL_SECONDS: Final = 0.5
 _OWN: Final = ".vllmendpoint"
 
 
-def selected(objects: Iterable[StoredObject], key: str) -> list[StoredObject]:
+def select_objects(objects: Iterable[StoredObject], key: str) -> list[StoredObject]:
     """Of the objects that begin with ``key``, sorted as S3 lists them: the one that is called so, or those in
     the folder so called.
 
     Raises ArtifactsError where there is none, where there are too many, or where both are meant.
     """
-    folder = _as_folder(key)
+    folder = _as_prefix(key)
     named: StoredObject | None = None
     found: list[StoredObject] = []
     for each in objects:
@@ -88,17 +88,17 @@ def _without_markers(objects: list[StoredObject]) -> list[StoredObject]:
     return [each for each in objects if not each.key.endswith("/") and (each.size or each.key not in folders)]
 
 
-def placed(objects: Iterable[StoredObject], key: str) -> dict[str, StoredObject]:
+def target_paths(objects: Iterable[StoredObject], key: str) -> dict[str, StoredObject]:
     """Path within the folder -> object. Raises ArtifactsError for a key that no such path is made of."""
     paths: dict[str, StoredObject] = {}
     for each in objects:
-        path = PurePosixPath(key).name if each.key == key else each.key.removeprefix(_as_folder(key))
+        path = PurePosixPath(key).name if each.key == key else each.key.removeprefix(_as_prefix(key))
         parts = path.split("/")
         if not {"", ".", ".."}.isdisjoint(parts) or parts[0] == _OWN:
             raise ArtifactsError(
                 f"holds an object whose key is no path within the folder ({ascii(path)[:128]})", "rename it"
             )
-        if (wrong := fault(path)) is not None:
+        if (wrong := describe_invalid_name(path)) is not None:
             raise ArtifactsError(f"holds an object with {wrong} ({ascii(path)[:128]})", "rename it")
         paths[path] = each
     for path in paths:
@@ -110,7 +110,7 @@ def placed(objects: Iterable[StoredObject], key: str) -> dict[str, StoredObject]
     return paths
 
 
-def _as_folder(key: str) -> str:
+def _as_prefix(key: str) -> str:
     return key if not key or key.endswith("/") else f"{key}/"
 
 
@@ -142,7 +142,7 @@ class _Manifest(BaseModel):
             return False
 
 
-def _locked(file: IO[str]) -> bool:
+def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -189,7 +189,7 @@ class Artifacts:
         open_store: Callable[[], Store] = S3Store,
     ) -> None:
         self._uri = uri
-        self._origin = Origin(PayloadSource.SPEC, field)
+        self._origin = SettingOrigin(PayloadSource.SPEC, field)
         self._reason = reason
         self._folder = Path(folder)
         self._own = self._folder / _OWN
@@ -200,7 +200,9 @@ class Artifacts:
         self._staged: dict[str, StoredObject] = {}
         """In ``_new``, fetched by this process: a second attempt does not fetch it again."""
 
-    async def fetched(self, refuse: Callable[[Problem], None], tell: Callable[[str], None]) -> None:
+    async def wait_until_fetched(
+        self, refuse: Callable[[Problem], None], tell: Callable[[str], None]
+    ) -> None:
         """Return when the data is there. Until then say why it is not, and try again, for ever.
 
         Both functions are called from other threads or this one; ``tell`` gets one line of progress.
@@ -212,7 +214,7 @@ class Artifacts:
                 await asyncio.to_thread(self.fetch, tell)
             except ArtifactsError as error:
                 failures += 1
-                refuse(self._origin.problem(error.what, error.fix, reason=self._reason))
+                refuse(self._origin.violation(error.what, error.fix, reason=self._reason))
                 await asyncio.sleep(pause(failures))
             else:
                 return
@@ -220,20 +222,20 @@ class Artifacts:
     def fetch(self, tell: Callable[[str], None]) -> None:
         """One attempt, which blocks. Raises ArtifactsError."""
         try:
-            with self._alone(tell):
+            with self._exclusive(tell):
                 self._fetch(tell)
         except Exception as error:
-            raise explained(error) from error
+            raise explain_failure(error) from error
 
     @contextmanager
-    def _alone(self, tell: Callable[[str], None]) -> Iterator[None]:
+    def _exclusive(self, tell: Callable[[str], None]) -> Iterator[None]:
         """While no other process fetches to that folder, on whatever node. The kernel frees the lock of one
         that was killed.
         """
         self._own.mkdir(parents=True, exist_ok=True)
         with (self._own / "lock").open("w") as lock:
             began = time.monotonic()
-            while not _locked(lock):
+            while not _try_lock(lock):
                 tell("model data: another worker fetches it")
                 if time.monotonic() - began >= LOCK_SECONDS:
                     raise ArtifactsError(
@@ -247,7 +249,7 @@ class Artifacts:
         began = time.monotonic()
         location = Location.parse(self._uri)
         store = self._open_store()
-        objects = placed(selected(store.objects(location), location.key), location.key)
+        objects = target_paths(select_objects(store.objects(location), location.key), location.key)
         there = _Manifest.read(self._manifest)
         wanted = {path: (each.etag, each.size) for path, each in objects.items()}
         if wanted == there.objects and all(there.in_place(self._folder, path) for path in there.files):
@@ -260,7 +262,7 @@ class Artifacts:
             if archive or there.objects.get(path) != wanted[path] or not there.in_place(self._folder, path)
         }
         self._download(store, location, missing, tell)
-        if placed(selected(store.objects(location), location.key), location.key) != objects:
+        if target_paths(select_objects(store.objects(location), location.key), location.key) != objects:
             raise ArtifactsError(
                 "changed while it was being fetched",
                 "it is fetched again; let an upload end before a worker starts",
@@ -271,7 +273,7 @@ class Artifacts:
             shutil.rmtree(self._unpacked, ignore_errors=True)
             source, moved = self._unpacked, unpack(self._new / archive, self._unpacked, reserved=_OWN)
         kept = {} if archive else {path: objects[path].size for path in objects.keys() - missing.keys()}
-        self._swap(source, moved, there, _Manifest(objects=wanted, files=kept | moved))
+        self._move_into_place(source, moved, there, _Manifest(objects=wanted, files=kept | moved))
         logger.info(
             "Model data: %d objects, %d of them fetched, in %.1f s",
             len(objects),
@@ -305,7 +307,9 @@ class Artifacts:
                 raise ArtifactsError("changed while it was being fetched", "leave it as it is for a moment")
             self._staged[path] = each
 
-    def _swap(self, source: Path, moved: Mapping[str, int], there: _Manifest, final: _Manifest) -> None:
+    def _move_into_place(
+        self, source: Path, moved: Mapping[str, int], there: _Manifest, final: _Manifest
+    ) -> None:
         """Put what was fetched in place and take away what is no longer wanted.
 
         The manifest comes first and last: a process that ends in between leaves one that says of no changed

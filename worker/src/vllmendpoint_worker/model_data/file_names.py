@@ -2,13 +2,13 @@
 
 import unicodedata
 
-__all__ = ["fault"]
+__all__ = ["describe_invalid_name"]
 
 _LONGEST = 255
 """Bytes of a name, on every file system of Linux."""
 
 
-def fault(path: str) -> str | None:
+def describe_invalid_name(path: str) -> str | None:
     """What is wrong with a name of ``path``, as in "a name with a control character"; None for nothing.
 
     Whatever else Unicode has is allowed: macOS writes U+202F into the names of screenshots.

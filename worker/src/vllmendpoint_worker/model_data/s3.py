@@ -20,7 +20,7 @@ from botocore.config import Config
 
 from vllmendpoint_worker.errors import ArtifactsError
 
-__all__ = ["Location", "S3Store", "Store", "StoredObject", "explained"]
+__all__ = ["Location", "S3Store", "Store", "StoredObject", "explain_failure"]
 
 _URI: Final = re.compile(r"s3://(?P<bucket>[a-z0-9][-a-z0-9.]{1,61}[a-z0-9])(?:/(?P<key>.*))?", re.DOTALL)
 _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
@@ -34,9 +34,9 @@ _TRANSFER: Final = TransferConfig(
 )
 
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden", "AccessDeniedException"})
-_READING: Final = frozenset({"GetObject", "HeadObject"})
-_OF_THE_KEY: Final = re.compile(r"kms:|ciphertext|master key|KMS key", re.IGNORECASE)
-_OF_THE_CUSTOMER: Final = re.compile(r"server.side.encryption", re.IGNORECASE)
+_READ_OPERATIONS: Final = frozenset({"GetObject", "HeadObject"})
+_KMS_MESSAGE: Final = re.compile(r"kms:|ciphertext|master key|KMS key", re.IGNORECASE)
+_SSE_C_MESSAGE: Final = re.compile(r"server.side.encryption", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class StoredObject:
 
 
 class Store(Protocol):
-    """Raises whatever its client raises: :func:`explained` knows what it means."""
+    """Raises whatever its client raises: :func:`explain_failure` knows what it means."""
 
     def objects(self, location: Location) -> Iterator[StoredObject]: ...
 
@@ -172,14 +172,14 @@ class S3Store:
         )
 
 
-def explained(error: Exception) -> ArtifactsError:
+def explain_failure(error: Exception) -> ArtifactsError:
     """What is wrong and what to do. Repeats no value of the environment and no address."""
     if isinstance(error, ArtifactsError):
         return error
     if (last := getattr(error, "last_exception", None)) is not None:  # boto3's RetriesExceededError
-        return explained(last)
+        return explain_failure(last)
     if isinstance(error, aws.ClientError):
-        return _refused(error)
+        return _explain_response(error)
     if isinstance(error, aws.NoCredentialsError):
         return ArtifactsError(
             "cannot be fetched, no AWS credentials were found",
@@ -204,10 +204,10 @@ def explained(error: Exception) -> ArtifactsError:
             f"cannot be fetched, the S3 endpoint cannot be reached ({type(error).__name__})",
             "see AWS_ENDPOINT_URL, AWS_REGION and the network policies",
         )
-    return _other(error)
+    return _explain_other(error)
 
 
-def _refused(error: Any) -> ArtifactsError:
+def _explain_response(error: Any) -> ArtifactsError:
     """What S3, or STS before it, answered."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     code = code if _CODE.fullmatch(code) else "an unknown error"
@@ -220,11 +220,12 @@ def _refused(error: Any) -> ArtifactsError:
     operation, message = str(error.operation_name), str(error.response.get("Error", {}).get("Message", ""))
     if code in _DENIED:
         return ArtifactsError(
-            f"may not be read with the worker's credentials ({code})", _to_allow(operation, message)
+            f"may not be read with the worker's credentials ({code})",
+            _required_permission(operation, message),
         )
-    if operation in _READING and code in _CHANGED.codes.split():
+    if operation in _READ_OPERATIONS and code in _CHANGED.codes.split():
         return ArtifactsError(_CHANGED.what, _CHANGED.fix)
-    if operation in _READING and (code == "400" or _OF_THE_CUSTOMER.search(message)):
+    if operation in _READ_OPERATIONS and (code == "400" or _SSE_C_MESSAGE.search(message)):
         return ArtifactsError(
             f"holds an object that S3 does not give out ({code})",
             "store objects that are encrypted with a customer-provided key (SSE-C) without it",
@@ -237,16 +238,16 @@ def _refused(error: Any) -> ArtifactsError:
     )
 
 
-def _to_allow(operation: str, message: str) -> str:
+def _required_permission(operation: str, message: str) -> str:
     """What the credentials lack; a denial of KMS comes as one of the request that reads the object."""
-    if operation not in _READING:
+    if operation not in _READ_OPERATIONS:
         return "allow s3:ListBucket on the bucket"
-    if _OF_THE_KEY.search(message):
+    if _KMS_MESSAGE.search(message):
         return "allow kms:Decrypt on the KMS key of its objects"
     return "allow s3:GetObject on its objects, and kms:Decrypt on their KMS key if they have one"
 
 
-def _other(error: Exception) -> ArtifactsError:
+def _explain_other(error: Exception) -> ArtifactsError:
     if isinstance(error, FileNotFoundError):
         return ArtifactsError(
             "cannot be fetched, a file that the AWS_* variables name is not there",

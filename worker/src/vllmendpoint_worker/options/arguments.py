@@ -5,10 +5,10 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-__all__ = ["clear_environment", "from_config", "is_number", "split"]
+__all__ = ["clear_environment", "config_to_arguments", "is_number", "split_by_server"]
 
 
-def from_config(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]:
+def config_to_arguments(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]:
     """A config file as arguments, as ``FlexibleArgumentParser.load_config_file`` makes them. What no argument
     can carry has been refused (:func:`.options.unfit`).
 
@@ -29,7 +29,7 @@ def from_config(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]
     return arguments
 
 
-def split(
+def split_by_server(
     argv: Sequence[str], engine_flags: AbstractSet[str], frontend_flags: AbstractSet[str]
 ) -> tuple[list[str], list[str]]:
     """``argv`` for the engine and for the HTTP server, whose flags Dynamo's parser refuses.

@@ -8,26 +8,26 @@ from typing import Any
 from vllmendpoint_api import FrontendMode, Problem, Reason, names
 
 from . import sagemaker
-from .conflicts import Given, from_arguments, from_config, from_environment, named
-from .dynamo_numbers import malformed_numbers
-from .rules import refused_environment
-from .shared import Shared
+from .conflicts import OptionSetting, find_option, from_arguments, from_config, from_environment
+from .dynamo_numbers import invalid_numbers
+from .rules import rejected_variables
+from .shared_options import SharedOptions
 
-__all__ = ["CommandLine", "Engine"]
+__all__ = ["CommandLine", "EngineInvocation"]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineInvocation:
     """What the engine gets, but for the config file."""
 
     arguments: tuple[str, ...] = ()
-    given: tuple[Given, ...] = ()
+    options: tuple[OptionSetting, ...] = ()
     """Every option and where it is given, the higher place first, the config file last."""
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
-    missing: Path | None = None
+    missing_model: Path | None = None
     """The model's folder or file, where it is not there: once it is, all is well."""
-    shared: Shared = field(default_factory=Shared)
+    shared: SharedOptions = field(default_factory=SharedOptions)
     """What both servers get; known once the engine's parsers are imported."""
     frontend_mode: FrontendMode | None = None
     """None where no operator runs the worker."""
@@ -42,36 +42,36 @@ class CommandLine:
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str]) -> None:
         given, self._warnings = sagemaker.options(environ)
-        self._problems = [*sagemaker.malformed(given), *malformed_numbers(environ)]
+        self._problems = [*sagemaker.invalid_port(given), *invalid_numbers(environ)]
         self._given = [
             *from_arguments(argv),
-            *sagemaker.owned(given, environ),
+            *sagemaker.worker_variables(given, environ),
             *given,
             *from_environment(environ),
         ]
-        self._arguments, self.config_file = _without_config(sagemaker.arguments(given, argv))
+        self._arguments, self.config_file = _without_config(sagemaker.merge_arguments(given, argv))
         self._environ = dict(environ)
         self._folder = sagemaker.model_path(environ)
         self._will_be_filled = bool(environ.get(names.ENV_ARTIFACTS_URI, "").strip())
 
-    def engine(self, config: Mapping[str, Any], frontend: FrontendMode | None = None) -> Engine:
+    def invocation(self, config: Mapping[str, Any], frontend: FrontendMode | None = None) -> EngineInvocation:
         """Reads the names in the model's folder, and whether there is one. ``frontend``: the mode of the
         endpoint's, None where no operator runs this worker.
         """
         given = (*self._given, *from_config(config))
         model: list[str] = []
-        problems = [*self._problems, *refused_environment(self._environ, frontend)]
+        problems = [*self._problems, *rejected_variables(self._environ, frontend)]
         missing = None
-        where = named(given, "--model")
+        where = find_option(given, "--model")
         if where is not None:
-            missing = self._missing(where)
+            missing = self._missing_path(where)
             if missing is not None:
-                problems.append(_not_there(where, missing))
+                problems.append(_missing_path_problem(where, missing))
         else:
             model = sagemaker.fallback_model(self._environ, self._folder, self._files())
             if not model:
-                problems.append(sagemaker.no_model())
-        return Engine(
+                problems.append(sagemaker.missing_model())
+        return EngineInvocation(
             (*model, *self._arguments),
             given,
             tuple(problems),
@@ -80,7 +80,7 @@ class CommandLine:
             frontend_mode=frontend,
         )
 
-    def _missing(self, model: Given) -> Path | None:
+    def _missing_path(self, model: OptionSetting) -> Path | None:
         """Upstream would look for it on the hub."""
         fetched = self._environ.get(names.ENV_MODEL_URI, "").strip() or self._will_be_filled
         path = Path(model.value[-1]) if model.value and model.value[-1].startswith("/") else None
@@ -98,9 +98,9 @@ class CommandLine:
         return found if found or not self._will_be_filled else None
 
 
-def _not_there(model: Given, path: Path) -> Problem:
+def _missing_path_problem(model: OptionSetting, path: Path) -> Problem:
     told = "" if model.origin.confidential else f" ({path})"
-    return model.origin.problem(
+    return model.origin.violation(
         f"names a path that is not there{told}",
         "correct the path, or put the model there",
         reason=Reason.INVALID_ENGINE_ARGUMENTS,

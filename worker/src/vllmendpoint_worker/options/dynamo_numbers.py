@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from vllmendpoint_api import PayloadSource, Problem, Reason
-from vllmendpoint_worker.payload.validation import Origin
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-__all__ = ["NUMBERS", "Bounds", "malformed_numbers"]
+__all__ = ["NUMERIC_VARIABLES", "Bounds", "invalid_numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Bounds:
         bounds = f"of {self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
         return f"{kind} {bounds}{self.note}"
 
-    def hold(self, text: str) -> bool:
+    def accept(self, text: str) -> bool:
         if self.optional and text == "None":
             return True
         most = math.inf if self.most is None else self.most
-        return bool(_FORMS[self.whole].fullmatch(text)) and self.least <= float(text) <= most
+        return bool(_PATTERNS[self.whole].fullmatch(text)) and self.least <= float(text) <= most
 
 
 _PORT: Final = Bounds(0, 65_535)
@@ -45,12 +45,12 @@ _COUNT: Final = Bounds(1)
 _SIZE: Final = Bounds(0)
 _NUMBER: Final = Bounds(0, whole=False)
 _OPTIONAL: Final = Bounds(0, whole=False, optional=True)
-_FORMS: Final = {
+_PATTERNS: Final = {
     True: re.compile(r"-?[0-9]{1,19}"),
     False: re.compile(r"-?([0-9]{1,19}\.?[0-9]{0,19}|\.[0-9]{1,19})(e[-+]?[0-9]{1,2})?"),
 }
 
-_COUNTS_ELSEWHERE: Final = """
+_OTHER_WHOLE_NUMBERS: Final = """
 DYN_AUDIT_CAPACITY DYN_AUDIT_JSONL_BUFFER_BYTES DYN_AUDIT_JSONL_FLUSH_INTERVAL_MS
 DYN_AUDIT_JSONL_GZ_ROLL_BYTES DYN_AUDIT_JSONL_GZ_ROLL_LINES DYN_AUDIT_OTEL_MAX_PAYLOAD_BYTES
 DYN_BENCH_GIANT_KV_REPEATS DYN_BENCH_GIANT_KV_THRESHOLD
@@ -75,7 +75,7 @@ DYN_TCP_CHANNEL_BUFFER DYN_TCP_HOST_IDLE_TTL_SECS DYN_TCP_SHRINK_MESSAGE_SIZE
 DYN_TOKENIZER_CACHE_BYTES DYN_VLLM_ENCODER_KV_CACHE_MEMORY_BYTES DYN_VLLM_ENCODER_MAX_NUM_SEQS
 DYN_VLLM_STREAM_INTERVAL
 """
-_NUMBERS_ELSEWHERE: Final = """
+_OTHER_NUMBERS: Final = """
 DYN_ENGINE_HEALTH_CHECK_INTERVAL DYN_ENGINE_HEALTH_CHECK_TIMEOUT DYN_ENGINE_HEALTH_SHUTDOWN_TIMEOUT
 DYN_FPM_GC_FREEZE_INTERVAL_S
 DYN_HTTP_CONNECT_TIMEOUT DYN_HTTP_KEEPALIVE_TIMEOUT DYN_HTTP_POOL_TIMEOUT DYN_HTTP_TIMEOUT
@@ -89,9 +89,9 @@ DYN_VLLM_ENCODER_GPU_MEMORY_UTILIZATION
 """Dynamo reads these where it uses them. It replaces most malformed ones by a default, with or without a
 warning; others end the import of Dynamo (``DYN_NVTX``) or fail a request."""
 
-NUMBERS: Final[dict[str, Bounds]] = {
-    **dict.fromkeys(_COUNTS_ELSEWHERE.split(), _SIZE),
-    **dict.fromkeys(_NUMBERS_ELSEWHERE.split(), _NUMBER),
+NUMERIC_VARIABLES: Final[dict[str, Bounds]] = {
+    **dict.fromkeys(_OTHER_WHOLE_NUMBERS.split(), _SIZE),
+    **dict.fromkeys(_OTHER_NUMBERS.split(), _NUMBER),
     "DYN_HTTP_RPC_PORT": _PORT,
     "DYN_RL_PORT": _PORT,
     # The runtime's, which ends with "expected i16" and the like.
@@ -158,17 +158,17 @@ NUMBERS: Final[dict[str, Bounds]] = {
 """Variable to its bounds. What is empty is unset."""
 
 
-def malformed_numbers(environ: Mapping[str, str]) -> list[Problem]:
+def invalid_numbers(environ: Mapping[str, str]) -> list[Problem]:
     """One problem for each variable that Dynamo cannot read. A value that is no number is not repeated."""
     problems = []
-    for variable, bounds in NUMBERS.items():
+    for variable, bounds in NUMERIC_VARIABLES.items():
         text = environ.get(variable, "").strip()
-        if text and not bounds.hold(text):
+        if text and not bounds.accept(text):
             shown = (
                 f"is {text[:32]}, which Dynamo cannot read"
-                if _FORMS[False].fullmatch(text)
+                if _PATTERNS[False].fullmatch(text)
                 else "is not a number"
             )
-            origin = Origin(PayloadSource.ENVIRONMENT, variable, confidential=True)
-            problems.append(origin.problem(shown, f"give {bounds}", reason=Reason.INVALID_ENVIRONMENT))
+            origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable, confidential=True)
+            problems.append(origin.violation(shown, f"give {bounds}", reason=Reason.INVALID_ENVIRONMENT))
     return problems

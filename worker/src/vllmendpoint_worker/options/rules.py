@@ -23,13 +23,13 @@ from vllmendpoint_api import (
     Reason,
     names,
 )
-from vllmendpoint_worker.payload.validation import Origin
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-from .conflicts import FALSE, REASONS, Given, destination, meaning
+from .conflicts import FALSE, REASON_BY_SOURCE, OptionSetting, canonical_form, destination
 
-__all__ = ["frontend_mode", "refused_environment", "refused_options"]
+__all__ = ["frontend_mode", "rejected_options", "rejected_variables"]
 
-_SPEC_ITSELF: Final = frozenset({"--model", "--served-model-name", "--revision"})
+_RENDERED_FROM_SPEC: Final = frozenset({"--model", "--served-model-name", "--revision"})
 """The operator renders these as arguments; the spec gives them."""
 
 _BY_DESTINATION: Final = {destination(name): name for name in ENGINE_OPTIONS}
@@ -39,7 +39,7 @@ _STATIC_NAMES: Final = {
 }
 """The table's own names, before the parsers are imported."""
 
-_OFF: Final = frozenset({"", "0", "false", "no", "off"})
+_FALSE_VALUES: Final = frozenset({"", "0", "false", "no", "off"})
 """What Dynamo reads as a switch that is off."""
 
 
@@ -53,29 +53,29 @@ def frontend_mode(environ: Mapping[str, str]) -> FrontendMode | None:
     return FrontendMode.NONE if mode == FrontendMode.NONE else FrontendMode.MANAGED
 
 
-def refused_options(
-    given: Iterable[Given], parser_names: Mapping[str, str], mode: FrontendMode | None
+def rejected_options(
+    given: Iterable[OptionSetting], parser_names: Mapping[str, str], mode: FrontendMode | None
 ) -> list[Problem]:
     """One problem for each option that is refused here. ``parser_names``: option -> the parser's name for it;
     empty before the engine's parsers are imported.
     """
     problems = []
     for each in given:
-        name, value = meaning(each, parser_names or _STATIC_NAMES)
+        name, value = canonical_form(each, parser_names or _STATIC_NAMES)
         whole = _BY_DESTINATION.get(name, "")
-        if whole and not _exempt(each, whole):
+        if whole and not _is_exempt(each, whole):
             option = ENGINE_OPTIONS[whole]
-            if (what := _refusal(option, mode)) and _counts(option, value):
+            if (what := _rejection(option, mode)) and _applies(option, value):
                 fix = f"remove it ({option.instead})"
-                problems.append(each.origin.problem(what, fix, reason=REASONS[each.origin.source]))
+                problems.append(each.origin.violation(what, fix, reason=REASON_BY_SOURCE[each.origin.source]))
     return problems
 
 
-def _exempt(given: Given, whole: str) -> bool:
+def _is_exempt(given: OptionSetting, whole: str) -> bool:
     """Whether another check compares it with the operator's own value."""
     match given.origin.source:
         case PayloadSource.SPEC:
-            return whole in _SPEC_ITSELF
+            return whole in _RENDERED_FROM_SPEC
         case PayloadSource.ENVIRONMENT:
             own = not given.origin.field.startswith("SM_VLLM_")  # the operator's variable itself
             return own or whole in COMPARED_OPTIONS or whole in SERVED_OPTIONS
@@ -83,7 +83,7 @@ def _exempt(given: Given, whole: str) -> bool:
             return whole in COMPARED_OPTIONS
 
 
-def _refusal(option: EngineOption, mode: FrontendMode | None) -> str:
+def _rejection(option: EngineOption, mode: FrontendMode | None) -> str:
     """What is wrong with the option; empty where it is not refused."""
     if option.rule is OptionRule.UNSUPPORTED:
         return "is not supported by the worker"
@@ -94,22 +94,22 @@ def _refusal(option: EngineOption, mode: FrontendMode | None) -> str:
     return ""
 
 
-def _counts(option: EngineOption, value: tuple[str, ...]) -> bool:
+def _applies(option: EngineOption, value: tuple[str, ...]) -> bool:
     if option.values:
         return any(token.strip('"') in option.values for token in value)
     return not (option.switch and value == FALSE)
 
 
-def refused_environment(environ: Mapping[str, str], mode: FrontendMode | None) -> list[Problem]:
+def rejected_variables(environ: Mapping[str, str], mode: FrontendMode | None) -> list[Problem]:
     """One problem for each variable that Dynamo or vLLM reads as an option that is refused here."""
     problems = []
     for variable, (what, why, switch, values) in sorted(_variables(mode).items()):
         raw = environ.get(variable, "").strip()
-        off = raw.lower() in _OFF if switch else not raw
+        off = raw.lower() in _FALSE_VALUES if switch else not raw
         if off or (values and raw.lower() not in values):
             continue
-        origin = Origin(PayloadSource.ENVIRONMENT, variable, confidential=True)
-        problems.append(origin.problem(what, f"remove it ({why})", reason=Reason.INVALID_ENVIRONMENT))
+        origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable, confidential=True)
+        problems.append(origin.violation(what, f"remove it ({why})", reason=Reason.INVALID_ENVIRONMENT))
     return problems
 
 
@@ -118,7 +118,7 @@ def _variables(mode: FrontendMode | None) -> dict[str, tuple[str, str, bool, tup
     found = {
         variable: (what, option.instead, option.switch, option.values)
         for option in ENGINE_OPTIONS.values()
-        if (what := _refusal(option, mode))
+        if (what := _rejection(option, mode))
         for variable in option.env
         if variable not in RENDERED_ENV
     }

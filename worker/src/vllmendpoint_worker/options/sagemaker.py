@@ -10,26 +10,26 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vllmendpoint_api import PayloadSource, Problem, Reason, names
-from vllmendpoint_worker.payload.validation import Origin
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-from .conflicts import FALSE, Given, from_arguments, named
+from .conflicts import FALSE, OptionSetting, find_option, from_arguments
 
 __all__ = [
     "DEFAULT_MODEL_PATH",
     "ENV_MODEL_PATH",
     "ENV_SAGEMAKER_HOST",
-    "FOLDER",
+    "MODEL_FOLDER",
     "PREFIX",
-    "arguments",
     "container_environment",
     "fallback_model",
     "holds_model",
-    "malformed",
+    "invalid_port",
+    "merge_arguments",
+    "missing_model",
     "model_path",
-    "no_model",
     "options",
-    "owned",
-    "without_serve",
+    "strip_serve_command",
+    "worker_variables",
 ]
 
 PREFIX: Final = "SM_VLLM_"
@@ -38,7 +38,7 @@ ENV_MODEL_PATH: Final = "SAGEMAKER_MODEL_PATH"
 DEFAULT_MODEL_PATH: Final = "/opt/ml/model"
 """The guide's "Key Environment Variables"."""
 
-FOLDER: Final = f"${ENV_MODEL_PATH} ({DEFAULT_MODEL_PATH} unless set)"
+MODEL_FOLDER: Final = f"${ENV_MODEL_PATH} ({DEFAULT_MODEL_PATH} unless set)"
 """The model's folder in a sentence, which repeats no value of the environment."""
 
 ENV_SAGEMAKER_HOST: Final = "VLLMENDPOINT_SAGEMAKER_HOST"
@@ -54,11 +54,11 @@ _SINGLE_TOKEN: Final = frozenset(
 )
 """Options of which vLLM wants a JSON array as one token."""
 
-_SERVED_AT: Final = {"--port": names.ENV_SAGEMAKER_PORT, "--host": ENV_SAGEMAKER_HOST}
+_WORKER_VARIABLES: Final = {"--port": names.ENV_SAGEMAKER_PORT, "--host": ENV_SAGEMAKER_HOST}
 """The worker serves vLLM's app itself: these two are its own settings, by vLLM's names."""
 
 
-def without_serve(argv: Sequence[str]) -> list[str]:
+def strip_serve_command(argv: Sequence[str]) -> list[str]:
     """SageMaker runs ``docker run IMAGE serve``: the word names no option."""
     return list(argv[1:] if argv[:1] == ["serve"] else argv)
 
@@ -68,14 +68,14 @@ def model_path(environ: Mapping[str, str]) -> str:
     return environ.get(ENV_MODEL_PATH, "").strip() or DEFAULT_MODEL_PATH
 
 
-def options(environ: Mapping[str, str]) -> tuple[list[Given], list[str]]:
+def options(environ: Mapping[str, str]) -> tuple[list[OptionSetting], list[str]]:
     """The options that ``SM_VLLM_*`` gives, by AWS's rules, and warnings.
 
     ``SM_VLLM_MAX_MODEL_LEN=8`` is ``--max-model-len 8``; empty and ``true`` are a bare switch, ``false`` and
     ``[]`` are none; a JSON array is one token an element, ``{..} {..}`` one token each. ``SM_VLLM_MODEL`` has
     to have a value: empty, it is unset.
     """
-    found: list[Given] = []
+    found: list[OptionSetting] = []
     warnings: list[str] = []
     for variable in sorted(environ):
         option = "--" + variable.removeprefix(PREFIX).lower().replace("_", "-")
@@ -84,15 +84,15 @@ def options(environ: Mapping[str, str]) -> tuple[list[Given], list[str]]:
         text = environ[variable]
         if option == "--model" and not text.strip():
             continue
-        origin = Origin(PayloadSource.ENVIRONMENT, variable[:128], confidential=True)
+        origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable[:128], confidential=True)
         if text.strip().lower() == "false":
-            found.append(Given(option, FALSE, origin))
+            found.append(OptionSetting(option, FALSE, origin))
             continue
         value = () if text.strip().lower() == "true" else _tokens(option, text)
         if value is None:
             warnings.append(f"{variable[:128]} is an empty list and says nothing.")
             continue
-        found.append(Given(option, value, origin, (option, *value)))
+        found.append(OptionSetting(option, value, origin, (option, *value)))
     return found, warnings
 
 
@@ -106,7 +106,11 @@ def _tokens(option: str, text: str) -> tuple[str, ...] | None:
     try:
         if stripped.startswith("[") and stripped.endswith("]"):
             return tuple(_token(item) for item in json.loads(stripped)) or None
-        if stripped.startswith("{") and stripped.endswith("}") and len(objects := _objects(stripped)) > 1:
+        if (
+            stripped.startswith("{")
+            and stripped.endswith("}")
+            and len(objects := _json_objects(stripped)) > 1
+        ):
             return tuple(_token(item) for item in objects)
     except (ValueError, RecursionError):  # no JSON, or nested deeper than Python reads or writes
         pass
@@ -121,7 +125,7 @@ def _token(element: Any) -> str:
     return "" if element is None else str(element)
 
 
-def _objects(text: str) -> list[Any]:
+def _json_objects(text: str) -> list[Any]:
     """The objects of ``{..} {..}``; none where it is anything else. Raises as ``json`` does."""
     decoder = json.JSONDecoder()
     found: list[Any] = []
@@ -135,7 +139,7 @@ def _objects(text: str) -> list[Any]:
     return found
 
 
-def arguments(given: Sequence[Given], argv: Sequence[str]) -> list[str]:
+def merge_arguments(given: Sequence[OptionSetting], argv: Sequence[str]) -> list[str]:
     """All of it as one command line. What ``argv`` says too is left to it (it says the same, or is
     refused).
     """
@@ -144,7 +148,7 @@ def arguments(given: Sequence[Given], argv: Sequence[str]) -> list[str]:
     return [*tokens, *argv]
 
 
-def owned(given: Sequence[Given], environ: Mapping[str, str]) -> list[Given]:
+def worker_variables(given: Sequence[OptionSetting], environ: Mapping[str, str]) -> list[OptionSetting]:
     """What the environment says of those options by the worker's own names: ``DYN_NAMESPACE``, the ports.
 
     In a pod the operator has set these, and ``SM_VLLM_NAMESPACE`` must not undo it.
@@ -152,9 +156,9 @@ def owned(given: Sequence[Given], environ: Mapping[str, str]) -> list[Given]:
     found = []
     for each in given:
         bare = each.option.removeprefix("--").replace("-", "_").upper()
-        for variable in (_SERVED_AT.get(each.option, ""), f"DYN_{bare}"):
+        for variable in (_WORKER_VARIABLES.get(each.option, ""), f"DYN_{bare}"):
             if value := environ.get(variable, "").strip():
-                origin = Origin(PayloadSource.ENVIRONMENT, variable[:128], confidential=True)
+                origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable[:128], confidential=True)
                 found.append(replace(each, value=(value,), origin=origin, arguments=()))
     return found
 
@@ -178,13 +182,13 @@ def fallback_model(environ: Mapping[str, str], folder: str, files: Sequence[str]
     return ["--model", identifier] if identifier else []
 
 
-def malformed(given: Sequence[Given]) -> list[Problem]:
+def invalid_port(given: Sequence[OptionSetting]) -> list[Problem]:
     """The one value that the worker itself has to understand."""
-    port = named(given, "--port")
+    port = find_option(given, "--port")
     if port is None or (len(port.value) == 1 and _is_port(port.value[0])):
         return []
     return [
-        port.origin.problem(
+        port.origin.violation(
             "is not a port number from 0 to 65535", "correct it", reason=Reason.INVALID_ENVIRONMENT
         )
     ]
@@ -194,11 +198,11 @@ def _is_port(text: str) -> bool:
     return text.isdecimal() and len(text) <= 5 and int(text) <= 65535  # int() refuses thousands of digits
 
 
-def no_model() -> Problem:
+def missing_model() -> Problem:
     """Nobody named a model. Upstream would serve one of its own choice."""
-    origin = Origin(PayloadSource.SPEC, "model")
-    return origin.problem(
-        f"is not named, and there is none in {FOLDER}",
+    origin = SettingOrigin(PayloadSource.SPEC, "model")
+    return origin.violation(
+        f"is not named, and there is none in {MODEL_FOLDER}",
         f"set {PREFIX}MODEL, HF_MODEL_ID or --model, or mount a model there",
         reason=Reason.INVALID_ENGINE_ARGUMENTS,
     )
@@ -215,8 +219,8 @@ def container_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if token := environ.get("HUGGING_FACE_HUB_TOKEN", "").strip():
         added["HF_TOKEN"] = token
     given, _ = options(environ)
-    for option, variable in _SERVED_AT.items():
-        if (each := named(given, option)) is not None and each.value and not malformed([each]):
+    for option, variable in _WORKER_VARIABLES.items():
+        if (each := find_option(given, option)) is not None and each.value and not invalid_port([each]):
             added[variable] = each.value[0]
     if not environ.get("KUBERNETES_SERVICE_HOST"):
         added["DYN_SYSTEM_PORT"] = SYSTEM_PORT

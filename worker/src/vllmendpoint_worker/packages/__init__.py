@@ -1,4 +1,4 @@
 """Installs the Python packages that the user requests, before the engine starts.
 
-Imports ``config``, ``options`` and ``process``.
+Imports ``options`` and ``process``.
 """

@@ -15,12 +15,12 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CONSTRAINTS", "Image"]
+__all__ = ["CONSTRAINTS", "ImagePackages"]
 
 CONSTRAINTS: Final = "constraints.txt"
 
 
-class Image:
+class ImagePackages:
     """What can be imported by now. Reads the metadata of all packages: a third of a second."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Image:
         lines = [sys.version, platform.machine(), *self._pins()]
         return sha256("\n".join(lines).encode()).hexdigest()
 
-    def describe(self, folder: Path) -> None:
+    def write_metadata(self, folder: Path) -> None:
         """Write the metadata and the constraints into ``folder``."""
         for name, package in self._packages.items():
             path = folder / f"{name.replace('-', '_')}-{package.version}.dist-info"

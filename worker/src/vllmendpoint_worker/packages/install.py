@@ -27,9 +27,9 @@ from vllmendpoint_worker.errors import PackagesError
 from vllmendpoint_worker.process.backoff import pause
 from vllmendpoint_worker.process.shutdown import PROCESS_GROUPS
 
-from .image_packages import CONSTRAINTS, Image
-from .pip_output import explained, redacted
-from .requirements import WHEELS, Requirements, read
+from .image_packages import CONSTRAINTS, ImagePackages
+from .pip_output import redact, summarize_failure
+from .requirements import WHEELS_FOLDER, Requirements, read_requirements
 
 __all__ = ["INSTALL_SECONDS", "Packages", "packages_folder"]
 
@@ -47,7 +47,7 @@ _OPTIONS: Final = (
     "--no-input", "--disable-pip-version-check", "--no-color", "--progress-bar=off",
     "--no-warn-script-location", "--no-warn-conflicts",
 )  # fmt: skip
-_CONTRADICTING: Final = (
+_CONFLICTING_VARIABLES: Final = (
     "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_FORCE_REINSTALL",
     "PIP_IGNORE_INSTALLED", "PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "PIP_QUIET",
 )  # fmt: skip
@@ -69,25 +69,27 @@ class Packages:
         self._seconds = seconds
         self._folder = packages_folder(environ)
 
-    async def installed(self, refuse: Callable[[Problem], None], tell: Callable[[str], None]) -> None:
+    async def wait_until_installed(
+        self, refuse: Callable[[Problem], None], tell: Callable[[str], None]
+    ) -> None:
         """Return when all that is asked for can be imported. Until then say why it cannot, and try again, for
         ever: the file may be corrected, or the index come back.
 
         ``tell`` gets one line of progress.
         """
         failures = 0
-        while (wanted := await asyncio.to_thread(read, self._environ)) is not None:
-            problem = wanted if isinstance(wanted, Problem) else await self._attempted(wanted, tell)
+        while (wanted := await asyncio.to_thread(read_requirements, self._environ)) is not None:
+            problem = wanted if isinstance(wanted, Problem) else await self._attempt(wanted, tell)
             if problem is None:
                 return
             refuse(problem)
             failures += 1
             await asyncio.sleep(pause(failures))
 
-    async def _attempted(self, wanted: Requirements, tell: Callable[[str], None]) -> Problem | None:
+    async def _attempt(self, wanted: Requirements, tell: Callable[[str], None]) -> Problem | None:
         """What is wrong, or None where everything can be imported now."""
         try:
-            image = await asyncio.to_thread(Image)
+            image = await asyncio.to_thread(ImagePackages)
             folder = self._folder / f"{wanted.digest[:32]}-{image.fingerprint[:16]}"
             if (folder / _DONE).is_file():
                 logger.info("Packages of %s: installed before", wanted.field)
@@ -104,14 +106,14 @@ class Packages:
         return None
 
     async def _install(
-        self, wanted: Requirements, image: Image, folder: Path, tell: Callable[[str], None]
+        self, wanted: Requirements, image: ImagePackages, folder: Path, tell: Callable[[str], None]
     ) -> None:
         """``folder`` is there once all of it is. Raises PackagesError or OSError."""
         began = time.monotonic()
         new = Path(await asyncio.to_thread(_new_folder, self._folder))
         try:
             described, installed = new / "image", new / "packages"
-            await asyncio.to_thread(image.describe, described)
+            await asyncio.to_thread(image.write_metadata, described)
             options = ["--prefix", str(installed), "--constraint", str(described / CONSTRAINTS)]
             async with asyncio.timeout(self._seconds):
                 await self._install_by_pip(wanted, options, described, tell)
@@ -119,7 +121,7 @@ class Packages:
         except TimeoutError as error:
             raise PackagesError(
                 f"was not installed within {self._seconds:.0f} s",
-                f"see that the package index answers, or put wheels into {WHEELS}/; it is tried again",
+                f"see that the package index answers, or put wheels into {WHEELS_FOLDER}/; it is tried again",
             ) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, new, ignore_errors=True)
@@ -129,7 +131,7 @@ class Packages:
         self, wanted: Requirements, options: Sequence[str], described: Path, tell: Callable[[str], None]
     ) -> None:
         """From the wheels beside the file, without an index; where they do not suffice, with it."""
-        environ = {name: value for name, value in self._environ.items() if name not in _CONTRADICTING}
+        environ = {name: value for name, value in self._environ.items() if name not in _CONFLICTING_VARIABLES}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(described), environ.get("PYTHONPATH", "")]))
         links = () if wanted.wheels is None else (f"--find-links={wanted.wheels}",)
         for more in ((*links, "--no-index"), links) if links else (links,):
@@ -138,8 +140,8 @@ class Packages:
             if code == 0:
                 return
         for line in lines[-_LOGGED_LINES:]:
-            logger.error("pip: %s", redacted(line))
-        sentence, fix = explained("\n".join(lines))
+            logger.error("pip: %s", redact(line))
+        sentence, fix = summarize_failure("\n".join(lines))
         raise PackagesError(f"cannot be installed: {sentence}", fix)
 
 
@@ -172,7 +174,7 @@ async def _pip(
         async for line in _lines_of(process.stdout):
             lines.append(line)
             if line.startswith(("Collecting ", "Installing collected", "  Downloading ", "Processing ")):
-                tell(f"packages: {redacted(line.strip())[:200]}")
+                tell(f"packages: {redact(line.strip())[:200]}")
         return await process.wait(), list(lines)
     finally:
         if process.returncode is None:

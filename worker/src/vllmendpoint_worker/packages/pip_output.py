@@ -6,9 +6,9 @@ pip has no exit codes for causes, and ``--report`` tells only what would be inst
 import re
 from typing import Final
 
-from .requirements import ENV_ARGUMENTS, FILE, WHEELS
+from .requirements import ENV_ARGUMENTS, REQUIREMENTS_FILE, WHEELS_FOLDER
 
-__all__ = ["explained", "redacted"]
+__all__ = ["redact", "summarize_failure"]
 
 _LONGEST: Final = 600
 
@@ -29,14 +29,14 @@ _BUILD: Final = re.compile(r"Failed to build|Failed building wheel|metadata-gene
 _IMAGE: Final = re.compile(r"The user requested \(constraint\) (\S+?)==(\S+)")
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """``text`` with no more of a URL than its scheme and host: the rest may hold a token or a password."""
     return _CREDENTIALS.sub("", _PATH.sub(r"\1", _URL.sub(r"\1\2", text)))
 
 
-def explained(output: str) -> tuple[str, str]:
+def summarize_failure(output: str) -> tuple[str, str]:
     """pip's own sentence, and what to do. ``output``: standard output and standard error together."""
-    output = redacted(output)
+    output = redact(output)
     errors = [_without_prefix(line) for line in output.splitlines() if line.startswith("ERROR: ")]
     last = next((line for line in reversed(output.splitlines()) if line.strip()), "pip says nothing").strip()
     sentence = errors[0] if errors else last
@@ -45,30 +45,37 @@ def explained(output: str) -> tuple[str, str]:
     if unreachable := _UNREACHABLE.findall(output):
         fix = (
             "see that the pod reaches the package index (PIP_INDEX_URL, a proxy), or put wheels into "
-            f"{WHEELS}/ beside {FILE}"
+            f"{WHEELS_FOLDER}/ beside {REQUIREMENTS_FILE}"
         )
-        return _short(f"{_last(errors, sentence)}; the index was not reached: {_inner(unreachable[-1])}"), fix
+        return _truncate(
+            f"{_last(errors, sentence)}; the index was not reached: {_connection_error(unreachable[-1])}"
+        ), fix
     if denied := _DENIED.findall(output):
         fix = "see the credentials of the package index (PIP_INDEX_URL or --index-url)"
-        return _short(f"{_last(errors, sentence)}; the index answered: {denied[-1]}"), fix
+        return _truncate(f"{_last(errors, sentence)}; the index answered: {denied[-1]}"), fix
     if "No space left on device" in output or "Disk quota exceeded" in output:
-        return _short(sentence), "give the pod more ephemeral storage"
+        return _truncate(sentence), "give the pod more ephemeral storage"
     if "No matching distribution found" in output:
-        fix = f"correct the name or the version, or put a wheel of it into {WHEELS}/ beside {FILE}"
-        return _short(_last(errors, sentence)), fix
+        fix = (
+            f"correct the name or the version, or put a wheel of it into {WHEELS_FOLDER}/ beside "
+            f"{REQUIREMENTS_FILE}"
+        )
+        return _truncate(_last(errors, sentence)), fix
     if _BUILD.search(output):
         causes = _CAUSE.findall(output)
         why = f"; {causes[-1]}" if causes else ""
         fix = (
-            f"name a version that has a wheel for this Python, or put one into {WHEELS}/ beside {FILE}: the "
-            "image has no compiler"
+            f"name a version that has a wheel for this Python, or put one into {WHEELS_FOLDER}/ beside "
+            f"{REQUIREMENTS_FILE}: the image has no compiler"
         )
-        return _short(f"{_last(errors, sentence)}{why}"), fix
+        return _truncate(f"{_last(errors, sentence)}{why}"), fix
     if "DO NOT MATCH THE HASHES" in output:
-        return _short(sentence), "correct the hash, if the package is the one that you mean"
+        return _truncate(sentence), "correct the hash, if the package is the one that you mean"
     if "No module named pip" in output:
         return "the image has no pip", "use a worker image that has it, or install the packages in the image"
-    return _short(sentence), f"correct {FILE} or {ENV_ARGUMENTS}; the worker's log has pip's output"
+    return _truncate(
+        sentence
+    ), f"correct {REQUIREMENTS_FILE} or {ENV_ARGUMENTS}; the worker's log has pip's output"
 
 
 def _conflict(sentence: str, lines: list[str]) -> tuple[str, str]:
@@ -83,7 +90,7 @@ def _conflict(sentence: str, lines: list[str]) -> tuple[str, str]:
             f"the image has {' and '.join(image)}, which stays, because the engine needs it: allow that "
             "version, or use a worker image that has another"
         )
-    return _short(f"{sentence.rstrip('.')}: {'; '.join(told)}"), fix
+    return _truncate(f"{sentence.rstrip('.')}: {'; '.join(told)}"), fix
 
 
 def _shorter_list(sentence: str) -> str:
@@ -95,7 +102,7 @@ def _shorter_list(sentence: str) -> str:
     return f"Cannot install {first} and others because {found[2]}"
 
 
-def _inner(broken: tuple[str, str]) -> str:
+def _connection_error(broken: tuple[str, str]) -> str:
     """``Failed to resolve 'host' ([Errno -2] Name or service not known)``, or the name of the error."""
     name, arguments = broken
     return _CONNECTION.sub("", arguments).strip("\"' ") or name
@@ -109,6 +116,6 @@ def _last(errors: list[str], otherwise: str) -> str:
     return errors[-1] if errors else otherwise
 
 
-def _short(sentence: str) -> str:
+def _truncate(sentence: str) -> str:
     sentence = " ".join(sentence.split()).rstrip(".")
     return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]}..."

@@ -13,19 +13,27 @@ from pathlib import Path
 from typing import Final
 
 from vllmendpoint_api import SCRIPT_SOURCE, HandlerSource, Problem, Reason
-from vllmendpoint_worker.options.sagemaker import FOLDER, model_path
+from vllmendpoint_worker.options.sagemaker import MODEL_FOLDER, model_path
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 
-__all__ = ["ENV_ARGUMENTS", "ENV_ENABLED", "FILE", "MISSING_MODULE", "WHEELS", "Requirements", "read"]
+__all__ = [
+    "ENV_ARGUMENTS",
+    "ENV_ENABLED",
+    "MISSING_MODULE",
+    "REQUIREMENTS_FILE",
+    "WHEELS_FOLDER",
+    "Requirements",
+    "read_requirements",
+]
 
 ENV_ENABLED: Final = "STANDARD_AUTO_INSTALL_REQ"
 ENV_ARGUMENTS: Final = "STANDARD_PIP_ARGS"
-FILE: Final = "requirements.txt"
-WHEELS: Final = "requirements"
+REQUIREMENTS_FILE: Final = "requirements.txt"
+WHEELS_FOLDER: Final = "requirements"
 
 MISSING_MODULE: Final = (
-    f"name its package in {FILE} in {FOLDER} or in {ENV_ARGUMENTS}, from which the worker installs when it "
-    "starts, or use a worker image that has it"
+    f"name its package in {REQUIREMENTS_FILE} in {MODEL_FOLDER} or in {ENV_ARGUMENTS}, from which the worker "
+    "installs when it starts, or use a worker image that has it"
 )
 """The fix where a module is not there."""
 
@@ -35,7 +43,7 @@ MAX_FILES: Final = 10_000
 
 _ON: Final = ("true", "1", "yes", "on")
 _OFF: Final = ("false", "0", "no", "off")
-_PLACES: Final = (
+_CONFLICTING_OPTIONS: Final = (
     "--target", "--prefix", "--root", "--user", "--python",
     "--force-reinstall", "--ignore-installed", "--dry-run",
 )  # fmt: skip
@@ -66,69 +74,71 @@ class Requirements:
         )
 
 
-def read(environ: Mapping[str, str]) -> Requirements | Problem | None:
+def read_requirements(environ: Mapping[str, str]) -> Requirements | Problem | None:
     """What to install, None where there is nothing, or what is wrong with the settings."""
     enabled = environ.get(ENV_ENABLED, "").strip().lower()
     if enabled and enabled not in _ON + _OFF:
-        return _refused(ENV_ENABLED, "is neither true nor false", "use true or false")
+        return _variable_problem(ENV_ENABLED, "is neither true nor false", "use true or false")
     if enabled in _OFF:
         return None
     folder = Path(model_path(environ))
     folder = folder if _exists(folder) else Path.cwd()
     if text := environ.get(ENV_ARGUMENTS, "").strip():
-        return _explicit(text, folder)
-    return _discovered(folder)
+        return _from_pip_arguments(text, folder)
+    return _from_model_folder(folder)
 
 
-def _explicit(text: str, folder: Path) -> Requirements | Problem:
+def _from_pip_arguments(text: str, folder: Path) -> Requirements | Problem:
     try:
         arguments = tuple(shlex.split(text))
     except ValueError:
-        return _refused(ENV_ARGUMENTS, "has a quotation mark that is not closed", "close it")
-    if (option := _misplaced(arguments)) is not None:
+        return _variable_problem(ENV_ARGUMENTS, "has a quotation mark that is not closed", "close it")
+    if (option := _find_conflicting_option(arguments)) is not None:
         what = f"holds {option}, and the worker installs into a folder of its own"
-        return _refused(ENV_ARGUMENTS, what, "remove that option")
+        return _variable_problem(ENV_ARGUMENTS, what, "remove that option")
     options = [argument for argument in arguments if len(argument) > 2 and argument[0] == "-"]
     attached = (argument.partition("=")[2] if argument[1] == "-" else argument[2:] for argument in options)
     named = [*arguments, *attached]
-    digest = _digest(arguments, folder, _named_files(named, folder))
+    digest = _digest(arguments, folder, _referenced_files(named, folder))
     return Requirements(ENV_ARGUMENTS, folder, arguments, None, digest)
 
 
-def _discovered(folder: Path) -> Requirements | Problem | None:
-    path = folder / FILE
+def _from_model_folder(folder: Path) -> Requirements | Problem | None:
+    path = folder / REQUIREMENTS_FILE
     try:
         if not path.is_file():
             return None
         with path.open("rb") as file:
             size = len(file.read(MAX_FILE_BYTES + 1))
-        wheels = folder / WHEELS if (folder / WHEELS).is_dir() else None
+        wheels = folder / WHEELS_FOLDER if (folder / WHEELS_FOLDER).is_dir() else None
     except OSError as error:
-        what, fix = f"cannot be read ({error.strerror})", f"see that the worker may read it in {FOLDER}"
-        return Requirements(FILE, folder, (), None, "").problem(what, fix)
+        what, fix = f"cannot be read ({error.strerror})", f"see that the worker may read it in {MODEL_FOLDER}"
+        return Requirements(REQUIREMENTS_FILE, folder, (), None, "").problem(what, fix)
     if size > MAX_FILE_BYTES:
         what, fix = f"is larger than {MAX_FILE_BYTES} bytes", "remove what is no requirement"
-        return Requirements(FILE, folder, (), None, "").problem(what, fix)
+        return Requirements(REQUIREMENTS_FILE, folder, (), None, "").problem(what, fix)
     arguments = ("-r", str(path))
     files = [path, *([wheels] if wheels is not None else [])]
-    return Requirements(FILE, folder, arguments, wheels, _digest(arguments, folder, files))
+    return Requirements(REQUIREMENTS_FILE, folder, arguments, wheels, _digest(arguments, folder, files))
 
 
-def _misplaced(arguments: Sequence[str]) -> str | None:
+def _find_conflicting_option(arguments: Sequence[str]) -> str | None:
     """The first option that contradicts the worker's own. pip takes unique beginnings of an option too."""
     for argument in arguments:
         name = argument.partition("=")[0]
         if name in ("--pre", "--r", "--"):  # an option of its own, or none
             continue
         if name.startswith("--"):
-            if (found := next((place for place in _PLACES if place.startswith(name)), None)) is not None:
+            if (
+                found := next((place for place in _CONFLICTING_OPTIONS if place.startswith(name)), None)
+            ) is not None:
                 return found
         elif re.match(r"-[a-zA-Z]*?[tI]", name) and not re.match(r"-[ricef]", name):
             return "-I" if "I" in name.partition("t")[0] else "-t"
     return None
 
 
-def _named_files(arguments: Sequence[str], folder: Path) -> list[Path]:
+def _referenced_files(arguments: Sequence[str], folder: Path) -> list[Path]:
     """Arguments that are files or folders: a change in one of them is a change of what is asked for."""
     return [folder / argument for argument in arguments if argument and _exists(folder / argument)]
 
@@ -145,11 +155,11 @@ def _digest(arguments: Sequence[str], folder: Path, paths: Sequence[Path]) -> st
     lines = [repr(tuple(arguments))]
     seen: set[Path] = set()
     for path in paths:
-        lines += _lines(path, folder, seen)
+        lines += _digest_lines(path, folder, seen)
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _lines(path: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
+def _digest_lines(path: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
     if path in seen:
         return
     seen.add(path)
@@ -166,21 +176,21 @@ def _lines(path: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
         yield f"{path} {text}"
         for line in text.splitlines():
             if found := _INCLUDE.match(line):
-                yield from _lines(path.parent / found[1], folder, seen)
+                yield from _digest_lines(path.parent / found[1], folder, seen)
             else:
-                yield from _local(line.split("#")[0].strip(), folder, seen)
+                yield from _local_path_lines(line.split("#")[0].strip(), folder, seen)
     else:
         yield f"{path} {file_fingerprint(path)}"
 
 
-def _local(line: str, folder: Path, seen: set[Path]) -> Iterator[str]:
+def _local_path_lines(line: str, folder: Path, seen: set[Path]) -> Iterator[str]:
     """A line that is a path, for instance of a wheel."""
     path = folder / line.removeprefix("-e").strip()
     if line and ("/" in line or line.endswith((".whl", ".gz", ".zip"))) and _exists(path) and path != folder:
-        yield from _lines(path, folder, seen)
+        yield from _digest_lines(path, folder, seen)
 
 
-def _refused(field: str, what: str, fix: str) -> Problem:
+def _variable_problem(field: str, what: str, fix: str) -> Problem:
     return Problem(
         reason=Reason.INVALID_ENVIRONMENT,
         source=HandlerSource.ENVIRONMENT.value,

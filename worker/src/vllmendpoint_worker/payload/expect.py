@@ -44,7 +44,7 @@ class Expectation:
     regex: str
     decode: Decode = field(compare=False, repr=False)
 
-    def met(self, choices: Iterable[Sequence[int]]) -> bool:
+    def is_met(self, choices: Iterable[Sequence[int]]) -> bool:
         """Whether the expression is found in the text of every choice. Raises what ``decode`` raises."""
         pattern = re2.compile(self.regex, options=_options())  # re2 caches it
         return all(pattern.search(self.decode(tokens)) is not None for tokens in choices)

@@ -8,15 +8,15 @@ from typing import Any, Final
 from vllmendpoint_api import ModelType
 
 __all__ = [
-    "BY_DYNAMO",
-    "PARTNERS",
-    "SCORING",
-    "SUGGESTED",
+    "READ_BY_DYNAMO",
+    "SCORE_FORMS",
+    "SCORE_PARTNERS",
+    "SUGGESTED_FORMS",
     "Form",
     "RequestFields",
+    "form_mismatch",
     "form_of",
     "request_name",
-    "unfit",
 ]
 
 
@@ -34,7 +34,7 @@ class Form(StrEnum):
     """vLLM's score request has three spellings."""
 
 
-PARTNERS: Final[Mapping[Form, tuple[str, ...]]] = {
+SCORE_PARTNERS: Final[Mapping[Form, tuple[str, ...]]] = {
     Form.QUERY: ("documents",),
     Form.QUERIES: ("documents", "items"),
     Form.DATA: ("data_2",),
@@ -42,9 +42,9 @@ PARTNERS: Final[Mapping[Form, tuple[str, ...]]] = {
 }
 """Form that asks for scores -> the fields of which one holds what the question is compared with."""
 
-SCORING: Final = frozenset(PARTNERS)
+SCORE_FORMS: Final = frozenset(SCORE_PARTNERS)
 
-SUGGESTED: Final = (Form.PROMPT, Form.MESSAGES, Form.INPUT, Form.QUERY, Form.QUERIES)
+SUGGESTED_FORMS: Final = (Form.PROMPT, Form.MESSAGES, Form.INPUT, Form.QUERY, Form.QUERIES)
 """Forms that a misspelt field may have been meant for."""
 
 _FORMS: Final[Mapping[ModelType, tuple[frozenset[Form], str, str]]] = {
@@ -58,14 +58,14 @@ _FORMS: Final[Mapping[ModelType, tuple[frozenset[Form], str, str]]] = {
         "a model that generates",
         "ask with prompt",
     ),
-    ModelType.EMBEDDING: (SCORING | {Form.INPUT}, "an embedding model", "ask with input"),
+    ModelType.EMBEDDING: (SCORE_FORMS | {Form.INPUT}, "an embedding model", "ask with input"),
     ModelType.CLASSIFY: (frozenset({Form.INPUT}), "a model that classifies", "ask with input"),
     ModelType.SCORE: (
-        SCORING | {Form.INPUT},
+        SCORE_FORMS | {Form.INPUT},
         "a model that scores",
         "ask with query and documents, or with input",
     ),
-    ModelType.POOLING: (SCORING | {Form.INPUT}, "a pooling model", "ask with input"),
+    ModelType.POOLING: (SCORE_FORMS | {Form.INPUT}, "a pooling model", "ask with input"),
 }
 """Model type -> the forms that fit it, what to call such a model, and what to ask it with."""
 
@@ -76,7 +76,7 @@ def form_of(payload: Mapping[str, Any]) -> Form | None:
     return forms[0] if len(forms) == 1 else None
 
 
-def unfit(form: Form, model_type: ModelType | None) -> tuple[str, str] | None:
+def form_mismatch(form: Form, model_type: ModelType | None) -> tuple[str, str] | None:
     """What is wrong with the form for a model of this type (what, fix); None where nothing is."""
     if model_type is None or form in _FORMS[model_type][0]:
         return None
@@ -99,7 +99,7 @@ def request_name(form: Form, model_type: ModelType | None) -> str:
     return names_of.get(form, "score")
 
 
-BY_DYNAMO: Final = frozenset({"embedding", "classification", "pooling"})
+READ_BY_DYNAMO: Final = frozenset({"embedding", "classification", "pooling"})
 """Requests of which Dynamo's handlers read fewer fields than vLLM's HTTP server does."""
 
 
@@ -117,6 +117,6 @@ class RequestFields:
     rerank: frozenset[str] = frozenset()
     score: frozenset[str] = frozenset()
 
-    def of(self, form: Form, model_type: ModelType | None) -> frozenset[str]:
+    def for_form(self, form: Form, model_type: ModelType | None) -> frozenset[str]:
         found: frozenset[str] = getattr(self, request_name(form, model_type))
         return found

@@ -5,13 +5,13 @@ from typing import Final
 
 from vllmendpoint_api import POOLED, ModelType, PayloadSource, Problem, Reason
 
-__all__ = ["GENERATES", "POOLS", "pooled_type", "refused_look", "refused_type"]
+__all__ = ["RUNNER_GENERATE", "RUNNER_POOLING", "pooled_type", "reject_after_start", "reject_before_start"]
 
-GENERATES: Final = "generate"
-POOLS: Final = "pooling"
+RUNNER_GENERATE: Final = "generate"
+RUNNER_POOLING: Final = "pooling"
 """vLLM's two runners."""
 
-_TRANSCRIBES: Final = (
+_TRANSCRIPTION_ONLY: Final = (
     "The model only transcribes speech. Dynamo serves no transcription, and this worker has no probe for it: "
     "serve the model with `vllm serve`, or choose a model that generates, embeds, classifies or scores."
 )
@@ -32,23 +32,27 @@ def pooled_type(task: str | None, *, scores: bool) -> ModelType | None:
             return None
 
 
-def refused_look(declared: ModelType | None, runner: str, *, only_transcribes: bool) -> Problem | None:
+def reject_before_start(declared: ModelType | None, runner: str, *, only_transcribes: bool) -> Problem | None:
     """What can be told before the engine starts. ``declared``: ``model.type``."""
     if only_transcribes:
-        return _problem("model", _TRANSCRIBES)
-    if declared in POOLED and runner == GENERATES:
-        return _declared(declared, "vLLM generates with this model", "add --runner pooling to engine.args")
-    if declared is not None and declared not in POOLED and runner == POOLS:
+        return _problem("model", _TRANSCRIPTION_ONLY)
+    if declared in POOLED and runner == RUNNER_GENERATE:
+        return _declared_type_problem(
+            declared, "vLLM generates with this model", "add --runner pooling to engine.args"
+        )
+    if declared is not None and declared not in POOLED and runner == RUNNER_POOLING:
         fix = "remove model.type, or add --runner generate to engine.args"
-        return _declared(declared, "vLLM pools this model and does not generate with it", fix)
+        return _declared_type_problem(declared, "vLLM pools this model and does not generate with it", fix)
     return None
 
 
-def refused_type(declared: ModelType | None, told: ModelType | None, tasks: Sequence[str]) -> Problem | None:
+def reject_after_start(
+    declared: ModelType | None, told: ModelType | None, tasks: Sequence[str]
+) -> Problem | None:
     """What is known once the engine stands. ``told``: from ``tasks``, which are vLLM's."""
     if told is None:
         if "transcription" in tasks:
-            return _problem("model", _TRANSCRIBES)
+            return _problem("model", _TRANSCRIPTION_ONLY)
         names = ", ".join(tasks) or "none"
         return _problem(
             "model",
@@ -58,10 +62,12 @@ def refused_type(declared: ModelType | None, told: ModelType | None, tasks: Sequ
         )
     if declared is None or declared is told or (declared not in POOLED and told not in POOLED):
         return None
-    return _declared(declared, f"the tasks that vLLM has for the model make it {told}", "remove model.type")
+    return _declared_type_problem(
+        declared, f"the tasks that vLLM has for the model make it {told}", "remove model.type"
+    )
 
 
-def _declared(declared: ModelType | None, what: str, fix: str) -> Problem:
+def _declared_type_problem(declared: ModelType | None, what: str, fix: str) -> Problem:
     return _problem("model.type", f"model.type is {declared}, but {what}: {fix}.")
 
 

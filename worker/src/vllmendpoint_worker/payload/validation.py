@@ -12,22 +12,31 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
-from vllmendpoint_api import MAX_DEPTH, ModelType, PayloadSource, Problem, Reason
+from vllmendpoint_api import MAX_DEPTH, ModelType, Problem
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
-from .forms import BY_DYNAMO, PARTNERS, SCORING, SUGGESTED, Form, RequestFields, form_of, request_name, unfit
+from .forms import (
+    READ_BY_DYNAMO,
+    SCORE_FORMS,
+    SCORE_PARTNERS,
+    SUGGESTED_FORMS,
+    Form,
+    RequestFields,
+    form_mismatch,
+    form_of,
+    request_name,
+)
 
 __all__ = [
     "DEFAULT_MAX_TOKENS",
-    "MANY_TOKENS",
+    "HIGH_TOKEN_COUNT",
     "MARKERS",
     "MAX_PAYLOAD_BYTES",
-    "Origin",
-    "bounded",
-    "check",
-    "most_tokens",
+    "check_payload",
+    "max_generated_tokens",
+    "with_token_limit",
 ]
 
 MARKERS: Final = frozenset({"_health_check", "_HEALTH_CHECK"})
@@ -46,10 +55,10 @@ completions.
 MAX_UNKNOWN: Final = 8
 """Unknown fields that are named one by one."""
 
-MANY_TOKENS: Final = 4096
+HIGH_TOKEN_COUNT: Final = 4096
 """A probe that may generate more is warned of."""
 
-_MEANT: Final = {
+_RENAMED_FIELDS: Final = {
     "max_completion_tokens": "max_tokens",
     "max_output_tokens": "max_tokens",
     "max_new_tokens": "max_tokens",
@@ -64,51 +73,14 @@ _MEANT: Final = {
 
 _MIXED: Final = "mixes token ids with text"
 
-_UNSUPPORTED: Final = {
+_UNSUPPORTED_FIELDS: Final = {
     "use_beam_search": "Dynamo's request path has no beam search",
     "prompt_embeds": "a probe asks with text or token ids",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a payload was read: for the sentence, and for what the sentence may repeat."""
-
-    source: PayloadSource
-    field: str
-    """As the user spells it: ``healthCheck.payload``, ``DYN_HEALTH_CHECK_PAYLOAD``, ..."""
-    confidential: bool = False
-    correct: str = "Correct the payload"
-    """What to do where vLLM refuses it."""
-
-    def problem(
-        self, what: str, fix: str, *, reason: Reason = Reason.INVALID_PAYLOAD, field: str = ""
-    ) -> Problem:
-        """One refused setting. ``field`` is a known field inside the payload, where one is at fault."""
-        where = f"{self.field}.{field}" if field else self.field
-        return Problem(
-            reason=reason, source=str(self.source), field=where[:128], message=f"{where} {what}: {fix}."
-        )
-
-    def refused(self, field: str, sentence: str) -> Problem:
-        """What vLLM refused. ``sentence``: its own, without an end; empty where it may hold a secret."""
-        where = f"{self.field}.{field}" if field else self.field
-        says = f": {sentence}. {self.correct}."
-        if not sentence:
-            says = (
-                ". Its sentence is not shown, because it may repeat the payload, which may hold a secret. "
-                "Correct the payload, or send it to the worker's API to read the sentence."
-            )
-        return Problem(
-            reason=Reason.INVALID_PAYLOAD,
-            source=str(self.source),
-            field=where[:128],
-            message=f"{where} is refused by vLLM{says}",
-        )
-
-
-def check(
-    payload: object, origin: Origin, fields: RequestFields | None, model_type: ModelType | None
+def check_payload(
+    payload: object, origin: SettingOrigin, fields: RequestFields | None, model_type: ModelType | None
 ) -> list[Problem]:
     """All that is wrong with ``payload``; empty where nothing is.
 
@@ -116,34 +88,36 @@ def check(
     depends on them is then left to a later check.
     """
     if not isinstance(payload, Mapping):
-        return [origin.problem(f"is {_kind(payload)}", 'give a JSON object such as {"prompt": "1"}')]
+        return [origin.violation(f"is {_type_name(payload)}", 'give a JSON object such as {"prompt": "1"}')]
     if not payload:
-        return [origin.problem("is an empty object", "give at least prompt, messages or input, or remove it")]
-    problems = _shape(payload, origin)
+        return [
+            origin.violation("is an empty object", "give at least prompt, messages or input, or remove it")
+        ]
+    problems = _check_structure(payload, origin)
     if problems:
         return problems
     forms = [form for form in Form if form.value in payload]
     if len(forms) != 1:
         return [_form_problem(payload, forms, origin)]
     form = forms[0]
-    problems = [*_question(form, payload, origin), *_limits(payload, origin)]
-    if (wrong := unfit(form, model_type)) is not None:
-        problems.insert(0, origin.problem(*wrong, field=form.value))
-    if fields is not None and (known := fields.of(form, model_type)):
-        problems += _unknown(payload, origin, request_name(form, model_type), known)
+    problems = [*_check_question(form, payload, origin), *_check_parameters(payload, origin)]
+    if (wrong := form_mismatch(form, model_type)) is not None:
+        problems.insert(0, origin.violation(*wrong, field=form.value))
+    if fields is not None and (known := fields.for_form(form, model_type)):
+        problems += _unknown_fields(payload, origin, request_name(form, model_type), known)
     return problems
 
 
-def _shape(payload: Mapping[Any, Any], origin: Origin) -> list[Problem]:
-    if (unfit := _unfit(payload)) is not None:
-        return [origin.problem(*unfit)]
+def _check_structure(payload: Mapping[Any, Any], origin: SettingOrigin) -> list[Problem]:
+    if (unfit := _unsupported_value(payload)) is not None:
+        return [origin.violation(*unfit)]
     size = len(json.dumps(payload).encode())
     if size > MAX_PAYLOAD_BYTES:
-        return [origin.problem(f"takes {size} bytes", f"keep it within {MAX_PAYLOAD_BYTES} bytes")]
+        return [origin.violation(f"takes {size} bytes", f"keep it within {MAX_PAYLOAD_BYTES} bytes")]
     return []
 
 
-def _unfit(payload: Mapping[Any, Any]) -> tuple[str, str] | None:
+def _unsupported_value(payload: Mapping[Any, Any]) -> tuple[str, str] | None:
     """What JSON, or the status of a resource, has no place for (what, fix); None where all is well.
 
     Every value is looked at once more for every way that leads to it, in a bounded number of steps: YAML and
@@ -164,12 +138,12 @@ def _unfit(payload: Mapping[Any, Any]) -> tuple[str, str] | None:
             stack.extend((inner, depth + 1) for pair in item.items() for inner in pair)
         elif isinstance(item, list | tuple):
             stack.extend((inner, depth + 1) for inner in item)
-        elif (unfit := _unfit_scalar(item)) is not None:
+        elif (unfit := _unsupported_scalar(item)) is not None:
             return unfit
     return "is too large", f"keep it within {MAX_PAYLOAD_BYTES} bytes"
 
 
-def _unfit_scalar(item: object) -> tuple[str, str] | None:
+def _unsupported_scalar(item: object) -> tuple[str, str] | None:
     if isinstance(item, str):
         # Half of a surrogate pair is a character to Python and JSON, and to nobody else.
         if any("\ud800" <= character <= "\udfff" for character in item):
@@ -185,89 +159,93 @@ def _unfit_scalar(item: object) -> tuple[str, str] | None:
     return None
 
 
-def _form_problem(payload: Mapping[str, Any], forms: list[Form], origin: Origin) -> Problem:
+def _form_problem(payload: Mapping[str, Any], forms: list[Form], origin: SettingOrigin) -> Problem:
     if forms:
         names = " and ".join(form.value for form in forms)
-        return origin.problem(f"has both {names}", "keep one of them")
+        return origin.violation(f"has both {names}", "keep one of them")
     fix = (
         "add prompt (completion), messages (chat), input (embedding, classification) or query and documents "
         "(reranking)"
     )
-    for form, partners in PARTNERS.items():
+    for form, partners in SCORE_PARTNERS.items():
         if partner := next((name for name in partners if name in payload), None):
-            return origin.problem(f"has {partner} without what is compared with it", f"add {form.value}")
-    meant = [close[0] for name in payload if (close := difflib.get_close_matches(name, SUGGESTED, n=1))]
+            return origin.violation(f"has {partner} without what is compared with it", f"add {form.value}")
+    meant = [close[0] for name in payload if (close := difflib.get_close_matches(name, SUGGESTED_FORMS, n=1))]
     if meant:
         fix = f"did you mean {meant[0]}"
-    return origin.problem("has none of prompt, messages and input", fix)
+    return origin.violation("has none of prompt, messages and input", fix)
 
 
-def _question(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
+def _check_question(form: Form, payload: Mapping[str, Any], origin: SettingOrigin) -> list[Problem]:
     value = payload[form.value]
     if form is Form.MESSAGES:
-        return _messages(value, origin)
-    if form in SCORING:
-        return _pair(form, payload, origin)
+        return _check_messages(value, origin)
+    if form in SCORE_FORMS:
+        return _check_score_pair(form, payload, origin)
     if isinstance(value, str):
         if value:
             return []
-        return [origin.problem("is empty", "give at least one character", field=form.value)]
+        return [origin.violation("is empty", "give at least one character", field=form.value)]
     if isinstance(value, list) and value:
-        if all(_is_token(item) for item in value):
+        if all(_is_token_id(item) for item in value):
             return []
         if all(_is_prompt(item) for item in value):
             if form is Form.INPUT or len(value) == 1:
                 return []
             what = f"holds {len(value)} prompts"
-            return [origin.problem(what, "a probe asks with one: keep one of them", field=form.value)]
+            return [origin.violation(what, "a probe asks with one: keep one of them", field=form.value)]
         if "" in value or [] in value:
-            return [origin.problem("holds an empty entry", "give text or token ids", field=form.value)]
-        wrong = [at for at, item in enumerate(value) if not (_is_token(item) or _is_prompt(item))]
+            return [origin.violation("holds an empty entry", "give text or token ids", field=form.value)]
+        wrong = [at for at, item in enumerate(value) if not (_is_token_id(item) or _is_prompt(item))]
         what = f"has an entry ({wrong[0]}) that is neither text nor a token id" if wrong else _MIXED
-        return [origin.problem(what, "give text, or a list of token ids from 0", field=form.value)]
-    return [origin.problem(f"is {_kind(value)}", "give text, or a list of token ids", field=form.value)]
+        return [origin.violation(what, "give text, or a list of token ids from 0", field=form.value)]
+    return [
+        origin.violation(f"is {_type_name(value)}", "give text, or a list of token ids", field=form.value)
+    ]
 
 
-def _pair(form: Form, payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
+def _check_score_pair(form: Form, payload: Mapping[str, Any], origin: SettingOrigin) -> list[Problem]:
     """Both halves of a question for scores; what they may hold is vLLM's to say."""
-    partners = PARTNERS[form]
+    partners = SCORE_PARTNERS[form]
     problems = [
-        origin.problem("is empty", "give text", field=name)
+        origin.violation("is empty", "give text", field=name)
         for name in (form.value, *partners)
         if name in payload and payload[name] in (None, "", [])
     ]
     if not any(name in payload for name in partners):
         fix = f"add {' or '.join(partners)}"
-        problems.append(origin.problem(f"has {form.value} without what it is compared with", fix))
+        problems.append(origin.violation(f"has {form.value} without what it is compared with", fix))
     return problems
 
 
 def _is_prompt(value: object) -> bool:
     if isinstance(value, list):
-        return bool(value) and all(_is_token(item) for item in value)
+        return bool(value) and all(_is_token_id(item) for item in value)
     return isinstance(value, str) and bool(value)
 
 
-def _messages(value: object, origin: Origin) -> list[Problem]:
+def _check_messages(value: object, origin: SettingOrigin) -> list[Problem]:
     fix = 'give a list such as [{"role": "user", "content": "Hi"}]'
     if not isinstance(value, list) or not value:
-        return [origin.problem(f"is {_kind(value)}", fix, field="messages")]
+        return [origin.violation(f"is {_type_name(value)}", fix, field="messages")]
     for index, message in enumerate(value):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             return [
-                origin.problem(f"has an entry ({index}) that is no object with a role", fix, field="messages")
+                origin.violation(
+                    f"has an entry ({index}) that is no object with a role", fix, field="messages"
+                )
             ]
         content = message.get("content")
         # An empty text is content to vLLM, and an assistant's message may have none.
         if content is None and message["role"] != "assistant":
-            return [origin.problem(f"has an entry ({index}) without content", fix, field="messages")]
+            return [origin.violation(f"has an entry ({index}) without content", fix, field="messages")]
         if content is not None and not isinstance(content, str | list):
-            what = f"has an entry ({index}) whose content is {_kind(content)}"
-            return [origin.problem(what, fix, field="messages")]
+            what = f"has an entry ({index}) whose content is {_type_name(content)}"
+            return [origin.violation(what, fix, field="messages")]
     return []
 
 
-def bounded(payload: Mapping[str, Any]) -> dict[str, Any]:
+def with_token_limit(payload: Mapping[str, Any]) -> dict[str, Any]:
     """The payload with a limit on what is generated, where it sets none and vLLM has none.
 
     vLLM's default for a chat, and for ``max_tokens: null``, is the rest of the model's context.
@@ -281,7 +259,7 @@ def bounded(payload: Mapping[str, Any]) -> dict[str, Any]:
     return dict(payload) | {"max_tokens": limit}
 
 
-def most_tokens(asked: Mapping[str, Any]) -> int:
+def max_generated_tokens(asked: Mapping[str, Any]) -> int:
     """How many tokens a probe with a bounded payload may generate; 0 where it generates none."""
     if form_of(asked) not in (Form.PROMPT, Form.MESSAGES):
         return 0
@@ -292,12 +270,12 @@ def most_tokens(asked: Mapping[str, Any]) -> int:
     return limit * answers if isinstance(limit, int) and isinstance(answers, int) else 0
 
 
-def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
+def _check_parameters(payload: Mapping[str, Any], origin: SettingOrigin) -> list[Problem]:
     problems = []
     for name in ("max_tokens", "max_completion_tokens"):
         value = payload.get(name)
-        if value is not None and (not _is_token(value) or value < 1):
-            problems.append(origin.problem("is not a whole number above 0", "give at least 1", field=name))
+        if value is not None and (not _is_token_id(value) or value < 1):
+            problems.append(origin.violation("is not a whole number above 0", "give at least 1", field=name))
     for name in (
         "temperature",
         "top_p",
@@ -308,17 +286,17 @@ def _limits(payload: Mapping[str, Any], origin: Origin) -> list[Problem]:
     ):
         value = payload.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            problems.append(origin.problem("is not a number", "give a number without quotes", field=name))
+            problems.append(origin.violation("is not a number", "give a number without quotes", field=name))
     if (stream := payload.get("stream")) is not None and not isinstance(stream, bool):
-        problems.append(origin.problem("is not true or false", "give true or false", field="stream"))
-    for name, why in _UNSUPPORTED.items():
+        problems.append(origin.violation("is not true or false", "give true or false", field="stream"))
+    for name, why in _UNSUPPORTED_FIELDS.items():
         if payload.get(name):
-            problems.append(origin.problem("cannot be used in a probe", f"remove it, {why}", field=name))
+            problems.append(origin.violation("cannot be used in a probe", f"remove it, {why}", field=name))
     return problems
 
 
-def _unknown(
-    payload: Mapping[str, Any], origin: Origin, request: str, known: frozenset[str]
+def _unknown_fields(
+    payload: Mapping[str, Any], origin: SettingOrigin, request: str, known: frozenset[str]
 ) -> list[Problem]:
     unknown = [
         (position, name)
@@ -327,31 +305,31 @@ def _unknown(
     ]
     reader = (
         f"Dynamo's {request} handler does not read"
-        if request in BY_DYNAMO
+        if request in READ_BY_DYNAMO
         else f"vLLM's {request} request does not know"
     )
     problems = []
     for position, name in unknown[:MAX_UNKNOWN]:
         close = difflib.get_close_matches(name[:64], sorted(known), n=1)
-        if (meant := _MEANT.get(name)) in known:
+        if (meant := _RENAMED_FIELDS.get(name)) in known:
             close = [str(meant)]
         fix = f"did you mean {close[0]}" if close else "remove it"
         if origin.confidential:
             what = f"has a field (number {position} of {len(payload)})"
         else:
             what = f"has the field {name[:64]!r}"
-        problems.append(origin.problem(f"{what} that {reader}", fix))
+        problems.append(origin.violation(f"{what} that {reader}", fix))
     if len(unknown) > MAX_UNKNOWN:
         what = f"has {len(unknown) - MAX_UNKNOWN} more that {reader}"
-        problems.append(origin.problem(what, "remove them"))
+        problems.append(origin.violation(what, "remove them"))
     return problems
 
 
-def _is_token(value: object) -> bool:
+def _is_token_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _kind(value: object) -> str:
+def _type_name(value: object) -> str:
     """What ``value`` is, never what it holds."""
     if value is None:
         return "null"

@@ -52,7 +52,7 @@ class Answer:
 
     def _judge_text(self, expect: Expectation) -> tuple[Outcome, str]:
         try:
-            met = expect.met(self._choices.values())
+            met = expect.is_met(self._choices.values())
         except Exception as error:  # noqa: BLE001  (the tokenizer is the model's: it raises what it likes)
             return Outcome.ERROR, f"the tokens cannot be read as text: {type(error).__name__}"
         if met:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from vllmendpoint_api import Mode, Outcome
 from vllmendpoint_worker.process.clock import Clock
-from vllmendpoint_worker.refusals import Refusal
+from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 from .prober import Engine, Prober, ProbeResult, ProbeSettings, ask
 from .ranks import Ranks
@@ -32,7 +32,7 @@ RETRY_SECONDS: Final = 1.0
 """A trial without an answer is repeated after so long, or the probe's timeout if that is longer."""
 
 Ask = Callable[[], Awaitable[ProbeResult]]
-Reads = Callable[[BaseException | None], Refusal | None]
+Reads = Callable[[BaseException | None], VLLMRejection | None]
 """What vLLM refuses in an error; None where the request is not at fault."""
 
 
@@ -53,7 +53,7 @@ async def answered(
     reads: Reads,
     changed: Callable[[], Awaitable[None]],
     postponed: Callable[[], None],
-) -> bool | Refusal:
+) -> bool | VLLMRejection:
     """Wait until the engine has answered the question of ``settings``, if it is not the one in force.
 
     ``changed`` returns when other settings are there: then False. ``postponed`` is called where the engine
@@ -66,7 +66,7 @@ async def answered(
             partial(prober.trial, now.request, now.rules.timeout),
             reads,
         )
-        if isinstance(answer, Refusal):
+        if isinstance(answer, VLLMRejection):
             return answer
         if answer is Answered.YES:
             break
@@ -85,7 +85,7 @@ async def warm_up(
     minimal: Callable[[], Awaitable[Mapping[str, Any]]],
     reads: Reads,
     clock: Clock,
-) -> Refusal | None:
+) -> VLLMRejection | None:
     """Ask the first question of all, of every rank, so that no user pays for the compilation.
 
     ``other``: the same with sampling the other way round; ``minimal``: a question that is known to be good.
@@ -101,7 +101,7 @@ async def warm_up(
         return await asked(engines[0], await minimal())
 
     answer = await tried(partial(asked, engines[0], question), control, reads)
-    if isinstance(answer, Refusal):
+    if isinstance(answer, VLLMRejection):
         return answer
     rest = [(engine, question) for engine in engines[1:]]
     rest += [(engine, other) for engine in engines if other is not None]
@@ -110,7 +110,7 @@ async def warm_up(
     return None
 
 
-async def tried(ask: Ask, control: Ask, reads: Reads) -> Answered | Refusal:
+async def tried(ask: Ask, control: Ask, reads: Reads) -> Answered | VLLMRejection:
     """Ask the question. ``control`` asks one that is known to be good; ``reads`` vLLM's errors.
 
     An error that is no refusal by vLLM's own account counts against the payload only where it comes twice
@@ -124,10 +124,12 @@ async def tried(ask: Ask, control: Ask, reads: Reads) -> Answered | Refusal:
     answer = _judged(await ask(), reads)
     if not isinstance(answer, _Error):
         return answer
-    return Refusal(f"The engine answers another question, but this one ends in an error ({answer.detail})")
+    return VLLMRejection(
+        f"The engine answers another question, but this one ends in an error ({answer.detail})"
+    )
 
 
-def _judged(result: ProbeResult, reads: Reads) -> Answered | Refusal | _Error:
+def _judged(result: ProbeResult, reads: Reads) -> Answered | VLLMRejection | _Error:
     match result.outcome:
         case Outcome.COMPLETE:
             return Answered.YES

@@ -32,12 +32,12 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllmendpoint_api import ModelType
 from vllmendpoint_worker.errors import EngineStartError
-from vllmendpoint_worker.model_data.hub import snapshot
+from vllmendpoint_worker.model_data.hub import download_snapshot
 from vllmendpoint_worker.model_data.worker_set import worker_set
 from vllmendpoint_worker.options import arguments
-from vllmendpoint_worker.options.shared import Parsers
+from vllmendpoint_worker.options.shared_options import ParserNames
 from vllmendpoint_worker.payload.forms import RequestFields
-from vllmendpoint_worker.payload.model_type import GENERATES, POOLS
+from vllmendpoint_worker.payload.model_type import RUNNER_GENERATE, RUNNER_POOLING
 
 __all__ = [
     "EMBEDDING_FIELDS",
@@ -107,7 +107,7 @@ def _names(model: Any) -> frozenset[str]:
 
 def config_arguments(config: Mapping[str, Any]) -> list[str]:
     """The config file as arguments, the way vLLM's own ``--config`` turns it into them."""
-    return arguments.from_config(config, _flags(make_arg_parser))
+    return arguments.config_to_arguments(config, _flags(make_arg_parser))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,14 @@ class Arguments:
     more: Sequence[str] = ()
 
 
-def parsers() -> tuple[Parsers, Parsers]:
+def parsers() -> tuple[ParserNames, ParserNames]:
     """vLLM's parsers of tool calls and reasoning, and Dynamo's."""
     return (
-        Parsers(
+        ParserNames(
             frozenset(ToolParserManager.list_registered()),
             frozenset(ReasoningParserManager.list_registered()),
         ),
-        Parsers(frozenset(get_tool_parser_names()), frozenset(get_reasoning_parser_names())),
+        ParserNames(frozenset(get_tool_parser_names()), frozenset(get_reasoning_parser_names())),
     )
 
 
@@ -166,7 +166,7 @@ def split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The engine's arguments and the HTTP server's; a flag that both know (a few are) goes to both."""
     frontend = _flags(FrontendArgs.add_cli_args)
     engine = frozenset(_engine_names())
-    return arguments.split(argv, engine, frontend)
+    return arguments.split_by_server(argv, engine, frontend)
 
 
 def option_names() -> dict[str, str]:
@@ -230,7 +230,7 @@ async def prepare_engine(
     look = await asyncio.to_thread(_look, parsed.dynamo.engine_args)
     if look is not None:
         looked(look)
-    if not parsed.dynamo.embedding_worker and look is not None and look.runner == POOLS:
+    if not parsed.dynamo.embedding_worker and look is not None and look.runner == RUNNER_POOLING:
         logger.info("vLLM pools this model: it is served by one of Dynamo's pooling workers")
         parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING, parsed.more)
         folder = await _fetch(parsed.dynamo)
@@ -254,7 +254,7 @@ def _look(engine_args: AsyncEngineArgs) -> Look | None:
     try:
         config = engine_args.create_model_config()
         transcribes = config.registry.is_transcription_only_model(config.architectures, config)
-        return Look(config.runner_type, config.runner_type == GENERATES and transcribes)
+        return Look(config.runner_type, config.runner_type == RUNNER_GENERATE and transcribes)
     except Exception as error:  # noqa: BLE001  (of whatever kind: it is the engine's start that fails of it)
         logger.info("vLLM tells no runner before the engine's start (%s)", type(error).__name__)
         return None
@@ -273,6 +273,6 @@ async def _fetch(config: Config) -> str:
         if (revision := config.engine_args.revision) is None:
             return str(await fetch_model(config.model))
         # The folder, and not the name: the frontend's tokenizer comes from what is registered.
-        config.model = await asyncio.to_thread(snapshot, config.model, revision)
+        config.model = await asyncio.to_thread(download_snapshot, config.model, revision)
         config.engine_args.model = config.model
     return str(config.model)

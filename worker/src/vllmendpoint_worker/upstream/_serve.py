@@ -22,7 +22,7 @@ from dynamo.vllm.worker_factory import WorkerFactory
 from prometheus_client import CollectorRegistry
 
 from vllmendpoint_api import ModelType as AskedFor
-from vllmendpoint_worker.payload.forms import SCORING, form_of
+from vllmendpoint_worker.payload.forms import SCORE_FORMS, form_of
 from vllmendpoint_worker.payload.model_type import pooled_type
 
 from ._arguments import Arguments
@@ -324,7 +324,7 @@ class WorkerEngine:
         """Dynamo's own handler, called as Dynamo calls it; for scores vLLM's. It may change the request: it
         gets a copy.
         """
-        if self._scorer is not None and form_of(request) in SCORING:
+        if self._scorer is not None and form_of(request) in SCORE_FORMS:
             return self._scorer.generate(request, request_id)
         stream: AsyncIterator[Mapping[str, Any]] = self._generate(
             copy.deepcopy(dict(request)), Context(id=request_id)

@@ -23,8 +23,8 @@ from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
-from vllmendpoint_worker.config.handler_sources import Route, Wanted
-from vllmendpoint_worker.errors import ConfigurationRefusedError, GivenUpError, HandlerTimeoutError
+from vllmendpoint_worker.config.handler_config import HandlerConfig, Route
+from vllmendpoint_worker.errors import ConfigurationRejectedError, HandlerAbortedError, HandlerTimeoutError
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 from vllmendpoint_worker.process.run_blocking import run_blocking
 
@@ -63,7 +63,7 @@ class Loaded:
     ``custom_default``: the health check's payload that it has set.
     """
 
-    wanted: Wanted
+    wanted: HandlerConfig
     handlers: Mapping[Route, Handler] = field(default_factory=dict)
     middleware: Mapping[str, Any] = field(default_factory=dict)
     registered: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -83,8 +83,8 @@ class Loader:
         self._lasting = Lasting()
         """What the import of the handlers in force has changed."""
 
-    async def load(self, wanted: Wanted) -> Loaded:
-        """Raises ConfigurationRefusedError."""
+    async def load(self, wanted: HandlerConfig) -> Loaded:
+        """Raises ConfigurationRejectedError."""
         self._generation += 1
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Loaded] = loop.create_future()
@@ -97,15 +97,18 @@ class Loader:
             return min(time.monotonic() - began, self._seconds)
 
         def work() -> None:
-            outcome: Loaded | ConfigurationRefusedError
+            outcome: Loaded | ConfigurationRejectedError
             try:
                 with shared.entered():
                     outcome = _load(wanted, changes)
             except LoadFailedError as error:
-                outcome = ConfigurationRefusedError([problem_of(error, wanted, waited())])
-            except (Exception, GivenUpError) as error:  # our own, the standards package's, or it came late
+                outcome = ConfigurationRejectedError([problem_of(error, wanted, waited())])
+            except (
+                Exception,
+                HandlerAbortedError,
+            ) as error:  # our own, the standards package's, or it came late
                 logger.exception("Handlers cannot be loaded")
-                outcome = ConfigurationRefusedError([unnamed_problem(error, wanted, waited())])
+                outcome = ConfigurationRejectedError([unnamed_problem(error, wanted, waited())])
             loop.call_soon_threadsafe(_settle, done, outcome)
 
         thread = threading.Thread(target=work, name="handlers", daemon=True)
@@ -137,10 +140,10 @@ class Loader:
             await run_blocking(changes.end, failed=True)
             hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
             hung.__cause__ = HandlerTimeoutError(at)
-            raise ConfigurationRefusedError([problem_of(hung, wanted, waited)])
+            raise ConfigurationRejectedError([problem_of(hung, wanted, waited)])
         return done.result()
 
-    async def _whether_done(self, done: "asyncio.Future[Loaded]", wanted: Wanted) -> None:
+    async def _whether_done(self, done: "asyncio.Future[Loaded]", wanted: HandlerConfig) -> None:
         """Wait until the import has ended, takes too long, or imports what has been replaced."""
         files = wanted.files
         before = await run_blocking(_stamps, files)
@@ -155,7 +158,7 @@ class Loader:
 class _Changes:
     """What a load changes in the process; put back once, by the load itself or by who gives it up."""
 
-    def __init__(self, wanted: Wanted, generation: int, before: frozenset[str], last: Lasting) -> None:
+    def __init__(self, wanted: HandlerConfig, generation: int, before: frozenset[str], last: Lasting) -> None:
         self.wanted = wanted
         self.lasting = Lasting()
         self._last = last
@@ -201,12 +204,12 @@ class _Changes:
         return True
 
 
-def _load(wanted: Wanted, changes: _Changes) -> Loaded:
+def _load(wanted: HandlerConfig, changes: _Changes) -> Loaded:
     changes.begin()
     importlib.invalidate_caches()
     scripts = changes.scripts
     try:
-        with CUSTOM_DEFAULT.importing() as imported:
+        with CUSTOM_DEFAULT.capture_import() as imported:
             resolution = resolve(wanted, scripts)
             loaded = Loaded(
                 wanted,
@@ -230,10 +233,10 @@ def _stamps(files: tuple[Path, ...]) -> list[object]:
     return [file_fingerprint(path) for path in files]
 
 
-def _settle(done: "asyncio.Future[Loaded]", outcome: Loaded | ConfigurationRefusedError) -> None:
+def _settle(done: "asyncio.Future[Loaded]", outcome: Loaded | ConfigurationRejectedError) -> None:
     if done.done():
         return
-    if isinstance(outcome, ConfigurationRefusedError):
+    if isinstance(outcome, ConfigurationRejectedError):
         done.set_exception(outcome)
     else:
         done.set_result(outcome)
@@ -244,7 +247,7 @@ def _interrupt(thread: threading.Thread) -> None:
     never returns stays.
     """
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(GivenUpError)
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(HandlerAbortedError)
     )
 
 
@@ -280,17 +283,17 @@ def _own(scripts: Scripts) -> list[Path]:
     return [Path(str(module.__file__)) for module in scripts.modules.values() if module.__file__]
 
 
-def _set_level(wanted: Wanted) -> None:
+def _set_level(wanted: HandlerConfig) -> None:
     """``SAGEMAKER_CONTAINER_LOG_LEVEL`` is that of the standards package and of our own lines on handlers."""
     if wanted.log_level:
         level = wanted.log_level
         logger.setLevel(int(level) if level.isdecimal() else level)
 
 
-def _handlers(wanted: Wanted, resolution: Resolution) -> dict[Route, Handler]:
+def _handlers(wanted: HandlerConfig, resolution: Resolution) -> dict[Route, Handler]:
     handlers = {}
     for route, (source, function) in resolution.handlers.items():
-        choice = wanted.choices.get(route)
+        choice = wanted.references.get(route)
         named = source in (HandlerSource.SPEC, HandlerSource.ENVIRONMENT) and choice is not None
         plain = function.func if isinstance(function, functools.partial) else function
         name = getattr(plain, "__qualname__", type(plain).__qualname__)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from vllmendpoint_api import SCRIPT_SOURCE, HandlerSource, Problem, Reason
+from vllmendpoint_worker.config.handler_config import HandlerConfig
 from vllmendpoint_worker.config.handler_path import HandlerPath
-from vllmendpoint_worker.config.handler_sources import Wanted
-from vllmendpoint_worker.errors import GivenUpError, HandlerTimeoutError
+from vllmendpoint_worker.errors import HandlerAbortedError, HandlerTimeoutError
 from vllmendpoint_worker.packages.requirements import MISSING_MODULE
 
 from ._signature import UnfitHandlerError
@@ -32,12 +32,12 @@ _SHOWN: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError,
 """Errors whose own text names code; that of others may hold data, and is in the worker's log only."""
 
 
-_TIMEOUTS: Final = (HandlerTimeoutError, GivenUpError)
+_TIMEOUTS: Final = (HandlerTimeoutError, HandlerAbortedError)
 
 
-def problem_of(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Problem:
+def problem_of(failed: LoadFailedError, wanted: HandlerConfig, seconds: float) -> Problem:
     error = failed.__cause__ or failed
-    named = next((choice.path for choice in wanted.choices.values() if choice.field == failed.field), None)
+    named = next((choice.path for choice in wanted.references.values() if choice.field == failed.field), None)
     reason, what, fix = _said(error, wanted, named, seconds)
     if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUTS):
         logger.error("The handlers' code failed", exc_info=error)
@@ -52,7 +52,7 @@ def problem_of(failed: LoadFailedError, wanted: Wanted, seconds: float) -> Probl
     )
 
 
-def unnamed_problem(error: BaseException, wanted: Wanted, seconds: float) -> Problem:
+def unnamed_problem(error: BaseException, wanted: HandlerConfig, seconds: float) -> Problem:
     """Of an error that no setting named. Where no code of the customer's was in it, they can mend nothing."""
     if isinstance(error, _TIMEOUTS) or failed_at(error, wanted):
         failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
@@ -75,7 +75,7 @@ def _lacks(error: BaseException, path: HandlerPath) -> bool:
 
 
 def _said(
-    error: BaseException, wanted: Wanted, named: HandlerPath | None, seconds: float
+    error: BaseException, wanted: HandlerConfig, named: HandlerPath | None, seconds: float
 ) -> tuple[Reason, str, str]:
     where = failed_at(error, wanted)
     if isinstance(error, UnfitHandlerError):
@@ -122,7 +122,7 @@ def _misplaced(error: BaseException, where: str, seconds: float) -> tuple[str, s
     return None
 
 
-def _absent(error: BaseException, wanted: Wanted) -> tuple[Reason, str, str] | None:
+def _absent(error: BaseException, wanted: HandlerConfig) -> tuple[Reason, str, str] | None:
     """Of a path that leads to nothing that can be called."""
     if isinstance(error, HandlerFileNotFoundError):
         fix = "put it there" if Path(error.file_path).is_absolute() else f"put it in {wanted.folder}"
@@ -135,7 +135,7 @@ def _absent(error: BaseException, wanted: Wanted) -> tuple[Reason, str, str] | N
     return None
 
 
-def failed_at(error: BaseException, wanted: Wanted) -> str:
+def failed_at(error: BaseException, wanted: HandlerConfig) -> str:
     """``model.py line 3``: where in the customer's code ``error`` came from, or ``""``."""
     chain = error.__context__ if isinstance(error, ModuleLoadError) and error.__context__ else error
     folders = folders_of(wanted)
@@ -144,7 +144,7 @@ def failed_at(error: BaseException, wanted: Wanted) -> str:
     return line_of(traceback.extract_tb(chain.__traceback__), wanted)
 
 
-def line_of(stack: Iterable[traceback.FrameSummary], wanted: Wanted) -> str:
+def line_of(stack: Iterable[traceback.FrameSummary], wanted: HandlerConfig) -> str:
     """The innermost frame of the customer's code, or ``""``."""
     folders = folders_of(wanted)
     frames = [frame for frame in stack if _inside(frame.filename, folders)]
@@ -155,12 +155,12 @@ def _inside(file: str, folders: tuple[Path, ...]) -> bool:
     return any(Path(file).is_relative_to(folder) for folder in folders)
 
 
-def stands_at(thread: threading.Thread, wanted: Wanted) -> str:
+def stands_at(thread: threading.Thread, wanted: HandlerConfig) -> str:
     """``model.py line 3``: the line of the customer's code that a thread is in, or ``""``."""
     frame = sys._current_frames().get(thread.ident or 0)
     return line_of(traceback.extract_stack(frame), wanted) if frame is not None else ""
 
 
-def folders_of(wanted: Wanted) -> tuple[Path, ...]:
+def folders_of(wanted: HandlerConfig) -> tuple[Path, ...]:
     script = wanted.script
     return tuple(dict.fromkeys([wanted.folder, *([script.path.parent] if script is not None else [])]))

@@ -16,7 +16,7 @@ from fastapi import Request, params
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
 
-from vllmendpoint_worker.config.handler_sources import Route
+from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.errors import WorkerError
 
 __all__ = ["Binding", "UnfitHandlerError", "accepts", "binding_of", "defined_in", "is_async"]

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource
-from vllmendpoint_worker.config.handler_path import HandlerPath, Kind
-from vllmendpoint_worker.config.handler_sources import ENV_SCRIPT, Choice, Route, Wanted
+from vllmendpoint_worker.config.handler_config import ENV_SCRIPT, HandlerConfig, HandlerReference, Route
+from vllmendpoint_worker.config.handler_path import HandlerPath, PathKind
 from vllmendpoint_worker.errors import WorkerError
 from vllmendpoint_worker.handlers._errors import reported
 
@@ -41,7 +41,9 @@ with logging_kept():
     from model_hosting_container_standards.common.handler.registry import handler_registry
     from model_hosting_container_standards.common.handler.resolver import (
         GenericHandlerResolver,
-        HandlerConfig,
+    )
+    from model_hosting_container_standards.common.handler.resolver import (
+        HandlerConfig as StandardHandlerConfig,
     )
     from model_hosting_container_standards.exceptions import (
         HandlerFileNotFoundError,
@@ -121,7 +123,7 @@ def emptied_registries() -> Iterator[None]:
 class _Files(FileLoader):  # type: ignore[misc]  # MHCS is not typed
     """Registers what it loads in ``sys.modules``, as dataclasses with postponed annotations need it."""
 
-    def __init__(self, wanted: Wanted, generation: int) -> None:
+    def __init__(self, wanted: HandlerConfig, generation: int) -> None:
         super().__init__([str(wanted.folder)])
         self._wanted = wanted
         self._generation = generation
@@ -158,7 +160,7 @@ class _Files(FileLoader):  # type: ignore[misc]  # MHCS is not typed
 class Scripts(FunctionLoader):  # type: ignore[misc]  # MHCS is not typed
     """Loads functions by their path; the script is the module ``model``."""
 
-    def __init__(self, wanted: Wanted, generation: int) -> None:
+    def __init__(self, wanted: HandlerConfig, generation: int) -> None:
         script = wanted.script.path if wanted.script is not None else wanted.script_path
         super().__init__([str(wanted.folder)], {"model": str(script)})
         self.file_loader = _Files(wanted, generation)
@@ -169,7 +171,7 @@ class Scripts(FunctionLoader):  # type: ignore[misc]  # MHCS is not typed
         loaded: dict[str, ModuleType] = self.file_loader.loaded
         return loaded
 
-    def function(self, choice: Choice) -> Callable[..., Any]:
+    def function(self, choice: HandlerReference) -> Callable[..., Any]:
         """Raises LoadFailedError."""
         with _failing(choice.source, choice.field):
             return self._function(choice.path)
@@ -178,7 +180,7 @@ class Scripts(FunctionLoader):  # type: ignore[misc]  # MHCS is not typed
         try:
             found: Callable[..., Any] = self.load_function(path.text)
         except HandlerNotFoundError:
-            moved = MOVED.get((path.where, path.attribute)) if path.kind is Kind.MODULE else None
+            moved = MOVED.get((path.where, path.attribute)) if path.kind is PathKind.MODULE else None
             if moved is None:
                 raise
             found = self.load_function(":".join(moved))
@@ -215,18 +217,18 @@ class Resolution:
     """For the log at DEBUG: one line a level that was looked at."""
 
 
-class _Config(HandlerConfig):  # type: ignore[misc]  # MHCS is not typed
+class _Config(StandardHandlerConfig):  # type: ignore[misc]  # MHCS is not typed
     """CR above environment, in the place that MHCS gives to the environment."""
 
-    def __init__(self, wanted: Wanted, scripts: Scripts, decorated: Mapping[str, Any]) -> None:
+    def __init__(self, wanted: HandlerConfig, scripts: Scripts, decorated: Mapping[str, Any]) -> None:
         self._wanted = wanted
         self._scripts = scripts
         self._decorated = decorated
-        self.chosen: dict[Route, Choice] = {}
+        self.chosen: dict[Route, HandlerReference] = {}
 
     def get_env_handler(self, handler_type: str) -> Callable[..., Any] | None:
         route = _route(handler_type)
-        choice = self._wanted.choices.get(route)
+        choice = self._wanted.references.get(route)
         if choice is None:
             return None
         found = self._scripts.function(choice)
@@ -248,7 +250,7 @@ class _Config(HandlerConfig):  # type: ignore[misc]  # MHCS is not typed
         return found
 
 
-def resolve(wanted: Wanted, scripts: Scripts) -> Resolution:
+def resolve(wanted: HandlerConfig, scripts: Scripts) -> Resolution:
     """Load and choose, by MHCS's own resolver. Call inside :func:`emptied_registries`.
 
     Raises LoadFailedError from what MHCS or the customer's code raised, ``SystemExit`` too.
@@ -313,8 +315,8 @@ def _refuse_other_parameters(function: Callable[..., Any], what: str, takes: str
         raise LoadFailedError(HandlerSource.DECORATOR, what) from error
 
 
-def _considered(wanted: Wanted, route: Route, source: HandlerSource, *, decorated: bool) -> list[str]:
-    choice = wanted.choices.get(route)
+def _considered(wanted: HandlerConfig, route: Route, source: HandlerSource, *, decorated: bool) -> list[str]:
+    choice = wanted.references.get(route)
     named = f"{choice.field} names {choice.path.text}" if choice else "neither the spec nor the environment"
     lines = [named, f"decorator in the script: {'found' if decorated else 'none'}"]
     if source in (HandlerSource.FUNCTION, HandlerSource.DEFAULT):

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Refusal", "field_of", "invalid", "shown"]
+__all__ = ["VLLMRejection", "describe_validation_errors", "find_rejected_field", "publishable_message"]
 
-MAX_SENTENCE: Final = 600
+MAX_MESSAGE_CHARACTERS: Final = 600
 
-_MAX_SAID: Final = 3
+_MAX_ERRORS: Final = 3
 """So many errors of one field make a sentence."""
 
-_SHARED: Final = 4
+_MIN_SHARED_CHARACTERS: Final = 4
 """So many characters in a row that payload and sentence have in common may be a part of a secret."""
 
 _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -22,7 +22,7 @@ _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """vLLM's parameter -> the request's fields that it may be made from."""
 
-_QUESTIONS: Final = ("prompt", "messages", "input", "documents", "items", "data_2", "text_2")
+_QUESTION_FIELDS: Final = ("prompt", "messages", "input", "documents", "items", "data_2", "text_2")
 
 _TOPICS: Final = (
     (
@@ -31,20 +31,20 @@ _TOPICS: Final = (
     ),
     (re.compile(r"\btool", re.IGNORECASE), ("tool_choice", "tools")),
     (re.compile(r"multimodal|image|audio|video", re.IGNORECASE), ("messages",)),
-    (re.compile(r"prompt|\binput|[Tt]oken id \d+ is out of vocab"), _QUESTIONS),
+    (re.compile(r"prompt|\binput|[Tt]oken id \d+ is out of vocab"), _QUESTION_FIELDS),
 )
 """What a sentence that names no field is about -> the fields that it may be about."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class VLLMRejection:
     """``sentence`` is vLLM's own, as a user of the API gets it: it may repeat values of the request."""
 
     sentence: str
     parameter: str | None = None
 
 
-def field_of(refusal: Refusal, payload: Mapping[str, Any]) -> str:
+def find_rejected_field(refusal: VLLMRejection, payload: Mapping[str, Any]) -> str:
     """The payload's field that vLLM names, by itself or in its sentence; ``""`` where it names none."""
     named = [refusal.parameter] if refusal.parameter else []
     named += [word.strip(".,:;`'\"()[]") for word in refusal.sentence.split()]
@@ -62,7 +62,9 @@ def field_of(refusal: Refusal, payload: Mapping[str, Any]) -> str:
     return ""
 
 
-def invalid(errors: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> tuple[str, str]:
+def describe_validation_errors(
+    errors: Sequence[Mapping[str, Any]], body: Mapping[str, Any]
+) -> tuple[str, str]:
     """What pydantic says of a request (field, sentence): of the first field that is at fault, everything.
 
     A field of several types has an error for each; where the value is nested, the sentence says where.
@@ -76,7 +78,7 @@ def invalid(errors: Sequence[Mapping[str, Any]], body: Mapping[str, Any]) -> tup
             continue
         where = _path(location[1:], body.get(first), missing=error["type"] == "missing")
         said[f"{where}: {error['msg']}" if where else str(error["msg"])] = None
-    return field, " or ".join(list(said)[:_MAX_SAID])
+    return field, " or ".join(list(said)[:_MAX_ERRORS])
 
 
 def _path(location: Sequence[object], value: Any, *, missing: bool) -> str:
@@ -96,34 +98,39 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def shown(refusal: Refusal, payload: Mapping[str, Any], *, confidential: bool) -> str:
+def publishable_message(refusal: VLLMRejection, payload: Mapping[str, Any], *, confidential: bool) -> str:
     """The sentence as a report may show it: in one line, bounded, and without content that may be secret.
 
     Of a ``confidential`` payload every value is masked. Empty where a part of a value may be left.
     """
     sentence = " ".join(refusal.sentence.split()).rstrip(".")
     if confidential:
-        values = sorted({text for value in payload.values() for text in _texts(value)}, key=len, reverse=True)
+        values = sorted(
+            {text for value in payload.values() for text in _values_as_text(value)}, key=len, reverse=True
+        )
         for value in values:
             sentence = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", sentence)
-        if any(_share(value, sentence) for value in values):
+        if any(_share_substring(value, sentence) for value in values):
             return ""
-    return sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[:MAX_SENTENCE]} ..."
+    return sentence if len(sentence) <= MAX_MESSAGE_CHARACTERS else f"{sentence[:MAX_MESSAGE_CHARACTERS]} ..."
 
 
-def _texts(value: object) -> Iterator[str]:
+def _values_as_text(value: object) -> Iterator[str]:
     """Everything in a value, names of nested fields too, as it may stand in a sentence."""
     if isinstance(value, Mapping):
         for pair in value.items():
             for inner in pair:
-                yield from _texts(inner)
+                yield from _values_as_text(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner)
+            yield from _values_as_text(inner)
     elif value is not None and not isinstance(value, bool) and (text := " ".join(str(value).split())):
         yield text
 
 
-def _share(value: str, sentence: str) -> bool:
+def _share_substring(value: str, sentence: str) -> bool:
     folded, text = value.casefold(), sentence.casefold()
-    return any(folded[at : at + _SHARED] in text for at in range(len(folded) - _SHARED + 1))
+    return any(
+        folded[at : at + _MIN_SHARED_CHARACTERS] in text
+        for at in range(len(folded) - _MIN_SHARED_CHARACTERS + 1)
+    )

@@ -13,9 +13,9 @@ from typing import Final
 
 from vllmendpoint_api import Problem
 
-from .conflicts import FALSE, REASONS, Given, destination, meaning
+from .conflicts import FALSE, REASON_BY_SOURCE, OptionSetting, canonical_form, destination
 
-__all__ = ["Parsers", "Shared", "engine_arguments", "share"]
+__all__ = ["ParserNames", "SharedOptions", "engine_arguments", "share_options"]
 
 _DYNAMO_NAMES: Final = {
     "deepseek_v31": "deepseek_v3_1",
@@ -29,7 +29,7 @@ _DYNAMO_NAMES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Parsers:
+class ParserNames:
     """Names of parsers that a server has."""
 
     tools: frozenset[str]
@@ -37,7 +37,7 @@ class Parsers:
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SharedOptions:
     """What is added so that both servers behave alike."""
 
     engine: tuple[str, ...] = ()
@@ -54,9 +54,9 @@ class Shared:
 class _Options:
     """The options given, by the parser's names; the first place counts (a later one is equal, or refused)."""
 
-    found: dict[str, Given] = field(default_factory=dict)
+    found: dict[str, OptionSetting] = field(default_factory=dict)
 
-    def add(self, name: str, given: Given) -> None:
+    def add(self, name: str, given: OptionSetting) -> None:
         self.found.setdefault(name, given)
 
     def value(self, option: str) -> str:
@@ -64,19 +64,21 @@ class _Options:
         return given.value[-1] if given is not None and given.value else ""
 
 
-def share(given: Iterable[Given], parser_names: Mapping[str, str], vllm: Parsers, dynamo: Parsers) -> Shared:
+def share_options(
+    given: Iterable[OptionSetting], parser_names: Mapping[str, str], vllm: ParserNames, dynamo: ParserNames
+) -> SharedOptions:
     """``parser_names``: option -> the parser's name for it."""
     options = _Options()
     for each in given:
-        name, value = meaning(each, parser_names)
+        name, value = canonical_form(each, parser_names)
         if value != FALSE:
             options.add(name, each)
     parts = (
-        _tools(options, vllm.tools, dynamo.tools),
-        _reasoning(options, vllm.reasoning, dynamo.reasoning),
-        _template(options),
+        _share_tool_parser(options, vllm.tools, dynamo.tools),
+        _share_reasoning_parser(options, vllm.reasoning, dynamo.reasoning),
+        _share_chat_template(options),
     )
-    return Shared(
+    return SharedOptions(
         engine=tuple(token for part in parts for token in part.engine),
         frontend=tuple(token for part in parts for token in part.frontend),
         template=parts[-1].template,
@@ -85,70 +87,74 @@ def share(given: Iterable[Given], parser_names: Mapping[str, str], vllm: Parsers
     )
 
 
-def _tools(options: _Options, vllm: frozenset[str], dynamo: frozenset[str]) -> Shared:
+def _share_tool_parser(options: _Options, vllm: frozenset[str], dynamo: frozenset[str]) -> SharedOptions:
     theirs, ours = options.value("--dyn-tool-call-parser"), options.value("--tool-call-parser")
     if (auto := options.found.get(destination("--enable-auto-tool-choice"))) and not (ours or theirs):
-        problem = auto.origin.problem(
+        problem = auto.origin.violation(
             "needs the name of a parser",
             "set --tool-call-parser too",
-            reason=REASONS[auto.origin.source],
+            reason=REASON_BY_SOURCE[auto.origin.source],
         )
-        return Shared(problems=(problem,))
+        return SharedOptions(problems=(problem,))
     if ours and not theirs:
         return _to_dynamo(options, "--tool-call-parser", "--dyn-tool-call-parser", dynamo)
     if theirs and not ours:
-        name = _of_vllm(theirs, vllm)
+        name = _vllm_name(theirs, vllm)
         if name is None:
             return _unknown_to_vllm("--dyn-tool-call-parser", "tool calls")
         choice = () if auto else ("--enable-auto-tool-choice",)
-        return Shared(frontend=(*choice, "--tool-call-parser", name))
-    return Shared()
+        return SharedOptions(frontend=(*choice, "--tool-call-parser", name))
+    return SharedOptions()
 
 
-def _reasoning(options: _Options, vllm: frozenset[str], dynamo: frozenset[str]) -> Shared:
+def _share_reasoning_parser(options: _Options, vllm: frozenset[str], dynamo: frozenset[str]) -> SharedOptions:
     theirs, ours = options.value("--dyn-reasoning-parser"), options.value("--reasoning-parser")
     if ours and not theirs:
         return _to_dynamo(options, "--reasoning-parser", "--dyn-reasoning-parser", dynamo)
     if theirs and not ours:
-        name = _of_vllm(theirs, vllm)
+        name = _vllm_name(theirs, vllm)
         if name is None:
             return _unknown_to_vllm("--dyn-reasoning-parser", "reasoning")
-        return Shared(frontend=("--reasoning-parser", name))
-    return Shared()
+        return SharedOptions(frontend=("--reasoning-parser", name))
+    return SharedOptions()
 
 
-def _template(options: _Options) -> Shared:
+def _share_chat_template(options: _Options) -> SharedOptions:
     """The other direction needs no argument: vLLM's server takes Dynamo's template where it has none."""
     ours = options.value("--chat-template")
-    return Shared(template=ours) if ours and not options.value("--custom-jinja-template") else Shared()
+    return (
+        SharedOptions(template=ours)
+        if ours and not options.value("--custom-jinja-template")
+        else SharedOptions()
+    )
 
 
-def _to_dynamo(options: _Options, option: str, dynamo: str, known: frozenset[str]) -> Shared:
+def _to_dynamo(options: _Options, option: str, dynamo: str, known: frozenset[str]) -> SharedOptions:
     given = options.found[destination(option)]
     name = given.value[-1]
     name = name if name in known else _DYNAMO_NAMES.get(name, name)
     if name in known:
-        return Shared(engine=(dynamo, name))
-    problem = given.origin.problem(
+        return SharedOptions(engine=(dynamo, name))
+    problem = given.origin.violation(
         "names a parser that Dynamo's frontend, and so status.url, does not have",
         f"set {dynamo} too, to one of {', '.join(sorted(known))}, or set frontend.mode to None",
-        reason=REASONS[given.origin.source],
+        reason=REASON_BY_SOURCE[given.origin.source],
     )
-    return Shared(problems=(problem,))
+    return SharedOptions(problems=(problem,))
 
 
-def _of_vllm(name: str, known: frozenset[str]) -> str | None:
+def _vllm_name(name: str, known: frozenset[str]) -> str | None:
     if name in known:
         return name
     return next((ours for ours, theirs in _DYNAMO_NAMES.items() if theirs == name and ours in known), None)
 
 
-def _unknown_to_vllm(option: str, what: str) -> Shared:
+def _unknown_to_vllm(option: str, what: str) -> SharedOptions:
     why = f"vLLM has no parser of the name that {option} gives"
-    return Shared(warnings=(f"The server on port 8080 does not parse {what}: {why}.",))
+    return SharedOptions(warnings=(f"The server on port 8080 does not parse {what}: {why}.",))
 
 
-def engine_arguments(shared: Shared) -> list[str]:
+def engine_arguments(shared: SharedOptions) -> list[str]:
     """What the engine's arguments become longer by. Writes a template that is given in one line to a file,
     which Dynamo wants; blocks. A path that is not there is Dynamo's to refuse.
     """

@@ -19,9 +19,9 @@ from vllmendpoint_api import (
     names,
     script_digest,
 )
-from vllmendpoint_worker.options.sagemaker import DEFAULT_MODEL_PATH, ENV_MODEL_PATH, FOLDER, model_path
+from vllmendpoint_worker.options.sagemaker import DEFAULT_MODEL_PATH, ENV_MODEL_PATH, MODEL_FOLDER, model_path
 
-from .handler_path import FORMATS, HandlerPath, Kind, parse
+from .handler_path import PATH_FORMATS, HandlerPath, PathKind, parse_handler_path
 
 __all__ = [
     "DEFAULT_SCRIPT",
@@ -30,11 +30,11 @@ __all__ = [
     "HANDLER_VARIABLES",
     "MAX_SCRIPT_BYTES",
     "MIDDLEWARE_VARIABLES",
-    "Choice",
+    "HandlerConfig",
+    "HandlerReference",
     "Route",
     "Script",
-    "Wanted",
-    "read",
+    "read_handler_config",
 ]
 
 ENV_SCRIPT: Final = "CUSTOM_SCRIPT_FILENAME"
@@ -64,7 +64,7 @@ MIDDLEWARE_VARIABLES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class HandlerReference:
     """One setting that names a function: where it was made, and what it names."""
 
     source: HandlerSource
@@ -87,52 +87,54 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class HandlerConfig:
     """Everything that decides which handlers answer. Equal where nothing changed."""
 
     folder: Path
     script: Script | None = None
     script_path: Path = Path(DEFAULT_MODEL_PATH) / DEFAULT_SCRIPT
     """Where the script is looked for; the CR's stands in for this one."""
-    choices: Mapping[Route, Choice] = field(default_factory=dict)
-    middleware: tuple[Choice, ...] = ()
+    references: Mapping[Route, HandlerReference] = field(default_factory=dict)
+    middleware: tuple[HandlerReference, ...] = ()
     log_level: str = ""
 
     @property
     def watched(self) -> tuple[Path, ...]:
         """What changes when the answer may change, before any of it is loaded."""
-        return (self.folder, self.script_path, *self._named_files())
+        return (self.folder, self.script_path, *self._referenced_files())
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The script, and the other files that are named."""
         script = () if self.script is None else (self.script.path,)
-        return (*script, *self._named_files())
+        return (*script, *self._referenced_files())
 
-    def _named_files(self) -> list[Path]:
-        files = [Path(choice.path.where) for choice in self._named() if choice.path.kind is Kind.FILE]
+    def _referenced_files(self) -> list[Path]:
+        files = [
+            Path(choice.path.where) for choice in self._all_references() if choice.path.kind is PathKind.FILE
+        ]
         return [self.folder / file for file in files]
 
-    def _named(self) -> list[Choice]:
-        return [*self.choices.values(), *self.middleware]
+    def _all_references(self) -> list[HandlerReference]:
+        return [*self.references.values(), *self.middleware]
 
 
-def read(
+def read_handler_config(
     settings: HandlerSettings, settings_dir: Path, environ: Mapping[str, str]
-) -> tuple[Wanted, tuple[Problem, ...]]:
+) -> tuple[HandlerConfig, tuple[Problem, ...]]:
     """What is asked for, and all that can be told to be wrong with it without running it."""
     set_ = {name: value.strip() for name, value in environ.items() if value.strip()}
     folder = Path(model_path(environ))
     problems: list[Problem] = []
-    if ENV_MODEL_PATH in set_ and (what := _no_folder(folder)):
+    if ENV_MODEL_PATH in set_ and (what := _folder_error(folder)):
         problems.append(
             _problem(Reason.SCRIPT_NOT_FOUND, HandlerSource.ENVIRONMENT, ENV_MODEL_PATH,
                      what, "mount it or remove the variable")
         )  # fmt: skip
     script_path = folder / set_.get(ENV_SCRIPT, DEFAULT_SCRIPT)
-    script, wrong = _script(settings, settings_dir, script_path, named=ENV_SCRIPT in set_)
+    script, wrong = _read_script(settings, settings_dir, script_path, named=ENV_SCRIPT in set_)
     problems += wrong
-    choices: dict[Route, Choice] = {}
+    choices: dict[Route, HandlerReference] = {}
     for route, in_spec, field_ in (
         (Route.PING, settings.ping, "handlers.ping"),
         (Route.INVOCATIONS, settings.invocations, "handlers.invocations"),
@@ -141,13 +143,14 @@ def read(
         source, name, text = HandlerSource.SPEC, field_, in_spec
         if text is None:
             source, name, text = HandlerSource.ENVIRONMENT, variable, set_.get(variable)
-        if text is not None and (choice := _choice(source, name, text, problems)) is not None:
+        if text is not None and (choice := _parse_reference(source, name, text, problems)) is not None:
             choices[route] = choice
     middleware = [
         choice
         for variable in MIDDLEWARE_VARIABLES
         if variable in set_
-        and (choice := _choice(HandlerSource.ENVIRONMENT, variable, set_[variable], problems)) is not None
+        and (choice := _parse_reference(HandlerSource.ENVIRONMENT, variable, set_[variable], problems))
+        is not None
     ]
     level = set_.get(ENV_LOG_LEVEL, "").upper()
     if level and level not in _LEVELS and not (level.isdecimal() and len(level) <= 4):
@@ -156,17 +159,17 @@ def read(
                      "is no log level", "use ERROR, INFO or DEBUG")
         )  # fmt: skip
         level = ""
-    wanted = Wanted(folder, script, script_path, choices, tuple(middleware), level)
+    wanted = HandlerConfig(folder, script, script_path, choices, tuple(middleware), level)
     if script is None:
         problems += [
-            _missing(choice)
+            _missing_script(choice)
             for choice in [*choices.values(), *middleware]
-            if choice.path.kind is Kind.SCRIPT and not wrong
+            if choice.path.kind is PathKind.SCRIPT and not wrong
         ]
     return wanted, tuple(problems)
 
 
-def _no_folder(folder: Path) -> str:
+def _folder_error(folder: Path) -> str:
     """What keeps ``folder`` from being used, or ""."""
     try:
         return "" if folder.is_dir() else "names a folder that does not exist"
@@ -174,15 +177,17 @@ def _no_folder(folder: Path) -> str:
         return f"names a folder that cannot be read ({error.strerror})"
 
 
-def _choice(source: HandlerSource, field_: str, text: str, problems: list[Problem]) -> Choice | None:
-    path = parse(text)
+def _parse_reference(
+    source: HandlerSource, field_: str, text: str, problems: list[Problem]
+) -> HandlerReference | None:
+    path = parse_handler_path(text)
     if isinstance(path, HandlerPath):
-        return Choice(source, field_, path)
-    problems.append(_problem(Reason.INVALID_HANDLER, source, field_, path, FORMATS))
+        return HandlerReference(source, field_, path)
+    problems.append(_problem(Reason.INVALID_HANDLER, source, field_, path, PATH_FORMATS))
     return None
 
 
-def _script(
+def _read_script(
     settings: HandlerSettings, settings_dir: Path, script_path: Path, *, named: bool
 ) -> tuple[Script | None, list[Problem]]:
     in_spec = settings.script_digest is not None
@@ -196,7 +201,7 @@ def _script(
         if source is HandlerSource.DEFAULT:
             return None, []
         what = "is not in the settings volume yet" if in_spec else "names a file that does not exist"
-        fix = "it comes within a minute" if in_spec else f"put it in {FOLDER}"
+        fix = "it comes within a minute" if in_spec else f"put it in {MODEL_FOLDER}"
         return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, fix)]
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "no file has such a name"
@@ -225,8 +230,8 @@ def _script(
     return script, []
 
 
-def _missing(choice: Choice) -> Problem:
-    what = f"names a function of the script, and there is no script in {FOLDER}"
+def _missing_script(choice: HandlerReference) -> Problem:
+    what = f"names a function of the script, and there is no script in {MODEL_FOLDER}"
     return _problem(
         Reason.SCRIPT_NOT_FOUND, choice.source, choice.field, what, "add the script or name another file"
     )
