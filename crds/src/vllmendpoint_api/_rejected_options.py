@@ -139,35 +139,35 @@ def frontend_arg(argument: str) -> str | None:
 
 
 def _alternative(argument: str, table: Mapping[str, str]) -> str | None:
+    """Return the alternative in ``table``, also for an abbreviation and a short form of the argument."""
     name = engine_arg_name(argument)
     if name is None:
-        spelled = argument.split("=", 1)[0]
-        whole = next((known for short, known in SHORT_OPTIONS.items() if _is_short(spelled, short)), "")
-        return f"it is the short form of {whole}: {table[whole]}" if whole in table else None
+        form = argument.split("=", 1)[0]
+        option = next((long for short, long in SHORT_OPTIONS.items() if _is_short(form, short)), "")
+        return f"it is the short form of {option}: {table[option]}" if option in table else None
     name = name.split(".", 1)[0]
     if name == "--" or name in NOT_SHORTENED:
         return None
     if name in table:
         return table[name]
-    for whole, instead in table.items():
-        if whole.startswith(name):
-            return f"it is an abbreviation of {whole}: {instead}"
+    for option, alternative in table.items():
+        if option.startswith(name):
+            return f"it is an abbreviation of {option}: {alternative}"
     return None
 
 
-def _is_short(spelled: str, short: str) -> bool:
-    return spelled == short or (len(short) == 2 and spelled.startswith(short))
+def _is_short(form: str, short: str) -> bool:
+    return form == short or (len(short) == 2 and form.startswith(short))
 
 
 def rejected_value(arguments: Sequence[str]) -> tuple[str, str] | None:
     """Return the first option with a rejected value, and the alternative; None if there is none."""
-    for argument, following in pairwise((*arguments, "")):
+    for argument, next_argument in pairwise((*arguments, "")):
         name = engine_arg_name(argument)
         if name is None:
-            spelled = argument.split("=", 1)[0]
-            name = SHORT_OPTIONS.get(spelled, "")
+            name = SHORT_OPTIONS.get(argument.split("=", 1)[0], "")
         option = ENGINE_OPTIONS.get(name)
-        value = argument.split("=", 1)[1] if "=" in argument else following
+        value = argument.split("=", 1)[1] if "=" in argument else next_argument
         if option is not None and value in option.values:
             return f"{name} {value}", option.instead
     return None
