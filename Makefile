@@ -41,9 +41,10 @@ bench-scale: setup ## measure 1,000 endpoints on simulated nodes against a minim
 	@tests/bench/scale/build.sh
 	@$(PYTHON) -m tests.bench.scale $(ARGS)
 
-lint: setup ## check style, types, import layers, Go modules and generated files
+lint: setup ## check style, prose, types, import layers, Go modules and generated files
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
+	@$(PYTHON) hack/prose.py
 	@.venv/bin/mypy
 	@.venv/bin/mypy $$(git ls-files 'tests/*.py' | grep -vE '/test_|^tests/guide/|/engine_spy/')
 	@.venv/bin/lint-imports
