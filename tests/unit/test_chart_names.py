@@ -175,7 +175,7 @@ def test_the_operator_reads_such_names_as_they_are(name: str, monkeypatch: pytes
         monkeypatch.setenv(variable, value)
     settings = Settings(_cli_parse_args=[])
     assert settings.namespace == name
-    assert settings.scopes == (name, "other")
+    assert settings.watched_namespaces == (name, "other")
     assert settings.options.operator_labels["app.kubernetes.io/instance"] == name
 
 
