@@ -79,28 +79,31 @@ CASES = [
         {"worker": worker(resources={"limits": {"nvidia.com/gpu": 1}})},
         "Available",
         Reason.INSUFFICIENT_GPU,
-        ("waits for 1 nvidia.com/gpu: none of 1 nodes offers that many, free or in use.", "device plugin"),
+        (
+            "is waiting for 1 nvidia.com/gpu: none of 1 node offers that many, free or in use.",
+            "device plugin",
+        ),
     ),
     Case(
         "no-cpu",
         {"worker": worker(resources={"requests": {"cpu": "500"}})},
         "Available",
         Reason.UNSCHEDULABLE,
-        ("waits for 500 cpu: none of 1 nodes is large enough, were it empty.", "1 Insufficient cpu"),
+        ("is waiting for 500 cpu: none of 1 node is large enough, even when empty.", "1 Insufficient cpu"),
     ),
     Case(
         "no-claim",
         {"model": {"uri": "pvc://not-there/model"}},
         "ResolvedRefs",
         Reason.CLAIM_NOT_FOUND,
-        ("no PersistentVolumeClaim 'not-there'",),
+        ("The PersistentVolumeClaim 'not-there' does not exist",),
     ),
     Case(
         "unbound",
         {"cache": {"volumeClaimTemplate": {"size": "1Gi", "storageClassName": "no-such-class"}}},
         "Available",
         Reason.CLAIM_NOT_BOUND,
-        ("waits for a volume: of its PersistentVolumeClaims (unbound-cache, models) one is not bound.",),
+        ("is waiting for a volume: one of its PersistentVolumeClaims (unbound-cache, models) is not bound.",),
     ),
     Case(
         "no-config-map",
@@ -128,21 +131,21 @@ CASES = [
         {"worker": worker(serviceAccountName="not-there")},
         "ResolvedRefs",
         Reason.SERVICE_ACCOUNT_NOT_FOUND,
-        ("no ServiceAccount 'not-there'", "so no pod can be made"),
+        ("The ServiceAccount 'not-there' does not exist", "so Kubernetes cannot create worker pods"),
     ),
     Case(
         "quota",
         {"worker": worker(resources={"limits": {"example.com/licence": 1}})},
         "Available",
         Reason.POD_CREATION_FAILED,
-        ("exceeded quota: no-licences", "Raise the ResourceQuota, or ask for less."),
+        ("exceeded quota: no-licences", "Raise the ResourceQuota, or lower worker.resources.limits"),
     ),
     Case(
         "pod-security",
         {"worker": worker(podTemplate={"spec": {"hostPID": True}})},
         "Available",
         Reason.POD_CREATION_FAILED,
-        ('violates PodSecurity "restricted', "hostPID=true", "Mend worker.podTemplate"),
+        ('violates PodSecurity "restricted', "hostPID=true", "Change worker.podTemplate"),
     ),
     Case(
         "no-registry",
@@ -152,7 +155,7 @@ CASES = [
         (
             "cannot pull the image localhost/no/such-image:1",
             "connection refused",
-            "does not reach the registry",
+            "cannot reach the registry",
         ),
     ),
     Case(
@@ -160,14 +163,14 @@ CASES = [
         {"worker": worker(image=f"{REGISTRY}/team/worker:1")},
         "Available",
         Reason.IMAGE_PULL_FAILED,
-        ("403 Forbidden", "not for you", "The registry refuses: the credentials of worker.imagePullSecrets"),
+        ("403 Forbidden", "not for you", "The registry denies access: the credentials in"),
     ),
     Case(
         "private",
         {"worker": worker(image=f"{REGISTRY}/private/worker:1")},
         "Available",
         Reason.IMAGE_PULL_FAILED,
-        ("no basic auth credentials", "The registry wants credentials"),
+        ("no basic auth credentials", "The registry requires credentials"),
     ),
     Case(
         # Let in by the Secret, and told that it is not there.
@@ -191,7 +194,7 @@ CASES = [
         Reason.POD_FAILED,
         (
             '(Evicted): Usage of EmptyDir volume "cache" exceeds the limit "1Mi".',
-            "In its place: pod evicted-",
+            "Its replacement is not ready yet. Pod evicted-",
         ),
     ),
     Case(
@@ -213,7 +216,7 @@ CASES = [
         {"worker": worker(startupTimeoutSeconds=10)},
         "Available",
         Reason.STARTUP_TIMEOUT,
-        ("worker.startupTimeoutSeconds is 10 s. It said: It was ended in the stage ", ", reached at "),
+        ("did not start within 10 s. Its last message was: It was ended in the stage ", ", reached at "),
     ),
     Case(
         "bad-argument",
@@ -321,7 +324,7 @@ def test_a_gpu_in_use_is_told_from_one_that_is_not_there(cluster: Cluster) -> No
             frontend={"mode": "None"},
         )
     )
-    told = "waits for 1 nvidia.com/gpu: 1 of 1 nodes has that much, and it is in use."
+    told = "is waiting for 1 nvidia.com/gpu: 1 of 1 node has that much, but it is in use."
     try:
         eventually(
             lambda: cluster.condition("busy-gpu", "Available"),

@@ -296,8 +296,8 @@ def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) 
             lambda: cluster.condition(NAME, "Available"), lambda c: c["reason"] == "CrashLooping", 30
         )
     assert found["status"] == "False"
-    assert f"pod {pod} ended with exit code 1 (" in found["message"]
-    assert "It said: The engine is gone" in found["message"]
+    assert f"Pod {pod} terminated with exit code 1 (" in found["message"]
+    assert "Its last message was: The engine is gone" in found["message"]
     assert cluster.condition(NAME, "Ready")["status"] == "False"
 
 

@@ -48,7 +48,8 @@ def test_writes_that_fail_for_long_are_told(behind, space, api):
     )
     endpoint.create()
     said = endpoint.until("Ready", "False", "Starting")["message"]
-    assert 'its pods are not made yet: failed calling webhook "x": connection refused; it is tried' in said
+    assert f"The operator cannot create the Deployment {endpoint.name}-workers yet: " in said
+    assert 'failed calling webhook "x": connection refused; it is tried' in said
     fault.times = 0
     ready_with_each_child_written_once(behind, endpoint, mark)
 

@@ -17,7 +17,7 @@ def test_a_token_whose_secret_is_not_there(shared, space, api, until):
     endpoint.play(pod, ready=False, started=False, state={"waiting": waiting})
     found = endpoint.until("ResolvedRefs", "False", "SecretNotFound")
     assert (
-        f'pod {pod["metadata"]["name"]} cannot start its container: secret "hf" not found' in found["message"]
+        f'Pod {pod["metadata"]["name"]} cannot start its container: secret "hf" not found' in found["message"]
     )
     endpoint.until("Ready", "False", "SecretNotFound")
     endpoint.serve()
@@ -34,7 +34,8 @@ def test_a_named_service_account(shared, space, api, until):
     endpoint.patch(spec={"worker": {"serviceAccountName": account}})
     missing = endpoint.until("ResolvedRefs", "False", "ServiceAccountNotFound")
     assert (
-        f"no ServiceAccount {account!r} in the namespace shared, so no pod can be made" in missing["message"]
+        f"The ServiceAccount {account!r} does not exist in the namespace shared, so Kubernetes cannot create "
+        "worker pods." in missing["message"]
     )
     api.create("ServiceAccount", "shared", account)
     pod = until(
@@ -157,7 +158,10 @@ def test_paused_changes_nothing_until_it_is_not(shared, space, api, until):
 def test_paused_from_the_start_and_deleted(shared, space, api, until):
     endpoint = space().create(paused=True)
     paused = endpoint.until("Available", "False", "Paused")
-    assert "-workers yet, and spec.paused is true; set it to false" in paused["message"]
+    assert (
+        f"The operator does not create the Deployment {endpoint.name}-workers because spec.paused is true. "
+        "Set it to false" in paused["message"]
+    )
     assert endpoint.owned() == []
     endpoint.patch(spec={"paused": False})
     until(endpoint.pods, "pods")

@@ -197,7 +197,7 @@ def test_settings_of_the_health_check_restart_nothing(shared, space, api, until)
 
     until(lambda: text()["healthCheck"].get("periodSeconds") == 7, text)
     pending = endpoint.until("ConfigurationResolved", "Unknown", "Pending")
-    assert "have not taken in the newest settings yet" in pending["message"]
+    assert "1 of 1 worker has not applied the current settings yet" in pending["message"]
     (pod,) = endpoint.pods()
     annotations = until(lambda: endpoint.pods()[0]["metadata"].get("annotations"))
     assert annotations["serving.vllmendpoint.dev/settings-hash"] == text()["hash"]

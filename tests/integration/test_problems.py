@@ -96,7 +96,10 @@ def test_a_script_that_is_not_there_yet_and_changes(shared, space, api, until):
 def test_a_claim_that_is_not_there_yet(shared, space, api):
     endpoint = space().create(model={"uri": "pvc://weights/m"})
     missing = endpoint.until("ResolvedRefs", "False", "ClaimNotFound")
-    assert "no PersistentVolumeClaim 'weights' in the namespace shared; create it" in missing["message"]
+    assert (
+        "The PersistentVolumeClaim 'weights' does not exist in the namespace shared. Create it"
+        in missing["message"]
+    )
     size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     api.create("PersistentVolumeClaim", "shared", "weights", spec=size)
     endpoint.until("ResolvedRefs", "True")
@@ -214,7 +217,9 @@ def test_a_pod_that_cannot_be_scheduled(shared, space, api, until):
     path = api.path("Pod", "shared", pod["metadata"]["name"])
     api.call("PATCH", f"{path}/status", {"status": {"conditions": [scheduled]}}, as_="merge")
     found = endpoint.until("Available", "False", "InsufficientGPU")
-    assert f"pod {pod['metadata']['name']} waits for 8 nvidia.com/gpu: none of 4 nodes" in found["message"]
+    assert (
+        f"Pod {pod['metadata']['name']} is waiting for 8 nvidia.com/gpu: none of 4 nodes" in found["message"]
+    )
     endpoint.until("Ready", "False", "InsufficientGPU")
     worker = endpoint.get()["status"]["workers"][0]
     assert (worker["ready"], worker["reason"]) == (False, "InsufficientGPU")

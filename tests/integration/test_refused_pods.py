@@ -2,6 +2,8 @@
 
 import pytest
 
+FRONTEND_DOWN = "0 of 1 frontend pod is ready, so the endpoint accepts no requests. "
+
 
 @pytest.fixture
 def restricted(shared, api):
@@ -18,11 +20,13 @@ def test_pod_security_that_refuses(restricted, space, until):
     }
     endpoint = space().create(worker={"podTemplate": loose})
     found = endpoint.until("Available", "False", "PodCreationFailed")
-    assert "pods cannot be created: pods " in found["message"]
+    assert (
+        f"Kubernetes cannot create pods of the Deployment {endpoint.name}-workers: pods " in found["message"]
+    )
     assert 'violates PodSecurity "restricted:latest": ' in found["message"]
     assert "allowPrivilegeEscalation" in found["message"]
     assert found["message"].endswith(
-        "Mend worker.podTemplate, or have the namespace's Pod Security level lowered."
+        "Change worker.podTemplate, or lower the Pod Security level of the namespace."
     )
     endpoint.until("Ready", "False", "PodCreationFailed")
     endpoint.patch(spec={"worker": {"podTemplate": None}})
@@ -45,12 +49,12 @@ def test_a_rollout_for_which_the_quota_has_no_room(shared, space, api, until):
         endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
         stopped = endpoint.until("UpToDate", "False", "RolloutStopped")
         assert stopped["message"].startswith(
-            "0 of 1 replicas run the current revision, 1 of an older one left; the rollout waits, 1 "
-            "of 1 serve "
-            "on: pods cannot be created: pods "
+            "0 of 1 replica runs the current revision, and 1 replica of an older revision remains. "
+            "The rollout is stopped, and 1 of 1 replica continues to serve. "
+            f"Kubernetes cannot create pods of the Deployment {endpoint.name}-workers: pods "
         )
         assert stopped["message"].endswith(
-            "Raise the ResourceQuota, or ask for less. Lower replicas or strategy.rollingUpdate.maxSurge."
+            ". Raise the ResourceQuota, or lower replicas or strategy.rollingUpdate.maxSurge."
         )
         assert endpoint.condition("Available")["status"] == "True"
     finally:
@@ -81,18 +85,23 @@ def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, n
     (pod,) = until(endpoint.pods, "its worker")
     endpoint.play(pod, ready=False, started=False)
     found = endpoint.until("Available", "False", "FrontendUnavailable")
-    assert f"0 of 1 replicas ready, 1 needed: pod {pod['metadata']['name']} is starting" in found["message"]
-    assert "the frontend is not ready: pods cannot be created: pods " in found["message"]
+    assert found["message"].startswith(
+        f"0 of 1 replica is ready (minimum: 1). Pod {pod['metadata']['name']} is starting"
+    )
+    assert (
+        f" {FRONTEND_DOWN}Kubernetes cannot create pods of the Deployment {endpoint.name}-frontend: pods "
+        in found["message"]
+    )
     assert found["message"].endswith(
-        "failed quota: bounds: must specify requests.cpu for: main. The ResourceQuota bounds counts these: "
-        "set frontend.resources.requests.cpu."
+        "failed quota: bounds: must specify requests.cpu for: main. The ResourceQuota bounds requires these "
+        "fields: set frontend.resources.requests.cpu."
     )
     endpoint.until("Ready", "False", "FrontendUnavailable")
     endpoint.patch(spec={"frontend": {"resources": {"requests": {"cpu": "2"}}}})
 
     def told():
         return endpoint.condition("Available")["message"].endswith(
-            "Raise the ResourceQuota, or ask for less. Lower frontend.resources.requests.cpu."
+            ". Raise the ResourceQuota, or lower frontend.resources.requests.cpu."
         )
 
     until(told, lambda: endpoint.condition("Available"))
@@ -107,10 +116,10 @@ def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, space
     until(lambda: endpoint.pods() or endpoint.pods("frontend"), "its only pod")
     if endpoint.pods():
         found = endpoint.until("Available", "False", "FrontendUnavailable")
-        assert found["message"].endswith(" Lower frontend.replicas.")
+        assert found["message"].endswith(" or lower frontend.replicas.")
     else:
         found = endpoint.until("Available", "False", "PodCreationFailed")
-        assert " Lower replicas or strategy.rollingUpdate.maxSurge." in found["message"]
+        assert " or lower replicas or strategy.rollingUpdate.maxSurge." in found["message"]
     assert "exceeded quota: bounds, requested: pods=1" in found["message"]
 
 
@@ -124,7 +133,7 @@ def test_what_a_limit_range_refuses_names_the_field(limit, namespace, space, unt
         frontend={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "64Mi"}}},
     )
     found = endpoint.until("Available", "False", "PodCreationFailed")
-    worker, _, frontend = found["message"].partition(" Also, the frontend is not ready: ")
+    worker, _, frontend = found["message"].partition(f" {FRONTEND_DOWN}")
     assert "worker.resources.requests.cpu to at least 100m" in worker
     assert "worker.resources.limits.memory to at most 1Gi" in worker
     assert frontend.endswith(

@@ -175,9 +175,9 @@ def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(
     endpoint.work(bad, ready=False).say("Failing", ready=False)
     stopped = endpoint.until("UpToDate", "False", "RolloutStopped")
     assert stopped["message"].startswith(
-        "1 of 3 replicas run the current revision, 2 of an older one left; the rollout waits, 2 of 3 "
-        "serve on: "
-        f"pod {bad['metadata']['name']} is not ready: Failing says the test"
+        "1 of 3 replicas runs the current revision, and 2 replicas of an older revision remain. The rollout "
+        "is stopped, and 2 of 3 replicas continue to serve. "
+        f"Pod {bad['metadata']['name']} is not ready: the health probe fails. Failing says the test."
     )
     endpoint.until("Available", "True")
     endpoint.until("Ready", "False")
@@ -239,7 +239,10 @@ def test_observing_tells_and_gates_nothing(shared, space, until):
     (pod,) = until(endpoint.pods, "its pod")
     endpoint.work(pod).say("Stalled")
     stalled = endpoint.until("Generating", "False", "EngineStalled")
-    assert f"pod {pod['metadata']['name']}: Stalled says the test. It takes traffic" in stalled["message"]
+    assert (
+        f"the engine in pod {pod['metadata']['name']} is stalled. Stalled says the test. "
+        "Because healthCheck.mode is Observe, the pod still receives traffic" in stalled["message"]
+    )
     endpoint.until("Available", "True")
     endpoint.until("Ready", "False", "EngineStalled")
     endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})

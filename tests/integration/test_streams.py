@@ -23,7 +23,8 @@ def test_a_stall_is_told_at_once_and_once(running, api, until):
     worker.say("Stalled")
     found = endpoint.until("Generating", "False", "EngineStalled", seconds=AT_ONCE)
     assert found["message"].startswith(
-        f"1 of 1 replicas do not generate: pod {endpoint.pod}: Stalled says the test. It takes no traffic"
+        f"1 of 1 replica is not generating: the engine in pod {endpoint.pod} is stalled. "
+        "Stalled says the test. The pod receives no traffic"
     )
     assert endpoint.condition("Available")["status"] == "True", (
         "the pod is ready until the kubelet says otherwise"

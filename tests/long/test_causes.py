@@ -35,7 +35,11 @@ def test_it_is_in_the_status(cluster: Cluster) -> None:
     found = eventually(
         lambda: cluster.condition("no-room", "Available"), lambda c: c["reason"] == "CrashLooping", 240
     )
-    for part in ("exit code 1", "It said: The engine failed: ValueError: To serve at least one", "(1024)"):
+    for part in (
+        "exit code 1",
+        "Its last message was: The engine failed: ValueError: To serve at least one",
+        "(1024)",
+    ):
         assert part in found["message"]
     assert cluster.condition("no-room", "Ready")["status"] == "False"
 

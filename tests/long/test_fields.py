@@ -171,15 +171,16 @@ def frontend(cluster: Cluster, pod: str) -> Iterator[str]:
 def test_a_refused_payload_is_mended_without_a_restart(cluster: Cluster, start: Start, pod: str) -> None:
     assert start.refused["reason"] == "InvalidPayload"
     assert "no_such_field" in start.refused["message"]
-    assert f"pod {pod}; it serves nothing until then" in start.refused["message"]
+    assert f"Pod {pod} serves no requests until its configuration is valid." in start.refused["message"]
     assert restarts(cluster) == 0
 
 
 def test_the_start_is_told_stage_by_stage(start: Start, pod: str) -> None:
     told = start.told
     stage = re.compile(
-        rf"0 of 1 replicas ready, 1 needed: pod {pod} is starting: "
-        r"(\w+(?: \(.*\))?) since \d\d:\d\d:\d\d UTC, budget 1800 s\."
+        rf"0 of 1 replica is ready \(minimum: 1\)\. Pod {pod} is starting: stage "
+        r"(\w+(?: \(.*\))?) since \d\d:\d\d:\d\d UTC\. "
+        r"It must start within 1800 s \(worker\.startupTimeoutSeconds\)\."
     )
     steps = list(dict.fromkeys(match[1] for line in told if (match := stage.fullmatch(line))))
     # Before it: the data of the bucket, and the payload that is refused.
@@ -187,7 +188,7 @@ def test_the_start_is_told_stage_by_stage(start: Start, pod: str) -> None:
     assert len(stages) >= 3, steps
     assert "Warming" in stages, steps
     assert stages == [name for name in STAGES if name in stages], "in their order"
-    assert told[-1] == "1 of 1 replicas ready."
+    assert told[-1] == "1 of 1 replica is ready."
 
 
 def test_secrets_reach_the_workers_environment_and_nothing_else(cluster: Cluster, pod: str) -> None:

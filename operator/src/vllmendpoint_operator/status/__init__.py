@@ -22,6 +22,7 @@ from . import parts
 from .available import available
 from .conditions import Finding, entries, false, true, unknown
 from .configuration import configuration_resolved
+from .diagnosis.sentences import sentence
 from .generating import generating
 from .paused import paused
 from .ready import ready, reconciling, stalled
@@ -54,7 +55,7 @@ def status(
             endpoint, listed, {pod.name for pod in parts.workers(endpoint, observed).current or ()}
         ),
         Condition.UP_TO_DATE: unknown(
-            Reason.PENDING, f"The current revision could not be applied: {problem.message}"
+            Reason.PENDING, f"The operator could not apply the current revision: {sentence(problem.message)}"
         )
         if problem is not None
         else up_to_date(endpoint, observed, None if plan is None else plan.revision.name),
@@ -115,11 +116,11 @@ def invalid_status(endpoint: Endpoint, message: str, now: datetime) -> VLLMEndpo
     findings: dict[Condition, Finding] = {
         Condition.ACCEPTED: refused,
         **{
-            part: unknown(Reason.PENDING, "Not looked at: the spec is not accepted.")
+            part: unknown(Reason.PENDING, "Not checked because the spec is not accepted.")
             for part in READY_PARTS[1:]
         },
         Condition.READY: refused,
-        Condition.RECONCILING: false(Reason.SETTLED, "Nothing goes on by itself."),
+        Condition.RECONCILING: false(Reason.SETTLED, "Reconciliation is blocked until the error is fixed."),
         Condition.STALLED: true(Reason.INVALID_SPEC, message),
     }
     before = endpoint.status or VLLMEndpointStatus()

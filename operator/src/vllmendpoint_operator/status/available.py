@@ -8,9 +8,9 @@ from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
 from .conditions import Finding, false, kept, true
-from .diagnosis.diagnosis import one_line
 from .diagnosis.pods import Cause, causes, why, worst
 from .diagnosis.refused_pods import remedy
+from .diagnosis.sentences import counted, one_line, quantity
 from .parts import Part, frontend, workers
 
 __all__ = ["available", "cause_of", "not_created"]
@@ -32,17 +32,17 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
         if said is not None and not said.holds:
             return said
         cause = cause_of(part, problem, observed.now)
-        message = f"{ready} of {replicas} replicas ready, {part.needed} needed: {cause.message}"
+        message = f"{quantity(ready, replicas, part.what)} ready (minimum: {part.needed}). {cause.message}"
         # What keeps both from being applied is in the message already.
         front = _frontend_down(endpoint, observed, None)
         if front is None or front.reason is Reason.STARTING:
             return false(cause.reason, message)
         # A model may load for an hour: a frontend that cannot start is not told only then.
         reason = front.reason if cause.reason is Reason.STARTING else cause.reason
-        return false(reason, f"{message} Also, {front.message}")
+        return false(reason, f"{message} {front.message}")
     if (front := _frontend_down(endpoint, observed, problem)) is not None:
         return false(front.reason, front.message)
-    return true(Reason.AVAILABLE, f"{ready} of {replicas} replicas ready.")
+    return true(Reason.AVAILABLE, f"{quantity(ready, replicas, part.what)} ready.")
 
 
 def _frontend_down(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Cause | None:
@@ -53,30 +53,34 @@ def _frontend_down(endpoint: Endpoint, observed: Observed, problem: PlanError | 
     cause = cause_of(front, problem, observed.now)
     # While it starts, it is the start that goes on, as with workers.
     reason = Reason.STARTING if cause.reason is Reason.STARTING else Reason.FRONTEND_UNAVAILABLE
-    return Cause(reason, f"the frontend is not ready: {cause.message}")
+    count = quantity(front.ready, front.replicas, front.what)
+    return Cause(reason, f"{count} ready, so the endpoint accepts no requests. {cause.message}")
 
 
 def _to_zero(part: Part, paused: bool) -> Finding:
     """``ScaledToZero`` holds once no pod is left but those on their way out."""
     left = [pod for pod in part.pods if not pod.finished and not pod.terminating]
     if not left and not part.asked_for:
-        return true(Reason.SCALED_TO_ZERO, "replicas is 0: nothing is served, as asked.")
-    applied = "" if not part.asked_for else f"; the Deployment {part.name} still has {part.asked_for}"
+        return true(Reason.SCALED_TO_ZERO, "The endpoint serves no requests because spec.replicas is 0.")
+    scale = "The field spec.replicas is 0"
+    if part.asked_for:
+        scale += f", but the Deployment {part.name} still has {counted(part.asked_for, part.what)}"
     if part.ready:
-        serve = "1 pod still serves" if part.ready == 1 else f"{part.ready} pods still serve"
-        return true(Reason.AVAILABLE, f"replicas is 0{applied}. {serve}.")
+        serve = "serves" if part.ready == 1 else "serve"
+        return true(Reason.AVAILABLE, f"{scale}. {counted(part.ready, 'pod')} still {serve} requests.")
     if paused and part.asked_for:
         return false(
             Reason.PAUSED,
-            f"replicas is 0{applied}, since spec.paused is true. {_unready(len(left))}.",
+            f"{scale} because spec.paused is true. {_unready(len(left))} "
+            "Set spec.paused to false to scale it down.",
         )
-    return false(Reason.PENDING, f"replicas is 0{applied}. {_unready(len(left))}.")
+    return false(Reason.PENDING, f"{scale}. {_unready(len(left))}")
 
 
 def _unready(pods: int) -> str:
     if pods > 1:
-        return f"{pods} pods exist, and none is ready"
-    return "1 pod exists, and is not ready" if pods else "No pod exists"
+        return f"{pods} pods exist, but none is ready."
+    return "1 pod exists, but it is not ready." if pods else "No pod exists."
 
 
 def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
@@ -94,8 +98,8 @@ def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
     if before is None:
         return cause
     if cause.reason is Reason.STARTING:
-        return Cause(before.reason, f"{before.message} In its place: {cause.message}")
-    return Cause(cause.reason, f"{cause.message} Before: {before.message}")
+        return Cause(before.reason, f"{before.message} Its replacement is not ready yet. {cause.message}")
+    return Cause(cause.reason, f"{cause.message} An earlier pod was removed from its node. {before.message}")
 
 
 def _replaced(pods: tuple[Pod, ...], now: datetime) -> list[Pod]:
@@ -128,11 +132,19 @@ def not_created(part: Part, problem: PlanError | None) -> Cause:
     """Why pods are missing: the Deployment's controller says it, or the plan does."""
     if problem is not None and part.asked_for < part.replicas:
         said = one_line(problem.message)
+        verb = "create" if part.deployment is None else "scale up"
         if problem.reason is Reason.PENDING:
-            return Cause(Reason.STARTING, f"its pods are not made yet: {said}.")
-        what = "no pod is" if part.deployment is None else "no more pods are"
-        return Cause(Reason.NOT_READY, f"{what} made until this is mended: {said}.")
+            return Cause(
+                Reason.STARTING, f"The operator cannot {verb} the Deployment {part.name} yet: {said}."
+            )
+        return Cause(
+            Reason.NOT_READY,
+            f"The operator does not {verb} the Deployment {part.name} until this error is fixed: {said}.",
+        )
     if not part.refusal:
-        return Cause(Reason.STARTING, "its pods are being created.")
+        return Cause(Reason.STARTING, f"The pods of the Deployment {part.name} are being created.")
     advice = remedy(part.refusal, part.component, part.containers)
-    return Cause(Reason.POD_CREATION_FAILED, f"pods cannot be created: {one_line(part.refusal)}. {advice}")
+    return Cause(
+        Reason.POD_CREATION_FAILED,
+        f"Kubernetes cannot create pods of the Deployment {part.name}: {one_line(part.refusal)}. {advice}",
+    )

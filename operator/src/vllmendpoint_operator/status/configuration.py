@@ -12,6 +12,7 @@ from vllmendpoint_operator.desired_state import WithheldHealthCheck
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
 from .conditions import Finding, false, kept, true, unknown
+from .diagnosis.sentences import counted, pods_named, quantity, sentence
 from .parts import workers
 
 __all__ = ["configuration_resolved"]
@@ -33,7 +34,8 @@ def configuration_resolved(
     if withheld is not None:
         return false(
             Reason.INVALID_PAYLOAD,
-            f"{withheld.problem} (Pod {withheld.pod}; all workers keep the last good health check.)",
+            f"Pod {withheld.pod} rejected the health check from {sentence(withheld.problem)} "
+            "All workers keep the last valid health check.",
         )
     # A new leader has not heard each worker yet: what was known of this generation still stands.
     said = kept(endpoint, Condition.CONFIGURATION_RESOLVED)
@@ -56,53 +58,62 @@ def configuration_resolved(
     if telling:
         return _refused(telling, len(told))
     if refused and newest is None:
-        return unknown(Reason.PENDING, "No worker of this generation yet.")
+        return unknown(Reason.PENDING, "No worker of the current revision is running yet.")
     lost = [pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.lost]
     if lost:
-        left = sum(not (pod.finished or pod.terminating) for pod in observed.workers)
+        total = sum(not (pod.finished or pod.terminating) for pod in observed.workers)
         return unknown(
             Reason.WORKER_UNREACHABLE,
-            f"{len(lost)} of {left} workers, {lost[0].name} among them, "
-            "cannot be asked which settings they run.",
+            f"{quantity(len(lost), total, 'worker')} unreachable ({_named(lost)}), so the settings in use "
+            "are unknown. Check the node, and that NetworkPolicies allow the operator to connect to port "
+            "9091.",
         )
     if not started:
         return unknown(Reason.PENDING, "No worker has started yet.")
     if settings_hash is None:
-        return unknown(Reason.PENDING, "Not looked at: the settings that the spec asks for cannot be made.")
+        return unknown(
+            Reason.PENDING,
+            "Not checked because the operator cannot build the settings. "
+            "See the conditions Accepted and ResolvedRefs.",
+        )
     behind = [pod for pod in started if _hash(pod) != settings_hash]
     if behind:
         return unknown(
             Reason.PENDING,
-            f"{len(behind)} of {len(started)} workers, {behind[0].name} among them, "
-            f"have not taken in the newest settings yet.{_warnings(behind)}",
+            f"{quantity(len(behind), len(started), 'worker', 'has', 'have')} not applied the current "
+            f"settings yet ({_named(behind)}).{_warnings(behind)}",
         )
-    return true(
-        Reason.RESOLVED,
-        f"All {len(started)} started workers run the settings of this generation.{_warnings(started)}",
-    )
+    count = quantity(len(started), len(started), "started worker", "runs", "run")
+    return true(Reason.RESOLVED, f"{count} the current settings.{_warnings(started)}")
 
 
 def _warnings(started: list[Pod]) -> str:
     """A worker of an older image may not know a setting: it says so, and goes on without it."""
     warned = [(pod, text) for pod in started for text in _report(pod).configuration.warnings]
-    return f" Pod {warned[0][0].name}: {warned[0][1]}" if warned else ""
+    return f" Pod {warned[0][0].name} warns: {sentence(warned[0][1])}" if warned else ""
 
 
 def _refused(refused: list[Pod], total: int) -> Finding:
     pod = refused[0]
     problems = _report(pod).configuration.problems
-    goes_on = (
-        "it keeps its last good settings" if _report(pod).health_check else "it serves nothing until then"
-    )
+    rejected = f"{len(refused)} of {counted(total, 'worker')} ({_named(refused)}) rejected the configuration"
     if not problems:
-        return false(Reason.INVALID_SETTINGS, f"pod {pod.name} refused its configuration; see its log.")
-    problem = problems[0]
-    more = f" ({len(problems) - 1} more problems.)" if len(problems) > 1 else ""
+        return false(Reason.INVALID_SETTINGS, f"{rejected}. See `kubectl logs {pod.name}`.")
+    problem, *others = problems
+    effect = (
+        "keeps its last valid settings"
+        if _report(pod).health_check
+        else "serves no requests until its configuration is valid"
+    )
+    more = f" It reports {counted(len(others), 'more problem')}." if others else ""
     return false(
         _KNOWN.get(problem.reason, Reason.INVALID_SETTINGS),
-        f"{problem.source}: {problem.message} "
-        f"({len(refused)} of {total} workers, pod {pod.name}; {goes_on}.){more}",
+        f"{rejected} from {problem.source}: {sentence(problem.message)} Pod {pod.name} {effect}.{more}",
     )
+
+
+def _named(pods: list[Pod]) -> str:
+    return pods_named([pod.name for pod in pods])
 
 
 def _hash(pod: Pod) -> str:

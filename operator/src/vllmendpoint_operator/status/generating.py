@@ -3,18 +3,18 @@
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from vllmendpoint_api import ConditionStatus, Mode, Reason, Verdict, WorkerStatus
+from vllmendpoint_api import Mode, Reason, Verdict, WorkerStatus
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
-from .conditions import Finding, true, unknown
-from .diagnosis.pods import VERDICT_REASONS
+from .conditions import Finding, false, true, unknown
+from .diagnosis.pods import ENGINE_PROBLEMS, VERDICT_REASONS
+from .diagnosis.sentences import quantity, sentence
 
 __all__ = ["generating"]
 
 _FIX: Final = {
-    Reason.ENGINE_DEAD: "The worker ends and is started again; see its log for the cause.",
-    Reason.PROBE_FAILED: "Check healthCheck.payload against the model, and the worker's log.",
-    Reason.UNEXPECTED_ANSWER: "Check healthCheck.expect, and the model's weights and settings.",
+    Reason.PROBE_FAILED: "Check healthCheck.payload against the model, and the log of the pod.",
+    Reason.UNEXPECTED_ANSWER: "Check healthCheck.expect, and the weights and settings of the model.",
 }
 
 
@@ -23,7 +23,7 @@ def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus], current: Col
     newest template, as far as that is known.
     """
     if not workers:
-        return unknown(Reason.NO_WORKERS, "There are no workers.")
+        return unknown(Reason.NO_WORKERS, "The endpoint has no workers.")
     started: list[WorkerStatus] = []
     waiting: list[WorkerStatus] = []
     for worker in workers:
@@ -36,25 +36,26 @@ def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus], current: Col
     if bad:
         worker = bad[0]
         reason = _reason(worker)
-        return Finding(
-            ConditionStatus.FALSE,
+        subject, predicate = ENGINE_PROBLEMS[reason]
+        detail = f" {sentence(worker.message)}" if worker.message else ""
+        return false(
             reason,
-            f"{len(bad)} of {total} replicas do not generate: pod {worker.name}: "
-            f"{worker.message.rstrip('.') or worker.verdict}. {_fix(reason, endpoint)}",
+            f"{quantity(len(bad), total, 'replica')} not generating: {subject} in pod {worker.name} "
+            f"{predicate}.{detail} {_effect(reason, endpoint)}",
         )
     lost = [worker for worker in started if worker.reason == Reason.WORKER_UNREACHABLE]
     if lost:
         return unknown(
             Reason.WORKER_UNREACHABLE,
-            f"{len(lost)} of {total} replicas cannot be asked: pod {lost[0].name}: {lost[0].message}. "
-            "Check the node, and that the NetworkPolicy lets the operator reach it.",
+            f"{quantity(len(lost), total, 'replica')} unreachable. {sentence(lost[0].message)} "
+            "Check the node, and that NetworkPolicies allow the operator to connect to it.",
         )
     off = sum(worker.verdict == Verdict.DISABLED for worker in started)
     if off:
         return unknown(
             Reason.PROBING_DISABLED,
-            f"Probing is off in {off} of {total} replicas (healthCheck.mode, DYN_HEALTH_CHECK_ENABLED or "
-            "DYN_HEALTH_CHECK_PAYLOAD_DISABLED): whether the model generates is not known.",
+            f"Whether {quantity(off, total, 'replica')} generating is not known, because healthCheck.mode, "
+            "DYN_HEALTH_CHECK_ENABLED or DYN_HEALTH_CHECK_PAYLOAD_DISABLED disables probing.",
         )
     busy = sum(worker.verdict == Verdict.BUSY for worker in started)
     detail = f", {busy} of them busy" if busy else ""
@@ -64,22 +65,27 @@ def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus], current: Col
         for worker in waiting
         if not worker.ready and worker.reason not in ("", Reason.STARTING) and worker.name in current
     ]
-    more = f" {len(broken)} more did not start: {broken[0].message}" if broken else ""
-    return true(Reason.GENERATING, f"{total} of {total} started replicas generate{detail}.{more}")
+    more = (
+        f" {len(broken)} more {'has' if len(broken) == 1 else 'have'} not started. {broken[0].message}"
+        if broken
+        else ""
+    )
+    return true(Reason.GENERATING, f"{quantity(total, total, 'started replica')} generating{detail}.{more}")
 
 
-def _fix(reason: Reason, endpoint: Endpoint) -> str:
-    if reason is not Reason.ENGINE_STALLED:
-        return _FIX[reason]
+def _effect(reason: Reason, endpoint: Endpoint) -> str:
+    """What happens to the traffic and to the pod, and what to do."""
+    if reason is Reason.ENGINE_DEAD:
+        return "The pod receives no traffic and restarts. See its log for the cause."
     check = endpoint.spec.health_check
-    traffic = "It takes no traffic"
+    traffic = "The pod receives no traffic"
     if check is not None and check.mode == Mode.OBSERVE:
-        traffic = "It takes traffic all the same, since healthCheck.mode is Observe"
+        traffic = "Because healthCheck.mode is Observe, the pod still receives traffic"
+    if reason is not Reason.ENGINE_STALLED:
+        return f"{traffic}. {_FIX[reason]}"
     if check is not None and check.restart_after_seconds == 0:
-        return (
-            f"{traffic}; it does not end itself, since healthCheck.restartAfterSeconds is 0: delete the pod."
-        )
-    return f"{traffic}; it ends itself after healthCheck.restartAfterSeconds, or delete the pod now."
+        return f"{traffic}. It does not restart because healthCheck.restartAfterSeconds is 0. Delete it."
+    return f"{traffic} and restarts after healthCheck.restartAfterSeconds. To replace it now, delete it."
 
 
 def _reason(worker: WorkerStatus) -> Reason:

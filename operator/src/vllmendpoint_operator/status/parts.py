@@ -100,7 +100,7 @@ def workers(endpoint: Endpoint, observed: Observed) -> Part:
     return Part(
         name,
         WORKER,
-        "replicas",
+        "replica",
         endpoint.spec.replicas,
         min_ready_replicas(endpoint.spec.replicas, endpoint.spec.strategy.rolling_update),
         endpoint.spec.worker.startup_timeout_seconds,
@@ -118,7 +118,7 @@ def frontend(endpoint: Endpoint, observed: Observed) -> Part | None:
     return Part(
         name,
         FRONTEND,
-        "frontend pods",
+        "frontend pod",
         replicas,
         1,
         FRONTEND_STARTUP_SECONDS,

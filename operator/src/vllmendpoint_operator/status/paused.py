@@ -6,6 +6,7 @@ from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .conditions import Finding, false
+from .diagnosis.sentences import counted, quantity
 from .parts import parts
 
 __all__ = ["paused"]
@@ -17,7 +18,8 @@ def paused(
     """What a paused endpoint says in place of these findings."""
     said = {
         Condition.UP_TO_DATE: false(
-            Reason.PAUSED, "spec.paused is true: no change is applied until it is false."
+            Reason.PAUSED,
+            "The operator applies no changes because spec.paused is true. Set it to false to continue.",
         )
     }
     if findings[Condition.AVAILABLE].reason is not Reason.STARTING:
@@ -25,14 +27,15 @@ def paused(
     for part in parts(endpoint, observed):
         if part.asked_for < part.replicas and part.ready < part.needed:
             stands = (
-                f"there is no Deployment {part.name} yet"
+                f"does not create the Deployment {part.name}"
                 if part.deployment is None
-                else f"the Deployment {part.name} was last asked for {part.asked_for}"
+                else f"does not scale up the Deployment {part.name}, which has "
+                f"{counted(part.asked_for, part.what)},"
             )
             said[Condition.AVAILABLE] = false(
                 Reason.PAUSED,
-                f"{part.ready} of {part.replicas} {part.what} ready: {stands}, and spec.paused is true; "
-                "set it to false to go on.",
+                f"{quantity(part.ready, part.replicas, part.what)} ready (minimum: {part.needed}). The "
+                f"operator {stands} because spec.paused is true. Set it to false to continue.",
             )
             break
     return said

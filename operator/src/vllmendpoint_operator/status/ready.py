@@ -46,14 +46,14 @@ def stalled(parts: Mapping[Condition, Finding]) -> Finding:
         finding = parts[part]
         if finding.status is ConditionStatus.FALSE:
             return true(finding.reason, finding.message)
-    return false(Reason.SETTLED, "Neither the spec nor what it refers to is refused.")
+    return false(Reason.SETTLED, "No terminal errors.")
 
 
 def reconciling(parts: Mapping[Condition, Finding]) -> Finding:
     if stalled(parts).holds:
-        return false(Reason.SETTLED, "Nothing goes on by itself.")
+        return false(Reason.SETTLED, "Reconciliation is blocked until the error is fixed.")
     if parts[Condition.UP_TO_DATE].reason is Reason.PAUSED:
-        return false(Reason.PAUSED, "Nothing is changed while spec.paused is true.")
+        return false(Reason.PAUSED, "Reconciliation is paused because spec.paused is true.")
     for part in READY_PARTS:
         finding = parts[part]
         if not finding.holds and finding.reason in _WORKING:
@@ -62,4 +62,4 @@ def reconciling(parts: Mapping[Condition, Finding]) -> Finding:
             ):
                 continue
             return true(finding.reason, finding.message)
-    return false(Reason.SETTLED, "No work is under way.")
+    return false(Reason.SETTLED, "No changes are in progress.")

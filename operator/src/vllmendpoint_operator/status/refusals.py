@@ -23,12 +23,12 @@ def accepted(problem: PlanError | None, unverified: bool) -> Finding:
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
         return true(
             Reason.ACCEPTED,
-            "Nothing in the spec is refused; the API server verifies its pods once every reference is there.",
+            "The spec is accepted. The API server validates the pods once every referenced object exists.",
         )
     if unverified:
         return true(
             Reason.ACCEPTED,
-            "Nothing in the spec is refused; the API server verifies its pods once spec.paused is false.",
+            "The spec is accepted. The API server validates the pods once spec.paused is false.",
         )
     return true(Reason.ACCEPTED, "The spec is valid.")
 
@@ -37,19 +37,19 @@ def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | N
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
         return false(problem.reason, problem.message)
     if problem is not None and problem.reason is not Reason.PENDING:
-        return unknown(Reason.PENDING, "Not looked at: the spec is not accepted.")
+        return unknown(Reason.PENDING, "Not checked because the spec is not accepted.")
     missing = sorted(claim_references(endpoint.spec) - observed.claims)
     if missing:
         return false(
             Reason.CLAIM_NOT_FOUND,
-            f"no PersistentVolumeClaim {missing[0]!r} in the namespace {endpoint.namespace}; "
-            "create it, or name another in model.uri or cache",
+            f"The PersistentVolumeClaim {missing[0]!r} does not exist in the namespace {endpoint.namespace}. "
+            "Create it, or reference another one in model.uri or cache.",
         )
     if (account := _missing_account(endpoint, observed)) is not None:
         return false(
             Reason.SERVICE_ACCOUNT_NOT_FOUND,
-            f"worker.serviceAccountName: no ServiceAccount {account!r} in the namespace "
-            f"{endpoint.namespace}, so no pod can be made; create it, or name another",
+            f"The ServiceAccount {account!r} does not exist in the namespace {endpoint.namespace}, so "
+            "Kubernetes cannot create worker pods. Create it, or change worker.serviceAccountName.",
         )
     for part in parts(endpoint, observed):
         for pod in part.pods if part.current is None else part.current:
@@ -57,9 +57,13 @@ def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | N
             cause = why(pod, part.budget)
             if cause is not None and cause.reason in _OF_A_POD:
                 if part.current is None:
-                    return unknown(Reason.PENDING, f"No pod of this generation yet; before: {cause.message}")
+                    return unknown(
+                        Reason.PENDING,
+                        f"{cause.message} This pod is of an earlier revision. No pod of the current revision "
+                        "exists yet.",
+                    )
                 return false(cause.reason, cause.message)
-    return true(Reason.RESOLVED, "Every reference exists.")
+    return true(Reason.RESOLVED, "Every referenced object exists.")
 
 
 def _missing_account(endpoint: Endpoint, observed: Observed) -> str | None:

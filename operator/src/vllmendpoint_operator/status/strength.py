@@ -7,6 +7,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .available import cause_of
 from .conditions import Finding, kept
+from .diagnosis.sentences import counted, quantity
 from .parts import Part, frontend, workers
 
 __all__ = ["strength"]
@@ -29,21 +30,16 @@ def strength(endpoint: Endpoint, observed: Observed, generating: Finding) -> str
 def _sentences(endpoint: Endpoint, observed: Observed, generating: Finding) -> Iterator[str]:
     part = workers(endpoint, observed)
     up = min(part.ready, part.replicas)
-    verb = ("generates" if up == 1 else "generate") if generating.holds else _are_ready(up)
-    yield f"{up} of {part.replicas} replicas {verb}."
+    yield f"{quantity(up, part.replicas, part.what)} {'generating' if generating.holds else 'ready'}."
     if up < part.replicas:
         yield _missing(part, observed)
     front = frontend(endpoint, observed)
     if front is not None and front.ready < front.replicas:
-        yield f"{front.ready} of {front.replicas} frontend pods {_are_ready(front.ready)}."
+        yield f"{quantity(front.ready, front.replicas, front.what)} ready."
         yield _missing(front, observed)
 
 
 def _missing(part: Part, observed: Observed) -> str:
     count = part.replicas - part.ready
     verb = "is" if count == 1 else "are"
-    return f"{count} {verb} not ready: {cause_of(part, None, observed.now).message}"
-
-
-def _are_ready(count: int) -> str:
-    return "is ready" if count == 1 else "are ready"
+    return f"{counted(count, part.what)} {verb} not ready. {cause_of(part, None, observed.now).message}"

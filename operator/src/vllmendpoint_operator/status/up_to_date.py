@@ -12,6 +12,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from .available import not_created
 from .conditions import Finding, false, true
 from .diagnosis.pods import Cause, causes, worst
+from .diagnosis.sentences import counted, quantity
 from .parts import Part, parts, workers
 
 __all__ = ["up_to_date", "updated_replicas"]
@@ -42,17 +43,17 @@ def up_to_date(endpoint: Endpoint, observed: Observed, revision: str | None) -> 
 def _incomplete(part: Part, was_complete: bool) -> Finding | None:
     """None where its rollout is complete."""
     if part.deployment is None:
-        return false(Reason.ROLLING_OUT, f"the Deployment {part.name} is not there yet.")
+        return false(Reason.ROLLING_OUT, f"The Deployment {part.name} does not exist yet.")
     if part.asked_for == part.replicas and is_rolled_out(part.deployment, available=not was_complete):
         return None
     counts = _counts(part)
     if not part.seen or (stop := _stop(part)) is None:
         return false(Reason.ROLLING_OUT, f"{counts}.")
     if not part.ready:  # Available says it too, but where no replicas are asked for
-        return false(Reason.ROLLING_OUT, f"{counts}: {stop.message}")
+        return false(Reason.ROLLING_OUT, f"{counts}. {stop.message}")
     return false(
         Reason.ROLLOUT_STOPPED,
-        f"{counts}; the rollout waits, {part.ready} of {part.replicas} serve on: {stop.message}",
+        f"{counts}. The rollout is stopped, and {_serving(part)} {stop.message}",
     )
 
 
@@ -71,12 +72,17 @@ def _counts(part: Part) -> str:
     status = (part.deployment or {}).get("status") or {}
     updated = int(status.get("updatedReplicas", 0))
     old = max(0, int(status.get("replicas", 0)) - updated)
-    text = f"{updated} of {part.replicas} {part.what} run the current revision"
+    text = f"{quantity(updated, part.replicas, part.what, 'runs', 'run')} the current revision"
     if old:
-        text += f", {old} of an older one left"
+        text += f", and {counted(old, part.what)} of an older revision {'remains' if old == 1 else 'remain'}"
     elif part.seen and updated >= part.replicas:
-        text += f", {int(status.get('availableReplicas', 0))} of them available"
+        available = int(status.get("availableReplicas", 0))
+        text += f", and {available} of them {'is' if available == 1 else 'are'} available"
     return text
+
+
+def _serving(part: Part) -> str:
+    return f"{quantity(part.ready, part.replicas, part.what, 'continues', 'continue')} to serve."
 
 
 def _stop(part: Part) -> Cause | None:

@@ -75,7 +75,10 @@ def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | No
         verdict, reason, message, probe = _said(link.report)
     elif pod.running and link.settled:
         reason = Reason.WORKER_UNREACHABLE.value
-        message = f"no report from port 9091: {link.error or 'the stream ended'}"
+        message = (
+            f"The operator receives no report from port 9091 of pod {pod.name} "
+            f"({link.error or 'the stream ended'})."
+        )
     if not pod.ready and not message and cause is not None:
         reason, message = cause.reason.value, cause.message
     since = timestamp(now)

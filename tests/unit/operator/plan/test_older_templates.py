@@ -121,7 +121,7 @@ def test_an_old_pod_made_anew_is_not_the_new_revision(
     crashing = make_pod("w-3", metadata=NEW, **waiting(NO_IMAGE))
     stopped = make_status(endpoint, serving, remade, crashing, children=children)
     assert told(condition, stopped, "UpToDate") == (("False", "RolloutStopped"),)
-    assert "pod w-3 cannot pull" in condition(stopped, "UpToDate").message
+    assert "Pod w-3 cannot pull" in condition(stopped, "UpToDate").message
     loading = make_worker("w-3", "Starting", settings=endpoint, metadata=NEW)
     goes_on = make_status(endpoint, serving, remade, loading, children=children)
     assert told(condition, goes_on, "UpToDate") == (("False", "RollingOut"),)
@@ -197,4 +197,4 @@ def test_what_older_ones_lack_is_not_told_of_those_that_did_not_start(
     endpoint = make_endpoint(replicas=2)
     old = make_pod("w-1", metadata=OLD, **waiting(NO_SECRET))
     found = make_status(endpoint, old, make_worker("w-2", settings=endpoint, metadata=NEW))
-    assert condition(found, "Generating").message == "1 of 1 started replicas generate."
+    assert condition(found, "Generating").message == "1 of 1 started replica is generating."

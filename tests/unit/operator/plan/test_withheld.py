@@ -73,7 +73,8 @@ def test_one_refusal_brings_the_last_good_check_back_for_all(world) -> None:
     assert world.step(BAD, world.worker("w-1", BAD, refuses=True), world.worker("w-2", BAD)) == "good"
     assert (world.condition.status, world.condition.reason) == ("False", "InvalidPayload")
     assert world.condition.message == (
-        f"Spec: {SENTENCE} (Pod w-1; all workers keep the last good health check.)"
+        f"Pod w-1 rejected the health check from Spec: {SENTENCE} All workers keep the last valid health "
+        f"check."
     )
     assert world.planned.refresh.keys() == {"w-1", "w-2"}
 

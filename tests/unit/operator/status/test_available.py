@@ -20,6 +20,7 @@ def deployment(make_plan, living, endpoint, **status):
     return children
 
 
+FRONTEND_DOWN = "0 of 1 frontend pod is ready, so the endpoint accepts no requests."
 FAILURE = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
 # As kube-controller-manager 1.36 writes them (tests/integration has it write them).
 QUOTA = (
@@ -38,10 +39,13 @@ SECURITY = (
     [
         (
             QUOTA,
-            "limited: pods=0. Raise the ResourceQuota, or ask for less. Lower replicas or strategy.",
+            "limited: pods=0. Raise the ResourceQuota, or lower replicas or strategy.",
         ),
-        (SECURITY, "privileged=true). Mend worker.podTemplate, or have the namespace's Pod Security level"),
-        ('pods "x" is forbidden: error looking up service account a/b', "It is tried again."),
+        (
+            SECURITY,
+            "privileged=true). Change worker.podTemplate, or lower the Pod Security level of the namespace.",
+        ),
+        ('pods "x" is forbidden: error looking up service account a/b', "Kubernetes retries."),
     ],
 )
 def test_pods_that_may_not_be_made(make_endpoint, make_plan, living, make_status, condition, message, advice):
@@ -50,7 +54,10 @@ def test_pods_that_may_not_be_made(make_endpoint, make_plan, living, make_status
     children = deployment(make_plan, living, endpoint, conditions=[failure], replicas=0, updatedReplicas=0)
     status, reason, said = told(condition, make_status(endpoint, children=children), "Available")
     assert (status, reason) == ("False", "PodCreationFailed")
-    assert said.startswith("0 of 2 replicas ready, 1 needed: pods cannot be created: pods ")
+    assert said.startswith(
+        "0 of 2 replicas are ready (minimum: 1). "
+        "Kubernetes cannot create pods of the Deployment smollm-workers: pods "
+    )
     assert advice in said
 
 
@@ -74,9 +81,11 @@ def test_a_refused_frontend_is_told_while_the_workers_load(
     found = make_status(endpoint, loading, frontends=(), children=children)
     status, reason, said = told(condition, found, "Available")
     assert (status, reason) == ("False", "FrontendUnavailable")
-    assert said.startswith("0 of 1 replicas ready, 1 needed: pod w-1 is starting: LoadingWeights since")
-    assert " Also, the frontend is not ready: pods cannot be created: pods " in said
-    assert said.endswith("Raise the ResourceQuota, or ask for less. Lower frontend.replicas.")
+    assert said.startswith(
+        "0 of 1 replica is ready (minimum: 1). Pod w-1 is starting: stage LoadingWeights since"
+    )
+    assert f" {FRONTEND_DOWN} Kubernetes cannot create pods of the Deployment smollm-frontend: pods " in said
+    assert said.endswith(". Raise the ResourceQuota, or lower frontend.replicas.")
     assert told(condition, found, "Ready")[1] == "FrontendUnavailable"
     assert told(condition, found, "Reconciling")[0] == "True", "the workers load on"
     without = make_endpoint(frontend={"mode": "None"})
@@ -101,7 +110,7 @@ def test_a_frontend_that_cannot_start_is_told_while_the_workers_load(
     broken = make_pod("f-1", ready=False, container={"state": state, "started": False})
     found = make_status(endpoint, loading, frontends=(broken,))
     assert told(condition, found, "Available")[1] == "FrontendUnavailable"
-    assert f" Also, the frontend is not ready: pod f-1 {cause}" in condition(found, "Available").message
+    assert f" {FRONTEND_DOWN} Pod f-1 {cause}" in condition(found, "Available").message
 
 
 def test_a_frontend_on_its_way_is_no_news_while_the_workers_load(
@@ -125,8 +134,11 @@ def test_where_both_are_refused_both_are_told(make_endpoint, make_plan, living, 
         condition, make_status(endpoint, frontends=(), children=children), "Available"
     )
     assert (status, reason) == ("False", "PodCreationFailed")
-    assert "The ResourceQuota q counts these: set worker.resources.requests.cpu. Also, the frontend" in said
-    assert "Mend frontend.podTemplate, or have the namespace's Pod Security level lowered." in said
+    assert (
+        f"The ResourceQuota q requires these fields: set worker.resources.requests.cpu. {FRONTEND_DOWN}"
+        in said
+    )
+    assert "Change frontend.podTemplate, or lower the Pod Security level of the namespace." in said
 
 
 @pytest.mark.parametrize("part", ["workers", "frontend"])
@@ -177,10 +189,13 @@ def test_a_frontend_whose_rollout_is_refused_is_told_while_that_of_the_workers_g
     status, reason, said = told(condition, found, "UpToDate")
     assert (status, reason) == ("False", "RolloutStopped")
     assert said.startswith(
-        "0 of 1 frontend pods run the current revision, 1 of an older one left; the rollout waits, 1 of 1 "
-        "serve on: pods cannot be created: "
+        "0 of 1 frontend pod runs the current revision, and 1 frontend pod of an older revision remains. "
+        "The rollout is stopped, and 1 of 1 frontend pod continues to serve. "
+        "Kubernetes cannot create pods of the Deployment smollm-frontend: "
     )
-    assert said.endswith(" 1 of 2 replicas run the current revision, 1 of an older one left.")
+    assert said.endswith(
+        " 1 of 2 replicas runs the current revision, and 1 replica of an older revision remains."
+    )
 
 
 def test_a_refused_frontend_is_told_at_zero_replicas(
@@ -192,19 +207,27 @@ def test_a_refused_frontend_is_told_at_zero_replicas(
     assert told(condition, found, "Available")[1] == "ScaledToZero"
     status, reason, said = told(condition, found, "Ready")
     assert (status, reason) == ("False", "RollingOut")
-    assert "0 of 1 frontend pods run the current revision: pods cannot be created: pods " in said
+    assert (
+        "0 of 1 frontend pod runs the current revision. "
+        "Kubernetes cannot create pods of the Deployment smollm-frontend: pods " in said
+    )
 
 
 @pytest.mark.parametrize("reason", [Reason.INVALID_POD_TEMPLATE, Reason.CONFIG_MAP_NOT_FOUND, Reason.PENDING])
 def test_no_pod_is_being_created_that_may_not_be(make_endpoint, make_status, condition, reason):
-    found = make_status(make_endpoint(), problem=PlanError(reason, "a: b;\nmend it"), children={})
+    found = make_status(make_endpoint(), problem=PlanError(reason, "a: b;\nfix it"), children={})
     said = condition(found, "Available")
     if reason is Reason.PENDING:
         assert (said.status, said.reason) == ("False", "Starting")
-        assert said.message.endswith("needed: its pods are not made yet: a: b; mend it.")
+        assert said.message.endswith(
+            "(minimum: 1). The operator cannot create the Deployment smollm-workers yet: a: b; fix it."
+        )
     else:
         assert (said.status, said.reason) == ("False", "NotReady")
-        assert said.message.endswith("needed: no pod is made until this is mended: a: b; mend it.")
+        assert said.message.endswith(
+            "(minimum: 1). The operator does not create the Deployment smollm-workers until this error is "
+            "fixed: a: b; fix it."
+        )
 
 
 def test_a_quota_that_lets_some_in(make_endpoint, make_plan, living, make_status, make_pod, condition):
@@ -218,7 +241,10 @@ def test_a_quota_that_lets_some_in(make_endpoint, make_plan, living, make_status
     stuck = make_pod("w-1", ready=False, reason="Evicted", phase="Failed")
     found = make_status(endpoint, stuck, children=children)
     assert told(condition, found, "Available")[1] == "PodCreationFailed"
-    assert "Before: pod w-1 failed on node node-1 (Evicted)" in condition(found, "Available").message
+    assert (
+        "An earlier pod was removed from its node. Pod w-1 failed on node node-1 (Evicted)"
+        in condition(found, "Available").message
+    )
 
 
 def test_an_evicted_pod_and_the_one_in_its_place(
@@ -230,8 +256,11 @@ def test_an_evicted_pod_and_the_one_in_its_place(
     found = make_status(endpoint, gone, after)
     status, reason, said = told(condition, found, "Available")
     assert (status, reason) == ("False", "PodFailed")
-    assert "pod w-1 failed on node node-1 (Evicted): low on resource: memory. Ask for" in said
-    assert "In its place: pod w-2 is starting: LoadingWeights since" in said
+    assert (
+        "Pod w-1 failed on node node-1 (Evicted): low on resource: memory. Set worker.resources.requests"
+        in said
+    )
+    assert "Its replacement is not ready yet. Pod w-2 is starting: stage LoadingWeights since" in said
     assert (found.replicas, [worker.name for worker in found.workers]) == (1, ["w-2"])
     well = make_status(endpoint, gone, make_worker("w-2", settings=endpoint))
     assert told(condition, well, "Ready")[0] == "True", "history is no alarm"
@@ -272,7 +301,10 @@ def test_a_rollout_without_a_gpu_to_spare_is_no_alarm(
         assert told(condition, found, "Available") == (
             "False",
             "Starting",
-            "0 of 1 replicas ready, 1 needed: pod w-3 waits for what pod w-1 still holds while it ends.",
+            (
+                "0 of 1 replica is ready (minimum: 1). "
+                "Pod w-3 is waiting for pod w-1 to terminate and release its resources."
+            ),
         )
     gone = make_status(endpoint, *others, waits, children=children)
     kind = "Available" if replicas == 1 else "UpToDate"
@@ -304,9 +336,11 @@ def test_a_new_revision_that_does_not_start_stops_the_rollout(
     status, reason, said = told(condition, found, "UpToDate")
     assert (status, reason) == ("False", "RolloutStopped")
     assert said.startswith(
-        "1 of 3 replicas run the current revision, 2 of an older one left; the rollout waits, 2 of 3 "
-        "serve on: "
-        "pod w-3 ended with exit code 1 (3 restarts). It said: ValueError: no. See `kubectl logs w-3"
+        "1 of 3 replicas runs the current revision, and 2 replicas of an older revision remain. The rollout "
+        "is "
+        "stopped, and 2 of 3 replicas continue to serve. Pod w-3 terminated with exit code 1 (3 restarts). "
+        "Its "
+        "last message was: ValueError: no. See `kubectl logs w-3"
     )
     assert told(condition, found, "Available")[0] == "True"
     assert told(condition, found, "Ready")[:2] == ("False", "RolloutStopped")
@@ -339,11 +373,13 @@ def test_a_new_replica_that_does_not_generate_stops_it(
         verdict,
         settings=endpoint,
         metadata=with_hash("new", "11:30"),
-        said={"verdict__message": "why"},
+        said={"verdict__message": "Why."},
     )
     found = make_status(endpoint, old, new, children=children)
     assert told(condition, found, "UpToDate")[1] == "RolloutStopped"
-    assert "1 of 2 serve on: pod w-2 is not ready: why" in condition(found, "UpToDate").message
+    serving = "1 of 2 replicas continues to serve. Pod w-2 is not ready: the "
+    problem = {"Stalled": "engine is stalled", "Failing": "health probe fails", "Dead": "engine is dead"}
+    assert f"{serving}{problem[verdict]}. Why." in condition(found, "UpToDate").message
     assert told(condition, found, "Available")[0] == "True"
 
 
@@ -361,7 +397,9 @@ def test_a_download_is_told_in_tenths(make_endpoint, make_status, make_worker, c
     endpoint = make_endpoint()
     said = {"stage__name": "Downloading", "stage__detail": detail}
     found = make_status(endpoint, make_worker("w-1", "Starting", settings=endpoint, said=said))
-    assert f"is starting: Downloading {shown} since 11:50:00 UTC" in condition(found, "Available").message
+    assert (
+        f"is starting: stage Downloading {shown} since 11:50:00 UTC" in condition(found, "Available").message
+    )
 
 
 @pytest.mark.parametrize("verdict", ["Stalled", "Failing"])
@@ -433,7 +471,9 @@ def test_the_newest_record_is_told(make_endpoint, make_status, make_pod, make_wo
         for number in (1, 2)
     ]
     found = make_status(endpoint, *gone, make_worker("w-3", "Starting", settings=endpoint))
-    assert condition(found, "Available").message.startswith("0 of 1 replicas ready, 1 needed: pod w-2 failed")
+    assert condition(found, "Available").message.startswith(
+        "0 of 1 replica is ready (minimum: 1). Pod w-2 failed"
+    )
 
 
 def test_what_a_lost_node_holds_is_not_waited_for(
@@ -445,7 +485,10 @@ def test_what_a_lost_node_holds_is_not_waited_for(
     new = make_pod("w-2", ready=False, phase="Pending", conditions=[NO_GPU], containerStatuses=[])
     status, reason, said = told(condition, make_status(endpoint, old, new), "Available")
     assert (status, reason) == ("False", "NodeLost")
-    assert "pod w-2 waits for what pod w-1 still holds, which cannot end: node node-1 no longer" in said
+    assert (
+        "Pod w-2 is waiting for the resources of pod w-1, which cannot terminate: node node-1 does not "
+        "respond" in said
+    )
     ends = make_worker("w-3", settings=endpoint, metadata=LEAVING)
     assert told(condition, make_status(endpoint, old, ends, new), "Available")[1] == "Starting", (
         "that one ends"
@@ -464,17 +507,20 @@ def test_zero_replicas_that_are_not_applied(
     assert told(condition, found, "Available") == (
         "True",
         "Available",
-        "replicas is 0; the Deployment smollm-workers still has 2. 2 pods still serve.",
+        (
+            "The field spec.replicas is 0, but the Deployment smollm-workers still has 2 replicas. "
+            "2 pods still serve requests."
+        ),
     )
     assert told(condition, found, "Generating")[:2] == ("True", "Generating")
     assert told(condition, found, "Ready")[0] == "False"
 
 
 LEFT = {
-    "ready": ("True", "Available", "replicas is 0. 2 pods still serve."),
-    "not ready": ("False", "Pending", "replicas is 0. 2 pods exist, and none is ready."),
-    "terminating": ("True", "ScaledToZero", "replicas is 0: nothing is served, as asked."),
-    "failed": ("True", "ScaledToZero", "replicas is 0: nothing is served, as asked."),
+    "ready": ("True", "Available", "The field spec.replicas is 0. 2 pods still serve requests."),
+    "not ready": ("False", "Pending", "The field spec.replicas is 0. 2 pods exist, but none is ready."),
+    "terminating": ("True", "ScaledToZero", "The endpoint serves no requests because spec.replicas is 0."),
+    "failed": ("True", "ScaledToZero", "The endpoint serves no requests because spec.replicas is 0."),
 }
 
 
@@ -498,9 +544,14 @@ def test_scaled_to_zero_is_true_once_no_pod_is_left(
 
 def test_one_pod_is_no_plural(make_endpoint, make_status, make_pod, make_worker, condition):
     serving = make_status(make_endpoint(replicas=0), make_worker(settings=make_endpoint()))
-    assert told(condition, serving, "Available")[2] == "replicas is 0. 1 pod still serves."
+    assert (
+        told(condition, serving, "Available")[2]
+        == "The field spec.replicas is 0. 1 pod still serves requests."
+    )
     left = make_status(make_endpoint(replicas=0), make_pod("w-1", ready=False))
-    assert told(condition, left, "Available")[2] == "replicas is 0. 1 pod exists, and is not ready."
+    assert told(condition, left, "Available")[2] == (
+        "The field spec.replicas is 0. 1 pod exists, but it is not ready."
+    )
 
 
 @pytest.mark.parametrize(("paused", "reason"), [(True, "Paused"), (False, "Pending")])
@@ -513,7 +564,7 @@ def test_zero_replicas_that_are_not_applied_over_pods_that_are_not_ready(
     found = make_status(make_endpoint(replicas=0, paused=paused), *pods, children=children, problem=problem)
     status, said, message = told(condition, found, "Available")
     assert (status, said) == ("False", reason)
-    assert "the Deployment smollm-workers still has 2" in message
+    assert "the Deployment smollm-workers still has 2 replicas" in message
     assert "2 pods" in message
 
 
@@ -527,7 +578,11 @@ def test_a_scale_up_that_is_not_applied(
     found = make_status(endpoint, make_worker(settings=before), children=children, problem=problem)
     assert told(condition, found, "Available")[1:] == (
         "NotReady",
-        "1 of 5 replicas ready, 4 needed: no more pods are made until this is mended: no ConfigMap.",
+        (
+            "1 of 5 replicas is ready (minimum: 4). The operator does not scale up the Deployment "
+            "smollm-workers "
+            "until this error is fixed: no ConfigMap."
+        ),
     )
 
 
@@ -539,11 +594,15 @@ def test_a_replica_that_does_not_come_up_is_told_where_the_others_suffice(
     found = make_status(endpoint, good, make_pod("w-2", ready=False, container=crash("ValueError: no")))
     assert told(condition, found, "Ready")[0] == "True"
     said = condition(found, "Ready").message
-    assert said.startswith("1 of 2 replicas generates. 1 is not ready: pod w-2 ended with exit code 1")
+    assert said.startswith(
+        "1 of 2 replicas is generating. 1 replica is not ready. Pod w-2 terminated with exit code 1"
+    )
     generating = condition(found, "Generating").message
-    assert generating.startswith("1 of 1 started replicas generate. 1 more did not start: pod w-2 ended with")
+    assert generating.startswith(
+        "1 of 1 started replica is generating. 1 more has not started. Pod w-2 terminated with"
+    )
     found = make_status(endpoint, good, make_worker("w-2", "Starting", settings=endpoint))
-    assert condition(found, "Generating").message == "1 of 1 started replicas generate."
+    assert condition(found, "Generating").message == "1 of 1 started replica is generating."
 
 
 @pytest.mark.parametrize("after", ["none yet", "one that ends"])
@@ -584,4 +643,4 @@ def test_one_that_is_ready_and_was_not_heard_yet_has_started(
 ):
     endpoint = make_endpoint(replicas=2)
     found = make_status(endpoint, make_worker("w-1", settings=endpoint), make_pod("w-2"))
-    assert condition(found, "Generating").message == "1 of 1 started replicas generate."
+    assert condition(found, "Generating").message == "1 of 1 started replica is generating."

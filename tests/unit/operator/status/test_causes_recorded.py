@@ -29,48 +29,46 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
     "no-device-plugin": (
         Reason.INSUFFICIENT_GPU,
         (
-            "waits for 1 nvidia.com/gpu: none of 1 nodes offers that many, free or in use. Ask for "
-            "fewer, or add "
-            "a GPU node; if a node has them, check its driver and its device plugin, without which a "
-            "node offers "
-            "none. Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+            "is waiting for 1 nvidia.com/gpu: none of 1 node offers that many, free or in use. Request "
+            "fewer, "
+            "or add a GPU node. If a node has them, check its driver and its device plugin: without these, a "
+            "node offers no GPU. The scheduler reports: 0/1 nodes are available: 1 Insufficient "
+            "nvidia.com/gpu."
         ),
     ),
     "gpus-busy": (
         Reason.INSUFFICIENT_GPU,
         (
-            "waits for 1 nvidia.com/gpu: 1 of 1 nodes has that much, and it is in use. Free some, or "
-            "add a GPU "
-            "node. Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+            "is waiting for 1 nvidia.com/gpu: 1 of 1 node has that much, but it is in use. Free GPUs, or "
+            "add a "
+            "GPU node. The scheduler reports: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
         ),
     ),
     "more-gpus-than-a-node-has": (
         Reason.INSUFFICIENT_GPU,
-        "waits for 8 nvidia.com/gpu: none of 1 nodes offers that many, free or in use.",
+        "is waiting for 8 nvidia.com/gpu: none of 1 node offers that many, free or in use.",
     ),
     "no-cpu": (
         Reason.UNSCHEDULABLE,
         (
-            "waits for 500 cpu: none of 1 nodes is large enough, were it empty. Ask for less, or add "
-            "a larger "
-            "node. Scheduler: 0/1 nodes are available: 1 Insufficient cpu."
+            "is waiting for 500 cpu: none of 1 node is large enough, even when empty. Request less, or add a "
+            "larger node. The scheduler reports: 0/1 nodes are available: 1 Insufficient cpu."
         ),
     ),
-    "no-memory": (Reason.UNSCHEDULABLE, "waits for 900Gi memory: none of 1 nodes is large enough"),
+    "no-memory": (Reason.UNSCHEDULABLE, "is waiting for 900Gi memory: none of 1 node is large enough"),
     "node-selector": (
         Reason.UNSCHEDULABLE,
         (
-            "cannot be scheduled: none of 1 nodes fits. Scheduler: 0/1 nodes are available: 1 "
-            "node(s) didn't match "
-            "Pod's node affinity/selector."
+            "cannot be scheduled: none of 1 node fits. The scheduler reports: 0/1 nodes are available: 1 "
+            "node(s) didn't match Pod's node affinity/selector."
         ),
     ),
     "claim-not-bound": (
         Reason.CLAIM_NOT_BOUND,
         (
-            "waits for a volume: of its PersistentVolumeClaims (unbound) one is not bound. `kubectl "
-            "describe pvc` "
-            "tells why"
+            "is waiting for a volume: its PersistentVolumeClaim (unbound) is not bound. Run `kubectl "
+            "describe "
+            "pvc`, and check"
         ),
     ),
     "no-image": (
@@ -78,33 +76,35 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
         (
             "the image localhost:1/no/such-image:1: Head "
             '"https://localhost:1/v2/no/such-image/manifests/1": dial '
-            "tcp 127.0.0.1:1: connect: connection refused. The node does not reach the registry"
+            "tcp 127.0.0.1:1: connect: connection refused. The node cannot reach the registry"
         ),
     ),
-    "no-such-host": (Reason.IMAGE_PULL_FAILED, "i/o timeout. The node does not reach the registry"),
+    "no-such-host": (Reason.IMAGE_PULL_FAILED, "i/o timeout. The node cannot reach the registry"),
     "pull-unauthorized": (
         Reason.IMAGE_PULL_FAILED,
         (
             "cannot pull the image localhost:80/unauthorized/worker:1: pull access denied, "
-            "repository does not "
-            "exist or may require authorization: authorization failed: no basic auth credentials. "
-            "The registry "
-            "wants credentials: put them in a Secret and name it in worker.imagePullSecrets."
+            "repository does not exist or may require authorization: authorization failed: no basic auth "
+            "credentials. The registry requires credentials: store them in a Secret and add it to "
+            "worker.imagePullSecrets."
         ),
     ),
     "pull-denied": (
         Reason.IMAGE_PULL_FAILED,
         (
-            "403 Forbidden denied: denied says the registry. The registry refuses: the credentials of "
-            "worker.imagePullSecrets may not read it."
+            "403 Forbidden denied: denied says the registry. The registry denies access: the credentials in "
+            "worker.imagePullSecrets may not read the image."
         ),
     ),
     "pull-missing": (
         Reason.IMAGE_PULL_FAILED,
-        "localhost:80/missing/worker:1: not found. The registry has no such image: check name and tag",
+        (
+            "localhost:80/missing/worker:1: not found. The registry does not have this image: check its "
+            "name and tag"
+        ),
     ),
     "pull-toomany": (Reason.IMAGE_PULL_FAILED, "429 Too Many Requests. The registry limits pulls"),
-    "pull-broken": (Reason.IMAGE_PULL_FAILED, "500 Internal Server Error. The registry has a problem"),
+    "pull-broken": (Reason.IMAGE_PULL_FAILED, "500 Internal Server Error. The registry has an error"),
     "bad-image-name": (
         Reason.IMAGE_PULL_FAILED,
         "repository name (Case) must be lowercase. Check worker.image",
@@ -112,7 +112,8 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
     "no-secret": (
         Reason.SECRET_NOT_FOUND,
         (
-            'cannot start its container: secret "not-there" not found; create it, or correct what names it: '
+            'cannot start its container: secret "not-there" not found. Create it, or correct the reference '
+            "in "
             "model.tokenSecretRef, worker.env, worker.envFrom or a podTemplate."
         ),
     ),
@@ -122,26 +123,26 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
     ),
     "oom": (
         Reason.OOM_KILLED,
-        "was killed for memory (OOMKilled, exit code 137, limit 30Mi, 1 restart). Raise",
+        "ran out of memory and was killed (OOMKilled, exit code 137, limit 30Mi, 1 restart). Raise",
     ),
     "init-fails": (
         Reason.CRASH_LOOPING,
         (
-            "container prepare, ended with exit code 7 (1 restart). It said: no such bucket. See "
-            "`kubectl logs "
-            "init-fails-workers-859554df44-hlzbb -c prepare --previous`. It is starting again."
+            "container prepare terminated with exit code 7 (1 restart). Its last message was: no such "
+            "bucket. "
+            "See `kubectl logs init-fails-workers-859554df44-hlzbb -c prepare --previous`. It is restarting."
         ),
     ),
     "init-secret": (
         Reason.CONFIG_MAP_NOT_FOUND,
         (
-            'cannot start its init container fetch: configmap "nope" not found; create it, or correct what '
-            "names it: worker.podTemplate."
+            'cannot start its init container fetch: configmap "nope" not found. Create it, or correct the '
+            "reference in worker.podTemplate."
         ),
     ),
     "native-probe": (
         Reason.STARTING,
-        "is starting: its sidecar container proxy runs, and its startup probe has not succeeded yet.",
+        "is starting: its sidecar container proxy is running, but its startup probe has not succeeded yet.",
     ),
     "native-unready": (
         Reason.STARTING,
@@ -150,13 +151,14 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
     "native-crash": (
         Reason.CRASH_LOOPING,
         (
-            "sidecar container proxy, ended with exit code 1 (3 restarts). It said: no config. See `kubectl "
-            "logs native-crash -c proxy --previous`."
+            "sidecar container proxy terminated with exit code 1 (3 restarts). Its last message was: no "
+            "config. "
+            "See `kubectl logs native-crash -c proxy --previous`."
         ),
     ),
     "native-exits-0": (
         Reason.CRASH_LOOPING,
-        "sidecar container proxy, ended with exit code 0 (3 restarts). See `kubectl logs",
+        "sidecar container proxy terminated with exit code 0 (3 restarts). See `kubectl logs",
     ),
     "native-image": (
         Reason.IMAGE_PULL_FAILED,
@@ -164,7 +166,10 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
     ),
     "native-secret": (
         Reason.SECRET_NOT_FOUND,
-        'cannot start its sidecar container proxy: secret "nope" not found; create it, or correct what names',
+        (
+            'cannot start its sidecar container proxy: secret "nope" not found. Create it, or correct the '
+            "reference"
+        ),
     ),
     "native-command": (
         Reason.CONTAINER_CONFIG_ERROR,
@@ -172,26 +177,26 @@ EXPECTED: dict[str, tuple[Reason, str]] = {
     ),
     "ordinary-exits-0": (
         Reason.CRASH_LOOPING,
-        "container log, ended with exit code 0 (3 restarts). See `kubectl logs ordinary-exits-0 -c log",
+        "container log terminated with exit code 0 (3 restarts). See `kubectl logs ordinary-exits-0 -c log",
     ),
     "evicted": (
         Reason.POD_FAILED,
         (
             'failed on node vllmendpoint-local (Evicted): Usage of EmptyDir volume "cache" exceeds '
             'the limit "1Mi". '
-            "Ask for what it needs in worker.resources.requests, and give its volumes room."
+            "Set worker.resources.requests to what the pod uses, and raise the limits of its volumes."
         ),
     ),
     "budget": (
         Reason.STARTUP_TIMEOUT,
         (
-            "was ended by the kubelet (exit code 0, 1 restart) before it served: the budget "
-            "worker.startupTimeoutSeconds is 10 s."
+            "was terminated by the kubelet (exit code 0, 1 restart), because it did not start within 10 s. "
+            "Raise worker.startupTimeoutSeconds, or see `kubectl logs"
         ),
     ),
     "node-lost": (
         Reason.NODE_LOST,
-        "pod on-ghost is on node ghost, which no longer answers the control plane",
+        "Pod on-ghost runs on node ghost, which does not respond to the control plane",
     ),
 }
 
@@ -213,7 +218,8 @@ def test_the_sentence(name: str) -> None:
     assert cause is not None
     assert cause.reason is reason
     assert part in cause.message
-    assert cause.message.startswith(f"pod {pod.name}")
+    assert cause.message.startswith((f"Pod {pod.name} ", f"In pod {pod.name}, the "))
+    assert cause.message.endswith(".")
     assert cause.message.isprintable(), "one line"
     assert ".." not in cause.message
     known = CONDITION_REASONS[Condition.AVAILABLE] + CONDITION_REASONS[Condition.RESOLVED_REFS]
@@ -226,23 +232,26 @@ SAID = {
     "(1024), (0.19 "
     "GiB KV cache is needed, which is larger than the available KV cache memory (0.06 GiB).": (
         Reason.CRASH_LOOPING,
-        "ended with exit code 1 (2 restarts). It said: The engine failed: ValueError: To serve at least one",
+        (
+            "terminated with exit code 1 (2 restarts). Its last message was: The engine failed: ValueError: "
+            "To serve at least one"
+        ),
     ),
     "ModelDownloadFailed: the model 'team/gated' cannot be downloaded: http://hub/x answered 403 "
     "Forbidden. The "
     "model is gated or private.": (
         Reason.MODEL_DOWNLOAD_FAILED,
         (
-            "ended (2 restarts): the model 'team/gated' cannot be downloaded: http://hub/x answered 403 "
+            "terminated (2 restarts): the model 'team/gated' cannot be downloaded: http://hub/x answered 403 "
             "Forbidden."
         ),
     ),
     "2026-11-22 INFO x\nValueError: the cause\nresource_tracker: 1 leaked semaphore": (
         Reason.CRASH_LOOPING,
-        "It said: ValueError: the cause. See",
+        "Its last message was: ValueError: the cause. See",
     ),
-    "only\x1b[31m words\x00\n": (Reason.CRASH_LOOPING, "It said: only [31m words. See"),
-    "": (Reason.CRASH_LOOPING, "ended with exit code 1 (2 restarts). See `kubectl logs"),
+    "only\x1b[31m words\x00\n": (Reason.CRASH_LOOPING, "Its last message was: only [31m words. See"),
+    "": (Reason.CRASH_LOOPING, "terminated with exit code 1 (2 restarts). See `kubectl logs"),
 }
 
 
@@ -272,8 +281,8 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
     cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
     assert cause is not None
     assert (
-        "is 10 s. It said: It was ended in the stage Importing, reached at 06:20:40 UTC. Raise it"
-        in cause.message
+        "within 10 s. Its last message was: It was ended in the stage Importing, reached at 06:20:40 UTC. "
+        "Raise" in cause.message
     )
 
 
@@ -288,7 +297,7 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
                 "No preemption "
                 "victims found for incoming pod."
             ),
-            "1 of 5 nodes has that much, and it is in use",
+            "1 of 5 nodes has that much, but it is in use",
         ),
         (
             (
@@ -304,7 +313,10 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
                 "0/2 nodes are available: 2 Insufficient nvidia.com/gpu. preemption: not eligible due to "
                 "preemptionPolicy=Never."
             ),
-            "none of 2 nodes has that many free. Free or add a GPU node, or check its driver",
+            (
+                "none of 2 nodes has that many free. Free GPUs, or add a GPU node. If a node has them, "
+                "check its driver"
+            ),
         ),
     ],
 )
@@ -325,14 +337,16 @@ def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) ->
             'failed to resolve reference "r.io/x:1": UNAUTHORIZED: authentication required',
             (
                 "cannot pull the image localhost:80/missing/worker:1: UNAUTHORIZED: authentication "
-                "required. The "
-                "registry wants credentials"
+                "required. The registry requires credentials"
             ),
         ),
         ("no match for platform in manifest: not found", "The image is not built for this node's platform."),
         (
             'Back-off pulling image "localhost:80/missing/worker:1"',
-            "ImagePullBackOff; the registry's answer is in `kubectl describe pod",
+            (
+                "ImagePullBackOff (see `kubectl describe pod pull-missing2-workers-5f48ff96bf-hckg2` for the "
+                "registry's answer)."
+            ),
         ),
     ],
 )

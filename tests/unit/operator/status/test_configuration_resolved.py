@@ -20,13 +20,17 @@ PROBLEM = {
 @pytest.mark.parametrize(
     ("said", "expected", "parts"),
     [
-        ({"configuration__settingsHash": "old"}, ("Unknown", "Pending"), ["1 of 1 workers, w-1 among them"]),
+        (
+            {"configuration__settingsHash": "old"},
+            ("Unknown", "Pending"),
+            ["1 of 1 worker has not applied the current settings yet (pod w-1)."],
+        ),
         (
             {"configuration__state": "Refused", "configuration__problems": [PROBLEM]},
             ("False", "InvalidPayload"),
             [
-                "Spec: unknown field.",
-                "1 of 1 workers, pod w-1; it keeps its last good settings",
+                "1 of 1 worker (pod w-1) rejected the configuration from Spec: unknown field. ",
+                "Pod w-1 keeps its last valid settings.",
             ],
         ),
         (
@@ -36,9 +40,13 @@ PROBLEM = {
                 "healthCheck": None,
             },
             ("False", "InvalidPayload"),
-            ["it serves nothing until then", "(2 more problems.)"],
+            ["Pod w-1 serves no requests until its configuration is valid.", "It reports 2 more problems."],
         ),
-        ({"configuration__state": "Refused"}, ("False", "InvalidSettings"), ["see its log"]),
+        (
+            {"configuration__state": "Refused"},
+            ("False", "InvalidSettings"),
+            ["1 of 1 worker (pod w-1) rejected the configuration. See `kubectl logs w-1`."],
+        ),
         (
             {
                 "configuration__state": "Refused",
@@ -46,7 +54,7 @@ PROBLEM = {
                 "configuration__settingsHash": "old",
             },
             ("Unknown", "Pending"),
-            ["have not taken in the newest settings yet"],
+            ["has not applied the current settings yet"],
         ),
         (
             {
@@ -91,7 +99,7 @@ def test_one_that_cannot_be_asked(make_endpoint, make_status, make_worker, make_
     never = make_pod("w-1", Link(settled=True, error="refused"))
     found = make_status(endpoint, never, make_worker("w-2", settings=endpoint))
     assert told(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
-    assert "1 of 2 workers, w-1 among them, cannot be asked" in (
+    assert "1 of 2 workers is unreachable (pod w-1), so the settings in use are unknown." in (
         condition(found, "ConfigurationResolved").message
     )
     assert told(found)["Ready"] == ("False", "WorkerUnreachable")
@@ -107,7 +115,7 @@ def test_settings_that_an_older_worker_does_not_know(make_endpoint, make_status,
     found = make_status(endpoint, make_worker("w-1", settings=endpoint, said=said))
     assert told(found)["ConfigurationResolved"] == ("True", "Resolved")
     assert condition(found, "ConfigurationResolved").message.endswith(
-        "Pod w-1: this version does not know the setting healthCheck.x"
+        "Pod w-1 warns: this version does not know the setting healthCheck.x."
     )
 
 

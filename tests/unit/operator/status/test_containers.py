@@ -33,12 +33,15 @@ TROUBLES = {
     "its image": (
         waits("ErrImagePull", "404", image="p:1"),
         Reason.IMAGE_PULL_FAILED,
-        "cannot pull the image p:1 of {title}: 404. The registry has no such image: check name and tag",
+        (
+            "cannot pull the image p:1 of {title}: 404. The registry does not have this image: check its "
+            "name and"
+        ),
     ),
     "its Secret": (
         waits("CreateContainerConfigError", 'secret "s" not found'),
         Reason.SECRET_NOT_FOUND,
-        'cannot start its {title}: secret "s" not found; create it, or correct what names it: {where}.',
+        'cannot start its {title}: secret "s" not found. Create it, or correct the reference in {where}.',
     ),
     "its user": (
         waits("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
@@ -55,17 +58,20 @@ LASTING = {
     "it crashes": (
         waits("CrashLoopBackOff", **CRASHED),
         Reason.CRASH_LOOPING,
-        "w-1, {title}, ended with exit code 3 (4 restarts). See `kubectl logs w-1 -c {name} --previous`.",
+        (
+            "w-1, the {title} terminated with exit code 3 (4 restarts). See `kubectl logs w-1 -c {name} "
+            "--previous`."
+        ),
     ),
     "it was killed for memory": (
         waits("CrashLoopBackOff", lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
         Reason.OOM_KILLED,
-        "w-1, {title}, was killed for memory",
+        "w-1, the {title} ran out of memory and was killed",
     ),
     "it never ran": (
         {"state": {"terminated": {"exitCode": 128, "reason": "StartError", "message": "no such file"}}},
         Reason.CRASH_LOOPING,
-        "w-1, {title}, ended with exit code 128 (0 restarts). It said: no such file.",
+        "w-1, the {title} terminated with exit code 128 (0 restarts). Its last message was: no such file.",
     ),
 }
 
@@ -93,7 +99,9 @@ def test_what_keeps_a_container_from_starting_is_told_with_its_name(make_pod, ro
     assert found.reason is reason
     expected = text.format(title=f"{role} {name}", name=name, where=f"{component}.podTemplate")
     assert expected in found.message
-    assert found.message.count("pod w-1") == 1, "the main container, which waits for it, has no trouble"
+    assert found.message.lower().count("pod w-1") == 1, (
+        "the main container, which waits for it, has no trouble"
+    )
 
 
 @pytest.mark.parametrize("role", ["sidecar container", "container"])
@@ -101,7 +109,7 @@ def test_one_that_ends_without_an_error_is_told_where_it_is_to_stay(make_pod, ro
     ended = {"ready": False, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
     found = why(make_pod("w-1", ready=False, **of(role, ROLES[role], ended)), BUDGET)
     assert found.reason is Reason.CRASH_LOOPING
-    assert f"pod w-1, {role} {ROLES[role]}, ended with exit code 0" in found.message
+    assert f"In pod w-1, the {role} {ROLES[role]} terminated with exit code 0" in found.message
 
 
 def test_a_sidecar_whose_startup_probe_does_not_succeed(make_pod):
@@ -110,7 +118,11 @@ def test_a_sidecar_whose_startup_probe_does_not_succeed(make_pod):
     found = why(make_pod("w-1", ready=False, **of("sidecar container", "proxy", proxy)), BUDGET)
     assert (found.reason, found.message) == (
         Reason.STARTING,
-        "pod w-1 is starting: its sidecar container proxy runs, and its startup probe has not succeeded yet.",
+        (
+            "Pod w-1 is starting: its sidecar container proxy is running, but its startup probe has not "
+            "succeeded "
+            "yet."
+        ),
     )
 
 
@@ -119,8 +131,8 @@ def test_a_sidecar_that_starts_again_is_not_given_the_workers_stage(make_worker)
     status = of("sidecar container", "proxy", proxy) | {"containerStatuses": [LOADING]}
     pod = make_worker("w-1", "Starting", ready=False, said={"stage__name": "LoadingWeights"}, **status)
     assert why(pod, BUDGET).message == (
-        "pod w-1, sidecar container proxy, ended with exit code 3 (4 restarts). "
-        "See `kubectl logs w-1 -c proxy --previous`. It is starting again."
+        "In pod w-1, the sidecar container proxy terminated with exit code 3 (4 restarts). "
+        "See `kubectl logs w-1 -c proxy --previous`. It is restarting."
     )
 
 
@@ -133,13 +145,13 @@ def test_a_sidecar_that_starts_again_is_not_given_the_workers_stage(make_worker)
         ),
         (
             [{"name": "fetch", "ready": False, "state": RUNNING}],
-            "its init container fetch has yet to end.",
+            "its init container fetch has not completed yet.",
         ),
         (
             [DONE, {"name": "proxy", **waits("ContainerCreating")}],
             "its sidecar container proxy is not running yet (ContainerCreating).",
         ),
-        ([DONE, {"name": "proxy", "ready": True, "started": True, "state": RUNNING}], "(Pending)."),
+        ([DONE, {"name": "proxy", "ready": True, "started": True, "state": RUNNING}], "(phase Pending)."),
     ],
 )
 def test_what_the_main_container_waits_for(make_pod, statuses, told):
@@ -164,15 +176,15 @@ def test_a_frontend_that_waits_for_a_container_beside_the_main_one(make_pod, rol
     status["containerStatuses"] = [SERVING, *[s for s in status["containerStatuses"] if s["name"] != "main"]]
     found = why(make_pod("f-1", ready=False, **status, **FRONTEND), BUDGET)
     assert found.reason is Reason.STARTING
-    assert found.message == f"pod f-1 is starting: its {role} {ROLES[role]} is not ready."
+    assert found.message == f"Pod f-1 is starting: its {role} {ROLES[role]} is not ready."
 
 
 def test_each_of_several_is_named_the_worst_first(make_pod):
     statuses = [LOADING, {"name": "a", **LASTING["it crashes"][0]}, {"name": "b", **TROUBLES["its image"][0]}]
     found = why(make_pod("w-1", ready=False, containerStatuses=statuses), BUDGET)
     assert found.reason is Reason.IMAGE_PULL_FAILED
-    assert found.message.startswith("pod w-1 cannot pull the image p:1 of container b: 404.")
-    assert " Also: pod w-1, container a, ended with exit code 3" in found.message
+    assert found.message.startswith("Pod w-1 cannot pull the image p:1 of container b: 404.")
+    assert " In pod w-1, the container a terminated with exit code 3" in found.message
 
 
 DEBUGGER = {"name": "debugger"}
@@ -186,8 +198,8 @@ def test_an_ephemeral_container_is_named_and_explains_nothing(make_pod, trouble)
     loading = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
     found = why(loading, BUDGET)
     assert found.reason is Reason.STARTING
-    assert found.message.startswith("pod w-1 is starting")
-    assert f" Also: pod w-1 {told}" in found.message
+    assert found.message.startswith("Pod w-1 is starting")
+    assert f" Pod w-1 {told}" in found.message
     assert why(make_pod("w-1", ephemeralContainerStatuses=ephemeral), BUDGET) is None, "the pod is ready"
 
 

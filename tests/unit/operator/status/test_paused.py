@@ -40,14 +40,16 @@ def test_pods_that_are_not_made_since_it_is_paused(
     found = condition(status(endpoint, observed, make_plan(endpoint), None), "Available")
     assert found.reason == reason
     if reason == "Paused":
-        assert f"0 of {replicas} replicas ready" in found.message
-        name = "smollm-workers"
-        stands = (
-            f"there is no Deployment {name} yet"
+        count = "0 of 1 replica is" if replicas == 1 else f"0 of {replicas} replicas are"
+        action = (
+            "does not create the Deployment smollm-workers"
             if made is None
-            else f"the Deployment {name} was last asked for {made}"
+            else "does not scale up the Deployment smollm-workers, which has 1 replica,"
         )
-        assert f"{stands}, and spec.paused is true; set it to false to go on." in found.message
+        assert found.message.startswith(f"{count} ready (minimum: ")
+        assert found.message.endswith(
+            f"). The operator {action} because spec.paused is true. Set it to false to continue."
+        )
 
 
 def test_a_spec_that_is_refused_is_told_while_paused(make_endpoint, condition, noon):
@@ -70,7 +72,11 @@ def test_a_frontend_that_is_not_made_since_it_is_paused(
     found = status(endpoint, observed, make_plan(endpoint, observed), None)
     said = condition(found, "Available")
     assert said.reason == "Paused"
-    assert said.message.startswith("0 of 1 frontend pods ready: there is no Deployment smollm-frontend yet")
+    assert said.message.startswith(
+        "0 of 1 frontend pod is ready (minimum: 1). The operator does not create the Deployment "
+        "smollm-frontend "
+        "because spec.paused is true."
+    )
 
 
 def test_what_was_not_verified_is_not_called_valid(make_endpoint, make_plan, living, condition):
@@ -78,7 +84,9 @@ def test_what_was_not_verified_is_not_called_valid(make_endpoint, make_plan, liv
     observed = living(make_plan(running))
     held = make_endpoint(paused=True, worker={"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})
     found = status(held, observed, make_plan(held, observed), None)
-    assert "verifies its pods once spec.paused is false" in condition(found, "Accepted").message
+    assert (
+        "The API server validates the pods once spec.paused is false." in condition(found, "Accepted").message
+    )
     still = make_endpoint(paused=True)
     found = status(still, observed, make_plan(still, observed), None)
     assert condition(found, "Accepted").message == "The spec is valid."

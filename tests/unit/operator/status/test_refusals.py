@@ -31,6 +31,7 @@ def test_a_service_account_that_is_not_there(
     assert found.reason == reason
     if reason != "Resolved":
         assert found.message == (
-            "worker.serviceAccountName: no ServiceAccount 'mine' in the namespace team-a, "
-            "so no pod can be made; create it, or name another"
+            "The ServiceAccount 'mine' does not exist in the namespace team-a, so Kubernetes cannot create "
+            "worker "
+            "pods. Create it, or change worker.serviceAccountName."
         )

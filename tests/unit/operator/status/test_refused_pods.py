@@ -8,41 +8,44 @@ from vllmendpoint_operator.observe.snapshot import replica_failure
 from vllmendpoint_operator.status.diagnosis.refused_pods import remedy
 
 FORBIDDEN = 'pods "e-workers-7d-x" is forbidden: '
-RAISE = "Raise the ResourceQuota, or ask for less."
+RAISE = "Raise the ResourceQuota, or"
 CASES = {
     "no request under a quota": (
         "failed quota: q: must specify requests.cpu for: main",
-        "The ResourceQuota q counts these: set {c}.resources.requests.cpu.",
+        "The ResourceQuota q requires these fields: set {c}.resources.requests.cpu.",
     ),
     "several, of several containers": (
         "failed quota: q: must specify cpu for: main; limits.memory for: main,proxy",
         (
-            "The ResourceQuota q counts these: set {c}.resources.requests.cpu and "
+            "The ResourceQuota q requires these fields: set {c}.resources.requests.cpu and "
             "{c}.resources.limits.memory and resources.limits.memory of the container proxy in "
             "{c}.podTemplate."
         ),
     ),
     "an API server before 1.25": (
         "failed quota: q: must specify limits.cpu,memory",
-        "The ResourceQuota q counts these: set {c}.resources.limits.cpu and {c}.resources.requests.memory.",
+        (
+            "The ResourceQuota q requires these fields: set {c}.resources.limits.cpu and "
+            "{c}.resources.requests.memory."
+        ),
     ),
     "cpu": (
         "exceeded quota: q, requested: requests.cpu=4, used: requests.cpu=0, limited: requests.cpu=1",
-        RAISE + " Lower {c}.resources.requests.cpu.",
+        RAISE + " lower {c}.resources.requests.cpu.",
     ),
     "cpu by its old name, and memory": (
         "exceeded quota: q, requested: cpu=4,limits.memory=8Gi, used: cpu=0, limited: cpu=1",
-        RAISE + " Lower {c}.resources.requests.cpu or {c}.resources.limits.memory.",
+        RAISE + " lower {c}.resources.requests.cpu or {c}.resources.limits.memory.",
     ),
     "ephemeral storage": (
         "exceeded quota: q, requested: limits.ephemeral-storage=9Gi, used: x, limited: y",
-        RAISE + " Lower {c}.resources.limits.ephemeral-storage.",
+        RAISE + " lower {c}.resources.limits.ephemeral-storage.",
     ),
     "a device": (
         "exceeded quota: q, requested: requests.nvidia.com/gpu=8, used: x, limited: y",
-        RAISE + ' Lower {c}.resources.limits["nvidia.com/gpu"].',
+        RAISE + ' lower {c}.resources.limits["nvidia.com/gpu"].',
     ),
-    "a quota without its numbers": ("exceeded quota: q", RAISE),
+    "a quota without its numbers": ("exceeded quota: q", RAISE + " request less."),
     "too small for the LimitRange": (
         "minimum cpu usage per Container is 100m, but request is 50m",
         "The namespace has a LimitRange: set {c}.resources.requests.cpu to at least 100m.",
@@ -70,7 +73,7 @@ CASES = {
     ),
     "Pod Security": (
         'violates PodSecurity "restricted:latest": privileged',
-        "Mend {c}.podTemplate, or have the namespace's Pod Security level lowered.",
+        "Change {c}.podTemplate, or lower the Pod Security level of the namespace.",
     ),
     "a priority class": (
         "no PriorityClass with name high was found",
@@ -78,17 +81,17 @@ CASES = {
     ),
     "a scope of a quota": (
         "insufficient quota to match these scopes: [{PriorityClass In [high]}]",
-        "Have a ResourceQuota made that matches, or change {c}.podTemplate.spec.priorityClassName.",
+        "Create a ResourceQuota with a matching scope, or change {c}.podTemplate.spec.priorityClassName.",
     ),
     "another scope of a quota": (
         "insufficient quota to match these scopes: [{BestEffort Exists []}]",
-        "Have a ResourceQuota made that matches, or change {c}.resources.",
+        "Create a ResourceQuota with a matching scope, or change {c}.resources.",
     ),
     "a resource that needs a quota": (
         "insufficient quota to consume: requests.nvidia.com/gpu,limits.cpu",
         (
-            'Have a ResourceQuota made that allows for {c}.resources.limits["nvidia.com/gpu"] and '
-            "{c}.resources.limits.cpu, or remove these."
+            'Create a ResourceQuota that allows {c}.resources.limits["nvidia.com/gpu"] and '
+            "{c}.resources.limits.cpu, or remove these fields."
         ),
     ),
     "more requested than the LimitRange allows": (
@@ -125,13 +128,13 @@ CASES = {
     ),
     "a webhook": (
         'admission webhook "w.example.com" denied the request: no label cost-center',
-        "Change {c}.podTemplate as the policy asks, or have the policy changed; it is tried again.",
+        "Change {c}.podTemplate to satisfy the policy, or change the policy. Kubernetes retries.",
     ),
     "a policy": (
         "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
-        "Change {c}.podTemplate as the policy asks, or have the policy changed; it is tried again.",
+        "Change {c}.podTemplate to satisfy the policy, or change the policy. Kubernetes retries.",
     ),
-    "what nobody knows": ("the moon is full", "It is tried again."),
+    "what nobody knows": ("the moon is full", "Kubernetes retries."),
 }
 
 
@@ -150,13 +153,13 @@ def test_the_field_to_set_is_named(case, component):
 @pytest.mark.parametrize("resource", ["pods", "count/pods"])
 def test_a_quota_of_pods_is_about_replicas(component, fields, resource):
     said = f"{FORBIDDEN}exceeded quota: q, requested: {resource}=1, used: {resource}=1, limited: {resource}=1"
-    assert remedy(said, component, ["main", "proxy"]) == f"{RAISE} Lower {fields}."
+    assert remedy(said, component, ["main", "proxy"]) == f"{RAISE} lower {fields}."
 
 
 def test_other_containers_are_not_forgotten():
     said = FORBIDDEN + "exceeded quota: q, requested: cpu=4, used: cpu=0, limited: cpu=1"
     assert remedy(said, "worker", ["proxy", "main", "log"]).endswith(
-        " Lower worker.resources.requests.cpu, or the resources of the containers proxy, log in "
+        " lower worker.resources.requests.cpu, or the resources of the containers proxy, log in "
         "worker.podTemplate."
     )
     said = FORBIDDEN + "minimum cpu usage per Container is 100m, but request is 50m"
@@ -169,9 +172,10 @@ def test_other_containers_are_not_forgotten():
 def test_a_service_account_that_is_missing():
     said = FORBIDDEN + 'error looking up service account t/s: serviceaccount "s" not found'
     assert (
-        remedy(said, "worker") == "Create the ServiceAccount s, or name another in worker.serviceAccountName."
+        remedy(said, "worker")
+        == "Create the ServiceAccount s, or set worker.serviceAccountName to another one."
     )
-    assert remedy(said, "frontend") == "It is tried again."
+    assert remedy(said, "frontend") == "Kubernetes retries."
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_all_is_well(make_endpoint, make_status, make_worker):
     assert found.health_check.payload == {"prompt": "1"}
     assert found.url == "http://smollm.team-a.svc:8000/v1"
     assert found.selector == (
+        ""
         "app.kubernetes.io/component=worker,app.kubernetes.io/instance=smollm,app.kubernetes.io/name=vllmendpoint"
     )
 
@@ -58,7 +59,7 @@ def test_all_conditions_stand_from_the_first_visit(make_endpoint, make_status, c
     assert told(found)["Ready"] == ("False", "Starting")
     assert told(found)["Reconciling"][0] == "True"
     assert condition(found, "Available").message == (
-        "0 of 1 replicas ready, 1 needed: its pods are being created."
+        "0 of 1 replica is ready (minimum: 1). The pods of the Deployment smollm-workers are being created."
     )
 
 
@@ -105,12 +106,14 @@ def test_verdicts_of_three_replicas(make_endpoint, make_status, make_worker, ver
 def test_one_of_three_stalled_is_told_whole(make_endpoint, make_status, make_worker, condition):
     endpoint = make_endpoint(replicas=3)
     pods = three(make_worker, endpoint, "Generating", "Generating")
-    said = {"verdict__message": "no token for 12 s with 3 requests running."}
+    said = {"verdict__message": "The engine has scheduled no token for 12 s."}
     pods.append(make_worker("w-bad", "Stalled", settings=endpoint, said=said))
     found = make_status(endpoint, *pods)
     assert condition(found, "Generating").message == (
-        "1 of 3 replicas do not generate: pod w-bad: no token for 12 s with 3 requests running. "
-        "It takes no traffic; it ends itself after healthCheck.restartAfterSeconds, or delete the pod now."
+        "1 of 3 replicas is not generating: the engine in pod w-bad is stalled. "
+        "The engine has scheduled no token for 12 s. "
+        "The pod receives no traffic and restarts after healthCheck.restartAfterSeconds. "
+        "To replace it now, delete it."
     )
     assert condition(found, "Ready").message == condition(found, "Generating").message
     assert condition(found, "Stalled").status == "False", "nothing here waits for the user's spec"
@@ -121,11 +124,17 @@ def test_one_of_three_stalled_is_told_whole(make_endpoint, make_status, make_wor
     [
         (
             {"mode": "Observe"},
-            "It takes traffic all the same, since healthCheck.mode is Observe; it ends itself",
+            (
+                "Because healthCheck.mode is Observe, the pod still receives traffic and restarts after "
+                "healthCheck."
+            ),
         ),
         (
             {"restartAfterSeconds": 0},
-            "It takes no traffic; it does not end itself, since healthCheck.restartA",
+            (
+                "The pod receives no traffic. It does not restart because healthCheck.restartAfterSeconds "
+                "is 0. Delete"
+            ),
         ),
     ],
     ids=["observed", "never restarted"],
@@ -133,7 +142,7 @@ def test_one_of_three_stalled_is_told_whole(make_endpoint, make_status, make_wor
 def test_what_becomes_of_a_stalled_worker(make_endpoint, make_status, make_worker, condition, check, fix):
     endpoint = make_endpoint(healthCheck=check)
     found = make_status(endpoint, make_worker("w", "Stalled", settings=endpoint))
-    assert f". {fix}" in condition(found, "Generating").message
+    assert f" is stalled. {fix}" in condition(found, "Generating").message
 
 
 def test_garbage_is_not_generating(make_endpoint, make_status, make_worker):
@@ -177,9 +186,14 @@ def test_without_the_frontend_it_is_not_available(
     worker = make_worker(settings=endpoint)
     found = make_status(endpoint, worker, frontends=(make_pod("f", ready=False),))
     assert told(found)["Available"] == ("False", "Starting")
-    assert "the frontend is not ready: pod f is starting" in condition(found, "Available").message
+    assert condition(found, "Available").message.startswith(
+        "0 of 1 frontend pod is ready, so the endpoint accepts no requests. Pod f is starting"
+    )
     found = make_status(endpoint, worker, frontends=())
-    assert "its pods are being created" in condition(found, "Available").message
+    assert (
+        "The pods of the Deployment smollm-frontend are being created."
+        in condition(found, "Available").message
+    )
     assert (
         told(make_status(make_endpoint(frontend={"mode": "None"}), worker, frontends=()))["Available"][0]
         == "True"
@@ -207,12 +221,15 @@ def test_pods_that_cannot_be_created_are_told(make_endpoint, make_plan, living, 
         ({"observedGeneration": 0, "replicas": 2, "updatedReplicas": 2}, "2 of 2 replicas run the current"),
         (
             {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1},
-            "1 of 2 replicas run the current revision, 1",
+            "1 of 2 replicas runs the current revision, and 1",
         ),
-        ({"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2}, "revision, 1 of an older one left"),
+        (
+            {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2},
+            "revision, and 1 replica of an older revision remains.",
+        ),
         (
             {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1},
-            "2 of 2 replicas run the current revision, 1 of them available.",
+            "2 of 2 replicas run the current revision, and 1 of them is available.",
         ),
         ({}, "0 of 2 replicas run the current revision."),
     ],
@@ -261,18 +278,23 @@ def test_a_replica_that_is_unavailable_later_does_not_undo_a_rollout(
 def test_a_problem_of_the_plan(make_endpoint, make_status, make_worker, condition, reason, where):
     endpoint = make_endpoint()
     worker = make_worker(settings=endpoint)
-    found = make_status(endpoint, worker, problem=PlanError(reason, "what to do"), children={})
+    found = make_status(endpoint, worker, problem=PlanError(reason, "What to do."), children={})
     assert told(found)[where] == told(found)["Ready"] == ("False", reason.value)
     assert told(found)["Stalled"] == ("True", reason.value)
-    assert condition(found, "Stalled").message == "what to do"
+    assert condition(found, "Stalled").message == "What to do."
     assert told(found)["Available"][0] == "True", "what runs goes on"
     if where == "ResolvedRefs":
-        assert "verifies its pods once every reference is there" in condition(found, "Accepted").message
+        assert (
+            "The API server validates the pods once every referenced object exists."
+            in condition(found, "Accepted").message
+        )
 
 
 def test_what_is_being_deleted_is_waited_for_without_alarm(make_endpoint, make_status, condition):
     whole = make_status(make_endpoint(), problem=PlanError(Reason.PENDING, "x is being deleted"))
-    assert condition(whole, "UpToDate").message.endswith("could not be applied: x is being deleted")
+    assert condition(whole, "UpToDate").message.endswith(
+        "could not apply the current revision: x is being deleted."
+    )
     found = told(whole)
     assert found["Accepted"][0] == "True"
     assert found["Stalled"][0] == "False"
@@ -286,7 +308,7 @@ def test_missing_claims_are_named(make_endpoint, make_status, condition):
     found = make_status(endpoint, claims=frozenset({"models"}))
     assert told(found)["ResolvedRefs"] == ("False", "ClaimNotFound")
     assert (
-        "no PersistentVolumeClaim 'weights' in the namespace team-a"
+        "The PersistentVolumeClaim 'weights' does not exist in the namespace team-a."
         in condition(found, "ResolvedRefs").message
     )
     assert told(make_status(endpoint, claims=frozenset({"models", "weights"})))["ResolvedRefs"][0] == "True"

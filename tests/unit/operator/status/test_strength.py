@@ -37,32 +37,35 @@ def lacking(make_plan, living, endpoint, part="workers", **status):
     return children
 
 
-@pytest.mark.parametrize(("count", "verb"), [(1, "generates"), (2, "generate"), (5, "generate")])
+@pytest.mark.parametrize(("count", "verb"), [(1, "replica is"), (2, "replicas are"), (5, "replicas are")])
 def test_at_full_strength(make_endpoint, make_status, make_worker, condition, count, verb):
     endpoint = make_endpoint(replicas=count)
     found = make_status(endpoint, *[make_worker(f"w-{n}", settings=endpoint) for n in range(count)])
-    assert said(found, condition) == ("True", "Ready", f"{count} of {count} replicas {verb}.")
+    assert said(found, condition) == ("True", "Ready", f"{count} of {count} {verb} generating.")
 
 
 LOST = {
     "one that crashed": (
         {"ready": False, "container": CRASH},
-        "1 is not ready: pod w-2 ended with exit code 139 (1 restart). See `kubectl logs w-2 --previous`.",
+        (
+            "1 replica is not ready. Pod w-2 terminated with exit code 139 (1 restart). See `kubectl logs "
+            "w-2 --previous`."
+        ),
     ),
     "one that starts again": (
         {"ready": False, "container": {"started": False}},
-        "1 is not ready: pod w-2 is starting (Running).",
+        "1 replica is not ready. Pod w-2 is starting (phase Running).",
     ),
     "one whose image is gone": (
         {
             "ready": False,
             "container": {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "404"}}},
         },
-        "1 is not ready: pod w-2 cannot pull the image registry.example/worker:1: 404.",
+        "1 replica is not ready. Pod w-2 cannot pull the image registry.example/worker:1: 404.",
     ),
     "one that was evicted, and not replaced yet": (
         {"ready": False, "phase": "Failed", "reason": "Evicted"},
-        "1 is not ready: pod w-2 failed on node node-1 (Evicted).",
+        "1 replica is not ready. Pod w-2 failed on node node-1 (Evicted).",
     ),
 }
 
@@ -80,7 +83,7 @@ def test_one_of_two_is_lost(make_endpoint, settled, make_pod, make_worker, condi
     )
     status, reason, message = said(found, condition)
     assert (status, reason) == ("True", "Ready")
-    assert message.startswith(f"1 of 2 replicas generates. {cause}")
+    assert message.startswith(f"1 of 2 replicas is generating. {cause}")
 
 
 def test_one_that_starts_again_says_how_far_it_is(make_endpoint, make_status, make_worker, condition):
@@ -89,8 +92,9 @@ def test_one_that_starts_again_says_how_far_it_is(make_endpoint, make_status, ma
     again = make_worker("w-2", "Starting", settings=endpoint, said=stage, container={"started": False})
     found = make_status(endpoint, make_worker("w-1", settings=endpoint), again)
     assert said(found, condition)[2] == (
-        "1 of 2 replicas generates. 1 is not ready: pod w-2 is starting: LoadingWeights since 11:50:00 UTC, "
-        "budget 1800 s."
+        "1 of 2 replicas is generating. 1 replica is not ready. Pod w-2 is starting: stage LoadingWeights "
+        "since "
+        "11:50:00 UTC. It must start within 1800 s (worker.startupTimeoutSeconds)."
     )
 
 
@@ -103,8 +107,9 @@ def test_one_whose_pod_may_not_be_made_again(
     children = lacking(make_plan, living, endpoint, conditions=[QUOTA], availableReplicas=1)
     found = settled(pods[0], endpoint=endpoint, whole=pods, children=children)
     assert said(found, condition)[2] == (
-        '1 of 3 replicas generates. 2 are not ready: pods cannot be created: pods "x" is forbidden: exceeded '
-        "quota: q. Raise the ResourceQuota, or ask for less."
+        "1 of 3 replicas is generating. 2 replicas are not ready. Kubernetes cannot create pods of the "
+        'Deployment smollm-workers: pods "x" is forbidden: exceeded quota: q. Raise the ResourceQuota, or '
+        "request less."
     )
 
 
@@ -115,11 +120,12 @@ def test_a_frontend_that_is_lost_is_told_too(
     worker = make_worker(settings=endpoint)
     both = (make_pod("f-1"), make_pod("f-2"))
     full = make_status(endpoint, worker, frontends=both)
-    assert said(full, condition)[2] == "1 of 1 replicas generates."
+    assert said(full, condition)[2] == "1 of 1 replica is generating."
     one = (both[0], make_pod("f-2", ready=False, container=CRASH))
     found = make_status(replace(endpoint, status=full), worker, frontends=one)
     assert said(found, condition)[2].startswith(
-        "1 of 1 replicas generates. 1 of 2 frontend pods is ready. 1 is not ready: pod f-2 ended with"
+        "1 of 1 replica is generating. 1 of 2 frontend pods is ready. 1 frontend pod is not ready. "
+        "Pod f-2 terminated with"
     )
 
 
@@ -132,7 +138,9 @@ def test_without_probing_nobody_knows_whether_it_generates(
     assert said(found, condition) == ("True", "Ready", "2 of 2 replicas are ready.")
     crashed = make_pod("w-2", ready=False, container=CRASH)
     lost = make_status(replace(endpoint, status=found), pods[0], crashed)
-    assert said(lost, condition)[2].startswith("1 of 2 replicas is ready. 1 is not ready: pod w-2 ended")
+    assert said(lost, condition)[2].startswith(
+        "1 of 2 replicas is ready. 1 replica is not ready. Pod w-2 terminated"
+    )
 
 
 def test_a_new_leader_tells_nothing_anew(make_endpoint, make_status, make_worker, make_pod, condition):

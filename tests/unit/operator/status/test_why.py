@@ -49,19 +49,22 @@ CASES = {
             "0/3 nodes are available: 3 Insufficient cpu. preemption: 0/3 nodes are available: 3 No victims."
         ),
         Reason.UNSCHEDULABLE,
-        ["pod w-1 waits for cpu: none of 3 nodes has that much free", "Scheduler: 0/3 nodes"],
+        [
+            "Pod w-1 is waiting for cpu: none of 3 nodes has that much free",
+            "The scheduler reports: 0/3 nodes",
+        ],
     ),
     "no gpu": (
         unscheduled(
             "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. no new claims to deallocate.", **GPU
         ),
         Reason.INSUFFICIENT_GPU,
-        ["pod w-1 waits for 8 nvidia.com/gpu: none of 4 nodes", "device plugin"],
+        ["Pod w-1 is waiting for 8 nvidia.com/gpu: none of 4 nodes", "device plugin"],
     ),
     "no mig slice": (
         unscheduled("0/1 nodes are available: 1 Insufficient nvidia.com/mig-1g.10gb."),
         Reason.INSUFFICIENT_GPU,
-        ["waits for nvidia.com/mig-1g.10gb: none of 1 nodes has that many free"],
+        ["is waiting for nvidia.com/mig-1g.10gb: none of 1 node has that many free"],
     ),
     "tainted": (
         unscheduled("0/2 nodes are available: 2 node(s) had untolerated taint {gpu: true}."),
@@ -71,7 +74,7 @@ CASES = {
     "claim not bound": (
         unscheduled("pod has unbound immediate PersistentVolumeClaims. not found"),
         Reason.CLAIM_NOT_BOUND,
-        ["waits for a volume", "unbound immediate"],
+        ["is waiting for a volume: one of its PersistentVolumeClaims is not bound.", "unbound immediate"],
     ),
     "image pull": (
         waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/worker:1"'),
@@ -106,7 +109,7 @@ CASES = {
     "not root": (
         waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
         Reason.CONTAINER_CONFIG_ERROR,
-        ["runAsNonRoot"],
+        ["runAsNonRoot and image will run as root. Check worker.env and worker.podTemplate."],
     ),
     "killed for memory, between restarts": (
         {**waiting("CrashLoopBackOff", restarts=3, last=ended(137, "OOMKilled")), "spec": MEMORY},
@@ -116,14 +119,18 @@ CASES = {
     "killed for memory, starting again": (
         again(ended(137, "OOMKilled")),
         Reason.OOM_KILLED,
-        ["limit none set: the node's, 1 restart)", "It is starting again."],
+        ["no limit except the node's memory, 1 restart)", "It is restarting"],
     ),
     "crash with a message": (
         waiting(
             "CrashLoopBackOff", restarts=5, last=ended(1, message="Traceback\nValueError: no such model\n")
         ),
         Reason.CRASH_LOOPING,
-        ["exit code 1 (5 restarts)", "It said: ValueError: no such model", "kubectl logs w-1 --previous"],
+        [
+            "exit code 1 (5 restarts)",
+            "Its last message was: ValueError: no such model",
+            "kubectl logs w-1 --previous",
+        ],
     ),
     "just ended": (
         {"container": {"started": False, "state": {"terminated": ended(2)}}},
@@ -133,12 +140,12 @@ CASES = {
     "killed at the end of the start-up budget": (
         again(ended(137, seconds=BUDGET + 30)),
         Reason.STARTUP_TIMEOUT,
-        ["before it served: the budget worker.startupTimeoutSeconds is 600 s"],
+        ["did not start within 600 s. Raise worker.startupTimeoutSeconds, or see"],
     ),
     "ended by SIGTERM at the end of the start-up budget": (
         again(ended(143, seconds=BUDGET + 2)),
         Reason.STARTUP_TIMEOUT,
-        ["worker.startupTimeoutSeconds is 600 s"],
+        ["did not start within 600 s. Raise worker.startupTimeoutSeconds"],
     ),
     "at the end of the budget, waiting to start again": (
         waiting("CrashLoopBackOff", restarts=2, last=ended(137, seconds=BUDGET + 30)),
@@ -159,7 +166,12 @@ CASES = {
     "evicted": (
         {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."},
         Reason.POD_FAILED,
-        ["failed on node node-1 (Evicted): The node was low on resource: memory. Ask for"],
+        [
+            (
+                "failed on node node-1 (Evicted): The node was low on resource: memory. Set "
+                "worker.resources.requests"
+            )
+        ],
     ),
     "shut down in good order": (
         {
@@ -175,27 +187,31 @@ CASES = {
             **again(ended(0, "Completed"), restarts=0),
         },
         Reason.POD_FAILED,
-        ["ended on node node-1 (TerminationByKubelet): Pod was terminated in response to imminent node"],
+        ["terminated on node node-1 (TerminationByKubelet): Pod was terminated in response to imminent node"],
     ),
     "a frontend that does not come up": (
         {**again(ended(137, seconds=BUDGET + 5)), **FRONTEND},
         Reason.STARTUP_TIMEOUT,
-        ["before it served: it has 600 s. See `kubectl logs w-1"],
+        ["did not start within 600 s. See `kubectl logs w-1"],
     ),
     "a frontend killed for memory": (
         {**again(ended(137, "OOMKilled")), **FRONTEND},
         Reason.OOM_KILLED,
-        ["Raise frontend.resources.limits.memory. It is starting again."],
+        ["Raise frontend.resources.limits.memory. It is restarting"],
     ),
     "a sidecar killed for memory": (
         {"containerStatuses": [SIDECAR | {"state": {"terminated": ended(137, "OOMKilled")}}], "spec": BOTH},
         Reason.OOM_KILLED,
-        ["container proxy, was killed", "limit 32Mi", "Raise its limit in worker.podTemplate."],
+        [
+            "In pod w-1, the container proxy ran out of memory",
+            "limit 32Mi",
+            "Raise its limit in worker.podTemplate.",
+        ],
     ),
     "without a limit beside a sidecar that has one": (
         {**again(ended(137, "OOMKilled")), "spec": {"containers": [PROXY, {"name": "main"}]}},
         Reason.OOM_KILLED,
-        ["limit none set: the node's"],
+        ["no limit except the node's memory"],
     ),
     "a sidecar's image": (
         {
@@ -204,7 +220,7 @@ CASES = {
             ]
         },
         Reason.IMAGE_PULL_FAILED,
-        ["the image p:1 of container proxy: 404", "check name and tag in worker.podTemplate."],
+        ["the image p:1 of container proxy: 404", "check its name and tag in worker.podTemplate."],
     ),
     "a longer time to end in": (
         {
@@ -212,7 +228,7 @@ CASES = {
             "spec": {"terminationGracePeriodSeconds": 300, "containers": []},
         },
         Reason.STARTUP_TIMEOUT,
-        ["the budget worker.startupTimeoutSeconds is 600 s"],
+        ["did not start within 600 s. Raise worker.startupTimeoutSeconds"],
     ),
     "an init container": (
         {
@@ -225,12 +241,12 @@ CASES = {
             "spec": {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"}]},
         },
         Reason.STARTING,
-        ["pod w-1 is starting: its init container fetch has yet to end."],
+        ["Pod w-1 is starting: its init container fetch has not completed yet."],
     ),
     "creating": (
         {**waiting("ContainerCreating")},
         Reason.STARTING,
-        ["pod w-1 is starting (Pending)."],
+        ["Pod w-1 is starting (phase Pending)."],
     ),
 }
 
@@ -242,6 +258,8 @@ def test_pod(make_pod, case):
     assert found.reason is reason
     for part in parts:
         assert part in found.message
+    assert found.message.startswith(("Pod w-1 ", "In pod w-1, the "))
+    assert found.message.endswith(".")
     assert "\n" not in found.message
     assert ".." not in found.message.replace("...", "")
 
@@ -253,17 +271,17 @@ def test_pod(make_pod, case):
             "Starting",
             {"stage__name": "LoadingWeights", "stage__detail": "3 of 8 shards"},
             Reason.STARTING,
-            ["LoadingWeights (3 of 8 shards) since 11:50:00 UTC, budget 600 s"],
+            ["stage LoadingWeights (3 of 8 shards) since 11:50:00 UTC. It must start within 600 s"],
         ),
         ("Starting", {"stage__since": "2026-01-01T13:50:00+02:00"}, Reason.STARTING, ["since 11:50:00 UTC"]),
-        ("Starting", {"started": True}, Reason.STARTING, ["its first probe is not back yet"]),
+        ("Starting", {"started": True}, Reason.STARTING, ["its first health probe has not completed yet"]),
         (
             "Stalled",
-            {"verdict__message": "no token for 12 s"},
+            {"verdict__message": "No token for 12 s."},
             Reason.ENGINE_STALLED,
-            ["not ready: no token for 12 s"],
+            ["not ready: the engine is stalled. No token for 12 s."],
         ),
-        ("Dead", {}, Reason.ENGINE_DEAD, ["not ready: Dead"]),
+        ("Dead", {}, Reason.ENGINE_DEAD, ["not ready: the engine is dead."]),
         (
             "Starting",
             {
@@ -274,7 +292,7 @@ def test_pod(make_pod, case):
                 ],
             },
             Reason.NOT_READY,
-            ["waits for a valid configuration"],
+            ["serves no requests until its configuration is valid"],
         ),
     ],
 )
@@ -320,7 +338,7 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
     hung = make_worker("w-1", ready=False, connected=False, error="silent for 15 s")
     found = why(hung, BUDGET)
     assert found.reason is Reason.NOT_READY
-    assert "is not ready, and the operator gets no report from it (silent for 15 s)" in found.message
+    assert "is not ready, and the operator receives no report from it (silent for 15 s)" in found.message
     # Cut for a moment only, it is what it was.
     assert (
         why(make_worker("w-1", ready=False, connected=False, settled=False), BUDGET).reason is Reason.STARTING
@@ -335,8 +353,8 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
 @pytest.mark.parametrize(
     ("pod", "told"),
     [
-        ({}, "generates; the kubelet has yet to see it ready."),
-        ({"container": {"ready": True}}, "generates; the kubelet has yet to see it ready."),
+        ({}, "generates, but the kubelet has not reported it as ready yet."),
+        ({"container": {"ready": True}}, "generates, but the kubelet has not reported it as ready yet."),
         (
             {
                 "containerStatuses": [
@@ -344,7 +362,7 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
                     {**SIDECAR, "state": {"running": {}}, "restartCount": 0},
                 ]
             },
-            "generates; its container proxy is not ready.",
+            "generates, but its container proxy is not ready.",
         ),
         (
             {
@@ -358,20 +376,20 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
                     }
                 ],
             },
-            'generates; the status of pod readiness gate "a/b" is not "True", but False.',
+            'generates, but the status of pod readiness gate "a/b" is not "True", but False.',
         ),
     ],
 )
 def test_what_holds_up_one_that_generates(make_worker, pod, told):
     found = why(make_worker("w-1", ready=False, **pod), BUDGET)
-    assert (found.reason, found.message) == (Reason.STARTING, f"pod w-1 {told}")
+    assert (found.reason, found.message) == (Reason.STARTING, f"Pod w-1 {told}")
 
 
 def test_one_that_generates_and_takes_no_requests(make_worker):
     found = why(make_worker("w-1", ready=False, said={"ready": False}), BUDGET)
     assert (found.reason, found.message) == (
         Reason.NOT_READY,
-        "pod w-1 takes no requests yet, or no more: it warms up, or is ending.",
+        "Pod w-1 is not accepting requests: it is warming up or shutting down.",
     )
 
 
@@ -379,4 +397,4 @@ def test_the_stage_of_one_that_starts_again(make_worker):
     pod = make_worker(
         "w-1", "Starting", said={"stage__name": "LoadingWeights"}, ready=False, **again(ended(3))
     )
-    assert why(pod, BUDGET).message.endswith("It is starting again: LoadingWeights since 11:50:00 UTC.")
+    assert why(pod, BUDGET).message.endswith("It is restarting: stage LoadingWeights since 11:50:00 UTC.")

@@ -94,8 +94,8 @@ def test_unreachable_after_the_grace_only(make_endpoint, make_status, make_worke
     assert lost.workers[0].verdict is None
     assert lost.workers[0].reason == "WorkerUnreachable"
     assert condition(lost, "Generating").message == (
-        "1 of 1 replicas cannot be asked: pod w: no report from port 9091: connection refused. "
-        "Check the node, and that the NetworkPolicy lets the operator reach it."
+        "1 of 1 replica is unreachable. The operator receives no report from port 9091 of pod w (connection "
+        "refused). Check the node, and that NetworkPolicies allow the operator to connect to it."
     )
     assert condition(lost, "Ready").reason == "WorkerUnreachable"
     assert (

@@ -7,15 +7,14 @@ from typing import Any, Final
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.observe.snapshot import Pod
 
-__all__ = ["Cause", "one_line", "wanted", "worst"]
-
-_LONGEST: Final = 700
+__all__ = ["Cause", "wanted", "worst"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     reason: Reason
     message: str
+    """Complete sentences."""
 
 
 _RANK: Final = {
@@ -50,12 +49,6 @@ _RANK: Final = {
 def worst(causes: Iterable[Cause]) -> Cause | None:
     """The one to tell the user: what only they can mend goes before what time may mend."""
     return min(causes, key=lambda cause: _RANK.get(cause.reason, len(_RANK)), default=None)
-
-
-def one_line(text: str) -> str:
-    """What a kubelet, a registry or a process said: printable, on one line, without its full stop."""
-    spaced = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(spaced.split())[:_LONGEST].rstrip(" .:;,")
 
 
 def wanted(pod: Pod, resource: str, *kinds: str, container: str | None = None) -> str | None:

@@ -7,7 +7,8 @@ from vllmendpoint_api import Reason
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container
-from .diagnosis import Cause, one_line
+from .diagnosis import Cause
+from .sentences import one_line
 
 __all__ = ["PULL", "cannot_pull"]
 
@@ -31,25 +32,25 @@ _ADVICE: Final = (
     (re.compile(r"no match for platform"), "The image is not built for this node's platform."),
     (
         re.compile(r"authorization failed|no basic auth|pull access denied|\b401\b|unauthorized"),
-        "The registry wants credentials: put them in a Secret and name it in worker.imagePullSecrets.",
+        "The registry requires credentials: store them in a Secret and add it to worker.imagePullSecrets.",
     ),
     (
         re.compile(r"\b403\b|denied"),
-        "The registry refuses: the credentials of worker.imagePullSecrets may not read it.",
+        "The registry denies access: the credentials in worker.imagePullSecrets may not read the image.",
     ),
     (
         re.compile(r"not found|manifest unknown|\b404\b"),
-        "The registry has no such image: check name and tag in {image}.",
+        "The registry does not have this image: check its name and tag in {image}.",
     ),
     (
         re.compile(r"\b429\b|toomanyrequests"),
-        "The registry limits pulls: use credentials or a mirror; it is tried again.",
+        "The registry limits pulls: use credentials or a mirror. The kubelet retries.",
     ),
-    (re.compile(r"status from \S+ request to \S+: 5\d\d"), "The registry has a problem; it is tried again."),
-    (re.compile(r"no space left"), "The node's disk is full."),
+    (re.compile(r"status from \S+ request to \S+: 5\d\d"), "The registry has an error. The kubelet retries."),
+    (re.compile(r"no space left"), "The node's disk is full: free space on it."),
     (
         re.compile(r"no such host|dial tcp|timeout|connection re|certificate|x509|tls:|eof"),
-        "The node does not reach the registry: check its name, network, proxy and certificate.",
+        "The node cannot reach the registry: check its name, the network, the proxy and the certificate.",
     ),
 )
 
@@ -60,7 +61,7 @@ def cannot_pull(pod: Pod, container: Container, reason: str, message: str) -> Ca
     while (shorter := _WRAPPING.sub("", said)) != said:
         said = shorter
     if said.startswith("Back-off pulling image"):  # kubelets before 1.32 keep the answer to themselves
-        said = f"{reason}; the registry's answer is in `kubectl describe pod {pod.name}`"
+        said = f"{reason} (see `kubectl describe pod {pod.name}` for the registry's answer)"
     advice = next(
         (text for pattern, text in _ADVICE if pattern.search(said.lower())),
         "Check {image} and worker.imagePullSecrets.",
@@ -68,4 +69,4 @@ def cannot_pull(pod: Pod, container: Container, reason: str, message: str) -> Ca
     advice = advice.format(image=container.field(pod))
     image = str(container.status.get("image") or f"of container {container.name}")
     what = f"the image {image}" + ("" if container.is_main else f" of {container.title}")
-    return Cause(Reason.IMAGE_PULL_FAILED, f"pod {pod.name} cannot pull {what}: {said or reason}. {advice}")
+    return Cause(Reason.IMAGE_PULL_FAILED, f"Pod {pod.name} cannot pull {what}: {said or reason}. {advice}")

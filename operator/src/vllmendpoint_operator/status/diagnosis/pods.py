@@ -6,15 +6,17 @@ from collections.abc import Iterable
 from typing import Final
 
 from vllmendpoint_api import PingState, Reason, Stage, Verdict
+from vllmendpoint_operator.components import WORKER
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container, Role, containers, debuggers
-from .diagnosis import Cause, one_line, worst
+from .diagnosis import Cause, worst
 from .image_pull import PULL, cannot_pull
+from .sentences import one_line, sentence
 from .terminated import ended, failed
 from .unscheduled import unscheduled
 
-__all__ = ["VERDICT_REASONS", "Cause", "causes", "why", "worst"]
+__all__ = ["ENGINE_PROBLEMS", "VERDICT_REASONS", "Cause", "causes", "why", "worst"]
 
 
 VERDICT_REASONS: Final = {
@@ -23,6 +25,13 @@ VERDICT_REASONS: Final = {
     Verdict.FAILING: Reason.PROBE_FAILED,
 }
 """What a verdict that keeps a replica from serving is called in a condition."""
+ENGINE_PROBLEMS: Final = {
+    Reason.ENGINE_DEAD: ("the engine", "is dead"),
+    Reason.ENGINE_STALLED: ("the engine", "is stalled"),
+    Reason.PROBE_FAILED: ("the health probe", "fails"),
+    Reason.UNEXPECTED_ANSWER: ("the health probe", "gets unexpected answers"),
+}
+"""Subject and predicate of the sentence about a worker that does not generate."""
 
 _ON_THE_WAY: Final = frozenset({"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"})
 """Why a container waits that can be created: with any other reason the kubelet cannot create or run it."""
@@ -65,13 +74,14 @@ def causes(pods: Iterable[Pod], startup_timeout_seconds: int) -> dict[str, Cause
 def _waits(pod: Pod, leaving: Pod) -> Cause:
     if not _node_lost(leaving):
         return Cause(
-            Reason.STARTING, f"pod {pod.name} waits for what pod {leaving.name} still holds while it ends."
+            Reason.STARTING,
+            f"Pod {pod.name} is waiting for pod {leaving.name} to terminate and release its resources.",
         )
     return Cause(
         Reason.NODE_LOST,
-        f"pod {pod.name} waits for what pod {leaving.name} still holds, which cannot end: node "
-        f"{leaving.node} no longer answers the control plane. Bring the machine back, or delete the node if "
-        "it is gone for good.",
+        f"Pod {pod.name} is waiting for the resources of pod {leaving.name}, which cannot terminate: node "
+        f"{leaving.node} does not respond to the control plane. Restore the node, or delete it if it is "
+        "permanently lost.",
     )
 
 
@@ -87,16 +97,16 @@ def why(pod: Pod, startup_timeout_seconds: int) -> Cause | None:
     if _node_lost(pod):
         return Cause(
             Reason.NODE_LOST,
-            f"pod {pod.name} is on node {pod.node}, which no longer answers the control plane: the machine, "
-            "its kubelet or its network is down. Kubernetes makes another pod when the pod's toleration of "
-            "an unreachable node ends (300 s unless set), or delete the node if it is gone for good.",
+            f"Pod {pod.name} runs on node {pod.node}, which does not respond to the control plane: the "
+            "machine, its kubelet or its network is down. Kubernetes replaces the pod when its toleration of "
+            "an unreachable node expires (300 s by default). Delete the node if it is permanently lost.",
         )
     found = [cause for one in containers(pod) if (cause := _container(pod, one, startup_timeout_seconds))]
     cause = worst(found) or _starting(pod, startup_timeout_seconds)
     # Each container that does not start is named: those of kubectl debug too, which hold up nothing.
     more = [other.message for other in found if other is not cause]
     more += [text for one in debuggers(pod) if (text := _not_started(pod, one, startup_timeout_seconds))]
-    return Cause(cause.reason, f"{cause.message} Also: {' '.join(more)}") if more else cause
+    return Cause(cause.reason, " ".join([cause.message, *more])) if more else cause
 
 
 def _node_lost(pod: Pod) -> bool:
@@ -124,7 +134,7 @@ def _container(pod: Pod, container: Container, startup_timeout_seconds: int) -> 
     if last and restarts and not status.get("started" if container.is_main else "ready"):
         cause = ended(pod, container, last, restarts, startup_timeout_seconds)
         stage = _stage(pod) if container.is_main else ""
-        return Cause(cause.reason, f"{cause.message} It is starting again{stage}.")
+        return Cause(cause.reason, f"{cause.message} It is restarting{stage}.")
     return None
 
 
@@ -137,13 +147,15 @@ def _cannot_start(pod: Pod, container: Container) -> Cause | None:
     if reason in _ON_THE_WAY:
         return None
     what = "its container" if container.is_main else f"its {container.title}"
-    said = f"pod {pod.name} cannot start {what}: {one_line(message) or reason}"
+    said = f"Pod {pod.name} cannot start {what}: {one_line(message) or reason}"
     for missing, told, fields in _NO_REFERENCE:
         if told.search(message):
             where = fields if container.is_main else container.field(pod)
-            return Cause(missing, f"{said}; create it, or correct what names it: {where}.")
-    advice = "" if container.is_main else f" Check {container.field(pod)}."
-    return Cause(Reason.CONTAINER_CONFIG_ERROR, f"{said}.{advice}")
+            return Cause(missing, f"{said}. Create it, or correct the reference in {where}.")
+    where = container.field(pod)
+    if container.is_main:
+        where = "worker.env and worker.podTemplate" if pod.component == WORKER else "frontend.podTemplate"
+    return Cause(Reason.CONTAINER_CONFIG_ERROR, f"{said}. Check {where}.")
 
 
 def _not_started(pod: Pod, container: Container, startup_timeout_seconds: int) -> str | None:
@@ -160,7 +172,7 @@ def _stage(pod: Pod) -> str:
         return ""
     detail = f" ({_steps(report.stage.detail)})" if report.stage.detail else ""
     # A moment, not a duration: a message that moved on its own would be a write a second.
-    return f": {report.stage.name}{detail} since {report.stage.since:%H:%M:%S} UTC"
+    return f": stage {report.stage.name}{detail} since {report.stage.since:%H:%M:%S} UTC"
 
 
 def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
@@ -168,38 +180,46 @@ def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
     if pod.started and not pod.main.get("ready") and pod.link.lost:
         return Cause(
             Reason.NOT_READY,
-            f"pod {pod.name} is not ready, and the operator gets no report from it "
-            f"({pod.link.error or 'the stream ended'}): its process hangs, or the network is cut. Check the "
-            "node and NetworkPolicies; a pod that is deleted is made anew.",
+            f"Pod {pod.name} is not ready, and the operator receives no report from it "
+            f"({pod.link.error or 'the stream ended'}): its process hangs, or the network is interrupted. "
+            "Check the node and the NetworkPolicies, or delete the pod to replace it.",
         )
     if report is None:
         return Cause(Reason.STARTING, _before_the_first_report(pod))
     if report.stage.name == Stage.REJECTED and report.configuration.problems:
-        return Cause(Reason.NOT_READY, f"pod {pod.name} waits for a valid configuration, and serves nothing.")
+        return Cause(
+            Reason.NOT_READY,
+            f"Pod {pod.name} serves no requests until its configuration is valid. "
+            "See the condition ConfigurationResolved.",
+        )
     if not report.started:
         return Cause(
             Reason.STARTING,
-            f"pod {pod.name} is starting{_stage(pod)}, budget {startup_timeout_seconds} s.",
+            f"Pod {pod.name} is starting{_stage(pod)}. "
+            f"It must start within {startup_timeout_seconds} s (worker.startupTimeoutSeconds).",
         )
     if report.ready:
-        return Cause(Reason.STARTING, f"pod {pod.name} generates; {_held_up(pod)}.")
+        return Cause(Reason.STARTING, f"Pod {pod.name} generates, but {_held_up(pod)}.")
     ping = report.custom_ping
     if ping is not None and ping.state == PingState.FAILING and report.verdict.state not in VERDICT_REASONS:
         return Cause(
             Reason.PING_FAILED,
-            f"pod {pod.name} runs, but its custom ping handler fails: {ping.message}. "
-            "Mend the handler, or what it looks at.",
+            f"Pod {pod.name} is not ready: its custom ping handler fails: {sentence(ping.message)} "
+            "Fix the handler, or what it checks.",
         )
     if report.verdict.state == Verdict.STARTING:
-        return Cause(Reason.STARTING, f"pod {pod.name} serves; its first probe is not back yet.")
+        return Cause(
+            Reason.STARTING, f"Pod {pod.name} is starting: its first health probe has not completed yet."
+        )
     if report.verdict.state not in VERDICT_REASONS:
         return Cause(
-            Reason.NOT_READY, f"pod {pod.name} takes no requests yet, or no more: it warms up, or is ending."
+            Reason.NOT_READY,
+            f"Pod {pod.name} is not accepting requests: it is warming up or shutting down.",
         )
-    return Cause(
-        VERDICT_REASONS[Verdict(report.verdict.state)],
-        f"pod {pod.name} is not ready: {report.verdict.message or report.verdict.state}",
-    )
+    reason = VERDICT_REASONS[Verdict(report.verdict.state)]
+    subject, predicate = ENGINE_PROBLEMS[reason]
+    detail = f" {sentence(report.verdict.message)}" if report.verdict.message else ""
+    return Cause(reason, f"Pod {pod.name} is not ready: {subject} {predicate}.{detail}")
 
 
 def _held_up(pod: Pod) -> str:
@@ -211,21 +231,21 @@ def _held_up(pod: Pod) -> str:
             return f"its {' and its '.join(others)} {'is' if len(others) == 1 else 'are'} not ready"
         if ready.get("reason") == "ReadinessGatesNotReady":
             return one_line(str(ready.get("message", "")))
-    return "the kubelet has yet to see it ready"
+    return "the kubelet has not reported it as ready yet"
 
 
 def _before_the_first_report(pod: Pod) -> str:
     if pod.condition("PodReadyToStartContainers").get("status") == "False":
         return (
-            f"pod {pod.name} is starting on node {pod.node}: its volumes and its network are not set up yet; "
-            f"if that lasts, `kubectl describe pod {pod.name}` tells why."
+            f"Pod {pod.name} is starting on node {pod.node}: its volumes and its network are not set up yet. "
+            f"If this persists, run `kubectl describe pod {pod.name}` to see the reason."
         )
     for one in containers(pod):
         if one.role in (Role.INIT, Role.SIDECAR) and not one.started:
-            return f"pod {pod.name} is starting: its {one.title} {_awaited(one)}."
+            return f"Pod {pod.name} is starting: its {one.title} {_awaited(one)}."
     if pod.main.get("ready"):
-        return f"pod {pod.name} is starting: {_held_up(pod)}."
-    return f"pod {pod.name} is starting ({pod.phase})."
+        return f"Pod {pod.name} is starting: {_held_up(pod)}."
+    return f"Pod {pod.name} is starting (phase {pod.phase})."
 
 
 def _awaited(container: Container) -> str:
@@ -233,8 +253,8 @@ def _awaited(container: Container) -> str:
     if container.waiting:
         return f"is not running yet ({one_line(str(container.waiting.get('reason', ''))) or 'waiting'})"
     if container.role is Role.INIT:
-        return "has yet to end"
-    return "runs, and its startup probe has not succeeded yet"
+        return "has not completed yet"
+    return "is running, but its startup probe has not succeeded yet"
 
 
 def _steps(detail: str) -> str:

@@ -38,27 +38,26 @@ def remedy(message: str, component: str, containers: Sequence[str] = ()) -> str:
         _of_quota(message, component, containers)
         or _of_limit_range(message, component, containers)
         or _of_template(message, component, containers)
-        or "It is tried again."
+        or "Kubernetes retries."
     )
 
 
 def _of_quota(message: str, component: str, containers: Sequence[str]) -> str:
     if found := _UNSPECIFIED.search(message):
-        return f"The ResourceQuota {found[1]} counts these: set {_unspecified(found[2], component)}."
+        return f"The ResourceQuota {found[1]} requires these fields: set {_unspecified(found[2], component)}."
     if found := _NO_QUOTA.search(message):
         fields = _all_of(_exceeded(found[1], component))
-        return f"Have a ResourceQuota made that allows for {fields}, or remove these."
+        return f"Create a ResourceQuota that allows {fields}, or remove these fields."
     if found := _SCOPES.search(message):
         field = "podTemplate.spec.priorityClassName" if "PriorityClass" in found[1] else "resources"
-        return f"Have a ResourceQuota made that matches, or change {component}.{field}."
+        return f"Create a ResourceQuota with a matching scope, or change {component}.{field}."
     if "exceeded quota" not in message:
         return ""
-    advice = "Raise the ResourceQuota, or ask for less."
     if (found := _EXCEEDED.search(message)) is None:
-        return advice
+        return "Raise the ResourceQuota, or request less."
     fields = " or ".join(dict.fromkeys(_exceeded(found[2], component)))
     beside = _beside(containers, f", or the resources of {{}} in {component}.podTemplate")
-    return f"{advice} Lower {fields}{beside if '.resources.' in fields else ''}."
+    return f"Raise the ResourceQuota, or lower {fields}{beside if '.resources.' in fields else ''}."
 
 
 def _of_limit_range(message: str, component: str, containers: Sequence[str]) -> str:
@@ -72,16 +71,16 @@ def _of_limit_range(message: str, component: str, containers: Sequence[str]) -> 
 def _of_template(message: str, component: str, containers: Sequence[str]) -> str:
     template = f"{component}.podTemplate"
     if "violates PodSecurity" in message:
-        return f"Mend {template}, or have the namespace's Pod Security level lowered."
+        return f"Change {template}, or lower the Pod Security level of the namespace."
     if component == WORKER and (found := _ACCOUNT.search(message)):
-        return f"Create the ServiceAccount {found[1]}, or name another in worker.serviceAccountName."
+        return f"Create the ServiceAccount {found[1]}, or set worker.serviceAccountName to another one."
     for pattern, field in _TEMPLATE_FIELDS:
         if pattern.search(message):
             return f"Change {field} in {template}.spec."
     if found := _INVALID.search(message):
         return f"Change {_resources(component, found[3], _at(containers, found))}."
     if _BY_RULE.search(message):
-        return f"Change {template} as the policy asks, or have the policy changed; it is tried again."
+        return f"Change {template} to satisfy the policy, or change the policy. Kubernetes retries."
     return ""
 
 

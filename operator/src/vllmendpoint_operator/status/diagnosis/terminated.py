@@ -9,7 +9,8 @@ from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container
-from .diagnosis import Cause, one_line, wanted
+from .diagnosis import Cause, wanted
+from .sentences import counted, one_line
 
 __all__ = ["ended", "failed"]
 
@@ -24,35 +25,40 @@ _ERROR_LINE: Final = re.compile(r"\b\w*(Error|Exception)\b: |\bFATAL\b|\bCRITICA
 def ended(pod: Pod, container: Container, state: dict[str, Any], restarts: int, budget: int) -> Cause:
     """``state``: the container's ``terminated``; ``budget``: worker.startupTimeoutSeconds."""
     code = int(state.get("exitCode", 0))
-    times = f"{restarts} restart" + ("" if restarts == 1 else "s")
+    times = counted(restarts, "restart")
     last = _last_words(str(state.get("message", "")))
-    what, log = f"pod {pod.name}", f"`kubectl logs {pod.name} --previous`"
+    what, log = f"Pod {pod.name}", f"`kubectl logs {pod.name} --previous`"
     if not container.is_main:
-        what, log = f"{what}, {container.title},", log.replace(" --", f" -c {container.name} --")
+        what, log = (
+            f"In pod {pod.name}, the {container.title}",
+            log.replace(" --", f" -c {container.name} --"),
+        )
     if state.get("reason") == "OOMKilled":
-        limit = wanted(pod, "memory", "limits", container=container.name) or "none set: the node's"
+        limit = wanted(pod, "memory", "limits", container=container.name)
+        memory = f"limit {limit}" if limit else "no limit except the node's memory"
         return Cause(
             Reason.OOM_KILLED,
-            f"{what} was killed for memory (OOMKilled, exit code {code}, limit {limit}, {times}). "
+            f"{what} ran out of memory and was killed (OOMKilled, exit code {code}, {memory}, {times}). "
             f"{_more_memory(pod, container)}",
         )
     if last.startswith(_DOWNLOAD):
         return Cause(
             Reason.MODEL_DOWNLOAD_FAILED,
-            f"{what} ended ({times}): {last.removeprefix(_DOWNLOAD)}.",
+            f"{what} terminated ({times}): {last.removeprefix(_DOWNLOAD)}.",
         )
-    said = f" It said: {last}." if last else ""
+    said = f" Its last message was: {last}." if last else ""
     if container.is_main and code in _BY_SIGNAL and _used_up(state, budget, _grace(pod)):
         return Cause(
             Reason.STARTUP_TIMEOUT,
-            f"{what} was ended by the kubelet (exit code {code}, {times}) before it served: "
+            f"{what} was terminated by the kubelet (exit code {code}, {times}), because it did not start "
+            f"within {budget} s.{said} "
             + (
-                f"the budget worker.startupTimeoutSeconds is {budget} s.{said} Raise it, or see {log}."
+                f"Raise worker.startupTimeoutSeconds, or see {log}."
                 if pod.component == WORKER
-                else f"it has {budget} s.{said} See {log}."
+                else f"See {log}."
             ),
         )
-    return Cause(Reason.CRASH_LOOPING, f"{what} ended with exit code {code} ({times}).{said} See {log}.")
+    return Cause(Reason.CRASH_LOOPING, f"{what} terminated with exit code {code} ({times}).{said} See {log}.")
 
 
 def failed(pod: Pod) -> Cause:
@@ -63,13 +69,13 @@ def failed(pod: Pod) -> Cause:
     message = one_line(str(pod.status.get("message") or target.get("message") or ""))
     where = f" on node {pod.node}" if pod.node else ""
     advice = (
-        f" Ask for what it needs in {pod.component}.resources.requests, and give its volumes room."
+        f" Set {pod.component}.resources.requests to what the pod uses, and raise the limits of its volumes."
         if reason == "Evicted"
         else ""
     )
     detail = f": {message}" if message else ""
-    how = "ended" if pod.phase == "Succeeded" else "failed"
-    return Cause(Reason.POD_FAILED, f"pod {pod.name} {how}{where} ({reason}){detail}.{advice}")
+    how = "terminated" if pod.phase == "Succeeded" else "failed"
+    return Cause(Reason.POD_FAILED, f"Pod {pod.name} {how}{where} ({reason}){detail}.{advice}")
 
 
 def _grace(pod: Pod) -> int:

@@ -12,7 +12,8 @@ from typing import Any, Final
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.observe.snapshot import Pod
 
-from .diagnosis import Cause, one_line, wanted
+from .diagnosis import Cause, wanted
+from .sentences import counted, one_line
 
 __all__ = ["unscheduled"]
 
@@ -30,50 +31,64 @@ def unscheduled(pod: Pod, condition: dict[str, Any]) -> Cause:
     message = one_line(str(condition.get("message", "")))
     nodes = _NODES.search(message)
     total = int(nodes[1]) if nodes else None
-    said = f"Scheduler: {_PREEMPTION.sub('', message)}."
+    said = f"The scheduler reports: {_PREEMPTION.sub('', message)}."
     if condition.get("reason") == "SchedulingGated":
-        return Cause(Reason.UNSCHEDULABLE, f"pod {pod.name} waits for its scheduling gates to be lifted.")
+        return Cause(
+            Reason.UNSCHEDULABLE, f"Pod {pod.name} is waiting for its scheduling gates to be removed."
+        )
     if _UNBOUND.search(message):
-        claims = ", ".join(_claims(pod)) or "unnamed"
+        claims = _claims(pod)
+        listed = f" ({', '.join(claims)})" if claims else ""
+        which = (
+            f"its PersistentVolumeClaim{listed}"
+            if len(claims) == 1
+            else f"one of its PersistentVolumeClaims{listed}"
+        )
         return Cause(
             Reason.CLAIM_NOT_BOUND,
-            f"pod {pod.name} waits for a volume: of its PersistentVolumeClaims ({claims}) one is not bound. "
-            f"`kubectl describe pvc` tells why: storage class, provisioner or capacity. {said}",
+            f"Pod {pod.name} is waiting for a volume: {which} is not bound. Run `kubectl describe pvc`, and "
+            f"check the storage class, the provisioner and the capacity. {said}",
         )
     lacking = {name: int(count) for count, name in _INSUFFICIENT.findall(message)}
     gpu = next((name for name in lacking if _GPU.match(name)), None)
     name = gpu or next(iter(lacking), None)
     if name is None:
-        count = f"{total} nodes" if total is not None else "the nodes"
         return Cause(
-            Reason.UNSCHEDULABLE, f"pod {pod.name} cannot be scheduled: none of {count} fits. {said}"
+            Reason.UNSCHEDULABLE, f"Pod {pod.name} cannot be scheduled: none of {_nodes(total)} fits. {said}"
         )
     amount = wanted(pod, name, "requests", "limits")
     what = f"{amount} {name}" if amount else name
     where, advice = _supply(message, total, lacking[name], gpu is not None)
     reason = Reason.UNSCHEDULABLE if gpu is None else Reason.INSUFFICIENT_GPU
-    return Cause(reason, f"pod {pod.name} waits for {what}: {where}. {advice} {said}")
+    return Cause(reason, f"Pod {pod.name} is waiting for {what}: {where}. {advice} {said}")
 
 
 def _supply(message: str, total: int | None, short: int, gpu: bool) -> tuple[str, str]:
     """Whether what lacks on ``short`` nodes is in use, or not there: only as far as the message proves it."""
     in_use = sum(int(count) for count in _IN_USE.findall(message))
-    nodes = f"{total} nodes" if total is not None else "the nodes"
-    plugin = "its driver and its device plugin, without which a node offers none"
+    nodes = _nodes(total)
+    plugin = "check its driver and its device plugin: without these, a node offers no GPU"
     if total is not None and in_use + short > total:
         sure = in_use + short - total
-        has = f"{sure} of {nodes} {'has' if sure == 1 else 'have'} that much, and it is in use"
-        return has, "Free some, or add a GPU node." if gpu else "Free some, or add a node."
+        has = f"{sure} of {nodes} {'has' if sure == 1 else 'have'} that much, but it is in use"
+        return has, "Free GPUs, or add a GPU node." if gpu else "Free resources, or add a node."
     if not in_use and _UNHELPFUL.search(message):
         if gpu:
             return (
                 f"none of {nodes} offers that many, free or in use",
-                f"Ask for fewer, or add a GPU node; if a node has them, check {plugin}.",
+                f"Request fewer, or add a GPU node. If a node has them, {plugin}.",
             )
-        return f"none of {nodes} is large enough, were it empty", "Ask for less, or add a larger node."
+        return f"none of {nodes} is large enough, even when empty", "Request less, or add a larger node."
     if gpu:
-        return f"none of {nodes} has that many free", f"Free or add a GPU node, or check {plugin}."
-    return f"none of {nodes} has that much free", "Free some, or add a node."
+        return (
+            f"none of {nodes} has that many free",
+            f"Free GPUs, or add a GPU node. If a node has them, {plugin}.",
+        )
+    return f"none of {nodes} has that much free", "Free resources, or add a node."
+
+
+def _nodes(total: int | None) -> str:
+    return "the nodes" if total is None else counted(total, "node")
 
 
 def _claims(pod: Pod) -> list[str]:
