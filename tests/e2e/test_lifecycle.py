@@ -297,7 +297,7 @@ def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) 
         )
     assert found["status"] == "False"
     assert f"Pod {pod} terminated with exit code 1 (" in found["message"]
-    assert "Its last message was: The engine is gone" in found["message"]
+    assert "Its last message was: The engine is dead" in found["message"]
     assert cluster.condition(NAME, "Ready")["status"] == "False"
 
 

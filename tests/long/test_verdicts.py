@@ -298,4 +298,4 @@ def test_a_dead_engine_ends_its_worker_at_once(
     assert Verdict.DEAD in verdicts(worker)
     assert watch.lines[-1][1].verdict.state == Verdict.DEAD
     assert watch.lines[-1][1].verdict.reason == "EngineDead"
-    assert "engine is gone" in last[-1]
+    assert "engine is dead" in last[-1]

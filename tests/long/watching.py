@@ -57,7 +57,7 @@ class Watch:
 
 def verdicts(worker: WorkerProcess, since: int = 0) -> list[str]:
     """Every verdict that was come to, from that character of the log on; the stream may join two of them."""
-    return re.findall(r"Verdict \S+ -> (\S+)", worker.log()[since:])
+    return re.findall(r"Verdict changed: from=\S+ to=(\S+)", worker.log()[since:])
 
 
 class Users:

@@ -43,7 +43,7 @@ with warnings.catch_warnings():
     )
 
     from vllmendpoint_worker import upstream
-    from vllmendpoint_worker.engine.http_app import Guard
+    from vllmendpoint_worker.engine.http_app import ReadinessMiddleware
     from vllmendpoint_worker.errors import EngineStartError
     from vllmendpoint_worker.handlers import complete
     from vllmendpoint_worker.options.arguments import clear_environment
@@ -302,7 +302,7 @@ async def test_the_guard_stands_before_a_middleware_that_answers_everything(
     async def send(message: Any) -> None:
         sent.extend(message[name] for name in ("status", "code") if name in message)
 
-    guard = Guard(
+    guard = ReadinessMiddleware(
         middleware,
         fit=lambda: fit,
         is_health=lambda scope: reaches_health(app, scope),
@@ -450,7 +450,7 @@ def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
     assert upstream.ProgressLogger(None, 1)
     assert PROGRESS.ranks == [0, 1]
     progress, other = PROGRESS.rank(0), PROGRESS.rank(1)
-    before = (progress.tokens_scheduled, progress.users_finished)
+    before = (progress.tokens_scheduled, progress.user_requests_finished)
     details = SchedulerIterationDetails(1, 1, 7, 1, 3, 12.5)
     iteration = IterationStats()
     iteration.finished_requests.append(FinishedRequestStats(FinishReason.LENGTH, request_id="user"))
@@ -458,9 +458,9 @@ def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
     scheduler = SchedulerStats(iteration_details=details)
     logger.record(scheduler, iteration)
     logger.record(None, None)
-    assert (progress.tokens_scheduled, progress.users_finished) == (before[0] + 10, before[1] + 1)
+    assert (progress.tokens_scheduled, progress.user_requests_finished) == (before[0] + 10, before[1] + 1)
     logger.record(SchedulerStats(iteration_details=details), iteration, engine_idx=1)
-    assert (other.tokens_scheduled, other.users_finished) == (10, 1)
+    assert (other.tokens_scheduled, other.user_requests_finished) == (10, 1)
     assert progress.tokens_scheduled == before[0] + 10
     assert scheduler.iteration_details is None, "vLLM's own logger would make a line of it"
 

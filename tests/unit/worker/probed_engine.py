@@ -8,8 +8,8 @@ from typing import Any
 from tests.unit.worker.virtual_time import LoopClock
 from vllmendpoint_api import Mode
 from vllmendpoint_worker.probing.prober import Prober, ProbeSettings
-from vllmendpoint_worker.probing.progress import Progress
-from vllmendpoint_worker.probing.verdict import Rules
+from vllmendpoint_worker.probing.progress import RankProgress
+from vllmendpoint_worker.probing.verdict import VerdictRules
 
 GOOD = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
 
@@ -23,7 +23,7 @@ class FakeEngine:
     flight that are not ours.
     """
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(self, progress: RankProgress | None = None) -> None:
         self.behaviour = "answer"
         self.go = asyncio.Event()
         self.chunks: list[dict[str, Any]] = list(GOOD)
@@ -35,7 +35,7 @@ class FakeEngine:
         self.most_running = 0
         self.aborted = 0
         self.ids: list[str] = []
-        self.progress = progress or Progress(now)
+        self.progress = progress or RankProgress(now)
 
     async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
         self.asked.append(now())
@@ -53,7 +53,7 @@ class FakeEngine:
             if self.behaviour == "cancelled":
                 raise asyncio.CancelledError
             for chunk in self.chunks:
-                self.progress.step(1, 0.001)
+                self.progress.record_step(1, 0.001)
                 yield chunk
         except asyncio.CancelledError:
             self.aborted += 1
@@ -71,7 +71,7 @@ class FakeEngine:
 def settings(
     period: float = 0.5, timeout: float = 0.3, mode: Mode = Mode.ENFORCE, **request: Any
 ) -> ProbeSettings:
-    return ProbeSettings(request or {"token_ids": [1]}, mode, period, Rules(timeout, 2, 1))
+    return ProbeSettings(request or {"token_ids": [1]}, mode, period, VerdictRules(timeout, 2, 1))
 
 
 @asynccontextmanager

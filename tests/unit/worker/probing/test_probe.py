@@ -9,7 +9,7 @@ from tests.unit.worker.probed_engine import GOOD, FakeEngine, letters
 from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
 from vllmendpoint_api import Outcome
 from vllmendpoint_worker.payload.expect import Expectation
-from vllmendpoint_worker.probing.prober import ask
+from vllmendpoint_worker.probing.probe import run_probe
 from vllmendpoint_worker.probing.progress import PROBE_PREFIX
 
 pytestmark = pytest.mark.timeout(30)
@@ -34,7 +34,7 @@ UNEXPECTED = Outcome.UNEXPECTED_ANSWER
 async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome, tokens: int) -> None:
     engine = FakeEngine()
     engine.chunks = chunks
-    result = await ask(engine, {}, 1.0, LoopClock())
+    result = await run_probe(engine, {}, 1.0, LoopClock())
     assert (result.outcome, result.tokens) == (outcome, tokens)
     assert engine.ids[0].startswith(PROBE_PREFIX)
 
@@ -63,18 +63,21 @@ async def test_the_text_must_match_what_is_expected(
 ) -> None:
     engine = FakeEngine()
     engine.chunks = chunks
-    result = await ask(engine, {}, 1.0, LoopClock(), Expectation(regex, letters))
+    result = await run_probe(engine, {}, 1.0, LoopClock(), Expectation(regex, letters))
     assert result.outcome is outcome
 
 
 @on_virtual_time
 async def test_an_answer_that_does_not_match_is_told_without_its_text() -> None:
     engine = FakeEngine()
-    result = await ask(engine, {}, 1.0, LoopClock(), Expectation("hunter2", lambda tokens: "the secret"))
+    result = await run_probe(
+        engine, {}, 1.0, LoopClock(), Expectation("hunter2", lambda tokens: "the secret")
+    )
     assert result.detail == "2 tokens that do not match healthCheck.expect.regex"
     engine.chunks = GOOD[1:]
     assert (
-        "1 token that does not" in (await ask(engine, {}, 1.0, LoopClock(), Expectation("x", letters))).detail
+        "1 token that does not"
+        in (await run_probe(engine, {}, 1.0, LoopClock(), Expectation("x", letters))).detail
     )
 
 
@@ -83,7 +86,7 @@ async def test_a_tokenizer_that_raises_is_an_error() -> None:
     def decode(tokens: Sequence[int]) -> str:
         raise OverflowError("hunter2")
 
-    result = await ask(FakeEngine(), {}, 1.0, LoopClock(), Expectation("x", decode))
+    result = await run_probe(FakeEngine(), {}, 1.0, LoopClock(), Expectation("x", decode))
     assert result.outcome is Outcome.ERROR
     assert "OverflowError" in result.detail
     assert "hunter2" not in result.detail
@@ -93,7 +96,7 @@ async def test_a_tokenizer_that_raises_is_an_error() -> None:
 async def test_a_probe_is_aborted_at_its_timeout() -> None:
     engine = FakeEngine()
     engine.behaviour = "hang"
-    result = await ask(engine, {}, 0.2, LoopClock())
+    result = await run_probe(engine, {}, 0.2, LoopClock())
     assert result.outcome is Outcome.TIMEOUT
     assert 0.2 <= result.latency < 0.5
     assert (engine.aborted, engine.running) == (1, 0)
@@ -103,7 +106,7 @@ async def test_a_probe_is_aborted_at_its_timeout() -> None:
 async def test_an_error_is_named_by_its_type_only() -> None:
     engine = FakeEngine()
     engine.behaviour = "raise"
-    result = await ask(engine, {}, 1.0, LoopClock())
+    result = await run_probe(engine, {}, 1.0, LoopClock())
     assert (result.outcome, result.detail) == (Outcome.ERROR, "ValueError")
     engine.gone = "gone"
-    assert (await ask(engine, {}, 1.0, LoopClock())).outcome is Outcome.ENGINE_DEAD
+    assert (await run_probe(engine, {}, 1.0, LoopClock())).outcome is Outcome.ENGINE_DEAD

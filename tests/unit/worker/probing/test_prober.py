@@ -10,14 +10,15 @@ import pytest
 
 from tests.unit.worker.probed_engine import FakeEngine, letters, now, probing, settings, until
 from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
-from vllmendpoint_api import Mode, Outcome, Verdict
+from vllmendpoint_api import Mode, Outcome, Stage, Verdict
 from vllmendpoint_worker.engine import liveness
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.payload.expect import Expectation
-from vllmendpoint_worker.probing.prober import Prober, ProbeResult, ProbeSettings, next_probe_at
-from vllmendpoint_worker.probing.progress import PROBE_PREFIX, Progress
-from vllmendpoint_worker.probing.publisher import Publisher
-from vllmendpoint_worker.probing.verdict import Rules, State
+from vllmendpoint_worker.probing.probe import ProbeResult
+from vllmendpoint_worker.probing.prober import Prober, ProbeSettings, next_probe_at
+from vllmendpoint_worker.probing.progress import PROBE_PREFIX, RankProgress
+from vllmendpoint_worker.probing.publisher import HealthPublisher
+from vllmendpoint_worker.probing.verdict import VerdictRules, VerdictState
 from vllmendpoint_worker.serving.state import WorkerState
 
 pytestmark = pytest.mark.timeout(30)
@@ -31,7 +32,7 @@ async def test_with_an_expected_text_users_answers_do_not_spare_the_probe() -> N
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         began = now()
         while len(engine.asked) < 4:
-            engine.progress.finished([("cmpl-1-0", True)])
+            engine.progress.record_finished([("cmpl-1-0", True)])
             assert now() - began < 5.0
             await asyncio.sleep(0.05)
 
@@ -53,13 +54,13 @@ async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
 async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
     engine = FakeEngine()
     engine.behaviour = "wait"
-    given = replace(settings(period=60.0, timeout=20.0), rules=Rules(20.0, failure_threshold=1))
+    given = replace(settings(period=60.0, timeout=20.0), rules=VerdictRules(20.0, failure_threshold=1))
     async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
         await until(lambda: engine.running == 1)
         prober.configure(replace(given, expect=Expectation("e", letters)))
         verdicts = set()
         engine.go.set()
-        await until(lambda: verdicts.add(prober.state.verdict) or prober.last is not None)
+        await until(lambda: verdicts.add(prober.state.verdict) or prober.last_result is not None)
         assert verdicts == {Verdict.STARTING, Verdict.GENERATING}
         assert len(engine.asked) == 2
 
@@ -73,7 +74,7 @@ async def test_every_probe_that_ended_is_counted_once() -> None:
         settings(period=60.0),
         progress=engine.progress,
         publish=lambda: None,
-        ended=ended.append,
+        on_result=ended.append,
         clock=LoopClock(),
     )
     task = asyncio.create_task(prober.run())
@@ -122,7 +123,7 @@ async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         engine.users = 3
         for _ in range(10):  # they are being served
-            engine.progress.step(3, 0.01)
+            engine.progress.record_step(3, 0.01)
             await asyncio.sleep(0.1)
         assert len(engine.asked) == 1
         engine.behaviour = "hang"
@@ -135,7 +136,7 @@ async def test_users_answers_spare_the_probe() -> None:
     async with probing(engine, settings(period=0.4)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         for _ in range(15):
-            engine.progress.finished([("cmpl-1-0", True)])
+            engine.progress.record_finished([("cmpl-1-0", True)])
             await asyncio.sleep(0.1)
         assert len(engine.asked) == 1
         assert prober.last_proof == pytest.approx(now(), abs=0.3)
@@ -144,9 +145,9 @@ async def test_users_answers_spare_the_probe() -> None:
 
 @on_virtual_time
 async def test_our_own_probes_and_bad_ends_are_no_users_answers() -> None:
-    progress = Progress()
-    progress.finished([(f"{PROBE_PREFIX}1", True), ("user", False)])
-    assert (progress.users_finished, progress.last_user_finished) == (0, None)
+    progress = RankProgress()
+    progress.record_finished([(f"{PROBE_PREFIX}1", True), ("user", False)])
+    assert (progress.user_requests_finished, progress.last_user_request_finished) == (0, None)
 
 
 @on_virtual_time
@@ -157,7 +158,7 @@ async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -
         engine.behaviour, engine.users = "hang", 8
         seen = set()
         for _ in range(30):
-            engine.progress.step(8, 0.02)
+            engine.progress.record_step(8, 0.02)
             await asyncio.sleep(0.05)
             seen.add(prober.state.verdict)
         assert seen <= {Verdict.GENERATING, Verdict.BUSY}
@@ -175,7 +176,7 @@ async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_pr
         began = now()
         while not probe.done():
             if now() - began < 1.5:  # the last tokens come before the probe ends
-                engine.progress.step(8, 0.02)
+                engine.progress.record_step(8, 0.02)
             await asyncio.sleep(0.02)
         assert prober.state.verdict is Verdict.BUSY
         assert await until(lambda: prober.state.verdict is Verdict.STALLED) < 1.9
@@ -191,7 +192,7 @@ async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool
         engine.behaviour, engine.users = "hang", 8
         probe = asyncio.create_task(prober.probe_now())
         while not probe.done():
-            engine.progress.step(8, 0.02)
+            engine.progress.record_step(8, 0.02)
             await asyncio.sleep(0.02)
         assert prober.state.verdict is Verdict.BUSY
         engine.behaviour, engine.users = ("hang", 8) if stay else ("wait", 0)
@@ -272,16 +273,18 @@ async def test_disabled_asks_nothing() -> None:
 
 
 @asynccontextmanager
-async def beating(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Publisher, WorkerState, list[str]]]:
+async def beating(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[HealthPublisher, WorkerState, list[str]]]:
     """A worker that serves and beats, and the ends that liveness made of it."""
     ends: list[str] = []
     monkeypatch.setattr(liveness, "terminate", lambda code, why: ends.append(why))
     state = WorkerState(worker_version="1.2.3", clock=LoopClock())
-    shown = Publisher(state, LoopClock())
-    shown.resolved = shown.warmed = shown.serving = True
-    beats = asyncio.create_task(liveness.Liveness(state, shown, lambda: 1.0, LoopClock()).run())
+    publisher = HealthPublisher(state, LoopClock())
+    state.enter_stage(Stage.SERVING)
+    beats = asyncio.create_task(liveness.Liveness(state, publisher, lambda: 1.0, LoopClock()).run())
     try:
-        yield shown, state, ends
+        yield publisher, state, ends
     finally:
         beats.cancel()
         await asyncio.wait({beats}, timeout=5)
@@ -293,13 +296,17 @@ async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
 ) -> None:
     engine = FakeEngine()
     engine.behaviour = "hang"
-    async with beating(monkeypatch) as (shown, state, left), probing(engine, settings()) as prober:
-        shown.prober = prober
+    async with beating(monkeypatch) as (publisher, state, left), probing(engine, settings()) as prober:
+        publisher.prober = prober
         await until(lambda: prober.state.verdict is Verdict.STALLED)
         prober.configure(settings(mode=Mode.DISABLED))
-        shown.publish()
+        publisher.publish()
         assert state.readiness() == (True, "")
-        assert (shown.verdict, shown.fit(), shown.healthy()) == (Verdict.DISABLED, True, True)
+        assert (publisher.verdict, publisher.is_healthy(), publisher.is_healthy_for_dynamo()) == (
+            Verdict.DISABLED,
+            True,
+            True,
+        )
         await asyncio.sleep(1.0)
         engine.behaviour = "wait"
         prober.configure(settings(timeout=5.0))
@@ -358,9 +365,9 @@ async def test_errors_fail_after_the_threshold_one_second_apart() -> None:
 
 def test_schedule() -> None:
     given = settings(period=30.0, timeout=5.0)
-    assert next_probe_at(State.start(0.0), None, None, given) == 0.0
-    assert next_probe_at(State(Verdict.GENERATING, 0), 100.0, None, given) == 130.0
-    assert next_probe_at(State(Verdict.GENERATING, 0), 100.0, 120.0, given) == 150.0
-    assert next_probe_at(State(Verdict.GENERATING, 0, failures=1), 100.0, 120.0, given) == 101.0
-    assert next_probe_at(State(Verdict.STALLED, 0), 100.0, 120.0, given) == 101.0
-    assert next_probe_at(State(Verdict.BUSY, 0), 100.0, None, given) == 105.0
+    assert next_probe_at(VerdictState.start(0.0), None, None, given) == 0.0
+    assert next_probe_at(VerdictState(Verdict.GENERATING, 0), 100.0, None, given) == 130.0
+    assert next_probe_at(VerdictState(Verdict.GENERATING, 0), 100.0, 120.0, given) == 150.0
+    assert next_probe_at(VerdictState(Verdict.GENERATING, 0, failures=1), 100.0, 120.0, given) == 101.0
+    assert next_probe_at(VerdictState(Verdict.STALLED, 0), 100.0, 120.0, given) == 101.0
+    assert next_probe_at(VerdictState(Verdict.BUSY, 0), 100.0, None, given) == 105.0

@@ -9,11 +9,12 @@ import pytest
 
 from tests.unit.worker.probed_engine import FakeEngine, now, settings, until
 from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
-from vllmendpoint_api import Outcome, Verdict
-from vllmendpoint_worker.probing.prober import Engine, ProbeSettings
+from vllmendpoint_api import Outcome, Stage, Verdict
+from vllmendpoint_worker.probing.probe import ProbeTarget
+from vllmendpoint_worker.probing.prober import ProbeSettings
 from vllmendpoint_worker.probing.progress import EngineProgress
-from vllmendpoint_worker.probing.publisher import Publisher
-from vllmendpoint_worker.probing.ranks import Ranks
+from vllmendpoint_worker.probing.publisher import HealthPublisher
+from vllmendpoint_worker.probing.ranks import RankProbers
 from vllmendpoint_worker.probing.trial import warm_up
 from vllmendpoint_worker.serving.state import WorkerState
 
@@ -28,10 +29,10 @@ class Engines:
         self.asked_for: list[int | None] = []
         self.of: dict[int, FakeEngine] = {}
         for rank in ranks:
-            self.progress.attach(rank)
+            self.progress.add_rank(rank)
             self.of[rank] = FakeEngine(self.progress.rank(rank))
 
-    def rank(self, rank: int | None) -> Engine:
+    def rank(self, rank: int | None) -> ProbeTarget:
         self.asked_for.append(rank)
         return self.of[rank] if rank is not None else next(iter(self.of.values()))
 
@@ -39,13 +40,13 @@ class Engines:
 @asynccontextmanager
 async def probing(
     engines: Engines, given: ProbeSettings, publish: Any = lambda: None
-) -> AsyncIterator[Ranks]:
-    ranks = Ranks(
+) -> AsyncIterator[RankProbers]:
+    ranks = RankProbers(
         engines,
         given,
         progress=engines.progress,
         publish=publish,
-        ended=lambda result: None,
+        on_result=lambda result: None,
         clock=LoopClock(),
     )
     task = asyncio.create_task(ranks.run())
@@ -79,8 +80,8 @@ async def test_a_frozen_rank_is_named_while_the_other_makes_progress() -> None:
 async def keep_busy(engines: Engines, rank: int) -> None:
     """Users' requests, answered by one rank."""
     while True:
-        engines.progress.rank(rank).step(1, 0.01)
-        engines.progress.rank(rank).finished([("cmpl-1", True)])
+        engines.progress.rank(rank).record_step(1, 0.01)
+        engines.progress.rank(rank).record_finished([("cmpl-1", True)])
         await asyncio.sleep(0.05)
 
 
@@ -139,7 +140,7 @@ async def test_a_trial_asks_a_healthy_rank() -> None:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
         engines.of[0].behaviour = "hang"
         await until(lambda: ranks.state.verdict is Verdict.STALLED)
-        assert (await ranks.trial({"token_ids": [9]}, 1.0)).outcome is Outcome.COMPLETE
+        assert (await ranks.run_trial({"token_ids": [9]}, 1.0)).outcome is Outcome.COMPLETE
         assert engines.of[1].requests[-1] == {"token_ids": [9]}
 
 
@@ -150,7 +151,7 @@ async def test_new_settings_reach_every_rank() -> None:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
         ranks.configure(settings(period=60.0, token_ids=[9]))
         await until(lambda: all(one.requests[-1] == {"token_ids": [9]} for one in engines.of.values()))
-        assert ranks.asks(settings(token_ids=[9]))
+        assert ranks.probes_with(settings(token_ids=[9]))
 
 
 @on_virtual_time
@@ -168,10 +169,10 @@ async def test_the_proof_of_life_is_that_of_the_rank_that_has_been_silent_longes
 async def test_the_report_names_the_rank_and_the_worker_is_not_ready() -> None:
     engines = Engines(0, 1)
     state = WorkerState(worker_version="test", clock=LoopClock())
-    shown = Publisher(state, LoopClock())
-    shown.resolved = shown.serving = shown.warmed = True
-    async with probing(engines, settings(period=0.4, timeout=0.3), shown.publish) as ranks:
-        shown.prober = ranks
+    publisher = HealthPublisher(state, LoopClock())
+    state.enter_stage(Stage.SERVING)
+    async with probing(engines, settings(period=0.4, timeout=0.3), publisher.publish) as ranks:
+        publisher.prober = ranks
         await until(lambda: state.snapshot.ready)
         engines.of[1].behaviour = "hang"
         await until(lambda: not state.snapshot.ready)
@@ -182,7 +183,7 @@ async def test_the_report_names_the_rank_and_the_worker_is_not_ready() -> None:
             (0, Verdict.GENERATING, ""),
             (1, Verdict.STALLED, "EngineStalled"),
         ]
-        assert not shown.fit()
+        assert not publisher.is_healthy()
 
 
 async def test_every_rank_is_warmed_up() -> None:
@@ -193,21 +194,21 @@ async def test_every_rank_is_warmed_up() -> None:
         raise AssertionError("not needed")
 
     both = [engines.of[0], engines.of[1]]
-    assert (
-        await warm_up(both, first, other, minimal=minimal, reads=lambda error: None, clock=LoopClock())
-        is None
+    rejected = await warm_up(
+        both, first, other, minimal=minimal, read_rejection=lambda error: None, clock=LoopClock()
     )
+    assert rejected is None
     assert [engine.requests for engine in both] == [[first, other], [first, other]]
 
 
 def test_steps_of_one_rank_are_no_progress_of_another() -> None:
     progress = EngineProgress(lambda: 5.0)
-    progress.attach(1)
-    assert progress.named == [None]
-    progress.attach(0)
-    progress.rank(1).step(3, 0.5)
-    assert (progress.ranks, progress.named) == ([0, 1], [0, 1])
-    assert progress.rank(0).seen().last_scheduled is None
-    assert progress.rank(1).seen().last_scheduled == 5.0
+    progress.add_rank(1)
+    assert progress.request_ranks == [None]
+    progress.add_rank(0)
+    progress.rank(1).record_step(3, 0.5)
+    assert (progress.ranks, progress.request_ranks) == ([0, 1], [0, 1])
+    assert progress.rank(0).snapshot().last_scheduled is None
+    assert progress.rank(1).snapshot().last_scheduled == 5.0
     progress.forget_steps()
-    assert progress.rank(1).seen().longest_step == 0.0
+    assert progress.rank(1).snapshot().longest_step == 0.0

@@ -9,8 +9,8 @@ import pytest
 from tests.unit.worker.probed_engine import FakeEngine, now, probing, settings, until
 from tests.unit.worker.virtual_time import on_virtual_time
 from vllmendpoint_api import Mode, Outcome, Verdict
-from vllmendpoint_worker.probing.prober import ProbeResult
-from vllmendpoint_worker.probing.trial import Answered, answered, tried
+from vllmendpoint_worker.probing.probe import ProbeResult
+from vllmendpoint_worker.probing.trial import TrialResult, run_trial, wait_for_trial
 from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 pytestmark = pytest.mark.timeout(30)
@@ -22,17 +22,17 @@ def result(outcome: Outcome, tokens: int = 0, error: BaseException | None = None
     return ProbeResult(outcome, 0.1, tokens, 1.0, "detail", error)
 
 
-def reads(error: BaseException | None) -> VLLMRejection | None:
+def read_rejection(error: BaseException | None) -> VLLMRejection | None:
     return REFUSED if isinstance(error, ValueError) else None
 
 
 def playing(*results: ProbeResult) -> Callable[[], Awaitable[ProbeResult]]:
     left = list(results)
 
-    async def ask() -> ProbeResult:
+    async def send() -> ProbeResult:
         return left.pop(0)
 
-    return ask
+    return send
 
 
 COMPLETE = result(Outcome.COMPLETE, 1)
@@ -45,28 +45,28 @@ EMPTY = result(Outcome.UNEXPECTED_ANSWER)
 @pytest.mark.parametrize(
     ("asked", "control", "expected"),
     [
-        ([COMPLETE], [], Answered.YES),
-        ([result(Outcome.TIMEOUT, tokens=3)], [], Answered.YES),
-        ([TIMEOUT], [], Answered.NO),
-        ([DEAD], [], Answered.NO),
+        ([COMPLETE], [], TrialResult.ACCEPTED),
+        ([result(Outcome.TIMEOUT, tokens=3)], [], TrialResult.ACCEPTED),
+        ([TIMEOUT], [], TrialResult.UNKNOWN),
+        ([DEAD], [], TrialResult.UNKNOWN),
         ([result(Outcome.ERROR, error=ValueError())], [], REFUSED),
-        ([ERROR], [ERROR], Answered.NO),
-        ([ERROR], [TIMEOUT], Answered.NO),
-        ([ERROR, COMPLETE], [COMPLETE], Answered.YES),
-        ([ERROR, TIMEOUT], [COMPLETE], Answered.NO),
+        ([ERROR], [ERROR], TrialResult.UNKNOWN),
+        ([ERROR], [TIMEOUT], TrialResult.UNKNOWN),
+        ([ERROR, COMPLETE], [COMPLETE], TrialResult.ACCEPTED),
+        ([ERROR, TIMEOUT], [COMPLETE], TrialResult.UNKNOWN),
         ([ERROR, result(Outcome.ERROR, error=ValueError())], [COMPLETE], REFUSED),
-        ([EMPTY], [EMPTY], Answered.NO),
+        ([EMPTY], [EMPTY], TrialResult.UNKNOWN),
     ],
 )
 async def test_only_the_payloads_own_fault_refuses_it(
-    asked: list[ProbeResult], control: list[ProbeResult], expected: Answered | VLLMRejection
+    asked: list[ProbeResult], control: list[ProbeResult], expected: TrialResult | VLLMRejection
 ) -> None:
-    assert await tried(playing(*asked), playing(*control), reads) == expected
+    assert await run_trial(playing(*asked), playing(*control), read_rejection) == expected
 
 
 @pytest.mark.parametrize("error", [ERROR, EMPTY])
 async def test_an_error_that_comes_twice_beside_a_good_answer_is_the_payloads(error: ProbeResult) -> None:
-    found = await tried(playing(error, error), playing(COMPLETE), reads)
+    found = await run_trial(playing(error, error), playing(COMPLETE), read_rejection)
     assert isinstance(found, VLLMRejection)
     assert "(detail)" in found.sentence
 
@@ -99,10 +99,10 @@ async def test_a_refused_question_leaves_the_verdict_and_the_question_in_force()
     engine = Picky()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        before = prober.state, prober.last
+        before = prober.state, prober.last_result
         given = settings(period=60.0, token_ids=[9])
-        assert await answered(prober, given, reads, never, lambda: None) == REFUSED
-        assert (prober.state, prober.last) == before
+        assert await wait_for_trial(prober, given, read_rejection, never, lambda: None) == REFUSED
+        assert (prober.state, prober.last_result) == before
         assert prober.settings.request == {"token_ids": [1]}
 
 
@@ -112,9 +112,9 @@ async def test_what_is_asked_already_or_not_asked_at_all_needs_no_trial() -> Non
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         asked = len(engine.asked)
-        assert await answered(prober, settings(period=5.0), reads, never, lambda: None) is True
+        assert await wait_for_trial(prober, settings(period=5.0), read_rejection, never, lambda: None) is True
         off = settings(mode=Mode.DISABLED, token_ids=[9])
-        assert await answered(prober, off, reads, never, lambda: None) is True
+        assert await wait_for_trial(prober, off, read_rejection, never, lambda: None) is True
         assert len(engine.asked) == asked
 
 
@@ -122,7 +122,10 @@ async def test_what_is_asked_already_or_not_asked_at_all_needs_no_trial() -> Non
 async def test_what_was_taken_up_while_probing_was_off_is_tried_when_it_is_on() -> None:
     engine = Picky()
     async with probing(engine, settings(mode=Mode.DISABLED, token_ids=[9])) as prober:
-        assert await answered(prober, settings(token_ids=[9]), reads, never, lambda: None) == REFUSED
+        assert (
+            await wait_for_trial(prober, settings(token_ids=[9]), read_rejection, never, lambda: None)
+            == REFUSED
+        )
 
 
 @on_virtual_time
@@ -133,7 +136,9 @@ async def test_a_stalled_engine_refuses_nothing_and_the_trial_is_repeated_until_
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         engine.behaviour = engine.nine = "hang"
         given = settings(period=60.0, timeout=0.5, token_ids=[9])
-        waiting = asyncio.create_task(answered(prober, given, reads, never, lambda: postponed.append(now())))
+        waiting = asyncio.create_task(
+            wait_for_trial(prober, given, read_rejection, never, lambda: postponed.append(now()))
+        )
         await until(lambda: len(postponed) == 3, 30.0)
         assert not waiting.done()
         engine.behaviour = engine.nine = "answer"
@@ -150,7 +155,9 @@ async def test_newer_settings_end_the_wait() -> None:
 
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        assert await answered(prober, settings(token_ids=[9]), reads, soon, lambda: None) is False
+        assert (
+            await wait_for_trial(prober, settings(token_ids=[9]), read_rejection, soon, lambda: None) is False
+        )
 
 
 @on_virtual_time
@@ -159,9 +166,9 @@ async def test_one_question_at_a_time_and_a_trial_counts_as_a_probe() -> None:
     engine.nine = "wait"
     async with probing(engine, settings(period=0.2, timeout=2.0)) as prober:
         ended: list[ProbeResult] = []
-        prober._ended = ended.append
+        prober._on_result = ended.append
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        trial = asyncio.create_task(prober.trial({"token_ids": [9]}, 2.0))
+        trial = asyncio.create_task(prober.run_trial({"token_ids": [9]}, 2.0))
         await asyncio.sleep(1.0)
         engine.go.set()
         assert (await trial).outcome is Outcome.COMPLETE

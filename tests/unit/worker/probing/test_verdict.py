@@ -1,45 +1,43 @@
-"""verdict.decide: the table of the design, section 5, with an injected clock."""
-
-from typing import Any
+"""next_state: the table of the design, section 5, with an injected clock."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmendpoint_api import Mode, Outcome, Verdict
+from vllmendpoint_api import Mode, Outcome, Stage, Verdict
 from vllmendpoint_worker.probing.verdict import (
     EngineDied,
     Event,
     ProbeEnded,
-    ProgressSeen,
-    Rules,
-    State,
+    ProgressSnapshot,
     Tick,
-    UserFinished,
-    asked_anew,
-    decide,
-    fit_for_ping,
-    probed_again,
-    ready,
-    stalled_for,
+    UserRequestFinished,
+    VerdictRules,
+    VerdictState,
+    is_healthy,
+    next_state,
+    readiness,
+    reset_after_disabled,
+    reset_for_new_probe,
+    stalled_seconds,
 )
 
-RULES = Rules(timeout=5.0, failure_threshold=2, success_threshold=1)
-STEADY = Rules(timeout=5.0, failure_threshold=2, success_threshold=3)
+RULES = VerdictRules(timeout=5.0, failure_threshold=2, success_threshold=1)
+STEADY = VerdictRules(timeout=5.0, failure_threshold=2, success_threshold=3)
 V = Verdict
 
 
 def probe(outcome: Outcome, at: float = 100.0, last: float | None = None, step: float = 0.0) -> ProbeEnded:
-    return ProbeEnded(at, outcome, ProgressSeen(last, step))
+    return ProbeEnded(at, outcome, ProgressSnapshot(last, step))
 
 
-def run(state: State, *events: Event, rules: Rules = RULES) -> State:
+def run(state: VerdictState, *events: Event, rules: VerdictRules = RULES) -> VerdictState:
     for event in events:
-        state = decide(state, event, rules)
+        state = next_state(state, event, rules)
     return state
 
 
-START = State.start(0.0)
+START = VerdictState.start(0.0)
 GENERATING = run(START, probe(Outcome.COMPLETE, 1.0))
 STALLED = run(GENERATING, probe(Outcome.TIMEOUT, 50.0, last=10.0))
 FAILING = run(GENERATING, probe(Outcome.ERROR, 50.0), probe(Outcome.ERROR, 51.0))
@@ -56,7 +54,7 @@ DEAD = run(GENERATING, EngineDied(50.0))
         (START, probe(Outcome.ERROR), V.STARTING),
         (START, probe(Outcome.TIMEOUT), V.STALLED),
         (START, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
-        (START, UserFinished(100.0), V.STARTING),
+        (START, UserRequestFinished(100.0), V.STARTING),
         (GENERATING, probe(Outcome.COMPLETE), V.GENERATING),
         (GENERATING, probe(Outcome.TIMEOUT, last=99.9), V.BUSY),
         (GENERATING, probe(Outcome.TIMEOUT, last=95.1), V.BUSY),
@@ -69,37 +67,37 @@ DEAD = run(GENERATING, EngineDied(50.0))
         (GENERATING, EngineDied(100.0), V.DEAD),
         (BUSY, probe(Outcome.COMPLETE), V.GENERATING),
         (BUSY, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
-        (BUSY, UserFinished(100.0), V.GENERATING),
-        (BUSY, Tick(53.9, ProgressSeen(49.0), 1.0), V.BUSY),
-        (BUSY, Tick(54.0, ProgressSeen(49.0), 1.0), V.STALLED),
-        (BUSY, Tick(54.0, ProgressSeen(53.0), 1.0), V.BUSY),
-        (BUSY, Tick(90.0, ProgressSeen(49.0), None), V.BUSY),
-        (BUSY, Tick(90.0, ProgressSeen(49.0), 85.1), V.BUSY),
-        (BUSY, Tick(90.0, ProgressSeen(49.0), 85.0), V.STALLED),
+        (BUSY, UserRequestFinished(100.0), V.GENERATING),
+        (BUSY, Tick(53.9, ProgressSnapshot(49.0), 1.0), V.BUSY),
+        (BUSY, Tick(54.0, ProgressSnapshot(49.0), 1.0), V.STALLED),
+        (BUSY, Tick(54.0, ProgressSnapshot(53.0), 1.0), V.BUSY),
+        (BUSY, Tick(90.0, ProgressSnapshot(49.0), None), V.BUSY),
+        (BUSY, Tick(90.0, ProgressSnapshot(49.0), 85.1), V.BUSY),
+        (BUSY, Tick(90.0, ProgressSnapshot(49.0), 85.0), V.STALLED),
         (STALLED, probe(Outcome.COMPLETE), V.GENERATING),
-        (STALLED, UserFinished(100.0), V.GENERATING),
+        (STALLED, UserRequestFinished(100.0), V.GENERATING),
         (STALLED, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
         (STALLED, probe(Outcome.ERROR), V.STALLED),
-        (STALLED, Tick(100.0, ProgressSeen(99.0), 1.0), V.STALLED),
+        (STALLED, Tick(100.0, ProgressSnapshot(99.0), 1.0), V.STALLED),
         (FAILING, probe(Outcome.ERROR), V.FAILING),
         (FAILING, probe(Outcome.COMPLETE), V.GENERATING),
-        (FAILING, UserFinished(100.0), V.FAILING),
+        (FAILING, UserRequestFinished(100.0), V.FAILING),
         (FAILING, probe(Outcome.TIMEOUT, last=10.0), V.STALLED),
         (FAILING, probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
-        (WRONG, UserFinished(100.0), V.FAILING),
+        (WRONG, UserRequestFinished(100.0), V.FAILING),
         (WRONG, probe(Outcome.TIMEOUT, last=99.0), V.FAILING),
         (WRONG, probe(Outcome.TIMEOUT, last=10.0), V.STALLED),
         (WRONG, probe(Outcome.COMPLETE), V.GENERATING),
-        (WRONG_AND_STALLED, UserFinished(100.0), V.STALLED),
+        (WRONG_AND_STALLED, UserRequestFinished(100.0), V.STALLED),
         (WRONG_AND_STALLED, probe(Outcome.TIMEOUT, last=99.0), V.FAILING),
         (WRONG_AND_STALLED, probe(Outcome.COMPLETE), V.GENERATING),
-        (asked_anew(WRONG), probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
+        (reset_for_new_probe(WRONG), probe(Outcome.TIMEOUT, last=99.0), V.BUSY),
         (DEAD, probe(Outcome.COMPLETE), V.DEAD),
-        (DEAD, UserFinished(100.0), V.DEAD),
+        (DEAD, UserRequestFinished(100.0), V.DEAD),
     ],
 )  # fmt: skip
-def test_table(before: State, event: Event, after: Verdict) -> None:
-    assert decide(before, event, RULES).verdict is after
+def test_table(before: VerdictState, event: Event, after: Verdict) -> None:
+    assert next_state(before, event, RULES).verdict is after
 
 
 def test_reasons_are_those_of_the_generating_condition() -> None:
@@ -113,9 +111,11 @@ def test_reasons_are_those_of_the_generating_condition() -> None:
 
 def test_an_unexpected_answer_keeps_its_reason_until_a_probe_is_complete() -> None:
     """Garbage under load: timeouts and users' answers in between do not make it ready."""
-    state = run(WRONG, probe(Outcome.TIMEOUT, last=99.0), UserFinished(101.0), probe(Outcome.TIMEOUT, 102.0))
+    state = run(
+        WRONG, probe(Outcome.TIMEOUT, last=99.0), UserRequestFinished(101.0), probe(Outcome.TIMEOUT, 102.0)
+    )
     assert state.verdict is V.STALLED
-    state = run(state, UserFinished(103.0), probe(Outcome.TIMEOUT, 104.0, last=103.9))
+    state = run(state, UserRequestFinished(103.0), probe(Outcome.TIMEOUT, 104.0, last=103.9))
     assert (state.verdict, state.reason, state.message) == (V.FAILING, "UnexpectedAnswer", WRONG.message)
     state = run(state, probe(Outcome.COMPLETE, 105.0), probe(Outcome.TIMEOUT, 110.0, last=109.0))
     assert state.verdict is V.BUSY
@@ -128,12 +128,12 @@ def test_failures_must_be_in_a_row() -> None:
 
 
 @pytest.mark.parametrize("trouble", [STALLED, FAILING])
-def test_back_only_after_the_success_threshold(trouble: State) -> None:
+def test_back_only_after_the_success_threshold(trouble: VerdictState) -> None:
     state = trouble
     for _ in range(2):
-        state = decide(state, probe(Outcome.COMPLETE), STEADY)
+        state = next_state(state, probe(Outcome.COMPLETE), STEADY)
         assert state.verdict is trouble.verdict
-    assert decide(state, probe(Outcome.COMPLETE), STEADY).verdict is V.GENERATING
+    assert next_state(state, probe(Outcome.COMPLETE), STEADY).verdict is V.GENERATING
 
 
 def test_a_relapse_counts_successes_anew() -> None:
@@ -144,10 +144,10 @@ def test_a_relapse_counts_successes_anew() -> None:
 
 
 def test_since_moves_only_with_the_verdict() -> None:
-    again = decide(STALLED, probe(Outcome.TIMEOUT, 80.0, last=10.0), RULES)
+    again = next_state(STALLED, probe(Outcome.TIMEOUT, 80.0, last=10.0), RULES)
     assert again.since == STALLED.since == 50.0
-    assert stalled_for(again, 90.0) == 40.0
-    assert stalled_for(GENERATING, 90.0) == 0.0
+    assert stalled_seconds(again, 90.0) == 40.0
+    assert stalled_seconds(GENERATING, 90.0) == 0.0
     assert again.message == STALLED.message  # a line is streamed at every change: the sentence must not tick
 
 
@@ -163,43 +163,38 @@ def test_since_moves_only_with_the_verdict() -> None:
         (DEAD, V.DEAD),
     ],
 )
-def test_what_was_found_before_probing_was_off_is_not_found_now(before: State, after: Verdict) -> None:
-    state = probed_again(before, 300.0)
+def test_what_was_found_before_probing_was_off_is_not_found_now(before: VerdictState, after: Verdict) -> None:
+    state = reset_after_disabled(before, 300.0)
     assert state.verdict is after
-    assert (state.failures, state.successes, state.unanswered, state.wrong) == (0, 0, False, "")
+    assert (state.failures, state.successes, state.timed_out, state.unexpected_message) == (0, 0, False, "")
     assert state.since == (300.0 if after is V.STARTING else before.since)
 
 
-def ask_ready(verdict: Verdict, mode: Mode = Mode.ENFORCE, **more: Any) -> bool:
-    flags = {"serving": True, "resolved_once": True, "warmed": True, "stopping": False} | more
-    return ready(verdict, mode, **flags)[0]
-
-
+@pytest.mark.parametrize("stage", list(Stage))
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_readiness(verdict: Verdict, mode: Mode) -> None:
-    expected = verdict is not V.DEAD and (mode is not Mode.ENFORCE or verdict in (V.GENERATING, V.BUSY))
-    assert ask_ready(verdict, mode) is expected
-    for flag in ("serving", "resolved_once", "warmed"):
-        assert not ask_ready(verdict, mode, **{flag: False})
-    assert not ask_ready(verdict, mode, stopping=True)
+def test_readiness(verdict: Verdict, mode: Mode, stage: Stage) -> None:
+    fit = verdict is not V.DEAD and (mode is not Mode.ENFORCE or verdict in (V.GENERATING, V.BUSY))
+    ready, reason = readiness(verdict, mode, stage)
+    assert ready is (fit and stage is Stage.SERVING)
+    assert bool(reason) is not ready
 
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_ping_is_never_200_over_a_stalled_or_dead_engine(mode: Mode) -> None:
-    assert not fit_for_ping(V.STALLED, mode, serving=True)
-    assert not fit_for_ping(V.DEAD, mode, serving=True)
-    assert not fit_for_ping(V.GENERATING, mode, serving=False)
-    assert fit_for_ping(V.BUSY, mode, serving=True)
+    assert not is_healthy(V.STALLED, mode, serving=True)
+    assert not is_healthy(V.DEAD, mode, serving=True)
+    assert not is_healthy(V.GENERATING, mode, serving=False)
+    assert is_healthy(V.BUSY, mode, serving=True)
 
 
 moments = st.floats(0, 1000)
-seen = st.builds(ProgressSeen, st.none() | moments, st.floats(0, 20))
+seen = st.builds(ProgressSnapshot, st.none() | moments, st.floats(0, 20))
 events = st.one_of(
     st.builds(
         ProbeEnded, moments, st.sampled_from([o for o in Outcome if o is not Outcome.ENGINE_DEAD]), seen
     ),
-    st.builds(UserFinished, moments),
+    st.builds(UserRequestFinished, moments),
     st.builds(Tick, moments, seen, st.none() | moments),
 )
 
@@ -208,7 +203,7 @@ events = st.one_of(
 def test_stalled_only_where_two_signals_agree(history: list[Event]) -> None:
     state = START
     for event in history:
-        before, state = state, decide(state, event, RULES)
+        before, state = state, next_state(state, event, RULES)
         if state.verdict is V.STALLED and before.verdict is not V.STALLED:
             assert isinstance(event, ProbeEnded | Tick)
             last = event.progress.last_scheduled

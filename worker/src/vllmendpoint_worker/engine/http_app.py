@@ -17,7 +17,7 @@ from vllmendpoint_worker.errors import EngineStartError
 from vllmendpoint_worker.process.listening import listeners
 from vllmendpoint_worker.upstream import HttpApp, NoSignalServer
 
-__all__ = ["Guard", "HttpServer", "bound"]
+__all__ = ["HttpServer", "ReadinessMiddleware", "bind_port"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,30 +26,30 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
 
 
-class Guard:
-    """The ASGI app in front of vLLM's and of the user's middleware, which might answer a health check itself.
+class ReadinessMiddleware:
+    """The ASGI app in front of vLLM's app and the user's middleware, which may answer health checks too.
 
-    ``fit``: whether a health check may be answered; ``is_health``: whether a request is one; ``verdict``: the
-    one in force.
+    ``is_healthy``: whether a health check succeeds. ``is_health_check``: whether a request is a health check.
+    ``verdict``: the current verdict.
     """
 
     def __init__(
         self,
         app: App,
         *,
-        fit: Callable[[], bool],
-        is_health: Callable[[Scope], bool],
+        is_healthy: Callable[[], bool],
+        is_health_check: Callable[[Scope], bool],
         verdict: Callable[[], Verdict],
     ) -> None:
         self._app = app
-        self._fit = fit
-        self._is_health = is_health
+        self._is_healthy = is_healthy
+        self._is_health_check = is_health_check
         self._verdict = verdict
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         verdict = self._verdict()
         if verdict is Verdict.DEAD or (
-            scope["type"] == "http" and not self._fit() and self._is_health(scope)
+            scope["type"] == "http" and not self._is_healthy() and self._is_health_check(scope)
         ):
             await _refuse(scope["type"], send, f'{{"error": "the worker\'s verdict is {verdict.value}"}}')
             return
@@ -65,7 +65,7 @@ async def _refuse(kind: str, send: Any, body: str) -> None:
     await send({"type": "http.response.body", "body": body.encode()})
 
 
-def bound(host: str, port: int) -> list[socket.socket]:
+def bind_port(host: str, port: int) -> list[socket.socket]:
     """Sockets that hold the port and do not listen yet, so that a taken port is known before the load.
 
     ``host``: as :func:`listeners` takes it. Raises EngineStartError.
@@ -79,9 +79,11 @@ def bound(host: str, port: int) -> list[socket.socket]:
 class HttpServer:
     """A uvicorn server without signal handlers, on the running loop. ``stop`` ends what ``start`` began."""
 
-    def __init__(self, http: HttpApp, guard: Guard, listeners: list[socket.socket]) -> None:
+    def __init__(
+        self, http: HttpApp, middleware: ReadinessMiddleware, listeners: list[socket.socket]
+    ) -> None:
         config = uvicorn.Config(
-            guard, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
+            middleware, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
         )
         config.h11_max_incomplete_event_size = http.max_event_bytes
         self._server = NoSignalServer(config)

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from vllmendpoint_api import Mode, Verdict
-from vllmendpoint_worker.probing.publisher import Publisher
-from vllmendpoint_worker.probing.verdict import stalled_for
+from vllmendpoint_api import Mode, Stage, Verdict
+from vllmendpoint_worker.probing.publisher import HealthPublisher
+from vllmendpoint_worker.probing.verdict import stalled_seconds
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.shutdown import terminate
 from vllmendpoint_worker.serving.state import WorkerState
@@ -26,7 +26,7 @@ class Liveness:
     """``restart_after`` gives the seconds of stall that end the process, 0 for never."""
 
     def __init__(
-        self, state: WorkerState, shown: Publisher, restart_after: Callable[[], float], clock: Clock
+        self, state: WorkerState, shown: HealthPublisher, restart_after: Callable[[], float], clock: Clock
     ) -> None:
         self._state = state
         self._shown = shown
@@ -36,13 +36,13 @@ class Liveness:
     async def run(self) -> None:
         """Beat until cancelled, or until the process must end."""
         while True:
-            self._state.heartbeat(starting=not self._shown.serving)
+            self._state.heartbeat(starting=not self._state.is_registered)
             prober = self._shown.prober
-            if prober is not None and self._shown.serving and not self._shown.stopping:
+            if prober is not None and self._state.stage is Stage.SERVING:
                 if prober.state.verdict is Verdict.DEAD:
                     await asyncio.sleep(0.1)  # the watchers hear of it
                     self.engine_died()
-                stalled = stalled_for(prober.state, self._clock.monotonic())
+                stalled = stalled_seconds(prober.state, self._clock.monotonic())
                 if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
                     terminate(
                         EXIT_STALLED,
@@ -51,7 +51,7 @@ class Liveness:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     def engine_died(self) -> NoReturn:
-        terminate(EXIT_DEAD, f"The engine is gone: vLLM reports EngineDeadError.{ENGINE_ERRORS.latest()}")
+        terminate(EXIT_DEAD, f"The engine is dead: vLLM reports EngineDeadError.{ENGINE_ERRORS.latest()}")
 
     def blocked(self, seconds: float) -> None:
         """On the report's thread: the main loop cannot end the process, if it is blocked for too long."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllmendpoint_api import Stage
 from vllmendpoint_worker import upstream
 from vllmendpoint_worker.config.configuration import (
     Configuration,
@@ -25,19 +24,19 @@ from vllmendpoint_worker.options.conflicts import parser_rejection
 from vllmendpoint_worker.options.shared_options import engine_arguments
 from vllmendpoint_worker.payload.model_type import reject_before_start
 from vllmendpoint_worker.probing.prober import ProbeSettings
-from vllmendpoint_worker.probing.publisher import Publisher
-from vllmendpoint_worker.probing.trial import answered
-from vllmendpoint_worker.probing.verdict import Rules
+from vllmendpoint_worker.probing.publisher import HealthPublisher
+from vllmendpoint_worker.probing.trial import wait_for_trial
+from vllmendpoint_worker.probing.verdict import VerdictRules
 from vllmendpoint_worker.serving.state import WorkerState
 from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 from .translate import Translated, Translator
 
-__all__ = ["Accepted", "Resolver", "settings_of"]
+__all__ = ["AcceptedConfiguration", "Resolver", "probe_settings"]
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedConfiguration:
     """One configuration, checked as a whole: it comes into force as a whole, or not at all."""
 
     loaded: LoadedConfiguration
@@ -50,7 +49,7 @@ class Resolver:
     """``arguments`` are there once :meth:`check` accepts; ``translator`` is set once the engine stands."""
 
     def __init__(
-        self, configuration: Configuration, room: HandlerRoom, state: WorkerState, shown: Publisher
+        self, configuration: Configuration, room: HandlerRoom, state: WorkerState, shown: HealthPublisher
     ) -> None:
         self._configuration = configuration
         self._room = room
@@ -78,7 +77,7 @@ class Resolver:
         handlers = await self._load_handlers(loaded)
         self._configuration.merge(with_custom_default(loaded, handlers.custom_default))
 
-    def looked(self, look: upstream.Look) -> None:
+    def check_model(self, look: upstream.Look) -> None:
         """Before the engine starts. Raises ConfigurationRejectedError."""
         declared = self._configuration.model_type
         problem = reject_before_start(declared, look.runner, only_transcribes=look.only_transcribes)
@@ -89,13 +88,13 @@ class Resolver:
         """Runs the customer's code, where something of it is new. Raises ConfigurationRejectedError."""
         if loaded.handlers is None:
             raise EngineStartError("the handlers' settings were not read")
-        if (script := loaded.handlers.script) is not None and not self._shown.warmed:
-            self._state.enter_stage(Stage(self._state.snapshot.stage.name), f"importing {script.path.name}")
+        if (script := loaded.handlers.script) is not None and not self._state.is_registered:
+            self._state.enter_stage(self._state.stage, f"importing {script.path.name}")
         handlers = await self._room.load(loaded.handlers)
         self._configuration.watch(self._room.watched)
         return handlers
 
-    async def resolve(self, loaded: LoadedConfiguration) -> Accepted:
+    async def resolve(self, loaded: LoadedConfiguration) -> AcceptedConfiguration:
         """Load and bind, merge with what the script sets, translate. Raises ConfigurationRejectedError."""
         self._configuration.merge(with_custom_default(loaded, None))  # else the customer's code is not run
         generation = self._room.bound(await self._load_handlers(loaded))
@@ -106,19 +105,19 @@ class Resolver:
             translated = await self.translate(resolved.bounded_payload, resolved.expect)
         except TranslationError as error:
             raise ConfigurationRejectedError([translation_problem(resolved, error)]) from error
-        return Accepted(loaded, resolved, translated, generation)
+        return AcceptedConfiguration(loaded, resolved, translated, generation)
 
     async def translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
         if self.translator is None:
             raise EngineStartError("the model's renderer is not there yet")
         return await self.translator.translate(payload, expect)
 
-    def take(self, accepted: Accepted) -> None:
+    def apply(self, accepted: AcceptedConfiguration) -> None:
         """Put an accepted configuration into force."""
         self._room.swap(accepted.handlers)
         self._configuration.publish_accepted(accepted.resolved, accepted.loaded, accepted.translated.notes)
         if self._shown.prober is not None:
-            self._shown.prober.configure(settings_of(accepted.resolved, accepted.translated))
+            self._shown.prober.configure(probe_settings(accepted.resolved, accepted.translated))
 
     async def watch(self) -> None:
         """Hot reload. A refused change leaves the last good configuration in force."""
@@ -132,15 +131,15 @@ class Resolver:
                 self._configuration.publish_rejected(error.problems, loaded, first=False)
             else:
                 if answered:
-                    self.take(accepted)
+                    self.apply(accepted)
 
-    async def _answered(self, accepted: Accepted) -> bool:
+    async def _answered(self, accepted: AcceptedConfiguration) -> bool:
         """Raises ConfigurationRejectedError where vLLM refuses the question."""
         if (prober := self._shown.prober) is None:
             raise EngineStartError("the worker does not serve yet")
-        answer = await answered(
+        answer = await wait_for_trial(
             prober,
-            settings_of(accepted.resolved, accepted.translated),
+            probe_settings(accepted.resolved, accepted.translated),
             upstream.refusal,
             self._configuration.wait_for_change,
             self._configuration.publish_postponed,
@@ -158,6 +157,6 @@ class Resolver:
         return resolved
 
 
-def settings_of(resolved: Resolved, translated: Translated) -> ProbeSettings:
-    rules = Rules(resolved.timeout_seconds, resolved.failure_threshold, resolved.success_threshold)
+def probe_settings(resolved: Resolved, translated: Translated) -> ProbeSettings:
+    rules = VerdictRules(resolved.timeout_seconds, resolved.failure_threshold, resolved.success_threshold)
     return ProbeSettings(translated.request, resolved.mode, resolved.period_seconds, rules, translated.expect)

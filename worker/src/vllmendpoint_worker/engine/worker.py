@@ -28,8 +28,8 @@ from vllmendpoint_worker.handlers import HandlerRoom, PingWatch, Unblocker, comp
 from vllmendpoint_worker.options.arguments import clear_environment
 from vllmendpoint_worker.payload.model_type import RUNNER_GENERATE, reject_after_start
 from vllmendpoint_worker.probing.progress import PROGRESS
-from vllmendpoint_worker.probing.publisher import Publisher
-from vllmendpoint_worker.probing.ranks import Ranks
+from vllmendpoint_worker.probing.publisher import HealthPublisher
+from vllmendpoint_worker.probing.ranks import RankProbers
 from vllmendpoint_worker.probing.trial import warm_up
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.shutdown import terminate, wait_for_drain
@@ -37,9 +37,9 @@ from vllmendpoint_worker.serving.health_route import reaches_health
 from vllmendpoint_worker.serving.report_server import ReportServer
 from vllmendpoint_worker.serving.state import WorkerState
 
-from .http_app import Guard, HttpServer, bound
+from .http_app import HttpServer, ReadinessMiddleware, bind_port
 from .liveness import EXIT_DEAD, Liveness
-from .resolution import Accepted, Resolver, settings_of
+from .resolution import AcceptedConfiguration, Resolver, probe_settings
 from .stages import ENV_STAGE_SOCKET, PLUGINS, StageReceiver
 from .translate import Translator
 
@@ -75,12 +75,12 @@ class Worker:
         self._environ = environ
         self._state = state
         self._server = server
-        self._listeners = bound(host, port)
+        self._listeners = bind_port(host, port)
         self._clock = Clock()
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: upstream.WorkerEngine | None = None
         self._arguments: upstream.Arguments | None = None
-        self._shown = Publisher(state, self._clock)
+        self._shown = HealthPublisher(state, self._clock)
         server.metrics = self._shown.metrics.text
         self._liveness = Liveness(state, self._shown, self._restart_after, self._clock)
         self._room = HandlerRoom(self._handlers_changed, self._clock)
@@ -93,13 +93,13 @@ class Worker:
                 self._resolver.resolved.failure_threshold,
                 self._resolver.resolved.success_threshold,
             ),
-            changed=self._shown.pinged,
+            changed=self._shown.publish_ping,
             clock=self._clock,
         )
         self._unblocker = Unblocker(
             self._room,
             blocked=state.blocked_for,
-            serving=lambda: self._shown.serving,
+            serving=lambda: state.is_registered,
             wanted=configuration.pending_handlers,
         )
         self._http: HttpServer | None = None
@@ -123,7 +123,7 @@ class Worker:
             self._state.enter_stage(Stage.DOWNLOADING, arguments.dynamo.model)
         try:
             arguments = await upstream.prepare_engine(
-                arguments, lambda: self._state.enter_stage(Stage.STARTING_ENGINE), self._resolver.looked
+                arguments, lambda: self._state.enter_stage(Stage.STARTING_ENGINE), self._resolver.check_model
             )
         except ConfigurationRejectedError as error:
             await self._configuration.stay_rejected(error.problems)
@@ -132,7 +132,9 @@ class Worker:
         receiver.start()
         self._environ[ENV_STAGE_SOCKET] = receiver.address
         try:
-            await upstream.serve(arguments, self, self._shown.healthy, self._shown.metrics.registry)
+            await upstream.serve(
+                arguments, self, self._shown.is_healthy_for_dynamo, self._shown.metrics.registry
+            )
         finally:
             receiver.stop()
             await self._stop_tasks()
@@ -165,7 +167,7 @@ class Worker:
             )
         self._state.enter_stage(Stage.WARMING)
         http = await upstream.build_http_app(
-            engine, arguments.frontend, self._shown.metrics.registry, self._shown.fit
+            engine, arguments.frontend, self._shown.metrics.registry, self._shown.is_healthy
         )
         tasks = await engine.tasks()
         pooled = None if RUNNER_GENERATE in tasks else await engine.pooled_type()
@@ -192,33 +194,31 @@ class Worker:
         accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated
         shown = self._shown
-        shown.prober = Ranks(
+        shown.prober = RankProbers(
             engine,
-            settings_of(resolved, translated),
+            probe_settings(resolved, translated),
             progress=PROGRESS,
             publish=shown.publish,
-            ended=shown.metrics.probed,
+            on_result=shown.metrics.record_probe,
         )
-        shown.resolved = True
         self._begin(shown.prober.run(), "prober")
         await self._first_probe(shown.prober, resolved)
-        shown.warmed = True
+        self._state.enter_stage(Stage.REGISTERING)
         await self._ping.ask()
-        guard = Guard(
+        middleware = ReadinessMiddleware(
             self._room,
-            fit=shown.fit,
-            is_health=lambda scope: reaches_health(self._room.app, scope),
+            is_healthy=shown.is_healthy,
+            is_health_check=lambda scope: reaches_health(self._room.app, scope),
             verdict=lambda: shown.verdict,
         )
-        self._http = HttpServer(http, guard, self._listeners)
+        self._http = HttpServer(http, middleware, self._listeners)
         await self._http.start()
         self._begin(self._resolver.watch(), "configuration")
         self._begin(self._ping.run(), "ping")
-        self._state.enter_stage(Stage.REGISTERING)
 
-    async def _first_resolution(self, engine: upstream.WorkerEngine) -> Accepted:
+    async def _first_resolution(self, engine: upstream.WorkerEngine) -> AcceptedConfiguration:
         """The first configuration that the engine answers, or gives no answer to: the prober then says so."""
-        found: list[Accepted] = []
+        found: list[AcceptedConfiguration] = []
 
         async def check(loaded: LoadedConfiguration) -> None:
             accepted = await self._resolver.resolve(loaded)
@@ -229,10 +229,10 @@ class Worker:
 
         await self._configuration.wait_until_accepted(check)
         self._state.enter_stage(Stage.WARMING)
-        self._resolver.take(found[-1])
+        self._resolver.apply(found[-1])
         return found[-1]
 
-    async def _warm_up(self, engine: upstream.WorkerEngine, accepted: Accepted) -> None:
+    async def _warm_up(self, engine: upstream.WorkerEngine, accepted: AcceptedConfiguration) -> None:
         """Raises ConfigurationRejectedError where vLLM refuses the question."""
 
         async def minimal() -> Mapping[str, Any]:
@@ -240,20 +240,20 @@ class Worker:
             return (await self._resolver.translate(payload)).request
 
         translated = accepted.translated
-        engines = [engine.rank(rank) for rank in PROGRESS.named]
+        engines = [engine.rank(rank) for rank in PROGRESS.request_ranks]
         refusal = await warm_up(
             engines,
             translated.request,
             translated.warm_up,
             minimal=minimal,
-            reads=upstream.refusal,
+            read_rejection=upstream.refusal,
             clock=self._clock,
         )
         if refusal is not None:
             raise ConfigurationRejectedError([rejected_by_vllm(accepted.resolved, refusal)])
         PROGRESS.forget_steps()
 
-    async def _first_probe(self, prober: Ranks, resolved: Resolved) -> None:
+    async def _first_probe(self, prober: RankProbers, resolved: Resolved) -> None:
         """Not ready, nor registered, before one probe has ended, well or not."""
         if resolved.mode is Mode.DISABLED:
             return
@@ -263,7 +263,6 @@ class Worker:
                 await prober.probe_now()
 
     def registered(self) -> None:
-        self._shown.serving = True
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
@@ -304,13 +303,11 @@ class Worker:
         """SIGTERM or SIGINT: unready at once, then Dynamo's graceful shutdown. A second signal changes
         nothing.
         """
-        if self._shown.stopping or self._shutdown is None:
+        if self._state.stage is Stage.STOPPING or self._shutdown is None:
             return
         logger.info("Signal: the worker stops")
-        self._shown.stopping = True
         self._state.enter_stage(Stage.STOPPING)
         self._shown.publish()
-        self._state.update(ready=False, not_ready_reason="the worker is stopping")
         last_resort = threading.Timer(
             upstream.grace_seconds() + SHUTDOWN_SECONDS,
             terminate,

@@ -1,7 +1,7 @@
-"""One prober for each data-parallel rank, shown as one: the worst rank's verdict is the worker's.
+"""One prober for each data-parallel rank; the most severe verdict of a rank is the worker's.
 
-With ``--data-parallel-size`` above 1 one worker has several engine cores, and vLLM spreads requests over
-them. A frozen rank would be hidden by the progress of the others, and answers none of its own requests.
+With ``--data-parallel-size`` above 1, a worker has several engine cores, and vLLM distributes requests among
+them. One prober for all would not notice a stalled rank, because the other ranks make progress.
 """
 
 import asyncio
@@ -11,13 +11,14 @@ from typing import Any, Final, Protocol
 from vllmendpoint_api import RankReport, Verdict
 from vllmendpoint_worker.process.clock import Clock
 
-from .prober import Engine, Prober, ProbeResult, ProbeSettings
+from .probe import ProbeResult, ProbeTarget
+from .prober import Prober, ProbeSettings
 from .progress import EngineProgress
-from .verdict import State
+from .verdict import VerdictState
 
-__all__ = ["RankedEngine", "Ranks"]
+__all__ = ["RankProbers", "RankedTarget"]
 
-_WORST: Final = (
+_BY_SEVERITY: Final = (
     Verdict.DEAD,
     Verdict.STALLED,
     Verdict.FAILING,
@@ -27,74 +28,74 @@ _WORST: Final = (
 )
 
 
-class RankedEngine(Protocol):
-    def rank(self, rank: int | None) -> Engine:
-        """The engine as one of its ranks; None: it has one only."""
+class RankedTarget(Protocol):
+    def rank(self, rank: int | None) -> ProbeTarget:
+        """One rank of the engine. None: the engine has only one."""
         ...
 
 
-class Ranks:
-    """The probers of all ranks. The parameters are :class:`Prober`'s."""
+class RankProbers:
+    """The probers of all ranks, with the interface of one. The parameters are those of :class:`Prober`."""
 
     def __init__(
         self,
-        engine: RankedEngine,
+        engine: RankedTarget,
         settings: ProbeSettings,
         *,
         progress: EngineProgress,
         publish: Callable[[], None],
-        ended: Callable[[ProbeResult], None],
+        on_result: Callable[[ProbeResult], None],
         clock: Clock | None = None,
     ) -> None:
         self._probers: Mapping[int, Prober] = {
             rank: Prober(
-                engine.rank(named),
+                engine.rank(request_rank),
                 settings,
                 progress=progress.rank(rank),
                 publish=publish,
-                ended=ended,
+                on_result=on_result,
                 clock=clock,
-                name="" if named is None else f"data-parallel rank {rank}",
+                rank=request_rank,
             )
-            for rank, named in zip(progress.ranks, progress.named, strict=True)
+            for rank, request_rank in zip(progress.ranks, progress.request_ranks, strict=True)
         }
 
     @property
     def _first(self) -> Prober:
         return next(iter(self._probers.values()))
 
-    def _worst(self) -> tuple[int, Prober]:
-        return min(self._probers.items(), key=lambda item: _WORST.index(item[1].state.verdict))
+    def _most_severe(self) -> tuple[int, Prober]:
+        return min(self._probers.items(), key=lambda item: _BY_SEVERITY.index(item[1].state.verdict))
 
     @property
     def settings(self) -> ProbeSettings:
         return self._first.settings
 
     @property
-    def state(self) -> State:
-        """The worst rank's; its message names the rank."""
-        rank, prober = self._worst()
+    def state(self) -> VerdictState:
+        """The state of the rank with the most severe verdict. With several ranks, the message names it."""
+        rank, prober = self._most_severe()
         state = prober.state
         if len(self._probers) == 1 or not state.message:
             return state
-        alike = sum(other.state.verdict is state.verdict for other in self._probers.values())
-        return state.renamed(
+        count = sum(other.state.verdict is state.verdict for other in self._probers.values())
+        return state.with_message(
             f"Data-parallel rank {rank} is {state.verdict.value.lower()} "
-            f"({alike} of {len(self._probers)} ranks): {state.message}"
+            f"({count} of {len(self._probers)} ranks): {state.message}"
         )
 
     @property
-    def last(self) -> ProbeResult | None:
-        return self._worst()[1].last
+    def last_result(self) -> ProbeResult | None:
+        return self._most_severe()[1].last_result
 
     @property
     def last_proof(self) -> float | None:
-        """The oldest of the ranks' newest."""
+        """The last proof of life of the rank whose is oldest; None if a rank has none."""
         proofs = [prober.last_proof for prober in self._probers.values()]
         return None if None in proofs else min(proof for proof in proofs if proof is not None)
 
     def report(self) -> tuple[RankReport, ...]:
-        """Empty where there is one rank only."""
+        """Empty if there is only one rank."""
         if len(self._probers) == 1:
             return ()
         return tuple(
@@ -106,23 +107,23 @@ class Ranks:
         for prober in self._probers.values():
             prober.configure(settings)
 
-    def asks(self, settings: ProbeSettings) -> bool:
-        return self._first.asks(settings)
+    def probes_with(self, settings: ProbeSettings) -> bool:
+        return self._first.probes_with(settings)
 
-    async def trial(self, request: Mapping[str, Any], bound: float) -> ProbeResult:
-        """On the rank that is in the best health: a frozen one tells nothing of a question."""
-        best = max(self._probers.values(), key=lambda prober: _WORST.index(prober.state.verdict))
-        return await best.trial(request, bound)
+    async def run_trial(self, request: Mapping[str, Any], timeout: float) -> ProbeResult:  # noqa: ASYNC109
+        """On the rank with the least severe verdict: a stalled rank shows nothing about the request."""
+        best = max(self._probers.values(), key=lambda prober: _BY_SEVERITY.index(prober.state.verdict))
+        return await best.run_trial(request, timeout)
 
     async def probe_now(self) -> ProbeResult:
-        """A probe of every rank; the result of the worst."""
+        """Probe every rank; returns the result of the rank with the most severe verdict."""
         await asyncio.gather(*(prober.probe_now() for prober in self._probers.values()))
-        last = self.last
+        last = self.last_result
         assert last is not None, "every rank has just been probed"
         return last
 
     async def run(self) -> None:
-        """Probe until cancelled; one rank's prober that fails ends all."""
+        """Probe until cancelled. If the prober of one rank fails, all are cancelled."""
         async with asyncio.TaskGroup() as group:
             for rank, prober in self._probers.items():
                 group.create_task(prober.run(), name=f"prober-{rank}")

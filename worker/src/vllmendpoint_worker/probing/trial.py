@@ -1,8 +1,8 @@
-"""Does the engine answer a question? It is asked once before the question comes into force.
+"""Sends a changed probe request to the engine once before it comes into force.
 
-A payload may fit vLLM's request models and still be refused by the engine: more log probabilities than it
-allows, token ids that the model lacks, a grammar that cannot be compiled. In force, such a payload would take
-every replica out of service. A timeout or a dead engine says nothing of the payload and does not refuse it.
+A payload may satisfy vLLM's request models and still be rejected by the engine: more log probabilities than
+the engine allows, token ids that the model lacks, a grammar that does not compile. In force, such a payload
+would make every replica unready. A timeout or a dead engine shows nothing about the payload.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final
 
@@ -18,28 +18,30 @@ from vllmendpoint_api import Mode, Outcome
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
-from .prober import Engine, Prober, ProbeResult, ProbeSettings, ask
-from .ranks import Ranks
+from .probe import ProbeResult, ProbeTarget, run_probe
+from .prober import Prober, ProbeSettings
+from .ranks import RankProbers
 
-__all__ = ["Answered", "Ask", "Reads", "answered", "tried", "warm_up"]
+__all__ = ["ReadRejection", "SendRequest", "TrialResult", "run_trial", "wait_for_trial", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
 WARM_UP_SECONDS: Final = 600.0
-"""Bound on one warm-up request: the first with a temperature compiles the sampler (14-30 s without a GPU)."""
+"""Timeout of one warm-up request. The first with a temperature compiles the sampler, which takes 14-30 s
+without a GPU."""
 
 RETRY_SECONDS: Final = 1.0
-"""A trial without an answer is repeated after so long, or the probe's timeout if that is longer."""
+"""Interval at which a trial without a result is repeated, or the probe's timeout if that is longer."""
 
-Ask = Callable[[], Awaitable[ProbeResult]]
-Reads = Callable[[BaseException | None], VLLMRejection | None]
-"""What vLLM refuses in an error; None where the request is not at fault."""
+SendRequest = Callable[[], Awaitable[ProbeResult]]
+ReadRejection = Callable[[BaseException | None], VLLMRejection | None]
+"""Extracts vLLM's rejection from an error. None: the request did not cause the error."""
 
 
-class Answered(StrEnum):
-    YES = "Yes"
-    NO = "No"
-    """The engine gave no answer: the payload is neither proven nor refused."""
+class TrialResult(Enum):
+    ACCEPTED = auto()
+    UNKNOWN = auto()
+    """The engine gave no answer, so the request is neither accepted nor rejected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,96 +49,98 @@ class _Error:
     detail: str
 
 
-async def answered(
-    prober: Prober | Ranks,
+async def wait_for_trial(
+    prober: Prober | RankProbers,
     settings: ProbeSettings,
-    reads: Reads,
-    changed: Callable[[], Awaitable[None]],
-    postponed: Callable[[], None],
+    read_rejection: ReadRejection,
+    wait_for_change: Callable[[], Awaitable[None]],
+    on_postponed: Callable[[], None],
 ) -> bool | VLLMRejection:
-    """Wait until the engine has answered the question of ``settings``, if it is not the one in force.
+    """Try the request of ``settings`` until the engine accepts or rejects it; True if it is accepted.
 
-    ``changed`` returns when other settings are there: then False. ``postponed`` is called where the engine
-    gives no answer and the trial is repeated.
+    ``wait_for_change`` returns when the settings have changed again; the result is False then.
+    ``on_postponed`` is called each time the engine gives no answer and the trial is repeated.
     """
-    while settings.mode is not Mode.DISABLED and not prober.asks(settings):
-        now = prober.settings
-        answer = await tried(
-            partial(prober.trial, settings.request, settings.rules.timeout),
-            partial(prober.trial, now.request, now.rules.timeout),
-            reads,
+    while settings.mode is not Mode.DISABLED and not prober.probes_with(settings):
+        current = prober.settings
+        result = await run_trial(
+            partial(prober.run_trial, settings.request, settings.rules.timeout),
+            partial(prober.run_trial, current.request, current.rules.timeout),
+            read_rejection,
         )
-        if isinstance(answer, VLLMRejection):
-            return answer
-        if answer is Answered.YES:
+        if isinstance(result, VLLMRejection):
+            return result
+        if result is TrialResult.ACCEPTED:
             break
-        postponed()
+        on_postponed()
         with suppress(TimeoutError):
-            await asyncio.wait_for(changed(), max(RETRY_SECONDS, settings.rules.timeout))
+            await asyncio.wait_for(wait_for_change(), max(RETRY_SECONDS, settings.rules.timeout))
             return False
     return True
 
 
 async def warm_up(
-    engines: Sequence[Engine],
-    question: Mapping[str, Any],
-    other: Mapping[str, Any] | None,
+    targets: Sequence[ProbeTarget],
+    request: Mapping[str, Any],
+    variant: Mapping[str, Any] | None,
     *,
     minimal: Callable[[], Awaitable[Mapping[str, Any]]],
-    reads: Reads,
+    read_rejection: ReadRejection,
     clock: Clock,
 ) -> VLLMRejection | None:
-    """Ask the first question of all, of every rank, so that no user pays for the compilation.
+    """Send the first requests to every rank, so that no user request waits for compilation.
 
-    ``other``: the same with sampling the other way round; ``minimal``: a question that is known to be good.
-    Returns the refusal where vLLM refuses the question.
+    ``variant``: ``request`` with sampling turned on if it is off, and off if it is on. ``minimal`` returns a
+    request that the engine is known to accept. Returns the rejection if vLLM rejects ``request``.
     """
 
-    async def asked(engine: Engine, request: Mapping[str, Any]) -> ProbeResult:
-        result = await ask(engine, request, WARM_UP_SECONDS, clock)
-        logger.info("Warm-up: %s in %.2f s", result.outcome, result.latency)
+    async def send(target: ProbeTarget, request: Mapping[str, Any]) -> ProbeResult:
+        result = await run_probe(target, request, WARM_UP_SECONDS, clock)
+        logger.info("Warm-up request: outcome=%s seconds=%.2f", result.outcome, result.latency)
         return result
 
     async def control() -> ProbeResult:
-        return await asked(engines[0], await minimal())
+        return await send(targets[0], await minimal())
 
-    answer = await tried(partial(asked, engines[0], question), control, reads)
-    if isinstance(answer, VLLMRejection):
-        return answer
-    rest = [(engine, question) for engine in engines[1:]]
-    rest += [(engine, other) for engine in engines if other is not None]
-    for engine, request in rest:
-        await asked(engine, request)
+    result = await run_trial(partial(send, targets[0], request), control, read_rejection)
+    if isinstance(result, VLLMRejection):
+        return result
+    others = [(target, request) for target in targets[1:]]
+    others += [(target, variant) for target in targets if variant is not None]
+    for target, other in others:
+        await send(target, other)
     return None
 
 
-async def tried(ask: Ask, control: Ask, reads: Reads) -> Answered | VLLMRejection:
-    """Ask the question. ``control`` asks one that is known to be good; ``reads`` vLLM's errors.
+async def run_trial(
+    send: SendRequest, control: SendRequest, read_rejection: ReadRejection
+) -> TrialResult | VLLMRejection:
+    """``send`` sends the request under trial, ``control`` one that the engine is known to accept.
 
-    An error that is no refusal by vLLM's own account counts against the payload only where it comes twice
-    while the same engine answers ``control``.
+    An error that vLLM does not report as a rejection counts against the request only if it occurs twice while
+    the engine answers ``control``.
     """
-    answer = _judged(await ask(), reads)
-    if not isinstance(answer, _Error):
-        return answer
+    result = _classify(await send(), read_rejection)
+    if not isinstance(result, _Error):
+        return result
     if (await control()).outcome is not Outcome.COMPLETE:
-        return Answered.NO
-    answer = _judged(await ask(), reads)
-    if not isinstance(answer, _Error):
-        return answer
+        return TrialResult.UNKNOWN
+    result = _classify(await send(), read_rejection)
+    if not isinstance(result, _Error):
+        return result
     return VLLMRejection(
-        f"The engine answers another question, but this one ends in an error ({answer.detail})"
+        f"The engine answers another request, but this one ends in an error ({result.detail})"
     )
 
 
-def _judged(result: ProbeResult, reads: Reads) -> Answered | VLLMRejection | _Error:
+def _classify(result: ProbeResult, read_rejection: ReadRejection) -> TrialResult | VLLMRejection | _Error:
     match result.outcome:
         case Outcome.COMPLETE:
-            return Answered.YES
+            return TrialResult.ACCEPTED
         case Outcome.TIMEOUT:
-            # vLLM checks a request before the engine works on it: tokens prove that it passed.
-            return Answered.YES if result.tokens else Answered.NO
+            # vLLM validates a request before it schedules it, so tokens show that the request is accepted.
+            return TrialResult.ACCEPTED if result.tokens else TrialResult.UNKNOWN
         case Outcome.ENGINE_DEAD:
-            return Answered.NO
+            return TrialResult.UNKNOWN
         case _:
-            return reads(result.error) or _Error(result.detail or result.outcome.value)
+            return read_rejection(result.error) or _Error(result.detail or result.outcome.value)

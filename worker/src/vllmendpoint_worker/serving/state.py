@@ -77,6 +77,16 @@ class WorkerState:
     def snapshot(self) -> StateSnapshot:
         return self._snapshot
 
+    @property
+    def stage(self) -> Stage:
+        """The phase of the worker's lifecycle. Everything that depends on the phase reads this."""
+        return Stage(self._snapshot.stage.name)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the model has been registered with Dynamo. Stays true during the shutdown."""
+        return self.stage in (Stage.SERVING, Stage.STOPPING)
+
     def subscribe(self, callback: Callable[[], None]) -> None:
         with self._lock:
             self._subscribers.append(callback)

@@ -21,7 +21,7 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         del vllm_config
-        PROGRESS.attach(engine_index)
+        PROGRESS.add_rank(engine_index)
 
     def record(
         self,
@@ -37,11 +37,11 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
             tokens = (
                 details.num_ctx_tokens + details.num_generation_tokens + details.num_encoder_output_tokens
             )
-            progress.step(tokens, details.elapsed_ms / 1000.0)
+            progress.record_step(tokens, details.elapsed_ms / 1000.0)
             # vLLM's own logger comes after us, and would log a line for every engine step.
             scheduler_stats.iteration_details = None
         if iteration_stats is not None and iteration_stats.finished_requests:
-            progress.finished(
+            progress.record_finished(
                 (request.request_id or "", request.finish_reason in _ENDED_WELL)
                 for request in iteration_stats.finished_requests
             )
