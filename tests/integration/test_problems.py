@@ -130,10 +130,10 @@ def test_a_pod_template_that_the_operator_refuses(shared, space, until):
     refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
     assert (
         refused["message"]
-        == "worker.podTemplate: container main: args is set by the operator; use engine.args"
+        == "worker.podTemplate: The operator sets args of the container main. Use engine.args instead."
     )
     endpoint.patch(spec={"worker": {"podTemplate": {"spec": "text"}}})
-    told = "worker.podTemplate: spec must be an object"
+    told = "worker.podTemplate: The field spec must be an object."
     until(lambda: endpoint.condition("Accepted")["message"] == told, endpoint.get)
     endpoint.patch(spec={"worker": {"podTemplate": None}})
     endpoint.until("Accepted", "True")

@@ -25,7 +25,7 @@ from vllmendpoint_operator.kube import kinds
 from vllmendpoint_operator.kube.kinds import Kind
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan import Options
-from vllmendpoint_operator.plan.pods.common import dynamo_namespace, with_worker_suffix
+from vllmendpoint_operator.plan.pods.dynamo import base_namespace, with_namespace_suffix
 from vllmendpoint_operator.plan.pods.workers import pod_template
 
 CHILD = {"get", "list", "watch", "create", "patch", "delete"}
@@ -239,13 +239,13 @@ def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
         endpoint = Endpoint(
             namespace=namespace, name=name, uid="u", generation=1, spec=spec, status=None, rollout=""
         )
-        worker = with_worker_suffix(pod_template(endpoint, Options(worker_image="i"), None))
+        worker = with_namespace_suffix(pod_template(endpoint, Options(worker_image="i"), None))
         env = {item["name"]: item.get("value") for item in worker["spec"]["containers"][0]["env"]}
         own = f"{env['DYN_NAMESPACE']}-{env['DYN_NAMESPACE_WORKER_SUFFIX']}"
-        assert own.startswith(f"{dynamo_namespace(endpoint)}_")
+        assert own.startswith(f"{base_namespace(endpoint)}_")
         for part in ("", "-0123456789"):
-            assert re.fullmatch(suffix, (own + part).removeprefix(dynamo_namespace(endpoint)))
-        return dynamo_namespace(endpoint), workers_name(endpoint)
+            assert re.fullmatch(suffix, (own + part).removeprefix(base_namespace(endpoint)))
+        return base_namespace(endpoint), workers_name(endpoint)
 
     assert rendered("team-a", "smollm") == ("team-a-smollm", "smollm-workers")
     edge = "n" * (int(whole) - 2)

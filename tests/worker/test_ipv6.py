@@ -15,7 +15,7 @@ import pytest
 from tests.free_port import free_port
 from tests.network_namespace import POD, Namespace, network_namespace
 from tests.worker.conftest import START_SECONDS, WorkerProcess
-from vllmendpoint_operator.plan.pods.frontend import START
+from vllmendpoint_operator.plan.pods.frontend import START_SCRIPT
 
 IPV4_OF_THE_NODE = "169.254.172.5"
 """Amazon EKS gives such an address to pods of IPv6 clusters: other nodes cannot reach it."""
@@ -55,7 +55,7 @@ def pods(make_worker: Callable[..., WorkerProcess]) -> Iterator[Pods]:
         del own["DYN_TCP_RPC_PORT"]
         with (worker.folder / "frontend.log").open("wb") as log:
             frontend = subprocess.Popen(
-                [*namespace.inside, sys.executable, "-c", START, "--http-port", str(port)],
+                [*namespace.inside, sys.executable, "-c", START_SCRIPT, "--http-port", str(port)],
                 env=own, stdout=log, stderr=log, cwd=worker.folder,
             )  # fmt: skip
         try:

@@ -36,7 +36,7 @@ _PRUNED: Final = (
 
 def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     """What should exist. Raises PlanError where the spec, or what it refers to, does not allow one."""
-    checks.check(endpoint)
+    checks.check_spec(endpoint)
     text = configuration.config_file(endpoint.spec, observed)
     config = None if text is None else configuration.config_name(endpoint, text)
     script = configuration.handler_script(endpoint.spec, observed)

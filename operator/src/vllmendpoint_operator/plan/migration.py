@@ -15,8 +15,8 @@ from vllmendpoint_api import names
 from vllmendpoint_operator.components import frontend_name, is_rolled_out, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .pods.common import has_plain_namespace
-from .pods.frontend import accepts_a_prefix
+from .pods.dynamo import is_legacy_template, is_legacy_worker
+from .pods.frontend import selects_by_prefix
 
 __all__ = ["frontends_drain", "kept_workers", "min_ready_seconds"]
 
@@ -36,16 +36,16 @@ def kept_workers(
     front = observed.child("Deployment", frontend_name(endpoint))
     if workers is None or front is None or "frontend" not in data:
         return None
-    if not _is_plain(workers["spec"]["template"]) or _is_plain(data["worker"]):
+    if not is_legacy_template(workers["spec"]["template"]) or is_legacy_template(data["worker"]):
         return None
-    if not any(pod.ready and has_plain_namespace(pod) for pod in observed.workers):
+    if not any(pod.ready and is_legacy_worker(pod) for pod in observed.workers):
         return None
-    if accepts_a_prefix(front["spec"]["template"]) and is_rolled_out(front):
+    if selects_by_prefix(front["spec"]["template"]) and is_rolled_out(front):
         return None
     # As it was applied; where that is history no longer, as it is.
     known = (revision["data"]["worker"] for revision in before)
     kept: dict[str, Any] = next(
-        (template for template in known if _is_plain(template)), workers["spec"]["template"]
+        (template for template in known if is_legacy_template(template)), workers["spec"]["template"]
     )
     return kept
 
@@ -69,7 +69,3 @@ def _undrained(observed: Observed) -> bool:
 
 def _drains(obj: dict[str, Any]) -> bool:
     return names.LABEL_DRAINS in (obj.get("metadata", {}).get("labels") or {})
-
-
-def _is_plain(template: dict[str, Any]) -> bool:
-    return names.LABEL_REVISION not in template["metadata"]["labels"]

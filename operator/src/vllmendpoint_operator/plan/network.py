@@ -7,7 +7,7 @@ from vllmendpoint_operator.components import FRONTEND, WORKER, frontend_name, ha
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .options import Options
-from .pods.common import REQUEST_PORT, dynamo_labels
+from .pods.dynamo import REQUEST_PORT, dynamo_labels
 
 __all__ = ["network_policies", "services"]
 

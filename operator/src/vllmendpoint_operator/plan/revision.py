@@ -16,9 +16,9 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .configuration import digest
 from .options import Options
-from .pods.common import has_plain_namespace, with_worker_suffix
-from .pods.frontend import accepting_plain_workers
+from .pods.dynamo import is_legacy_template, is_legacy_worker, with_namespace_suffix
 from .pods.frontend import pod_template as frontend_template
+from .pods.frontend import with_prefix
 from .pods.workers import pod_template as worker_template
 
 __all__ = ["HISTORY", "Revision", "pinned", "revisions"]
@@ -113,7 +113,7 @@ def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str
     last = _Restarts.of(kept[0]) if kept else _Restarts()
     asked = _Restarts.asked_by(endpoint).filled_from(last)
     worker = asked.stamped(worker_template(endpoint, options, config))
-    fresh: dict[str, Any] = {"worker": with_worker_suffix(worker)}
+    fresh: dict[str, Any] = {"worker": with_namespace_suffix(worker)}
     if has_frontend(endpoint):
         fresh["frontend"] = frontend_template(endpoint, options)
     plain = bool(kept) and _plain_workers_remain(endpoint, observed, kept[0]["data"])
@@ -148,9 +148,9 @@ def _name(endpoint: Endpoint, inputs: str, data: dict[str, Any]) -> str:
 def _plain_workers_remain(endpoint: Endpoint, observed: Observed, newest: dict[str, Any]) -> bool:
     """Whether workers in the endpoint's plain Dynamo namespace run, or may still be created."""
     deployment = observed.child("Deployment", workers_name(endpoint))
-    if names.LABEL_REVISION not in newest["worker"]["metadata"]["labels"]:
+    if is_legacy_template(newest["worker"]):
         return True
-    if any(has_plain_namespace(pod) and not pod.finished for pod in observed.workers):
+    if any(is_legacy_worker(pod) and not pod.finished for pod in observed.workers):
         return True
     # An older ReplicaSet may be about to replace a pod that it has lost.
     return deployment is not None and not is_rolled_out(deployment) and _accepts_plain(endpoint, newest)
@@ -160,7 +160,7 @@ def _accepting(endpoint: Endpoint, data: dict[str, Any], *, plain: bool) -> dict
     """``data`` with a frontend that accepts workers in the plain Dynamo namespace too, or not."""
     if "frontend" not in data:
         return data
-    return {**data, "frontend": accepting_plain_workers(endpoint, data["frontend"], accept=plain)}
+    return {**data, "frontend": with_prefix(endpoint, data["frontend"], include_legacy=plain)}
 
 
 def _accepts_plain(endpoint: Endpoint, data: dict[str, Any]) -> bool:

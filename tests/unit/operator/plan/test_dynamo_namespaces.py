@@ -11,7 +11,7 @@ from vllmendpoint_api import names
 from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.observe.snapshot import Observed
-from vllmendpoint_operator.plan.pods.common import dynamo_namespace
+from vllmendpoint_operator.plan.pods.dynamo import base_namespace
 
 WORKERS, FRONTEND = "smollm-workers", "smollm-frontend"
 SEED = {"engine": {"args": ["--seed", "1"]}}
@@ -53,7 +53,7 @@ def plain(make_endpoint, make_plan, living, make_worker):
         template["metadata"]["labels"].pop(names.LABEL_REVISION, None)
         container = template["spec"]["containers"][0]
         container["env"] = [item for item in container["env"] if not item["name"].startswith("DYN_NAMESPACE")]
-        container["env"].append({"name": "DYN_NAMESPACE", "value": dynamo_namespace(make_endpoint())})
+        container["env"].append({"name": "DYN_NAMESPACE", "value": base_namespace(make_endpoint())})
         children["Deployment", name]["spec"]["template"] = template
     return replace(observed, children=children)
 
@@ -126,7 +126,7 @@ def test_a_prefix_matches_no_namespace_of_another_endpoint(
         accepted = prefix(plans[mine], f"{mine}-frontend")
         assert published(plans[mine], f"{mine}-workers").startswith(accepted)
         assert not published(plans[theirs], f"{theirs}-workers").startswith(accepted)
-        assert not dynamo_namespace(others).startswith(accepted), "workers of the version before"
+        assert not base_namespace(others).startswith(accepted), "workers of the version before"
 
 
 def test_an_upgrade_of_the_operator_leaves_workers_and_frontends_as_they_are(
@@ -145,7 +145,7 @@ def test_frontends_of_the_version_before_are_replaced_before_its_workers(
     endpoint = make_endpoint(**SEED)
     before = plain.child("Deployment", WORKERS)["spec"]["template"]
     first = make_plan(endpoint, plain)
-    assert prefix(first) == dynamo_namespace(endpoint)
+    assert prefix(first) == base_namespace(endpoint)
     assert template(first, WORKERS) == before
     (verified,) = (one for one in first.verify if one["metadata"]["name"] == WORKERS)
     assert names.LABEL_REVISION in verified["spec"]["template"]["metadata"]["labels"], "of the one to come"
@@ -208,7 +208,7 @@ def test_workers_of_the_version_before_are_routed_until_the_last_is_gone(
     make_endpoint, make_plan, living, make_worker, plain, frontends_rolled_out, published, prefix, template
 ):
     endpoint = make_endpoint(**SEED)
-    old = dynamo_namespace(endpoint)
+    old = base_namespace(endpoint)
     rolling = make_plan(endpoint, frontends_rolled_out(make_plan(endpoint, plain)))
     assert old.startswith(prefix(rolling)), "the old workers"
     assert published(rolling).startswith(prefix(rolling)), "the new ones"

@@ -242,7 +242,7 @@ def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, chi
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("--model", "--model is set by the operator; remove it: set spec.model.uri instead"),
+        ("--model", "--model is set by the operator. Remove it: set spec.model.uri instead."),
         ("--model=x", "--model is set by the operator"),
         ("--served-model-name", "set spec.model.name instead"),
         ("--served_model_name=x", "--served-model-name is set by the operator"),
@@ -272,7 +272,7 @@ def test_other_arguments_pass_verbatim(make_endpoint, make_plan, child, argument
 
 @pytest.mark.parametrize("name", ["DYN_NAMESPACE", "POD_UID", "DYN_SYSTEM_PORT", "VLLMENDPOINT_ANYTHING"])
 def test_environment_that_the_operator_owns_is_refused(make_endpoint, make_plan, name):
-    with pytest.raises(PlanError, match=f"worker.env: {name} is set by the operator; remove it: "):
+    with pytest.raises(PlanError, match=f"worker.env: {name} is set by the operator\\. Remove it: "):
         make_plan(make_endpoint(worker={"env": [{"name": name, "value": "x"}]}))
 
 
@@ -292,14 +292,14 @@ def test_a_token_given_twice_is_refused(make_endpoint, make_plan):
     model = {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}
     env = [{"name": "HF_TOKEN", "value": "x"}]
     with pytest.raises(
-        PlanError, match=r"tokenSecretRef: HF_TOKEN is also set in worker\.env; remove one of them"
+        PlanError, match=r"tokenSecretRef: HF_TOKEN is also set in worker\.env\. Remove one of them\."
     ):
         make_plan(make_endpoint(model=model, worker={"env": env}))
 
 
 def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):
     item = {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
-    with pytest.raises(PlanError, match="A has both value and valueFrom; remove one"):
+    with pytest.raises(PlanError, match=r"A has both value and valueFrom\. Remove one"):
         make_plan(make_endpoint(worker={"env": [item]}))
 
 

@@ -48,11 +48,13 @@ def test_workers_of_an_earlier_revision_keep_their_account_until_they_are_gone(
 
 @pytest.mark.parametrize(
     ("where", "told"),
-    [("worker", "use worker.serviceAccountName"), ("frontend", "remove it")],
+    [("worker", "Use worker.serviceAccountName instead."), ("frontend", "Remove it.")],
 )
 def test_a_pod_template_names_no_account(make_endpoint, make_plan, where, told):
     template = {"spec": {"serviceAccountName": "mine"}}
-    with pytest.raises(PlanError, match=f"{where}.podTemplate: spec.serviceAccountName is set by the") as no:
+    with pytest.raises(
+        PlanError, match=f"{where}.podTemplate: The operator sets spec.serviceAccountName"
+    ) as no:
         make_plan(make_endpoint(**{where: {"podTemplate": template}}))
     assert no.value.reason is Reason.INVALID_POD_TEMPLATE
     assert told in no.value.message

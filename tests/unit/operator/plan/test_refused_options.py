@@ -5,9 +5,9 @@ import pytest
 from vllmendpoint_api import FRONTEND_ENV, FRONTEND_OPTIONS, UNSUPPORTED_ENGINE_ARGS, UNSUPPORTED_ENV, Reason
 from vllmendpoint_operator.errors import PlanError
 
-NOT_AT_URL = "is read by the server on port 8080, not at status.url; remove it: "
-UNSUPPORTED = "is not supported by the worker; remove it: "
-OWNED = "is set by the operator; remove it: "
+NOT_AT_URL = "is read by the server on port 8080, not at status.url. Remove it: "
+UNSUPPORTED = "is not supported by the worker. Remove it: "
+OWNED = "is set by the operator. Remove it: "
 
 
 def main_env(*names):
@@ -96,7 +96,7 @@ def test_in_the_environment(refusal, make_endpoint, make_plan, name, told):
     assert message.startswith(f"worker.env: {name} {told}")
     reason, message = refusal(worker=main_env("A", name))
     assert reason is Reason.INVALID_POD_TEMPLATE
-    assert message.startswith("worker.podTemplate: container main, env: ")
+    assert message.startswith("worker.podTemplate: In env of the container main, ")
     assert name in message
 
 
@@ -117,7 +117,9 @@ def test_a_value_in_the_environment(refusal, make_endpoint, make_plan, name, val
     template = {"spec": {"containers": [{"name": "main", "env": [variable]}]}}
     reason, message = refusal(worker={"podTemplate": template})
     assert reason is Reason.INVALID_POD_TEMPLATE
-    assert message.startswith(f"worker.podTemplate: container main, env: {name}={value} {UNSUPPORTED}")
+    assert message.startswith(
+        f"worker.podTemplate: In env of the container main, {name}={value} {UNSUPPORTED}"
+    )
     make_plan(make_endpoint(worker={"env": [{"name": name, "value": "other"}]}))
     secret = {"name": name, "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
     make_plan(make_endpoint(worker={"env": [secret]}))

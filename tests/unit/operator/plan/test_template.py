@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.plan.pods.template import customised, strategic_merge
+from vllmendpoint_operator.plan.pods.strategic_merge import strategic_merge
+from vllmendpoint_operator.plan.pods.user_template import merge_user_template
 
 BASE = {
     "metadata": {"labels": {"a": "1", "b": "2"}, "annotations": {"x": "y"}},
@@ -149,8 +150,8 @@ def test_the_base_is_left_as_it_was():
 
 @pytest.mark.parametrize("field", ["worker.podTemplate", "frontend.podTemplate"])
 def test_which_template_is_misshapen_is_told(field):
-    with pytest.raises(PlanError, match=f"^{field}: containers must be a list"):
-        customised(OURS, {"spec": {"containers": {"name": "x"}}}, field)
+    with pytest.raises(PlanError, match=f"^{field}: The field containers must be a list."):
+        merge_user_template(OURS, {"spec": {"containers": {"name": "x"}}}, field)
 
 
 OURS = {
@@ -171,18 +172,36 @@ OURS = {
 @pytest.mark.parametrize(
     ("patch", "told"),
     [
-        ({"kind": "Pod"}, "unknown field 'kind'; a PodTemplateSpec has metadata and spec"),
-        ({"metadata": {"labels": {"app": "y"}}}, "metadata.labels: app is set by the operator; remove it"),
-        ({"metadata": {"labels": None}}, "metadata.labels: app is set by the operator"),
-        ({"spec": {"containers": [{"name": "main", "$patch": "delete"}]}}, "the container main must stay"),
-        ({"spec": {"containers": [{"$patch": "replace"}, {"name": "x"}]}}, "the container main must stay"),
-        ({"spec": {"containers": [{"image": "x"}]}}, "an item of containers has no name; add it"),
-        (main(env=[{"name": "POD_NAME", "value": "q"}]), "env: POD_NAME is the operator's"),
-        (main(env=[{"name": "POD_NAME", "$patch": "delete"}]), "env: POD_NAME is the operator's"),
-        (main(env=[{"name": "DYN_NAMESPACE", "value": "q"}]), "env: DYN_NAMESPACE is the operator's"),
-        (main(args=["x"]), "args is set by the operator; use engine.args"),
-        (main(command=["x"]), "command is set by the operator"),
-        ({"spec": None}, "the container main must stay"),
+        ({"kind": "Pod"}, "The field kind does not exist. A PodTemplateSpec has metadata and spec."),
+        (
+            {"metadata": {"labels": {"app": "y"}}},
+            "The operator sets the label app. Remove it from metadata.labels.",
+        ),
+        ({"metadata": {"labels": None}}, "The operator sets the label app."),
+        (
+            {"spec": {"containers": [{"name": "main", "$patch": "delete"}]}},
+            "main must not be removed. Remove $patch",
+        ),
+        (
+            {"spec": {"containers": [{"$patch": "replace"}, {"name": "x"}]}},
+            "main must not be removed. Remove $patch",
+        ),
+        ({"spec": {"containers": [{"image": "x"}]}}, "An item of containers has no name. Add it."),
+        (
+            main(env=[{"name": "POD_NAME", "value": "q"}]),
+            "main, POD_NAME is set by the operator.",
+        ),
+        (
+            main(env=[{"name": "POD_NAME", "$patch": "delete"}]),
+            "main, POD_NAME is set by the operator.",
+        ),
+        (
+            main(env=[{"name": "DYN_NAMESPACE", "value": "q"}]),
+            "main, DYN_NAMESPACE is set by the operator.",
+        ),
+        (main(args=["x"]), "The operator sets args of the container main. Use engine.args instead."),
+        (main(command=["x"]), "The operator sets command of the container main."),
+        ({"spec": None}, "main must not be removed. Remove $patch"),
         ({"spec": "x"}, "spec"),
         ({"metadata": "x"}, "metadata"),
         ({"metadata": {"labels": "x"}}, "labels"),
@@ -190,13 +209,13 @@ OURS = {
         ({"spec": {"containers": {"main": {}}}}, "containers"),
         ({"spec": {"containers": [{"$patch": "replace"}, "x"]}}, "containers"),
         (main(env="x"), "env"),
-        (main(env=["x"]), "an item of env has no name; add it"),
+        (main(env=["x"]), "An item of env has no name. Add it."),
         (main(env=[{"name": ["x"]}]), "env"),
     ],
 )
 def test_what_the_operator_needs_stays(patch, told):
     with pytest.raises(PlanError) as refused:
-        customised(OURS, patch, "worker.podTemplate")
+        merge_user_template(OURS, patch, "worker.podTemplate")
     assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
     assert told in refused.value.message
 
@@ -215,7 +234,7 @@ JSON = st.recursive(
 def test_no_shape_of_a_pod_template_is_more_than_refused(patch):
     """Anything else would be tried again for ever, and never be said in the status."""
     with contextlib.suppress(PlanError):
-        merged = customised(OURS, patch, "worker.podTemplate")
+        merged = merge_user_template(OURS, patch, "worker.podTemplate")
         assert merged["metadata"]["labels"]["app"] == "x"
 
 
@@ -224,6 +243,6 @@ def test_no_shape_of_a_pod_template_is_more_than_refused(patch):
 def test_a_directive_in_place_of_a_value_is_refused(directive, field):
     """Else it would be rendered, and the API server would refuse the pods by another sentence."""
     with pytest.raises(PlanError) as refused:
-        customised(BASE, {"spec": {field: {"$patch": directive}}}, "worker.podTemplate")
+        merge_user_template(BASE, {"spec": {field: {"$patch": directive}}}, "worker.podTemplate")
     assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
-    assert refused.value.message.startswith(f"worker.podTemplate: {field}: $patch is for an object")
+    assert refused.value.message.startswith(f"worker.podTemplate: The field {field} must not have $patch, ")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vllmendpoint_operator.plan.pods.frontend as frontend_module
-import vllmendpoint_operator.plan.pods.workers as workload_module
-from vllmendpoint_operator.plan.pods.common import verbatim
+import vllmendpoint_operator.plan.pods.workers as workers_module
+from vllmendpoint_operator.plan.pods.containers import escape_variable_references
 
 VARIABLES = {"HOME": "/tmp", "POD_IP": "10.0.0.1"}
 AWKWARD = ["$$price $(HOME) $$(HOME)", "$", "$$", "$$$(HOME)", "$(", "a$", "$(NOPE)", "${HOME} $HOME", "$()"]
@@ -67,7 +67,9 @@ def test_every_other_field_that_ends_in_arguments_or_environment(make_endpoint, 
 
 @given(st.text(alphabet="$()HOME_ a", max_size=24))
 def test_any_text_arrives(text):
-    container = verbatim({"args": [text], "command": [text], "env": [{"name": "A", "value": text}]})
+    container = escape_variable_references(
+        {"args": [text], "command": [text], "env": [{"name": "A", "value": text}]}
+    )
     assert expanded(container["args"][0]) == expanded(container["command"][0]) == text
     assert expanded(container["env"][0]["value"]) == text
 
@@ -91,8 +93,8 @@ def test_a_pinned_template_keeps_what_an_earlier_version_rendered(
 ):
     endpoint = make_endpoint(engine={"args": ["--chat-template", "$(HOME)"]})
     with monkeypatch.context() as earlier:
-        earlier.setattr(workload_module, "verbatim", lambda container: container)
-        earlier.setattr(frontend_module, "verbatim", lambda container: container)
+        earlier.setattr(workers_module, "escape_variable_references", lambda container: container)
+        earlier.setattr(frontend_module, "escape_variable_references", lambda container: container)
         first = make_plan(endpoint)
     second = make_plan(endpoint, living(first))
     for name in ("smollm-workers", "smollm-frontend"):

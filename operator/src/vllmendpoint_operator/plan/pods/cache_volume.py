@@ -1,4 +1,4 @@
-"""Where downloaded models are kept: the pods' volume, and the claim that is made for it."""
+"""The volume for downloaded models, and the PersistentVolumeClaim of ``cache.volumeClaimTemplate``. Pure."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def _claim_name(endpoint: Endpoint) -> str:
 
 
 def cache_volume(endpoint: Endpoint) -> dict[str, Any]:
-    """The source of the pods' volume."""
+    """The volume's source; an emptyDir unless the spec has a claim."""
     cache = endpoint.spec.cache
     if cache is not None and cache.persistent_volume_claim is not None:
         return {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim.claim_name}}
@@ -25,7 +25,7 @@ def cache_volume(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def cache_claims(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """The claim of ``cache.volumeClaimTemplate``, where the spec has one."""
+    """The claim of ``cache.volumeClaimTemplate``; empty if the spec has none."""
     template = endpoint.spec.cache.volume_claim_template if endpoint.spec.cache is not None else None
     if template is None:
         return []
@@ -34,7 +34,7 @@ def cache_claims(endpoint: Endpoint) -> list[dict[str, Any]]:
         "resources": {"requests": {"storage": str(template.size)}},
     }
     if template.storage_class_name is not None:
-        # Empty is a choice too: no class, a volume made by hand.
+        # An empty name selects volumes without a class, which an administrator created.
         spec["storageClassName"] = template.storage_class_name
     metadata = {"name": _claim_name(endpoint), "labels": endpoint.labels("cache")}
     return [{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}]

@@ -1,4 +1,4 @@
-"""The frontend: Dynamo's OpenAI HTTP server, for this endpoint's workers alone."""
+"""The frontend: Dynamo's OpenAI HTTP server, which routes only to the workers of one endpoint. Pure."""
 
 from typing import Any, Final
 
@@ -7,31 +7,22 @@ from vllmendpoint_operator.components import FRONTEND, FRONTEND_STARTUP_SECONDS,
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan.options import Options
 
-from .common import (
-    RESPONSE_PORT,
+from .containers import (
     container_security,
-    dynamo_env,
-    dynamo_labels,
-    dynamo_namespace,
-    namespace_prefix,
+    escape_variable_references,
+    http_get,
+    image,
     pod_security,
     resources,
-    verbatim,
 )
-from .template import customised
-from .workers import image
+from .dynamo import RESPONSE_PORT, base_namespace, dynamo_env, dynamo_labels, namespace_prefix
+from .user_template import merge_user_template
 
-__all__ = [
-    "START",
-    "accepting_plain_workers",
-    "accepts_a_prefix",
-    "deployment",
-    "pod_template",
-]
+__all__ = ["START_SCRIPT", "deployment", "pod_template", "selects_by_prefix", "with_prefix"]
 
 _DRAIN_SECONDS: Final = 5
-_PREFIX: Final = "DYN_NAMESPACE_PREFIX"
-START: Final = """\
+_PREFIX_VARIABLE: Final = "DYN_NAMESPACE_PREFIX"
+START_SCRIPT: Final = """\
 import os, socket, sys
 pod = os.environ.get("POD_IP", "")
 try:
@@ -47,104 +38,11 @@ if ":" in pod:
 os.environ.update({name: host for name, host in hosts.items() if not os.environ.get(name)})
 os.execv(sys.executable, [sys.executable, "-m", "dynamo.frontend", *sys.argv[1:]])
 """
-"""Starts Dynamo's frontend, which listens on IPv4 only unless it is given another address. The pod itself
-finds out whether its kernel has IPv6, because nodes may differ. The program needs nothing but Python, because
-the image may be older than the operator.
+"""Starts Dynamo's frontend. Without DYN_HTTP_HOST it listens on IPv4 only.
+
+The pod detects whether its kernel supports IPv6, because nodes may differ. The script uses only the standard
+library, because the image may be older than the operator.
 """
-
-
-def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
-    frontend = endpoint.spec.frontend
-    main: dict[str, Any] = {
-        "name": names.MAIN_CONTAINER,
-        "image": image(endpoint, options),
-        "command": ["python3", "-c", START],
-        "args": ["--http-port", str(names.FRONTEND_PORT)],
-        "env": [
-            *dynamo_env({_PREFIX: namespace_prefix(endpoint)}),
-            {"name": "DYN_TCP_RESPONSE_STREAM_PORT", "value": str(RESPONSE_PORT)},
-            {"name": "HF_HUB_OFFLINE", "value": "1"},
-        ],
-        "ports": [{"name": "http", "containerPort": names.FRONTEND_PORT, "protocol": "TCP"}],
-        "startupProbe": {
-            **_get("/live"),
-            "periodSeconds": 1,
-            "timeoutSeconds": 2,
-            "failureThreshold": FRONTEND_STARTUP_SECONDS,
-        },
-        # It answers a moment before it has found the workers, so it is ready after two seconds of answers.
-        "readinessProbe": {
-            **_get("/health"),
-            "periodSeconds": 1,
-            "timeoutSeconds": 3,
-            "successThreshold": 3,
-            "failureThreshold": 15,
-        },
-        "livenessProbe": {
-            **_get("/live"),
-            "periodSeconds": 10,
-            "timeoutSeconds": 5,
-            "failureThreshold": 6,
-        },
-        # SIGTERM ends it at once; until then every node has taken it out of the Service.
-        "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_SECONDS}}},
-        # The last lines of the log say why it ended.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": container_security(),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
-    }
-    if found := resources(frontend.resources):
-        main["resources"] = found
-    pod: dict[str, Any] = {
-        "serviceAccountName": frontend_name(endpoint),
-        "automountServiceAccountToken": True,
-        "securityContext": pod_security(options),
-        "enableServiceLinks": False,
-        "containers": [verbatim(main)],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
-    }
-    if endpoint.spec.worker.image_pull_secrets:
-        pod["imagePullSecrets"] = [item.wire() for item in endpoint.spec.worker.image_pull_secrets]
-    rendered = {
-        "metadata": {
-            "labels": {
-                **endpoint.labels(FRONTEND),
-                **dynamo_labels(endpoint, FRONTEND),
-                names.LABEL_DRAINS: "true",
-            }
-        },
-        "spec": pod,
-    }
-    return customised(rendered, frontend.pod_template, "frontend.podTemplate")
-
-
-def accepting_plain_workers(endpoint: Endpoint, template: dict[str, Any], *, accept: bool) -> dict[str, Any]:
-    """``template`` with a prefix that matches workers in the endpoint's plain Dynamo namespace too, or not.
-
-    Without the underscore the prefix also matches endpoints whose names begin with this one's: it is only for
-    the rollout that replaces the last workers of an operator without revisions.
-    """
-    prefix = dynamo_namespace(endpoint) if accept else namespace_prefix(endpoint)
-    containers = [
-        {
-            **one,
-            "env": [{**item, "value": prefix} if item["name"] == _PREFIX else item for item in one["env"]],
-        }
-        if one["name"] == names.MAIN_CONTAINER
-        else one
-        for one in template["spec"]["containers"]
-    ]
-    return {**template, "spec": {**template["spec"], "containers": containers}}
-
-
-def accepts_a_prefix(template: dict[str, Any]) -> bool:
-    """Whether it accepts all Dynamo namespaces of an endpoint, and not one alone, as before revisions."""
-    return any(
-        item["name"] == _PREFIX
-        for one in template["spec"]["containers"]
-        if one["name"] == names.MAIN_CONTAINER
-        for item in one.get("env") or ()
-    )
 
 
 def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: int) -> dict[str, Any]:
@@ -157,12 +55,107 @@ def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: 
             "paused": False,
             "selector": {"matchLabels": endpoint.selector(FRONTEND)},
             "revisionHistoryLimit": 2,
-            # The API server stores no 0.
+            # The API server does not store 0.
             **({"minReadySeconds": min_ready_seconds} if min_ready_seconds else {}),
             "template": template,
         },
     }
 
 
-def _get(path: str) -> dict[str, Any]:
-    return {"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}}
+def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
+    """Raises PlanError if the user's podTemplate conflicts with what the operator sets."""
+    pod: dict[str, Any] = {
+        "serviceAccountName": frontend_name(endpoint),
+        "automountServiceAccountToken": True,
+        "securityContext": pod_security(options),
+        "enableServiceLinks": False,
+        "containers": [escape_variable_references(_container(endpoint, options))],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+    }
+    if endpoint.spec.worker.image_pull_secrets:
+        pod["imagePullSecrets"] = [item.wire() for item in endpoint.spec.worker.image_pull_secrets]
+    labels = {
+        **endpoint.labels(FRONTEND),
+        **dynamo_labels(endpoint, FRONTEND),
+        names.LABEL_DRAINS: "true",
+    }
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    return merge_user_template(template, endpoint.spec.frontend.pod_template, "frontend.podTemplate")
+
+
+def _container(endpoint: Endpoint, options: Options) -> dict[str, Any]:
+    return {
+        "name": names.MAIN_CONTAINER,
+        "image": image(endpoint, options),
+        "command": ["python3", "-c", START_SCRIPT],
+        "args": ["--http-port", str(names.FRONTEND_PORT)],
+        "env": [
+            *dynamo_env({_PREFIX_VARIABLE: namespace_prefix(endpoint)}),
+            {"name": "DYN_TCP_RESPONSE_STREAM_PORT", "value": str(RESPONSE_PORT)},
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+        ],
+        "ports": [{"name": "http", "containerPort": names.FRONTEND_PORT, "protocol": "TCP"}],
+        **_probes(),
+        # SIGTERM ends the frontend without draining. During the sleep all nodes remove it from the Service.
+        "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_SECONDS}}},
+        # The termination message, which the status quotes, has the last lines of the log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": container_security(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        **resources(endpoint.spec.frontend.resources),
+    }
+
+
+def _probes() -> dict[str, Any]:
+    return {
+        "startupProbe": {
+            **http_get("/live", "http"),
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+            "failureThreshold": FRONTEND_STARTUP_SECONDS,
+        },
+        # It responds shortly before it has discovered the workers; three successes take two seconds.
+        "readinessProbe": {
+            **http_get("/health", "http"),
+            "periodSeconds": 1,
+            "timeoutSeconds": 3,
+            "successThreshold": 3,
+            "failureThreshold": 15,
+        },
+        "livenessProbe": {
+            **http_get("/live", "http"),
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+    }
+
+
+def with_prefix(endpoint: Endpoint, template: dict[str, Any], *, include_legacy: bool) -> dict[str, Any]:
+    """``template`` with the prefix of the Dynamo namespaces that the frontend accepts.
+
+    With ``include_legacy`` the prefix has no underscore. Then it matches the legacy workers, but also
+    endpoints whose names begin with this one's. Use it only for the rollout that replaces the legacy workers.
+    """
+    prefix = base_namespace(endpoint) if include_legacy else namespace_prefix(endpoint)
+    containers = [
+        {**container, "env": [_with_prefix(item, prefix) for item in container["env"]]}
+        if container["name"] == names.MAIN_CONTAINER
+        else container
+        for container in template["spec"]["containers"]
+    ]
+    return {**template, "spec": {**template["spec"], "containers": containers}}
+
+
+def _with_prefix(variable: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {**variable, "value": prefix} if variable["name"] == _PREFIX_VARIABLE else variable
+
+
+def selects_by_prefix(template: dict[str, Any]) -> bool:
+    """Whether the frontend accepts all Dynamo namespaces of an endpoint; before revisions it accepted one."""
+    return any(
+        variable["name"] == _PREFIX_VARIABLE
+        for container in template["spec"]["containers"]
+        if container["name"] == names.MAIN_CONTAINER
+        for variable in container.get("env") or ()
+    )

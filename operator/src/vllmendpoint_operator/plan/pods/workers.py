@@ -1,9 +1,10 @@
-"""The workers: their pod template, and the Deployment around it."""
+"""The workers: their Deployment and their pod template. Pure."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Final
 
-from vllmendpoint_api import FrontendMode, ModelType, Reason, WorkerSpec, names
+from vllmendpoint_api import FrontendMode, ModelType, Reason, VLLMEndpointSpec, WorkerSpec, names
 from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS, workers_name
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint
@@ -11,62 +12,156 @@ from vllmendpoint_operator.plan.configuration import settings_name
 from vllmendpoint_operator.plan.options import Options
 
 from .cache_volume import cache_volume
-from .common import (
-    REQUEST_PORT,
+from .containers import (
     container_security,
-    dynamo_env,
-    dynamo_labels,
-    namespace_prefix,
+    escape_variable_references,
+    http_get,
+    image,
     pod_security,
     resources,
-    verbatim,
 )
-from .template import customised
+from .dynamo import REQUEST_PORT, dynamo_env, dynamo_labels, namespace_prefix
+from .user_template import merge_user_template
 
-__all__ = ["account_name", "deployment", "image", "pod_template"]
+__all__ = ["account_name", "deployment", "pod_template"]
 
-_STARTUP_PERIOD: Final = 5
-_ROUTED_SECONDS: Final = 5
-"""From a worker's readiness until every frontend routes to it: less than a second on an idle node.
-Only then an older worker is removed: a frontend that learns of both at once drops the old one first."""
+_STARTUP_PERIOD_SECONDS: Final = 5
+_MIN_READY_SECONDS: Final = 5
+"""Time from a worker's readiness until every frontend routes to it; measured: less than 1 s on an idle node.
+The Deployment removes an older worker only after this time. A frontend that learns of both changes at the
+same moment would remove the older worker first, and have none."""
+_PROGRESS_MARGIN_SECONDS: Final = 600
+"""For scheduling and image pulls, which the startup timeout does not include."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
-_MODELS_DIR: Final = "/var/lib/vllmendpoint/models"
+_CLAIMS_DIR: Final = "/var/lib/vllmendpoint/models"
 _S3_DIR: Final = f"{_CACHE_DIR}/s3"
-_MODEL_PATH_ENV: Final = "SAGEMAKER_MODEL_PATH"
+_MODEL_PATH_VARIABLE: Final = "SAGEMAKER_MODEL_PATH"
 _MODEL_PATH: Final = "/opt/ml/model"
-"""Where SageMaker's containers have the model's data (guide, "Key Environment Variables")."""
+"""Default directory of the model's data in SageMaker's containers (guide, "Key Environment Variables")."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """A volume of the pod, mounted in the main container."""
+
+    name: str
+    source: dict[str, Any]
+    mount_path: str
+    read_only: bool = False
+
+    @property
+    def volume(self) -> dict[str, Any]:
+        return {"name": self.name, **self.source}
+
+    @property
+    def mount(self) -> dict[str, Any]:
+        mount: dict[str, Any] = {"name": self.name, "mountPath": self.mount_path}
+        return mount | ({"readOnly": True} if self.read_only else {})
 
 
 def account_name(endpoint: Endpoint) -> str:
-    """The workers' ServiceAccount: the user's, else one that is made."""
+    """Name of the workers' ServiceAccount: the user's, or the one that the operator creates."""
     return endpoint.spec.worker.service_account_name or workers_name(endpoint)
 
 
-def image(endpoint: Endpoint, options: Options) -> str:
-    return endpoint.spec.worker.image or options.worker_image
+def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
+    spec = endpoint.spec
+    rolling = spec.strategy.rolling_update
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": workers_name(endpoint), "labels": endpoint.labels(WORKER)},
+        "spec": {
+            "replicas": spec.replicas,
+            "paused": False,  # reverts `kubectl rollout pause`: users set spec.paused of the endpoint
+            "selector": {"matchLabels": endpoint.selector(WORKER)},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
+            },
+            "minReadySeconds": _MIN_READY_SECONDS,
+            "progressDeadlineSeconds": spec.worker.startup_timeout_seconds + _PROGRESS_MARGIN_SECONDS,
+            "revisionHistoryLimit": 2,
+            "template": template,
+        },
+    }
 
 
 def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> dict[str, Any]:
-    """The worker's pod template; ``config`` names the ConfigMap with the engine's config file."""
-    spec = endpoint.spec
-    worker = spec.worker
-    path, claim = _model(spec.model.uri)
-    volumes: list[dict[str, Any]] = [
-        {"name": "settings", "configMap": {"name": settings_name(endpoint)}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(worker.shared_memory_size)}},
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", **cache_volume(endpoint)},
+    """``config``: name of the ConfigMap with the engine's config file; None if there is none.
+
+    Raises PlanError if the spec or the user's podTemplate conflicts with what the operator sets.
+    """
+    worker = endpoint.spec.worker
+    volumes = _volumes(endpoint, config)
+    pod: dict[str, Any] = {
+        "serviceAccountName": account_name(endpoint),
+        "automountServiceAccountToken": True,
+        "securityContext": pod_security(options),
+        "terminationGracePeriodSeconds": WORKER_GRACE_SECONDS,
+        "enableServiceLinks": False,
+        "containers": [escape_variable_references(_container(endpoint, options, config, volumes))],
+        "volumes": [volume.volume for volume in volumes],
+    }
+    if worker.image_pull_secrets:
+        pod["imagePullSecrets"] = [item.wire() for item in worker.image_pull_secrets]
+    template = {
+        "metadata": {"labels": {**endpoint.labels(WORKER), **dynamo_labels(endpoint, WORKER)}},
+        "spec": pod,
+    }
+    return merge_user_template(template, worker.pod_template, "worker.podTemplate")
+
+
+def _container(
+    endpoint: Endpoint, options: Options, config: str | None, volumes: list[_Volume]
+) -> dict[str, Any]:
+    worker = endpoint.spec.worker
+    container = {
+        "name": names.MAIN_CONTAINER,
+        "image": image(endpoint, options),
+        # No command: the image's entry point starts the worker under an init process that reaps children.
+        "args": _arguments(endpoint),
+        "env": _environment(endpoint, config),
+        "ports": [
+            {"name": "sagemaker", "containerPort": names.SAGEMAKER_PORT, "protocol": "TCP"},
+            {"name": "system", "containerPort": names.SYSTEM_PORT, "protocol": "TCP"},
+            {"name": "report", "containerPort": names.REPORT_PORT, "protocol": "TCP"},
+        ],
+        **_probes(worker),
+        # The termination message, which the status quotes, has the last lines of the log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": container_security(),
+        "volumeMounts": [volume.mount for volume in volumes],
+        **resources(worker.resources),
+    }
+    if worker.env_from:
+        container["envFrom"] = [item.wire() for item in worker.env_from]
+    return container
+
+
+def _arguments(endpoint: Endpoint) -> list[str]:
+    model = endpoint.spec.model
+    return [
+        # In this order: --served-model-name takes all values up to the next option.
+        *("--served-model-name", endpoint.model_name, "--model", _model_path(model.uri)),
+        *(("--revision", model.revision) if model.revision else ()),
+        *endpoint.spec.engine.args,
     ]
-    mounts: list[dict[str, Any]] = [
-        {"name": "settings", "mountPath": names.SETTINGS_DIR, "readOnly": True},
-        {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "tmp", "mountPath": "/tmp"},
-        {"name": "cache", "mountPath": _CACHE_DIR},
-    ]
-    env = [
+
+
+def _environment(endpoint: Endpoint, config: str | None) -> list[dict[str, Any]]:
+    """A variable of the user replaces the operator's: server-side apply rejects duplicate names."""
+    env = [*_default_environment(endpoint), *_spec_environment(endpoint.spec, config)]
+    user_env = endpoint.spec.worker.env
+    overridden = {item.name for item in user_env}
+    return [*(item for item in env if item["name"] not in overridden), *(item.wire() for item in user_env)]
+
+
+def _default_environment(endpoint: Endpoint) -> list[dict[str, Any]]:
+    return [
         *dynamo_env({"DYN_NAMESPACE": namespace_prefix(endpoint)}),
         {"name": names.ENV_SETTINGS_DIR, "value": names.SETTINGS_DIR},
-        {"name": names.ENV_FRONTEND_MODE, "value": FrontendMode(spec.frontend.mode).value},
+        {"name": names.ENV_FRONTEND_MODE, "value": FrontendMode(endpoint.spec.frontend.mode).value},
         {"name": names.ENV_REPORT_PORT, "value": str(names.REPORT_PORT)},
         {"name": names.ENV_SAGEMAKER_PORT, "value": str(names.SAGEMAKER_PORT)},
         {"name": "DYN_SYSTEM_PORT", "value": str(names.SYSTEM_PORT)},
@@ -84,146 +179,99 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         {"name": "VLLM_CACHE_ROOT", "value": f"{_CACHE_DIR}/vllm"},
         {"name": "XDG_CACHE_HOME", "value": "/tmp/.cache"},
     ]
-    if spec.model.uri.startswith("s3://"):
-        env.append({"name": names.ENV_MODEL_URI, "value": spec.model.uri})
-    if spec.model.type is not None:
-        env.append({"name": names.ENV_MODEL_TYPE, "value": ModelType(spec.model.type).value})
-    if (token := spec.model.token_secret_ref) is not None:
-        env.append(
-            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}}
-        )
-    if config is not None:
-        volumes.append({"name": "engine-config", "configMap": {"name": config}})
-        mounts.append({"name": "engine-config", "mountPath": names.CONFIG_DIR, "readOnly": True})
-        env.append({"name": names.ENV_CONFIG_FILE, "value": f"{names.CONFIG_DIR}/{names.CONFIG_FILE}"})
-    if claim is not None:
-        volumes.append({"name": "model", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
-        mounts.append({"name": "model", "mountPath": f"{_MODELS_DIR}/{claim}", "readOnly": True})
-    if spec.model.artifacts_uri is not None:
-        volumes.append({"name": "artifacts", "emptyDir": {}})
-        mounts.append({"name": "artifacts", "mountPath": _artifacts_path(worker)})
-        env.append({"name": names.ENV_ARTIFACTS_URI, "value": spec.model.artifacts_uri})
-        env.append({"name": _MODEL_PATH_ENV, "value": _MODEL_PATH})
-    # A default of ours gives way: server-side apply refuses one name twice.
-    theirs = {item.name for item in worker.env}
-    env = [item for item in env if item["name"] not in theirs]
-    env += [item.wire() for item in worker.env]
 
-    main: dict[str, Any] = {
-        "name": names.MAIN_CONTAINER,
-        "image": image(endpoint, options),
-        # No command: the image's entry point starts the worker below an init that reaps.
-        "args": [
-            # In this order: --served-model-name takes all that follows, up to the next option.
-            *("--served-model-name", endpoint.model_name, "--model", path),
-            *(("--revision", spec.model.revision) if spec.model.revision else ()),
-            *spec.engine.args,
-        ],
-        "env": env,
-        "ports": [
-            {"name": "sagemaker", "containerPort": names.SAGEMAKER_PORT, "protocol": "TCP"},
-            {"name": "system", "containerPort": names.SYSTEM_PORT, "protocol": "TCP"},
-            {"name": "report", "containerPort": names.REPORT_PORT, "protocol": "TCP"},
-        ],
+
+def _spec_environment(spec: VLLMEndpointSpec, config: str | None) -> list[dict[str, Any]]:
+    model = spec.model
+    env: list[dict[str, Any]] = []
+    if model.uri.startswith("s3://"):
+        env.append({"name": names.ENV_MODEL_URI, "value": model.uri})
+    if model.type is not None:
+        env.append({"name": names.ENV_MODEL_TYPE, "value": ModelType(model.type).value})
+    if (token := model.token_secret_ref) is not None:
+        secret = {"name": token.name, "key": token.key}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+    if config is not None:
+        env.append({"name": names.ENV_CONFIG_FILE, "value": f"{names.CONFIG_DIR}/{names.CONFIG_FILE}"})
+    if model.artifacts_uri is not None:
+        env.append({"name": names.ENV_ARTIFACTS_URI, "value": model.artifacts_uri})
+        env.append({"name": _MODEL_PATH_VARIABLE, "value": _MODEL_PATH})
+    return env
+
+
+def _volumes(endpoint: Endpoint, config: str | None) -> list[_Volume]:
+    spec = endpoint.spec
+    shared_memory = {"medium": "Memory", "sizeLimit": str(spec.worker.shared_memory_size)}
+    settings = {"configMap": {"name": settings_name(endpoint)}}
+    volumes = [
+        _Volume("settings", settings, names.SETTINGS_DIR, read_only=True),
+        _Volume("shm", {"emptyDir": shared_memory}, "/dev/shm"),
+        _Volume("tmp", {"emptyDir": {}}, "/tmp"),
+        _Volume("cache", cache_volume(endpoint), _CACHE_DIR),
+    ]
+    if config is not None:
+        volumes.append(
+            _Volume("engine-config", {"configMap": {"name": config}}, names.CONFIG_DIR, read_only=True)
+        )
+    if (claim := _model_claim(spec.model.uri)) is not None:
+        source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        volumes.append(_Volume("model", source, f"{_CLAIMS_DIR}/{claim}", read_only=True))
+    if spec.model.artifacts_uri is not None:
+        volumes.append(_Volume("artifacts", {"emptyDir": {}}, _artifacts_path(spec.worker)))
+    return volumes
+
+
+def _probes(worker: WorkerSpec) -> dict[str, Any]:
+    return {
         "startupProbe": {
-            **_get("/started"),
-            "periodSeconds": _STARTUP_PERIOD,
+            **http_get("/started", "report"),
+            "periodSeconds": _STARTUP_PERIOD_SECONDS,
             "timeoutSeconds": 3,
-            "failureThreshold": math.ceil(worker.startup_timeout_seconds / _STARTUP_PERIOD),
+            "failureThreshold": math.ceil(worker.startup_timeout_seconds / _STARTUP_PERIOD_SECONDS),
         },
-        # The verdict has its own thresholds: readiness follows it at once.
+        # One failure: the worker's verdict has thresholds of its own.
         "readinessProbe": {
-            **_get("/ready"),
+            **http_get("/ready", "report"),
             "periodSeconds": 1,
             "timeoutSeconds": 2,
             "failureThreshold": 1,
         },
-        # Not the verdict, on which the process ends itself: only that there is one which could. Ten minutes,
-        # since code of the customer's may hold the interpreter for long, and a start is costly.
+        # It checks only that the process responds; a stalled worker exits without it. The timeout of 10
+        # minutes is long because user code may hold Python's global lock, and a restart is expensive.
         "livenessProbe": {
-            **_get("/live"),
+            **http_get("/live", "report"),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 60,
         },
-        # The last lines of the log say why it ended.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": container_security(),
-        "volumeMounts": mounts,
-    }
-    if found := resources(worker.resources):
-        main["resources"] = found
-    if worker.env_from:
-        main["envFrom"] = [item.wire() for item in worker.env_from]
-
-    pod: dict[str, Any] = {
-        "serviceAccountName": account_name(endpoint),
-        "automountServiceAccountToken": True,
-        "securityContext": pod_security(options),
-        "terminationGracePeriodSeconds": WORKER_GRACE_SECONDS,
-        "enableServiceLinks": False,
-        "containers": [verbatim(main)],
-        "volumes": volumes,
-    }
-    if worker.image_pull_secrets:
-        pod["imagePullSecrets"] = [item.wire() for item in worker.image_pull_secrets]
-    rendered = {
-        "metadata": {"labels": {**endpoint.labels(WORKER), **dynamo_labels(endpoint, WORKER)}},
-        "spec": pod,
-    }
-    return customised(rendered, worker.pod_template, "worker.podTemplate")
-
-
-def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
-    spec = endpoint.spec
-    rolling = spec.strategy.rolling_update
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": workers_name(endpoint), "labels": endpoint.labels(WORKER)},
-        "spec": {
-            "replicas": spec.replicas,
-            "paused": False,  # whoever pauses a rollout here has it undone: spec.paused is the endpoint's
-            "selector": {"matchLabels": endpoint.selector(WORKER)},
-            "strategy": {
-                "type": "RollingUpdate",
-                "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
-            },
-            "minReadySeconds": _ROUTED_SECONDS,
-            "progressDeadlineSeconds": spec.worker.startup_timeout_seconds + 600,
-            "revisionHistoryLimit": 2,
-            "template": template,
-        },
     }
 
 
-def _get(path: str) -> dict[str, Any]:
-    return {"httpGet": {"path": path, "port": "report", "scheme": "HTTP"}}
-
-
-def _model(uri: str) -> tuple[str, str | None]:
-    """What the engine gets as ``--model``, and the claim to mount for it."""
+def _model_path(uri: str) -> str:
+    """The value of the engine's ``--model``."""
     scheme, _, rest = uri.partition("://")
-    if scheme == "pvc":
-        claim, _, path = rest.partition("/")
-        return f"{_MODELS_DIR}/{claim}/{path}".rstrip("/"), claim
-    if scheme == "s3":
-        return f"{_S3_DIR}/{rest}".rstrip("/"), None
-    return rest, None
+    directory = {"pvc": f"{_CLAIMS_DIR}/", "s3": f"{_S3_DIR}/"}.get(scheme)
+    return rest if directory is None else f"{directory}{rest}".rstrip("/")
+
+
+def _model_claim(uri: str) -> str | None:
+    """The PersistentVolumeClaim with the model."""
+    scheme, _, rest = uri.partition("://")
+    return rest.partition("/")[0] if scheme == "pvc" else None
 
 
 def _artifacts_path(worker: WorkerSpec) -> str:
-    """Where the worker puts the model's data: its own SAGEMAKER_MODEL_PATH, which needs a volume.
+    """Where to mount the volume for ``model.artifactsUri``: the worker's SAGEMAKER_MODEL_PATH.
 
-    Raises PlanError where that cannot be told before the pod runs.
+    Raises PlanError if the operator cannot determine the value before the pod runs.
     """
-    theirs = next((item for item in worker.env if item.name == _MODEL_PATH_ENV), None)
-    if theirs is None or (theirs.value_from is None and not theirs.value):
+    variable = next((item for item in worker.env if item.name == _MODEL_PATH_VARIABLE), None)
+    if variable is None or (variable.value_from is None and not variable.value):
         return _MODEL_PATH
-    if not (theirs.value or "").startswith("/"):
+    if not (variable.value or "").startswith("/"):
         raise PlanError(
             Reason.INVALID_SPEC,
-            f"worker.env: {_MODEL_PATH_ENV} must be an absolute path in value, not valueFrom, "
+            f"worker.env: {_MODEL_PATH_VARIABLE} must be an absolute path in value, not valueFrom, "
             "because the operator mounts the volume for model.artifactsUri there",
         )
-    return str(theirs.value)
+    return str(variable.value)
