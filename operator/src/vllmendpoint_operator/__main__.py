@@ -1,4 +1,4 @@
-"""``python -m vllmendpoint_operator``."""
+"""Entry point of ``python -m vllmendpoint_operator``."""
 
 import sys
 

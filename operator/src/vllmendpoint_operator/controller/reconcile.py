@@ -62,7 +62,7 @@ class Reconciler:
         endpoints: EndpointStore,
         options: Options,
         metrics: Metrics,
-        identity: str,
+        reporting_instance: str,
         operator: str,
     ) -> None:
         self._kube = kube
@@ -71,7 +71,7 @@ class Reconciler:
         self._endpoints = endpoints
         self._options = options
         self._metrics = metrics
-        self._identity = identity
+        self._reporting_instance = reporting_instance
         """Of this process, in Events."""
         self._operator = operator
         """By which endpoints are claimed; of all replicas."""
@@ -244,7 +244,7 @@ class Reconciler:
             log.info("%s: %s", transition.reason, transition.message)
             try:
                 await self._kube.create(
-                    EVENT, event_body(endpoint, transition, datetime.now(UTC), self._identity)
+                    EVENT, event_body(endpoint, transition, datetime.now(UTC), self._reporting_instance)
                 )
             except Conflict:
                 log.debug("event %s exists", transition.reason)

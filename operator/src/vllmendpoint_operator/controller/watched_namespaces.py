@@ -181,25 +181,26 @@ class WatchedNamespaces:
         """Wait until it is ready."""
         await self._wait_for(lambda: self.ready)
 
-    async def accessible(self) -> tuple[str | None, ...]:
+    async def wait_until_accessible(self) -> tuple[str | None, ...]:
         """Those whose endpoints may be watched: waits until all were asked for, and for one at least."""
         await self._wait_for(
             lambda: (
-                bool(self._accessible_now())
+                bool(self._accessible)
                 and all(namespace.accessible or namespace.failure for namespace in self._namespaces.values())
             )
         )
-        return self._accessible_now()
+        return self._accessible
 
-    async def accessible_changed(self, names: tuple[str | None, ...]) -> None:
+    async def wait_for_other_than(self, names: tuple[str | None, ...]) -> None:
         """Wait until others may be watched than these."""
-        await self._wait_for(lambda: self._accessible_now() != names)
+        await self._wait_for(lambda: self._accessible != names)
 
     def on_change(self, namespace: WatchedNamespace) -> None:
         self._update_gauge(namespace)
         self._change.set()
 
-    def _accessible_now(self) -> tuple[str | None, ...]:
+    @property
+    def _accessible(self) -> tuple[str | None, ...]:
         return tuple(name for name, namespace in self._namespaces.items() if namespace.accessible)
 
     async def _wait_for(self, condition: Callable[[], bool]) -> None:

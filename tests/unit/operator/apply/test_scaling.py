@@ -211,7 +211,7 @@ async def operated():
             endpoints=kube.endpoints,
             options=Options("image"),
             metrics=metrics,
-            identity="test",
+            reporting_instance="test",
             operator="ops/vllm",
         )
 

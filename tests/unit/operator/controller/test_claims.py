@@ -102,7 +102,7 @@ class Operator:
             endpoints=self.endpoints,
             options=Options("image"),
             metrics=self.metrics,
-            identity=who,
+            reporting_instance=who,
             operator=who,
         )
 

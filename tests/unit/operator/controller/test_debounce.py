@@ -1,10 +1,11 @@
-"""Which changes of its world an endpoint is looked at for at once, and which together."""
+"""Which changes of an endpoint's objects are reconciled without delay, and which are debounced."""
 
 import asyncio
 import contextlib
 
 import pytest
 
+import vllmendpoint_operator.controller.controller as controller_module
 from tests.unit.operator.wire import listing, parts
 from vllmendpoint_api import names
 from vllmendpoint_operator.controller.controller import Controller
@@ -12,7 +13,7 @@ from vllmendpoint_operator.kube.kinds import POD, SERVICE
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.settings import Settings
 
-GOING = {
+TERMINATING = {
     "metadata": {
         "namespace": "ns",
         "name": "e",
@@ -21,84 +22,83 @@ GOING = {
         "deletionTimestamp": "2026-01-01T00:00:00Z",
     }
 }
-"""An endpoint that a look does nothing about."""
+"""An endpoint whose reconcile makes no request."""
 
 
 class Api:
-    """An empty cluster; ``changes`` is what the watches bring."""
+    """An empty cluster; :meth:`change` adds an event to a watch."""
 
     def __init__(self):
-        self.changes = {kind: asyncio.Queue() for kind in (SERVICE, POD)}
+        self.events = {kind: asyncio.Queue() for kind in (SERVICE, POD)}
 
     def listing(self, kind, namespace, **options):
         return listing()
 
     async def watch(self, kind, namespace, version, **options):
-        while kind in self.changes:
-            yield "MODIFIED", parts(await self.changes[kind].get())
+        while kind in self.events:
+            yield "MODIFIED", parts(await self.events[kind].get())
         await asyncio.Event().wait()
         yield
 
     def change(self, kind, version, **more):
         labels = {names.LABEL_INSTANCE: "e", names.LABEL_MANAGED_BY: names.MANAGED_BY}
         metadata = {"namespace": "ns", "name": "x", "uid": "x", "resourceVersion": str(version)}
-        self.changes[kind].put_nowait({"metadata": {**metadata, "labels": labels}, **more})
+        self.events[kind].put_nowait({"metadata": {**metadata, "labels": labels}, **more})
 
 
 @pytest.fixture
-async def world():
-    """The API, and how many looks there were."""
+async def running():
+    """(API, controller, function that counts the reconciles); the endpoint has been reconciled once."""
     api, metrics = Api(), Metrics()
     controller = Controller(api, Settings(_cli_parse_args=["--worker-image=x"]), metrics)
-    name = "vllmendpoint_operator_reconcile_total"
-    running = asyncio.create_task(controller.run())
-    controller.on_upsert(GOING)
+    task = asyncio.create_task(controller.run())
+    controller.on_upsert(TERMINATING)
 
-    def looks():
-        return metrics.registry.get_sample_value(name, {"result": "success"}) or 0
+    def reconciles():
+        name, labels = "vllmendpoint_operator_reconcile_total", {"result": "success"}
+        return metrics.registry.get_sample_value(name, labels) or 0
 
-    await until(lambda: looks() == 1)
-    api.controller = controller
-    yield api, looks
-    running.cancel()
+    await until(lambda: reconciles() == 1)
+    yield api, controller, reconciles
+    task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await running
+        await task
 
 
-async def until(holds):
+async def until(condition):
     async with asyncio.timeout(5):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
-async def test_a_bunch_of_changes_is_one_look(world, monkeypatch):
-    monkeypatch.setattr("vllmendpoint_operator.controller.controller.DEBOUNCE_SECONDS", 0.5)
-    api, looks = world
+async def test_changes_in_a_short_time_cause_one_reconcile(running, monkeypatch):
+    monkeypatch.setattr(controller_module, "DEBOUNCE_SECONDS", 0.5)
+    api, _, reconciles = running
     for version in range(20, 25):
         api.change(SERVICE, version)
         await asyncio.sleep(0)
-    assert looks() == 1
-    await until(lambda: looks() == 2)
+    assert reconciles() == 1
+    await until(lambda: reconciles() == 2)
     await asyncio.sleep(0.2)
-    assert looks() == 2
+    assert reconciles() == 2
 
 
-async def test_readiness_does_not_wait(world, monkeypatch):
-    monkeypatch.setattr("vllmendpoint_operator.controller.controller.DEBOUNCE_SECONDS", 3600)
-    api, looks = world
+async def test_a_change_of_readiness_is_not_debounced(running, monkeypatch):
+    monkeypatch.setattr(controller_module, "DEBOUNCE_SECONDS", 3600)
+    api, _, reconciles = running
     for version, ready in ((30, "False"), (31, "True")):
         api.change(POD, version, status={"conditions": [{"type": "Ready", "status": ready}]})
-    await until(lambda: looks() == 2)
+    await until(lambda: reconciles() == 2)
 
 
-async def test_many_looks_leave_room_for_others(world):
-    """For the renewal of the lease, for one."""
-    api, looks = world
+async def test_many_reconciles_let_other_tasks_run(running):
+    """Such as the renewal of the lease."""
+    _, controller, reconciles = running
     for number in range(100):
-        metadata = {**GOING["metadata"], "name": f"e-{number}", "uid": f"u-{number}"}
-        api.controller.on_upsert({"metadata": metadata})
-    seen = set()
-    while looks() < 101:
-        seen.add(looks())
+        metadata = {**TERMINATING["metadata"], "name": f"e-{number}", "uid": f"u-{number}"}
+        controller.on_upsert({"metadata": metadata})
+    counts = set()
+    while reconciles() < 101:
+        counts.add(reconciles())
         await asyncio.sleep(0)
-    assert len(seen) > 10
+    assert len(counts) > 10

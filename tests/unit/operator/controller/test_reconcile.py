@@ -74,7 +74,7 @@ async def world():
             endpoints=endpoints,
             options=Options("image"),
             metrics=metrics,
-            identity="test",
+            reporting_instance="test",
             operator=OPERATOR,
         )
         yield api, endpoints, metrics, reconciler

@@ -1,4 +1,4 @@
-"""What a worker of the queue counts: each run, how long it took and waited, and how it ended."""
+"""Metrics of the reconcile loop: results, durations, and times in the queue."""
 
 import asyncio
 import contextlib
@@ -6,31 +6,28 @@ import contextlib
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllmendpoint_operator.controller.controller import Controller
+from vllmendpoint_operator.controller.queue import WorkQueue
+from vllmendpoint_operator.controller.reconcile_loop import ReconcileLoop
 from vllmendpoint_operator.errors import KubeError, Throttled
 from vllmendpoint_operator.metrics import Metrics
-from vllmendpoint_operator.settings import Settings
 
 
-class Reconciler:
-    """Ends as it is told, one key after the other."""
+class FakeReconciler:
+    """Returns or raises the given results, one for each reconcile."""
 
-    def __init__(self, *ends):
-        self.ends = list(ends)
-        self.over = asyncio.Event()
+    def __init__(self, *results):
+        self.results = list(results)
 
     async def reconcile(self, key):
-        end = self.ends.pop(0)
-        if not self.ends:
-            self.over.set()
+        result = self.results.pop(0)
         await asyncio.sleep(0.02)
-        if isinstance(end, Exception):
-            raise end
-        return end
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
-def scraped(metrics):
-    """Value by name and labels, buckets left out."""
+def scrape(metrics):
+    """Values by name and labels, without buckets."""
     return {
         (sample.name.removeprefix("vllmendpoint_operator_"), *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
@@ -39,22 +36,22 @@ def scraped(metrics):
     }
 
 
-async def test_each_run_is_counted_by_how_it_ended():
-    metrics = Metrics()
-    controller = Controller(None, Settings(_cli_parse_args=["--worker-image=i"]), metrics)
+async def test_each_reconcile_is_counted_by_its_result():
+    metrics, queue = Metrics(), WorkQueue()
+    reconciler = FakeReconciler(None, KubeError(500, "no"), ZeroDivisionError(), Throttled(429, "slowly"))
+    loop = ReconcileLoop(queue, reconciler, metrics)
     for name in "abcd":
-        controller._queue.add(("ns", name))
-    assert scraped(metrics)["queue_depth",] == 4
-    ends = Reconciler(None, KubeError(500, "no"), ZeroDivisionError(), Throttled(429, "slowly"))
-    worker = asyncio.create_task(controller._run_worker(ends))
-    await ends.over.wait()
-    while scraped(metrics)["reconcile_duration_seconds_count",] < 4:
-        await asyncio.sleep(0.01)
-    worker.cancel()
+        queue.add(("ns", name))
+    assert scrape(metrics)["queue_depth",] == 4
+    task = asyncio.create_task(loop.run())
+    async with asyncio.timeout(5):
+        while scrape(metrics)["reconcile_duration_seconds_count",] < 4:
+            await asyncio.sleep(0.01)
+    task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
-        await worker
-    controller._queue.close()
-    found = scraped(metrics)
+        await task
+    queue.close()
+    found = scrape(metrics)
     assert found["reconcile_total", "success"] == 1
     assert found["reconcile_total", "error"] == 3
     assert found["reconcile_errors_total",] == 3

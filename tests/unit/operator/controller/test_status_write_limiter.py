@@ -122,7 +122,7 @@ def write(make_endpoint, monkeypatch):
         endpoints=fake,
         options=None,
         metrics=fake,
-        identity="test",
+        reporting_instance="test",
         operator="ops/vllm",
     )
     metadata = {"namespace": "team-a", "name": "smollm", "uid": "uid-1", "resourceVersion": "8"}

@@ -128,9 +128,9 @@ async def test_a_namespace_that_is_gone_at_the_start_stops_no_other(world, caplo
 async def test_it_is_served_again_when_it_returns(world):
     made = world("x", "y", before=lambda made: made.api.close("y", FORBIDDEN))
     await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert await made.namespaces.accessible() == ("x",)
+    assert await made.namespaces.wait_until_accessible() == ("x",)
     made.api.open("y")
-    await asyncio.wait_for(made.namespaces.accessible_changed(("x",)), 5)
+    await asyncio.wait_for(made.namespaces.wait_for_other_than(("x",)), 5)
     assert made.namespaces.served == ("x", "y")
     assert made.gauge("y") == 1
     assert made.namespaces.failures == {}
@@ -139,10 +139,10 @@ async def test_it_is_served_again_when_it_returns(world):
 async def test_one_that_is_lost_while_it_is_served_is_forgotten(world, caplog):
     made = world("x", "y")
     await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert await made.namespaces.accessible() == ("x", "y")
+    assert await made.namespaces.wait_until_accessible() == ("x", "y")
     made.api.close("y", FORBIDDEN)
-    await asyncio.wait_for(made.namespaces.accessible_changed(("x", "y")), 5)
-    assert await made.namespaces.accessible() == ("x",)
+    await asyncio.wait_for(made.namespaces.wait_for_other_than(("x", "y")), 5)
+    assert await made.namespaces.wait_until_accessible() == ("x",)
     await until(lambda: ("lost", "y") in made.heard)
     assert made.namespaces.ready, "the rest is served"
     assert not any(store.synced.is_set() for store in made.cache.of_scope("y"))
