@@ -13,7 +13,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STYLE = ROOT / "docs/contributing/style.md"
-FOLDERS = ("CHANGELOG.md", "README.md", "charts", "crds", "docs", "samples")
+FOLDERS = (
+    ".ci",
+    "CHANGELOG.md",
+    "Dockerfile",
+    "Makefile",
+    "README.md",
+    "charts",
+    "crds",
+    "docs",
+    "hack",
+    "pyproject.toml",
+    "samples",
+)
 
 
 def rows(text: str, table: str) -> Iterator[list[str]]:

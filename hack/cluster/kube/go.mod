@@ -194,7 +194,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-// k8s.io/kubernetes asks for its staging modules as v0.0.0; each must be named here.
+// k8s.io/kubernetes requires its staging modules as v0.0.0; each needs a replacement here.
 replace (
 	k8s.io/api => k8s.io/api v0.36.2
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.36.2

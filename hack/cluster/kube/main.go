@@ -1,6 +1,6 @@
-// Command kube is a whole Kubernetes in one binary: what it does depends on the name it is called by
-// (kubectl, kube-apiserver, etcd, ...). One binary links the shared code once: about a tenth of the build
-// time and disk that seven separate ones would take.
+// Command kube is all of Kubernetes in one binary; the name it is called by selects the program (kubectl,
+// kube-apiserver, etcd, ...). One binary links the shared code once: it takes about a tenth of the build time and
+// disk of seven binaries.
 package main
 
 import (
@@ -25,14 +25,14 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
-// programs maps a name to what runs under it; the function returns the exit code.
+// programs maps a name to a program; the function returns the exit code.
 var programs = map[string]func() int{
 	"etcd":                    func() int { etcdmain.Main(os.Args); return 0 },
 	"kube-apiserver":          component(apiserver.NewAPIServerCommand),
 	"kube-controller-manager": component(controllermanager.NewControllerManagerCommand),
 	"kube-scheduler":          component(func() *cobra.Command { return scheduler.NewSchedulerCommand() }),
 	"kube-proxy":              component(proxy.NewProxyCommand),
-	// The kubelet sets up its own signal handling; handing it a context that has one already panics.
+	// The kubelet installs its own signal handling; it panics if the context already has one.
 	"kubelet": component(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
 	"kubectl": runKubectl,
 }

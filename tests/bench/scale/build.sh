@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what the bench runs, from checksummed Go modules, into $CACHE/bin: kwok, and the ideal operator. What is current
-# is skipped; the first time takes some five minutes on two cores.
+# Builds kwok and the ideal operator from checksummed Go modules into $CACHE/bin. Skips programs that are up to date; the
+# first run takes about five minutes on two cores.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
@@ -26,8 +26,8 @@ mkdir -p "$bin"
 build kwok kwok sigs.k8s.io/kwok/cmd/kwok
 build ideal bench-ideal .
 
-# The operator as its image has it: Debian's Python, which is built for speed, and its own packages alone: the workspace's
-# environment has Dynamo's too, some of which kopf imports.
-info "the operator's own environment"
+# The operator in the environment of its image: Debian's optimized Python, and only its own packages. The workspace also
+# has Dynamo's packages, some of which kopf imports.
+info "installing the operator's environment"
 UV_PROJECT_ENVIRONMENT=$cache/operator "$bin/uv" sync --quiet --frozen --python /usr/bin/python3 --package vllmendpoint-operator \
   --no-dev --compile-bytecode

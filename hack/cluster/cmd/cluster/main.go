@@ -1,5 +1,4 @@
-// Command cluster runs a real Kubernetes on this machine: a whole node in namespaces of its own, or a control plane
-// alone.
+// Command cluster runs Kubernetes on this machine: a node in its own namespaces, or a control plane without a node.
 package main
 
 import (
@@ -19,13 +18,13 @@ import (
 
 const usage = `usage: cluster COMMAND
 
-  up                start the node, if it does not run, and wait until it is ready
-  down [--purge]    remove it; with --purge, the images loaded into it too
-  status            what runs
-  kubeconfig        the path of its kubeconfig file
-  load IMAGE...     bring images from buildah's storage into the node
+  up                start the node if it is not running, and wait until it is ready
+  down [--purge]    remove the node; with --purge, also the images loaded into it
+  status            print the running components
+  kubeconfig        print the path of the kubeconfig file
+  load IMAGE...     load images from buildah's storage into the node
   controlplane --dir D [--port P]
-                    etcd, kube-apiserver and kube-controller-manager alone, on 127.0.0.1, in the foreground;
+                    run only etcd, kube-apiserver and kube-controller-manager, on 127.0.0.1, in the foreground;
                     prints "ready D/kubeconfig" when ready
 `
 
@@ -48,28 +47,28 @@ func run(ctx context.Context, args []string) error {
 	command, args := args[0], args[1:]
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	switch command {
-	case "node-init": // the rest of up, in the node's namespaces
+	case "node-init": // second part of up, in the node's namespaces
 		return node.Init(args[0])
 	case "node-supervise":
 		return node.Supervise(ctx, args[0])
 	case "netpol":
-		kubeconfig := flags.String("kubeconfig", "", "how to reach the API")
+		kubeconfig := flags.String("kubeconfig", "", "kubeconfig file of the API server")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
 		return netpol.Run(ctx, *kubeconfig)
 	case "controlplane":
-		dir := flags.String("dir", "", "folder for its files; emptied of an earlier run's")
+		dir := flags.String("dir", "", "folder for its files; files of an earlier run are removed")
 		port := flags.Int("port", 0, "port of the API on 127.0.0.1 (default: a free one)")
 		if err := flags.Parse(args); err != nil {
 			return err
 		}
 		if *dir == "" {
-			return errors.New("controlplane needs --dir, a folder for its files")
+			return errors.New("controlplane requires --dir, a folder for its files")
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		go func() { // a parent that is killed cannot tell; a death signal would come when the thread ends that started us
+		go func() { // poll: a death signal would arrive when the parent's thread ends, not the parent
 			for parent := os.Getppid(); os.Getppid() == parent; {
 				time.Sleep(time.Second)
 			}

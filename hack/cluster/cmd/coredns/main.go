@@ -13,7 +13,7 @@ import (
 )
 
 func main() {
-	// The order in which a query meets the plugins.
+	// The order in which the plugins process a query.
 	dnsserver.Directives = []string{"bind", "health", "ready", "errors", "cache", "kubernetes"}
 	coremain.Run()
 }

@@ -1,5 +1,5 @@
-// Command pause holds a pod's namespaces: it sleeps until it is told to end, and reaps what a shared PID namespace
-// leaves to it.
+// Command pause holds a pod's namespaces: it sleeps until it is terminated, and reaps orphans in a shared PID
+// namespace.
 package main
 
 import (

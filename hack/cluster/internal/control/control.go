@@ -1,5 +1,5 @@
-// Package control knows the control plane: which certificates etcd, kube-apiserver, kube-controller-manager and
-// kube-scheduler need, and with which flags they run. It starts nothing.
+// Package control defines the control plane: the certificates and flags of etcd, kube-apiserver,
+// kube-controller-manager and kube-scheduler. It starts nothing.
 package control
 
 import (
@@ -20,7 +20,7 @@ type Plane struct {
 	Port          int
 	EtcdPort      int // etcd's peer port is the next one
 	ServiceCIDR   netip.Prefix
-	PodCIDR       netip.Prefix // valid only where there is a node
+	PodCIDR       netip.Prefix // valid only with a node
 	ControllerQPS int          // the controller manager's requests per second
 }
 
@@ -30,7 +30,7 @@ func (p *Plane) Server() string { return fmt.Sprintf("https://%s:%d", p.IP, p.Po
 // Kubeconfig is the administrator's kubeconfig file.
 func (p *Plane) Kubeconfig() string { return p.path("kubeconfig") }
 
-// AuditLog is where every API call leaves a line.
+// AuditLog is the file with one line per API call.
 func (p *Plane) AuditLog() string { return p.path("audit.log") }
 
 func (p *Plane) hasNode() bool { return p.PodCIDR.IsValid() }
@@ -39,8 +39,8 @@ func (p *Plane) path(parts ...string) string {
 	return filepath.Join(append([]string{p.Dir}, parts...)...)
 }
 
-// Metadata of every call; RequestReceived is left out so that a call is one line, not two (a watch is two: begun
-// and ended).
+// Metadata of every call. RequestReceived is omitted so that a call is one line instead of two (a watch has two, for its
+// start and its end).
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -48,7 +48,7 @@ rules:
 - level: Metadata
 `
 
-// Prepare writes certificates and files, and last the administrator's kubeconfig under adminFile.
+// Prepare writes certificates and files, and finally the administrator's kubeconfig as adminFile.
 func (p *Plane) Prepare(adminFile string) (*pki.Dir, error) {
 	d, err := pki.New(p.path("pki"))
 	if err != nil {
@@ -90,7 +90,7 @@ func (p *Plane) Prepare(adminFile string) (*pki.Dir, error) {
 	return d, d.Kubeconfig(adminFile, p.Server(), "admin")
 }
 
-// Commands lists what to run, in order.
+// Commands lists the commands to run, in order.
 func (p *Plane) Commands(d *pki.Dir) []proc.Command {
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", p.EtcdPort)
 	peer := fmt.Sprintf("http://127.0.0.1:%d", p.EtcdPort+1)
@@ -100,7 +100,7 @@ func (p *Plane) Commands(d *pki.Dir) []proc.Command {
 			"--listen-client-urls=" + etcd, "--advertise-client-urls=" + etcd,
 			"--listen-peer-urls=" + peer, "--initial-advertise-peer-urls=" + peer,
 			"--initial-cluster=local=" + peer,
-			"--unsafe-no-fsync", // the data is not meant to outlive the machine
+			"--unsafe-no-fsync", // the data need not survive a crash of the machine
 		}},
 		{Name: "kube-apiserver", Args: p.apiserver(d, etcd)},
 		{Name: "kube-controller-manager", Args: p.controllerManager(d)},
@@ -137,7 +137,7 @@ func (p *Plane) apiserver(d *pki.Dir, etcd string) []string {
 		"--audit-log-format=json", "--audit-log-maxsize=1000", "--audit-log-maxbackup=1",
 		"--profiling=false",
 	}
-	if !p.hasNode() { // nothing reaches a Service, and the loopback address is no valid endpoint
+	if !p.hasNode() { // Services are not reachable, and the loopback address is not a valid endpoint
 		return append(args, "--endpoint-reconciler-type=none")
 	}
 	return append(args,
@@ -152,18 +152,18 @@ func (p *Plane) controllerManager(d *pki.Dir) []string {
 	args := []string{
 		"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 		"--leader-elect=false", "--use-service-account-credentials",
-		"--authentication-skip-lookup", // it would give up at once where the API server is not ready yet
+		"--authentication-skip-lookup", // it would exit if the API server is not ready yet
 		"--root-ca-file=" + d.File("ca.crt"),
 		"--service-account-private-key-file=" + d.File("service-account.key"),
 		"--cluster-signing-cert-file=" + d.File("ca.crt"), "--cluster-signing-key-file=" + d.File("ca.key"),
-		"--flex-volume-plugin-dir=" + p.path("volume-plugins"), // it makes the folder: not in /usr
+		"--flex-volume-plugin-dir=" + p.path("volume-plugins"), // it creates this folder, which must not be in /usr
 		"--profiling=false",
 	}
 	if p.ControllerQPS > 0 {
 		args = append(args, fmt.Sprintf("--kube-api-qps=%d", p.ControllerQPS), fmt.Sprintf("--kube-api-burst=%d", 2*p.ControllerQPS))
 	}
 	if !p.hasNode() {
-		return append(args, "--secure-port=0") // several run on one machine, and nobody asks for its metrics
+		return append(args, "--secure-port=0") // several run on one machine, and its metrics are not used
 	}
 	return append(args, "--bind-address=127.0.0.1",
 		"--tls-cert-file="+d.File("controller-manager.crt"), "--tls-private-key-file="+d.File("controller-manager.key"))

@@ -18,7 +18,7 @@ import (
 	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
 )
 
-// Run starts a control plane alone on 127.0.0.1, announces it on standard output, and ends it with the context.
+// Run starts a control plane without a node on 127.0.0.1, prints when it is ready, and stops it with the context.
 func Run(ctx context.Context, dir string, port int) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -28,14 +28,14 @@ func Run(ctx context.Context, dir string, port int) error {
 	if err != nil {
 		return err
 	}
-	// A port is found free, then let go, then bound by the child: another process may come first. With ports of our
-	// own choice that shows as a start that failed, and the next try takes others.
+	// Between the check for a free port and its use by the child, another process may bind it. If the port was not
+	// given, the failed start is repeated with other ports.
 	for try := 1; ; try++ {
 		err := runOnce(ctx, dir, filepath.Dir(bin), port)
 		if err == nil || port != 0 || try == 3 || !strings.Contains(err.Error(), "address already in use") {
 			return err
 		}
-		fmt.Fprintln(os.Stderr, "a port was taken meanwhile; trying others")
+		fmt.Fprintln(os.Stderr, "another process has bound a port; retrying with other ports")
 	}
 }
 
@@ -55,13 +55,13 @@ func runOnce(ctx context.Context, dir, binDir string, port int) error {
 	if p.EtcdPort, err = freePorts(2); err != nil {
 		return err
 	}
-	pending := p.Kubeconfig() + ".pending" // gets its real name when the API is ready
+	pending := p.Kubeconfig() + ".pending" // renamed when the API is ready
 	pki, err := p.Prepare(pending)
 	if err != nil {
 		return err
 	}
 	group := proc.NewGroup(binDir, filepath.Join(dir, "logs"))
-	defer group.Kill() // SIGKILL: a polite API server takes eight seconds, and the data is thrown away
+	defer group.Kill() // SIGKILL: a graceful end of the API server takes 8 s, and its data is not needed
 	for _, c := range p.Commands(pki) {
 		if err := group.Start(c); err != nil {
 			return err
@@ -69,7 +69,7 @@ func runOnce(ctx context.Context, dir, binDir string, port int) error {
 	}
 	if err := Ready(ctx, pending, 60*time.Second, group); err != nil {
 		if ctx.Err() != nil {
-			return nil // told to end before it was ready
+			return nil // terminated before it was ready
 		}
 		return err
 	}
@@ -85,7 +85,7 @@ func runOnce(ctx context.Context, dir, binDir string, port int) error {
 	}
 }
 
-// Answers waits until the API server says that it is ready.
+// Answers waits until the API server is ready.
 func Answers(ctx context.Context, kubeconfig string, limit time.Duration, group *proc.Group) error {
 	return await(ctx, "the API server to be ready", kubeconfig, limit, group, func(ctx context.Context, c *kubernetes.Clientset) error {
 		_, err := c.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
@@ -93,7 +93,7 @@ func Answers(ctx context.Context, kubeconfig string, limit time.Duration, group 
 	})
 }
 
-// Ready waits, besides, until the controller manager has made the first service account.
+// Ready also waits until the controller manager has created the first service account.
 func Ready(ctx context.Context, kubeconfig string, limit time.Duration, group *proc.Group) error {
 	if err := Answers(ctx, kubeconfig, limit, group); err != nil {
 		return err
@@ -117,7 +117,7 @@ func await(ctx context.Context, what, kubeconfig string, limit time.Duration, gr
 	return group.Until(ctx, what, limit, func(ctx context.Context) error { return try(ctx, client) })
 }
 
-// freePorts finds n free ports in a row, below those that the kernel gives to outgoing connections.
+// freePorts finds n consecutive free ports below those that the kernel uses for outgoing connections.
 func freePorts(n int) (int, error) {
 	for range 100 {
 		first := 20000 + rand.IntN(12000)
@@ -125,7 +125,7 @@ func freePorts(n int) (int, error) {
 			return first, nil
 		}
 	}
-	return 0, fmt.Errorf("no %d free ports in a row found on 127.0.0.1 between 20000 and 32000", n)
+	return 0, fmt.Errorf("no %d consecutive free ports on 127.0.0.1 between 20000 and 32000", n)
 }
 
 func allFree(first, n int) bool {

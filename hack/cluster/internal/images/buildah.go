@@ -18,8 +18,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Load brings an image from buildah's storage into the node, under the name that it has there and under the name that
-// Kubernetes makes of the given one (op:dev is localhost/op:dev to buildah, docker.io/library/op:dev to Kubernetes).
+// Load loads an image from buildah's storage into the node, under the names of buildah and of Kubernetes (op:dev is
+// localhost/op:dev to buildah and docker.io/library/op:dev to Kubernetes).
 func (s *Store) Load(ctx context.Context, name string) error {
 	begun := time.Now()
 	b, err := openBuildah()
@@ -38,7 +38,7 @@ func (s *Store) Load(ctx context.Context, name string) error {
 	return nil
 }
 
-// buildah is the storage of buildah, podman and their like: JSON files, and a folder of files a layer.
+// buildah is the storage of buildah, podman and similar tools: JSON files, and one folder per layer.
 type buildah struct {
 	root   string
 	images []struct {
@@ -56,7 +56,7 @@ type buildah struct {
 func openBuildah() (*buildah, error) {
 	out, err := exec.Command("buildah", "info", "--format", "{{.store.GraphDriverName}} {{.store.GraphRoot}}").Output()
 	if err != nil {
-		return nil, fmt.Errorf("ask buildah for its storage: %w (is buildah installed?)", err)
+		return nil, fmt.Errorf("read the location of buildah's storage: %w (is buildah installed?)", err)
 	}
 	driver, root, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
 	if driver != "overlay" {
@@ -131,7 +131,7 @@ func (b *buildah) image(id, top string) (image, error) {
 	return image{manifest: manifest, mediaType: m.MediaType, config: config, layers: layers}, nil
 }
 
-// big reads a file that storage keeps with an image; names with odd characters are encoded.
+// big reads a file that the storage keeps with an image; names with special characters are encoded.
 func (b *buildah) big(id, key string) ([]byte, error) {
 	file := key
 	if strings.ContainsAny(key, ":/") {
@@ -144,7 +144,7 @@ func (b *buildah) big(id, key string) ([]byte, error) {
 	return bytes, nil
 }
 
-// chain walks from the top layer down, and matches what it finds with the configuration's list.
+// chain follows the layers from the top down, and compares them with the list of the configuration.
 func (b *buildah) chain(top string, diffIDs []digest.Digest) ([]layer, error) {
 	var layers []layer
 	for id := top; id != ""; {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// linkLayer makes to, an empty folder, the same as from: folders are made anew, and all else, be it file, symbolic
-// link, device or whiteout, is a hard link, which takes neither time nor disk. Nobody writes into either afterwards:
-// both are lower layers of overlays, which copy a file before they change it.
+// linkLayer copies from into the empty folder to: it creates new folders, and hard links for files, symbolic links,
+// devices and whiteouts, which take neither time nor disk space. Neither folder is written to afterwards: both are
+// lower layers of overlays, which copy a file before they change it.
 func linkLayer(from, to string) error {
 	v, err := sideBySide(from, to)
 	if err == nil {
@@ -31,7 +31,7 @@ func linkLayer(from, to string) error {
 	return nil
 }
 
-// link works on the folder dir below from and to.
+// link copies the folder dir below from and to.
 func (v *view) link(from, to, dir string) error {
 	entries, err := os.ReadDir(filepath.Join(from, dir))
 	if err != nil {
@@ -40,7 +40,7 @@ func (v *view) link(from, to, dir string) error {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if !e.IsDir() {
-			// Without flags it links a symbolic link itself, not what that points to.
+			// Without flags, linkat links the symbolic link itself and not its target.
 			if err := unix.Linkat(v.fd, filepath.Join(v.from, path), v.fd, filepath.Join(v.to, path), 0); err != nil {
 				return fmt.Errorf("link %s from %s to %s: %w", path, from, to, err)
 			}
@@ -53,11 +53,11 @@ func (v *view) link(from, to, dir string) error {
 			return err
 		}
 	}
-	// Last: making the entries has changed the folder's time.
+	// Last, because creating the entries has changed the folder's times.
 	return copyAttributes(filepath.Join(from, dir), filepath.Join(to, dir))
 }
 
-// copyAttributes gives a folder the other's owner, mode, extended attributes and times.
+// copyAttributes copies owner, mode, extended attributes and times of a folder.
 func copyAttributes(from, to string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(from, &st); err != nil {

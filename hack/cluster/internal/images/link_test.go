@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tar tells of two folders all that an image layer can hold.
+// tar lists all attributes that an image layer can have.
 const tar = `cd "$0" && tar --sort=name --xattrs --xattrs-include='*' --pax-option=delete=atime,delete=ctime --numeric-owner -cf - . | sha256sum`
 
 func TestLinkLayer(t *testing.T) {
@@ -38,7 +38,7 @@ func TestLinkLayer(t *testing.T) {
 		do(unix.UtimesNano(filepath.Join(from, dir), []unix.Timespec{{Sec: 1}, {Sec: 2, Nsec: 3}}))
 	}
 	do(os.Mkdir(to, 0o700))
-	// As buildah's storage is: mounted onto itself.
+	// Mounted onto itself, like buildah's storage.
 	do(unix.Mount(from, from, "", unix.MS_BIND, ""))
 	defer unix.Unmount(from, unix.MNT_DETACH)
 

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// view is a mount of a file system in which two folders are seen side by side. The kernel links only within one mount,
-// and buildah's storage is mounted onto itself: another mount, though the same file system.
+// view is a mount of a file system that contains two folders. The kernel creates hard links only within one mount, and
+// buildah's storage is mounted onto itself: another mount of the same file system.
 type view struct {
 	fd       int // of the mount's root
 	from, to string
 }
 
-// sideBySide returns EXDEV where there is no such mount.
+// sideBySide returns EXDEV if there is no such mount.
 func sideBySide(from, to string) (*view, error) {
 	table, err := mountTable()
 	if err != nil {
@@ -33,21 +33,21 @@ func sideBySide(from, to string) (*view, error) {
 		if m.device != device || !okFrom || !okTo {
 			continue
 		}
-		// A copy of the mount that is in no namespace: what is mounted on top of its folders does not show in it.
+		// A detached copy of the mount: mounts on top of its folders are not visible in it.
 		fd, err := unix.OpenTree(unix.AT_FDCWD, m.point, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
-			return nil, fmt.Errorf("look into the mount %s: %w", m.point, err)
+			return nil, fmt.Errorf("open the mount %s: %w", m.point, err)
 		}
 		v := &view{fd, a, b}
 		if v.right(from, to) {
 			return v, nil
 		}
-		v.close() // another mount lies over this one's mount point
+		v.close() // another mount covers this mount point
 	}
 	return nil, unix.EXDEV
 }
 
-// right checks that the two folders are those that the usual paths lead to.
+// right checks that the two folders are those at the usual paths.
 func (v *view) right(from, to string) bool {
 	same := func(path, inView string) bool {
 		var a, b unix.Stat_t
@@ -77,11 +77,11 @@ func mountTable() (mountPoints, error) {
 	return table, nil
 }
 
-// locate says on which device a path lies, and where in that file system.
+// locate returns the device of a path, and its location in that file system.
 func (t mountPoints) locate(path string) (device, inside string) {
 	var best mountPoint
 	rest := ""
-	for _, m := range t { // of two mounts on one point, the later counts
+	for _, m := range t { // the last of several mounts at one point applies
 		if r, ok := below(m.point, path); ok && len(m.point) >= len(best.point) {
 			best, rest = m, r
 		}
@@ -89,7 +89,7 @@ func (t mountPoints) locate(path string) (device, inside string) {
 	return best.device, filepath.Join(best.root, rest)
 }
 
-// below cuts a folder off a path.
+// below returns a path relative to a folder.
 func below(dir, path string) (rest string, ok bool) {
 	rel, err := filepath.Rel(dir, path)
 	return rel, err == nil && rel != ".." && !strings.HasPrefix(rel, "../")

@@ -13,7 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// AddProgram makes an image of one static program.
+// AddProgram creates an image of one static program.
 func (s *Store) AddProgram(ctx context.Context, name, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -29,7 +29,7 @@ func (s *Store) AddProgram(ctx context.Context, name, path string) error {
 		return err
 	}
 	file := "/" + filepath.Base(path)
-	// There is no tar whose digest this could be; any name that changes with the program serves.
+	// There is no tar file with a digest; any name that changes with the program is sufficient.
 	diffID := digest.FromString(file + " " + sum.String())
 	config := mustJSON(ocispec.Image{
 		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
@@ -52,7 +52,7 @@ func (s *Store) AddProgram(ctx context.Context, name, path string) error {
 	return nil
 }
 
-// copyFile copies: a link would be changed by whoever rewrites the program in place.
+// copyFile copies instead of linking, because the program may be rewritten in place.
 func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {

@@ -1,6 +1,5 @@
-// Package images puts images into the node's containerd without a stream of tar: a layer's files are linked or copied
-// straight into a snapshot, and only manifest and configuration are stored as blobs. What is put so cannot be pushed
-// elsewhere, which nobody here wants.
+// Package images adds images to the node's containerd without a tar stream: the files of a layer are linked or copied
+// directly into a snapshot, and only manifest and configuration are stored as blobs. Such images cannot be pushed.
 package images
 
 import (
@@ -29,8 +28,7 @@ import (
 
 const snapshotter = "overlayfs"
 
-// Labels by which containerd's garbage collector follows what an image needs: image > manifest > configuration > top
-// snapshot > its parents.
+// Labels that containerd's garbage collector follows: image > manifest > configuration > top snapshot > its parents.
 const (
 	gcContent  = "containerd.io/gc.ref.content.config"
 	gcSnapshot = "containerd.io/gc.ref.snapshot." + snapshotter
@@ -48,7 +46,7 @@ func Connect(ctx context.Context, socket string) (*Store, error) {
 	s := &Store{c}
 	if _, err := s.runtime().Version(ctx, &cri.VersionRequest{}); err != nil {
 		c.Close()
-		return nil, fmt.Errorf("ask containerd's CRI service: %w", err)
+		return nil, fmt.Errorf("query containerd's CRI service: %w", err)
 	}
 	return s, nil
 }
@@ -60,14 +58,14 @@ func (s *Store) conn() grpc.ClientConnInterface { return s.client.Conn().(grpc.C
 
 func (s *Store) runtime() cri.RuntimeServiceClient { return cri.NewRuntimeServiceClient(s.conn()) }
 
-// RemovePods forgets the pods of a node that is gone; containerd's records of them outlived it with the images.
+// RemovePods removes containerd's records of the pods of an earlier node, which were kept together with the images.
 func (s *Store) RemovePods(ctx context.Context) error {
 	list, err := s.runtime().ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
 	if err != nil {
 		return fmt.Errorf("list the pods of an earlier node: %w", err)
 	}
 	for _, pod := range list.Items {
-		// Stopping takes the network down, of which nothing is left: only the removal has to succeed.
+		// Stopping removes the network, which no longer exists: only the removal of the pod must succeed.
 		_, _ = s.runtime().StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: pod.Id})
 		if _, err := s.runtime().RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: pod.Id}); err != nil {
 			return fmt.Errorf("remove the pod %s of an earlier node: %w", pod.GetMetadata().GetName(), err)
@@ -76,7 +74,7 @@ func (s *Store) RemovePods(ctx context.Context) error {
 	return nil
 }
 
-// image is what add needs to know.
+// image is the input of add.
 type image struct {
 	names     []string // normalised
 	manifest  []byte
@@ -85,21 +83,21 @@ type image struct {
 	layers    []layer // from the bottom up
 }
 
-// layer is one difference, and how to bring its files into an empty folder.
+// layer is one layer, with a function that puts its files into an empty folder.
 type layer struct {
 	diffID digest.Digest
 	fill   func(dir string) error
 }
 
-// add stores an image; layers that are there already are skipped. It returns how many were new.
+// add stores an image and skips existing layers. It returns the number of new layers.
 func (s *Store) add(ctx context.Context, img image) (int, error) {
 	ctx = namespaces.WithNamespace(ctx, "k8s.io")
-	// A lease keeps the collector away until the image's own references hold.
+	// A lease protects the layers from garbage collection until the image refers to them.
 	ctx, release, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(time.Hour))
 	if err != nil {
 		return 0, fmt.Errorf("get a lease from containerd: %w", err)
 	}
-	defer func() { _ = release(context.WithoutCancel(ctx)) }() // it runs out by itself
+	defer func() { _ = release(context.WithoutCancel(ctx)) }() // it expires anyway
 	top, added, err := s.addLayers(ctx, img.layers)
 	if err != nil {
 		return added, err
@@ -131,7 +129,7 @@ func (s *Store) addLayers(ctx context.Context, layers []layer) (top string, adde
 	for _, l := range layers {
 		diffIDs = append(diffIDs, l.diffID)
 		chain := identity.ChainID(diffIDs).String()
-		// Claim it first, then look: nothing can collect it in between.
+		// Claim the layer before checking for it, so that it cannot be collected in between.
 		resource := leases.Resource{ID: chain, Type: "snapshots/" + snapshotter}
 		if err := s.client.LeasesService().AddResource(ctx, leases.Lease{ID: lease}, resource); err != nil {
 			return "", added, fmt.Errorf("claim the layer %s: %w", chain, err)
@@ -164,15 +162,15 @@ func (s *Store) addLayer(ctx context.Context, l layer, parent, chain string) err
 		err = snapshots.Commit(ctx, chain, key)
 	}
 	if err != nil {
-		_ = snapshots.Remove(context.WithoutCancel(ctx), key) // what stays is collected with the lease
+		_ = snapshots.Remove(context.WithoutCancel(ctx), key) // the rest is collected with the lease
 		if errdefs.IsAlreadyExists(err) {
-			return nil // another load was quicker
+			return nil // another load has added it
 		}
 	}
 	return err
 }
 
-// upperDir is the folder in which a prepared snapshot keeps its own files.
+// upperDir is the folder with the files of a prepared snapshot.
 func upperDir(mounts []mount.Mount) (string, error) {
 	if len(mounts) == 1 && mounts[0].Type == "bind" {
 		return mounts[0].Source, nil
@@ -191,7 +189,7 @@ func (s *Store) addBlob(ctx context.Context, d ocispec.Descriptor, blob []byte, 
 	store := s.client.ContentStore()
 	labels := map[string]string{label: value}
 	err := content.WriteBlob(ctx, store, "load-"+d.Digest.String(), bytes.NewReader(blob), d, content.WithLabels(labels))
-	if err == nil { // a blob that was there keeps its old labels
+	if err == nil { // an existing blob keeps its labels
 		_, err = store.Update(ctx, content.Info{Digest: d.Digest, Labels: labels}, "labels."+label)
 	}
 	if err != nil {
@@ -200,8 +198,8 @@ func (s *Store) addBlob(ctx context.Context, d ocispec.Descriptor, blob []byte, 
 	return nil
 }
 
-// name lets an image be found by the kubelet. The record gets no label: CRI adds its own when the event reaches it,
-// and with that its record by id.
+// name makes an image visible to the kubelet. The record has no label: CRI adds its own label, and a record by ID, when
+// it receives the event.
 func (s *Store) name(ctx context.Context, name string, target ocispec.Descriptor) error {
 	service := s.client.ImageService()
 	record := images.Image{Name: name, Target: target}
@@ -223,7 +221,7 @@ func (s *Store) name(ctx context.Context, name string, target ocispec.Descriptor
 	return s.dropUnnamed(ctx, old.Target.Digest)
 }
 
-// visible waits until CRI has heard of the image.
+// visible waits until CRI lists the image.
 func (s *Store) visible(ctx context.Context, name string) error {
 	want, err := s.client.ImageService().Get(ctx, name)
 	if err != nil {
@@ -237,19 +235,19 @@ func (s *Store) visible(ctx context.Context, name string) error {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		got, err := cri.NewImageServiceClient(s.conn()).ImageStatus(ctx, ask)
 		if err != nil {
-			return fmt.Errorf("ask CRI for the image %s: %w", name, err)
+			return fmt.Errorf("query CRI for the image %s: %w", name, err)
 		}
 		if got.Image != nil && got.Image.Id == config.Digest.String() {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("CRI does not see the image %s 10 s after it was stored; its log says why", name)
+			return fmt.Errorf("CRI does not see the image %s 10 s after it was stored; see its log for the cause", name)
 		}
 	}
 }
 
-// dropUnnamed removes CRI's record by id of an image that has lost its last name, so that its layers can be collected.
-// What still runs from it goes on: a container holds its snapshot.
+// dropUnnamed removes CRI's record by ID of an image without a name, so that its layers can be collected. Running
+// containers keep their snapshots.
 func (s *Store) dropUnnamed(ctx context.Context, target digest.Digest) error {
 	if target == "" {
 		return nil

@@ -1,4 +1,4 @@
-// Package netpol enforces NetworkPolicies on one node, by one nftables table that is written anew at each change.
+// Package netpol enforces NetworkPolicies on one node with one nftables table that is replaced at each change.
 package netpol
 
 import (
@@ -16,7 +16,7 @@ import (
 
 const table = "inet vllmendpoint_netpol"
 
-// World is what the rules depend on.
+// World is the input of the rules.
 type World struct {
 	Pods       []*corev1.Pod
 	Namespaces []*corev1.Namespace
@@ -25,10 +25,10 @@ type World struct {
 
 // Render returns the input for nft that replaces the table in one step.
 //
-// Each isolated pod has a chain for the direction in which it is isolated. A rule that allows returns from the chain,
-// so that the other end's chain has its say as well; the end of the chain drops. Traffic that the node itself sends
-// (the kubelet's probes, the API server's proxy) passes no hook used here; what pods send to the node meets the
-// senders' rules in the input hook.
+// Each isolated pod has a chain for the direction in which it is isolated. A rule that allows traffic returns from the
+// chain, so that the chain of the other end is evaluated, too; the end of the chain drops. Traffic of the node itself
+// (the kubelet's probes, the API server's proxy) passes no hook used here. Traffic from pods to the node is checked
+// against the senders' rules in the input hook.
 func Render(w World) string {
 	w = w.live()
 	var chains strings.Builder
@@ -66,7 +66,7 @@ func Render(w World) string {
 	return b.String()
 }
 
-// direction says which address of a packet is the pod's and which the peer's.
+// direction selects which address of a packet is the pod's and which is the peer's.
 type direction struct {
 	kind              networking.PolicyType
 	prefix, pod, peer string
@@ -77,7 +77,7 @@ var (
 	egress  = direction{networking.PolicyTypeEgress, "from_", "saddr", "daddr"}
 )
 
-// live leaves out pods that have no address of their own, and sorts: the same world gives the same text.
+// live omits pods without their own address, and sorts: the same world renders the same text.
 func (w World) live() World {
 	w.Pods = slices.DeleteFunc(slices.Clone(w.Pods), func(p *corev1.Pod) bool {
 		a, err := netip.ParseAddr(p.Status.PodIP)
@@ -94,7 +94,7 @@ func (w World) live() World {
 	return w
 }
 
-// chain lists what is allowed to or from a pod, if any policy isolates it.
+// chain lists the allowed traffic to or from a pod, if any policy isolates it.
 func (w World) chain(pod *corev1.Pod, d direction) (body []string, isolated bool) {
 	for _, p := range w.Policies {
 		if p.Namespace != pod.Namespace || !matches(&p.Spec.PodSelector, pod.Labels) || !slices.Contains(types(p), d.kind) {
@@ -102,7 +102,7 @@ func (w World) chain(pod *corev1.Pod, d direction) (body []string, isolated bool
 		}
 		if !isolated {
 			isolated = true
-			body = append(body, fmt.Sprintf("ip %s %s return", d.peer, pod.Status.PodIP)) // nothing parts a pod from itself
+			body = append(body, fmt.Sprintf("ip %s %s return", d.peer, pod.Status.PodIP)) // a pod may always reach itself
 		}
 		if d.kind == networking.PolicyTypeIngress {
 			for _, r := range p.Spec.Ingress {
@@ -154,7 +154,7 @@ func (w World) rule(d direction, namespace string, pod *corev1.Pod, peers []netw
 			}
 			continue
 		}
-		// A name means what the receiving pod calls so: this pod, or each of the peers.
+		// The receiving pod defines the name: this pod, or each of the peers.
 		if d.kind == networking.PolicyTypeIngress {
 			for _, n := range named(pod, p) {
 				for _, s := range sources {
@@ -225,7 +225,7 @@ func (w World) peerPods(namespace string, peers []networking.NetworkPolicyPeer) 
 
 func matches(selector *metav1.LabelSelector, set labels.Set) bool {
 	s, err := metav1.LabelSelectorAsSelector(selector)
-	return err == nil && s.Matches(set) // the API server lets no wrong selector in
+	return err == nil && s.Matches(set) // the API server accepts no invalid selector
 }
 
 func addresses(d direction, pods []*corev1.Pod) string {
@@ -257,10 +257,10 @@ func number(p networking.NetworkPolicyPort) string {
 	return match(p, p.Port.String())
 }
 
-// named lists the numbers that a pod gives to a port's name.
+// named lists the port numbers that a pod has for a name.
 func named(pod *corev1.Pod, p networking.NetworkPolicyPort) []int32 {
 	var out []int32
-	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) { // among the latter are sidecars
+	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) { // the latter include sidecars
 		for _, port := range c.Ports {
 			if port.Name == p.Port.StrVal && cmp.Or(port.Protocol, corev1.ProtocolTCP) == protocol(p) {
 				out = append(out, port.ContainerPort)

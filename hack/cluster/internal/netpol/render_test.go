@@ -117,7 +117,7 @@ func TestRenderJumps(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", hook, got, want)
 		}
 	}
-	// The order in which the API lists things changes nothing.
+	// The order of the objects in the API has no effect.
 	w.Pods = append([]*corev1.Pod{w.Pods[1], w.Pods[0]}, w.Pods[2:]...)
 	w.Policies[0], w.Policies[1] = w.Policies[1], w.Policies[0]
 	if a := Render(w); strings.Join(chain(a, "chain forward {"), "\n") != strings.Join([]string{"type filter hook forward priority 10; policy accept;", established, out, in}, "\n") {

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	settle     = 30 * time.Millisecond // changes come in bursts: a Deployment's pods, say
+	settle     = 30 * time.Millisecond // changes come in bursts, for instance the pods of a Deployment
 	retryAfter = time.Second
 )
 
-// Run keeps the table of the network namespace that it runs in equal to what the API says.
+// Run keeps the table of its network namespace in sync with the API.
 func Run(ctx context.Context, kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -35,7 +35,7 @@ func Run(ctx context.Context, kubeconfig string) error {
 	signal := func() {
 		select {
 		case changed <- struct{}{}:
-		default: // one is waiting already
+		default: // one is already pending
 		}
 	}
 	for _, informer := range []cache.SharedIndexInformer{pods.Informer(), namespaces.Informer(), policies.Informer()} {
@@ -76,7 +76,7 @@ func Run(ctx context.Context, kubeconfig string) error {
 			continue
 		}
 		applied = rules
-		fmt.Printf("%s rules for %d pods and %d policies are in force\n", time.Now().Format(time.RFC3339Nano), len(w.Pods), len(w.Policies))
+		fmt.Printf("%s rules for %d pods and %d policies are active\n", time.Now().Format(time.RFC3339Nano), len(w.Pods), len(w.Policies))
 	}
 }
 

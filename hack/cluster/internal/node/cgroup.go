@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// cgroupRoots lists where control groups are mounted: one folder a controller with version 1, one with version 2, both
-// on hybrid machines.
+// cgroupRoots lists the mount points of control groups: one folder per controller with version 1, one with version 2,
+// both on hybrid machines.
 func cgroupRoots() ([]string, error) {
 	b, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -27,12 +27,12 @@ func cgroupRoots() ([]string, error) {
 		}
 	}
 	if len(roots) == 0 {
-		return nil, errors.New("no control groups are mounted below /sys/fs/cgroup: the kubelet cannot do without")
+		return nil, errors.New("no control groups are mounted below /sys/fs/cgroup; the kubelet requires them")
 	}
 	return roots, nil
 }
 
-// otherNodes says whether nodes of other folders run on this machine.
+// otherNodes reports whether nodes of other folders run on this machine.
 func otherNodes(name string) (bool, error) {
 	roots, err := cgroupRoots()
 	if err != nil {
@@ -52,7 +52,7 @@ func otherNodes(name string) (bool, error) {
 	return false, nil
 }
 
-// makeCgroups makes NAME, for the pods, and NAME/daemons, into which pid moves.
+// makeCgroups creates NAME for the pods, and NAME/daemons, to which it moves pid.
 func makeCgroups(name string, pid int) error {
 	roots, err := cgroupRoots()
 	if err != nil {
@@ -65,7 +65,7 @@ func makeCgroups(name string, pid int) error {
 			if err := os.Mkdir(child, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("make a control group: %w", err)
 			}
-			// Version 1 gives a new cpuset no processors and no memory; a task cannot enter before it has some.
+			// With version 1, a new cpuset has no processors and no memory, and accepts no task until it has.
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 				if b, err := os.ReadFile(filepath.Join(parent, file)); err == nil {
 					_ = os.WriteFile(filepath.Join(child, file), b, 0o644)
@@ -80,7 +80,8 @@ func makeCgroups(name string, pid int) error {
 	return nil
 }
 
-// removeCgroups removes NAME with all below. Its processes have just been killed; the kernel may need a moment.
+// removeCgroups removes NAME and its children. It retries, because the kernel needs a moment after their processes were
+// killed.
 func removeCgroups(name string) error {
 	roots, err := cgroupRoots()
 	if err != nil {
@@ -101,7 +102,7 @@ func removeCgroups(name string) error {
 	return nil
 }
 
-// removeTree removes folders from the leaves up: the files in them are the kernel's.
+// removeTree removes folders from the leaves up; the files in them belong to the kernel.
 func removeTree(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

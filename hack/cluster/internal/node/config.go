@@ -1,4 +1,4 @@
-// Package node runs a Kubernetes node in namespaces of its own: up and down work from the host, the rest inside.
+// Package node runs a Kubernetes node in its own namespaces: up and down run on the host, the rest inside.
 package node
 
 import (
@@ -21,7 +21,7 @@ const apiPort = 6443
 
 const namePrefix = "vllmendpoint-" // of control groups
 
-// Config is where a node lives and which addresses it uses.
+// Config has the folders and addresses of a node.
 type Config struct {
 	Dir     string       // all state
 	Bin     string       // the programs
@@ -30,16 +30,16 @@ type Config struct {
 	Service netip.Prefix
 }
 
-// State is what must be known to undo a start, written before each step that it undoes.
+// State has the data that is needed to undo a start; it is written before each step.
 type State struct {
 	Config
-	Boot    string            // boots differ: then no process or setting of then is left
-	Pid     int               // the node's init, whose end ends everything in the node
-	Started string            // its start time, since process ids come again
+	Boot    string            // boot ID: after a reboot, no process or setting is left
+	Pid     int               // the node's init; its end terminates all processes of the node
+	Started string            // its start time, because process IDs are reused
 	Sysctls map[string]string // machine-wide settings before the kubelet changed them
 }
 
-// ConfigFromEnv reads the knobs.
+// ConfigFromEnv reads the configuration from the environment.
 func ConfigFromEnv() (Config, error) {
 	executable, err := os.Executable()
 	if err != nil {
@@ -88,7 +88,7 @@ func ConfigFromEnv() (Config, error) {
 	return c, nil
 }
 
-// id tells apart what clusters in different folders make outside of them.
+// id distinguishes the objects that clusters of different folders create outside of them.
 func (c Config) id() string {
 	sum := sha256.Sum256([]byte(c.Dir))
 	return namePrefix + hex.EncodeToString(sum[:])[:6]
@@ -98,7 +98,7 @@ func (c Config) link() string   { return "vep" + strings.TrimPrefix(c.id(), name
 func (c Config) hostIP() string { return c.Nodes.Addr().Next().String() }
 func (c Config) nodeIP() string { return c.Nodes.Addr().Next().Next().String() }
 
-// dnsIP is the tenth address of the Services, as everywhere.
+// dnsIP is the tenth address of the Services, as is usual.
 func (c Config) dnsIP() string {
 	a := c.Service.Addr()
 	for range 10 {
@@ -116,7 +116,7 @@ func (c Config) Kubeconfig() string { return c.path("kubeconfig") }
 
 func (c Config) statePath() string { return c.path("state.json") }
 
-// readyPath exists once a start has come to its end.
+// readyPath exists once a start is complete.
 func (c Config) readyPath() string { return c.path("ready") }
 
 func (s *State) save() error {
@@ -130,7 +130,7 @@ func (s *State) save() error {
 	return os.Rename(s.statePath()+".new", s.statePath())
 }
 
-// load returns nil without an error where nothing has been started.
+// load returns nil without an error if nothing was started.
 func load(dir string) (*State, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "state.json"))
 	if errors.Is(err, fs.ErrNotExist) {

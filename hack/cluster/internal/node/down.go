@@ -16,10 +16,10 @@ import (
 	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
 )
 
-// imageStore is containerd's root: the one thing that outlives a down.
+// imageStore is containerd's root, the only part that down keeps.
 const imageStore = "containerd"
 
-// machineSysctls are what the kubelet changes for the whole machine.
+// machineSysctls lists the settings that the kubelet changes for the whole machine.
 var machineSysctls = []string{
 	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
 	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
@@ -40,11 +40,11 @@ func Down(ctx context.Context, c Config, purge bool) error {
 	return nil
 }
 
-// clean removes everything outside of Dir, and everything in it but the image store. It works from whatever state an
-// earlier run was left in.
+// clean removes everything outside of Dir, and everything in it except the image store. It works in any state of an
+// earlier run.
 func clean(c Config, purge bool) error {
 	if err := kill(c); err != nil {
-		return err // the state stays, for another try
+		return err // the state is kept for another attempt
 	}
 	if purge {
 		return os.RemoveAll(c.Dir)
@@ -66,7 +66,7 @@ func clean(c Config, purge bool) error {
 	return nil
 }
 
-// kill ends the node's processes and undoes what it changed outside of Dir.
+// kill terminates the node's processes and reverts its changes outside of Dir.
 func kill(c Config) error {
 	s, err := load(c.Dir)
 	if err != nil {
@@ -76,7 +76,7 @@ func kill(c Config) error {
 		s = &State{Config: c}
 	}
 	if s.alive() {
-		// The kernel kills the whole PID namespace with its first process; network and mounts go with the processes.
+		// The kernel kills the whole PID namespace with its first process; network and mounts disappear with the processes.
 		if err := syscall.Kill(s.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("kill the node's first process %d: %w", s.Pid, err)
 		}
@@ -121,7 +121,7 @@ func writeSysctls(values map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// lock lets one up or down work at a time. The file lies beside Dir, so that a purge does not remove it.
+// lock allows one up or down at a time. The file is next to Dir, so that a purge does not remove it.
 func lock(ctx context.Context, c Config) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(c.Dir), 0o755); err != nil {
 		return nil, err

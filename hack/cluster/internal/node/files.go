@@ -13,7 +13,7 @@ import (
 	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
 )
 
-// The images that the node itself needs, made from programs that build.sh has built.
+// The images that the node itself needs, created from programs that build.sh has built.
 const (
 	pauseImage   = "localhost/vllmendpoint-cluster/pause:local"
 	corednsImage = "localhost/vllmendpoint-cluster/coredns:local"
@@ -27,7 +27,7 @@ var containerdTemplate string
 
 type object = map[string]any
 
-// nodePrograms lists what runs beside the control plane.
+// nodePrograms lists the programs of the node besides the control plane.
 func (s *supervisor) nodePrograms() []proc.Command {
 	return []proc.Command{
 		{Name: "kubelet", Args: []string{
@@ -113,8 +113,8 @@ func (s *supervisor) kubelet(keys *pki.Dir) object {
 		"clusterDNS":             []string{s.dnsIP()}, "clusterDomain": "cluster.local", "resolvConf": s.path("resolv.conf"),
 		"podLogsDir": s.path("pod-logs"), "volumePluginDir": s.path("volume-plugins"),
 		"serializeImagePulls": false,
-		// The disk is the developer's: how full it is says nothing about the node. Images are never collected, for
-		// nothing could fetch them again.
+		// The disk belongs to the developer, so its usage is irrelevant to the node. Images are never garbage-collected,
+		// because they could not be pulled again.
 		"evictionHard":                object{"memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
 		"imageGCHighThresholdPercent": 100,
 	}
@@ -126,7 +126,7 @@ func (s *supervisor) kubeProxy() object {
 		"clientConnection": object{"kubeconfig": s.path("kube-proxy.kubeconfig")},
 		"hostnameOverride": Name, "bindAddress": s.nodeIP(),
 		"mode":      "nftables",
-		"conntrack": object{"maxPerCore": 0, "min": 0}, // else it changes the whole machine's
+		"conntrack": object{"maxPerCore": 0, "min": 0}, // otherwise it changes the setting of the whole machine
 	}
 }
 

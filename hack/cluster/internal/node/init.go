@@ -11,20 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Descriptors that up hands to the node's init.
+// File descriptors that up passes to the node's init.
 const (
-	goFD       = 3 // read: one byte when everything outside is in place; end of file if up died before
-	progressFD = 4 // write: what up shows
+	goFD       = 3 // read: one byte when the host side is complete; end of file if up died before
+	progressFD = 4 // write: lines that up prints
 )
 
-// hiddenInside is replaced in the node's mount namespace by folders of its own, so that the host's stay untouched.
+// hiddenInside lists folders that the node's mount namespace replaces by its own, so that the host's do not change.
 var hiddenInside = []string{"/run", "/var/run", "/var/log", "/var/lib/cni", "/var/lib/kubelet"}
 
-// bindMounts are those of them that are kept with the state, not in memory.
+// bindMounts lists those of them that are stored with the state instead of in memory.
 var bindMounts = map[string]string{"/var/log": "log/var", "/var/lib/cni": "cni-state", "/var/lib/kubelet": "kubelet"}
 
-// Init is the first process of the node's PID namespace: it mounts, starts the supervisor and reaps what others leave.
-// It returns when the supervisor has ended; the kernel then kills all that is left in the namespace.
+// Init is the first process of the node's PID namespace: it mounts, starts the supervisor and reaps orphans. It
+// returns when the supervisor has ended; the kernel then kills the remaining processes of the namespace.
 func Init(dir string) error {
 	started := os.NewFile(goFD, "go")
 	if _, err := io.ReadFull(started, make([]byte, 1)); err != nil {
@@ -68,8 +68,8 @@ func mounts(c Config) error {
 		data                 string
 	}
 	list := []mount{
-		// Mounts of the host still show inside; none from inside shows on the host. Shared among what is inside, as
-		// volumes with mount propagation ask for.
+		// Mounts of the host are visible inside, and mounts from inside are not visible on the host. Inside they are
+		// shared, as volumes with mount propagation require.
 		{"", "/", "", unix.MS_SLAVE | unix.MS_REC, ""},
 		{"", "/", "", unix.MS_SHARED | unix.MS_REC, ""},
 		{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},

@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// checkRanges refuses ranges that the host uses already, or that overlap.
+// checkRanges refuses ranges that the host already uses, or that overlap.
 func checkRanges(c Config) error {
 	ours := []struct {
 		env string
@@ -44,8 +44,8 @@ func checkRanges(c Config) error {
 	return nil
 }
 
-// connectHost lays the cable into the network namespace of pid, and the host's routes to it. All of it goes when that
-// namespace goes.
+// connectHost creates the link into the network namespace of pid and the host's routes to it. They disappear with that
+// namespace.
 func connectHost(c Config, pid int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = c.link()
@@ -65,7 +65,7 @@ func connectHost(c Config, pid int) error {
 	return nil
 }
 
-// connectNode is the other end, run inside.
+// connectNode configures the other end of the link, inside the namespace.
 func connectNode(c Config) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -81,7 +81,7 @@ func connectNode(c Config) error {
 	if err := route(link, "0.0.0.0/0", c.hostIP()); err != nil {
 		return err
 	}
-	// Without the second, traffic between pods crosses the bridge unseen: no Service and no NetworkPolicy would hold.
+	// Without the second setting, traffic between pods on the bridge bypasses Services and NetworkPolicies.
 	for _, file := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/bridge/bridge-nf-call-iptables"} {
 		if err := os.WriteFile(file, []byte("1"), 0o644); err != nil {
 			return fmt.Errorf("%w (is the kernel built with, or has it loaded, br_netfilter?)", err)
@@ -117,7 +117,7 @@ func route(link netlink.Link, to, via string) error {
 	return nil
 }
 
-// removeLink is for a cable whose namespace has outlived its processes for a moment.
+// removeLink removes a link whose namespace exists for a moment longer than its processes.
 func removeLink(name string) error {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

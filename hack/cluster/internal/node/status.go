@@ -12,7 +12,7 @@ import (
 	"serving.vllmendpoint.dev/hack/cluster/internal/images"
 )
 
-// Load brings images from buildah's storage into the running node.
+// Load loads images from buildah's storage into the running node.
 func Load(ctx context.Context, c Config, names []string) error {
 	if len(names) == 0 {
 		return errors.New("load needs the name of at least one image that buildah has built")
@@ -24,7 +24,7 @@ func Load(ctx context.Context, c Config, names []string) error {
 	if s == nil || !s.alive() {
 		return errors.New("the cluster is not up: run `cluster up` first")
 	}
-	// The socket lies in the node's mount namespace, which its first process opens to us.
+	// The socket is in the node's mount namespace, which is accessible through its first process.
 	store, err := images.Connect(ctx, fmt.Sprintf("/proc/%d/root%s", s.Pid, socket))
 	if err != nil {
 		return err
@@ -38,7 +38,7 @@ func Load(ctx context.Context, c Config, names []string) error {
 	return nil
 }
 
-// Status prints what runs, one thing a line. It fails when the cluster is not up and healthy, so that scripts can ask.
+// Status prints the running components, one per line. It fails unless the cluster is up and healthy, for scripts.
 func Status(ctx context.Context, c Config) error {
 	s, err := load(c.Dir)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 
 const socket = "/run/containerd/containerd.sock"
 
-// supervisor starts the node's programs, inside.
+// supervisor starts the node's programs, inside the namespaces.
 type supervisor struct {
 	*State
 	*proc.Group
@@ -27,10 +27,10 @@ type supervisor struct {
 	progress *os.File
 }
 
-// Supervise brings the node up and then keeps its programs running; it returns only when it cannot.
+// Supervise starts the node and keeps its programs running; it returns only if it cannot.
 func Supervise(ctx context.Context, dir string) error {
 	const progressFD = 3
-	unix.CloseOnExec(progressFD) // no child shall hold it open
+	unix.CloseOnExec(progressFD) // no child may keep it open
 	state, err := load(dir)
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func Supervise(ctx context.Context, dir string) error {
 	return <-s.Failed()
 }
 
-// say shows a line where up was called. Nobody may be left to read it.
+// say sends a line to up, which may have ended.
 func (s *supervisor) say(line string) {
 	fmt.Println(time.Now().Format(time.RFC3339Nano), line)
 	fmt.Fprintln(s.progress, line)
@@ -96,7 +96,7 @@ func (s *supervisor) bringUp(ctx context.Context) error {
 	if err := s.addons(ctx); err != nil {
 		return err
 	}
-	if err := s.Start(s.netpol()); err != nil { // not before its rights are among the objects
+	if err := s.Start(s.netpol()); err != nil { // only after its permissions exist
 		return err
 	}
 	client, err := s.client()
@@ -115,8 +115,8 @@ func (s *supervisor) bringUp(ctx context.Context) error {
 	return s.dns(ctx)
 }
 
-// containerd waits for it, clears what an earlier node left in its store besides images, and adds the two images that
-// the node itself needs.
+// containerd waits until it is ready, removes the remains of an earlier node except images from its store, and adds
+// the two images that the node itself needs.
 func (s *supervisor) containerd(ctx context.Context) error {
 	var store *images.Store
 	err := s.Until(ctx, "containerd to answer", 30*time.Second, func(ctx context.Context) (err error) {
@@ -138,7 +138,7 @@ func (s *supervisor) containerd(ctx context.Context) error {
 
 func (c Config) binary(name string) string { return filepath.Join(c.Bin, name) }
 
-// addons makes the objects that every cluster has besides what the API server makes.
+// addons creates the objects that every cluster has besides those that the API server creates.
 func (s *supervisor) addons(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -150,7 +150,7 @@ func (s *supervisor) addons(ctx context.Context) error {
 	return nil
 }
 
-// dns asks CoreDNS by its Service's address: then pods run, kube-proxy has done its work, and the API serves them.
+// dns queries CoreDNS at its Service's address. An answer proves that pods run and that kube-proxy is configured.
 func (s *supervisor) dns(ctx context.Context) error {
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: 500 * time.Millisecond}).DialContext(ctx, network, net.JoinHostPort(s.dnsIP(), "53"))

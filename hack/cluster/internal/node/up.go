@@ -20,10 +20,10 @@ import (
 	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
 )
 
-// upLimit bounds a whole start; the parts have bounds of their own.
+// upLimit bounds the whole start; each step also has its own limit.
 const upLimit = 5 * time.Minute
 
-// Up starts the node and returns when it is ready. What it finds of an earlier one that is not healthy, it removes.
+// Up starts the node and returns when it is ready. It removes the remains of an earlier node that is not healthy.
 func Up(ctx context.Context, c Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("up needs root: it makes network and mount namespaces")
@@ -75,13 +75,13 @@ func start(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	if !others { // else the settings are the kubelet's already, and it is for that other node to restore them
+	if !others { // otherwise a kubelet has already changed the settings, and the other node restores them
 		s.Sysctls = readSysctls()
 	}
 	if err := os.MkdirAll(c.path("log"), 0o755); err != nil {
 		return err
 	}
-	// Mount points have to exist on the host. They stay: a folder that one node removes loses what another has mounted.
+	// Mount points must exist on the host. They are kept: removing a folder would remove another node's mount.
 	for target := range bindMounts {
 		if err := os.MkdirAll(target, 0o755); err != nil {
 			return err
@@ -101,7 +101,7 @@ func start(ctx context.Context, c Config) error {
 	if err := makeCgroups(c.id(), s.Pid); err != nil {
 		return err
 	}
-	say("namespaces, control groups and the link to the host are there")
+	say("namespaces, control groups and the link to the host are ready")
 	if _, err := node.start.Write([]byte{1}); err != nil {
 		return fmt.Errorf("start the node: %w", err)
 	}
@@ -115,7 +115,7 @@ func start(ctx context.Context, c Config) error {
 	for {
 		select {
 		case <-ctx.Done():
-			go func() { // lets the reader end
+			go func() { // ends the reader
 				for range lines {
 				}
 			}()
@@ -134,7 +134,7 @@ func start(ctx context.Context, c Config) error {
 	}
 }
 
-// spawned is the node's init as up sees it.
+// spawned is the node's init, from the view of up.
 type spawned struct{ start, progress *os.File }
 
 func (n spawned) close() {
@@ -142,8 +142,8 @@ func (n spawned) close() {
 	n.progress.Close()
 }
 
-// spawn makes the node's init in new namespaces, where it waits for a byte; if up dies before, it ends. So there is no
-// moment at which a node runs that the state does not know.
+// spawn creates the node's init in new namespaces, where it waits for a byte; if up dies before, it exits. So a node
+// never runs without being recorded in the state.
 func spawn(s *State) (spawned, error) {
 	none := spawned{}
 	startR, startW, err := os.Pipe()
@@ -166,7 +166,7 @@ func spawn(s *State) (spawned, error) {
 	cmd.ExtraFiles = []*os.File{startR, progressW} // goFD, progressFD
 	cmd.Env = append(os.Environ(), "PATH="+s.Bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:     true, // Ctrl-C is for up, which then cleans
+		Setsid:     true, // only up receives Ctrl-C, and then cleans up
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 	}
 	if err := cmd.Start(); err != nil {
@@ -177,25 +177,25 @@ func spawn(s *State) (spawned, error) {
 	return spawned{startW, progressR}, s.save()
 }
 
-// alive says whether the node's init still runs.
+// alive reports whether the node's init is running.
 func (s *State) alive() bool {
 	return s.Pid != 0 && s.Boot == bootID() && s.Started != "" && proc.StartTime(s.Pid) == s.Started
 }
 
-// healthy returns nil when the start had come to its end, the API answers and the node is Ready; it asks for up to
-// limit, since a busy machine may need a moment.
+// healthy returns nil if the start was complete, the API answers and the node is Ready. It retries until the limit,
+// because a busy machine may need a moment.
 func (s *State) healthy(ctx context.Context, limit time.Duration) error {
 	if !s.alive() {
 		return errors.New("its first process has ended")
 	}
 	if _, err := os.Stat(s.readyPath()); err != nil {
-		return errors.New("its start had not come to its end")
+		return errors.New("its start was not complete")
 	}
 	client, err := s.client()
 	if err != nil {
 		return err
 	}
-	group := &proc.Group{} // has no programs: only bounds the wait
+	group := &proc.Group{} // has no programs: it only bounds the wait
 	return group.Until(ctx, "the running cluster to be healthy", limit, func(ctx context.Context) error {
 		return nodeReady(ctx, client)
 	})

@@ -1,5 +1,5 @@
-// Package pki makes the cluster's certificates, keys and kubeconfig files. They live as long as one run of the
-// cluster: every start makes new ones.
+// Package pki creates the cluster's certificates, keys and kubeconfig files. Every start of the cluster creates new
+// ones.
 package pki
 
 import (
@@ -25,22 +25,22 @@ const ContextName = "vllmendpoint-local"
 
 const lifetime = 365 * 24 * time.Hour
 
-// Dir is a folder with a certificate authority (ca.crt, ca.key) and what that has signed.
+// Dir is a folder with a certificate authority (ca.crt, ca.key) and the certificates that it has signed.
 type Dir struct {
 	Path string
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// Subject says whom a certificate is for. User and Groups are what Kubernetes reads from it.
+// Subject is the subject of a certificate. Kubernetes reads User and Groups from it.
 type Subject struct {
 	User   string
 	Groups []string
-	IPs    []net.IP // with names, the certificate serves as a server's too
+	IPs    []net.IP // with names, the certificate is also valid for a server
 	Names  []string
 }
 
-// New makes the folder and an authority in it.
+// New creates the folder and an authority in it.
 func New(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, err
@@ -86,7 +86,7 @@ func (d *Dir) Issue(name string, s Subject) error {
 	return d.write(name, der, key)
 }
 
-// Key makes a key pair alone (NAME.key, NAME.pub), as service-account tokens need.
+// Key creates a key pair without a certificate (NAME.key, NAME.pub) for service-account tokens.
 func (d *Dir) Key(name string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -102,7 +102,7 @@ func (d *Dir) Key(name string) error {
 	return d.writeKey(name, key)
 }
 
-// Kubeconfig writes a file that speaks to server with the named certificate, everything embedded.
+// Kubeconfig writes a kubeconfig file for server with the named certificate, all embedded.
 func (d *Dir) Kubeconfig(file, server, name string) error {
 	read := func(f string) []byte {
 		b, err := os.ReadFile(filepath.Join(d.Path, f))
@@ -118,7 +118,7 @@ func (d *Dir) Kubeconfig(file, server, name string) error {
 	}
 	c.Contexts[ContextName] = &clientcmdapi.Context{Cluster: ContextName, AuthInfo: name, Namespace: "default"}
 	c.CurrentContext = ContextName
-	// By rename, so that whoever waits for the file never reads half of it.
+	// By rename, so that a reader never sees an incomplete file.
 	if err := clientcmd.WriteToFile(*c, file+".new"); err != nil {
 		return fmt.Errorf("write kubeconfig: %w", err)
 	}
@@ -131,7 +131,7 @@ func (d *Dir) File(name string) string { return filepath.Join(d.Path, name) }
 func base(name string) *x509.Certificate {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
-		panic(err) // the kernel has no random numbers: nothing can go on
+		panic(err) // the kernel has no random numbers, which is fatal
 	}
 	now := time.Now()
 	return &x509.Certificate{

@@ -1,4 +1,4 @@
-// Package proc keeps child processes running, each with a log file of its own, and waits for things with a bound.
+// Package proc keeps child processes running, each with its own log file, and waits for conditions with a limit.
 package proc
 
 import (
@@ -23,25 +23,25 @@ type Command struct {
 	As   string // name of the log file; Name, if empty
 }
 
-// maxEnds is how often a program may end before the group says that it has failed.
+// maxEnds is the number of exits after which a program, and so the group, has failed.
 const maxEnds = 5
 
-// Group keeps programs running: one that ends starts again after half a second. (An API server that a test kills comes
-// back; a controller manager gives up by itself when the API server is slow to start.)
+// Group keeps programs running: it restarts a program 0.5 s after it exits. (A test may kill the API server, and a
+// controller manager exits if the API server starts slowly.)
 type Group struct {
 	bin, logs string
-	start     chan func() // run on the one thread that starts children
+	start     chan func() // run on the single thread that starts children
 	mu        sync.Mutex
 	running   map[*exec.Cmd]chan struct{}
 	closed    bool
 	failed    chan error
 }
 
-// NewGroup makes a group whose programs lie in bin and whose output goes to logs/NAME.log.
+// NewGroup creates a group whose programs are in bin and whose output goes to logs/NAME.log.
 func NewGroup(bin, logs string) *Group {
 	g := &Group{bin: bin, logs: logs, start: make(chan func()), running: map[*exec.Cmd]chan struct{}{}, failed: make(chan error, 1)}
 	go func() {
-		// A child gets its death signal when the thread that started it ends: this one lives as long as the process.
+		// A child gets its death signal when the thread that started it ends, so this thread lives as long as the process.
 		runtime.LockOSThread()
 		for f := range g.start {
 			f()
@@ -50,7 +50,7 @@ func NewGroup(bin, logs string) *Group {
 	return g
 }
 
-// Start runs a command, and again whenever it ends.
+// Start runs a command and restarts it whenever it exits.
 func (g *Group) Start(c Command) error {
 	if c.As == "" {
 		c.As = c.Name
@@ -58,16 +58,16 @@ func (g *Group) Start(c Command) error {
 	return g.launch(c, 0)
 }
 
-// Failed delivers the error of the first program that ended too often.
+// Failed returns the error of the first program that exited too often.
 func (g *Group) Failed() <-chan error { return g.failed }
 
-// Kill ends every program at once and waits until they are gone.
+// Kill kills all programs and waits for their end.
 func (g *Group) Kill() {
 	g.mu.Lock()
 	g.closed = true
 	var ends []chan struct{}
 	for cmd, end := range g.running {
-		_ = cmd.Process.Kill() // an error means that it has just ended
+		_ = cmd.Process.Kill() // an error means that it has just exited
 		ends = append(ends, end)
 	}
 	g.mu.Unlock()
@@ -121,7 +121,7 @@ func (g *Group) watch(c Command, cmd *exec.Cmd, end chan struct{}, log string, e
 		return
 	}
 	if time.Since(started) > time.Minute {
-		ends = 1 // it had run well: this is a new matter
+		ends = 1 // it ran long enough: count from the beginning
 	}
 	err := fmt.Errorf("%s ended (%v); the end of %s:\n%s", c.As, cmd.ProcessState, log, Tail(log, 8))
 	fmt.Fprintf(os.Stderr, "%s ended after %s (%v)\n", c.As, time.Since(started).Round(time.Millisecond), how)
@@ -147,7 +147,7 @@ func Tail(path string, n int) string {
 	return "  " + strings.Join(lines[max(0, len(lines)-n):], "\n  ")
 }
 
-// Until calls try every 50 ms until it returns nil. It gives up after the limit, or when the group has failed.
+// Until calls try every 50 ms until it returns nil. It fails after the limit, or when the group has failed.
 func (g *Group) Until(ctx context.Context, what string, limit time.Duration, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -158,29 +158,29 @@ func (g *Group) Until(ctx context.Context, what string, limit time.Duration, try
 			return nil
 		}
 		if ctx.Err() == nil {
-			last = err // later errors only say that time is up
+			last = err // later errors only report the timeout
 		}
 		select {
 		case err := <-g.failed:
 			return fmt.Errorf("while waiting for %s: %w", what, err)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fmt.Errorf("%s: not so within %s; the last answer was: %w", what, limit, last)
+				return fmt.Errorf("%s: not within %s; last error: %w", what, limit, last)
 			}
-			return fmt.Errorf("%s: given up: %w", what, ctx.Err())
+			return fmt.Errorf("%s: cancelled: %w", what, ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// StartTime tells apart two processes that had the same id: clock ticks from boot to the start of the process, or
-// "" if there is none (or a zombie alone).
+// StartTime distinguishes two processes with the same ID: clock ticks from boot to the start of the process, or "" if
+// it does not exist (or is a zombie).
 func StartTime(pid int) string {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return ""
 	}
-	_, rest, ok := strings.Cut(string(b), ") ") // the name before it may hold spaces
+	_, rest, ok := strings.Cut(string(b), ") ") // the name before it may contain spaces
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 20 || fields[0] == "Z" {
 		return ""

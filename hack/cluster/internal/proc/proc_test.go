@@ -19,7 +19,7 @@ func script(t *testing.T, text string) *Group {
 	return NewGroup(dir, filepath.Join(dir, "logs"))
 }
 
-func TestGroupStartsAgainWhatEnds(t *testing.T) {
+func TestGroupRestartsAProgramThatExits(t *testing.T) {
 	count := filepath.Join(t.TempDir(), "count")
 	g := script(t, "echo >>"+count+"; [ $(wc -l <"+count+") -gt 1 ] && exec sleep 60; exit 3")
 	if err := g.Start(Command{Name: "program"}); err != nil {
@@ -41,23 +41,23 @@ func TestGroupStartsAgainWhatEnds(t *testing.T) {
 	}
 }
 
-func TestGroupGivesUp(t *testing.T) {
-	g := script(t, "echo no such luck; exit 3")
-	if err := g.Start(Command{Name: "program", As: "luck"}); err != nil {
+func TestGroupFailsAfterRepeatedExits(t *testing.T) {
+	g := script(t, "echo no config; exit 3")
+	if err := g.Start(Command{Name: "program", As: "failing"}); err != nil {
 		t.Fatal(err)
 	}
-	err := g.Until(context.Background(), "the impossible", 20*time.Second, func(context.Context) error { return errors.New("no") })
-	for _, want := range []string{"the impossible", "luck ended", "exit status 3", "no such luck"} {
+	err := g.Until(context.Background(), "a condition", 20*time.Second, func(context.Context) error { return errors.New("no") })
+	for _, want := range []string{"a condition", "failing ended", "exit status 3", "no config"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("the error lacks %q: %v", want, err)
 		}
 	}
 }
 
-func TestUntilIsBounded(t *testing.T) {
+func TestUntilReturnsAfterTheLimit(t *testing.T) {
 	g := script(t, "")
-	err := g.Until(context.Background(), "rain", 200*time.Millisecond, func(context.Context) error { return errors.New("sunshine") })
-	if err == nil || !strings.Contains(err.Error(), "rain: not so within 200ms; the last answer was: sunshine") {
+	err := g.Until(context.Background(), "readiness", 200*time.Millisecond, func(context.Context) error { return errors.New("not ready") })
+	if err == nil || !strings.Contains(err.Error(), "readiness: not within 200ms; last error: not ready") {
 		t.Errorf("got %v", err)
 	}
 }

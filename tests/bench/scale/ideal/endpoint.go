@@ -8,7 +8,7 @@ import (
 
 var groupVersion = schema.GroupVersion{Group: "serving.vllmendpoint.dev", Version: "v1alpha1"}
 
-// Endpoint is as much of a VLLMEndpoint as is needed here.
+// Endpoint has the fields of a VLLMEndpoint that are needed here.
 type Endpoint struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -22,7 +22,7 @@ type EndpointSpec struct {
 	Replicas int32 `json:"replicas"`
 }
 
-// EndpointStatus is what a user would wait for.
+// EndpointStatus has the fields that a user would wait for.
 type EndpointStatus struct {
 	ObservedGeneration int64              `json:"observedGeneration"`
 	Replicas           int32              `json:"replicas"`
@@ -30,7 +30,7 @@ type EndpointStatus struct {
 	Conditions         []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// EndpointList is what a list gives.
+// EndpointList is the response of a list.
 type EndpointList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`

@@ -1,6 +1,6 @@
-// Command ideal is the least that an operator of the same children can be: what it costs is what the operator is
-// measured against. It makes, for each VLLMEndpoint, the children that a file describes, keeps them as they are, and
-// writes a status with as many conditions. It knows no pods, no reports, no causes.
+// Command ideal is a minimal operator with the same children, against which the operator's cost is measured. For each
+// VLLMEndpoint it creates the children that a file describes, restores them, and writes a status with the same number
+// of conditions. It reads no pods and no reports, and finds no causes.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 )
 
 func main() {
-	flags := flag.NewFlagSet("ideal", flag.ExitOnError) // controller-runtime has flags of its own in the common one
+	flags := flag.NewFlagSet("ideal", flag.ExitOnError) // controller-runtime registers its own flags in the default set
 	kubeconfig := flags.String("kubeconfig", "", "how to reach the API")
 	children := flags.String("children", "", "JSON list of the children of one endpoint, see render.go")
 	metrics := flags.String("metrics", "0", "address of /metrics")
@@ -41,7 +41,7 @@ func main() {
 	}
 }
 
-// kinds are those that the children have, and that are watched.
+// kinds are the kinds of the children, which are watched.
 func kinds() []client.Object {
 	return []client.Object{
 		&appsv1.ControllerRevision{}, &corev1.ServiceAccount{}, &rbacv1.RoleBinding{}, &corev1.ConfigMap{},

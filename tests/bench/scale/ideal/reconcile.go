@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// As many as the operator's, so that a status is as large.
+// The same number as the operator's, so that a status has the same size.
 var conditionTypes = []string{
 	"Accepted", "ResolvedRefs", "ConfigurationResolved", "Available", "Generating", "UpToDate", "Ready", "Reconciling",
 	"Stalled",
@@ -23,10 +23,10 @@ type reconciler struct {
 	client    client.Client
 	scheme    *runtime.Scheme
 	templates []template
-	apply     bool // by server-side apply, as ours writes, in place of a create
+	apply     bool // use server-side apply, as the operator does, instead of create
 }
 
-// Reconcile makes what is missing and writes the status where it changed.
+// Reconcile creates missing children, and writes the status if it has changed.
 func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.Result, error) {
 	endpoint := &Endpoint{}
 	if err := r.client.Get(ctx, request.NamespacedName, endpoint); err != nil {
@@ -45,14 +45,14 @@ func (r *reconciler) Reconcile(ctx context.Context, request ctrl.Request) (ctrl.
 			ready = ready && available(deployment)
 		}
 	}
-	// A conflict is no failure: the newer one is on its way.
+	// A conflict is not a failure: an event with the newer object follows.
 	if err := r.writeStatus(ctx, endpoint, ready); err != nil && !apierrors.IsConflict(err) {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	return ctrl.Result{}, nil
 }
 
-// keep creates the child, or puts it back to what it should be; the cache tells what there is.
+// keep creates the child or restores it; the cache has the existing object.
 func (r *reconciler) keep(ctx context.Context, endpoint *Endpoint, t template) (client.Object, error) {
 	desired, err := t.render(r.scheme, endpoint.Name, endpoint.Namespace)
 	if err != nil {
@@ -73,7 +73,7 @@ func (r *reconciler) keep(ctx context.Context, endpoint *Endpoint, t template) (
 	if err != nil {
 		return nil, err
 	}
-	if stands(desired, live) {
+	if isUpToDate(desired, live) {
 		return live, nil
 	}
 	desired.SetResourceVersion(live.GetResourceVersion())
@@ -90,9 +90,9 @@ func (r *reconciler) write(ctx context.Context, desired client.Object) error {
 	return nil
 }
 
-// stands is true where the child was written as it is desired now. What others did to it since is not looked for: that
-// costs more than is measured here.
-func stands(desired, live client.Object) bool {
+// isUpToDate is true if the child was written as it is desired now. Changes by others are not detected, because that would
+// cost more than is measured here.
+func isUpToDate(desired, live client.Object) bool {
 	return live.GetAnnotations()[digest] == desired.GetAnnotations()[digest]
 }
 

@@ -39,11 +39,11 @@ func TestWhatTheAPIServerAddsIsNoDifference(t *testing.T) {
 	live.Spec.RevisionHistoryLimit = new(int32)
 	live.Spec.Template.Spec.Containers[0].TerminationMessagePath = "/dev/termination-log"
 	live.Status.ReadyReplicas = 1
-	if !stands(rendered(t), live) {
+	if !isUpToDate(rendered(t), live) {
 		t.Error("it would be updated at every look")
 	}
 	live.Annotations[digest] = "another"
-	if stands(rendered(t), live) {
+	if isUpToDate(rendered(t), live) {
 		t.Error("a change would not be written")
 	}
 }

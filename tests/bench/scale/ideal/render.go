@@ -13,16 +13,16 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// The file was rendered by the operator itself for an endpoint of this name in this namespace, so that both make the
-// same children.
+// The operator has rendered the file for an endpoint of this name in this namespace, so that both create the same
+// children.
 const (
 	placeholderName      = "name-placeholder"
 	placeholderNamespace = "namespace-placeholder"
 
-	digest = "ideal/digest" // annotation on every child, of what was written
+	digest = "ideal/digest" // annotation on every child: digest of the written object
 )
 
-// template is one child, with the placeholders in it.
+// template is one child, with placeholders.
 type template struct {
 	kind schema.GroupVersionKind
 	text []byte
@@ -48,7 +48,7 @@ func load(path string) ([]template, error) {
 	return templates, nil
 }
 
-// render makes the child of that endpoint; the scheme knows its type.
+// render creates the child of an endpoint; the scheme has its type.
 func (t template) render(scheme *runtime.Scheme, name, namespace string) (client.Object, error) {
 	made, err := scheme.New(t.kind)
 	if err != nil {

@@ -1,4 +1,4 @@
-// The simulated kubelets, pinned: a module of its own, since its Kubernetes is not the ideal operator's.
+// The simulated kubelets, pinned. A separate module, because its version of Kubernetes differs from the ideal operator's.
 module serving.vllmendpoint.dev/tests/bench/scale/kwok
 
 go 1.26.6
