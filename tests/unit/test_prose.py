@@ -38,10 +38,10 @@ def test_a_refused_word_is_found_with_its_replacement(file: str, text: str, foun
     assert list(prose["Style"](STYLE).problems(file, text)) == found
 
 
-def test_the_style_guide_has_words_and_the_checked_folders_exist() -> None:
+def test_the_style_guide_has_words_and_the_excluded_paths_exist() -> None:
     style = prose["Style"](prose["STYLE"].read_text())
     assert {"told", "said", "tells", "anew", "nobody", "heard"} <= style.replacements.keys()
-    assert all((prose["ROOT"] / folder).exists() for folder in prose["FOLDERS"])
+    assert all((prose["ROOT"] / path).exists() for path in prose["EXCLUDED"])
 
 
 def test_the_exit_status_shows_whether_a_word_was_found(
