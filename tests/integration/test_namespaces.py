@@ -148,4 +148,4 @@ def test_a_replica_without_rights_is_not_ready(release, operate, api, until, tmp
     second = operate(release.ops, identity="second", health_port=health, **{**flags, "kubeconfig": bare})
     until(lambda: second.text().count("is not served") == 2, second.text)
     status, text = answer(health)
-    assert (status, "no watched namespace is served yet" in text) == (503, True)
+    assert (status, "No watched namespace is reconciled yet." in text) == (503, True)

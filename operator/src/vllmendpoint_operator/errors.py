@@ -1,56 +1,65 @@
-"""The operator's exceptions.
+"""Exceptions that the operator raises.
 
 OperatorError
-├── KubeError                the API server answered with an error
-│   ├── NotFound             404
-│   ├── Conflict             409
-│   ├── Gone                 410: a watch's resourceVersion is too old
-│   ├── NotStreamed          422: the API server lists in answers only, not by a watch
-│   ├── Rejected             400, 403, 422: the object itself is refused; trying again does not help
-│   ├── NoLogin              nothing was asked: there are no credentials, or they cannot be read
-│   ├── NamespaceGoing       403, since the namespace is being deleted: there is nothing left to do
-│   └── Throttled            429
-├── Inaccessible             the API server lets us neither list nor watch there: 403, 404, again and again
-├── StartAnew                this process cannot go on; the next one may
-│   ├── LeaseLost            the lease ran out: nothing may be written any more
-│   └── Untrusted            the API server's certificate is of no authority known here, or of one no longer
-└── PlanError                the spec cannot be planned; carries a condition's reason
+├── KubeError                    the API server returned an error, or no valid response arrived (status 0)
+│   ├── NotFound                 404
+│   ├── Conflict                 409
+│   ├── Gone                     410: the resourceVersion of a watch is too old
+│   ├── WatchListUnsupported     422: the API server cannot send a list as part of a watch
+│   ├── Rejected                 400, 403, 422: the object is invalid or forbidden; a retry does not help
+│   ├── MissingCredentials       no request was sent: there are no credentials, or they cannot be read
+│   ├── NamespaceTerminating     403 because the namespace is being deleted: nothing is left to reconcile
+│   └── Throttled                429
+├── Inaccessible                 the API server repeatedly answers 403 or 404 to list and watch requests
+├── RestartRequired              this process cannot continue, but a new one can: it exits with code 1
+│   ├── LeaseLost                the lease expired, so no write is allowed
+│   └── UntrustedCertificate     no loaded certificate authority signed the API server's certificate
+└── ConditionError               the spec does not take effect; carries the reason and message of a condition
+    ├── PlanError                the spec, or an object that it references, does not allow a plan
+    └── TerminalError            the API server rejected a child, or its name is taken; a retry does not help
 """
 
 from vllmendpoint_api import Reason
 
 __all__ = [
+    "ConditionError",
     "Conflict",
     "Gone",
     "Inaccessible",
     "KubeError",
     "LeaseLost",
-    "NamespaceGoing",
-    "NoLogin",
+    "MissingCredentials",
+    "NamespaceTerminating",
     "NotFound",
-    "NotStreamed",
     "OperatorError",
     "PlanError",
     "Rejected",
-    "StartAnew",
+    "RestartRequired",
+    "TerminalError",
     "Throttled",
-    "Untrusted",
+    "UntrustedCertificate",
+    "WatchListUnsupported",
 ]
 
 
 class OperatorError(Exception):
-    """Base of all."""
+    """Base class of all exceptions of the operator."""
 
 
 class KubeError(OperatorError):
-    """The API server answered with an error."""
+    """The API server returned an error.
+
+    Args:
+        status: HTTP status code; 0 if no valid response arrived.
+        message: the ``message`` of the returned ``Status`` object.
+        retry_after: seconds from the header ``Retry-After``; None without one.
+    """
 
     def __init__(self, status: int, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
         self.message = message
         self.retry_after = retry_after
-        """Seconds that the server asked to wait, if it did."""
 
 
 class NotFound(KubeError):
@@ -65,12 +74,12 @@ class Gone(KubeError):
     pass
 
 
-class NoLogin(KubeError):
+class MissingCredentials(KubeError):
     def __init__(self, message: str) -> None:
         super().__init__(0, message)
 
 
-class NotStreamed(KubeError):
+class WatchListUnsupported(KubeError):
     pass
 
 
@@ -78,7 +87,7 @@ class Rejected(KubeError):
     pass
 
 
-class NamespaceGoing(KubeError):
+class NamespaceTerminating(KubeError):
     pass
 
 
@@ -87,26 +96,36 @@ class Throttled(KubeError):
 
 
 class Inaccessible(OperatorError):
-    """A namespace that is gone, or in which the operator has no rights."""
+    """A namespace does not exist, or the operator has no permissions in it."""
 
     def __init__(self, plural: str, refusal: KubeError) -> None:
         super().__init__(f"{plural}: {refusal}")
 
 
-class StartAnew(OperatorError):
+class RestartRequired(OperatorError):
     pass
 
 
-class LeaseLost(StartAnew):
+class LeaseLost(RestartRequired):
     pass
 
 
-class Untrusted(StartAnew):
+class UntrustedCertificate(RestartRequired):
     pass
 
 
-class PlanError(OperatorError):
+class ConditionError(OperatorError):
+    """The spec does not take effect; the reason and message appear in a condition of the endpoint."""
+
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+class PlanError(ConditionError):
+    pass
+
+
+class TerminalError(ConditionError):
+    pass

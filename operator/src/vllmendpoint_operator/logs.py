@@ -1,7 +1,7 @@
-"""Structured logs: one JSON object a line, or plain text.
+"""Configures logging: one JSON object per line, or plain text.
 
-Every line of a reconcile carries ``endpoint`` (namespace/name) and ``reconcile`` (an id of that run), whoever
-writes it.
+Every line of a reconcile carries ``endpoint`` (namespace/name) and ``reconcile`` (the ID of the run), also
+lines that libraries log.
 """
 
 import json
@@ -23,7 +23,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 class _Run:
     endpoint: str
     reconcile: str
-    """Empty once it is over: a stream that a reconcile opened lives on, and is its endpoint's."""
+    """Empty after the reconcile: a stream that it opened continues, and belongs to the endpoint."""
 
 
 _RUN: ContextVar[_Run | None] = ContextVar("reconcile", default=None)
@@ -31,7 +31,7 @@ _RUN: ContextVar[_Run | None] = ContextVar("reconcile", default=None)
 
 @contextmanager
 def reconciling(key: tuple[str, str]) -> Iterator[None]:
-    """What is logged within is of the endpoint ``key`` (namespace, name), and of one reconcile."""
+    """Add the endpoint ``key`` (namespace, name) and a new run ID to all lines logged in this context."""
     run = _Run("/".join(key), secrets.token_hex(4))
     token = _RUN.set(run)
     try:
@@ -41,8 +41,8 @@ def reconciling(key: tuple[str, str]) -> Iterator[None]:
         run.reconcile = ""
 
 
-class _Context(logging.Filter):
-    """On the handler, so that it sees the records of every logger."""
+class _ContextFilter(logging.Filter):
+    """Attached to the handler, because a filter of a logger does not see the records of its children."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if (run := _RUN.get()) is not None:
@@ -52,24 +52,29 @@ class _Context(logging.Filter):
         return True
 
 
-class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        told = [f"{name}={value}" for name in ("endpoint", "reconcile") if (value := vars(record).get(name))]
-        return " ".join([super().format(record), *told])
+def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool]:
+    """The fields passed in ``extra``, and those of the context."""
+    return {
+        key: value
+        for key, value in vars(record).items()
+        if key not in _STANDARD and isinstance(value, str | int | float | bool)
+    }
 
 
-class _Json(logging.Formatter):
+class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (named by the base class)
+        fields = (f"{key}={value}" for key, value in _fields(record).items())
+        return " ".join([super().formatMessage(record), *fields])
+
+
+class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **{
-                key: value
-                for key, value in vars(record).items()
-                if key not in _STANDARD and isinstance(value, str | int | float | bool)
-            },
+            **_fields(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -77,13 +82,16 @@ class _Json(logging.Formatter):
 
 
 def configure(level: str, style: str) -> None:
+    """Configure the root logger. ``style``: ``json`` or ``text``."""
     handler = logging.StreamHandler()
-    handler.addFilter(_Context())
+    handler.addFilter(_ContextFilter())
     handler.setFormatter(
-        _Json() if style == "json" else _Text("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+        _JsonFormatter()
+        if style == "json"
+        else _TextFormatter("%(asctime)s %(levelname)-7s %(name)s %(message)s")
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # kopf warns at every start that it leaves the signals to us; its other warnings matter.
+    # kopf logs every object at lower levels, and warns at every start that it installs no signal handlers.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

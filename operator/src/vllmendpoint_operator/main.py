@@ -12,7 +12,7 @@ from typing import Final
 from .controller.controller import Controller
 from .controller.election import LeaderElection
 from .controller.standby import Standby
-from .errors import NoLogin, StartAnew
+from .errors import MissingCredentials, RestartRequired
 from .kube.client import Kube
 from .logs import configure
 from .metrics import Metrics, serve
@@ -47,7 +47,7 @@ def main() -> int:
     code = 0
     try:
         asyncio.run(run(settings))
-    except* (StartAnew, NoLogin) as group:
+    except* (RestartRequired, MissingCredentials) as group:
         log.error("the operator exits", extra={"error": str(_first_error(group))})
         code = 1
     return code
@@ -68,7 +68,7 @@ async def run(settings: Settings) -> None:
         health_port=settings.health_port,
     )
     try:
-        async with Kube(partial(login, settings.kubeconfig), observe=metrics.request) as kube:
+        async with Kube(partial(login, settings.kubeconfig), on_request=metrics.count_request) as kube:
             await _operate(kube, settings, metrics, readiness)
     except asyncio.CancelledError:
         log.info("the operator exits after a signal")

@@ -1,4 +1,4 @@
-"""Prometheus metrics, and the operator's own health."""
+"""Defines the operator's Prometheus metrics and serves them and the health endpoints."""
 
 import asyncio
 import socket
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -29,7 +30,7 @@ class Metrics:
         )
         self.reconcile_errors = Counter(
             "vllmendpoint_operator_reconcile_errors_total",
-            "Reconciles that failed and are tried again.",
+            "Reconciles that failed and are retried.",
             registry=registry,
         )
         self.reconcile_seconds = Histogram(
@@ -44,7 +45,9 @@ class Metrics:
             registry=registry,
             buckets=(0.001, 0.01, 0.1, 0.5, 1, 5, 30, 120),
         )
-        self.queue_depth = Gauge("vllmendpoint_operator_queue_depth", "Keys that wait.", registry=registry)
+        self.queue_depth = Gauge(
+            "vllmendpoint_operator_queue_depth", "Keys that wait in the queue.", registry=registry
+        )
         self.requests = Counter(
             "vllmendpoint_operator_api_requests_total",
             "Requests to the API server. The writes are those with verb apply, create, update or delete.",
@@ -53,12 +56,12 @@ class Metrics:
         )
         self.leader = Gauge(
             "vllmendpoint_operator_leader",
-            "1 while this replica leads, and reconciles in one watched namespace at least.",
+            "1 while this replica leads and reconciles at least one watched namespace.",
             registry=registry,
         )
         self.namespaces = Gauge(
             "vllmendpoint_operator_namespace_served",
-            "1 while a watched namespace is served; * is the whole cluster.",
+            "1 while a watched namespace is reconciled; * is the whole cluster.",
             ["watched_namespace"],
             registry=registry,
         )
@@ -69,78 +72,86 @@ class Metrics:
             "Endpoints in watched namespaces that another operator manages.",
             registry=registry,
         ).set_function(lambda: len(self.foreign))
-        self._endpoints = _Endpoints()
+        self._endpoints = _EndpointSeries()
 
-    def request(self, verb: str, resource: str, status: int) -> None:
+    def count_request(self, verb: str, resource: str, status: int) -> None:
         self.requests.labels(verb, resource, str(status)).inc()
 
-    def endpoint(self, key: tuple[str, str], desired: int, status: VLLMEndpointStatus) -> None:
-        """Show an endpoint's conditions and replicas, until it is forgotten."""
-        self._endpoints.shown[key] = _Shown(
-            conditions=_same(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
+    def set_endpoint(self, key: tuple[str, str], desired: int, status: VLLMEndpointStatus) -> None:
+        """Expose the conditions and replicas of the endpoint ``key`` (namespace, name)."""
+        self._endpoints.samples[key] = _EndpointSample(
+            conditions=_shared(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
             replicas=(desired, status.replicas, status.ready_replicas, status.generating_replicas),
         )
 
-    def forget(self, key: tuple[str, str]) -> None:
-        self._endpoints.shown.pop(key, None)
+    def remove_endpoint(self, key: tuple[str, str]) -> None:
+        self._endpoints.samples.pop(key, None)
         self.foreign.discard(key)
 
     def exposition(self) -> Iterator[bytes]:
-        """All of them in Prometheus' text format, in parts."""
+        """Iterate over all metrics in the Prometheus text format, in chunks."""
         yield generate_latest(self.registry)
-        for part in self._endpoints.text():
-            yield part.encode()
+        for chunk in self._endpoints.text():
+            yield chunk.encode()
 
 
 _Conditions = tuple[tuple[str, ConditionStatus], ...]
 
 
 @lru_cache(maxsize=1024)
-def _same(conditions: _Conditions) -> _Conditions:
-    """One for all endpoints that are alike: most are."""
+def _shared(conditions: _Conditions) -> _Conditions:
+    """Return one tuple for all endpoints with equal conditions, which saves memory."""
     return conditions
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class _EndpointSample:
     conditions: _Conditions
     replicas: tuple[int, int, int, int]
+    """In the order of ``_STATES``."""
 
 
-class _Endpoints:
-    """As text, made when it is asked for: as the client library's samples those of 1,000 endpoints took 21 MB
-    at each scrape, measured, which the allocator keeps.
+_STATES: Final = ("desired", "current", "ready", "generating")
+
+
+class _EndpointSeries:
+    """The series of endpoints, rendered as text at each scrape.
+
+    As samples of ``prometheus_client``, the series of 1,000 endpoints took 21 MB per scrape (measured), which
+    the allocator does not return to the system.
     """
 
     def __init__(self) -> None:
-        self.shown: dict[tuple[str, str], _Shown] = {}
+        self.samples: dict[tuple[str, str], _EndpointSample] = {}
 
     def text(self) -> Iterator[str]:
-        """In parts. Namespaces, names and conditions have no character that has to be escaped."""
-        shown = [(f'name="{name}",namespace="{space}"', found) for (space, name), found in self.shown.items()]
-        yield _family("vllmendpoint_condition", "1 for the status that a condition of an endpoint has.")
-        for where, endpoint in shown:
+        """Iterate over chunks. Namespaces, names and condition types need no escaping."""
+        samples = [
+            (f'name="{name}",namespace="{namespace}"', sample)
+            for (namespace, name), sample in self.samples.items()
+        ]
+        yield _header("vllmendpoint_condition", "1 for the status that a condition of an endpoint has.")
+        for labels, sample in samples:
             yield "".join(
-                f'vllmendpoint_condition{{condition="{kind}",{where},status="{status}"}} '
+                f'vllmendpoint_condition{{condition="{kind}",{labels},status="{status}"}} '
                 f"{float(status == current)}\n"
-                for kind, current in endpoint.conditions
+                for kind, current in sample.conditions
                 for status in ConditionStatus
             )
-        states = ("desired", "current", "ready", "generating")
-        yield _family("vllmendpoint_replicas", f"Replicas of an endpoint by state: {', '.join(states)}.")
-        for where, endpoint in shown:
+        yield _header("vllmendpoint_replicas", f"Replicas of an endpoint by state: {', '.join(_STATES)}.")
+        for labels, sample in samples:
             yield "".join(
-                f'vllmendpoint_replicas{{{where},state="{state}"}} {float(count)}\n'
-                for state, count in zip(states, endpoint.replicas, strict=True)
+                f'vllmendpoint_replicas{{{labels},state="{state}"}} {float(count)}\n'
+                for state, count in zip(_STATES, sample.replicas, strict=True)
             )
 
 
-def _family(name: str, told: str) -> str:
-    return f"# HELP {name} {told}\n# TYPE {name} gauge\n"
+def _header(name: str, text: str) -> str:
+    return f"# HELP {name} {text}\n# TYPE {name} gauge\n"
 
 
 def _listener(address: str, port: int) -> socket.socket:
-    """On all addresses of both families where ``address`` is empty or ``::``. Raises OSError."""
+    """Listen on ``address``; empty or ``::`` means all IPv4 and IPv6 addresses. Raises OSError."""
     bare = address.strip().removeprefix("[").removesuffix("]")
     if bare not in ("", "::"):
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
@@ -153,14 +164,17 @@ def _listener(address: str, port: int) -> socket.socket:
 async def serve(
     metrics: Metrics, ready: Callable[[], bool], *, address: str, metrics_port: int, health_port: int
 ) -> list[web.AppRunner]:
-    """``/metrics`` on one port; ``/healthz`` and ``/readyz`` on the other. Clean the runners up."""
+    """Serve ``/metrics`` on one port, and ``/healthz`` and ``/readyz`` on another.
+
+    The caller must await ``cleanup()`` of the returned runners.
+    """
 
     async def exposition(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE_LATEST})
         await response.prepare(request)
-        for part in metrics.exposition():
-            await response.write(part)
-            await asyncio.sleep(0)  # a thousand endpoints' in a row would hold up the lease
+        for chunk in metrics.exposition():
+            await response.write(chunk)
+            await asyncio.sleep(0)  # rendering 1,000 endpoints without a pause would delay the lease renewal
         return response
 
     async def healthz(_: web.Request) -> web.Response:
@@ -169,7 +183,9 @@ async def serve(
     async def readyz(_: web.Request) -> web.Response:
         if ready():
             return web.Response(text="ok\n")
-        return web.Response(status=503, text="no watched namespace is served yet; the log names the cause\n")
+        return web.Response(
+            status=503, text="No watched namespace is reconciled yet. The log names the cause.\n"
+        )
 
     runners = []
     for port, routes in (

@@ -23,7 +23,7 @@ from vllmendpoint_operator.observe.snapshot import (
     Pod,
 )
 from vllmendpoint_operator.plan import Options, plan, worker_settings
-from vllmendpoint_operator.reports.streams import Link
+from vllmendpoint_operator.reports.state import StreamState
 from vllmendpoint_operator.status import status
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -164,7 +164,7 @@ def report_of(verdict: str = "Generating", *, settings_hash: str = "", **changed
     return WorkerReport.model_validate(wire)
 
 
-def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
+def ready_pod(name: str, stream: StreamState | None = None, **changed: Any) -> Pod:
     """A pod that runs and is ready; keywords replace parts of its status."""
     container = {
         "name": names.MAIN_CONTAINER,
@@ -193,7 +193,7 @@ def ready_pod(name: str, link: Link | None = None, **changed: Any) -> Pod:
             **changed,
         },
     }
-    return Pod(name, metadata["uid"], obj, link or Link())
+    return Pod(name, metadata["uid"], obj, stream or StreamState())
 
 
 @pytest.fixture
@@ -213,14 +213,14 @@ def make_worker() -> Callable[..., Pod]:
         settings: Endpoint | None = None,
         said: dict[str, Any] | None = None,
         connected: bool = True,
-        settled: bool = True,
+        grace_expired: bool = True,
         error: str = "",
         **pod: Any,
     ) -> Pod:
         hash_ = worker_settings(settings.spec, None).hash if settings else ""
         report = report_of(verdict, settings_hash=hash_, **(said or {}))
         good = verdict in ("Generating", "Busy", "Disabled") if ready is None else ready
-        return ready_pod(name, Link(report, connected, settled, error), ready=good, **pod)
+        return ready_pod(name, StreamState(report, connected, grace_expired, error), ready=good, **pod)
 
     return make
 

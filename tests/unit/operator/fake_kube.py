@@ -43,13 +43,13 @@ class FakeKube:
         body: Object,
         *,
         dry_run: bool = False,
-        warned: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
         **options: Any,
     ) -> Object:
         metadata = body["metadata"]
-        if warned is not None:
+        if on_warning is not None:
             for text in self.warn.get((kind.kind, metadata["name"]), ()):
-                warned(text)
+                on_warning(text)
         stands = self.objects.get((kind.kind, metadata["name"]))
         if stands and metadata.get("resourceVersion") not in (
             None,

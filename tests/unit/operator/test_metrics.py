@@ -17,8 +17,8 @@ def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, 
     found = make_status(
         endpoint, make_worker("w-1", settings=endpoint), make_worker("w-2", "Stalled", settings=endpoint)
     )
-    metrics.endpoint(endpoint.key, 2, found)
-    metrics.endpoint(("team-b", "other"), 0, found)
+    metrics.set_endpoint(endpoint.key, 2, found)
+    metrics.set_endpoint(("team-b", "other"), 0, found)
     lines = exposed(metrics)
     where = 'name="smollm",namespace="team-a"'
     for state, count in (("desired", 2), ("current", 2), ("ready", 1), ("generating", 1)):
@@ -26,10 +26,10 @@ def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, 
     for status, value in (("False", 1), ("True", 0), ("Unknown", 0)):
         line = f'vllmendpoint_condition{{condition="Generating",{where},status="{status}"}} {value}.0'
         assert line in lines
-    metrics.endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
+    metrics.set_endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
     assert f'vllmendpoint_replicas{{{where},state="desired"}} 1.0' in exposed(metrics)
-    metrics.forget(endpoint.key)
-    metrics.forget(endpoint.key)
+    metrics.remove_endpoint(endpoint.key)
+    metrics.remove_endpoint(endpoint.key)
     assert not [line for line in exposed(metrics) if where in line]
     assert [line for line in exposed(metrics) if 'name="other",namespace="team-b"' in line]
 
@@ -40,7 +40,7 @@ def test_many_endpoints_are_shown_in_small_parts(make_endpoint, make_status, mak
     endpoint = make_endpoint()
     found = make_status(endpoint, make_worker("w-1", settings=endpoint))
     for number in range(300):
-        metrics.endpoint(("team-a", f"e-{number}"), 1, found)
+        metrics.set_endpoint(("team-a", f"e-{number}"), 1, found)
     parts = list(metrics.exposition())
     assert sum(map(len, parts)) > 500_000
     assert max(map(len, parts)) < 10_000
@@ -49,7 +49,7 @@ def test_many_endpoints_are_shown_in_small_parts(make_endpoint, make_status, mak
 def test_writes_are_counted_by_verb_and_kind():
     metrics = Metrics()
     for code in (200, 200, 409):
-        metrics.request("apply", "deployments", code)
+        metrics.count_request("apply", "deployments", code)
     name = 'vllmendpoint_operator_api_requests_total{code="%d",resource="deployments",verb="apply"} %d.0'
     assert {name % (200, 2), name % (409, 1)} <= set(exposed(metrics))
 
@@ -57,8 +57,8 @@ def test_writes_are_counted_by_verb_and_kind():
 async def test_what_is_scraped_is_what_the_docs_list(make_endpoint, make_status, make_worker):
     metrics = Metrics()
     endpoint = make_endpoint()
-    metrics.endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
-    metrics.request("apply", "deployments", 200)
+    metrics.set_endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
+    metrics.count_request("apply", "deployments", 200)
     metrics.reconciles.labels("success").inc()
     metrics.namespaces.labels("team-a").set(1)
     runners = await serve(metrics, lambda: True, address="127.0.0.1", metrics_port=0, health_port=0)

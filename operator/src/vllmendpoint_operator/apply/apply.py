@@ -10,7 +10,7 @@ from typing import Final
 from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.desired_state import Plan, Scaling
-from vllmendpoint_operator.errors import Conflict, NotFound, PlanError, Rejected
+from vllmendpoint_operator.errors import ConditionError, Conflict, NotFound, Rejected, TerminalError
 from vllmendpoint_operator.kube.client import FIELD_MANAGER, Kube, Object
 from vllmendpoint_operator.kube.differences import differences, differs
 from vllmendpoint_operator.kube.kinds import (
@@ -69,7 +69,7 @@ async def apply_plan(
     observed: Mapping[tuple[str, str], Object] | None = None,
     done: Applied | None = None,
 ) -> Applied:
-    """Raises PlanError where the API server refuses a child, or its name is taken; KubeError otherwise.
+    """Raises ConditionError where the API server refuses a child, or its name is taken; KubeError otherwise.
 
     A pod template that changes is verified by a dry run before anything is written.
     Ends early once the endpoint is no longer ``wanted``. What is missing may be missing because the
@@ -82,7 +82,7 @@ async def apply_plan(
     await _verify(kube, cache, endpoint, plan.verify if wanted() else (), done)
     asked = endpoint.status is None and not any(
         (endpoint.namespace, child["metadata"]["name"])
-        in cache.store(by_name(child["kind"]), endpoint.namespace)
+        in cache.informer(by_name(child["kind"]), endpoint.namespace)
         for child in plan.children
     )
     run = _Run(kube, cache, endpoint, wanted, observed or {}, done, asked)
@@ -110,7 +110,7 @@ async def apply_scaling(
     By a field manager of its own: all else that the operator has applied to a Deployment stays as it is.
     """
     done = Applied() if done is None else done
-    store = cache.store(DEPLOYMENT, endpoint.namespace)
+    store = cache.informer(DEPLOYMENT, endpoint.namespace)
     for name, replicas in scaling.replicas.items():
         live = store.get((endpoint.namespace, name))
         if live is None or not is_ours(live, endpoint) or live["spec"].get("replicas") == replicas:
@@ -123,7 +123,7 @@ async def apply_scaling(
             "metadata": {"namespace": endpoint.namespace, "name": name},
             "spec": {"replicas": replicas},
         }
-        store.absorb(await _apply(kube, DEPLOYMENT, body, live, manager=_SCALE_MANAGER))
+        store.apply_local_write(await _apply(kube, DEPLOYMENT, body, live, manager=_SCALE_MANAGER))
         done.writes += 1
     run = _Run(kube, cache, endpoint, wanted, {}, done, asked=False)
     for child in scaling.children:
@@ -150,7 +150,7 @@ class _Run:
     async def bring(self, child: Object) -> bool:
         """Make one child as it should be. False: the endpoint is gone, and nothing more is to be done."""
         kind, name = by_name(child["kind"]), child["metadata"]["name"]
-        store = self.cache.store(kind, self.endpoint.namespace)
+        store = self.cache.informer(kind, self.endpoint.namespace)
         desired = stamped(child)
         seen = self.observed.get((kind.kind, name))
         if seen is not None and is_ours(seen, self.endpoint) and settled(desired, seen):
@@ -175,7 +175,7 @@ class _Run:
             # Scaling one that was warned of is no news.
             made = await _apply(self.kube, kind, accepting(desired, accepted(live)), live)
         self.done.writes += 1
-        store.absorb(await self._accept(kind, desired, made, edit))
+        store.apply_local_write(await self._accept(kind, desired, made, edit))
         return True
 
     @property
@@ -227,20 +227,20 @@ def _edit_of(desired: Object, paths: tuple[tuple[str, ...], ...], by: tuple[str,
 async def _verify(
     kube: Kube, cache: Cache, endpoint: Endpoint, children: Iterable[Object], done: Applied
 ) -> None:
-    """Raises PlanError with all that is refused, so that one refusal does not hide the next."""
-    refused: list[PlanError] = []
+    """Raises ConditionError with all that is refused, so that one refusal does not hide the next."""
+    refused: list[ConditionError] = []
     for child in children:
         kind = by_name(child["kind"])
-        live = cache.store(kind, endpoint.namespace).get((endpoint.namespace, child["metadata"]["name"]))
+        live = cache.informer(kind, endpoint.namespace).get((endpoint.namespace, child["metadata"]["name"]))
         if live is None or is_ours(live, endpoint):
             try:
                 await _apply(kube, kind, child, live, partial(done.warned, child), dry_run=True)
-            except PlanError as error:
+            except ConditionError as error:
                 refused.append(error)
     if refused:
         # One that refuses the spec goes before one that is tried again.
         refused.sort(key=lambda error: error.reason is Reason.PENDING)
-        raise PlanError(refused[0].reason, "; ".join(error.message for error in refused))
+        raise type(refused[0])(refused[0].reason, "; ".join(error.message for error in refused))
 
 
 async def _apply(
@@ -258,17 +258,17 @@ async def _apply(
         # The very object that was looked at: one made anew under this name in between is refused.
         body = {**desired, "metadata": {**desired["metadata"], "uid": live["metadata"]["uid"]}}
     try:
-        applied = await kube.apply(kind, body, manager=manager, dry_run=dry_run, warned=warned)
+        applied = await kube.apply(kind, body, manager=manager, dry_run=dry_run, on_warning=warned)
     except Rejected as error:
         name = f"{desired['kind']} {desired['metadata']['name']}"
         if error.status == 403 and _NOT_THE_SPECS.search(error.message):
-            raise PlanError(
+            raise ConditionError(
                 Reason.PENDING,
                 f"the API server refuses the {name}: {error.message}{_room(kind, error)}; it is tried again",
             ) from error
         if kind is CLAIM:
             # The first line: a difference of the two in Go's own notation follows.
-            raise PlanError(
+            raise TerminalError(
                 Reason.INVALID_SPEC,
                 f"cache.volumeClaimTemplate: the API server refuses the {name}: "
                 f"{error.message.partition(chr(10))[0]}{_anew(live)}",
@@ -276,7 +276,7 @@ async def _apply(
         reason = (
             Reason.INVALID_POD_TEMPLATE if kind in (DEPLOYMENT, CONTROLLER_REVISION) else Reason.INVALID_SPEC
         )
-        raise PlanError(reason, f"the API server refuses the {name}: {error.message}") from error
+        raise TerminalError(reason, f"the API server refuses the {name}: {error.message}") from error
     return applied
 
 
@@ -299,7 +299,7 @@ def _anew(claim: Object | None) -> str:
 
 
 async def _rehearse(kube: Kube, kind: Kind, child: Object) -> None:
-    """Raises PlanError where it may not be made: asked under a free name, before the old one is deleted."""
+    """Raises ConditionError where it may not be made: a dry run under a free name, before the old one."""
     metadata = child["metadata"]
     await _apply(
         kube,
@@ -317,7 +317,7 @@ async def _delete(kube: Kube, cache: Cache, kind: Kind, obj: Object) -> None:
         await kube.delete(kind, namespace, name, uid=metadata["uid"])
     except (NotFound, Conflict):
         log.debug("already gone: %s %s", kind.kind, name)
-    cache.store(kind, namespace).drop((namespace, name))
+    cache.informer(kind, namespace).apply_local_delete((namespace, name))
 
 
 async def _stands(kube: Kube, endpoint: Endpoint) -> bool:
@@ -353,19 +353,21 @@ async def _refresh(kube: Kube, cache: Cache, namespace: str, name: str, settings
             "annotations": {names.ANNOTATION_SETTINGS_HASH: settings_hash},
         },
     }
-    live = cache.store(POD, namespace).get((namespace, name))
+    live = cache.informer(POD, namespace).get((namespace, name))
     if live is None:
         return 0
     body["metadata"] |= {"uid": live["metadata"]["uid"]}  # type: ignore[operator]
     try:
-        cache.store(POD, namespace).absorb(await kube.apply(POD, body, manager=_REFRESH_MANAGER))
+        cache.informer(POD, namespace).apply_local_write(
+            await kube.apply(POD, body, manager=_REFRESH_MANAGER)
+        )
     except (NotFound, Conflict):
         log.debug("pod gone before its refresh: %s", name)
     return 1
 
 
 def _left_alone(kind: Kind, desired: Object, live: Object, endpoint: Endpoint, established: bool) -> bool:
-    """Nothing is to be done about it now. Raises PlanError where it is not ours."""
+    """Nothing is to be done about it now. Raises ConditionError where it is not ours."""
     if is_ours(live, endpoint):
         return settled(desired, live)
     if kind is CLAIM and controller(live) == endpoint.uid:

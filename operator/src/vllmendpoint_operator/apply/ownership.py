@@ -3,7 +3,7 @@
 from typing import Final
 
 from vllmendpoint_api import Reason, names
-from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.errors import ConditionError, TerminalError
 from vllmendpoint_operator.kube.kinds import MANAGED, Kind
 from vllmendpoint_operator.observe.snapshot import Endpoint, Object
 
@@ -27,28 +27,28 @@ def controller(obj: Object) -> str | None:
     return None if owner is None else str(owner["uid"])
 
 
-def taken(kind: Kind, child: Object, live: Object, established: bool) -> PlanError:
+def taken(kind: Kind, child: Object, live: Object, established: bool) -> ConditionError:
     """``established``: the endpoint has children of its own, which must not be deleted with what stands in
     the way."""
     name = child["metadata"]["name"]
     if "deletionTimestamp" in live["metadata"] or _was_ours(child, live):
-        return PlanError(
+        return ConditionError(
             Reason.PENDING, f"the {kind.kind} {name!r} is being deleted; this goes on when it is gone."
         )
     what = f"metadata.name: the {kind.kind} {name!r}"
     if _was_orphaned(child, live) and not established:
-        return PlanError(
+        return TerminalError(
             Reason.NAME_TAKEN,
             f"{what} was left by an earlier endpoint of this name, deleted "
             f"with --cascade=orphan; give this one another name, or delete all that was left: "
             f"kubectl delete -n {child['metadata']['namespace']} {_LEFT} -l {_mine(child)}",
         )
     if (user := _user(child, live)) is not None:
-        return PlanError(
+        return TerminalError(
             Reason.NAME_TAKEN,
             f"{what} belongs to {user}. Create this endpoint under another name",
         )
-    return PlanError(
+    return TerminalError(
         Reason.NAME_TAKEN,
         f"{what} exists and is not this endpoint's. Create the endpoint under another name, or delete the "
         f"{kind.kind} if nothing needs it",

@@ -1,34 +1,39 @@
-"""Objects as few bytes: their JSON, compressed against that of an earlier one of the same sort.
+"""Compresses JSON objects against an earlier object of the same shape.
 
-The children of two endpoints differ by little more than names and ids. Those of one endpoint and its pods,
-measured: 195 KB as Python objects, 4 KB compressed against another endpoint's.
+The children of two endpoints differ by little more than names and IDs. Measured for one endpoint's children
+and pods: 195 KB as Python objects, 4 KB compressed against those of another endpoint.
 """
 
 from typing import Final
 
-from lz4.block import compress, decompress
+from lz4 import block
 
-__all__ = ["Packer"]
+__all__ = ["ObjectCompressor"]
 
-_MOST_SORTS: Final = 64
+_MAX_DICTIONARIES: Final = 64
+"""At most 255: the number of the dictionary is the first byte of the compressed text."""
 
 
-class Packer:
-    """Unpacks what it packed itself. Later objects of a sort are compressed against the first."""
+class ObjectCompressor:
+    """LZ4 with one dictionary per key: the first text that was compressed with that key.
+
+    Only the instance that compressed a text can decompress it.
+    """
 
     def __init__(self) -> None:
-        self._sorts: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._dictionaries: list[bytes] = [b""]
 
-    def pack(self, text: bytes, sort: str) -> bytes:
-        """``sort``: texts of one sort look alike."""
-        number = self._sorts.get(sort, 0)
-        if number == 0 and len(self._sorts) < _MOST_SORTS:
-            number = self._sorts[sort] = len(self._dictionaries)
+    def compress(self, text: bytes, dictionary_key: str) -> bytes:
+        """Compress ``text``. Texts with the same ``dictionary_key`` should resemble each other."""
+        number = self._numbers.get(dictionary_key, 0)
+        if number == 0 and len(self._numbers) < _MAX_DICTIONARIES:
+            number = self._numbers[dictionary_key] = len(self._dictionaries)
             self._dictionaries.append(text)
-        packed: bytes = compress(text, dict=self._dictionaries[number])
-        return bytes((number,)) + packed
+        compressed: bytes = block.compress(text, dict=self._dictionaries[number])
+        return bytes((number,)) + compressed
 
-    def unpack(self, packed: bytes) -> bytes:
-        found: bytes = decompress(memoryview(packed)[1:], dict=self._dictionaries[packed[0]])
-        return found
+    def decompress(self, compressed: bytes) -> bytes:
+        """Return the text that :meth:`compress` received."""
+        text: bytes = block.decompress(memoryview(compressed)[1:], dict=self._dictionaries[compressed[0]])
+        return text

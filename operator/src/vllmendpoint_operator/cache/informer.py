@@ -1,7 +1,8 @@
-"""What the cluster holds of one kind: a list, then a watch, with a signal when all is there.
+"""Keeps the current objects of one kind in memory by a list and a watch (client-go: Informer and Indexer).
 
-kopf watches the VLLMEndpoint; it has no such signal and takes several times the CPU an object, so the
-children come this way. Nothing here writes.
+kopf watches VLLMEndpoints only. It does not report when its first list is complete, and it takes several
+times the CPU per object. The informer of the package ``kubernetes`` is a thread that keeps decoded objects.
+This module only reads from the API server.
 """
 
 import asyncio
@@ -17,52 +18,62 @@ from vllmendpoint_api import names
 from vllmendpoint_operator.errors import Gone, Inaccessible, KubeError, NotFound
 from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.kinds import Kind
-from vllmendpoint_operator.kube.lists import Parts
-from vllmendpoint_operator.kube.object_meta import Key, View, keep_all, view
+from vllmendpoint_operator.kube.lists import RawObject
+from vllmendpoint_operator.kube.object_meta import Key, ObjectMeta, parse_meta, strip_managed_fields
 
-from .compression import Packer
+from .compression import ObjectCompressor
 
-__all__ = ["Owned", "Store"]
+__all__ = ["Informer", "OwnerIndex"]
 
 log = logging.getLogger(__name__)
 
-_RELIST_FIRST: Final = 0.5
-_RELIST_LAST: Final = 30.0
-_REFUSALS: Final = 3
-"""In a row, until it is believed: an API server that starts refuses what it will allow in a moment."""
-_WENT: Final = 256
-"""Deletions that are remembered: more than come in the time that an answer is on its way."""
-_SELECTOR: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+_FIRST_RETRY_SECONDS: Final = 0.5
+_MAX_RETRY_SECONDS: Final = 30.0
+_MAX_REFUSALS: Final = 3
+"""Consecutive refusals before the namespace counts as inaccessible: an API server that is starting refuses
+requests that it allows a moment later."""
+_MAX_TOMBSTONES: Final = 256
+"""More than the number of deletions that arrive while a write is in flight."""
+_MANAGED: Final = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
-Changed = Callable[[View, View | None], None]
-"""Told of an object that came or changed, with its earlier state; of one that went, twice the same."""
+OnChange = Callable[[ObjectMeta, ObjectMeta | None], None]
+"""Called with (new, old) when an object is added (old is None) or changed, and with (last, last) when it is
+deleted."""
 
 
-class Owned:
-    """Which objects carry an endpoint's label, of all stores together: one entry an endpoint."""
+class OwnerIndex:
+    """Maps endpoints to the objects that carry their label, for all informers together."""
 
     def __init__(self) -> None:
-        self._found: dict[Key, tuple[object, ...]] = {}
-        """Endpoint -> store, name, store, name and so on."""
+        self._entries: dict[Key, tuple[object, ...]] = {}
+        """Endpoint -> informer, name, informer, name and so on: one flat tuple takes the least memory."""
 
-    def names(self, owner: Key, store: "Store") -> Iterator[str]:
-        found = iter(self._found.get(owner, ()))
-        return (str(name) for of, name in zip(found, found, strict=True) if of is store)
+    def names(self, owner: Key, informer: "Informer") -> Iterator[str]:
+        entries = iter(self._entries.get(owner, ()))
+        return (str(name) for of, name in zip(entries, entries, strict=True) if of is informer)
 
-    def add(self, owner: Key, store: "Store", name: str) -> None:
-        self._found[owner] = (*self._found.get(owner, ()), store, name)
+    def add(self, owner: Key, informer: "Informer", name: str) -> None:
+        self._entries[owner] = (*self._entries.get(owner, ()), informer, name)
 
-    def remove(self, owner: Key, store: "Store", name: str) -> None:
-        found = iter(self._found.pop(owner))
-        rest = [pair for pair in zip(found, found, strict=True) if pair != (store, name)]
+    def remove(self, owner: Key, informer: "Informer", name: str) -> None:
+        entries = iter(self._entries.pop(owner))
+        rest = [pair for pair in zip(entries, entries, strict=True) if pair != (informer, name)]
         if rest:
-            self._found[owner] = tuple(one for pair in rest for one in pair)
+            self._entries[owner] = tuple(entry for pair in rest for entry in pair)
 
 
-class Store:
-    """The newest known state of one kind in one scope, as few bytes: what is asked for is made anew.
+class Informer:
+    """The last known state of one kind in one namespace (None: in the cluster).
 
-    ``keep``: what is kept of an object. ``listing``: held while a list is taken in.
+    Objects are kept compressed; each read decodes a new object.
+
+    Args:
+        on_change: called for every change except this operator's own writes.
+        owners: index to keep up to date.
+        list_slots: held during a list request, to limit how many run at a time.
+        selector: label selector; by default, the objects that the operator manages.
+        metadata_only: request ``PartialObjectMetadata``.
+        transform: encodes the part of an object to keep.
     """
 
     def __init__(
@@ -70,60 +81,61 @@ class Store:
         kube: Kube,
         kind: Kind,
         namespace: str | None,
-        changed: Changed,
+        on_change: OnChange,
         *,
-        owned: Owned,
-        listing: asyncio.Semaphore,
-        selector: str = _SELECTOR,
+        owners: OwnerIndex,
+        list_slots: asyncio.Semaphore,
+        selector: str = _MANAGED,
         metadata_only: bool = False,
-        keep: Callable[[Parts], bytes] = keep_all,
+        transform: Callable[[RawObject], bytes] = strip_managed_fields,
     ) -> None:
         self.kind = kind
-        self.synced = asyncio.Event()
+        self.has_synced = asyncio.Event()
+        """Set when the first list is complete."""
         self._kube = kube
         self._namespace = namespace
-        self._changed = changed
-        self._owned = owned
-        self._listing = listing
+        self._on_change = on_change
+        self._owners = owners
+        self._list_slots = list_slots
         self._selector = selector
         self._metadata_only = metadata_only
-        self._keep = keep
-        self._packer = Packer()
-        self._packed: dict[str, dict[str, bytes]] = {}
+        self._transform = transform
+        self._compressor = ObjectCompressor()
+        self._compressed: dict[str, dict[str, bytes]] = {}
         """Namespace -> name -> object."""
-        self._went: deque[str] = deque(maxlen=_WENT)
-        """UIDs."""
+        self._tombstones: deque[str] = deque(maxlen=_MAX_TOMBSTONES)
+        """UIDs of deleted objects."""
 
     def __contains__(self, key: Key) -> bool:
         namespace, name = key
-        return name in self._packed.get(namespace, ())
+        return name in self._compressed.get(namespace, ())
 
     def get(self, key: Key) -> Object | None:
         text = self._text(key)
         return None if text is None else json.decode(text)
 
-    def of(self, owner: Key) -> Iterator[Object]:
-        """Objects labelled as belonging to the endpoint ``owner`` (namespace, name)."""
+    def by_owner(self, owner: Key) -> Iterator[Object]:
+        """Iterate over the objects that carry the label of the endpoint ``owner`` (namespace, name)."""
         namespace, _ = owner
-        for name in self._owned.names(owner, self):
-            yield json.decode(self._packer.unpack(self._packed[namespace][name]))
+        for name in self._owners.names(owner, self):
+            yield json.decode(self._compressor.decompress(self._compressed[namespace][name]))
 
-    def absorb(self, obj: Object) -> None:
-        """Take in what a write of ours returned, ahead of the watch; or after it, where the object has gone
-        again meanwhile.
+    def apply_local_write(self, obj: Object) -> None:
+        """Store the response to this operator's own write before the watch delivers it.
+
+        Ignore it if the watch has already delivered a later version, or the deletion of the object.
         """
-        if obj["metadata"]["uid"] not in self._went:
-            self._put(json.decode(json.encode(obj), type=Parts), notify=False)
+        if obj["metadata"]["uid"] not in self._tombstones:
+            self._upsert(json.decode(json.encode(obj), type=RawObject), notify=False)
 
-    def drop(self, key: Key) -> None:
+    def apply_local_delete(self, key: Key) -> None:
+        """Remove an object that this operator deleted before the watch delivers the deletion."""
         self._delete(key, notify=False)
 
     async def run(self) -> None:
-        """List and watch for ever; ends by cancellation. Raises Inaccessible where the API server lets us do
-        neither.
-        """
+        """List and watch until cancelled. Raises Inaccessible if the API server refuses both."""
         version: str | None = None
-        delay = _RELIST_FIRST
+        delay = _FIRST_RETRY_SECONDS
         refusals = 0
         while True:
             failure: KubeError | None = None
@@ -132,48 +144,52 @@ class Store:
                     version = await self._list()
                     refusals = 0
                 async for reached in self._watch(version):
-                    version, delay = reached, _RELIST_FIRST
+                    version, delay = reached, _FIRST_RETRY_SECONDS
                     refusals = 0
             except Gone:
                 version = None
             except KubeError as error:
                 failure = error
             refusals = refusals + 1 if failure is not None and _is_refusal(failure) else 0
-            if failure is not None and refusals >= _REFUSALS:
+            if failure is not None and refusals >= _MAX_REFUSALS:
                 raise Inaccessible(self.kind.plural, failure) from failure
-            # After an orderly end too: a server may end every stream as soon as it is begun.
+            # Also after a regular end: a server may end every stream right after its start.
             wait = random.uniform(delay / 2, delay)
             if failure is not None:
                 wait = max(wait, failure.retry_after or 0.0)
-                # A refusal that lasts is reported once, of the whole namespace.
+                # The scope logs lasting refusals once for the whole namespace.
                 level = logging.DEBUG if refusals else logging.WARNING
-                log.log(level, "%s: %s; trying again in %.1f s", self.kind.plural, failure, wait)
+                log.log(
+                    level, "list or watch of %s failed: %s; retry in %.1f s", self.kind.plural, failure, wait
+                )
             await asyncio.sleep(wait)
-            delay = min(delay * 2, _RELIST_LAST)
+            delay = min(delay * 2, _MAX_RETRY_SECONDS)
 
     def clear(self) -> None:
-        """Forget all, and tell nobody: it may no longer be so."""
-        for found in self._packed.values():
-            for name, packed in found.items():
-                owner = view(self._packer.unpack(packed)).owner
+        """Remove all objects without notification: they may no longer exist."""
+        for namespaced in self._compressed.values():
+            for name, compressed in namespaced.items():
+                owner = parse_meta(self._compressor.decompress(compressed)).owner
                 if owner is not None:
-                    self._owned.remove(owner, self, name)
-        self._packed.clear()
-        self.synced.clear()
+                    self._owners.remove(owner, self, name)
+        self._compressed.clear()
+        self.has_synced.clear()
 
     async def _list(self) -> str:
+        """Store one list; return its resourceVersion."""
         async with (
-            self._listing,
-            self._kube.listing(
+            self._list_slots,
+            self._kube.list_stream(
                 self.kind, self._namespace, selector=self._selector, metadata_only=self._metadata_only
             ) as (version, items),
         ):
-            listed = {self._put(item).key async for item in items}
-        self._is_all(listed)
+            listed = {self._upsert(item).key async for item in items}
+        self._delete_all_except(listed)
+        self.has_synced.set()
         return version
 
     async def _watch(self, version: str) -> AsyncIterator[str]:
-        """Take in one stream; yields the resourceVersion reached, to go on from."""
+        """Store the events of one watch; yield the resourceVersion after each, to continue from."""
         async for event, obj in self._kube.watch(
             self.kind,
             self._namespace,
@@ -182,70 +198,69 @@ class Store:
             metadata_only=self._metadata_only,
         ):
             if event == "DELETED":
-                yield self._gone(obj).metadata.resource_version
+                yield self._on_deleted(obj).resource_version
             elif event in ("ADDED", "MODIFIED"):
-                yield self._put(obj).metadata.resource_version
+                yield self._upsert(obj).resource_version
             else:
                 yield json.decode(obj["metadata"])["resourceVersion"]
 
-    def _is_all(self, listed: set[Key]) -> None:
-        """Whatever else is known has gone unnoticed."""
-        known = [(namespace, name) for namespace, found in self._packed.items() for name in found]
+    def _delete_all_except(self, listed: set[Key]) -> None:
+        """Delete objects whose deletion no watch delivered."""
+        known = [(namespace, name) for namespace, found in self._compressed.items() for name in found]
         for key in known:
             if key not in listed:
                 self._delete(key)
-        self.synced.set()
 
-    def _put(self, obj: Parts, *, notify: bool = True) -> View:
-        text = self._keep(obj)
-        new = view(text)
+    def _upsert(self, obj: RawObject, *, notify: bool = True) -> ObjectMeta:
+        text = self._transform(obj)
+        new = parse_meta(text)
         namespace, name = key = new.key
-        old = self._view(key)
+        old = self._meta(key)
         if old is not None and not new.is_newer(old):
             return new
-        owner, before = new.owner, old.owner if old is not None else None
-        if owner != before:
-            if before is not None:
-                self._owned.remove(before, self, name)
+        owner, old_owner = new.owner, old.owner if old is not None else None
+        if owner != old_owner:
+            if old_owner is not None:
+                self._owners.remove(old_owner, self, name)
             if owner is not None:
-                self._owned.add(owner, self, name)
-        self._packed.setdefault(namespace, {})[name] = self._packer.pack(text, new.component)
+                self._owners.add(owner, self, name)
+        self._compressed.setdefault(namespace, {})[name] = self._compressor.compress(text, new.component)
         if notify:
-            self._changed(new, old)
+            self._on_change(new, old)
         return new
 
-    def _gone(self, obj: Parts) -> View:
-        """What a write of ours has made anew since, and was taken in, stays."""
-        last = view(self._keep(obj))
-        known = self._view(last.key)
+    def _on_deleted(self, obj: RawObject) -> ObjectMeta:
+        """Delete the object, unless this operator has recreated it and stored the response already."""
+        last = parse_meta(self._transform(obj))
+        known = self._meta(last.key)
         if known is not None and known.version <= last.version:
             self._delete(last.key)
-        self._went.append(last.metadata.uid)
+        self._tombstones.append(last.uid)
         return last
 
     def _delete(self, key: Key, *, notify: bool = True) -> None:
-        old = self._view(key)
+        old = self._meta(key)
         if old is None:
             return
         namespace, name = key
-        del self._packed[namespace][name]
-        if not self._packed[namespace]:
-            del self._packed[namespace]
+        del self._compressed[namespace][name]
+        if not self._compressed[namespace]:
+            del self._compressed[namespace]
         if old.owner is not None:
-            self._owned.remove(old.owner, self, name)
+            self._owners.remove(old.owner, self, name)
         if notify:
-            self._changed(old, old)
+            self._on_change(old, old)
 
     def _text(self, key: Key) -> bytes | None:
         namespace, name = key
-        packed = self._packed.get(namespace, {}).get(name)
-        return None if packed is None else self._packer.unpack(packed)
+        compressed = self._compressed.get(namespace, {}).get(name)
+        return None if compressed is None else self._compressor.decompress(compressed)
 
-    def _view(self, key: Key) -> View | None:
+    def _meta(self, key: Key) -> ObjectMeta | None:
         text = self._text(key)
-        return None if text is None else view(text)
+        return None if text is None else parse_meta(text)
 
 
 def _is_refusal(error: KubeError) -> bool:
-    """The namespace is gone, or the right to look into it: for a kind that every cluster has also by 404."""
+    """403, or 404: the namespace does not exist, because every cluster has these kinds."""
     return error.status == 403 or isinstance(error, NotFound)

@@ -11,7 +11,7 @@ from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.object_meta import Key
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
-from vllmendpoint_operator.reports.streams import Reports
+from vllmendpoint_operator.reports.streams import ReportStreams
 from vllmendpoint_operator.settings import Settings
 from vllmendpoint_operator.source.handler import KnownVersion
 
@@ -40,10 +40,10 @@ class Controller:
         self._cache = Cache(
             kube,
             settings.watched_namespaces,
-            changed=self._on_endpoint_change,
-            referenced=self._on_reference_change,
+            on_change=self._on_endpoint_change,
+            on_reference_change=self._on_reference_change,
         )
-        self._reports = Reports(self._on_endpoint_change, port=settings.report_port)
+        self._reports = ReportStreams(self._on_endpoint_change, port=settings.report_port)
         self._observer = Observer(kube, self._cache, self._reports)
         self.namespaces = WatchedNamespaces(
             kube,
@@ -72,7 +72,7 @@ class Controller:
         return self.namespaces.ready
 
     async def run(self) -> None:
-        """Reconcile until cancelled. Raises StartAnew if this process must not continue."""
+        """Reconcile until cancelled. Raises RestartRequired if this process must not continue."""
         try:
             async with self._reports, asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.namespaces.run(), name="namespaces")

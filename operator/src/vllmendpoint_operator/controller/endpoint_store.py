@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vllmendpoint_api import VLLMEndpointSpec
 from vllmendpoint_operator.cache.caches import Key
-from vllmendpoint_operator.cache.compression import Packer
+from vllmendpoint_operator.cache.compression import ObjectCompressor
 from vllmendpoint_operator.observe.references import claim_references, config_map_references
 
 from .assignment import managing_operator
@@ -40,7 +40,7 @@ class EndpointStore:
     """Fed by kopf's watch and by the answers to our own writes."""
 
     def __init__(self) -> None:
-        self._packer = Packer()
+        self._compressor = ObjectCompressor()
         self._entries: dict[Key, _Entry] = {}
         self._by_reference: dict[Reference, set[Key]] = {}
 
@@ -56,7 +56,7 @@ class EndpointStore:
     def get(self, key: Key) -> Object | None:
         """Metadata, spec and status; a new object each time."""
         entry = self._entries.get(key)
-        return None if entry is None else json.decode(self._packer.unpack(entry.compressed))
+        return None if entry is None else json.decode(self._compressor.decompress(entry.compressed))
 
     def uid(self, key: Key) -> str | None:
         entry = self._entries.get(key)
@@ -87,7 +87,7 @@ class EndpointStore:
             version,
             metadata["uid"],
             "deletionTimestamp" in metadata,
-            self._packer.pack(json.encode(kept), ""),
+            self._compressor.compress(json.encode(kept), ""),
             references,
             sys.intern(managing_operator(metadata, kept["status"])),
         )

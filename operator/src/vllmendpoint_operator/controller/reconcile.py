@@ -13,7 +13,14 @@ from vllmendpoint_api import ModelSpec, Reason, VLLMEndpointSpec, VLLMEndpointSt
 from vllmendpoint_operator.apply.apply import Applied, apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache, Key
 from vllmendpoint_operator.desired_state import Plan
-from vllmendpoint_operator.errors import Conflict, KubeError, NamespaceGoing, PlanError, Throttled
+from vllmendpoint_operator.errors import (
+    ConditionError,
+    Conflict,
+    KubeError,
+    NamespaceTerminating,
+    PlanError,
+    Throttled,
+)
 from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.kinds import EVENT
 from vllmendpoint_operator.metrics import Metrics
@@ -142,7 +149,7 @@ class Reconciler:
     async def _apply_and_report(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
         done = Applied()
         planned, problem = await self._apply(endpoint, observed, done)
-        if isinstance(problem, NamespaceGoing):
+        if isinstance(problem, NamespaceTerminating):
             return None
         # One more request does not help an API server that does not answer, or asks for fewer.
         unavailable = isinstance(problem, KubeError) and (
@@ -159,7 +166,7 @@ class Reconciler:
         if isinstance(problem, KubeError):
             self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
             if self._failures[endpoint.key] >= _REPORT_AFTER_FAILURES:
-                told = PlanError(Reason.PENDING, f"{problem.message}; it is tried again")
+                told = ConditionError(Reason.PENDING, f"{problem.message}; it is tried again")
                 await self._write_status(obj, endpoint, status(endpoint, observed, planned, told))
             raise problem
         self._failures.pop(endpoint.key, None)
@@ -168,13 +175,13 @@ class Reconciler:
             return again
         if not scaled or (problem is not None and planned is not None):
             return _UNAPPLIED_RETRY_SECONDS
-        if any(pod.running and not pod.link.settled for pod in observed.workers):
+        if any(pod.running and not pod.stream.grace_expired for pod in observed.workers):
             return CONNECTING_GRACE_SECONDS
         return None
 
     async def _apply(
         self, endpoint: Endpoint, observed: Observed, done: Applied
-    ) -> tuple[Plan | None, PlanError | KubeError | None]:
+    ) -> tuple[Plan | None, ConditionError | KubeError | None]:
         """The plan, and what keeps it from being made or applied."""
         planned: Plan | None = None
         try:
@@ -190,7 +197,7 @@ class Reconciler:
                     observed=observed.children,
                     done=done,
                 )
-        except (PlanError, KubeError) as error:
+        except (ConditionError, KubeError) as error:
             return planned, error
         return planned, None
 
@@ -203,7 +210,7 @@ class Reconciler:
             await apply_scaling(
                 self._kube, self._cache, endpoint, scaling(endpoint, observed), wanted, done=done
             )
-        except (PlanError, KubeError) as error:
+        except (ConditionError, KubeError) as error:
             # The status tells what keeps the rest from being applied.
             log.warning("not all replicas are applied: %s", error)
             return False
@@ -217,7 +224,7 @@ class Reconciler:
     async def _write_status(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
         """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""
         new = new.model_copy(update={"operator": self._operator})
-        self._metrics.endpoint(endpoint.key, endpoint.spec.replicas, new)
+        self._metrics.set_endpoint(endpoint.key, endpoint.spec.replicas, new)
         if endpoint.status is not None and new == endpoint.status:
             return None
         now = monotonic()
@@ -258,7 +265,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._observer.forget(key)
-        self._metrics.forget(key)
+        self._metrics.remove_endpoint(key)
         self._limiters.pop(key, None)
         self._failures.pop(key, None)
         self._writer.forget(key)

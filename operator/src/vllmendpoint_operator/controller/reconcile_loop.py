@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Protocol
 
-from vllmendpoint_operator.errors import KubeError, StartAnew
+from vllmendpoint_operator.errors import KubeError, RestartRequired
 from vllmendpoint_operator.kube.object_meta import Key
 from vllmendpoint_operator.logs import reconciling
 from vllmendpoint_operator.metrics import Metrics
@@ -61,7 +61,7 @@ class ReconcileLoop:
         cooldown = 0.0
         try:
             requeue_after = await self._reconciler.reconcile(key)
-        except StartAnew:
+        except RestartRequired:
             raise
         except KubeError as error:
             cooldown = error.retry_after or 0.0

@@ -32,7 +32,7 @@ class Standby:
 
     @contextlib.asynccontextmanager
     async def fill_caches(self) -> AsyncIterator[None]:
-        cache = Cache(self._kube, self._names, changed=lambda *_: None, referenced=lambda *_: None)
+        cache = Cache(self._kube, self._names, on_change=lambda *_: None, on_reference_change=lambda *_: None)
         self._namespaces = WatchedNamespaces(self._kube, cache, self._metrics, self._names)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -48,8 +48,8 @@ class WatchedNamespace:
             try:
                 await self._check_access()
                 async with asyncio.TaskGroup() as tasks:
-                    for store in self._cache.of_scope(self.name):
-                        tasks.create_task(store.run(), name=f"watch-{store.kind.plural}")
+                    for informer in self._cache.informers_of(self.name):
+                        tasks.create_task(informer.run(), name=f"watch-{informer.kind.plural}")
                     tasks.create_task(self._wait_for_sync(), name="sync")
             except* Inaccessible as refused:
                 if self.served:
@@ -61,7 +61,7 @@ class WatchedNamespace:
     async def _check_access(self) -> None:
         """Raises Inaccessible. An API server that is away says nothing of the namespace."""
         try:
-            async with self._kube.listing(ENDPOINT, self.name, metadata_only=True, limit=1):
+            async with self._kube.list_stream(ENDPOINT, self.name, metadata_only=True, limit=1):
                 pass
         except KubeError as error:
             if error.status == 403:
@@ -73,18 +73,22 @@ class WatchedNamespace:
     async def _wait_for_sync(self) -> None:
         try:
             async with asyncio.timeout(_SYNC_TIMEOUT_SECONDS):
-                await self._cache.synced(POD, REPLICA_SET, DEPLOYMENT, scope=self.name)
+                await self._cache.wait_for_sync(POD, REPLICA_SET, DEPLOYMENT, scope=self.name)
                 await self._all.on_workload_synced(self)
-                await self._cache.synced(scope=self.name)
+                await self._cache.wait_for_sync(scope=self.name)
         except TimeoutError:
             missing = sorted(
-                {store.kind.plural for store in self._cache.of_scope(self.name) if not store.synced.is_set()}
+                {
+                    informer.kind.plural
+                    for informer in self._cache.informers_of(self.name)
+                    if not informer.has_synced.is_set()
+                }
             )
             self._record_failure(
                 f"{', '.join(missing)} could not be listed within {_SYNC_TIMEOUT_SECONDS:.0f} s"
             )
             self._all.on_change(self)
-            await self._cache.synced(scope=self.name)
+            await self._cache.wait_for_sync(scope=self.name)
         if self.failure:
             log.info("%s is served again", self)
         self.served, self.accessible, self.failure = True, True, ""
@@ -95,8 +99,8 @@ class WatchedNamespace:
         self._record_failure(str(refused))
         was_served = self.served
         self.served = self.accessible = False
-        for store in self._cache.of_scope(self.name):
-            store.clear()
+        for informer in self._cache.informers_of(self.name):
+            informer.clear()
         self._all.on_change(self)
         if was_served:
             await self._all.on_access_lost(self)

@@ -20,16 +20,16 @@ from vllmendpoint_operator.errors import (
     Conflict,
     Gone,
     KubeError,
-    NamespaceGoing,
+    NamespaceTerminating,
     NotFound,
-    NotStreamed,
     Rejected,
     Throttled,
-    Untrusted,
+    UntrustedCertificate,
+    WatchListUnsupported,
 )
 
 from .kinds import Kind
-from .lists import Parts, listed
+from .lists import RawObject, split_list
 
 __all__ = ["FIELD_MANAGER", "Kube", "Login", "Object"]
 
@@ -68,7 +68,7 @@ asyncio.sslproto.SSLProtocol.max_size = 64 * 1024
 
 class _Event(Struct):
     type: str
-    object: Parts
+    object: RawObject
 
 
 _EVENT: Final = json.Decoder(_Event)
@@ -91,7 +91,7 @@ class Kube:
     ``login`` is called at the beginning, and again for credentials that are older than a minute;
     ``fence`` is called before every write: it gives the seconds that the write may take, and raises
     when nothing may be written any more;
-    ``observe`` is told of every request (verb, plural, HTTP status).
+    ``on_request`` is told of every request (verb, plural, HTTP status).
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class Kube:
         login: Callable[[], Login],
         *,
         fence: Callable[[], float] = lambda: _SECONDS,
-        observe: Callable[[str, str, int], None] = lambda verb, plural, status: None,
+        on_request: Callable[[str, str, int], None] = lambda verb, plural, status: None,
     ) -> None:
         self._login = login
         self._authorization: dict[str, str] = {}
         self._read = 0.0
         self._session: aiohttp.ClientSession | None = None
         self.fence = fence
-        self._observe = observe
+        self._on_request = on_request
 
     async def __aenter__(self) -> Self:
         login = self._login()
@@ -137,7 +137,7 @@ class Kube:
         params: Mapping[str, str] | None = None,
         body: object = None,
         headers: Mapping[str, str] | None = None,
-        limits: aiohttp.ClientTimeout = _TIMEOUT,
+        client_timeout: aiohttp.ClientTimeout = _TIMEOUT,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "use `async with Kube(...)`"
         # A list unpacked costs the API server and us more CPU than its bytes cost the network.
@@ -150,21 +150,21 @@ class Kube:
         data = body if body is None or isinstance(body, bytes) else json.encode(body)
         try:
             async with self._session.request(
-                method, path, params=params, data=data, headers=all_headers, timeout=limits
+                method, path, params=params, data=data, headers=all_headers, timeout=client_timeout
             ) as response:
-                self._observe(verb, kind.plural, response.status)
+                self._on_request(verb, kind.plural, response.status)
                 if response.status >= 400:
                     raise await _error(response)
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
             # kopf has the authorities of its start too, and would ask in vain for ever.
-            raise Untrusted(
+            raise UntrustedCertificate(
                 f"{error}; the certificate authorities known are those of the start. If a new start does not "
                 "help, correct the certificate-authority of the kubeconfig"
             ) from error
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             # ValueError: what came is no JSON, so it is not the API server that answered.
-            self._observe(verb, kind.plural, 0)
+            self._on_request(verb, kind.plural, 0)
             raise KubeError(0, f"{method} {path}: {type(error).__name__}: {error}") from error
 
     async def _json(
@@ -174,13 +174,13 @@ class Kube:
         method: str,
         path: str,
         *,
-        warned: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> Object:
         async with self._request(verb, kind, method, path, **kwargs) as response:
-            if warned is not None:
+            if on_warning is not None:
                 for header in response.headers.getall("Warning", ()):
-                    warned(_warning(header))
+                    on_warning(_warning(header))
             result: Object = json.decode(await response.read())
             return result
 
@@ -190,7 +190,7 @@ class Kube:
         return await self._json("get", kind, "GET", kind.path(namespace, name))
 
     @contextlib.asynccontextmanager
-    async def listing(
+    async def list_stream(
         self,
         kind: Kind,
         namespace: str | None,
@@ -199,7 +199,7 @@ class Kube:
         name: str = "",
         metadata_only: bool = False,
         limit: int = 0,
-    ) -> AsyncIterator[tuple[str, AsyncIterator[Parts]]]:
+    ) -> AsyncIterator[tuple[str, AsyncIterator[RawObject]]]:
         """The resourceVersion to watch from, and all objects, or the one of that name, as they arrive.
 
         In one answer: it takes the API server half the CPU of many, or of the same objects by a watch.
@@ -214,9 +214,15 @@ class Kube:
         # A list says once what its items are; whoever compares them wants it on each.
         what = {"apiVersion": Raw(json.encode(kind.api_version)), "kind": Raw(json.encode(kind.kind))}
         async with self._request(
-            "list", kind, "GET", kind.path(namespace), params=params, headers=headers, limits=_LIST_TIMEOUT
+            "list",
+            kind,
+            "GET",
+            kind.path(namespace),
+            params=params,
+            headers=headers,
+            client_timeout=_LIST_TIMEOUT,
         ) as response:
-            version, items = await listed(response.content.iter_any())
+            version, items = await split_list(response.content.iter_any())
             yield version, ({**what, **item} async for item in items)
 
     async def list(
@@ -229,7 +235,7 @@ class Kube:
         metadata_only: bool = False,
     ) -> tuple[list[Object], str]:
         """All objects, or the one of that name, and the resourceVersion to watch from."""
-        async with self.listing(
+        async with self.list_stream(
             kind, namespace, selector=selector, name=name, metadata_only=metadata_only
         ) as (version, items):
             return [json.decode(json.encode(item)) async for item in items], version
@@ -242,12 +248,12 @@ class Kube:
         *,
         selector: str = "",
         metadata_only: bool = False,
-    ) -> AsyncGenerator[tuple[str, Parts], None]:
+    ) -> AsyncGenerator[tuple[str, RawObject], None]:
         """``(ADDED | MODIFIED | DELETED | BOOKMARK, object)`` until the server ends the stream.
 
         Without a resourceVersion all that is there comes first, as ADDED, and then a BOOKMARK. Raises
-        :class:`NotStreamed` where the API server does not do that (as a rule before Kubernetes 1.34), and
-        :class:`Gone` when the resourceVersion is too old: list then.
+        :class:`WatchListUnsupported` where the API server does not do that (as a rule before Kubernetes
+        1.34), and :class:`Gone` when the resourceVersion is too old: list then.
         """
         params = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(_WATCH_SECONDS)}
         if resource_version is None:
@@ -260,13 +266,13 @@ class Kube:
         path = kind.path(namespace)
         try:
             async with self._request(
-                "watch", kind, "GET", path, params=params, headers=headers, limits=_WATCH_TIMEOUT
+                "watch", kind, "GET", path, params=params, headers=headers, client_timeout=_WATCH_TIMEOUT
             ) as response:
                 async for event in _events(response):
                     yield event
         except Rejected as refused:
             if refused.status == 422 and resource_version is None:
-                raise NotStreamed(refused.status, refused.message) from refused
+                raise WatchListUnsupported(refused.status, refused.message) from refused
             raise
 
     # Writes
@@ -279,13 +285,13 @@ class Kube:
         subresource: str | None = None,
         manager: str = FIELD_MANAGER,
         dry_run: bool = False,
-        warned: Callable[[str], None] | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> Object:
         """Server-side apply, forced: what we send is ours. ``dry_run``: all but the writing of it.
 
-        ``warned`` is called with each thing that the API server takes and warns of.
+        ``on_warning`` is called with each thing that the API server takes and warns of.
         """
-        limits = self._limits()
+        timeout = self._write_timeout()
         metadata = body["metadata"]
         return await self._json(
             "verify" if dry_run else "apply",
@@ -295,12 +301,12 @@ class Kube:
             params={"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {}),
             body=_yaml(body),
             headers={"Content-Type": "application/apply-patch+yaml"},
-            limits=limits,
-            warned=warned,
+            client_timeout=timeout,
+            on_warning=on_warning,
         )
 
     async def create(self, kind: Kind, body: Object) -> Object:
-        limits = self._limits()
+        timeout = self._write_timeout()
         return await self._json(
             "create",
             kind,
@@ -309,7 +315,7 @@ class Kube:
             params={"fieldManager": FIELD_MANAGER},
             body=body,
             headers={"Content-Type": "application/json"},
-            limits=limits,
+            client_timeout=timeout,
         )
 
     async def replace(self, kind: Kind, body: Object) -> Object:
@@ -327,7 +333,7 @@ class Kube:
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
         """Delete that very object: another one under the same name stays (:class:`Conflict`)."""
-        limits = self._limits()
+        timeout = self._write_timeout()
         await self._json(
             "delete",
             kind,
@@ -335,15 +341,15 @@ class Kube:
             kind.path(namespace, name),
             body={"preconditions": {"uid": uid}, "propagationPolicy": "Background"},
             headers={"Content-Type": "application/json"},
-            limits=limits,
+            client_timeout=timeout,
         )
 
-    def _limits(self) -> aiohttp.ClientTimeout:
+    def _write_timeout(self) -> aiohttp.ClientTimeout:
         """A write is given up before the lease runs out."""
         return aiohttp.ClientTimeout(total=min(self.fence(), _SECONDS), connect=10)
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Parts]]:
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, RawObject]]:
     text = b""
     async for chunk in response.content.iter_any():
         text += chunk
@@ -355,7 +361,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
             event = _EVENT.decode(line)
             if event.type == "ERROR":
                 status = json.decode(json.encode(event.object))
-                raise _typed(int(status.get("code", 0)), str(status.get("message", "")))
+                raise _error_for(int(status.get("code", 0)), str(status.get("message", "")))
             yield event.type, event.object
         text = text[begin:]
 
@@ -369,9 +375,9 @@ async def _error(response: aiohttp.ClientResponse) -> KubeError:
     except (ValueError, AttributeError):
         message, causes = text[:500], set()
     if "NamespaceTerminating" in causes:
-        return NamespaceGoing(response.status, message)
+        return NamespaceTerminating(response.status, message)
     retry_after = response.headers.get("Retry-After", "")
-    return _typed(response.status, message, float(retry_after) if retry_after.isdigit() else None)
+    return _error_for(response.status, message, float(retry_after) if retry_after.isdigit() else None)
 
 
 def _yaml(body: Object) -> bytes:
@@ -391,7 +397,7 @@ def _warning(header: str) -> str:
     return re.sub(r"\\(.)", r"\1", quoted.removesuffix('"'))
 
 
-def _typed(status: int, message: str, retry_after: float | None = None) -> KubeError:
+def _error_for(status: int, message: str, retry_after: float | None = None) -> KubeError:
     if status == 500 and message.startswith(_NO_SUCH_FIELD):
         return Rejected(status, message)
     return _ERRORS.get(status, KubeError)(status, message, retry_after=retry_after)

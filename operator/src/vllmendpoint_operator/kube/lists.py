@@ -1,14 +1,18 @@
-"""A list of the API server's, taken apart while it arrives: it may be hundreds of megabytes."""
+"""Splits the response to a list request into objects while the response arrives.
+
+A list can have hundreds of megabytes. The client library ``kubernetes`` needs the whole response in memory,
+and then all of its decoded objects.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Final
 
 from msgspec import DecodeError, Raw, Struct, json
 
-__all__ = ["Parts", "listed"]
+__all__ = ["RawObject", "split_list"]
 
-Parts = dict[str, Raw]
-"""An object whose fields are JSON still: of what lists and watches bring, little is ever read."""
+RawObject = dict[str, Raw]
+"""An object whose field values are undecoded JSON: most fields in lists and watches are never read."""
 
 
 class _Metadata(Struct, rename="camel"):
@@ -17,20 +21,22 @@ class _Metadata(Struct, rename="camel"):
 
 class _List(Struct):
     metadata: _Metadata
-    items: list[Parts] | None = None
+    items: list[RawObject] | None = None
 
 
 _LIST: Final = json.Decoder(_List)
-_PARTS: Final = json.Decoder(Parts)
+_RAW_OBJECT: Final = json.Decoder(RawObject)
 _ITEMS: Final = b'"items":['
 _METADATA: Final = b'"metadata":{'
 
 
-async def listed(chunks: AsyncIterator[bytes]) -> tuple[str, AsyncIterator[Parts]]:
-    """The list's resourceVersion, and its objects. Raises ValueError where it is no such list, the objects'
-    iterator also where it ends early.
+async def split_list(chunks: AsyncIterator[bytes]) -> tuple[str, AsyncIterator[RawObject]]:
+    """Return the list's resourceVersion and an iterator over its objects.
 
-    Lists of the built-in kinds say all else before the first object; one that does not is read whole first.
+    In lists of built-in kinds, all other fields come before the first object. A list in which they come later
+    is read completely first.
+
+    Raises ValueError if ``chunks`` is not a list. The iterator raises ValueError if the list is truncated.
     """
     text = b""
     async for chunk in chunks:
@@ -39,28 +45,30 @@ async def listed(chunks: AsyncIterator[bytes]) -> tuple[str, AsyncIterator[Parts
         if found and _METADATA not in head:
             break
         if found and _METADATA in rest:
-            begun = _LIST.decode(head + _ITEMS + b"]}")
-            return begun.metadata.resource_version, _objects(rest, chunks)
+            empty = _LIST.decode(head + _ITEMS + b"]}")
+            return empty.metadata.resource_version, _split(rest, chunks)
     whole = _LIST.decode(b"".join([text, *[chunk async for chunk in chunks]]))
-    return whole.metadata.resource_version, _all(whole.items or [])
+    return whole.metadata.resource_version, _iterate(whole.items or [])
 
 
-async def _all(objects: list[Parts]) -> AsyncIterator[Parts]:
-    for one in objects:
-        yield one
+async def _iterate(objects: list[RawObject]) -> AsyncIterator[RawObject]:
+    for obj in objects:
+        yield obj
 
 
-async def _objects(text: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[Parts]:
-    """All objects of a list begin alike: one may end where that is found. Where what is before it is no JSON,
-    it was found within an object.
+async def _split(text: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[RawObject]:
+    """Yield each object of the list whose first object begins at the start of ``text``.
+
+    All objects of a list begin with the same bytes. An object may end where these bytes follow ``},``. If the
+    text before that place is not valid JSON, the bytes belong to a string within the object.
     """
-    mark = b"}," + text[: text.index(_METADATA)] + _METADATA
-    begin = look = 0
+    separator = b"}," + text[: text.index(_METADATA)] + _METADATA
+    begin = search_from = 0
     while True:
-        while (end := text.find(mark, look)) >= 0:
-            look = end + len(mark)
+        while (end := text.find(separator, search_from)) >= 0:
+            search_from = end + len(separator)
             try:
-                found = _PARTS.decode(memoryview(text)[begin : end + 1])
+                found = _RAW_OBJECT.decode(memoryview(text)[begin : end + 1])
             except DecodeError:
                 continue
             begin = end + 2
@@ -68,9 +76,9 @@ async def _objects(text: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[P
         chunk = await anext(chunks, None)
         if chunk is None:
             break
-        look = max(look - begin, len(text) - begin - len(mark), 0)
+        search_from = max(search_from - begin, len(text) - begin - len(separator), 0)
         text, begin = text[begin:] + chunk, 0
     last = text[begin:].rstrip()
     if not last.endswith(b"]}"):
-        raise ValueError("the list ended early")
-    yield _PARTS.decode(last[:-2])
+        raise ValueError("the list is truncated")
+    yield _RAW_OBJECT.decode(last[:-2])

@@ -1,6 +1,7 @@
-"""What is read of an object as it comes, and what is kept of it; all else stays JSON text, unread.
+"""Decodes identity, labels and conditions of a raw object, and drops the fields that the cache does not need.
 
-Half of what an API server sends of an object is ``managedFields``; nobody asks for it here.
+All other fields stay undecoded JSON. Half of what an API server sends of an object is ``managedFields``,
+which the operator never reads.
 """
 
 import sys
@@ -10,9 +11,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType, json
 
 from vllmendpoint_api import names
 
-from .lists import Parts
+from .lists import RawObject
 
-__all__ = ["Key", "View", "keep_all", "keep_mounts", "keep_version", "view"]
+__all__ = ["Key", "ObjectMeta", "keep_pod_template", "keep_version", "parse_meta", "strip_managed_fields"]
 
 Key = tuple[str, str]
 """(namespace, name)"""
@@ -31,7 +32,7 @@ class _Condition(Struct):
     status: str = ""
 
 
-class _Explained(_Condition):
+class _ConditionWithMessage(_Condition):
     message: str = ""
 
 
@@ -39,20 +40,28 @@ class _Status(Struct):
     conditions: list[_Condition] | None = None
 
 
-class View(Struct):
-    """Identity, labels and conditions."""
+class ObjectMeta(Struct):
+    """Identity, labels and conditions of an object."""
 
     metadata: _Metadata
     status: _Status | None = None
 
     @property
     def key(self) -> Key:
-        """The names outlive the object in many indexes: of those that are the same, one is kept."""
+        """Namespace and name, interned: they outlive the object in many indexes."""
         return sys.intern(self.metadata.namespace), sys.intern(self.metadata.name)
 
     @property
+    def uid(self) -> str:
+        return self.metadata.uid
+
+    @property
+    def resource_version(self) -> str:
+        return self.metadata.resource_version
+
+    @property
     def owner(self) -> Key | None:
-        """The endpoint that it is labelled as belonging to."""
+        """The endpoint that the instance label names; None without that label."""
         instance = self._label(names.LABEL_INSTANCE)
         return (sys.intern(self.metadata.namespace), sys.intern(instance)) if instance else None
 
@@ -62,7 +71,7 @@ class View(Struct):
 
     @property
     def version(self) -> int:
-        """Those of one object are ordered."""
+        """The resourceVersion as a number: the versions of one object are ordered."""
         return int(self.metadata.resource_version)
 
     @property
@@ -70,54 +79,57 @@ class View(Struct):
         conditions = (self.status.conditions if self.status is not None else None) or ()
         return any(entry.type == "Ready" and entry.status == "True" for entry in conditions)
 
-    def is_newer(self, other: "View") -> bool:
-        """Another UID is another object."""
-        return self.metadata.uid != other.metadata.uid or self.version > other.version
+    def is_newer(self, other: "ObjectMeta") -> bool:
+        """Whether this is a later version of ``other``, or another object (another UID)."""
+        return self.uid != other.uid or self.version > other.version
 
     def _label(self, name: str) -> str:
         return (self.metadata.labels or {}).get(name, "")
 
 
-view: Final = json.Decoder(View).decode
-"""Of what one of the functions below made."""
+parse_meta: Final = json.Decoder(ObjectMeta).decode
+"""Decodes the output of one of the transforms below."""
 
 
-def keep_all(parts: Parts) -> bytes:
-    """But ``managedFields``."""
-    return json.encode({**parts, "metadata": _metadata(parts)})
+# Transforms (client-go: TransformFunc). Each encodes the part of an object that the cache keeps.
 
 
-def _metadata(parts: Parts) -> Parts:
-    metadata: Parts = json.decode(parts["metadata"], type=Parts)
+def strip_managed_fields(obj: RawObject) -> bytes:
+    """Keep everything except ``metadata.managedFields``."""
+    return json.encode({**obj, "metadata": _metadata(obj)})
+
+
+def _metadata(obj: RawObject) -> RawObject:
+    metadata: RawObject = json.decode(obj["metadata"], type=RawObject)
     metadata.pop("managedFields", None)
     return metadata
 
 
-class _Mounts(Struct, rename="camel"):
+class _PodSpec(Struct, rename="camel"):
     volumes: Raw | UnsetType = UNSET
     service_account_name: Raw | UnsetType = UNSET
 
 
 class _Template(Struct):
-    spec: _Mounts
+    spec: _PodSpec
 
 
-class _ReplicaSet(Struct):
+class _ReplicaSetSpec(Struct):
     template: _Template
     replicas: int = 0
 
 
 class _ReplicaSetStatus(Struct):
-    conditions: list[_Explained] | None = None
+    conditions: list[_ConditionWithMessage] | None = None
 
 
-def keep_mounts(parts: Parts) -> bytes:
-    """Of a ReplicaSet: how many pods it makes, what they mount, as whom they run, and why it makes none."""
+def keep_pod_template(obj: RawObject) -> bytes:
+    """Keep a ReplicaSet's metadata, replicas, conditions, and its pods' volumes and ServiceAccount."""
     return json.encode(
         {
-            "metadata": _metadata(parts),
-            "spec": json.decode(parts["spec"], type=_ReplicaSet),
-            "status": json.decode(parts.get("status", b"{}"), type=_ReplicaSetStatus),
+            "metadata": _metadata(obj),
+            "spec": json.decode(obj["spec"], type=_ReplicaSetSpec),
+            "status": json.decode(obj.get("status", b"{}"), type=_ReplicaSetStatus),
         }
     )
 
@@ -129,6 +141,6 @@ class _Version(Struct, rename="camel"):
     resource_version: str
 
 
-def keep_version(parts: Parts) -> bytes:
-    """Which object it is, and which version of it."""
-    return json.encode({"metadata": json.decode(parts["metadata"], type=_Version)})
+def keep_version(obj: RawObject) -> bytes:
+    """Keep namespace, name, UID and resourceVersion."""
+    return json.encode({"metadata": json.decode(obj["metadata"], type=_Version)})

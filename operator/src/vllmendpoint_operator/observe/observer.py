@@ -10,7 +10,8 @@ from vllmendpoint_operator.cache.caches import Cache, Key
 from vllmendpoint_operator.errors import NotFound
 from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.kinds import CLAIM, CONFIG_MAP, DEPLOYMENT, MANAGED, POD, REPLICA_SET, Kind
-from vllmendpoint_operator.reports.streams import Reports, Target
+from vllmendpoint_operator.reports.state import ReportTarget
+from vllmendpoint_operator.reports.streams import ReportStreams
 
 from .references import claim_references, config_map_references
 from .snapshot import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod, replica_failure
@@ -30,7 +31,7 @@ class Workload:
 
 
 class Observer:
-    def __init__(self, kube: Kube, cache: Cache, reports: Reports) -> None:
+    def __init__(self, kube: Kube, cache: Cache, reports: ReportStreams) -> None:
         self._kube = kube
         self._cache = cache
         self._reports = reports
@@ -89,23 +90,25 @@ class Observer:
 
     def forget(self, key: Key) -> None:
         """The endpoint is gone: end its streams."""
-        self._reports.follow(key, ())
+        self._reports.sync_targets(key, ())
         self._held.pop(key, None)
 
     def _owned(self, kind: Kind, key: Key, owners: Collection[str]) -> list[Object]:
         """Of what is labelled as the endpoint's: a label can be set by anybody, a controller cannot."""
         namespace, _ = key
-        return [obj for obj in self._cache.store(kind, namespace).of(key) if _controller(obj) in owners]
+        return [
+            obj for obj in self._cache.informer(kind, namespace).by_owner(key) if _controller(obj) in owners
+        ]
 
     def _pod(self, endpoint: Endpoint, obj: Object) -> Pod:
         metadata = obj["metadata"]
-        link = self._reports.link(endpoint.key, metadata["uid"])
-        return Pod(metadata["name"], metadata["uid"], obj, link)
+        stream = self._reports.state(endpoint.key, metadata["uid"])
+        return Pod(metadata["name"], metadata["uid"], obj, stream)
 
     def _follow(self, key: Key, workers: Iterable[Object]) -> bool:
         pods = [Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj) for obj in workers]
         up = [pod for pod in pods if pod.running and pod.address and not pod.terminating]
-        return self._reports.follow(key, [Target(pod.uid, pod.address, key) for pod in up])
+        return self._reports.sync_targets(key, [ReportTarget(pod.uid, pod.address, key) for pod in up])
 
     async def _config_maps(self, endpoint: Endpoint) -> dict[str, ConfigMapContent]:
         namespace = endpoint.namespace

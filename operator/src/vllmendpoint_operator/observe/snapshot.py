@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from vllmendpoint_api import VLLMEndpointSpec, VLLMEndpointStatus, names
-from vllmendpoint_operator.reports.streams import Link
+from vllmendpoint_operator.reports.state import StreamState
 
 __all__ = [
     "REVISION_ANNOTATION",
@@ -68,7 +68,7 @@ class Pod:
     name: str
     uid: str
     obj: Object
-    link: Link = field(default_factory=Link)
+    stream: StreamState = field(default_factory=StreamState)
 
     @property
     def status(self) -> Object:
@@ -133,7 +133,12 @@ class Pod:
     @property
     def awaiting_first_report(self) -> bool:
         """It runs, and has not reported yet, nor is it silent for so long that it means something."""
-        return self.running and not self.terminating and self.link.report is None and not self.link.settled
+        return (
+            self.running
+            and not self.terminating
+            and self.stream.report is None
+            and not self.stream.grace_expired
+        )
 
     @property
     def started(self) -> bool:

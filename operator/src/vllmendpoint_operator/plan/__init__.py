@@ -153,9 +153,9 @@ def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:
         pod.name: settings.hash
         for pod in observed.workers
         if not pod.terminating
-        and pod.link.report is not None
+        and pod.stream.report is not None
         # Empty: it has not read them yet, and will find the newest.
-        and pod.link.report.configuration.settings_hash not in ("", settings.hash)
+        and pod.stream.report.configuration.settings_hash not in ("", settings.hash)
         and (pod.obj["metadata"].get("annotations") or {}).get(names.ANNOTATION_SETTINGS_HASH)
         != settings.hash
     }

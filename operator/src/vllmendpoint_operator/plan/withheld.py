@@ -73,7 +73,7 @@ def _published(
 
 def _accepted(settings: WorkerSettings, observed: Observed) -> bool:
     """A worker runs these settings, and none refuses their payload."""
-    reports = [pod.link.report.configuration for pod in observed.workers if pod.link.report is not None]
+    reports = [pod.stream.report.configuration for pod in observed.workers if pod.stream.report is not None]
     runs = any(
         said.state == ConfigurationState.RESOLVED and said.settings_hash == settings.hash for said in reports
     )
@@ -82,7 +82,7 @@ def _accepted(settings: WorkerSettings, observed: Observed) -> bool:
 
 def _refusal(pod: Pod, settings_hash: str) -> Problem | None:
     """Why the worker refuses the spec's payload in these settings; None where it does not."""
-    said = pod.link.report.configuration if pod.link.report is not None else None
+    said = pod.stream.report.configuration if pod.stream.report is not None else None
     if said is None or said.state != ConfigurationState.REJECTED or said.settings_hash != settings_hash:
         return None
     return next(
@@ -105,7 +105,7 @@ def _newest(deployment: Object, observed: Observed) -> list[Pod]:
     return [
         pod
         for pod in observed.workers
-        if pod.template_hash == newest and pod.running and not pod.terminating and not pod.link.lost
+        if pod.template_hash == newest and pod.running and not pod.terminating and not pod.stream.disconnected
     ]
 
 

@@ -10,9 +10,9 @@ from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-__all__ = ["BodyStream", "get"]
+__all__ = ["StreamingResponse", "get"]
 
-_MOST_BESIDE_THE_BODY: Final = 64 * 1024
+_MAX_OVERHEAD_BYTES: Final = 64 * 1024
 """Bytes of the head, and of what is between two parts of the body."""
 
 
@@ -21,61 +21,65 @@ async def get(
     port: int,
     path: str,
     *,
-    part: Callable[[bytes], None],
-    ended: Callable[[Exception | None], None],
-    connect: float,
-    silence: float,
-) -> "BodyStream":
-    """Connected, and asked. ``part`` gets the body as it comes; raises ValueError to end it.
+    on_data: Callable[[bytes], None],
+    on_end: Callable[[Exception | None], None],
+    connect_timeout: float,
+    read_timeout: float,
+) -> "StreamingResponse":
+    """Connect and send the request.
 
-    ``ended`` is called once, but not after :meth:`BodyStream.close`: with None where the server ended it;
-    else with an OSError, a TimeoutError or a ValueError, which quotes nothing of what came. What else
-    ``part`` raises is a defect: asyncio logs it, and ``ended`` gets it. ``connect`` and ``silence``: seconds
-    for the connection, and for the next bytes to come. Raises OSError, TimeoutError or ValueError where no
-    connection is made; then ``ended`` is not called.
+    Args:
+        on_data: receives the body as it arrives. It raises ValueError to end the stream. Any other exception
+            is a defect, which asyncio logs and ``on_end`` receives.
+        on_end: called once, but not after :meth:`StreamingResponse.close`. Receives None if the server ended
+            the response, else an OSError, TimeoutError or ValueError, which quotes no input.
+        connect_timeout: seconds until the connection must be established.
+        read_timeout: seconds until the next bytes must arrive.
+
+    Raises OSError, TimeoutError or ValueError if no connection is established. ``on_end`` is not called then.
     """
     host = f"[{address}]" if ":" in address else address
     request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(connect):
+    async with asyncio.timeout(connect_timeout):
         _, stream = await loop.create_connection(
-            lambda: BodyStream(request.encode(), part, ended, silence), address, port
+            lambda: StreamingResponse(request.encode(), on_data, on_end, read_timeout), address, port
         )
     return stream
 
 
-class BodyStream(asyncio.Protocol):
+class StreamingResponse(asyncio.Protocol):
     """One connection, until its end or :meth:`close`."""
 
     __slots__ = (
-        *("_answered", "_beside", "_body", "_complete", "_ended", "_heard", "_loop"),
-        *("_parser", "_part", "_refusal", "_request", "_silence", "_timer", "_transport"),
+        *("_answered", "_overhead_bytes", "_body", "_complete", "_on_end", "_last_data_at", "_loop"),
+        *("_parser", "_on_data", "_refusal", "_request", "_read_timeout", "_timer", "_transport"),
     )
 
     def __init__(
         self,
         request: bytes,
-        part: Callable[[bytes], None],
-        ended: Callable[[Exception | None], None],
-        silence: float,
+        on_data: Callable[[bytes], None],
+        on_end: Callable[[Exception | None], None],
+        read_timeout: float,
     ) -> None:
         self._request = request
-        self._part: Callable[[bytes], None] | None = part
-        self._ended = ended
-        self._silence = silence
+        self._on_data: Callable[[bytes], None] | None = on_data
+        self._on_end = on_end
+        self._read_timeout = read_timeout
         self._loop = asyncio.get_running_loop()
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._heard = 0.0
-        self._beside = 0
+        self._last_data_at = 0.0
+        self._overhead_bytes = 0
         self._body: list[bytes] = []
         self._answered = self._complete = False
         self._refusal: ValueError | None = None
 
     def close(self) -> None:
         """End it; nothing is called any more."""
-        self._part = None
+        self._on_data = None
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -87,23 +91,23 @@ class BodyStream(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(self._request)
-        self._heard = self._loop.time()
-        self._timer = self._loop.call_later(self._silence, self._listen)
+        self._last_data_at = self._loop.time()
+        self._timer = self._loop.call_later(self._read_timeout, self._check_timeout)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
+        self._last_data_at = self._loop.time()
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             if not self._complete:
                 self._refusal = self._refusal or ValueError("a malformed answer of HTTP/1.1")
         body, self._body = self._body, []
-        self._beside = 0 if body else self._beside + len(data)
-        if self._refusal is None and self._beside > _MOST_BESIDE_THE_BODY:
+        self._overhead_bytes = 0 if body else self._overhead_bytes + len(data)
+        if self._refusal is None and self._overhead_bytes > _MAX_OVERHEAD_BYTES:
             self._refusal = ValueError("the head of the answer is too long")
-        if body and self._refusal is None and self._part is not None:
+        if body and self._refusal is None and self._on_data is not None:
             try:
-                self._part(b"".join(body))  # once, into however many chunks it was cut
+                self._on_data(b"".join(body))  # once, into however many chunks it was cut
             except ValueError as refusal:
                 self._refusal = refusal
         if self._refusal is not None or self._complete:
@@ -127,15 +131,15 @@ class BodyStream(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._complete = True
 
-    def _listen(self) -> None:
+    def _check_timeout(self) -> None:
         """One timer a stream: it looks how long ago the newest bytes came."""
-        left = self._heard + self._silence - self._loop.time()
+        left = self._last_data_at + self._read_timeout - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._listen)
+            self._timer = self._loop.call_later(left, self._check_timeout)
         else:
-            self._end(TimeoutError(f"nothing came for {self._silence:g} s"))
+            self._end(TimeoutError(f"nothing came for {self._read_timeout:g} s"))
 
     def _end(self, error: Exception | None) -> None:
-        if self._part is not None:
+        if self._on_data is not None:
             self.close()
-            self._ended(error)
+            self._on_end(error)

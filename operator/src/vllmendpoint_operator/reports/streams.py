@@ -1,8 +1,11 @@
-"""One streaming connection a worker pod: the newest report of each.
+"""Keeps one stream open to each worker pod, and the newest report of each.
 
-A report is hostile input, since customer code runs in that pod: only pods whose owner chain is
-ours are asked, a line is capped, the schema checks enums and lengths, control characters go, and
-a report of another pod's UID is not believed.
+ReportStreams are untrusted input, because customer code runs in the worker pods:
+
+- Only pods whose chain of controllers leads to an endpoint become targets.
+- Lines are limited in size and rate, and the schema validates enums and lengths.
+- Control characters are removed.
+- A report must carry the UID of the pod that it came from.
 """
 
 import asyncio
@@ -18,220 +21,205 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from vllmendpoint_api import WorkerReport, names
-from vllmendpoint_operator.cache.compression import Packer
+from vllmendpoint_operator.cache.compression import ObjectCompressor
 
 from . import http_stream
+from .state import ReportTarget, StreamState
 
-__all__ = ["Link", "Reports", "Target"]
+__all__ = ["ReportStreams"]
 
 log = logging.getLogger(__name__)
 
 MAX_REPORT_BYTES: Final = 128 * 1024
-SILENCE_SECONDS: Final = 15.0
-"""A worker sends a line every 5 s at least; three missed and the stream counts as lost."""
-MAX_REPORTS_A_SECOND: Final = 50
-"""Each costs the operator work, and may cost a write: a worker that floods is cut off."""
+READ_TIMEOUT_SECONDS: Final = 15.0
+"""A worker sends a report at least every 5 s; after three missing ones the stream counts as disconnected."""
+MAX_REPORTS_PER_SECOND: Final = 50
+"""Each report costs the operator CPU and possibly a status write."""
 FIRST_REPORT_SECONDS: Final = 0.5
-"""A new stream's first report comes within this time, as a rule in milliseconds."""
+"""How long a reconcile waits for the first report of a new stream, which usually takes milliseconds."""
 CONNECTING_GRACE_SECONDS: Final = 10.0
-"""How long a pod that was never heard, or whose stream ended, may take until it counts as unreachable."""
+"""How long a pod may be without a stream before it counts as unreachable."""
 _PATH: Final = "/status?watch=true"
-_CONNECT_SECONDS: Final = 5.0
-_RETRY_FIRST: Final = 0.5
-_RETRY_LAST: Final = 5.0
-_PLAIN = re.compile(rb"[^\\\x7f-\xff]*")
-"""JSON of such bytes has no control character in a string: raw ones are no JSON, others need a backslash."""
-_MOVES = re.compile(
+_CONNECT_TIMEOUT_SECONDS: Final = 5.0
+_FIRST_RETRY_SECONDS: Final = 0.5
+_MAX_RETRY_SECONDS: Final = 5.0
+_NO_ESCAPES = re.compile(rb"[^\\\x7f-\xff]*")
+"""JSON text of these bytes has no control characters in its strings: JSON forbids raw ones, and an escaped
+one needs a backslash."""
+_VOLATILE_FIELDS = re.compile(
     rb'"(?:time|lastProofOfLife)":\s*"[-+.:TZ\d]{20,35}"|"latencyMilliseconds":\s*[\d.]+|"tokens":\s*\d+'
 )
-"""What of a report moves all the time, and is no news: when it was made, and a probe's figures."""
+"""Fields that differ in every report: times, and the figures of probes. They do not cause a reconcile."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where one worker reports."""
-
-    uid: str
-    address: str
-    owner: tuple[str, str]
-    """(namespace, name) of the endpoint."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What is known of one worker's stream."""
-
-    report: WorkerReport | None = None
-    connected: bool = False
-    settled: bool = False
-    """Heard, or tried for longer than the grace: an absent stream now means something."""
-    error: str = ""
-
-    @property
-    def lost(self) -> bool:
-        return self.settled and not self.connected
 
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One worker's, between two looks: a report that is kept packed is a thirtieth of its model."""
+    """One worker's stream. The compressed report takes a thirtieth of the memory of its model."""
 
-    target: Target
-    lost: float
-    """When it was last connected, on the loop's clock; at first, when it was first wanted."""
-    delay: float
-    """Until the next attempt, at the most."""
-    body: http_stream.BodyStream | None = None
+    target: ReportTarget
+    disconnected_at: float
+    """Time of the loop's clock at which the stream ended; before the first report, at which it was added."""
+    retry_delay: float
+    """Maximum seconds until the next attempt to connect."""
+    response: http_stream.StreamingResponse | None = None
     connecting: asyncio.Task[None] | None = None
     retry: asyncio.TimerHandle | None = None
-    part: bytes = b""
-    """Of a line whose end has not come yet."""
-    second: float = 0.0
-    count: int = 0
-    """Reports since then, which is a second ago at most."""
-    packed: bytes = b""
+    partial_line: bytes = b""
+    rate_window_start: float = 0.0
+    reports_in_window: int = 0
+    compressed_report: bytes = b""
     """The newest line."""
-    still: int = 0
-    """Digest of what of the report is news, to compare the next one with."""
-    weighty: tuple[object, ...] = ()
-    """What of it the user waits for, or loses requests by."""
+    stable_digest: int = 0
+    """Hash of the newest line without its volatile fields."""
+    urgency_key: tuple[object, ...] = ()
+    """The fields of the newest report whose change is urgent."""
     connected: bool = False
-    settled: bool = False
+    grace_expired: bool = False
     error: str = ""
 
 
-class Reports:
-    """Owns the streams. ``changed(owner, urgent)`` is told of the endpoint whose worker has news."""
+class ReportStreams:
+    """The streams of all endpoints' workers.
+
+    Args:
+        on_change: called with the (namespace, name) of an endpoint when a report of one of its workers
+            changes, or when a worker becomes unreachable. The second argument is True if users wait for the
+            change, or lose requests until it is handled.
+        port: the port on which workers serve reports.
+    """
 
     def __init__(
-        self, changed: Callable[[tuple[str, str], bool], None], *, port: int = names.REPORT_PORT
+        self, on_change: Callable[[tuple[str, str], bool], None], *, port: int = names.REPORT_PORT
     ) -> None:
-        self._changed = changed
+        self._on_change = on_change
         self._port = port
         self._streams: dict[tuple[str, str], tuple[_Stream, ...]] = {}
-        """By owner."""
-        self._packer = Packer()
+        """Endpoint -> its streams."""
+        self._compressor = ObjectCompressor()
         self._connecting: set[asyncio.Task[None]] = set()
         self._context = copy_context()
-        """Of all streams: what is logged of one is not of the reconcile that began it."""
+        """Context of all streams: their log lines must not carry the id of the reconcile that opened them."""
 
-    async def __aenter__(self) -> "Reports":
+    async def __aenter__(self) -> "ReportStreams":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for owner in list(self._streams):
-            self.follow(owner, ())
+            self.sync_targets(owner, ())
         await asyncio.gather(*self._connecting, return_exceptions=True)
 
-    def link(self, owner: tuple[str, str], uid: str) -> Link:
-        """What is known of the pod ``uid`` of the endpoint ``owner``."""
+    def state(self, owner: tuple[str, str], uid: str) -> StreamState:
+        """Return the state of the stream to the pod ``uid`` of the endpoint ``owner``."""
         stream = next((held for held in self._streams.get(owner, ()) if held.target.uid == uid), None)
         if stream is None:
-            return Link()
+            return StreamState()
         report = None
         try:
-            if stream.packed:
-                report = parse(self._packer.unpack(stream.packed), uid)
-        except ValueError as malformed:  # in what moves all the time, which is not looked at before
-            return Link(None, False, stream.settled, str(malformed))
-        return Link(report, stream.connected, stream.settled, stream.error)
+            if stream.compressed_report:
+                report = parse(self._compressor.decompress(stream.compressed_report), uid)
+        except ValueError as malformed:  # in a volatile field, which _on_report does not parse
+            return StreamState(None, False, stream.grace_expired, str(malformed))
+        return StreamState(report, stream.connected, stream.grace_expired, stream.error)
 
-    def follow(self, owner: tuple[str, str], targets: Collection[Target]) -> bool:
-        """Hold exactly these streams for the endpoint; those that stand go on. True while a worker that was
-        only just asked for the first time may answer any moment.
+    def sync_targets(self, owner: tuple[str, str], targets: Collection[ReportTarget]) -> bool:
+        """Open and close streams until the endpoint has exactly these; existing ones continue.
+
+        Returns True while the first report of a new stream may arrive within FIRST_REPORT_SECONDS.
         """
         now = asyncio.get_running_loop().time()
-        held = {stream.target: stream for stream in self._streams.pop(owner, ())}
-        begun = [_Stream(target, now, _RETRY_FIRST) for target in targets if target not in held]
-        kept = [stream for target, stream in held.items() if target in targets]
-        for stream in held.values():
+        current = {stream.target: stream for stream in self._streams.pop(owner, ())}
+        new = [_Stream(target, now, _FIRST_RETRY_SECONDS) for target in targets if target not in current]
+        kept = [stream for target, stream in current.items() if target in targets]
+        for stream in current.values():
             if stream.target not in targets:
                 _close(stream)
-        if kept or begun:
-            self._streams[owner] = (*kept, *begun)
-        for stream in begun:
-            self._connect(stream)
-        # One that was heard and lost again, and again, is waited for by nobody.
+        if kept or new:
+            self._streams[owner] = (*kept, *new)
+        for stream in new:
+            self._start_connecting(stream)
+        # Do not wait for workers that keep disconnecting.
         return any(
-            not (stream.settled or stream.packed) and now - stream.lost < FIRST_REPORT_SECONDS
-            for stream in (*kept, *begun)
+            not (stream.grace_expired or stream.compressed_report)
+            and now - stream.disconnected_at < FIRST_REPORT_SECONDS
+            for stream in (*kept, *new)
         )
 
-    def _connect(self, stream: _Stream) -> None:
+    def _start_connecting(self, stream: _Stream) -> None:
         task = stream.connecting = asyncio.create_task(
-            self._ask(stream), name="report-connect", context=self._context
+            self._connect(stream), name="report-connect", context=self._context
         )
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _ask(self, stream: _Stream) -> None:
-        stream.part, stream.count = b"", 0
+    async def _connect(self, stream: _Stream) -> None:
+        stream.partial_line, stream.reports_in_window = b"", 0
         try:
-            stream.body = await http_stream.get(
+            stream.response = await http_stream.get(
                 stream.target.address,
                 self._port,
                 _PATH,
-                part=partial(self._read, stream),
-                ended=partial(self._ended, stream),
-                connect=_CONNECT_SECONDS,
-                silence=SILENCE_SECONDS,
+                on_data=partial(self._on_data, stream),
+                on_end=partial(self._on_end, stream),
+                connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+                read_timeout=READ_TIMEOUT_SECONDS,
             )
-        except (OSError, TimeoutError, ValueError) as failure:  # the last: no address
-            self._ended(stream, failure)
+        except (OSError, TimeoutError, ValueError) as failure:  # ValueError: not an IP address
+            self._on_end(stream, failure)
         finally:
             stream.connecting = None
 
-    def _ended(self, stream: _Stream, failure: Exception | None) -> None:
-        """The stream is over, or did not come about: try again, later each time that nothing was heard."""
+    def _on_end(self, stream: _Stream, failure: Exception | None) -> None:
+        """Schedule the next attempt after a stream ended or could not be opened."""
         target = stream.target
         if stream not in self._streams.get(target.owner, ()):
-            return  # given up while it was being connected
+            return  # sync_targets removed it while it was connecting
         loop = asyncio.get_running_loop()
         error = "the worker closed the stream"
         if failure is not None:
             error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
-        was_connected, was_settled = stream.connected, stream.settled
+        was_connected, had_expired = stream.connected, stream.grace_expired
         if was_connected:
-            log.info("worker stream lost", extra={"pod_uid": target.uid, "why": error})
-            stream.lost = loop.time()
+            log.info("worker stream disconnected", extra={"pod_uid": target.uid, "error": error})
+            stream.disconnected_at = loop.time()
         if was_connected or failure is None:
-            stream.delay = _RETRY_FIRST
-        late = loop.time() - stream.lost >= CONNECTING_GRACE_SECONDS
-        stream.connected, stream.settled, stream.error = False, late, error[:300]
-        stream.body, stream.part = None, b""
-        if late and (was_connected or not was_settled):
-            self._changed(target.owner, True)
-        wait = random.uniform(stream.delay / 2, stream.delay)
-        stream.retry = loop.call_later(wait, self._connect, stream)
-        stream.delay = min(stream.delay * 2, _RETRY_LAST)
+            stream.retry_delay = _FIRST_RETRY_SECONDS
+        expired = loop.time() - stream.disconnected_at >= CONNECTING_GRACE_SECONDS
+        stream.connected, stream.grace_expired, stream.error = False, expired, error[:300]
+        stream.response, stream.partial_line = None, b""
+        if expired and (was_connected or not had_expired):
+            self._on_change(target.owner, True)
+        wait = random.uniform(stream.retry_delay / 2, stream.retry_delay)
+        stream.retry = loop.call_later(wait, self._start_connecting, stream)
+        stream.retry_delay = min(stream.retry_delay * 2, _MAX_RETRY_SECONDS)
 
-    def _read(self, stream: _Stream, part: bytes) -> None:
-        """Raises ValueError where it is no stream of reports."""
+    def _on_data(self, stream: _Stream, data: bytes) -> None:
+        """Split the stream into lines. Raises ValueError if it is not a stream of reports."""
         now = asyncio.get_running_loop().time()
-        if now - stream.second >= 1:
-            stream.second, stream.count = now, 0
-        *lines, stream.part = (stream.part + part).split(b"\n")
-        if len(stream.part) > MAX_REPORT_BYTES or any(len(line) > MAX_REPORT_BYTES for line in lines):
-            raise ValueError(f"a report larger than {MAX_REPORT_BYTES} bytes")
+        if now - stream.rate_window_start >= 1:
+            stream.rate_window_start, stream.reports_in_window = now, 0
+        *lines, stream.partial_line = (stream.partial_line + data).split(b"\n")
+        if any(len(line) > MAX_REPORT_BYTES for line in (*lines, stream.partial_line)):
+            raise ValueError(f"a report is larger than {MAX_REPORT_BYTES} bytes")
         for line in lines:
-            stream.count += 1
-            if stream.count > MAX_REPORTS_A_SECOND:
-                raise ValueError(f"more than {MAX_REPORTS_A_SECOND} reports a second")
+            stream.reports_in_window += 1
+            if stream.reports_in_window > MAX_REPORTS_PER_SECOND:
+                raise ValueError(f"more than {MAX_REPORTS_PER_SECOND} reports per second")
             if line.strip():
-                self._take(stream, line)
+                self._on_report(stream, line)
 
-    def _take(self, stream: _Stream, line: bytes) -> None:
-        still = hash(_MOVES.sub(b"", line))
-        if stream.connected and still == stream.still:
-            stream.packed = self._packer.pack(line, "")
+    def _on_report(self, stream: _Stream, line: bytes) -> None:
+        digest = hash(_VOLATILE_FIELDS.sub(b"", line))
+        if stream.connected and digest == stream.stable_digest:
+            stream.compressed_report = self._compressor.compress(line, "")
             return
         report = parse(line, stream.target.uid)
-        weighty = _weighty(report)
-        urgent = not stream.connected or weighty != stream.weighty
-        stream.packed, stream.still, stream.weighty = self._packer.pack(line, ""), still, weighty
-        stream.connected, stream.settled, stream.error = True, True, ""
-        self._changed(stream.target.owner, urgent)
+        urgency_key = _urgency_key(report)
+        urgent = not stream.connected or urgency_key != stream.urgency_key
+        stream.compressed_report = self._compressor.compress(line, "")
+        stream.stable_digest, stream.urgency_key = digest, urgency_key
+        stream.connected, stream.grace_expired, stream.error = True, True, ""
+        self._on_change(stream.target.owner, urgent)
 
 
 def _close(stream: _Stream) -> None:
@@ -239,12 +227,16 @@ def _close(stream: _Stream) -> None:
         stream.connecting.cancel()
     if stream.retry is not None:
         stream.retry.cancel()
-    if stream.body is not None:
-        stream.body.close()
+    if stream.response is not None:
+        stream.response.close()
 
 
 def parse(line: bytes, pod_uid: str) -> WorkerReport:
-    """One line of the stream. Raises ValueError, with a sentence that quotes nothing of the input."""
+    """Parse one line of the stream.
+
+    Raises ValueError for a malformed report, and for the report of another pod. The message does not quote
+    the input.
+    """
     try:
         report = WorkerReport.model_validate_json(line)
     except ValidationError as error:
@@ -255,7 +247,7 @@ def parse(line: bytes, pod_uid: str) -> WorkerReport:
         raise ValueError("malformed report: nested too deeply") from None
     if report.pod_uid != pod_uid:
         raise ValueError("the report is of another pod")
-    if _PLAIN.fullmatch(line):
+    if _NO_ESCAPES.fullmatch(line):
         return report
     return WorkerReport.model_validate(_cleaned(report.model_dump()))
 
@@ -274,7 +266,7 @@ def _clean(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
-def _weighty(report: WorkerReport) -> tuple[object, ...]:
-    """Not the steps of a start, of which a download has one a second."""
+def _urgency_key(report: WorkerReport) -> tuple[object, ...]:
+    """Excludes the progress of a start: a download reports some every second."""
     ping = report.custom_ping
     return report.verdict.state, report.ready, report.configuration.state, ping and ping.state

@@ -6,7 +6,7 @@ import os
 import kopf
 import yaml
 
-from vllmendpoint_operator.errors import NoLogin
+from vllmendpoint_operator.errors import MissingCredentials
 
 __all__ = ["login"]
 
@@ -14,7 +14,7 @@ __all__ = ["login"]
 def login(kubeconfig: str) -> kopf.ConnectionInfo:
     """Return the credentials in ``kubeconfig``; if it is empty, those of the pod's service account.
 
-    Raises NoLogin if there are none, or if they cannot be read.
+    Raises MissingCredentials if there are none, or if they cannot be read.
     """
     options = kopf.OperatorSettings()
     try:
@@ -24,9 +24,9 @@ def login(kubeconfig: str) -> kopf.ConnectionInfo:
         else:
             found = kopf.login_with_service_account(settings=options)
     except (OSError, ValueError, KeyError, kopf.LoginError, yaml.YAMLError) as error:
-        raise NoLogin(f"Cannot read {kubeconfig or 'the service account'}: {error}") from error
+        raise MissingCredentials(f"Cannot read {kubeconfig or 'the service account'}: {error}") from error
     if found is None:
-        raise NoLogin(
+        raise MissingCredentials(
             "No service account token is mounted, so this process does not run in a pod. "
             "Set --kubeconfig to the path of a kubeconfig file."
         )
@@ -34,7 +34,7 @@ def login(kubeconfig: str) -> kopf.ConnectionInfo:
         # Like client-go, use the address of the API server: it works without the cluster's DNS.
         return dataclasses.replace(found, server=_in_cluster_url() or found.server)
     if not found.as_http_headers() and not (found.certificate_path or found.certificate_data):
-        raise NoLogin(
+        raise MissingCredentials(
             f"The user in {kubeconfig} has no token, password or client certificate. Users with exec or "
             "auth-provider are not supported: create a token with `kubectl create token`."
         )

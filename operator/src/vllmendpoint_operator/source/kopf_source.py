@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import kopf
 
-from vllmendpoint_operator.errors import KubeError, NotFound, NotStreamed
+from vllmendpoint_operator.errors import KubeError, NotFound, WatchListUnsupported
 from vllmendpoint_operator.kube.client import Kube
 from vllmendpoint_operator.kube.kinds import ENDPOINT
 
@@ -206,7 +206,7 @@ async def _wait_for_crd(kube: Kube, namespace: str | None) -> bool:
                 kube.watch(ENDPOINT, namespace, None, metadata_only=True)
             ) as events:
                 await anext(events, None)
-        except NotStreamed:
+        except WatchListUnsupported:
             return False
         except NotFound:
             log.warning(

@@ -12,7 +12,7 @@ from typing import Final
 from vllmendpoint_operator.errors import KubeError
 from vllmendpoint_operator.kube.client import Kube
 from vllmendpoint_operator.kube.kinds import ENDPOINT
-from vllmendpoint_operator.kube.object_meta import Key, keep_version, view
+from vllmendpoint_operator.kube.object_meta import Key, keep_version, parse_meta
 
 from .handler import EndpointHandler, KnownVersion, Namespaces
 
@@ -69,8 +69,8 @@ class MissedEvents:
 
     async def _list(self, namespace: str | None) -> dict[Key, KnownVersion]:
         versions = {}
-        async with self._kube.listing(ENDPOINT, namespace, metadata_only=True) as (_, items):
+        async with self._kube.list_stream(ENDPOINT, namespace, metadata_only=True) as (_, items):
             async for item in items:
-                found = view(keep_version(item))
-                versions[found.key] = KnownVersion(found.metadata.uid, found.version)
+                found = parse_meta(keep_version(item))
+                versions[found.key] = KnownVersion(found.uid, found.version)
         return versions

@@ -15,7 +15,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.components import WORKER, invocations_url, url
 from vllmendpoint_operator.desired_state import Plan
-from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from . import parts
@@ -35,7 +35,7 @@ __all__ = ["invalid_status", "status", "unread_status"]
 
 
 def status(
-    endpoint: Endpoint, observed: Observed, plan: Plan | None, problem: PlanError | None
+    endpoint: Endpoint, observed: Observed, plan: Plan | None, problem: ConditionError | None
 ) -> VLLMEndpointStatus:
     """The whole status. ``problem`` is why there is no plan, or why it could not be applied."""
     before = endpoint.status
@@ -100,7 +100,7 @@ def status(
     )
 
 
-def unread_status(endpoint: Endpoint, observed: Observed, problem: PlanError) -> VLLMEndpointStatus:
+def unread_status(endpoint: Endpoint, observed: Observed, problem: ConditionError) -> VLLMEndpointStatus:
     """The status of a spec of which this operator can read the counts, but not all: what runs is as it is."""
     found = status(endpoint, observed, None, problem)
     before = endpoint.status
@@ -135,8 +135,12 @@ def invalid_status(endpoint: Endpoint, message: str, now: datetime) -> VLLMEndpo
 def _reporter(observed: Observed) -> WorkerReport | None:
     """The worker that speaks for the configuration in force: the first that has resolved one."""
     for pod in observed.workers:
-        if not pod.terminating and pod.link.report is not None and pod.link.report.health_check is not None:
-            return pod.link.report
+        if (
+            not pod.terminating
+            and pod.stream.report is not None
+            and pod.stream.report.health_check is not None
+        ):
+            return pod.stream.report
     return None
 
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from vllmendpoint_api import Condition, Reason
-from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
 from .conditions import Finding, false, kept, true
@@ -19,7 +19,7 @@ _REPLACED_WITHIN: Final = timedelta(minutes=5)
 """Of the end of a pod, and its controller makes another in seconds."""
 
 
-def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Finding:
+def available(endpoint: Endpoint, observed: Observed, problem: ConditionError | None) -> Finding:
     """``problem``: why the spec could not be applied."""
     part = workers(endpoint, observed)
     replicas, ready = part.replicas, part.ready
@@ -45,7 +45,7 @@ def available(endpoint: Endpoint, observed: Observed, problem: PlanError | None)
     return true(Reason.AVAILABLE, f"{quantity(ready, replicas, part.what)} ready.")
 
 
-def _frontend_down(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Cause | None:
+def _frontend_down(endpoint: Endpoint, observed: Observed, problem: ConditionError | None) -> Cause | None:
     """None where a frontend is ready, or the spec has none."""
     front = frontend(endpoint, observed)
     if front is None or front.ready:
@@ -83,7 +83,7 @@ def _unready(pods: int) -> str:
     return "1 pod exists, but it is not ready." if pods else "No pod exists."
 
 
-def cause_of(part: Part, problem: PlanError | None, now: datetime) -> Cause:
+def cause_of(part: Part, problem: ConditionError | None, now: datetime) -> Cause:
     """What stands in the way of the newest pods; else of those that are not there."""
     living = [pod for pod in part.pods if not pod.finished]
     newest = part.current or living
@@ -128,7 +128,7 @@ def _ended(pod: Pod) -> str:
     return max((c.get("lastTransitionTime") or "" for c in pod.status.get("conditions") or []), default="")
 
 
-def not_created(part: Part, problem: PlanError | None) -> Cause:
+def not_created(part: Part, problem: ConditionError | None) -> Cause:
     """Why pods are missing: the Deployment's controller says it, or the plan does."""
     if problem is not None and part.asked_for < part.replicas:
         said = one_line(problem.message)

@@ -42,7 +42,9 @@ def configuration_resolved(
     if said is not None and any(pod.awaiting_first_report for pod in observed.workers):
         return said
     told = [
-        pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.report is not None
+        pod
+        for pod in observed.workers
+        if pod.running and not pod.terminating and pod.stream.report is not None
     ]
     started = [pod for pod in told if _report(pod).started]
     newest = workers(endpoint, observed).current
@@ -59,7 +61,9 @@ def configuration_resolved(
         return _refused(telling, len(told))
     if refused and newest is None:
         return unknown(Reason.PENDING, "No worker of the current revision is running yet.")
-    lost = [pod for pod in observed.workers if pod.running and not pod.terminating and pod.link.lost]
+    lost = [
+        pod for pod in observed.workers if pod.running and not pod.terminating and pod.stream.disconnected
+    ]
     if lost:
         total = sum(not (pod.finished or pod.terminating) for pod in observed.workers)
         return unknown(
@@ -122,5 +126,5 @@ def _hash(pod: Pod) -> str:
 
 
 def _report(pod: Pod) -> WorkerReport:
-    assert pod.link.report is not None, "only pods that were heard come here"
-    return pod.link.report
+    assert pod.stream.report is not None, "only pods that were heard come here"
+    return pod.stream.report

@@ -3,7 +3,7 @@
 from typing import Final
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
-from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.references import claim_references
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
@@ -16,7 +16,7 @@ __all__ = ["accepted", "resolved_refs"]
 _OF_A_POD: Final = frozenset({Reason.SECRET_NOT_FOUND, Reason.CONFIG_MAP_NOT_FOUND})
 
 
-def accepted(problem: PlanError | None, unverified: bool) -> Finding:
+def accepted(problem: ConditionError | None, unverified: bool) -> Finding:
     """``unverified``: the API server was not asked about the pods yet, since spec.paused is true."""
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.ACCEPTED]:
         return false(problem.reason, problem.message)
@@ -33,7 +33,7 @@ def accepted(problem: PlanError | None, unverified: bool) -> Finding:
     return true(Reason.ACCEPTED, "The spec is valid.")
 
 
-def resolved_refs(endpoint: Endpoint, observed: Observed, problem: PlanError | None) -> Finding:
+def resolved_refs(endpoint: Endpoint, observed: Observed, problem: ConditionError | None) -> Finding:
     if problem is not None and problem.reason in CONDITION_REASONS[Condition.RESOLVED_REFS]:
         return false(problem.reason, problem.message)
     if problem is not None and problem.reason is not Reason.PENDING:

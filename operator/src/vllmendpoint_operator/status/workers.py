@@ -65,19 +65,19 @@ def _badness(worker: WorkerStatus) -> tuple[bool, int, str]:
 
 
 def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | None) -> WorkerStatus:
-    link = pod.link
-    if not link.settled and old is not None and pod.running:
+    stream = pod.stream
+    if not stream.grace_expired and old is not None and pod.running:
         # A new leader has not heard this worker yet: what was known still stands.
         return old.model_copy(update={"ready": pod.ready, "restart_count": pod.restarts})
     verdict: Verdict | None = None
     reason, message, probe = "", "", None
-    if pod.running and link.report is not None and not link.lost:
-        verdict, reason, message, probe = _said(link.report)
-    elif pod.running and link.settled:
+    if pod.running and stream.report is not None and not stream.disconnected:
+        verdict, reason, message, probe = _said(stream.report)
+    elif pod.running and stream.grace_expired:
         reason = Reason.WORKER_UNREACHABLE.value
         message = (
             f"The operator receives no report from port 9091 of pod {pod.name} "
-            f"({link.error or 'the stream ended'})."
+            f"({stream.error or 'the stream ended'})."
         )
     if not pod.ready and not message and cause is not None:
         reason, message = cause.reason.value, cause.message

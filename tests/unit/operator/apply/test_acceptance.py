@@ -22,9 +22,9 @@ def kube():
 
 def new_cache(kube):
     """As after a start of the operator: all that is there is listed."""
-    cache = Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    cache = Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     for (kind, _), obj in kube.objects.items():
-        cache.store(by_name(kind), "team-a").absorb(obj)
+        cache.informer(by_name(kind), "team-a").apply_local_write(obj)
     return cache
 
 
@@ -63,7 +63,7 @@ def edit(kube, cache, manager="kubectl-set", **spec):
         "managedFields": [{"manager": manager, "operation": "Update", "fieldsV1": fields}],
     }
     kube.objects[WORKERS] = live
-    cache.store(by_name("Deployment"), "team-a").absorb(live)
+    cache.informer(by_name("Deployment"), "team-a").apply_local_write(live)
 
 
 async def test_a_rewritten_field_is_accepted_told_once_and_outlives_the_operator(

@@ -8,7 +8,7 @@ from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_api import Reason, VLLMEndpointStatus, names
 from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache
-from vllmendpoint_operator.errors import PlanError, Rejected
+from vllmendpoint_operator.errors import ConditionError, Rejected, TerminalError
 from vllmendpoint_operator.kube.kinds import CLAIM, MANAGED, SERVICE, by_name
 
 
@@ -19,7 +19,7 @@ def kube():
 
 @pytest.fixture
 def cache(kube):
-    return Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    return Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def put(kube, cache):
         live = {**obj, "metadata": metadata}
         kube.objects[obj["kind"], metadata["name"]] = live
         if metadata.get("labels", {}).get(names.LABEL_MANAGED_BY):
-            cache.store(by_name(obj["kind"]), "team-a").absorb(live)
+            cache.informer(by_name(obj["kind"]), "team-a").apply_local_write(live)
         return live
 
     return into
@@ -45,7 +45,7 @@ async def test_what_was_seen_to_be_right_is_not_looked_up_again(kube, cache, mak
     del observed["Service", "smollm"]
     observed["ConfigMap", "smollm-settings"] = {**observed["ConfigMap", "smollm-settings"], "data": {}}
     looked = []
-    for store in cache.stores:
+    for store in cache.informers:
         store.get = lambda key, get=store.get: looked.append(key) or get(key)
     assert (await apply_plan(kube, cache, endpoint, planned, observed=observed)).writes == 0
     assert looked == [("team-a", "smollm-settings"), ("team-a", "smollm")]
@@ -77,7 +77,7 @@ async def test_of_a_new_endpoint_nothing_is_read(kube, cache, make_endpoint, mak
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert kube.reads == []
     kube.objects.pop(("Service", "smollm"))
-    cache.store(SERVICE, "team-a").drop(("team-a", "smollm"))
+    cache.informer(SERVICE, "team-a").apply_local_delete(("team-a", "smollm"))
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert kube.reads == [("VLLMEndpoint", "smollm")], "once something was made, it may be going"
 
@@ -85,7 +85,7 @@ async def test_of_a_new_endpoint_nothing_is_read(kube, cache, make_endpoint, mak
 async def test_what_the_cache_has_yet_to_hear_of_is_ours_all_the_same(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    cache.store(SERVICE, "team-a").drop(("team-a", "smollm"))
+    cache.informer(SERVICE, "team-a").apply_local_delete(("team-a", "smollm"))
     kube.writes.clear()
     assert (await apply_plan(kube, cache, endpoint, make_plan(endpoint))).writes == 1
     assert kube.writes == [("apply", "Service", "smollm")]
@@ -125,7 +125,7 @@ NO_BIND = (
 async def test_what_says_nothing_of_the_spec_is_tried_again(kube, cache, make_endpoint, make_plan, told):
     endpoint = make_endpoint()
     kube.refuse["Service"] = Rejected(403, told)
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(ConditionError) as refused:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert refused.value.reason is Reason.PENDING
     assert refused.value.message.startswith("the API server refuses the Service smollm")
@@ -166,7 +166,7 @@ async def test_anothers_object_is_left_alone(
     wanted = next(c for c in planned.children if c["kind"] == kind)
     labels = wanted["metadata"]["labels"] if labelled else {}
     put({**wanted, "metadata": {**wanted["metadata"], "labels": labels, "ownerReferences": owners}})
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(TerminalError) as refused:
         await apply_plan(kube, cache, endpoint, planned)
     assert refused.value.reason is Reason.NAME_TAKEN
     assert f"the {kind} {wanted['metadata']['name']!r} {told}" in refused.value.message
@@ -189,7 +189,7 @@ async def test_nobody_is_advised_to_delete_what_another_endpoint_needs(
     (owner,) = service["metadata"]["ownerReferences"]
     put(service, ownerReferences=[{**owner, "uid": "uid-2"}] if owned else [])
     endpoint = make_endpoint(name=second)
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(TerminalError) as refused:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert refused.value.reason is Reason.NAME_TAKEN
     said = refused.value.message
@@ -210,7 +210,7 @@ async def test_a_child_that_lost_its_owner_is_named_alone(kube, cache, put, livi
     service = next(c for c in planned.children if c["kind"] == "Service")
     children = {key: obj for key, obj in observed.children.items() if key[0] != "Service"}
     put({**service, "metadata": {**service["metadata"], "ownerReferences": []}})
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(TerminalError) as refused:
         await apply_plan(kube, cache, endpoint, planned, observed=children)
     assert refused.value.reason is Reason.NAME_TAKEN
     assert "under another name, or delete the Service if nothing needs it" in refused.value.message
@@ -230,7 +230,7 @@ async def test_what_is_on_its_way_out_is_waited_for(kube, cache, put, make_endpo
         (owner,) = service["metadata"]["ownerReferences"]
         metadata = {"ownerReferences": [{**owner, "uid": "uid-0"}]}
     put(service, **metadata)
-    with pytest.raises(PlanError) as waiting:
+    with pytest.raises(ConditionError) as waiting:
         await apply_plan(kube, cache, endpoint, planned)
     assert waiting.value.reason is Reason.PENDING, "nobody has to do anything"
     assert "is being deleted" in waiting.value.message
@@ -243,7 +243,7 @@ async def test_what_is_on_its_way_out_is_waited_for(kube, cache, put, make_endpo
 async def test_a_refusal_of_the_api_server_is_told(kube, cache, make_endpoint, make_plan, kind, reason):
     endpoint = make_endpoint()
     kube.refuse[kind] = Rejected(422, "spec.x: must be y")
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(TerminalError) as refused:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert refused.value.reason is reason
     assert "the API server refuses the" in refused.value.message
@@ -253,7 +253,7 @@ async def test_a_refusal_of_the_api_server_is_told(kube, cache, make_endpoint, m
 async def test_a_claim_that_cannot_be_changed_so_is_told_in_a_line(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable\n  core.Spec{\n")
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(TerminalError) as refused:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert refused.value.reason is Reason.INVALID_SPEC
     assert refused.value.message == (
@@ -271,7 +271,7 @@ async def test_a_claim_that_stands_and_cannot_be_changed_may_be_deleted(
     larger = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable")
     with pytest.raises(
-        PlanError, match=r"; it has 9Gi: set size to that again, or, .*`kubectl delete pvc smollm-cache`"
+        TerminalError, match=r"; it has 9Gi: set size to that again, or, .*`kubectl delete pvc smollm-cache`"
     ):
         await apply_plan(kube, cache, larger, make_plan(larger))
 
@@ -288,7 +288,7 @@ async def test_a_claim_that_its_pods_hold_keeps_nothing_waiting(kube, cache, put
     assert "PersistentVolumeClaim" not in {kind for _, kind, _ in kube.writes}
     (owner,) = claim["metadata"]["ownerReferences"]
     put(claim, ownerReferences=[{**owner, "uid": "uid-0"}], **going)
-    with pytest.raises(PlanError, match="is being deleted; this goes on when it is gone"):
+    with pytest.raises(ConditionError, match="is being deleted; this goes on when it is gone"):
         await apply_plan(kube, cache, endpoint, planned)
 
 
@@ -342,7 +342,7 @@ async def test_a_binding_stays_where_the_other_role_may_not_be_bound(kube, cache
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     kube.writes.clear()
     kube.refuse["RoleBinding"] = Rejected(403, "may not bind")
-    with pytest.raises(PlanError, match="may not bind"):
+    with pytest.raises(TerminalError, match="may not bind"):
         await apply_plan(kube, cache, endpoint, make_plan(endpoint, role_name="another"))
     assert kube.writes == [("verify", "RoleBinding", "smollm-workers-next")]
 
@@ -383,7 +383,7 @@ async def test_a_pod_template_is_verified_before_anything_is_written(
     changed = make_plan(other, observed_of(kube, living, planned))
     kube.refuse["Deployment"] = Rejected(422, "spec.template.spec: no")
     with pytest.raises(
-        PlanError, match=r"refuses the Deployment smollm-workers: spec\.template\.spec: no"
+        TerminalError, match=r"refuses the Deployment smollm-workers: spec\.template\.spec: no"
     ) as no:
         await apply_plan(kube, cache, other, changed)
     assert no.value.reason is Reason.INVALID_POD_TEMPLATE
@@ -395,7 +395,7 @@ async def test_a_pod_template_is_verified_before_anything_is_written(
 async def test_all_pod_templates_that_are_refused_are_told(kube, cache, make_endpoint, make_plan):
     endpoint = templated(make_endpoint, "a", podTemplate={"spec": {"nodeSelector": {"zone": "b"}}})
     kube.refuse["Deployment"] = Rejected(422, "spec.template.spec: no")
-    with pytest.raises(PlanError) as no:
+    with pytest.raises(TerminalError) as no:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert no.value.reason is Reason.INVALID_POD_TEMPLATE
     assert no.value.message == (
@@ -410,7 +410,7 @@ async def test_a_claim_for_which_the_quota_has_no_room_names_its_field(kube, cac
     kube.refuse["PersistentVolumeClaim"] = Rejected(
         403, "exceeded quota: q, requested: requests.storage=10Gi"
     )
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(ConditionError) as refused:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert refused.value.reason is Reason.PENDING
     assert refused.value.message.endswith(

@@ -7,14 +7,14 @@ from vllmendpoint_operator.apply.apply import apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.controller.reconcile import Reconciler
-from vllmendpoint_operator.errors import KubeError, PlanError, Rejected, Throttled
+from vllmendpoint_operator.errors import ConditionError, KubeError, Rejected, TerminalError, Throttled
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, MANAGED
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
 from vllmendpoint_operator.observe.partial_spec import parse_readable_fields
 from vllmendpoint_operator.observe.snapshot import Observed
 from vllmendpoint_operator.plan import Options, scaling
-from vllmendpoint_operator.reports.streams import Reports
+from vllmendpoint_operator.reports.streams import ReportStreams
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def kube():
 
 @pytest.fixture
 def cache(kube):
-    return Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    return Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
 
 
 def seen(kube, noon):
@@ -42,7 +42,7 @@ async def test_replicas_apply_and_the_template_stays(kube, cache, make_endpoint,
     before = kube.objects["Deployment", "smollm-workers"]
     kube.writes.clear()
     refused = make_endpoint(replicas=wanted, frontend={"replicas": 3}, engine={"args": ["--model", "x"]})
-    with pytest.raises(PlanError):
+    with pytest.raises(ConditionError):
         make_plan(refused, seen(kube, noon))
     done = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)))
     after = kube.objects["Deployment", "smollm-workers"]
@@ -103,7 +103,7 @@ async def test_a_refusal_of_any_other_child_keeps_no_replicas_back(
     more = make_endpoint(replicas=3)
     try:
         await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)))
-    except PlanError:
+    except TerminalError:
         assert kind == "PodDisruptionBudget"
     assert replicas(kube) == 3
 
@@ -117,7 +117,9 @@ async def test_what_is_not_there_or_not_ours_is_left_alone(kube, cache, make_end
     other = make_endpoint(replicas=9)
     going = {"deletionTimestamp": "2026-01-01T12:00:00Z", "resourceVersion": "900"}
     live = kube.objects["Deployment", "smollm-workers"]
-    cache.store(DEPLOYMENT, "team-a").absorb({**live, "metadata": {**live["metadata"], **going}})
+    cache.informer(DEPLOYMENT, "team-a").apply_local_write(
+        {**live, "metadata": {**live["metadata"], **going}}
+    )
     found = scaling(other, seen(kube, noon))
     await apply_scaling(kube, cache, other, found, lambda: len(kube.writes) < 1)
     assert ("apply", "Deployment", "smollm-workers") not in kube.writes
@@ -202,8 +204,8 @@ class Cluster(FakeKube):
 async def operated():
     """``await operated(replicas=3)`` changes the spec and reconciles it; then the cluster, and the wait."""
     kube, metrics = Cluster(), Metrics()
-    cache = Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
-    async with Reports(lambda owner, urgent: None) as reports:
+    cache = Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
+    async with ReportStreams(lambda owner, urgent: None) as reports:
         reconciler = Reconciler(
             kube=kube,
             cache=cache,

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from tests.unit.operator.wire import parts
+from tests.unit.operator.raw_objects import raw_object
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.endpoint_store import EndpointStore
@@ -32,7 +32,7 @@ class Api:
         self.asked = []
 
     @contextlib.asynccontextmanager
-    async def listing(self, kind, namespace, **options):
+    async def list_stream(self, kind, namespace, **options):
         self.asked.append(("list", None))
         if not self.lists:
             raise StopTest
@@ -45,7 +45,7 @@ class Api:
         for item in answer:
             if isinstance(item, Exception):
                 raise item
-            yield parts(item)
+            yield raw_object(item)
 
     async def watch(self, kind, namespace, version, **options):
         self.asked.append(("watch", version))
@@ -55,7 +55,7 @@ class Api:
             if isinstance(item, Exception):
                 raise item
             event, obj = item
-            yield event, parts(obj)
+            yield event, raw_object(obj)
 
 
 class StopTest(Exception):
@@ -85,12 +85,12 @@ def store(told):
         cache = Cache(
             api,
             (),
-            changed=lambda owner, urgent: told.append((owner, urgent)),
-            referenced=lambda kind, key: told.append((kind, key)),
+            on_change=lambda owner, urgent: told.append((owner, urgent)),
+            on_reference_change=lambda kind, key: told.append((kind, key)),
         )
         api.cache = cache
         # Of the kinds that users refer to, the store of what is not ours.
-        return [store for store in cache.stores if store.kind is kind][-1]
+        return [store for store in cache.informers if store.kind is kind][-1]
 
     return make
 
@@ -103,10 +103,10 @@ async def run(store):
 async def test_lists_then_watches(store, told):
     changes = [("MODIFIED", obj(version=11)), ("DELETED", obj(version=12)), ("ADDED", obj("t", version=13))]
     services = store(api := Api([[obj()]], [changes]))
-    assert not services.synced.is_set()
+    assert not services.has_synced.is_set()
     await run(services)
-    assert services.synced.is_set()
-    assert [o["metadata"]["name"] for o in services.of(("ns", "e"))] == ["t"]
+    assert services.has_synced.is_set()
+    assert [o["metadata"]["name"] for o in services.by_owner(("ns", "e"))] == ["t"]
     assert told == [(("ns", "e"), False)] * 4
     assert api.asked[-1] == ("watch", "13"), "it goes on from where the last stream ended"
     assert "managedFields" not in services.get(("ns", "t"))["metadata"]
@@ -118,7 +118,7 @@ async def test_half_a_list_says_nothing_of_what_is_not_in_it(store, told):
     await run(services)
     assert services.get(("ns", "a")) is not None
     assert len(told) == 2, "that they came"
-    assert not services._listing.locked(), "room for others"
+    assert not services._list_slots.locked(), "room for others"
 
 
 async def test_what_was_made_anew_ahead_of_the_watch_outlives_the_news_of_the_old_ones_end(store, told):
@@ -138,7 +138,7 @@ async def test_what_vanished_during_a_gap_is_noticed(store, told):
 async def test_a_failed_list_is_tried_again(store):
     services = store(Api([KubeError(500, "x"), KubeError(0, "y"), [obj()]]))
     await run(services)
-    assert services.synced.is_set()
+    assert services.has_synced.is_set()
 
 
 @pytest.mark.parametrize("refusal", [Rejected(403, "forbidden"), NotFound(404, "no such namespace")])
@@ -159,9 +159,9 @@ async def test_what_was_listed_can_be_forgotten(store, told):
     await run(services)
     told.clear()
     services.clear()
-    assert not services.synced.is_set()
+    assert not services.has_synced.is_set()
     assert services.get(("ns", "s")) is None
-    assert list(services.of(("ns", "e"))) == []
+    assert list(services.by_owner(("ns", "e"))) == []
     assert told == []
 
 
@@ -193,7 +193,7 @@ async def test_old_news_is_no_news(store, told):
 
 async def test_the_answer_to_our_own_write_is_no_news(store, told):
     services = store(Api([[obj(version=5)]], [[("MODIFIED", obj(version=6))]]))
-    services.absorb(obj(version=6))
+    services.apply_local_write(obj(version=6))
     await run(services)
     assert told == []
 
@@ -201,9 +201,9 @@ async def test_the_answer_to_our_own_write_is_no_news(store, told):
 async def test_an_answer_that_comes_after_the_end_of_the_object_brings_nothing_back(store):
     services = store(Api([[obj(version=5)]], [[("DELETED", obj(version=7))]]))
     await run(services)
-    services.absorb(obj(version=6))
+    services.apply_local_write(obj(version=6))
     assert services.get(("ns", "s")) is None
-    services.absorb(obj(uid="u2", version=8))
+    services.apply_local_write(obj(uid="u2", version=8))
     assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
 
 
@@ -218,11 +218,11 @@ async def test_an_object_whose_label_was_changed_is_told_to_both_and_left_by_non
     services = store(Api([[obj(version=5)]], [taken]))
     await run(services)
     assert told == [(("ns", "e"), False), (("ns", "other"), False), (("ns", "e"), False)]
-    assert list(services.of(("ns", "e"))) == []
+    assert list(services.by_owner(("ns", "e"))) == []
     services = store(Api([[obj(version=5)]], [taken, [("DELETED", obj(instance="other", version=7))]]))
     await run(services)
-    assert list(services.of(("ns", "e"))) == []
-    assert list(services.of(("ns", "other"))) == []
+    assert list(services.by_owner(("ns", "e"))) == []
+    assert list(services.by_owner(("ns", "other"))) == []
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_who_refers_to_what(spec, kind, name):
 @pytest.mark.parametrize("kind", [CONFIG_MAP, CLAIM])
 async def test_users_may_refer_to_what_carries_our_label(store, told, kind):
     store(api := Api(), kind)
-    ours = next(store for store in api.cache.stores if store.kind is kind)
+    ours = next(store for store in api.cache.informers if store.kind is kind)
     api.lists = [[obj("c", uid="u7", version=9)]]
     await run(ours)
     assert api.cache.reference(kind, ("ns", "c")) == "u7/9"
@@ -312,7 +312,7 @@ async def test_all_of_what_is_compared_is_kept(store, kind):
         "anything": [None, 1.5],
     }
     store(api := Api([[obj(generateName="s-", **fields)]]), kind)
-    ours = next(store for store in api.cache.stores if store.kind is kind)
+    ours = next(store for store in api.cache.informers if store.kind is kind)
     await run(ours)
     wanted = obj(generateName="s-", **fields)
     del wanted["metadata"]["managedFields"]
@@ -321,15 +321,15 @@ async def test_all_of_what_is_compared_is_kept(store, kind):
 
 async def test_what_belongs_to_an_endpoint_is_known_by_kind(store):
     store(api := Api())
-    services, pods = (api.cache.store(kind, "ns") for kind in (SERVICE, POD))
+    services, pods = (api.cache.informer(kind, "ns") for kind in (SERVICE, POD))
     for name in ("a", "b"):
-        services.absorb(obj(name))
-    pods.absorb(obj("a", instance="f"))
-    pods.absorb(obj("c"))
-    services.drop(("ns", "a"))
+        services.apply_local_write(obj(name))
+    pods.apply_local_write(obj("a", instance="f"))
+    pods.apply_local_write(obj("c"))
+    services.apply_local_delete(("ns", "a"))
 
     def of(store, endpoint):
-        return [found["metadata"]["name"] for found in store.of(("ns", endpoint))]
+        return [found["metadata"]["name"] for found in store.by_owner(("ns", endpoint))]
 
     assert (of(services, "e"), of(pods, "e")) == (["b"], ["c"])
     assert (of(services, "f"), of(pods, "f")) == ([], ["a"])

@@ -14,7 +14,7 @@ from vllmendpoint_operator.kube.kinds import ENDPOINT
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
 from vllmendpoint_operator.plan import Options
-from vllmendpoint_operator.reports.streams import Reports
+from vllmendpoint_operator.reports.streams import ReportStreams
 
 KEY = ("ns", "e")
 FIRST, SECOND, THIRD = "a/vllm", "b/vllm", "c/vllm"
@@ -69,7 +69,7 @@ class Client:
     async def get(self, kind, namespace, name):
         raise NotFound(404, "no")
 
-    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, warned=None):
+    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, on_warning=None):
         server = self.server
         if kind is not ENDPOINT:
             server.writes[self.who, "children"] += 1
@@ -94,7 +94,9 @@ class Operator:
     def __init__(self, server, who, streams, cache=None):
         self.server, self.endpoints, self.metrics = server, EndpointStore(), Metrics()
         api = Client(server, who)
-        self.cache = cache = cache or Cache(api, (), changed=lambda *_: None, referenced=lambda *_: None)
+        self.cache = cache = cache or Cache(
+            api, (), on_change=lambda *_: None, on_reference_change=lambda *_: None
+        )
         self.reconciler = Reconciler(
             kube=api,
             cache=cache,
@@ -128,7 +130,7 @@ async def world():
         server = Server()
 
         async def start(who, cache=None):
-            streams = await stack.enter_async_context(Reports(lambda *_: None))
+            streams = await stack.enter_async_context(ReportStreams(lambda *_: None))
             return Operator(server, who, streams, cache)
 
         yield server, start

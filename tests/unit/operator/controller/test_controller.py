@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 import vllmendpoint_operator.controller.controller as controller_module
-from tests.unit.operator.wire import listing
+from tests.unit.operator.raw_objects import list_stream
 from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.errors import KubeError, NotFound, Throttled
 from vllmendpoint_operator.kube.kinds import SERVICE
@@ -37,10 +37,10 @@ class Api:
         return [ENDPOINT], "1"
 
     @contextlib.asynccontextmanager
-    async def listing(self, kind, namespace, **options):
+    async def list_stream(self, kind, namespace, **options):
         if kind is SERVICE:
             await self.services_listed.wait()
-        async with listing() as found:
+        async with list_stream() as found:
             yield found
 
     async def watch(self, kind, namespace, version, **options):

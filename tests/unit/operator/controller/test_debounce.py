@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 import vllmendpoint_operator.controller.controller as controller_module
-from tests.unit.operator.wire import listing, parts
+from tests.unit.operator.raw_objects import list_stream, raw_object
 from vllmendpoint_api import names
 from vllmendpoint_operator.controller.controller import Controller
 from vllmendpoint_operator.kube.kinds import POD, SERVICE
@@ -31,12 +31,12 @@ class Api:
     def __init__(self):
         self.events = {kind: asyncio.Queue() for kind in (SERVICE, POD)}
 
-    def listing(self, kind, namespace, **options):
-        return listing()
+    def list_stream(self, kind, namespace, **options):
+        return list_stream()
 
     async def watch(self, kind, namespace, version, **options):
         while kind in self.events:
-            yield "MODIFIED", parts(await self.events[kind].get())
+            yield "MODIFIED", raw_object(await self.events[kind].get())
         await asyncio.Event().wait()
         yield
 

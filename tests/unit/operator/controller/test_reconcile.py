@@ -12,7 +12,7 @@ from vllmendpoint_operator.kube.kinds import CONFIG_MAP, DEPLOYMENT, POD, REPLIC
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
 from vllmendpoint_operator.plan import Options
-from vllmendpoint_operator.reports.streams import Reports
+from vllmendpoint_operator.reports.streams import ReportStreams
 
 KEY = ("ns", "e")
 OPERATOR = "ops/vllm"
@@ -45,10 +45,10 @@ class Api:
     async def get(self, kind, namespace, name):
         raise NotFound(404, "no")
 
-    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, warned=None):
+    async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, on_warning=None):
         self.fail(kind)
-        if warned is not None and kind is DEPLOYMENT:
-            self.warn(warned)
+        if on_warning is not None and kind is DEPLOYMENT:
+            self.warn(on_warning)
         self.version += 1
         if subresource == "status":
             self.status = body
@@ -65,8 +65,8 @@ class Api:
 @pytest.fixture
 async def world():
     api, endpoints, metrics = Api(), EndpointStore(), Metrics()
-    cache = Cache(api, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
-    async with Reports(lambda owner, urgent: None) as streams:
+    cache = Cache(api, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
+    async with ReportStreams(lambda owner, urgent: None) as streams:
         reconciler = Reconciler(
             kube=api,
             cache=cache,
@@ -191,7 +191,7 @@ async def test_what_fails_for_long_is_told(world):
     await reconciler.reconcile(KEY)
     assert "webhook" not in str(api.status["status"]["conditions"])
     api.fail, api.status = fail, None
-    reconciler._cache.store(DEPLOYMENT, "ns").drop(("ns", "e-workers"))
+    reconciler._cache.informer(DEPLOYMENT, "ns").apply_local_delete(("ns", "e-workers"))
     with pytest.raises(KubeError):
         await reconciler.reconcile(KEY)
     assert api.status is None, "failures count from the last success"
@@ -246,10 +246,12 @@ async def test_a_worker_that_has_just_been_asked_is_waited_for(world, monkeypatc
     endpoints.upsert(endpoint())
     await reconciler.reconcile(KEY)
     spec = {"replicas": 1, "template": {"spec": {}}}
-    reconciler._cache.store(REPLICA_SET, "ns").absorb(child("rs", "e-workers", version="900", spec=spec))
+    reconciler._cache.informer(REPLICA_SET, "ns").apply_local_write(
+        child("rs", "e-workers", version="900", spec=spec)
+    )
     main = {"name": "main", "state": {"running": {}}}
     status = {"phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [main]}
-    reconciler._cache.store(POD, "ns").absorb(child("pod", "rs", version="901", status=status))
+    reconciler._cache.informer(POD, "ns").apply_local_write(child("pod", "rs", version="901", status=status))
     api.status, version = None, api.version
     for _ in range(2):
         assert await reconciler.reconcile(KEY) == 0.5
@@ -277,7 +279,7 @@ async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_
         return {"data": {"model.py": f"x = {len(read)}"}}
 
     api.get = get
-    references = reconciler._cache.stores[-2]
+    references = reconciler._cache.informers[-2]
     assert references.kind is CONFIG_MAP
     contents = reconciler._observer._contents
     for version, name in ((1, "h"), (2, "h"), (3, "i")):
@@ -285,7 +287,7 @@ async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_
         named = endpoint(handlers=script)
         named["metadata"]["resourceVersion"] = str(100 + version)
         endpoints.upsert(named)
-        references.absorb(
+        references.apply_local_write(
             {"metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": str(version)}}
         )
         await reconciler.reconcile(KEY)

@@ -97,7 +97,7 @@ class Writes:
     async def create(self, kind, body):
         pass
 
-    def endpoint(self, *_):
+    def set_endpoint(self, *_):
         pass
 
     def upsert(self, _):

@@ -7,7 +7,7 @@ import pytest
 
 import vllmendpoint_operator.cache.informer as store_module
 import vllmendpoint_operator.controller.watched_namespaces as watched_namespaces
-from tests.unit.operator.wire import listing
+from tests.unit.operator.raw_objects import list_stream
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.watched_namespaces import WatchedNamespaces
 from vllmendpoint_operator.errors import KubeError, NotFound, Rejected
@@ -37,10 +37,10 @@ class Api:
                 raise self.answers[key]
 
     @contextlib.asynccontextmanager
-    async def listing(self, kind, namespace, **options):
+    async def list_stream(self, kind, namespace, **options):
         self.asked.append((kind, namespace))
         self._answer(kind, namespace)
-        async with listing() as found:
+        async with list_stream() as found:
             yield found
 
     async def watch(self, kind, namespace, version, **options):
@@ -59,14 +59,14 @@ FORBIDDEN = Rejected(403, 'pods is forbidden: User "x" cannot list resource "pod
 def soon(monkeypatch):
     for name in ("_RECHECK_MIN_SECONDS", "_RECHECK_MAX_SECONDS"):
         monkeypatch.setattr(watched_namespaces, name, 0.02)
-    for name in ("_RELIST_FIRST", "_RELIST_LAST"):
+    for name in ("_FIRST_RETRY_SECONDS", "_MAX_RETRY_SECONDS"):
         monkeypatch.setattr(store_module, name, 0.01)
 
 
 class World:
     def __init__(self, *names):
         self.api, self.metrics, self.heard = Api(), Metrics(), []
-        self.cache = Cache(self.api, names, changed=lambda *_: None, referenced=lambda *_: None)
+        self.cache = Cache(self.api, names, on_change=lambda *_: None, on_reference_change=lambda *_: None)
         self.namespaces = WatchedNamespaces(
             self.api,
             self.cache,
@@ -145,7 +145,7 @@ async def test_one_that_is_lost_while_it_is_served_is_forgotten(world, caplog):
     assert await made.namespaces.wait_until_accessible() == ("x",)
     await until(lambda: ("lost", "y") in made.heard)
     assert made.namespaces.ready, "the rest is served"
-    assert not any(store.synced.is_set() for store in made.cache.of_scope("y"))
+    assert not any(store.has_synced.is_set() for store in made.cache.informers_of("y"))
     made.api.open("y")
     await until(lambda: made.heard.count(("served", "y")) == 2)
     assert caplog.text.count("the namespace y is not served") == 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import json as raw
 
-from vllmendpoint_operator.kube.lists import listed
+from vllmendpoint_operator.kube.lists import split_list
 
 MARK = '},{"metadata":{"name":"x"}}'
 NESTED = [{"metadata": {"name": "x"}}, {"metadata": {"name": "y"}, "spec": [{"metadata": {"name": "z"}}]}]
@@ -31,7 +31,7 @@ async def chunks(text, size):
 
 
 async def read(text, size):
-    version, items = await listed(chunks(text, size))
+    version, items = await split_list(chunks(text, size))
     return version, [raw.decode(raw.encode(item)) async for item in items]
 
 
@@ -91,6 +91,6 @@ async def test_an_object_comes_as_soon_as_the_next_one_begins():
             taken.append(at)
             yield text[at : at + 1]
 
-    _, items = await listed(slowly())
+    _, items = await split_list(slowly())
     assert raw.decode(raw.encode(await anext(items))) == first
     assert len(taken) < len(text) - 6

@@ -168,7 +168,7 @@ def test_frontends_of_the_version_before_are_replaced_before_its_workers(
 
 async def test_each_step_of_the_migration_writes_once(make_endpoint, make_plan, plain, noon):
     kube, endpoint = FakeKube(), make_endpoint(**SEED)
-    cache = Cache(kube, (), changed=lambda owner, urgent: None, referenced=lambda kind, key: None)
+    cache = Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     await apply_plan(kube, cache, make_endpoint(), make_plan(make_endpoint(), plain))
     done = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
 

@@ -11,7 +11,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"transfer-encoding:  Chunked\r\n\r\n"
 
 
-async def asked(answer, *, silence=5.0, end=True, joined=True):
+async def asked(answer, *, read_timeout=5.0, end=True, joined=True):
     """What comes of an answer; and what was asked."""
     heard = []
 
@@ -29,7 +29,13 @@ async def asked(answer, *, silence=5.0, end=True, joined=True):
     parts, ended = [], asyncio.get_running_loop().create_future()
     try:
         await get(
-            "127.0.0.1", port, "/x?y=1", part=parts.append, ended=ended.set_result, connect=5, silence=silence
+            "127.0.0.1",
+            port,
+            "/x?y=1",
+            on_data=parts.append,
+            on_end=ended.set_result,
+            connect_timeout=5,
+            read_timeout=read_timeout,
         )
         async with asyncio.timeout(5):
             if failure := await ended:
@@ -92,7 +98,7 @@ async def test_what_is_no_answer_is_refused_and_never_quoted(answer, told):
 )
 async def test_silence_ends_it(answer):
     with pytest.raises(TimeoutError, match=r"nothing came for 0\.1 s"):
-        await asked(answer, silence=0.1, end=False)
+        await asked(answer, read_timeout=0.1, end=False)
 
 
 async def refused(*_):
@@ -101,7 +107,7 @@ async def refused(*_):
 
 async def test_nobody_listens():
     with pytest.raises(ConnectionRefusedError):
-        await get("127.0.0.1", 1, "/", part=refused, ended=refused, connect=5, silence=5)
+        await get("127.0.0.1", 1, "/", on_data=refused, on_end=refused, connect_timeout=5, read_timeout=5)
 
 
 @contextlib.asynccontextmanager
@@ -132,7 +138,9 @@ async def test_whoever_has_enough_closes(by):
             raise ValueError("enough")
 
     async with serving_x() as (port, closed), asyncio.timeout(5):
-        stream = await get("127.0.0.1", port, "/", part=part, ended=ended.append, connect=5, silence=5)
+        stream = await get(
+            "127.0.0.1", port, "/", on_data=part, on_end=ended.append, connect_timeout=5, read_timeout=5
+        )
         await came.wait()
         if by == "close":
             stream.close()
@@ -146,7 +154,9 @@ async def test_a_defect_is_not_taken_for_an_answer_that_is_malformed(caplog):
 
     ended = asyncio.get_running_loop().create_future()
     async with serving_x() as (port, closed), asyncio.timeout(5):
-        await get("127.0.0.1", port, "/", part=broken, ended=ended.set_result, connect=5, silence=5)
+        await get(
+            "127.0.0.1", port, "/", on_data=broken, on_end=ended.set_result, connect_timeout=5, read_timeout=5
+        )
         assert isinstance(await ended, KeyError)
         await closed.wait()
     assert "data_received() call failed" in caplog.text

@@ -4,7 +4,7 @@ import kopf
 import pytest
 import yaml
 
-from vllmendpoint_operator.errors import NoLogin
+from vllmendpoint_operator.errors import MissingCredentials
 from vllmendpoint_operator.source.credentials import login
 
 KUBECONFIG = {
@@ -39,12 +39,14 @@ def test_a_kubeconfig_with_a_token(kubeconfig):
 
 @pytest.mark.parametrize("user", [{}, {"exec": {"command": "aws"}}, {"auth-provider": {"name": "gcp"}}])
 def test_a_kubeconfig_with_an_unsupported_user_is_an_error(kubeconfig, user):
-    with pytest.raises(NoLogin, match=r"kubeconfig has no token, password .* `kubectl create token`"):
+    with pytest.raises(
+        MissingCredentials, match=r"kubeconfig has no token, password .* `kubectl create token`"
+    ):
         login(kubeconfig(user))
 
 
 def test_the_error_names_a_missing_kubeconfig(tmp_path):
-    with pytest.raises(NoLogin, match=f"{tmp_path}/kubeconfig: .*No such file"):
+    with pytest.raises(MissingCredentials, match=f"{tmp_path}/kubeconfig: .*No such file"):
         login(str(tmp_path / "kubeconfig"))
 
 
@@ -52,13 +54,13 @@ def test_the_error_names_a_missing_kubeconfig(tmp_path):
 def test_the_error_names_an_invalid_kubeconfig(tmp_path, text):
     path = tmp_path / "kubeconfig"
     path.write_text(text)
-    with pytest.raises(NoLogin, match=f"{path}: "):
+    with pytest.raises(MissingCredentials, match=f"{path}: "):
         login(str(path))
 
 
 def test_outside_a_pod_the_error_names_the_flag(monkeypatch):
     monkeypatch.setattr(kopf, "login_with_service_account", lambda settings: None)
-    with pytest.raises(NoLogin, match="--kubeconfig"):
+    with pytest.raises(MissingCredentials, match="--kubeconfig"):
         login("")
 
 

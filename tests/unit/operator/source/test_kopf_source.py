@@ -9,8 +9,8 @@ import pytest
 
 import vllmendpoint_operator.source.kopf_source as kopf_source
 from tests.unit.operator.api_stub import ApiStub, added, failed
-from tests.unit.operator.wire import parts
-from vllmendpoint_operator.errors import NotFound, NotStreamed
+from tests.unit.operator.raw_objects import raw_object
+from vllmendpoint_operator.errors import NotFound, WatchListUnsupported
 from vllmendpoint_operator.source.kopf_source import KopfSource
 
 
@@ -26,8 +26,8 @@ class Kube:
             self.missing_crd -= 1
             raise NotFound(404, "the server could not find the requested resource")
         if not self.supports_watch_list:
-            raise NotStreamed(422, "sendInitialEvents is forbidden for watch")
-        yield "BOOKMARK", parts({"metadata": {"resourceVersion": "1"}})
+            raise WatchListUnsupported(422, "sendInitialEvents is forbidden for watch")
+        yield "BOOKMARK", raw_object({"metadata": {"resourceVersion": "1"}})
 
 
 class Namespaces:

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 import vllmendpoint_operator.source.missed_events as missed_events
-from tests.unit.operator.wire import listing
+from tests.unit.operator.raw_objects import list_stream
 from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.errors import KubeError
 from vllmendpoint_operator.source.handler import KnownVersion
@@ -28,10 +28,10 @@ class Api:
         self.failure = None
 
     @contextlib.asynccontextmanager
-    async def listing(self, kind, namespace, **options):
+    async def list_stream(self, kind, namespace, **options):
         if self.failure is not None:
             raise self.failure
-        async with listing(*self.objects) as found:
+        async with list_stream(*self.objects) as found:
             yield found
 
     async def list(self, kind, namespace, *, name):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_operator.reports.streams import Link
+from vllmendpoint_operator.reports.state import StreamState
 
 
 def told(status):
@@ -96,7 +96,7 @@ def test_configuration(make_endpoint, make_status, make_worker, condition, said,
 def test_one_that_cannot_be_asked(make_endpoint, make_status, make_worker, make_pod, condition):
     """A NetworkPolicy in the way: the kubelet finds it ready, and nobody knows what it runs."""
     endpoint = make_endpoint(replicas=2)
-    never = make_pod("w-1", Link(settled=True, error="refused"))
+    never = make_pod("w-1", StreamState(grace_expired=True, error="refused"))
     found = make_status(endpoint, never, make_worker("w-2", settings=endpoint))
     assert told(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
     assert "1 of 2 workers is unreachable (pod w-1), so the settings in use are unknown." in (
@@ -124,6 +124,6 @@ def test_records_and_those_that_end_are_none_of_the_workers(
 ):
     endpoint = make_endpoint(replicas=2)
     gone = make_pod("w-0", ready=False, phase="Failed")
-    never = make_pod("w-1", Link(settled=True, error="refused"))
+    never = make_pod("w-1", StreamState(grace_expired=True, error="refused"))
     found = make_status(endpoint, gone, never, make_worker("w-2", settings=endpoint))
     assert condition(found, "ConfigurationResolved").message.startswith("1 of 2 workers")

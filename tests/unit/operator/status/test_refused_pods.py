@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from vllmendpoint_operator.kube.object_meta import keep_mounts
+from vllmendpoint_operator.kube.object_meta import keep_pod_template
 from vllmendpoint_operator.observe.snapshot import replica_failure
 from vllmendpoint_operator.status.diagnosis.refused_pods import remedy
 
@@ -198,4 +198,4 @@ def test_why_a_replica_set_makes_no_pods_is_kept(status, said):
         **({} if status is None else {"status": status}),
     }
     raw = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in parts.items()}
-    assert replica_failure(msgspec.json.decode(keep_mounts(raw))) == said
+    assert replica_failure(msgspec.json.decode(keep_pod_template(raw))) == said

@@ -8,7 +8,7 @@ import pytest
 from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reason, RollingUpdate
 from vllmendpoint_operator.components import min_ready_replicas
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.reports.streams import Link
+from vllmendpoint_operator.reports.state import StreamState
 from vllmendpoint_operator.status import invalid_status, unread_status
 
 
@@ -367,13 +367,18 @@ def test_last_transition_moves_only_with_the_status(make_endpoint, make_status, 
 def test_a_new_leader_keeps_what_was_known(make_endpoint, make_status, make_worker, make_pod, noon):
     endpoint = make_endpoint(replicas=2)
     before = make_status(endpoint, *three(make_worker, endpoint, "Generating", "Busy"))
-    unheard = [make_pod("w-0", Link()), make_pod("w-1", Link())]
+    unheard = [make_pod("w-0", StreamState()), make_pod("w-1", StreamState())]
     again = make_status(replace(endpoint, status=before), *unheard, now=noon + timedelta(seconds=5))
     assert again == before
-    refused = Link(error="ConnectionRefusedError")  # a policy that does not know the new leader's pod yet
+    refused = StreamState(
+        error="ConnectionRefusedError"
+    )  # a policy that does not know the new leader's pod yet
     tried = [make_pod("w-0", refused), make_pod("w-1", refused)]
     assert make_status(replace(endpoint, status=before), *tried, now=noon + timedelta(seconds=6)) == before
-    lost = [make_pod("w-0", Link(settled=True, error="refused")), make_pod("w-1", Link(settled=True))]
+    lost = [
+        make_pod("w-0", StreamState(grace_expired=True, error="refused")),
+        make_pod("w-1", StreamState(grace_expired=True)),
+    ]
     late = make_status(replace(endpoint, status=before), *lost, now=noon + timedelta(seconds=15))
     assert told(late)["Generating"] == ("Unknown", "WorkerUnreachable")
     assert told(late)["Available"] == ("True", "Available"), "counts come from the pods' readiness"
@@ -383,7 +388,10 @@ def test_a_new_spec_is_not_resolved_by_what_was_known(make_endpoint, make_status
     endpoint = make_endpoint()
     before = make_status(endpoint, make_worker("w", settings=endpoint))
     newer = make_endpoint(generation=2, healthCheck={"level": "Standard"}, before=before)
-    assert told(make_status(newer, make_pod("w", Link())))["ConfigurationResolved"] == ("Unknown", "Pending")
+    assert told(make_status(newer, make_pod("w", StreamState())))["ConfigurationResolved"] == (
+        "Unknown",
+        "Pending",
+    )
 
 
 def test_reasons_are_those_of_the_contract(make_endpoint, make_status, make_worker):

@@ -341,7 +341,8 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
     assert "is not ready, and the operator receives no report from it (silent for 15 s)" in found.message
     # Cut for a moment only, it is what it was.
     assert (
-        why(make_worker("w-1", ready=False, connected=False, settled=False), BUDGET).reason is Reason.STARTING
+        why(make_worker("w-1", ready=False, connected=False, grace_expired=False), BUDGET).reason
+        is Reason.STARTING
     )
     loading = make_worker("w-1", "Starting", connected=False, container={"started": False})
     assert why(loading, BUDGET).reason is Reason.STARTING

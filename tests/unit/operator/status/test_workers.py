@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from vllmendpoint_operator.reports.streams import Link
+from vllmendpoint_operator.reports.state import StreamState
 
 
 def test_worst_first(make_endpoint, make_status, make_worker):
@@ -86,7 +86,7 @@ def test_unreachable_after_the_grace_only(make_endpoint, make_status, make_worke
     endpoint = make_endpoint()
     before = make_status(endpoint, make_worker("w", settings=endpoint))
     later = replace(endpoint, status=before)
-    cut = make_worker("w", settings=endpoint, connected=False, settled=False, error="reset")
+    cut = make_worker("w", settings=endpoint, connected=False, grace_expired=False, error="reset")
     assert make_status(later, cut) == before
     lost = make_status(
         later, make_worker("w", settings=endpoint, connected=False, error="connection refused")
@@ -102,7 +102,7 @@ def test_unreachable_after_the_grace_only(make_endpoint, make_status, make_worke
         make_status(replace(endpoint, status=lost), make_worker("w", settings=endpoint)).generating_replicas
         == 1
     )
-    never = make_status(endpoint, make_pod("w", Link()))
+    never = make_status(endpoint, make_pod("w", StreamState()))
     assert (never.workers[0].verdict, never.workers[0].reason) == (None, "")
 
 

@@ -167,8 +167,8 @@ def _not_started(pod: Pod, container: Container, startup_timeout_seconds: int) -
 
 
 def _stage(pod: Pod) -> str:
-    report = pod.link.report
-    if report is None or not pod.link.connected or report.started:
+    report = pod.stream.report
+    if report is None or not pod.stream.connected or report.started:
         return ""
     detail = f" ({_steps(report.stage.detail)})" if report.stage.detail else ""
     # A moment, not a duration: a message that moved on its own would be a write a second.
@@ -176,12 +176,12 @@ def _stage(pod: Pod) -> str:
 
 
 def _starting(pod: Pod, startup_timeout_seconds: int) -> Cause:
-    report = pod.link.report
-    if pod.started and not pod.main.get("ready") and pod.link.lost:
+    report = pod.stream.report
+    if pod.started and not pod.main.get("ready") and pod.stream.disconnected:
         return Cause(
             Reason.NOT_READY,
             f"Pod {pod.name} is not ready, and the operator receives no report from it "
-            f"({pod.link.error or 'the stream ended'}): its process hangs, or the network is interrupted. "
+            f"({pod.stream.error or 'the stream ended'}): its process hangs, or the network is interrupted. "
             "Check the node and the NetworkPolicies, or delete the pod to replace it.",
         )
     if report is None:

@@ -1,4 +1,4 @@
-"""Parts of the sentences that messages consist of: counts with their verb, and quoted texts."""
+"""RawObject of the sentences that messages consist of: counts with their verb, and quoted texts."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 import vllmendpoint_operator.kube.client as kube_module
-from vllmendpoint_operator.errors import Gone, NotStreamed, Rejected
+from vllmendpoint_operator.errors import Gone, Rejected, WatchListUnsupported
 from vllmendpoint_operator.kube.client import Kube
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT
 
@@ -57,7 +57,7 @@ async def kube():
 async def test_warnings_are_told_as_they_read(kube):
     kube.warnings += ['299 - "spec.a: must be >= 0"', '299 kube "a \\"quoted\\" \\\\ word"']
     told = []
-    assert await kube.apply(DEPLOYMENT, BODY, warned=told.append) == BODY
+    assert await kube.apply(DEPLOYMENT, BODY, on_warning=told.append) == BODY
     assert told == ["spec.a: must be >= 0", 'a "quoted" \\ word']
 
 
@@ -117,7 +117,7 @@ async def test_a_watch_from_a_version_asks_for_no_list(kube):
 
 @pytest.mark.parametrize(
     ("status", "version", "error"),
-    [(422, None, NotStreamed), (422, "7", Rejected), (403, None, Rejected), (410, "7", Gone)],
+    [(422, None, WatchListUnsupported), (422, "7", Rejected), (403, None, Rejected), (410, "7", Gone)],
 )
 async def test_who_refuses_a_watch_and_why(kube, status, version, error):
     kube.refusal = status

@@ -1,4 +1,4 @@
-"""Reports are hostile input: customer code runs in the pod that sends them."""
+"""ReportStreams are hostile input: customer code runs in the pod that sends them."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 import vllmendpoint_operator.reports.streams as reports_module
 from vllmendpoint_operator.observe.snapshot import Observed
-from vllmendpoint_operator.reports.streams import MAX_REPORT_BYTES, Link, Reports, Target, parse
+from vllmendpoint_operator.reports.state import ReportTarget, StreamState
+from vllmendpoint_operator.reports.streams import MAX_REPORT_BYTES, ReportStreams, parse
 from vllmendpoint_operator.status import status
 
 OWNER = ("ns", "e")
-TARGET = Target("u", "127.0.0.1", OWNER)
+TARGET = ReportTarget("u", "127.0.0.1", OWNER)
 SINCE = "2026-01-01T11:50:00+00:00"
 WIRE = {
     "workerVersion": "1",
@@ -153,7 +154,7 @@ def test_what_is_let_in_makes_a_status_that_can_be_written(make_endpoint, make_p
     except ValueError:
         return
     for ready in (True, False):
-        pod = make_pod("w-1", Link(report, True, True), ready=ready)
+        pod = make_pod("w-1", StreamState(report, True, True), ready=ready)
         found = status(make_endpoint(), Observed(now=noon, workers=(pod,)), None, None).wire()
         assert len(json.dumps(found, allow_nan=False)) < 200_000
 
@@ -203,11 +204,11 @@ async def followed(worker, monkeypatch):
     """The reports of one pod that is followed; ``told`` is what was told: of whom, and whether
     it is urgent."""
     monkeypatch.setattr(reports_module, "CONNECTING_GRACE_SECONDS", 0.6)
-    monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.1)
+    monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 0.1)
     told = []
-    async with Reports(lambda *what: told.append(what), port=worker.port) as reports:
+    async with ReportStreams(lambda *what: told.append(what), port=worker.port) as reports:
         reports.told = told
-        reports.follow(OWNER, [TARGET])
+        reports.sync_targets(OWNER, [TARGET])
         yield reports
 
 
@@ -220,7 +221,7 @@ async def until(holds, seconds=5.0):
 async def test_news_is_told_once_and_figures_are_none(worker, followed):
     wire = changed("verdict.lastProofOfLife", "2026-01-01T11:50:01Z")
     await worker.lines.put(wire)
-    await until(lambda: followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").connected)
     assert len(followed.told) == 1
     for path, value in (
         ("lastProbe.latencyMilliseconds", 99),
@@ -232,7 +233,7 @@ async def test_news_is_told_once_and_figures_are_none(worker, followed):
         wire = changed(path, value, wire)
         await worker.lines.put(wire)
     since = datetime.fromisoformat(SINCE)
-    await until(lambda: followed.link(OWNER, "u").report.verdict.last_proof_of_life == since)
+    await until(lambda: followed.state(OWNER, "u").report.verdict.last_proof_of_life == since)
     assert len(followed.told) == 1, "a probe's figures are no news"
     await worker.lines.put(changed("verdict.state", "Stalled"))
     await until(lambda: len(followed.told) == 2)
@@ -261,18 +262,18 @@ async def test_a_step_of_a_start_is_not_urgent(worker, followed):
 
 async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").connected)
     await worker.lines.put(None)
-    await until(lambda: not followed.link(OWNER, "u").connected)
-    assert not followed.link(OWNER, "u").settled, "within the grace the last report stands"
-    assert followed.link(OWNER, "u").report is not None
+    await until(lambda: not followed.state(OWNER, "u").connected)
+    assert not followed.state(OWNER, "u").grace_expired, "within the grace the last report stands"
+    assert followed.state(OWNER, "u").report is not None
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").connected)
     assert len(followed.told) == 2
     await worker.runner.cleanup()
-    await until(lambda: followed.link(OWNER, "u").settled and not followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").grace_expired and not followed.state(OWNER, "u").connected)
     assert len(followed.told) == 3
-    assert followed.link(OWNER, "u").error
+    assert followed.state(OWNER, "u").error
 
 
 @pytest.mark.parametrize(
@@ -286,9 +287,9 @@ async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
 )
 async def test_a_bad_stream_is_not_believed(worker, followed, line, told):
     worker.greeting = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
-    await until(lambda: told in followed.link(OWNER, "u").error)
-    assert followed.link(OWNER, "u").report is None
-    await until(lambda: followed.link(OWNER, "u").settled)
+    await until(lambda: told in followed.state(OWNER, "u").error)
+    assert followed.state(OWNER, "u").report is None
+    await until(lambda: followed.state(OWNER, "u").grace_expired)
     assert followed.told == [(OWNER, True)]
 
 
@@ -297,28 +298,28 @@ async def test_a_flood_is_cut(worker, followed):
         json.dumps(changed("verdict.message", str(number))).encode() + b"\n" for number in range(500)
     )
     await worker.lines.put(flood)
-    await until(lambda: "reports a second" in followed.link(OWNER, "u").error)
+    await until(lambda: "reports per second" in followed.state(OWNER, "u").error)
     assert len(followed.told) < 100
 
 
 async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link(OWNER, "u").connected)
-    followed.follow(("ns", "other"), [])
-    assert followed.link(OWNER, "u").connected, "another endpoint's streams stay"
-    assert not followed.follow(OWNER, [TARGET])
-    assert followed.follow(OWNER, [TARGET, Target("v", "127.0.0.1", OWNER)])
-    followed.follow(OWNER, [])
-    assert followed.link(OWNER, "u") == Link()
+    await until(lambda: followed.state(OWNER, "u").connected)
+    followed.sync_targets(("ns", "other"), [])
+    assert followed.state(OWNER, "u").connected, "another endpoint's streams stay"
+    assert not followed.sync_targets(OWNER, [TARGET])
+    assert followed.sync_targets(OWNER, [TARGET, ReportTarget("v", "127.0.0.1", OWNER)])
+    followed.sync_targets(OWNER, [])
+    assert followed.state(OWNER, "u") == StreamState()
     await until(lambda: worker.gone == 1)
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "report-connect"]
 
 
 async def test_one_that_was_just_asked_may_answer_any_moment_and_then_no_longer(worker, followed):
     worker.greeting = b""
-    assert followed.follow(OWNER, [TARGET]), "asked at the fixture's start"
+    assert followed.sync_targets(OWNER, [TARGET]), "asked at the fixture's start"
     await asyncio.sleep(reports_module.FIRST_REPORT_SECONDS + 0.1)
-    assert not followed.follow(OWNER, [TARGET])
+    assert not followed.sync_targets(OWNER, [TARGET])
 
 
 async def test_one_that_is_heard_and_lost_again_and_again_is_waited_for_by_nobody(
@@ -326,21 +327,21 @@ async def test_one_that_is_heard_and_lost_again_and_again_is_waited_for_by_nobod
 ):
     monkeypatch.setattr(reports_module, "FIRST_REPORT_SECONDS", 60)
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").connected)
     await worker.lines.put(None)
-    await until(lambda: not followed.link(OWNER, "u").connected)
-    assert not followed.link(OWNER, "u").settled, "it may come back"
-    assert not followed.follow(OWNER, [TARGET])
+    await until(lambda: not followed.state(OWNER, "u").connected)
+    assert not followed.state(OWNER, "u").grace_expired, "it may come back"
+    assert not followed.sync_targets(OWNER, [TARGET])
 
 
 async def test_what_is_logged_of_a_stream_is_not_of_the_look_that_began_it(worker, monkeypatch, caplog):
-    monkeypatch.setattr(reports_module, "_RETRY_FIRST", 10)
+    monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 10)
     look, seen = contextvars.ContextVar("look", default=""), []
     caplog.set_level("INFO", logger="vllmendpoint_operator.reports.streams")
     caplog.handler.addFilter(lambda record: seen.append(look.get()) or True)
-    async with Reports(lambda *what: None, port=worker.port) as reports:
+    async with ReportStreams(lambda *what: None, port=worker.port) as reports:
         look.set("the one that began it")
-        reports.follow(OWNER, [TARGET])
+        reports.sync_targets(OWNER, [TARGET])
         worker.greeting = json.dumps(WIRE).encode() + b"\nnonsense\n"
         await until(lambda: seen)
     assert seen == [""]
@@ -354,27 +355,27 @@ async def test_one_that_was_heard_is_asked_again_soon(worker, followed):
 
 async def test_what_moves_all_the_time_is_looked_at_when_it_is_asked_for(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").connected)
     await worker.lines.put(changed("time", "2026-99-99T11:50:01Z"))
-    await until(lambda: followed.link(OWNER, "u").error.startswith("malformed report: time"))
-    assert followed.link(OWNER, "u").report is None
+    await until(lambda: followed.state(OWNER, "u").error.startswith("malformed report: time"))
+    assert followed.state(OWNER, "u").report is None
 
 
 async def test_of_what_moves_all_the_time_the_newest_is_told(worker, followed):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.link(OWNER, "u").connected)
+    await until(lambda: followed.state(OWNER, "u").connected)
     await worker.lines.put({**WIRE, "time": "2026-01-01T11:50:09Z"})
-    await until(lambda: str(followed.link(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"))
+    await until(lambda: str(followed.state(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"))
     assert len(followed.told) == 1, "no news"
 
 
 async def test_given_up_while_it_is_connected_it_stays_given_up(worker, monkeypatch):
-    monkeypatch.setattr(reports_module, "_RETRY_FIRST", 0.01)
-    async with Reports(lambda *what: None, port=worker.port) as reports:
+    monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 0.01)
+    async with ReportStreams(lambda *what: None, port=worker.port) as reports:
         for steps in range(12):
-            reports.follow(OWNER, [TARGET])
+            reports.sync_targets(OWNER, [TARGET])
             for _ in range(steps):
                 await asyncio.sleep(0)
-            reports.follow(OWNER, [])
+            reports.sync_targets(OWNER, [])
         await asyncio.sleep(0.2)
         await until(lambda: worker.asked == worker.gone)

@@ -1,0 +1,33 @@
+"""What the operator knows about one worker's report stream; pure, so that snapshots can hold it."""
+
+from dataclasses import dataclass
+
+from vllmendpoint_api import WorkerReport
+
+__all__ = ["ReportTarget", "StreamState"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTarget:
+    """A worker pod that serves reports."""
+
+    uid: str
+    address: str
+    """The pod's IP address."""
+    owner: tuple[str, str]
+    """(namespace, name) of the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    report: WorkerReport | None = None
+    """The newest report; it stays after the stream has ended."""
+    connected: bool = False
+    grace_expired: bool = False
+    """A report has arrived, or none arrived within the grace period: a missing stream is now a finding."""
+    error: str = ""
+    """Why the stream ended or could not be opened."""
+
+    @property
+    def disconnected(self) -> bool:
+        return self.grace_expired and not self.connected
