@@ -1,4 +1,9 @@
-"""Whether a live object is as it should be."""
+"""Compares a desired object with a live one, as a server-side apply of the desired object would.
+
+The packages ``kubernetes`` and ``kopf`` do not compare by the merge rules of server-side apply. The
+alternative is a dry run, which is one API request per object and reconcile; this comparison makes a reconcile
+without changes free of requests.
+"""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +15,8 @@ __all__ = ["differences", "differs"]
 _ATOMIC: Final = frozenset(
     {"selector", "podSelector", "namespaceSelector", "labelSelector", "nodeSelector", "ingress"}
 )
-"""What server-side apply replaces as a whole, and to what the API server adds nothing: one label more
-selects other pods."""
+"""Fields that server-side apply replaces as a whole and to which the API server adds no defaults. An
+additional label in a selector selects other pods, so it is a difference."""
 _SELECTORS: Final = frozenset({"podSelector", "namespaceSelector", "labelSelector"})
 _LIST_KEYS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(("containers", "initContainers", "env", "volumes", "imagePullSecrets"), ("name",)),
@@ -22,19 +27,19 @@ _LIST_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
     "ownerReferences": ("uid",),
 }
-"""Lists that server-side apply merges by a key; all others it replaces (``subjects``, for instance)."""
+"""Lists that server-side apply merges by these keys. It replaces all other lists, such as ``subjects``."""
 _RESOURCE_LISTS: Final = frozenset({"limits", "requests", "overhead"})
-"""The maps of quantities that the API server rounds up to a thousandth."""
+"""Maps of quantities, which the API server rounds up to a thousandth."""
 _DEFAULTS: Final = {"protocol": "TCP"}
-"""Of keys that the API server fills in."""
+"""Defaults of list keys."""
 
 
 def differs(desired: Any, live: Any, field: str = "") -> bool:
-    """Whether applying ``desired`` would change ``live``: something of it is absent or different.
+    """Whether applying ``desired`` would change ``live``.
 
-    What the API server adds (defaults, status) does not count, nor what others added to a keyed list,
-    since an apply leaves it there; a field taken out shows in the digest that every child carries.
-    Quantities compare as the API server stores them.
+    Fields that only ``live`` has do not count: the API server added them (defaults, status), or another
+    client did, and an apply keeps them. A field that was removed from ``desired`` changes the applied hash
+    instead, which every child carries as an annotation. Quantities compare as the API server stores them.
     """
     return next(differences(desired, live, field), None) is not None
 
@@ -42,9 +47,10 @@ def differs(desired: Any, live: Any, field: str = "") -> bool:
 def differences(
     desired: Any, live: Any, field: str = "", path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each value of ``desired`` that ``live`` has otherwise: its path, and what ``live`` has (None: nothing).
+    """Iterate over the values of ``desired`` that differ: the path, and the value in ``live`` (None if
+    absent).
 
-    An item of a keyed list is named by its key in a path, an item of another list by its index.
+    In a path, an item of a list that is merged by keys appears as ``[key]``, another item as ``[index]``.
     """
     if desired == live:
         return
@@ -52,7 +58,7 @@ def differences(
         if differs(desired, live) or differs(live, desired):
             yield path, live
     elif isinstance(desired, dict) and isinstance(live, dict):
-        yield from (_amounts if field in _RESOURCE_LISTS else _fields)(desired, live, path)
+        yield from (_quantities if field in _RESOURCE_LISTS else _fields)(desired, live, path)
     elif isinstance(desired, list) and isinstance(live, list):
         yield from _items(desired, live, field, path)
     elif not _same_quantity(desired, live, _NANO):
@@ -65,7 +71,7 @@ def _fields(
     for key, value in desired.items():
         if key in live:
             yield from differences(value, live[key], key, (*path, key))
-        elif not _dropped(value, key):
+        elif not _is_omitted(value, key):
             yield (*path, key), None
 
 
@@ -89,11 +95,11 @@ def _items(
             yield from differences(item, other, path=(*path, f"[{index}]"))
 
 
-def _amounts(
+def _quantities(
     desired: dict[str, Any], live: dict[str, Any], path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, amount in desired.items():
-        if amount is not None and not _same_quantity(amount, live.get(name), _MILLI):
+    for name, quantity in desired.items():
+        if quantity is not None and not _same_quantity(quantity, live.get(name), _MILLI):
             yield (*path, name), live.get(name)
 
 
@@ -101,14 +107,16 @@ def _key(item: dict[str, Any], keys: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(item.get(key, _DEFAULTS.get(key)) for key in keys)
 
 
-def _dropped(value: Any, field: str = "") -> bool:
-    """The API server leaves zero values out: an absent and an empty field are one. But for a selector, of
-    which an empty one takes all, and none takes nothing."""
+def _is_omitted(value: Any, field: str) -> bool:
+    """Whether the API server omits the value, as it does with zero values.
+
+    It keeps empty selectors: an empty selector selects all objects, an absent one selects none.
+    """
     return value is None or (value in ({}, [], "", 0, False) and field not in _SELECTORS)
 
 
 _QUANTITY = re.compile(r"^([+-]?[0-9.]+(?:[eE][+-]?[0-9]{1,3})?)([a-zA-Z]*)$")
-"""Other text looks like one now and then: a digest of digits with one ``e`` among them."""
+"""The exponent is limited because other text can match, such as a digest of digits and one ``e``."""
 _SUFFIX: Final = {
     "": Decimal(1),
     "n": Decimal("1e-9"),
@@ -121,7 +129,7 @@ _SUFFIX: Final = {
 
 _NANO: Final = Decimal("1e-9")
 _MILLI: Final = Decimal("1e-3")
-_LARGEST: Final = Decimal(2**63 - 1)
+_MAX_QUANTITY: Final = Decimal(2**63 - 1)
 
 
 def _same_quantity(a: Any, b: Any, step: Decimal) -> bool:
@@ -132,14 +140,17 @@ def _same_quantity(a: Any, b: Any, step: Decimal) -> bool:
 
 
 def _quantity(text: str, step: Decimal) -> Decimal | None:
-    """As the API server stores it: rounded up to a multiple of ``step``, and at most the largest int64."""
+    """Parse a quantity as the API server stores it; None if ``text`` is no quantity.
+
+    The API server rounds up to a multiple of ``step`` and limits the value to the largest int64.
+    """
     match = _QUANTITY.match(text.strip())
     if match is None or match[2] not in _SUFFIX:
         return None
     try:
         exact = Decimal(match[1]) * _SUFFIX[match[2]]
-        if abs(exact) >= _LARGEST:
-            return _LARGEST.copy_sign(exact)
+        if abs(exact) >= _MAX_QUANTITY:
+            return _MAX_QUANTITY.copy_sign(exact)
         return exact.quantize(_NANO, ROUND_UP).quantize(step, ROUND_UP)
     except ArithmeticError:
         return None

@@ -1,4 +1,8 @@
-"""A NetworkPolicyIngressRule of the Kubernetes API, checked before an API server sees it."""
+"""Validates a NetworkPolicyIngressRule of the Kubernetes API in the operator's settings.
+
+The models of the package ``kubernetes`` do not validate CIDRs, port names and exclusive fields. An invalid
+rule must fail at the start of the operator, not in the NetworkPolicy of every endpoint.
+"""
 
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
@@ -21,7 +25,7 @@ _Port = Annotated[int, Field(ge=1, le=65_535)]
 
 def _port_name(text: str) -> str:
     if not any(letter.isalpha() for letter in text) or "--" in text:
-        raise ValueError("the name of a port has a letter, and no two '-' in a row")
+        raise ValueError("a port name must contain a letter and must not contain '--'")
     return text
 
 
@@ -34,20 +38,18 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     def wire(self) -> dict[str, Any]:
-        """As the API server stores it, so that it compares equal."""
-        found: dict[str, Any] = _stored(self.model_dump(by_alias=True, exclude_none=True))
-        return found
+        """Return the rule as the API server stores it, so that a live NetworkPolicy compares equal."""
+        rule: dict[str, Any] = _without_empty(self.model_dump(by_alias=True, exclude_none=True))
+        return rule
 
 
-def _stored(value: Any) -> Any:
-    """Without what is empty, but for an empty selector, which selects everything."""
+def _without_empty(value: Any) -> Any:
+    """Remove empty lists and maps, except empty selectors, which select everything."""
     if isinstance(value, dict):
-        stored = {key: _stored(inner) for key, inner in value.items()}
-        return {
-            key: inner for key, inner in stored.items() if key.endswith("Selector") or inner not in ([], {})
-        }
+        inner = {key: _without_empty(item) for key, item in value.items()}
+        return {key: item for key, item in inner.items() if key.endswith("Selector") or item not in ([], {})}
     if isinstance(value, list | tuple):
-        return [_stored(item) for item in value]
+        return [_without_empty(item) for item in value]
     return value
 
 
@@ -76,7 +78,9 @@ class _Peer(_Model):
     def _one_of(self) -> "_Peer":
         selectors = self.namespace_selector, self.pod_selector
         if (self.ip_block is None) == (selectors == (None, None)):
-            raise ValueError("needs either ipBlock, or namespaceSelector and podSelector or one of the two")
+            raise ValueError(
+                "a peer needs either ipBlock, or at least one of namespaceSelector and podSelector"
+            )
         return self
 
 
@@ -88,12 +92,12 @@ class _PolicyPort(_Model):
     @model_validator(mode="after")
     def _range(self) -> "_PolicyPort":
         if self.end_port is not None and not (isinstance(self.port, int) and self.port <= self.end_port):
-            raise ValueError("endPort needs a port that is a number and not larger")
+            raise ValueError("endPort requires a numeric port that is not larger than endPort")
         return self
 
 
 class IngressRule(_Model):
-    """Peers and ports; what a rule does not name it does not restrict."""
+    """Peers and ports. A rule without peers allows all peers; a rule without ports allows all ports."""
 
     peers: Annotated[list[_Peer], Field(alias="from")] = []
     ports: list[_PolicyPort] = []
@@ -101,5 +105,5 @@ class IngressRule(_Model):
     @model_validator(mode="after")
     def _restricts(self) -> "IngressRule":
         if not self.peers and not self.ports:
-            raise ValueError("needs from or ports: without both it opens every port to everyone")
+            raise ValueError("a rule needs from or ports: without both it opens every port to every peer")
         return self

@@ -1,4 +1,4 @@
-"""The kinds that the operator touches, and their URLs."""
+"""Defines the Kubernetes kinds that the operator reads or writes, and their URL paths."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -38,7 +38,7 @@ class Kind:
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """URL path of a collection, an object, or a subresource; ``namespace=None``: all of them."""
+        """Return the URL path of a collection, object or subresource; ``namespace=None``: all namespaces."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         parts = [root]
         if namespace is not None:
@@ -77,8 +77,9 @@ MANAGED: Final = (
     POD_DISRUPTION_BUDGET,
     DEPLOYMENT,
 )
-"""What the operator makes, in the order in which it is applied: the pinned rendering first (it is
-the write-ahead log), the pods' Deployments last, when all they refer to is there."""
+"""The kinds of children in the order in which they are applied: the ControllerRevision first, because it is
+the write-ahead log of the pod templates, and the Deployments last, after everything that their pods
+reference."""
 
 _BY_NAME: Final = {kind.kind: kind for kind in (*MANAGED, POD, REPLICA_SET, CLAIM, ENDPOINT)}
 
