@@ -1,4 +1,4 @@
-"""Streams the report of every worker pod.
+"""Keeps a report stream open to every worker pod.
 
-Imports ``cache`` for its compression.
+``state`` is pure; ``streams`` imports ``cache`` for its compression.
 """
