@@ -45,7 +45,7 @@ with warnings.catch_warnings():
     from vllmendpoint_worker import upstream
     from vllmendpoint_worker.engine.http_app import ReadinessMiddleware
     from vllmendpoint_worker.errors import EngineStartError
-    from vllmendpoint_worker.handlers import complete
+    from vllmendpoint_worker.handlers import install_sagemaker_routes
     from vllmendpoint_worker.options.arguments import clear_environment
     from vllmendpoint_worker.payload.validation import check_payload
     from vllmendpoint_worker.probing.progress import PROGRESS
@@ -58,16 +58,18 @@ pytestmark = pytest.mark.timeout(120)
 
 def test_vllm_tells_what_is_the_requests_fault_and_names_the_parameter() -> None:
     refused = VLLMValidationError("too many", parameter="logprobs", value=50)
-    found = upstream.refusal(refused)
-    assert found == upstream.refusal(vllm_client_error(refused))
+    found = upstream.rejection_of(refused)
+    assert found == upstream.rejection_of(vllm_client_error(refused))
     assert found is not None
     assert (found.sentence, found.parameter) == ("too many (parameter=logprobs, value=50)", "logprobs")
-    assert upstream.refusal(HttpError(422, "no")) == VLLMRejection("no")
-    assert upstream.refusal(ValueError("no")) == VLLMRejection("no")
+    assert upstream.rejection_of(HttpError(422, "no")) == VLLMRejection("no")
+    assert upstream.rejection_of(ValueError("no")) == VLLMRejection("no")
     for fault in (HttpError(503, "no"), EngineDeadError(), RuntimeError("no"), KeyboardInterrupt(), None):
-        assert upstream.refusal(fault) is None, fault
-    assert upstream.refusal_in(create_error_response("no", param="tools")) == VLLMRejection("no", "tools")
-    assert upstream.refusal_in(("conversation", ["inputs"])) is None
+        assert upstream.rejection_of(fault) is None, fault
+    assert upstream.rejection_in_response(create_error_response("no", param="tools")) == VLLMRejection(
+        "no", "tools"
+    )
+    assert upstream.rejection_in_response(("conversation", ["inputs"])) is None
 
 
 def vllm_client_error(error: Exception) -> Exception:
@@ -86,7 +88,7 @@ def parameters(function: Any) -> list[str]:
     ("function", "needed"),
     [
         (
-            upstream._serve.WorkerFactory.__init__,
+            upstream._dynamo_worker.WorkerFactory.__init__,
             [
                 "setup_vllm_engine_fn",
                 "setup_kv_event_publisher_fn",
@@ -97,17 +99,20 @@ def parameters(function: Any) -> list[str]:
                 "state_agent_lifecycle",
             ],
         ),
-        (upstream._serve.WorkerFactory.create, ["runtime", "config", "shutdown_event", "shutdown_endpoints"]),
         (
-            upstream._serve.WorkerFactory.register_engine_routes,
+            upstream._dynamo_worker.WorkerFactory.create,
+            ["runtime", "config", "shutdown_event", "shutdown_endpoints"],
+        ),
+        (
+            upstream._dynamo_worker.WorkerFactory.register_engine_routes,
             ["runtime", "generate_endpoint", "handler", "lora_enabled"],
         ),
         (
-            upstream._serve.create_runtime,
+            upstream._dynamo_worker.create_runtime,
             ["discovery_backend", "request_plane", "event_plane", "response_plane"],
         ),
         (
-            upstream._serve.graceful_shutdown_with_discovery,
+            upstream._dynamo_worker.graceful_shutdown_with_discovery,
             [
                 "runtime",
                 "endpoints",
@@ -117,37 +122,40 @@ def parameters(function: Any) -> list[str]:
                 "cleanup_callback",
             ],
         ),
-        (upstream._serve.get_grace_period_seconds, []),
-        (upstream._serve.dynamo_main.setup_vllm_engine, ["config", "stat_logger", "fpm_worker_id"]),
+        (upstream._dynamo_worker.get_grace_period_seconds, []),
+        (upstream._dynamo_worker.dynamo_main.setup_vllm_engine, ["config", "stat_logger", "fpm_worker_id"]),
         (
-            upstream._serve.dynamo_main.register_vllm_model,
+            upstream._dynamo_worker.dynamo_main.register_vllm_model,
             ["model_input", "model_type", "generate_endpoint", "config"],
         ),
-        (upstream._serve.dynamo_main.setup_kv_event_publisher, ["config"]),
-        (upstream._serve.dynamo_main.setup_kv_state_attachment_owner, ["config"]),
-        (upstream._serve.dynamo_main.setup_fpm_relay, ["config"]),
-        (upstream._serve.dynamo_main.setup_metrics_collection, ["config"]),
-        (upstream._serve.dynamo_main.should_prefetch_model, ["config"]),
+        (upstream._dynamo_worker.dynamo_main.setup_kv_event_publisher, ["config"]),
+        (upstream._dynamo_worker.dynamo_main.setup_kv_state_attachment_owner, ["config"]),
+        (upstream._dynamo_worker.dynamo_main.setup_fpm_relay, ["config"]),
+        (upstream._dynamo_worker.dynamo_main.setup_metrics_collection, ["config"]),
+        (upstream._dynamo_worker.dynamo_main.should_prefetch_model, ["config"]),
         (upstream._arguments.parse_args_with_model_fetch, ["argv"]),
         (upstream._arguments.configure_rl_logprobs_mode, ["config"]),
         (upstream._arguments.fetch_model, ["remote_name"]),
         (upstream._arguments.dump_config, ["dump_config_to", "config"]),
-        (upstream._serve.EmbeddingWorkerHandler.__init__, ["runtime", "engine", "config", "shutdown_event"]),
-        (upstream._serve.EmbeddingWorkerHandler.generate, ["request", "context"]),
         (
-            upstream._serve.ClassifyWorkerHandler.__init__,
+            upstream._dynamo_worker.EmbeddingWorkerHandler.__init__,
+            ["runtime", "engine", "config", "shutdown_event"],
+        ),
+        (upstream._dynamo_worker.EmbeddingWorkerHandler.generate, ["request", "context"]),
+        (
+            upstream._dynamo_worker.ClassifyWorkerHandler.__init__,
             ["runtime", "engine", "config", "model_config", "shutdown_event"],
         ),
-        (upstream._serve.ClassifyWorkerHandler.generate, ["request", "context"]),
+        (upstream._dynamo_worker.ClassifyWorkerHandler.generate, ["request", "context"]),
         (ServingScores.__call__, ["args"]),
         (PoolingServing.__call__, ["request", "raw_request"]),
         (ModelConfig.get_pooling_task, ["supported_tasks"]),
         (ModelRegistry.is_transcription_only_model, ["architectures", "model_config"]),
-        (upstream._serve.EmbeddingWorkerHandler.cleanup, []),
-        (upstream._serve.StatLoggerFactory.__init__, ["endpoint", "embedding_worker"]),
-        (upstream._serve.VllmEmbeddingHealthCheckPayload.__init__, ["model_name"]),
+        (upstream._dynamo_worker.EmbeddingWorkerHandler.cleanup, []),
+        (upstream._dynamo_worker.StatLoggerFactory.__init__, ["endpoint", "embedding_worker"]),
+        (upstream._dynamo_worker.VllmEmbeddingHealthCheckPayload.__init__, ["model_name"]),
         (
-            upstream._serve.register_engine_metrics_callback,
+            upstream._dynamo_worker.register_engine_metrics_callback,
             ["endpoint", "registry", "namespace_name", "component_name", "endpoint_name", "model_name"],
         ),
         (AsyncEngineArgs.create_model_config, []),
@@ -202,7 +210,7 @@ def test_what_the_engine_client_and_its_stats_have() -> None:
 
 def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered() -> None:
     """The factory calls register_engine_routes, then register_vllm_model, then serves handler.generate."""
-    source = inspect.getsource(upstream._serve.WorkerFactory._run_decode_worker)
+    source = inspect.getsource(upstream._dynamo_worker.WorkerFactory._run_decode_worker)
     places = [
         source.index(text)
         for text in ("self.register_engine_routes(", "self.register_vllm_model(", "handler.generate,")
@@ -211,7 +219,7 @@ def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered()
 
 
 def test_wherever_upstream_ends_the_process_over_a_dead_engine_it_asks_the_runtime_first() -> None:
-    """There we say why: ``_LastWords`` stands for the runtime."""
+    """There we say why: ``ShutdownInterceptor`` stands for the runtime."""
     for module in (handlers, engine_monitor):
         source = inspect.getsource(module)
         ends = re.findall(r"^ +os\._exit\(", source, re.MULTILINE)
@@ -221,7 +229,7 @@ def test_wherever_upstream_ends_the_process_over_a_dead_engine_it_asks_the_runti
 
 def test_upstreams_embedding_worker_is_the_one_that_ours_stands_for() -> None:
     """``_Factory`` has steps of its own in their place: where upstream's change, ours must be looked at."""
-    ours, theirs = upstream._serve._Factory, upstream._serve.WorkerFactory
+    ours, theirs = upstream._dynamo_worker._Factory, upstream._dynamo_worker.WorkerFactory
     assert parameters(ours._create_embedding_worker) == parameters(theirs._create_embedding_worker)
     assert "self._create_embedding_worker(" in inspect.getsource(theirs.create)
     _, _, steps = inspect.getsource(theirs._create_embedding_worker).split('"""')  # without the docstring
@@ -271,7 +279,7 @@ def test_vllms_invocations_are_wrapped_as_they_are_taken_apart() -> None:
     app = FastAPI(openapi_url=None)
     app.state.args = types.SimpleNamespace()
     upstream._http.register_api_routers(app.state.args, app, ("generate",), None)
-    complete(app, loading=False)
+    install_sagemaker_routes(app, loading=False)
     (route,) = (each for each in app.router.routes if getattr(each, "path", "") == "/invocations")
     assert [each.dependency.__name__ for each in route.dependencies] == ["validate_json_request"]
     inner = inspect.getclosurevars(route.endpoint).nonlocals["func"]
@@ -334,7 +342,7 @@ async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engin
         yield {"token_ids": [7]}
 
     healthy = True
-    answer = upstream._serve._answer_canary(generate, lambda: healthy)
+    answer = upstream._dynamo_worker._answer_canary(generate, lambda: healthy)
     assert parameters(answer) == ["request", "context"]
     canary = {"token_ids": [1], "_HEALTH_CHECK": True}
     chunks = [chunk async for chunk in answer(canary, context="c")]
@@ -351,12 +359,12 @@ async def test_a_download_has_ended_before_vllm_looks_at_the_model(monkeypatch: 
     async def fetch(config: Any) -> None:
         done.append(f"fetched {config}")
 
-    def look(engine_args: Any) -> upstream.Look:
+    def inspect_model(engine_args: Any) -> upstream.ModelInspection:
         done.append(f"looked at {engine_args}")
-        return upstream.Look("generate")
+        return upstream.ModelInspection("generate")
 
     monkeypatch.setattr(upstream._arguments, "_fetch", fetch)
-    monkeypatch.setattr(upstream._arguments, "_look", look)
+    monkeypatch.setattr(upstream._arguments, "_look", inspect_model)
 
     class Config(str):
         embedding_worker = False
@@ -484,7 +492,7 @@ def test_scores_are_asked_of_the_engine_client_under_the_probes_name() -> None:
 
 def test_a_request_to_pool_is_told_by_its_encoding() -> None:
     assert 'if "encoding_format" in request:' in inspect.getsource(
-        upstream._serve.ClassifyWorkerHandler.generate
+        upstream._dynamo_worker.ClassifyWorkerHandler.generate
     )
 
 
@@ -498,7 +506,7 @@ def test_dynamos_routers_are_told_when_the_number_changes() -> None:
     assert publisher.StatLoggerFactory(None).created_loggers == {}
     told: list[tuple[Any, ...]] = []
     inner = types.SimpleNamespace(publish=lambda *args, **kwargs: told.append((*args, kwargs)), other=1)
-    changes = upstream._serve._WhenChanged(inner)
+    changes = upstream._dynamo_worker.DeduplicatingPublisher(inner)
     for blocks in (0, 0, 3, 3, 0):
         changes.publish(0, kv_used_blocks=blocks)
     assert told == [(0, {"kv_used_blocks": blocks}) for blocks in (0, 3, 0)]
@@ -510,7 +518,7 @@ def test_upstreams_end_over_a_dead_engine_has_our_last_words(dead: str | None) -
     called: list[str] = []
     engine = types.SimpleNamespace(dead=lambda: dead, died=lambda: called.append("died"))
     runtime = types.SimpleNamespace(shutdown=lambda: called.append("shutdown"), endpoint="theirs")
-    words = upstream._serve._LastWords(runtime, engine)
+    words = upstream._dynamo_worker.ShutdownInterceptor(runtime, engine)
     assert words.endpoint == "theirs"
     words.shutdown()
     assert called == (["died", "shutdown"] if dead else ["shutdown"])

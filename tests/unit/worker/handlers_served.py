@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from vllmendpoint_api import HandlerSettings, Problem, script_digest
 from vllmendpoint_worker.config.handler_config import read_handler_config
 from vllmendpoint_worker.errors import ConfigurationRejectedError
-from vllmendpoint_worker.handlers import HandlerRoom
+from vllmendpoint_worker.handlers import HandlerManager
 
 GUIDE = Path(__file__).parents[2] / "guide"
 PING = "CUSTOM_FASTAPI_PING_HANDLER"
@@ -57,7 +57,7 @@ class Served:
         self.environ = {"SAGEMAKER_MODEL_PATH": str(folder)} | (environ or {})
         self.settings = HandlerSettings()
         self.changes = 0
-        self.room = HandlerRoom(self._changed)
+        self.manager = HandlerManager(self._changed)
         core = FastAPI()
         core.state.engine_client = "the engine"
         for kind in (ValueError, TypeError, OverflowError, NotImplementedError):
@@ -72,7 +72,7 @@ class Served:
         core.add_api_route("/ping", ping, methods=["GET", "POST"])
         core.add_api_route("/invocations", invocations, methods=["POST"])
         core.add_api_route("/v1/models", lambda: "vLLM's models", methods=["GET"])  # on a thread of FastAPI's
-        self.room.attach(core)
+        self.manager.attach(core)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -98,7 +98,7 @@ class Served:
         wanted, problems = read_handler_config(self.settings, self.settings_dir, self.environ)
         if problems:
             raise ConfigurationRejectedError(problems)
-        self.room.swap(self.room.bound(await self.room.load(wanted)))
+        self.manager.activate(self.manager.bind(await self.manager.load(wanted)))
 
     async def refused(self) -> Problem:
         with pytest.raises(ConfigurationRejectedError) as caught:
@@ -106,7 +106,7 @@ class Served:
         return caught.value.problems[0]
 
     def client(self) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(app=self.room, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app=self.manager, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://worker")
 
     async def ask(self, path: str = "/ping", body: Any = None, method: str = "") -> httpx.Response:

@@ -23,7 +23,7 @@ from vllmendpoint_worker.compat import (
     get_health_check_payload,
     set_custom_health_check_payload,
 )
-from vllmendpoint_worker.compat._model import told_type
+from vllmendpoint_worker.compat._model_type import detect_model_type
 from vllmendpoint_worker.compat._payloads import sent
 from vllmendpoint_worker.config.sources import REMOVED_VARIABLES
 from vllmendpoint_worker.errors import WorkerError
@@ -277,24 +277,24 @@ def test_generate_is_told_by_the_chat_template(
     for name, text in files.items():
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(text)
-    assert told_type(str(model)) is told
-    assert told_type(model) is told
+    assert detect_model_type(str(model)) is told
+    assert detect_model_type(model) is told
     payload = get_health_check_payload({"model": str(model)}, "generate")
     assert payload == payload_for(Level.MINIMAL, told)
 
 
 def test_generate_looks_into_the_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert told_type("org/model") is None
+    assert detect_model_type("org/model") is None
     revision = tmp_path / "models--org--model" / "snapshots" / "abc"
     revision.mkdir(parents=True)
     (revision / "config.json").write_text("{}")
     (revision / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     (tmp_path / "models--org--model/refs").mkdir()
     (tmp_path / "models--org--model/refs/main").write_text("abc")
-    assert told_type("org/model") is ModelType.CHAT
+    assert detect_model_type("org/model") is ModelType.CHAT
 
 
 @pytest.mark.parametrize("model", ["", None, 7, "a/b/c/d", "\0", "x" * 5000, "../..//"])
 def test_a_model_that_is_none_cannot_be_told(model: object) -> None:
-    assert told_type(model) is None
+    assert detect_model_type(model) is None

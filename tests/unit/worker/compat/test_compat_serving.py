@@ -36,7 +36,7 @@ from vllmendpoint_worker.config.handler_config import read_handler_config as rea
 from vllmendpoint_worker.config.merge import ABSENT
 from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.errors import ConfigurationRejectedError
-from vllmendpoint_worker.handlers import HandlerRoom
+from vllmendpoint_worker.handlers import HandlerManager
 from vllmendpoint_worker.serving.state import WorkerState
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
@@ -114,18 +114,18 @@ async def test_a_handler_script_of_the_worker_sets_it(
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     script = tmp_path / "model.py"
-    room = HandlerRoom(lambda: None)
-    room.attach(FastAPI())
+    manager = HandlerManager(lambda: None)
+    manager.attach(FastAPI())
 
     async def load(text: str) -> object:
         script.write_text(text)
         environ = {"SAGEMAKER_MODEL_PATH": str(tmp_path)}
         wanted, problems = read_handlers(HandlerSettings(), tmp_path / "settings", environ)
         assert problems == ()
-        loaded, before = await room.load(wanted), CUSTOM_DEFAULT.value
-        generation = room.bound(loaded)
+        loaded, before = await manager.load(wanted), CUSTOM_DEFAULT.value
+        generation = manager.bind(loaded)
         assert CUSTOM_DEFAULT.value == before, "it comes into force with its handlers"
-        room.swap(generation)
+        manager.activate(generation)
         return CUSTOM_DEFAULT.value
 
     assert await load(SCRIPT) == OTHER

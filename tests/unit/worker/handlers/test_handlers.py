@@ -36,7 +36,7 @@ async def test_the_guides_scripts(
         assert (answer.status_code, answer.json()) == (200, ping)
     answer = await served.ask("/invocations", {"any": "thing"})
     assert (answer.status_code, answer.json()) == (200, invocations)
-    report = served.room.report()
+    report = served.manager.report()
     assert report.ping.source == report.invocations.source == source
     assert report.script_digest == script_digest((GUIDE / example).read_bytes())
     assert (await served.ask("/v1/models", method="GET")).json() == "vLLM's models"
@@ -82,7 +82,7 @@ class Class:
     await served.start()
     assert (await served.ask()).json() == {"status": "by env"}
     assert (await served.ask("/invocations", {})).json() == {"engine": "the engine"}
-    report = served.room.report()
+    report = served.manager.report()
     assert (report.ping.source, report.ping.handler) == (
         HandlerSource.ENVIRONMENT,
         served.environ[PING],
@@ -127,7 +127,7 @@ async def test_every_pair_of_sources(
         served.spec(**{kind: f"model:spec_{kind}"})
     await served.start()
     assert (await served.ask(route, {})).json() == strong.value
-    report = served.room.report()
+    report = served.manager.report()
     mine, other = report.ping, report.invocations
     if route is Route.INVOCATIONS:
         mine, other = other, mine
@@ -139,9 +139,9 @@ async def test_every_pair_of_sources(
 async def test_nothing_asked_for_is_vllms_own(served: Served) -> None:
     await served.start()
     assert (await served.ask()).text == "vLLM's ping"
-    report = served.room.report()
+    report = served.manager.report()
     assert report.ping.source == report.invocations.source == HandlerSource.DEFAULT
-    assert served.room.custom(Route.PING) is None
+    assert served.manager.custom_endpoint(Route.PING) is None
 
 
 async def test_the_crs_script_takes_the_place_of_the_one_in_the_model(served: Served) -> None:
@@ -160,7 +160,7 @@ async def test_decorators_of_other_files_do_not_count(served: Served) -> None:
     served.script((GUIDE / "decorators.py").read_text(), "others.py")
     served.environ |= {PING: "others.py:my_ping"}
     await served.start()
-    assert served.room.report().invocations.source == HandlerSource.DEFAULT
+    assert served.manager.report().invocations.source == HandlerSource.DEFAULT
     assert (await served.ask()).json() == {"status": "ok"}
 
 
@@ -208,7 +208,7 @@ async def custom_sagemaker_invocation_handler(payload: dict, again: int = 2):
     await served.start()
     assert (await served.ask()).json() == {"word": "first", "count": 1}
     assert (await served.ask("/invocations", {"a": 1})).json() == [{"a": 1}, 2]
-    assert served.folder / "neighbour.py" in served.room.watched
+    assert served.folder / "neighbour.py" in served.manager.imported_files
     served.script("WORD = 'other'\n", "neighbour.py")  # as long, within the same second
     await served.start()
     assert (await served.ask()).json() == {"word": "other", "count": 1}

@@ -13,8 +13,8 @@ import pytest
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import PingState, Stage, Verdict, VerdictReport
 from vllmendpoint_worker.config.handler_config import HandlerConfig, read_handler_config
-from vllmendpoint_worker.handlers import PingWatch, Unblocker, _unblock
-from vllmendpoint_worker.handlers.loading import _load
+from vllmendpoint_worker.handlers import HandlerInterrupter, PingProber, _interrupter
+from vllmendpoint_worker.handlers.loading import _loader
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.serving.state import WorkerState
 
@@ -43,8 +43,8 @@ class Blocked:
     def __init__(self, served: Served, *, serving: bool = False) -> None:
         self.served = served
         self.beat = time.monotonic()
-        self.unblocker = Unblocker(
-            served.room, blocked=self.seconds, serving=lambda: serving, wanted=self.wanted
+        self.interrupter = HandlerInterrupter(
+            served.manager, blocked=self.seconds, serving=lambda: serving, wanted=self.wanted
         )
 
     def seconds(self) -> float:
@@ -65,21 +65,21 @@ class Blocked:
 
 @pytest.fixture
 async def blocked(served: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Blocked]:
-    monkeypatch.setattr(_unblock, "_SECONDS", 0.05)
+    monkeypatch.setattr(_interrupter, "_SECONDS", 0.05)
     before = signal.getsignal(signal.SIGURG)
     state = Blocked(served)
     beating = asyncio.create_task(state.run())
-    state.unblocker.start()
+    state.interrupter.start()
     yield state
-    state.unblocker.stop()
-    state.unblocker._thread.join(5)
+    state.interrupter.stop()
+    state.interrupter._thread.join(5)
     beating.cancel()
     signal.signal(signal.SIGURG, before)
 
 
-def watch_of(served: Served) -> PingWatch:
-    return PingWatch(
-        served.room,
+def watch_of(served: Served) -> PingProber:
+    return PingProber(
+        served.manager,
         address=lambda: ("127.0.0.1", 8080),
         timeout=lambda: 5.0,
         thresholds=lambda: (1, 1),
@@ -107,7 +107,7 @@ async def test_a_ping_that_blocks_the_loop_ends_when_the_script_is_mended(
     assert 0.6 <= time.monotonic() - began < 10
     assert watch.report is not None
     assert watch.report.state == PingState.FAILING
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     assert "blocked the worker's event loop at model.py line" in error.message
     assert "interrupted to be replaced" in error.message
@@ -130,7 +130,7 @@ async def test_a_task_that_blocks_the_loop(served: Served, blocked: Blocked) -> 
     await asyncio.sleep(0.1)
     timer.join()
     assert time.monotonic() - began < 10
-    assert "raised HandlerAbortedError at model.py line 3" in str(served.room.report().last_error)
+    assert "raised HandlerAbortedError at model.py line 3" in str(served.manager.report().last_error)
 
 
 async def test_a_middleware_that_blocks_the_loop_while_it_is_made(served: Served, blocked: Blocked) -> None:
@@ -153,7 +153,7 @@ class Throttle:
 async def test_an_import_that_hangs_is_given_up_when_the_script_is_mended(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_load, "CHANGE_SECONDS", 0.1)
+    monkeypatch.setattr(_loader, "CHANGE_SECONDS", 0.1)
     served.script("import time\nwhile True:\n    time.sleep(0.1)\n")
     timer = later(served, MENDED)
     began = time.monotonic()
@@ -177,13 +177,13 @@ async def test_without_another_script_nothing_is_interrupted(served: Served, blo
 async def test_a_handler_that_serves_is_given_time(
     served: Served, blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked.unblocker, "_serving", lambda: True)
+    monkeypatch.setattr(blocked.interrupter, "_serving", lambda: True)
     served.script(f"{PING}    import time\n    time.sleep(1.5)\n    return 1\n")
     await served.start()
     timer = later(served, MENDED, 0.2)
     assert (await served.ask()).json() == 1
     timer.join()
-    monkeypatch.setattr(_unblock, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(_interrupter, "PATIENCE_SECONDS", 5.0)
     timer = later(served, MENDED + "# again\n", 0.2)
     assert (await served.ask()).status_code == 500
     timer.join()
@@ -192,7 +192,7 @@ async def test_a_handler_that_serves_is_given_time(
 async def test_what_is_no_code_of_the_customers_is_not_interrupted(served: Served, blocked: Blocked) -> None:
     served.script(MENDED)
     await served.start()
-    served.room.give_up()
+    served.manager.give_up()
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGURG])
     timer.start()
     time.sleep(0.4)

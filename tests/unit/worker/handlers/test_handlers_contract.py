@@ -12,7 +12,7 @@ import pytest
 from model_hosting_container_standards.common.handler.registry import HandlerRegistry
 
 from vllmendpoint_worker.config.handler_config import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
-from vllmendpoint_worker.handlers.loading import _registered, _standards
+from vllmendpoint_worker.handlers.loading import _standards, _standards_registry
 
 
 def test_the_version_is_one_of_those_it_was_written_against() -> None:
@@ -95,15 +95,17 @@ def test_a_load_that_is_given_up_elsewhere_is_put_back() -> None:
 
 
 def test_how_sessions_and_adapters_are_reached() -> None:
-    assert {type_: _registered.adapter_route(type_) for type_ in _registered.ADAPTER_TYPES} == {
+    assert {
+        type_: _standards_registry.adapter_route(type_) for type_ in _standards_registry.ADAPTER_TYPES
+    } == {
         "register_adapter": ("/adapters", "POST"),
         "unregister_adapter": ("/adapters/{adapter_name}", "DELETE"),
     }
-    assert _registered.ADAPTER_HEADER == "X-Amzn-SageMaker-Adapter-Identifier"
-    assert list(inspect.signature(_registered.SessionApiTransform._check_use_default_manager).parameters) == [
-        "self"
-    ]
-    source = inspect.getsource(_registered.SessionApiTransform)
+    assert _standards_registry.ADAPTER_HEADER == "X-Amzn-SageMaker-Adapter-Identifier"
+    assert list(
+        inspect.signature(_standards_registry.SessionApiTransform._check_use_default_manager).parameters
+    ) == ["self"]
+    source = inspect.getsource(_standards_registry.SessionApiTransform)
     assert source.count("_use_default_manager = ") == 2, "set once, and remembered"
 
 

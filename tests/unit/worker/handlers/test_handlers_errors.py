@@ -19,7 +19,7 @@ INVOCATION = "async def custom_sagemaker_invocation_handler(request):\n"
 
 
 def newest(served: Served) -> HandlerError:
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     return error
 
@@ -139,7 +139,7 @@ async def test_a_request_that_is_cancelled_is_no_fault_of_the_handler(served: Se
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
 
 
 CLIENTS = """
@@ -174,7 +174,7 @@ async def test_a_body_that_is_not_json_is_the_clients_fault(served: Served, name
     async with served.client() as client:
         answer = await client.post("/invocations", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422), answer.text
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
 
 
 @pytest.mark.parametrize("name", ["fastapis", "starlettes", "detailed"])
@@ -183,7 +183,7 @@ async def test_an_answer_that_the_handler_raises_is_no_failure(served: Served, n
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
     assert (await served.ask("/invocations", {})).status_code == 422
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
 
 
 async def test_an_answer_that_vllms_exception_handler_fails_on(served: Served) -> None:
@@ -193,13 +193,13 @@ async def test_an_answer_that_vllms_exception_handler_fails_on(served: Served) -
     async def as_vllm(request: Any, error: Any) -> Any:
         raise TypeError("expected string or bytes-like object")
 
-    served.room._core.add_exception_handler(fastapi.HTTPException, as_vllm)  # type: ignore[union-attr]
+    served.manager._core.add_exception_handler(fastapi.HTTPException, as_vllm)  # type: ignore[union-attr]
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = "model:detailed"
     await served.start()
     answer = await served.ask("/invocations", {})
     assert (answer.status_code, answer.json()) == (422, {"detail": {"why": ["no"]}})
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
 
 
 async def test_a_wrong_parameter_is_the_clients_fault(served: Served) -> None:
@@ -207,7 +207,7 @@ async def test_a_wrong_parameter_is_the_clients_fault(served: Served) -> None:
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = "model:declared"
     await served.start()
     assert (await served.ask("/invocations", {"count": "x"})).status_code == 422
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
     assert (await served.ask("/invocations", {"count": 2})).json() == 2
 
 
@@ -221,7 +221,7 @@ async def test_what_vllm_refuses_is_answered_as_on_its_own_routes(
     served.script("from vllm.sampling import check\n" + INVOCATION + "    check()\n")
     await served.start()
     assert (await served.ask("/invocations", {})).status_code == 400
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
 
 
 LATER = """
@@ -304,7 +304,7 @@ async def test_what_fails_after_the_handler_has_returned(served: Served, name: s
     served.script(LATER)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
-    transport = httpx.ASGITransport(app=served.room, raise_app_exceptions=True)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=served.manager, raise_app_exceptions=True)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
         if name.startswith("stream"):
             with pytest.raises(RuntimeError, match="broke off"):
@@ -329,7 +329,7 @@ async def test_a_ping_that_fails_again_and_again_is_logged_once_a_minute(
         def monotonic(self) -> float:
             return self.now
 
-    clock = served.room._clock = ManualClock()
+    clock = served.manager._clock = ManualClock()
     handlers = (
         "async def custom_sagemaker_ping_handler(request):\n    raise RuntimeError\n"
         f"{INVOCATION}    raise RuntimeError\n"
@@ -370,7 +370,7 @@ async def test_a_thread_that_fails_is_reported(
 ) -> None:
     printed: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", printed.append)
-    served.room.watch_threads()
+    served.manager.report_thread_errors()
     start = "threading.Thread(target=poll).start()"
     served.script(
         "import threading\ngo = threading.Event()\ndef poll():\n    go.wait()\n"
@@ -428,10 +428,10 @@ async def throttle(request, call_next):
     async def broken() -> None:
         raise KeyError("x")
 
-    served.room._core.add_api_route("/v1/broken", broken)  # type: ignore[union-attr]
+    served.manager._core.add_api_route("/v1/broken", broken)  # type: ignore[union-attr]
     await served.start()
     assert (await served.ask("/v1/broken", method="GET")).status_code == 500
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
 
 
 async def test_a_middleware_that_cannot_be_made_is_refused(served: Served) -> None:

@@ -18,7 +18,7 @@ from aiohttp import web
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import Reason
 from vllmendpoint_worker.config.handler_config import read_handler_config
-from vllmendpoint_worker.handlers.loading import _main_thread
+from vllmendpoint_worker.handlers.loading import _script_loop
 
 PING = "\nasync def custom_sagemaker_ping_handler(request):\n    return 1\n"
 Scenario = Callable[[], Coroutine[Any, Any, None]]
@@ -62,7 +62,7 @@ async def custom_sagemaker_ping_handler(request):
             await served.start()
             for _ in range(2):  # the connection is kept
                 told = await served.ask()
-                assert told.json() == {"by": "the other service"}, served.room.report().last_error
+                assert told.json() == {"by": "the other service"}, served.manager.report().last_error
             await script_module().session.close()
         finally:
             await runner.cleanup()
@@ -169,7 +169,7 @@ async def test_a_script_that_is_refused_leaves_no_task(served: Served) -> None:
 async def test_a_script_that_never_comes_into_force_leaves_no_task(served: Served) -> None:
     before = asyncio.all_tasks()
     served.script(TASK + PING)
-    await served.room.load(read_handler_config(served.settings, served.settings_dir, served.environ)[0])
+    await served.manager.load(read_handler_config(served.settings, served.settings_dir, served.environ)[0])
     old = script_module()
     served.script(PING)
     await served.start()
@@ -184,7 +184,7 @@ async def test_a_task_that_fails_is_reported(served: Served) -> None:
     )
     await served.start()
     await asyncio.sleep(0.05)
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     assert error.message == "A task of the handlers raised KeyError at model.py line 3."
 
@@ -224,7 +224,7 @@ def custom_sagemaker_invocation_handler(request):
     await served.start()
     assert (await served.ask()).json() is True
     assert (await served.ask("/invocations", {})).status_code == 500  # on a thread, as upstream
-    assert "raised ValueError at model.py line 7" in str(served.room.report().last_error)
+    assert "raised ValueError at model.py line 7" in str(served.manager.report().last_error)
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
@@ -308,7 +308,7 @@ async def test_a_slow_import_stops_nobody(served: Served) -> None:
 async def test_a_loop_that_does_not_answer_is_waited_for_within_a_bound(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_main_thread, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(_script_loop, "CALL_SECONDS", 0.2)
     served.script(f"import asyncio, time\ntime.sleep(0.1)\nasyncio.get_event_loop().call_soon(print){PING}")
     loading = asyncio.create_task(served.refused())
     await asyncio.sleep(0.05)
@@ -320,7 +320,7 @@ async def test_a_loop_that_does_not_answer_is_waited_for_within_a_bound(
 async def test_an_import_that_was_given_up_uses_the_loop_no_more(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.room._loader, "_seconds", 0.3)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 0.3)
     served.script("""
 import asyncio, threading, time
 result = []
@@ -343,7 +343,7 @@ except RuntimeError as error:
     thread.join(10)
     assert namespace["result"] == ["the import of this script was given up"]
     served.script(PING)
-    monkeypatch.setattr(served.room._loader, "_seconds", 30.0)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 30.0)
     await served.start()
     running: Any = asyncio.get_running_loop()
     assert "call_soon" not in vars(running)

@@ -10,7 +10,7 @@ import uvicorn
 
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import PingState
-from vllmendpoint_worker.handlers import PingWatch
+from vllmendpoint_worker.handlers import PingProber
 
 SCRIPT = """
 import asyncio, json
@@ -55,7 +55,7 @@ async def test_the_internal_ping_is_as_one_over_the_network(served: Served, host
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.bind((host, 0))
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(served.room, lifespan="off", log_config=None, http=http))
+        server = uvicorn.Server(uvicorn.Config(served.manager, lifespan="off", log_config=None, http=http))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)
@@ -64,8 +64,8 @@ async def test_the_internal_ping_is_as_one_over_the_network(served: Served, host
             async with httpx.AsyncClient(trust_env=False) as client:
                 del client.headers["accept-encoding"], client.headers["connection"]
                 assert (await client.get(f"http://{address}:{port}/ping")).status_code == 200
-            watch = PingWatch(
-                served.room,
+            watch = PingProber(
+                served.manager,
                 address=lambda: listener.getsockname()[:2],
                 timeout=lambda: 5.0,
                 thresholds=lambda: (1, 1),
@@ -77,7 +77,7 @@ async def test_the_internal_ping_is_as_one_over_the_network(served: Served, host
             await serving
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING, watch.report.message
-    loaded = served.room.current
+    loaded = served.manager.current
     assert loaded is not None
     seen = loaded.loaded.handlers["/ping"].function.__globals__["seen"]  # type: ignore[index]
     assert len(seen) == 2

@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY, generate_latest
 
 from tests.unit.worker.handlers_served import Served
 from vllmendpoint_api import Reason
-from vllmendpoint_worker.handlers.loading import _load
+from vllmendpoint_worker.handlers.loading import _loader
 
 PING = "\ndef custom_sagemaker_ping_handler(request):\n    return 1\n"
 
@@ -142,8 +142,8 @@ async def test_filters_that_another_thread_puts_in_place_meanwhile_are_its_own(s
 
     thread = threading.Thread(target=other)
     thread.start()
-    served.room.gates = (go, done)  # type: ignore[attr-defined]
-    sys.modules["gates_of_the_test"] = served.room  # type: ignore[assignment]
+    served.manager.gates = (go, done)  # type: ignore[attr-defined]
+    sys.modules["gates_of_the_test"] = served.manager  # type: ignore[assignment]
     try:
         served.script(
             "import warnings\nfrom gates_of_the_test import gates\n"
@@ -264,7 +264,7 @@ async def test_what_libraries_bring_stays(
 async def test_an_import_that_is_given_up_changes_nothing(
     served: Served, library: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.room._loader, "_seconds", 0.5)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 0.5)
     changes = [(code, state) for code, state, *_ in (*AT_ONCE.values(), *LASTING.values())]
     codes = [code for code, _ in changes if "Factory" not in code]  # the log of others fails meanwhile
     states = [state for _, state in changes]
@@ -285,7 +285,7 @@ async def test_a_failure_of_the_worker_is_not_said_to_be_the_scripts(
         raise AttributeError("the worker's own")
 
     served.script(PING)
-    monkeypatch.setattr(_load, "_handlers", broken)
+    monkeypatch.setattr(_loader, "_handlers", broken)
     problem = await served.refused()
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
     assert problem.message.startswith("The worker failed while it loaded the handlers (AttributeError).")

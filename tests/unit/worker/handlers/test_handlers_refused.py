@@ -190,18 +190,18 @@ async def test_what_was_given_up_wakes_and_touches_nothing(
     served.script("import neighbour\n")
     await served.start()
     old, writing = sys.modules["neighbour"], sys.dont_write_bytecode
-    monkeypatch.setattr(served.room._loader, "_seconds", 1.0)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 1.0)
     served.script("WORD = 'given up'\n", "neighbour.py")
     served.script(f"import time\nimport neighbour\n{hangs}\n")
     problem = await served.refused()
     assert "not imported within 1 s (model.py line" in problem.message
     assert any(thread.name == "handlers" for thread in threading.enumerate()), "it still sleeps"
     assert sys.modules["neighbour"] is old
-    monkeypatch.setattr(served.room._loader, "_seconds", 30.0)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 30.0)
     served.script("WORD = 'new'\n", "neighbour.py")
     served.script(NEWER)  # ends when the one given up has
     await served.start()
-    assert served.room.report().ping.source == HandlerSource.DECORATOR
+    assert served.manager.report().ping.source == HandlerSource.DECORATOR
     assert (await served.ask()).json() == ["new", "new"]
     assert sys.dont_write_bytecode == writing
 
@@ -216,7 +216,7 @@ async def test_what_was_given_up_wakes_and_touches_nothing(
 async def test_an_import_that_hangs_is_given_up(
     served: Served, monkeypatch: pytest.MonkeyPatch, hangs: str
 ) -> None:
-    monkeypatch.setattr(served.room._loader, "_seconds", 2.0)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 2.0)
     served.script(hangs)
     problem = await served.refused()
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
@@ -235,7 +235,7 @@ async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
     await served.refused()
     served.script("x = 1\n")
     await served.start()
-    assert served.room.report().ping.source == HandlerSource.DEFAULT
+    assert served.manager.report().ping.source == HandlerSource.DEFAULT
 
 
 async def test_a_bad_middleware_is_refused(served: Served) -> None:

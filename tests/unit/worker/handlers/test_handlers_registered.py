@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from tests.unit.worker.handlers_served import Served
-from vllmendpoint_worker.handlers import complete
+from vllmendpoint_worker.handlers import install_sagemaker_routes
 from vllmendpoint_worker.handlers.loading._standards import handler_registry
 from vllmendpoint_worker.options.arguments import clear_environment
 
@@ -92,8 +92,8 @@ class Vllm:
     def __init__(self, served: Served, *, loading: bool = False, offered: bool = False) -> None:
         self.served = served
         self.app = vllms_app(loading=loading or offered)
-        complete(self.app, loading=loading)
-        served.room.attach(self.app)
+        install_sagemaker_routes(self.app, loading=loading)
+        served.manager.attach(self.app)
 
     async def ask(self, path: str, body: Any = None, method: str = "POST", **headers: str) -> httpx.Response:
         async with self.served.client() as client:
@@ -321,7 +321,7 @@ async def test_what_a_registered_handler_raises_is_a_500_with_its_line(
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     line = next(at for at, text in enumerate(script.splitlines(), start=1) if "raise" in text)
     type_ = {"create": "create_session", "load": "register_adapter"}[name]
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     assert error.message == f"The script's handler {type_} raised ValueError at model.py line {line}."
 
@@ -343,7 +343,7 @@ async def test_what_a_registered_handler_returns_wrongly_is_reported(
     served.script(script)
     await served.start()
     assert (await vllm.ask(path, body)).status_code == 500
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     assert "is no coroutine function, or returned what the standards package does not take" in error.message
 
@@ -363,4 +363,4 @@ async def test_an_answer_that_a_registered_handler_has_chosen_is_no_failure(
     assert (await vllm.ask("/invocations", NEW_SESSION)).status_code == status
     assert (await vllm.ask("/adapters", ADAPTER)).status_code == status
     assert (await vllm.ask("/adapters", {})).status_code == 400, "the client's fault"
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None

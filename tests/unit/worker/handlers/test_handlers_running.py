@@ -14,7 +14,7 @@ from vllmendpoint_api import (
     PingState,
 )
 from vllmendpoint_worker.config.handler_config import Route
-from vllmendpoint_worker.handlers import PingWatch
+from vllmendpoint_worker.handlers import PingProber
 from vllmendpoint_worker.process.clock import Clock
 
 
@@ -30,16 +30,16 @@ async def custom_sagemaker_invocation_handler(request):
     return "VERSION"
 """
     gates: list[tuple[asyncio.Event, asyncio.Event]] = []
-    served.room._core.state.gates = gates  # type: ignore[union-attr]
+    served.manager._core.state.gates = gates  # type: ignore[union-attr]
     served.script(code.replace("VERSION", "one"))
     await served.start()
-    first = served.room.report().script_digest
+    first = served.manager.report().script_digest
     under_way = asyncio.create_task(served.ask("/invocations", {}))
     while not gates:
         await asyncio.sleep(0.01)
     served.script(code.replace("VERSION", "two"))
     await served.start()
-    assert served.room.report().script_digest != first
+    assert served.manager.report().script_digest != first
     second = asyncio.create_task(served.ask("/invocations", {}))
     while len(gates) < 2:
         await asyncio.sleep(0.01)
@@ -71,9 +71,9 @@ async def custom_sagemaker_invocation_handler(request):
 """)
     await served.start()
     assert (await served.ask("/invocations", {"http": True})).status_code == 418
-    assert served.room.report().last_error is None
+    assert served.manager.report().last_error is None
     assert (await served.ask("/invocations", {})).status_code == 500
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     assert error.route == "/invocations"
     assert "raised RuntimeError at model.py line 6" in error.message
@@ -92,7 +92,7 @@ def custom_sagemaker_invocation_handler(request):
     hanging = [asyncio.create_task(served.ask("/invocations", {})) for _ in range(60)]
     await asyncio.sleep(0.2)
     assert (await asyncio.wait_for(served.ask("/v1/models", method="GET"), 5)).status_code == 200
-    endpoint = served.room.custom(Route.INVOCATIONS)
+    endpoint = served.manager.custom_endpoint(Route.INVOCATIONS)
     assert endpoint is not None
     assert endpoint.running_for() > 0
     endpoint.handler.function.__globals__["release"].set()
@@ -129,54 +129,54 @@ async def raising(request):
 
 @pytest.mark.parametrize("name", ["in_a_thread", "on_the_loop", "two_steps"])
 async def test_a_handler_that_hangs_is_told_until_it_returns(
-    served: Served, watched: Callable[..., PingWatch], name: str
+    served: Served, watched: Callable[..., PingProber], name: str
 ) -> None:
-    served.room._clock = clock = Ahead()
+    served.manager._clock = clock = Ahead()
     served.script(HANGING)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
     watching = asyncio.create_task(watched().run())
     asked = asyncio.create_task(served.ask("/invocations", {}))
-    endpoint = served.room.custom(Route.INVOCATIONS)
+    endpoint = served.manager.custom_endpoint(Route.INVOCATIONS)
     assert endpoint is not None
     async with asyncio.timeout(10):
         while not endpoint.running_for():
             await asyncio.sleep(0.01)
     clock.seconds = 590
-    served.room.look()
-    assert served.room.report().last_error is None, "a long generation is none"
+    served.manager.check_hanging()
+    assert served.manager.report().last_error is None, "a long generation is none"
     clock.seconds = 601
     changes, until = served.changes, time.monotonic() + 10
-    while served.room.report().last_error is None:
+    while served.manager.report().last_error is None:
         assert time.monotonic() < until, "nobody looks"
         await asyncio.sleep(0.05)
     assert served.changes == changes + 1
-    error = served.room.report().last_error
+    error = served.manager.report().last_error
     assert error is not None
     assert error.route == "/invocations"
     assert error.message == (
         f"model:{name} has not returned from a request for more than 600 s; the server and the probes go on."
     )
-    served.room.look()
+    served.manager.check_hanging()
     assert served.changes == changes + 1, "told once"
     next(m for n, m in sys.modules.items() if n.startswith("vllmendpoint_handlers")).release.set()
     await asked
-    served.room.look()
-    assert served.room.report().last_error is None
+    served.manager.check_hanging()
+    assert served.manager.report().last_error is None
     assert served.changes == changes + 2
     watching.cancel()
 
 
 async def test_the_newest_of_what_hangs_and_what_is_raised(served: Served) -> None:
-    served.room._clock = clock = Ahead()
+    served.manager._clock = clock = Ahead()
     served.script(
         HANGING
         + "custom_sagemaker_ping_handler = raising\ncustom_sagemaker_invocation_handler = on_the_loop\n"
     )
 
     def told() -> str:
-        served.room.look()
-        error = served.room.report().last_error
+        served.manager.check_hanging()
+        error = served.manager.report().last_error
         return error.route if error is not None else ""
 
     await served.start()
@@ -200,13 +200,13 @@ async def test_the_newest_of_what_hangs_and_what_is_raised(served: Served) -> No
 
 
 @pytest.fixture
-def watched(served: Served) -> Callable[..., PingWatch]:
-    def make(timeout: Callable[[], float] = lambda: 5.0) -> PingWatch:
+def watched(served: Served) -> Callable[..., PingProber]:
+    def make(timeout: Callable[[], float] = lambda: 5.0) -> PingProber:
         def changed(report: PingReport | None) -> None:
             pass
 
-        return PingWatch(
-            served.room,
+        return PingProber(
+            served.manager,
             address=lambda: ("0.0.0.0", 8080),
             timeout=timeout,
             thresholds=lambda: (2, 1),
@@ -225,7 +225,7 @@ def watched(served: Served) -> Callable[..., PingWatch]:
     ],
 )
 async def test_a_failing_ping(
-    served: Served, watched: Callable[..., PingWatch], body: str, says: str
+    served: Served, watched: Callable[..., PingProber], body: str, says: str
 ) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
     seconds = 5.0
@@ -254,7 +254,7 @@ async def test_a_failing_ping(
 
 
 async def test_a_ping_that_never_returns_is_not_asked_again(
-    served: Served, watched: Callable[..., PingWatch]
+    served: Served, watched: Callable[..., PingProber]
 ) -> None:
     served.script("""
 import threading
@@ -277,7 +277,7 @@ def custom_sagemaker_ping_handler(request):
     module.release.set()
 
 
-async def test_a_ping_that_streams_its_answer(served: Served, watched: Callable[..., PingWatch]) -> None:
+async def test_a_ping_that_streams_its_answer(served: Served, watched: Callable[..., PingProber]) -> None:
     """The framework listens for the end of the client meanwhile."""
     served.script("""
 from fastapi.responses import StreamingResponse
@@ -312,7 +312,7 @@ DEAF = """while not released.is_set():
     ids=["sys.exit", "interrupt", "cancels itself", "heeds no cancellation"],
 )
 async def test_a_ping_that_would_end_its_watch(
-    served: Served, watched: Callable[..., PingWatch], body: str, says: str
+    served: Served, watched: Callable[..., PingProber], body: str, says: str
 ) -> None:
     served.script(
         "import asyncio, threading\nreleased = threading.Event()\n"

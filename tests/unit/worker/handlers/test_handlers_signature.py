@@ -140,10 +140,10 @@ handler = {handler}
     )
     if answer is None:
         assert told.status_code == 500, "what it returns is no JSON, but it is called"
-        assert "returned what JSON cannot hold, object" in str(served.room.report().last_error)
+        assert "returned what JSON cannot hold, object" in str(served.manager.report().last_error)
     else:
         assert (told.status_code, told.json()) == (200, answer)
-        assert served.room.report().last_error is None
+        assert served.manager.report().last_error is None
 
 
 async def test_what_a_partial_has_bound_is_not_the_clients_to_set(served: Served) -> None:

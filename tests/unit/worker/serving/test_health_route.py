@@ -97,7 +97,7 @@ async def test_a_method_that_vllm_does_not_take_is_not_answered_with_a_success(
 @pytest.fixture
 def behind(served: Served) -> Health:
     health = Health("/prod")
-    served.room.attach(health.app)
+    served.manager.attach(health.app)
     return health
 
 
@@ -121,8 +121,8 @@ async def test_vllms_own_health_function_as_the_ping_handler_follows_the_verdict
     monkeypatch.setattr(handlers_served, "health", behind.function, raising=False)
     served.spec(ping="handlers_served:health")
     await served.start()
-    assert served.room.report().ping.handler == "handlers_served:health"
-    assert served.room.custom(Route.PING) is None
+    assert served.manager.report().ping.handler == "handlers_served:health"
+    assert served.manager.custom_endpoint(Route.PING) is None
     for path in ("/ping", "/prod/ping/"):
         behind.fit = True
         assert (await served.ask(path, method="GET")).text == "vLLM's own"

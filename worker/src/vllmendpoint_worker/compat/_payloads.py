@@ -15,9 +15,9 @@ from vllmendpoint_worker.payload.forms import Form
 from vllmendpoint_worker.payload.validation import with_token_limit
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
+from ._dynamo import HEALTH_CHECK_KEY, log_message
 from ._errors import HealthCheckRejectedError
-from ._model import told_type
-from ._upstream import HEALTH_CHECK_KEY, log_message
+from ._model_type import detect_model_type
 
 __all__ = ["announce", "configured", "sent"]
 
@@ -113,7 +113,7 @@ def _model_type(config: object, model_type: str | None) -> ModelType | None:
         return None
     word = model_type.lower() if isinstance(model_type, str) else ""
     if word == _GENERATE:
-        return told_type(
+        return detect_model_type(
             config.get("model") if isinstance(config, Mapping) else getattr(config, "model", None)
         )
     if word in _TYPES:

@@ -8,9 +8,9 @@ from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.payload.validation import check_payload
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
+from ._dynamo import upstream_health_check
 from ._errors import HealthCheckRejectedError
 from ._payloads import configured
-from ._upstream import upstream_health_check
 
 __all__ = ["get_health_check_payload", "set_custom_health_check_payload"]
 

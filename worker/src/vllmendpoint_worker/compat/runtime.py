@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from . import _upstream
+from . import _dynamo
 from ._environment import dynamo_environment
 from ._payloads import sent
 
@@ -41,7 +41,7 @@ class DistributedRuntime(_Wrapper):
 
     def __init__(self, event_loop: Any, discovery_backend: str, request_plane: str, **options: Any) -> None:
         with dynamo_environment():
-            self.upstream = _upstream.DistributedRuntime(
+            self.upstream = _dynamo.DistributedRuntime(
                 event_loop, discovery_backend, request_plane, **options
             )
 

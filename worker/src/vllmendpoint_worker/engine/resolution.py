@@ -18,8 +18,7 @@ from vllmendpoint_worker.config.configuration import (
 from vllmendpoint_worker.config.merge import Resolved
 from vllmendpoint_worker.config.sources import LoadedConfiguration
 from vllmendpoint_worker.errors import ConfigurationRejectedError, EngineStartError, TranslationError
-from vllmendpoint_worker.handlers import Generation, HandlerRoom
-from vllmendpoint_worker.handlers import Loaded as Handlers
+from vllmendpoint_worker.handlers import Generation, HandlerManager, LoadedHandlers
 from vllmendpoint_worker.options.conflicts import parser_rejection
 from vllmendpoint_worker.options.shared_options import engine_arguments
 from vllmendpoint_worker.payload.model_type import reject_before_start
@@ -49,10 +48,14 @@ class Resolver:
     """``arguments`` are there once :meth:`check` accepts; ``translator`` is set once the engine stands."""
 
     def __init__(
-        self, configuration: Configuration, room: HandlerRoom, state: WorkerState, shown: HealthPublisher
+        self,
+        configuration: Configuration,
+        manager: HandlerManager,
+        state: WorkerState,
+        shown: HealthPublisher,
     ) -> None:
         self._configuration = configuration
-        self._room = room
+        self._manager = manager
         self._state = state
         self._shown = shown
         self.arguments: upstream.Arguments | None = None
@@ -77,28 +80,28 @@ class Resolver:
         handlers = await self._load_handlers(loaded)
         self._configuration.merge(with_custom_default(loaded, handlers.custom_default))
 
-    def check_model(self, look: upstream.Look) -> None:
+    def check_model(self, look: upstream.ModelInspection) -> None:
         """Before the engine starts. Raises ConfigurationRejectedError."""
         declared = self._configuration.model_type
         problem = reject_before_start(declared, look.runner, only_transcribes=look.only_transcribes)
         if problem is not None:
             raise ConfigurationRejectedError([problem])
 
-    async def _load_handlers(self, loaded: LoadedConfiguration) -> Handlers:
+    async def _load_handlers(self, loaded: LoadedConfiguration) -> LoadedHandlers:
         """Runs the customer's code, where something of it is new. Raises ConfigurationRejectedError."""
         if loaded.handlers is None:
             raise EngineStartError("the handlers' settings were not read")
         if (script := loaded.handlers.script) is not None and not self._state.is_registered:
             self._state.enter_stage(self._state.stage, f"importing {script.path.name}")
-        handlers = await self._room.load(loaded.handlers)
-        self._configuration.watch(self._room.watched)
+        handlers = await self._manager.load(loaded.handlers)
+        self._configuration.watch(self._manager.imported_files)
         return handlers
 
     async def resolve(self, loaded: LoadedConfiguration) -> AcceptedConfiguration:
         """Load and bind, merge with what the script sets, translate. Raises ConfigurationRejectedError."""
         self._configuration.merge(with_custom_default(loaded, None))  # else the customer's code is not run
-        generation = self._room.bound(await self._load_handlers(loaded))
-        if generation is not self._room.current:
+        generation = self._manager.bind(await self._load_handlers(loaded))
+        if generation is not self._manager.current:
             loaded = with_custom_default(loaded, generation.loaded.custom_default)
         resolved = self._configuration.merge(loaded)
         try:
@@ -114,7 +117,7 @@ class Resolver:
 
     def apply(self, accepted: AcceptedConfiguration) -> None:
         """Put an accepted configuration into force."""
-        self._room.swap(accepted.handlers)
+        self._manager.activate(accepted.handlers)
         self._configuration.publish_accepted(accepted.resolved, accepted.loaded, accepted.translated.notes)
         if self._shown.prober is not None:
             self._shown.prober.configure(probe_settings(accepted.resolved, accepted.translated))
@@ -140,7 +143,7 @@ class Resolver:
         answer = await wait_for_trial(
             prober,
             probe_settings(accepted.resolved, accepted.translated),
-            upstream.refusal,
+            upstream.rejection_of,
             self._configuration.wait_for_change,
             self._configuration.publish_postponed,
         )

@@ -27,8 +27,8 @@ from vllmendpoint_worker.upstream import (
     PoolingCompletionRequest,
     SamplingParams,
     get_max_tokens,
-    refusal,
-    refusal_in,
+    rejection_in_response,
+    rejection_of,
     score_request,
 )
 from vllmendpoint_worker.vllm_rejections import VLLMRejection, describe_validation_errors
@@ -150,7 +150,7 @@ class Translator:
             else:
                 rendered = await self._renderer.render_completion(request)
                 inputs = rendered if isinstance(rendered, list) else None
-        if (refused := refusal_in(rendered)) is not None:
+        if (refused := rejection_in_response(rendered)) is not None:
             raise TranslationError("", _BY_VLLM, refused)
         if not inputs or len(inputs) != 1:
             raise TranslationError(form.value, "is not rendered by vLLM as one prompt")
@@ -230,4 +230,6 @@ def _refusals() -> Iterator[None]:
     except TranslationError:
         raise
     except Exception as error:
-        raise TranslationError("", _BY_VLLM, refusal(error) or VLLMRejection(type(error).__name__)) from error
+        raise TranslationError(
+            "", _BY_VLLM, rejection_of(error) or VLLMRejection(type(error).__name__)
+        ) from error

@@ -24,7 +24,12 @@ from vllmendpoint_worker.config.configuration import Configuration, rejected_by_
 from vllmendpoint_worker.config.merge import Resolved
 from vllmendpoint_worker.config.sources import GUIDE_VARIABLES, LoadedConfiguration
 from vllmendpoint_worker.errors import ConfigurationRejectedError, EngineStartError
-from vllmendpoint_worker.handlers import HandlerRoom, PingWatch, Unblocker, complete
+from vllmendpoint_worker.handlers import (
+    HandlerInterrupter,
+    HandlerManager,
+    PingProber,
+    install_sagemaker_routes,
+)
 from vllmendpoint_worker.options.arguments import clear_environment
 from vllmendpoint_worker.payload.model_type import RUNNER_GENERATE, reject_after_start
 from vllmendpoint_worker.probing.progress import PROGRESS
@@ -83,10 +88,10 @@ class Worker:
         self._shown = HealthPublisher(state, self._clock)
         server.metrics = self._shown.metrics.text
         self._liveness = Liveness(state, self._shown, self._restart_after, self._clock)
-        self._room = HandlerRoom(self._handlers_changed, self._clock)
-        self._resolver = Resolver(configuration, self._room, state, self._shown)
-        self._ping = PingWatch(
-            self._room,
+        self._manager = HandlerManager(self._handlers_changed, self._clock)
+        self._resolver = Resolver(configuration, self._manager, state, self._shown)
+        self._ping = PingProber(
+            self._manager,
             address=lambda: self._listeners[0].getsockname()[:2],
             timeout=lambda: self._resolver.resolved.timeout_seconds,
             thresholds=lambda: (
@@ -96,8 +101,8 @@ class Worker:
             changed=self._shown.publish_ping,
             clock=self._clock,
         )
-        self._unblocker = Unblocker(
-            self._room,
+        self._interrupter = HandlerInterrupter(
+            self._manager,
             blocked=state.blocked_for,
             serving=lambda: state.is_registered,
             wanted=configuration.pending_handlers,
@@ -144,7 +149,7 @@ class Worker:
         return 1, "Dynamo's worker ended by itself."
 
     def _handlers_changed(self) -> None:
-        self._state.update(handlers=self._room.report())
+        self._state.update(handlers=self._manager.report())
 
     # --- upstream's hooks
     # --------------------------------------------------------------------------------------
@@ -185,12 +190,12 @@ class Worker:
             await self._configuration.stay_rejected([problem])
         self._configuration.model_type = declared or told
         self._state.update(model_type=str(self._configuration.model_type or ""))
-        complete(http.app, loading=http.loads_adapters)
-        self._room.attach(http.app)
-        self._state.blocking_frame = self._room.culprit
+        install_sagemaker_routes(http.app, loading=http.loads_adapters)
+        self._manager.attach(http.app)
+        self._state.blocking_frame = self._manager.blocking_frame
         self._begin(self._liveness.run(), "liveness")
-        self._unblocker.start()
-        self._room.watch_threads()
+        self._interrupter.start()
+        self._manager.report_thread_errors()
         accepted = await self._first_resolution(engine)
         resolved, translated = accepted.resolved, accepted.translated
         shown = self._shown
@@ -206,9 +211,9 @@ class Worker:
         self._state.enter_stage(Stage.REGISTERING)
         await self._ping.ask()
         middleware = ReadinessMiddleware(
-            self._room,
+            self._manager,
             is_healthy=shown.is_healthy,
-            is_health_check=lambda scope: reaches_health(self._room.app, scope),
+            is_health_check=lambda scope: reaches_health(self._manager.app, scope),
             verdict=lambda: shown.verdict,
         )
         self._http = HttpServer(http, middleware, self._listeners)
@@ -246,7 +251,7 @@ class Worker:
             translated.request,
             translated.warm_up,
             minimal=minimal,
-            read_rejection=upstream.refusal,
+            read_rejection=upstream.rejection_of,
             clock=self._clock,
         )
         if refusal is not None:
@@ -331,7 +336,7 @@ class Worker:
     async def _cleanup(self) -> None:
         """After the requests in flight, before the runtime and the engine go."""
         self._state.stop_heartbeat()
-        self._unblocker.stop()
+        self._interrupter.stop()
         if self._http is not None:
             await self._http.stop()
         await self._stop_tasks()

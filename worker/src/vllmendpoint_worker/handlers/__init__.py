@@ -1,21 +1,20 @@
-"""SageMaker-style custom handlers of ``/ping`` and ``/invocations`` (the guide "Customize Handlers").
+"""Serves the customer's handlers of ``/ping`` and ``/invocations`` and probes the custom ping handler.
 
-:class:`HandlerRoom` imports, binds and swaps what :mod:`vllmendpoint_worker.config.handler_config` has read;
-:class:`PingWatch` asks the custom ping handler. Who decides between environment, decorator and function name
-is SageMaker's own package, through ``_standards``.
+Imports ``config``, ``serving``, ``packages`` and ``process``; only ``loading`` imports SageMaker's
+``model_hosting_container_standards``. The page docs/guide/custom-handlers.md describes what users write.
 """
 
-from ._manager import Generation, HandlerRoom
-from ._ping import PingWatch
-from ._routes import complete
-from ._unblock import Unblocker
-from .loading._load import Loaded
+from ._interrupter import HandlerInterrupter
+from ._manager import Generation, HandlerManager
+from ._ping_prober import PingProber
+from ._sagemaker_routes import install_sagemaker_routes
+from .loading._loader import LoadedHandlers
 
 __all__ = [
     "Generation",
-    "HandlerRoom",
-    "Loaded",
-    "PingWatch",
-    "Unblocker",
-    "complete",
+    "HandlerInterrupter",
+    "HandlerManager",
+    "LoadedHandlers",
+    "PingProber",
+    "install_sagemaker_routes",
 ]

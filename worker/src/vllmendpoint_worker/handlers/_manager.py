@@ -34,17 +34,17 @@ from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 from vllmendpoint_worker.process.run_blocking import run_blocking
 from vllmendpoint_worker.serving.health_route import HealthRoute, SlashRoute
 
-from ._endpoint import Endpoint
-from ._errors import EXITS, MiddlewareApp, Scope
+from ._error_boundary import EXITS, MiddlewareApp, Scope
+from ._handler_endpoint import HandlerEndpoint
 from ._log_limit import LogLimit
-from ._routes import adapter_routes
-from ._watched import watched
-from .loading._load import Handler, Loaded, Loader
-from .loading._problems import failed_at
-from .loading._registered import in_force
+from ._registered_handlers import watched
+from ._sagemaker_routes import adapter_routes
+from .loading._load_problems import failed_at
+from .loading._loader import Handler, LoadedHandlers, Loader
 from .loading._standards import MIDDLEWARES, create_middleware_object
+from .loading._standards_registry import in_force
 
-__all__ = ["Generation", "HandlerRoom", "bind"]
+__all__ = ["Generation", "HandlerManager", "bind"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
@@ -59,16 +59,18 @@ METHODS: Final = {Route.PING: ["GET", "POST"], Route.INVOCATIONS: ["POST"]}
 class Generation:
     """One choice of handlers, bound to the app."""
 
-    loaded: Loaded
+    loaded: LoadedHandlers
     app: FastAPI
     registered: Mapping[str, Callable[..., Any]]
     """The script's handlers of sessions and adapters."""
-    endpoints: dict[Route, Endpoint] = field(default_factory=dict)
+    endpoints: dict[Route, HandlerEndpoint] = field(default_factory=dict)
     requests: set[object] = field(default_factory=set)
     """Those that it answers now."""
 
 
-def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], clock: Clock) -> Generation:
+def bind(
+    core: FastAPI, loaded: LoadedHandlers, failed: Callable[[Route, str], None], clock: Clock
+) -> Generation:
     """The app of a generation. Raises ConfigurationRejectedError where a middleware cannot be made."""
     registered = watched(loaded, failed)
     adapters = adapter_routes(registered)
@@ -78,11 +80,11 @@ def bind(core: FastAPI, loaded: Loaded, failed: Callable[[Route, str], None], cl
     app.state = core.state
     app.root_path = core.root_path
     app.exception_handlers = dict(core.exception_handlers)
-    endpoints: dict[Route, Endpoint] = {}
+    endpoints: dict[Route, HandlerEndpoint] = {}
     for route, handler in loaded.handlers.items():
         if route is Route.PING and _is_vllms_own(core, handler):
             continue  # vLLM's route answers, by the verdict
-        endpoint = Endpoint(route, handler, loaded.wanted, failed=failed, clock=clock)
+        endpoint = HandlerEndpoint(route, handler, loaded.wanted, failed=failed, clock=clock)
         bound = SlashRoute(route, endpoint.function, methods=METHODS[route], response_model=None)
         bound.app = endpoint.app(bound.app)
         app.router.routes.append(bound)
@@ -108,12 +110,12 @@ def _is_vllms_own(core: FastAPI, handler: Handler) -> bool:
     return any(check.is_of(handler.function) for check in checks)
 
 
-def _middleware(loaded: Loaded, name: str) -> list[Any]:
+def _middleware(loaded: LoadedHandlers, name: str) -> list[Any]:
     return [create_middleware_object(loaded.middleware[name])] if name in loaded.middleware else []
 
 
 def _middleware_failed(
-    loaded: Loaded,
+    loaded: LoadedHandlers,
     failed: Callable[[Route, str], None],
     log_limit: LogLimit,
     error: BaseException,
@@ -126,7 +128,7 @@ def _middleware_failed(
     failed(Route.PING if path == Route.PING else Route.INVOCATIONS, sentence)
 
 
-def _unfit(loaded: Loaded, error: BaseException) -> Problem:
+def _unfit(loaded: LoadedHandlers, error: BaseException) -> Problem:
     """A middleware that cannot be made; its error names code."""
     logger.error("The middleware cannot be made", exc_info=error)
     at = f" at {where}" if (where := failed_at(error, loaded.wanted)) else ""
@@ -140,7 +142,7 @@ def _unfit(loaded: Loaded, error: BaseException) -> Problem:
     )
 
 
-class HandlerRoom:
+class HandlerManager:
     """Loads, binds and swaps; the ASGI app that stands for whichever generation is current.
 
     ``changed`` is called after a swap, after an error of a handler, and where one hangs or no longer does.
@@ -151,11 +153,11 @@ class HandlerRoom:
         self._changed = changed
         self._loader = Loader()
         self._core: FastAPI | None = None
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedHandlers | None = None
         self._stamps: tuple[object, ...] = ()
         self._last_error: HandlerError | None = None
         self._hanging: dict[Route, float] = {}
-        self._given_up: Loaded | None = None
+        self._given_up: LoadedHandlers | None = None
         self.current: Generation | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -178,7 +180,7 @@ class HandlerRoom:
         if not generation.requests and (current is None or generation.loaded is not current.loaded):
             _cancel(generation.loaded)
 
-    async def load(self, wanted: HandlerConfig) -> Loaded:
+    async def load(self, wanted: HandlerConfig) -> LoadedHandlers:
         """The handlers wanted, imported anew only where something of theirs has changed: a script keeps its
         state when the health check's settings change.
 
@@ -194,7 +196,7 @@ class HandlerRoom:
         return loaded
 
     @property
-    def watched(self) -> frozenset[Path]:
+    def imported_files(self) -> frozenset[Path]:
         """Files of the customer's code that were imported last."""
         return self._loaded.files if self._loaded is not None else frozenset()
 
@@ -202,7 +204,7 @@ class HandlerRoom:
         """vLLM's own app, once the engine stands."""
         self._core = core
 
-    def bound(self, loaded: Loaded) -> Generation:
+    def bind(self, loaded: LoadedHandlers) -> Generation:
         """Bind without swapping. Raises ConfigurationRejectedError."""
         if self.current is not None and self.current.loaded is loaded:
             return self.current
@@ -210,7 +212,7 @@ class HandlerRoom:
             raise RuntimeError("no app to bind handlers to yet")
         return bind(self._core, loaded, self._failed, self._clock)
 
-    def swap(self, generation: Generation) -> None:
+    def activate(self, generation: Generation) -> None:
         """From now on requests go to ``generation``; those in flight end where they began. Its script's
         default of the health check is in force with it.
         """
@@ -238,11 +240,11 @@ class HandlerRoom:
             raise RuntimeError("no handlers are bound yet")
         return self.current.app
 
-    def custom(self, route: Route) -> Endpoint | None:
+    def custom_endpoint(self, route: Route) -> HandlerEndpoint | None:
         """The custom handler's endpoint, None where vLLM's own answers."""
         return self.current.endpoints.get(route) if self.current is not None else None
 
-    def culprit(self) -> str:
+    def blocking_frame(self) -> str:
         """``model.py line 12``, where the main thread is in the customer's code now; on any thread."""
         main = threading.main_thread().ident
         return self._line(sys._current_frames().get(main) if main is not None else None)
@@ -252,7 +254,7 @@ class HandlerRoom:
         return bool(self._line(frame))
 
     def _line(self, frame: FrameType | None) -> str:
-        files = self.watched | (self.current.loaded.files if self.current is not None else frozenset())
+        files = self.imported_files | (self.current.loaded.files if self.current is not None else frozenset())
         while frame is not None:
             if Path(frame.f_code.co_filename) in files:
                 return f"{Path(frame.f_code.co_filename).name} line {frame.f_lineno}"
@@ -285,7 +287,7 @@ class HandlerRoom:
             last_error=self._newest_error(generation),
         )
 
-    def look(self) -> None:
+    def check_hanging(self) -> None:
         """Notice which of the current handlers hang; what still hangs in those swapped out is no news."""
         endpoints = self.current.endpoints if self.current is not None else {}
         found = {route: endpoint.hanging(HANG_SECONDS) for route, endpoint in endpoints.items()}
@@ -323,7 +325,7 @@ class HandlerRoom:
 
         loop.set_exception_handler(handle)
 
-    def watch_threads(self) -> None:
+    def report_thread_errors(self) -> None:
         """Report what is raised in threads that handlers start; once in the process."""
         before = threading.excepthook
 
@@ -349,7 +351,7 @@ class HandlerRoom:
         self._changed()
 
 
-def _cancel(loaded: Loaded) -> None:
+def _cancel(loaded: LoadedHandlers) -> None:
     if loaded.tasks is not None:
         loaded.tasks.cancel()
 

@@ -16,7 +16,7 @@ from vllm.sampling_params import SamplingParams
 
 from ._arguments import (
     Arguments,
-    Look,
+    ModelInspection,
     config_arguments,
     option_names,
     parse_arguments,
@@ -25,11 +25,11 @@ from ._arguments import (
     request_fields,
     split_frontend,
 )
+from ._dynamo_worker import HEALTH_CHECK_KEY, Gate, Hooks, Shutdown, WorkerEngine, grace_seconds, serve
 from ._http import HttpApp, build_http_app
 from ._progress import ProgressLogger
-from ._refusals import refusal, refusal_in
+from ._rejections import rejection_in_response, rejection_of
 from ._scores import score_request
-from ._serve import HEALTH_CHECK_KEY, Gate, Hooks, Shutdown, WorkerEngine, grace_seconds, serve
 
 __all__ = [
     "HEALTH_CHECK_KEY",
@@ -41,7 +41,7 @@ __all__ = [
     "Gate",
     "Hooks",
     "HttpApp",
-    "Look",
+    "ModelInspection",
     "NoSignalServer",
     "PoolingCompletionRequest",
     "ProgressLogger",
@@ -56,8 +56,8 @@ __all__ = [
     "parse_arguments",
     "parsers",
     "prepare_engine",
-    "refusal",
-    "refusal_in",
+    "rejection_in_response",
+    "rejection_of",
     "request_fields",
     "score_request",
     "serve",

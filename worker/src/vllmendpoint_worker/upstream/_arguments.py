@@ -42,7 +42,7 @@ from vllmendpoint_worker.payload.model_type import RUNNER_GENERATE, RUNNER_POOLI
 __all__ = [
     "EMBEDDING_FIELDS",
     "Arguments",
-    "Look",
+    "ModelInspection",
     "config_arguments",
     "option_names",
     "parse_arguments",
@@ -208,7 +208,7 @@ def _refuse_unsupported(config: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ModelInspection:
     """What vLLM tells of a model before it loads it. ``runner``: ``generate`` or ``pooling``."""
 
     runner: str
@@ -216,7 +216,7 @@ class Look:
 
 
 async def prepare_engine(
-    parsed: Arguments, downloaded: Callable[[], None], looked: Callable[[Look], None]
+    parsed: Arguments, downloaded: Callable[[], None], looked: Callable[[ModelInspection], None]
 ) -> Arguments:
     """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download.
 
@@ -249,12 +249,12 @@ async def _join_worker_set(parsed: Arguments, folder: str) -> None:
     logger.info("The worker's Dynamo namespace is %s", config.namespace)
 
 
-def _look(engine_args: AsyncEngineArgs) -> Look | None:
+def _look(engine_args: AsyncEngineArgs) -> ModelInspection | None:
     """vLLM's own choice of runner, told from the model's configuration."""
     try:
         config = engine_args.create_model_config()
         transcribes = config.registry.is_transcription_only_model(config.architectures, config)
-        return Look(config.runner_type, config.runner_type == RUNNER_GENERATE and transcribes)
+        return ModelInspection(config.runner_type, config.runner_type == RUNNER_GENERATE and transcribes)
     except Exception as error:  # noqa: BLE001  (of whatever kind: it is the engine's start that fails of it)
         logger.info("vLLM tells no runner before the engine's start (%s)", type(error).__name__)
         return None

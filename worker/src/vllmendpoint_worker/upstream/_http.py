@@ -21,7 +21,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllmendpoint_worker.serving.health_route import guarded
 
-from ._serve import WorkerEngine
+from ._dynamo_worker import WorkerEngine
 
 __all__ = ["HEALTH_PATHS", "HttpApp", "build_http_app", "guard_health"]
 

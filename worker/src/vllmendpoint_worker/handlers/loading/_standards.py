@@ -1,5 +1,5 @@
 """``model_hosting_container_standards`` (MHCS), SageMaker's own package: only this module and
-``_registered`` import it.
+``_standards_registry`` import it.
 
 Its resolver decides between environment, decorator and function name; what it gets wrong for a server that
 swaps handlers is corrected from outside: its registries are process-global, so they are emptied before a load
@@ -20,12 +20,12 @@ from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.config.handler_config import ENV_SCRIPT, HandlerConfig, HandlerReference, Route
 from vllmendpoint_worker.config.handler_path import HandlerPath, PathKind
 from vllmendpoint_worker.errors import WorkerError
-from vllmendpoint_worker.handlers._errors import reported
+from vllmendpoint_worker.handlers._error_boundary import reported
 
 from ._modules import PREFIX, Source, imported, names_of
-from ._process import logging_kept
-from ._registered import in_force
+from ._process_state import logging_kept
 from ._signature import UnfitHandlerError, accepts
+from ._standards_registry import in_force
 
 with logging_kept():
     from model_hosting_container_standards.common.custom_code_ref_resolver.file_loader import FileLoader

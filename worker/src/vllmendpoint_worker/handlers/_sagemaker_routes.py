@@ -12,16 +12,16 @@ from fastapi.routing import APIRoute
 
 from vllmendpoint_worker.config.handler_config import Route
 
-from .loading._registered import (
+from .loading._standards import default_handler
+from .loading._standards_registry import (
     ADAPTER_HEADER,
     ADAPTER_TYPES,
     adapter_route,
     registered_default,
     with_sessions,
 )
-from .loading._standards import default_handler
 
-__all__ = ["LOADING_CLOSED", "adapter_routes", "complete"]
+__all__ = ["LOADING_CLOSED", "adapter_routes", "install_sagemaker_routes"]
 
 LOADING_CLOSED: Final = (
     "Loading and unloading of LoRA adapters at run time is turned off: add --enable-lora to the engine's "
@@ -30,7 +30,7 @@ LOADING_CLOSED: Final = (
 )
 
 
-def complete(app: FastAPI, *, loading: bool) -> None:
+def install_sagemaker_routes(app: FastAPI, *, loading: bool) -> None:
     """Correct vLLM's ``/invocations`` and add ``/adapters``, which answers 404 with the reason unless
     ``loading`` of adapters is turned on.
     """

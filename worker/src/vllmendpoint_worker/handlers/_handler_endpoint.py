@@ -19,7 +19,7 @@ from vllmendpoint_worker.config.handler_config import HandlerConfig, Route
 from vllmendpoint_worker.errors import HandlerAbortedError
 from vllmendpoint_worker.process.clock import Clock
 
-from ._errors import (
+from ._error_boundary import (
     EXITS,
     App,
     ExchangeStage,
@@ -30,11 +30,11 @@ from ._errors import (
     unencodable,
 )
 from ._log_limit import LogLimit
-from .loading._load import Handler
-from .loading._problems import failed_at
+from .loading._load_problems import failed_at
+from .loading._loader import Handler
 from .loading._signature import defined_in, is_async
 
-__all__ = ["MAX_THREADS", "Endpoint"]
+__all__ = ["MAX_THREADS", "HandlerEndpoint"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
@@ -48,7 +48,7 @@ _ADVICE: Final = {
 }
 
 
-class Endpoint:
+class HandlerEndpoint:
     """``failed`` is told, in one sentence, of every error that the handler raises."""
 
     def __init__(

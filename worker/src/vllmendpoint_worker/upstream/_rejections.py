@@ -5,10 +5,10 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 
 from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
-__all__ = ["refusal", "refusal_in"]
+__all__ = ["rejection_in_response", "rejection_of"]
 
 
-def refusal(error: BaseException | None) -> VLLMRejection | None:
+def rejection_of(error: BaseException | None) -> VLLMRejection | None:
     """The refusal in ``error``; None where the engine or the worker is at fault, not the request.
 
     vLLM's own classification, by which its HTTP server answers 4xx or 5xx.
@@ -22,7 +22,7 @@ def refusal(error: BaseException | None) -> VLLMRejection | None:
     return VLLMRejection(info.message, info.param) if 400 <= info.code < 500 or info.code == 501 else None
 
 
-def refusal_in(answer: object) -> VLLMRejection | None:
+def rejection_in_response(answer: object) -> VLLMRejection | None:
     """The refusal that vLLM's renderers return in the place of a rendered request."""
     info = getattr(answer, "error", None)
     message = getattr(info, "message", None)

@@ -7,13 +7,13 @@ from typing import Final
 
 from vllmendpoint_api import ModelType
 
-__all__ = ["told_type"]
+__all__ = ["detect_model_type"]
 
 _TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
 _TOKENIZERS: Final = ("tokenizer_config.json", "tokenizer.json")
 
 
-def told_type(model: object) -> ModelType | None:
+def detect_model_type(model: object) -> ModelType | None:
     """``model``: a folder, or a name that the Hugging Face cache of this machine holds.
 
     None where neither is there, or no tokenizer in it: nothing is fetched, so the type cannot be told. Reads

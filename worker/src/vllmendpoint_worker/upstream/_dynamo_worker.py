@@ -104,7 +104,7 @@ async def serve(parsed: Arguments, hooks: Hooks, gate: Gate, metrics: CollectorR
         # Blocks the event loop for the whole load.
         result = dynamo_main.setup_vllm_engine(config, factory, **kwargs)
         for publisher in factory.created_loggers.values():
-            publisher.inner = _WhenChanged(publisher.inner)
+            publisher.inner = DeduplicatingPublisher(publisher.inner)
         engine.loaded(result[0], result[1], result[2])
         hooks.engine_loaded(engine)
         return result
@@ -240,7 +240,7 @@ def _answer_canary(generate: Any, gate: Gate) -> Any:
     return answer
 
 
-class _WhenChanged:
+class DeduplicatingPublisher:
     """What tells Dynamo's routers the blocks in use: upstream has it say so at every engine step, which wakes
     threads of its own each time, though the number changes every few steps.
     """
@@ -258,7 +258,7 @@ class _WhenChanged:
             self._publisher.publish(*args, **kwargs)
 
 
-class _LastWords:
+class ShutdownInterceptor:
     """The runtime, as upstream's handler and its monitor have it: where a request, or the monitor, meets a
     dead engine they call ``shutdown()`` and end the process, sooner than we do and with nothing said.
     """
@@ -301,7 +301,7 @@ class WorkerEngine:
         """Keep the handler alive and its own ``generate``, without the canary's answer."""
         self._handler = handler
         self._generate = handler.generate
-        handler.runtime = handler.engine_monitor.runtime = _LastWords(handler.runtime, self)
+        handler.runtime = handler.engine_monitor.runtime = ShutdownInterceptor(handler.runtime, self)
 
     def use_scores(self, serving: Any) -> None:
         """``serving``: vLLM's ``ServingScores``; None where vLLM has no scores with this model."""

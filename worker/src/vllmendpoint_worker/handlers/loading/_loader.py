@@ -28,14 +28,14 @@ from vllmendpoint_worker.errors import ConfigurationRejectedError, HandlerAborte
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 from vllmendpoint_worker.process.run_blocking import run_blocking
 
-from ._main_thread import ScriptLoop, ScriptTasks
+from ._load_problems import folders_of, line_of, problem_of, stands_at, unnamed_problem
 from ._modules import PREFIX, others
-from ._problems import folders_of, line_of, problem_of, stands_at, unnamed_problem
-from ._process import Lasting, kept
+from ._process_state import Lasting, kept
+from ._script_loop import ScriptLoop, ScriptTasks
 from ._signature import Binding, UnfitHandlerError, binding_of
 from ._standards import LoadFailedError, Resolution, Scripts, emptied_registries, resolve
 
-__all__ = ["IMPORT_SECONDS", "Handler", "Loaded", "Loader"]
+__all__ = ["IMPORT_SECONDS", "Handler", "LoadedHandlers", "Loader"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
@@ -58,7 +58,7 @@ class Handler:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedHandlers:
     """What answers, once it is bound. ``files``: all of the customer's code that was imported;
     ``custom_default``: the health check's payload that it has set.
     """
@@ -83,11 +83,11 @@ class Loader:
         self._lasting = Lasting()
         """What the import of the handlers in force has changed."""
 
-    async def load(self, wanted: HandlerConfig) -> Loaded:
+    async def load(self, wanted: HandlerConfig) -> LoadedHandlers:
         """Raises ConfigurationRejectedError."""
         self._generation += 1
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Loaded] = loop.create_future()
+        done: asyncio.Future[LoadedHandlers] = loop.create_future()
         changes = _Changes(wanted, self._generation, self._before, self._lasting)
         shared = ScriptLoop(lambda: line_of(traceback.extract_stack(), wanted))
 
@@ -97,7 +97,7 @@ class Loader:
             return min(time.monotonic() - began, self._seconds)
 
         def work() -> None:
-            outcome: Loaded | ConfigurationRejectedError
+            outcome: LoadedHandlers | ConfigurationRejectedError
             try:
                 with shared.entered():
                     outcome = _load(wanted, changes)
@@ -125,8 +125,8 @@ class Loader:
         return loaded
 
     async def _finished(
-        self, done: "asyncio.Future[Loaded]", thread: threading.Thread, changes: "_Changes"
-    ) -> Loaded:
+        self, done: "asyncio.Future[LoadedHandlers]", thread: threading.Thread, changes: "_Changes"
+    ) -> LoadedHandlers:
         """What the thread has loaded, or why not; given up where it takes too long."""
         wanted, began = changes.wanted, time.monotonic()
         await self._whether_done(done, wanted)
@@ -143,7 +143,7 @@ class Loader:
             raise ConfigurationRejectedError([problem_of(hung, wanted, waited)])
         return done.result()
 
-    async def _whether_done(self, done: "asyncio.Future[Loaded]", wanted: HandlerConfig) -> None:
+    async def _whether_done(self, done: "asyncio.Future[LoadedHandlers]", wanted: HandlerConfig) -> None:
         """Wait until the import has ended, takes too long, or imports what has been replaced."""
         files = wanted.files
         before = await run_blocking(_stamps, files)
@@ -204,14 +204,14 @@ class _Changes:
         return True
 
 
-def _load(wanted: HandlerConfig, changes: _Changes) -> Loaded:
+def _load(wanted: HandlerConfig, changes: _Changes) -> LoadedHandlers:
     changes.begin()
     importlib.invalidate_caches()
     scripts = changes.scripts
     try:
         with CUSTOM_DEFAULT.capture_import() as imported:
             resolution = resolve(wanted, scripts)
-            loaded = Loaded(
+            loaded = LoadedHandlers(
                 wanted,
                 _handlers(wanted, resolution),
                 resolution.middleware,
@@ -233,7 +233,9 @@ def _stamps(files: tuple[Path, ...]) -> list[object]:
     return [file_fingerprint(path) for path in files]
 
 
-def _settle(done: "asyncio.Future[Loaded]", outcome: Loaded | ConfigurationRejectedError) -> None:
+def _settle(
+    done: "asyncio.Future[LoadedHandlers]", outcome: LoadedHandlers | ConfigurationRejectedError
+) -> None:
     if done.done():
         return
     if isinstance(outcome, ConfigurationRejectedError):
@@ -307,7 +309,7 @@ def _handlers(wanted: HandlerConfig, resolution: Resolution) -> dict[Route, Hand
     return handlers
 
 
-def _tell(loaded: Loaded, resolution: Resolution) -> None:
+def _tell(loaded: LoadedHandlers, resolution: Resolution) -> None:
     """The guide's troubleshooting: which handler was selected, and at DEBUG why."""
     for route, lines in resolution.considered.items():
         logger.debug("Handler of %s: %s", route, "; ".join(lines))

@@ -16,10 +16,10 @@ from typing import Final
 from vllmendpoint_worker.config.handler_config import HandlerConfig
 from vllmendpoint_worker.errors import HandlerAbortedError
 
-from ._manager import HandlerRoom
-from .loading._main_thread import INTERRUPT
+from ._manager import HandlerManager
+from .loading._script_loop import INTERRUPT
 
-__all__ = ["Unblocker"]
+__all__ = ["HandlerInterrupter"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
@@ -30,7 +30,7 @@ PATIENCE_SECONDS: Final = 60.0
 """Once the worker serves, a handler that blocks the loop may be answering a request: it has this time."""
 
 
-class Unblocker:
+class HandlerInterrupter:
     """``blocked`` gives the seconds for which the loop has been blocked too long, else 0; ``wanted`` the
     handlers that are wanted by a change which the loop has not taken up, else None. All are called on a
     thread of its own.
@@ -38,13 +38,13 @@ class Unblocker:
 
     def __init__(
         self,
-        room: HandlerRoom,
+        manager: HandlerManager,
         *,
         blocked: Callable[[], float],
         serving: Callable[[], bool],
         wanted: Callable[[], HandlerConfig | None],
     ) -> None:
-        self._room = room
+        self._manager = manager
         self._blocked = blocked
         self._serving = serving
         self._wanted = wanted
@@ -64,20 +64,20 @@ class Unblocker:
             seconds = self._blocked()
             if not seconds or (self._serving() and seconds < PATIENCE_SECONDS):
                 continue
-            if (where := self._room.culprit()) and self._changed():
+            if (where := self._manager.blocking_frame()) and self._changed():
                 logger.warning("The handlers that block the event loop at %s are interrupted", where)
-                self._room.give_up()
+                self._manager.give_up()
                 signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
 
     def _changed(self) -> bool:
         try:
             wanted = self._wanted()
-            return wanted is not None and self._room.differs(wanted)
+            return wanted is not None and self._manager.differs(wanted)
         except Exception:  # else nobody would look again
             logger.exception("The wanted handlers cannot be read")
             return False
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         del number
-        if self._room.given_up and self._room.in_customer_code(frame):
+        if self._manager.given_up and self._manager.in_customer_code(frame):
             raise HandlerAbortedError

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
-from ._process import logging_kept
+from ._process_state import logging_kept
 
 with logging_kept():
     from model_hosting_container_standards.common.handler.registry import handler_registry

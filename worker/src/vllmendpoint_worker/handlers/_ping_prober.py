@@ -12,10 +12,10 @@ from vllmendpoint_api import PingReport, PingState, names
 from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.process.clock import Clock
 
-from ._manager import HandlerRoom
-from ._request import Address, InternalRequest
+from ._manager import HandlerManager
+from ._ping_request import Address, InternalRequest
 
-__all__ = ["PING_SECONDS", "PingWatch"]
+__all__ = ["PING_SECONDS", "PingProber"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
@@ -35,7 +35,7 @@ class _Answers:
     message: str = ""
 
 
-class PingWatch:
+class PingProber:
     """``address`` gives where the server listens; ``timeout`` the seconds a ping may take; ``thresholds`` the
     failures and successes in a row that it takes to change the state. ``changed`` is called with every new
     :class:`PingReport`, None where the ping handler is the framework's.
@@ -43,7 +43,7 @@ class PingWatch:
 
     def __init__(
         self,
-        room: HandlerRoom,
+        manager: HandlerManager,
         *,
         timeout: Callable[[], float],
         thresholds: Callable[[], tuple[int, int]],
@@ -51,7 +51,7 @@ class PingWatch:
         address: Callable[[], Address] = lambda: ("127.0.0.1", names.SAGEMAKER_PORT),
         clock: Clock | None = None,
     ) -> None:
-        self._room = room
+        self._manager = manager
         self._address = address
         self._timeout = timeout
         self._thresholds = thresholds
@@ -64,19 +64,19 @@ class PingWatch:
         """Ask until cancelled."""
         while True:
             await self.ask()
-            self._room.look()
+            self._manager.check_hanging()
             await asyncio.sleep(PING_SECONDS)
 
     async def ask(self) -> None:
         """One ping, where there is a custom handler."""
-        endpoint = self._room.custom(Route.PING)
+        endpoint = self._manager.custom_endpoint(Route.PING)
         if endpoint is None:
             self._answers = _Answers()
             self._show(None)
             return
         timeout = self._timeout()
         running = endpoint.running_for()
-        if self._room.given_up:  # it would block the loop again before that takes up its replacement
+        if self._manager.given_up:  # it would block the loop again before that takes up its replacement
             wrong = f"{endpoint.handler.name} blocked the worker's event loop and was interrupted"
         elif running > timeout:
             wrong = f"{endpoint.handler.name} does not return"
@@ -93,7 +93,7 @@ class PingWatch:
         """What is wrong with the answer, "" where it is 200. In process: no port, no proxy in between."""
         request = InternalRequest(self._address())
         # As a task: customer code may not heed a cancellation, or may cancel itself.
-        answered = self._room(request.scope, request.receive, request.send)
+        answered = self._manager(request.scope, request.receive, request.send)
         asking = asyncio.create_task(answered, name="ping")
         try:
             done, _ = await asyncio.wait({asking}, timeout=seconds)

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 
 from vllmendpoint_worker.config.handler_config import Route
 
-from ._errors import EXITS, from_the_standards_package, from_vllm, internal_error, leaf
-from .loading._load import Loaded
-from .loading._problems import failed_at
-from .loading._registered import ADAPTER_TYPES, SESSION_TYPES
+from ._error_boundary import EXITS, from_the_standards_package, from_vllm, internal_error, leaf
+from .loading._load_problems import failed_at
+from .loading._loader import LoadedHandlers
 from .loading._signature import is_async
+from .loading._standards_registry import ADAPTER_TYPES, SESSION_TYPES
 
 __all__ = ["watched"]
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("vllmendpoint_worker.handlers")
 _WATCHED: Final = (*SESSION_TYPES, *ADAPTER_TYPES)
 
 
-def watched(loaded: Loaded, failed: Callable[[Route, str], None]) -> Mapping[str, Callable[..., Any]]:
+def watched(loaded: LoadedHandlers, failed: Callable[[Route, str], None]) -> Mapping[str, Callable[..., Any]]:
     """``loaded.registered``, of which every error goes to ``failed``, too."""
 
     def told(type_: str, error: BaseException) -> None:
