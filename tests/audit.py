@@ -1,4 +1,4 @@
-"""Rights: those that a role grants, and those that the API server's audit log shows in use."""
+"""Permissions that a role grants, and permissions that the audit log shows in use."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ class Right(NamedTuple):
     verb: str
     group: str
     resource: str
-    """With its subresource, as rules have it: ``pods/log``."""
+    """The resource with its subresource, for example ``pods/log``."""
 
 
 def granted(rules: Iterable[Object]) -> set[Right]:
@@ -26,12 +26,12 @@ def granted(rules: Iterable[Object]) -> set[Right]:
 
 
 def requests(log: Path, by: Callable[[str], bool]) -> list[Object]:
-    """The entries of an audit log from users that are ``by``'s; a watch that has ended is there twice."""
+    """Audit log entries of the users for whom ``by`` returns true. An ended watch has two entries."""
     found = []
     with log.open() as lines:
         for line in lines:
             if '"system:serviceaccount:' not in line or not line.endswith("\n"):
-                continue  # cheaper than reading it; or still being written
+                continue  # not of a service account, or still being written
             entry = json.loads(line)
             if by(entry["user"]["username"]):
                 found.append(entry)
@@ -39,12 +39,12 @@ def requests(log: Path, by: Callable[[str], bool]) -> list[Object]:
 
 
 def used(entries: Iterable[Object]) -> set[Right]:
-    """What these requests needed. A server-side apply that made the object needed `create` as well."""
+    """The permissions that these requests needed. A server-side apply that creates needs `create` too."""
     found = set()
     for entry in entries:
         about = entry.get("objectRef")
         if about is None or "resource" not in about:
-            continue  # /api, /apis: what the API server has
+            continue  # discovery requests
         resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
         right = Right(entry["verb"], about.get("apiGroup", ""), resource)
         found.add(right)

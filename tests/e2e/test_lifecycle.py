@@ -57,7 +57,7 @@ def url(cluster: Cluster, pod: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(cluster: Cluster) -> Iterator[Cluster]:
+def other_namespace(cluster: Cluster) -> Iterator[Cluster]:
     """Another namespace."""
     other = Cluster(cluster.kubeconfig, f"{cluster.namespace}-strangers")
     cluster.kubectl("delete", "namespace", other.namespace, "--ignore-not-found", "--wait", timeout=120)
@@ -194,19 +194,19 @@ def test_unknown_payload_field_is_refused_and_the_last_good_payload_stays(cluste
     assert restarts(cluster) == [0]
 
 
-def test_who_reaches_which_port(cluster: Cluster, pod: str, elsewhere: Cluster) -> None:
+def test_who_reaches_which_port(cluster: Cluster, pod: str, other_namespace: Cluster) -> None:
     """By traffic: every port on which a pod of the endpoint listens, from every kind of neighbour."""
     system = Cluster(cluster.kubeconfig, SYSTEM)
     (operator,) = system.get("pods", "-l", "app.kubernetes.io/name=vllmendpoint-operator")["items"]
     (insider,) = cluster.workers(NAME)
     cluster.apply(python_pod("stranger", SLEEP))
     # Labels are for the taking in a namespace of one's own.
-    elsewhere.apply(
+    other_namespace.apply(
         python_pod("disguised", SLEEP, insider["metadata"]["labels"]),
         python_pod("disguised-as-operator", SLEEP, operator["metadata"]["labels"]),
     )
     cluster.kubectl("wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
-    elsewhere.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
+    other_namespace.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
 
     worker, frontend = target(cluster, "worker"), target(cluster, "frontend")
     assert {8080, 9090, 9091, 9092} < worker.listens, "Dynamo's event plane beside them"
@@ -215,8 +215,8 @@ def test_who_reaches_which_port(cluster: Cluster, pod: str, elsewhere: Cluster) 
     everything_but_the_report = worker.listens - {9091}
     table = {
         "a stranger": (cluster, "stranger", *serving),
-        "another namespace, with a worker's labels": (elsewhere, "disguised", *serving),
-        "another namespace, with the operator's labels": (elsewhere, "disguised-as-operator", *serving),
+        "another namespace, with a worker's labels": (other_namespace, "disguised", *serving),
+        "another namespace, with the operator's labels": (other_namespace, "disguised-as-operator", *serving),
         "the other endpoint's worker": (cluster, the_pod(cluster, OTHER), *serving),
         "the other endpoint's frontend": (cluster, the_pod(cluster, OTHER, "frontend"), *serving),
         "its frontend": (

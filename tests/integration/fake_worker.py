@@ -1,4 +1,4 @@
-"""A worker as the operator sees it: a report port on a loopback address."""
+"""A worker as the operator sees it: a report server on a loopback address."""
 
 import contextlib
 import json
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 REPORT_PORT = 19091
-"""One for all: the operator has a flag for it, and each worker an address of its own."""
+"""All workers use this port, each on its own address; the operator has a flag for it."""
 
 
 class Worker(ThreadingHTTPServer):
-    """A worker's report port on a loopback address: streams ``report``, again at every change."""
+    """A report server on a loopback address that streams ``report`` and sends it again at every change."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -23,28 +23,28 @@ class Worker(ThreadingHTTPServer):
         self.report["configuration"]["settingsHash"] = settings_hash
         self.raw: bytes | None = None
         self.connections = 0
-        self.news = threading.Condition()
+        self.updated = threading.Condition()
         self.ended = False
         super().__init__((address, REPORT_PORT), _Stream)
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
-    def say(self, verdict: str = "", **changed: Any) -> None:
-        with self.news:
+    def send_report(self, verdict: str = "", **changed: Any) -> None:
+        with self.updated:
             if verdict:
-                self.report["verdict"] |= {"state": verdict, "message": f"{verdict} says the test"}
+                self.report["verdict"] |= {"state": verdict, "message": f"{verdict} (set by the test)"}
             for path, value in changed.items():
                 outer, _, inner = path.partition("__")
                 if inner:
                     self.report[outer][inner] = value
                 else:
                     self.report[outer] = value
-            self.news.notify_all()
+            self.updated.notify_all()
 
-    def cut(self) -> None:
-        """End every stream and listen no more."""
+    def close_streams(self) -> None:
+        """End every stream and stop listening."""
         self.ended = True
-        with self.news:
-            self.news.notify_all()
+        with self.updated:
+            self.updated.notify_all()
         self.shutdown()
         self.server_close()
 
@@ -59,9 +59,9 @@ class _Stream(BaseHTTPRequestHandler):
         worker.connections += 1
         with contextlib.suppress(OSError):
             while not worker.ended:
-                with worker.news:
+                with worker.updated:
                     self.wfile.write(worker.raw or json.dumps(worker.report).encode() + b"\n")
-                    worker.news.wait(2)
+                    worker.updated.wait(2)
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.fake_worker import REPORT_PORT
-from tests.integration.waiting import until
+from tests.integration.polling import until
 
 
 class Operator:

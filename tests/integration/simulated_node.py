@@ -1,22 +1,22 @@
-"""Kubelet and workers of one endpoint: its pods run, serve, and take in the newest settings."""
+"""Simulates the kubelet and the workers of one endpoint: pods run, serve and apply new settings."""
 
 import contextlib
 import json
 from collections.abc import Callable
 
-from tests.integration.conftest import Space
+from tests.integration.endpoint_under_test import EndpointUnderTest
 from tests.integration.fake_worker import Worker
-from tests.integration.waiting import until
+from tests.integration.polling import until
 
 
 class SimulatedNode:
-    def __init__(self, endpoint: Space) -> None:
+    def __init__(self, endpoint: EndpointUnderTest) -> None:
         self.endpoint = endpoint
         self.workers: dict[str, Worker] = {}
-        """By the pod's UID."""
+        """Workers by pod UID."""
 
     def run(self, done: Callable[[], bool] | None = None, seconds: float = 30) -> None:
-        """Until ``done``; without it, until the endpoint is Ready at its newest generation."""
+        """Run until ``done``, or by default until the endpoint is Ready at its newest generation."""
         check = done or self.is_ready
 
         def step() -> bool:
@@ -35,15 +35,15 @@ class SimulatedNode:
         settings = self.endpoint.child("ConfigMap", "-settings")
         if settings is None:
             return
-        # A pod may go, and its workers' settings with it, between the look and the word.
+        # A pod may be deleted between the list and the patch.
         with contextlib.suppress(LookupError):
             for pod in self.endpoint.pods("frontend"):
                 if "podIP" not in pod.get("status", {}):
-                    self.endpoint.play(pod)
+                    self.endpoint.set_pod_status(pod)
             for pod in self.endpoint.pods():
                 if pod["metadata"]["uid"] not in self.workers:
-                    self.workers[pod["metadata"]["uid"]] = self.endpoint.work(pod)
+                    self.workers[pod["metadata"]["uid"]] = self.endpoint.start_worker(pod)
         newest = json.loads(settings["data"]["settings.json"])["hash"]
         for worker in self.workers.values():
             if worker.report["configuration"]["settingsHash"] != newest:
-                worker.say(configuration__settingsHash=newest)
+                worker.send_report(configuration__settingsHash=newest)

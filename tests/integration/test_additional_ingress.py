@@ -18,10 +18,10 @@ def policies():
 
 
 def test_a_changed_value_reaches_existing_endpoints_and_no_pod(
-    api, namespace, operate, spaces, policies, until
+    api, namespace, operate, make_endpoints, policies, until
 ):
     first = operate(namespace).leads()
-    endpoint = spaces(namespace).create()
+    endpoint = make_endpoints(namespace).create()
     until(lambda: len(policies(endpoint)) == 2, "both policies")
     endpoint.until("Available", "False", "Starting")
     before = policies(endpoint)
@@ -38,7 +38,7 @@ def test_a_changed_value_reaches_existing_endpoints_and_no_pod(
     assert not endpoint.get()["status"]["revision"]["upgradeAvailable"]
 
     # What was applied is what is stored: nothing is applied again, and an edit is undone.
-    mark = api.mark()
+    mark = api.audit_offset()
     policy = endpoint.child("NetworkPolicy", "-workers")
     policy["spec"]["ingress"] = before[0]
     api.call("PUT", api.path("NetworkPolicy", namespace, policy["metadata"]["name"]), policy)

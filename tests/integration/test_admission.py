@@ -39,8 +39,8 @@ def test_a_specification_is_rejected_with_the_message(api, spec, message):
 
 
 @pytest.mark.parametrize(("before", "after", "message"), REJECTED_CHANGES, ids=ids(REJECTED_CHANGES))
-def test_a_change_is_rejected_with_the_message(api, space, before, after, message):
-    endpoint = space("default").create(**before)
+def test_a_change_is_rejected_with_the_message(api, make_endpoint, before, after, message):
+    endpoint = make_endpoint("default").create(**before)
     with pytest.raises(LookupError) as error:
         endpoint.patch(spec=after)
     assert message in str(error.value)
@@ -156,8 +156,8 @@ def test_a_specification_is_accepted(api, spec):
     assert rejection(api, spec, "e" * 40) == ""
 
 
-def test_defaults_and_the_status_before_the_first_reconciliation(api, space):
-    found = space("default").create().get()
+def test_defaults_and_the_status_before_the_first_reconciliation(api, make_endpoint):
+    found = make_endpoint("default").create().get()
     assert found["spec"].get("healthCheck") is None
     assert found["spec"].get("replicas", 1) == 1
     assert found["status"] == {"observedGeneration": -1}

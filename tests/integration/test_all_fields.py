@@ -180,14 +180,14 @@ ELSEWHERE = {"frontend.mode", "paused"}
 
 
 @pytest.fixture(scope="module")
-def made(shared, spaces, api, until):
+def made(shared, make_endpoints, api, until):
     """``made["first"]["worker"]`` is an object as the API server and its controllers made it."""
     given = {"c": "seed: 5\n", "s": "b = 2\n"}
     api.create("ConfigMap", "shared", "given", data=given)
     api.create("ServiceAccount", "shared", "mine")
     found = {}
     for name, spec in (("first", FIRST), ("second", SECOND), ("third", THIRD)):
-        endpoint = spaces().create(**spec)
+        endpoint = make_endpoints().create(**spec)
         (worker, *_) = until(endpoint.pods, "its workers")
         (frontend, *_) = until(lambda: endpoint.pods("frontend"), "its frontend")  # noqa: B023
         settings = endpoint.child("ConfigMap", "-settings")["data"]
@@ -242,17 +242,17 @@ def told(value, path=()):
 
 def test_no_field_of_the_status_is_left_out(made, until):
     endpoint = made["first"]["endpoint"]
-    workers = endpoint.serve(2)
+    workers = endpoint.start_all(2)
     ignored = [{"source": "Environment", "reason": "outranked"}]
     handler = {"source": "Environment", "handler": "model:f"}
     for worker in workers:
-        worker.say(
+        worker.send_report(
             healthCheck__ignored=ignored,
             healthCheck__payloadDigest="d",
             healthCheck__level="Minimal",
             handlers={"ping": handler, "invocations": handler, "scriptDigest": "d"},
         )
-    workers[0].say("Stalled", verdict__reason="EngineStalled")
+    workers[0].send_report("Stalled", verdict__reason="EngineStalled")
     for pod in endpoint.pods():
         target = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "n"}}
         path = endpoint.api.path("Pod", endpoint.namespace, pod["metadata"]["name"])

@@ -8,7 +8,7 @@ import pytest
 def settle(endpoint, api):
     """Wait until nothing is written any more: a step of a status waits for up to five seconds."""
     for _ in range(10):
-        mark = api.mark()
+        mark = api.audit_offset()
         time.sleep(6)
         if not [w for w in api.writes(mark, namespace=endpoint.namespace) if endpoint.name in w]:
             return
@@ -18,7 +18,7 @@ def settle(endpoint, api):
 def looked_at(endpoint, api, times=5):
     """Writes of the operator while a label of the endpoint changes that often: a look each time."""
     settle(endpoint, api)
-    mark = api.mark()
+    mark = api.audit_offset()
     for number in range(times):
         endpoint.patch(metadata={"labels": {"look": str(number)}})
         time.sleep(0.3)
@@ -40,9 +40,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("refused", REFUSED)
-def test_replicas_apply_while_the_spec_is_refused(shared, space, api, until, refused):
-    endpoint = space().create(replicas=2)
-    endpoint.serve(2)
+def test_replicas_apply_while_the_spec_is_refused(shared, make_endpoint, api, until, refused):
+    endpoint = make_endpoint().create(replicas=2)
+    endpoint.start_all(2)
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
     endpoint.patch(spec=REFUSED[refused])
@@ -67,8 +67,8 @@ def test_replicas_apply_while_the_spec_is_refused(shared, space, api, until, ref
     assert endpoint.events("ChangeReverted") == []
 
 
-def test_replicas_apply_while_another_object_is_refused(shared, space, api, until):
-    endpoint = space().create()
+def test_replicas_apply_while_another_object_is_refused(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
     endpoint.until("Accepted", "True")
     until(endpoint.pods, "its pod")
     endpoint.patch(spec={"paused": True})
@@ -85,11 +85,11 @@ def test_replicas_apply_while_another_object_is_refused(shared, space, api, unti
         api.delete("Service", "shared", f"{endpoint.name}-workers")
 
 
-def test_quantities_are_compared_as_they_are_stored(shared, space, api, until):
+def test_quantities_are_compared_as_they_are_stored(shared, make_endpoint, api, until):
     amounts = {"cpu": "1.5m", "memory": "0.5", "ephemeral-storage": "1e3"}
     sidecar = {"name": "s", "image": "x", "resources": {"requests": {"cpu": 0.0015, "memory": "100000001n"}}}
     scratch = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1.0005"}}}
-    endpoint = space().create(
+    endpoint = make_endpoint().create(
         worker={
             "resources": {"requests": amounts, "limits": {"memory": "16Ei"}},
             "sharedMemorySize": "1.5",
@@ -168,9 +168,9 @@ def image(endpoint, part="-workers"):
     return endpoint.child("Deployment", part)["spec"]["template"]["spec"]["containers"][0]["image"]
 
 
-def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror, space, api, until):
+def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror, make_endpoint, api, until):
     operator = operate(namespace).leads()
-    endpoint = space(namespace).create(worker={"image": "mirrored/worker:1"})
+    endpoint = make_endpoint(namespace).create(worker={"image": "mirrored/worker:1"})
     until(lambda: endpoint.child("Deployment", "-frontend"), "its Deployments, of which this one is the last")
     assert image(endpoint) == image(endpoint, "-frontend") == "mirror.example/worker:1"
     until(lambda: len(endpoint.events("AdmissionChangeAccepted")) == 2, "an Event for each Deployment")
@@ -185,7 +185,7 @@ def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror,
     )
     # The next operator knows it too.
     assert operator.stop() == 0
-    mark = api.mark()
+    mark = api.audit_offset()
     operate(namespace).leads()
     until(lambda: api.requests(mark, namespace=namespace), "its first look")
     time.sleep(3)
@@ -201,8 +201,8 @@ def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror,
     assert looked_at(endpoint, api) == []
 
 
-def test_a_change_by_others_is_restored_and_told_once(shared, space, api, until):
-    endpoint = space().create()
+def test_a_change_by_others_is_restored_and_told_once(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
     until(lambda: endpoint.child("Deployment", "-frontend"), "its Deployments")
     before = image(endpoint)
     for number in range(3):
@@ -217,9 +217,9 @@ def test_a_change_by_others_is_restored_and_told_once(shared, space, api, until)
     )
 
 
-def test_an_autoscaler_of_the_deployment_is_named_once(shared, space, api, until):
+def test_an_autoscaler_of_the_deployment_is_named_once(shared, make_endpoint, api, until):
     """The scale subresource of the Deployment, as a HorizontalPodAutoscaler writes it, again and again."""
-    endpoint = space().create()
+    endpoint = make_endpoint().create()
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
     path = f"{api.path('Deployment', 'shared', f'{endpoint.name}-workers')}/scale"
 
@@ -239,8 +239,8 @@ def test_an_autoscaler_of_the_deployment_is_named_once(shared, space, api, until
     )
 
 
-def test_a_field_that_was_removed_is_told_although_nobody_owns_it(shared, space, api, until):
-    endpoint = space().create()
+def test_a_field_that_was_removed_is_told_although_nobody_owns_it(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
     path = api.path("PodDisruptionBudget", "shared", f"{endpoint.name}-workers")
     endpoint.patch(spec={"replicas": 2})
     until(lambda: endpoint.child("PodDisruptionBudget", "-workers"), "its budget")

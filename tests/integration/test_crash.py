@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.crashes import Crashes
+from tests.integration.crash_points import Crashes
 
 
 @pytest.fixture(scope="module")

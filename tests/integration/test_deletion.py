@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from tests.integration.operator_effects import late_writes, leftovers
 from tests.integration.simulated_node import SimulatedNode
-from tests.integration.traces import late_writes, leftovers
 
 GARBAGE_COLLECTED = 45
 """Seconds: the garbage collector learns of a new CRD within 30."""
@@ -15,16 +15,16 @@ GARBAGE_COLLECTED = 45
 @pytest.mark.parametrize("propagation", ["Background", "Foreground"])
 @pytest.mark.parametrize("moment", ["settled", "fresh"])
 def test_deletion_leaves_nothing_and_nothing_is_written_after_it(
-    operate, space, api, namespace, until, propagation, moment
+    operate, make_endpoint, api, namespace, until, propagation, moment
 ):
     operate(namespace).leads()
-    endpoint = space(namespace).create(replicas=2)
+    endpoint = make_endpoint(namespace).create(replicas=2)
     if moment == "settled":
-        endpoint.serve(2)
+        endpoint.start_all(2)
         endpoint.until("Ready", "True")
     else:
         until(lambda: endpoint.child("Deployment", "-workers"), "half way")
-    mark = api.mark()
+    mark = api.audit_offset()
     api.delete("VLLMEndpoint", namespace, endpoint.name, propagation)
     until(lambda: not leftovers(api, namespace), lambda: leftovers(api, namespace), GARBAGE_COLLECTED)
     time.sleep(1)
@@ -41,9 +41,9 @@ def alarms(api, namespace):
     return [event for event in api.all("Event", namespace) if event["reason"] == "NameTaken"]
 
 
-def test_made_anew_under_the_same_name(operate, space, api, namespace, until):
+def test_made_anew_under_the_same_name(operate, make_endpoint, api, namespace, until):
     operate(namespace).leads()
-    endpoint = space(namespace).create(worker={"image": "first:1"})
+    endpoint = make_endpoint(namespace).create(worker={"image": "first:1"})
     endpoint.until("Available", "False", "Starting")
     old = endpoint.get()["metadata"]["uid"]
     api.delete("VLLMEndpoint", namespace, endpoint.name)
@@ -56,10 +56,10 @@ def test_made_anew_under_the_same_name(operate, space, api, namespace, until):
     assert alarms(api, namespace) == [], "its own predecessor is no alarm"
 
 
-def test_made_anew_while_a_child_of_the_old_one_is_held(operate, space, api, namespace, until):
+def test_made_anew_while_a_child_of_the_old_one_is_held(operate, make_endpoint, api, namespace, until):
     """As by a finalizer of a service mesh, or a pod that takes its time."""
     operate(namespace).leads()
-    endpoint = space(namespace).create(worker={"image": "first:1"})
+    endpoint = make_endpoint(namespace).create(worker={"image": "first:1"})
     endpoint.until("Available", "False", "Starting")
     held = f"{endpoint.name}-workers"
     api.patch("Service", namespace, held, {"metadata": {"finalizers": ["example.com/held"]}})
@@ -82,13 +82,15 @@ def test_made_anew_while_a_child_of_the_old_one_is_held(operate, space, api, nam
     assert alarms(api, namespace) == []
 
 
-def test_orphans_stay_and_their_name_is_taken_until_they_are_deleted(operate, space, api, namespace, until):
+def test_orphans_stay_and_their_name_is_taken_until_they_are_deleted(
+    operate, make_endpoint, api, namespace, until
+):
     operate(namespace).leads()
-    endpoint = space(namespace).create()
+    endpoint = make_endpoint(namespace).create()
     SimulatedNode(endpoint).run()
     pods = {pod["metadata"]["uid"] for pod in endpoint.pods()}
     children = {(obj["kind"], obj["metadata"]["name"]) for obj in endpoint.owned()}
-    mark = api.mark()
+    mark = api.audit_offset()
     api.delete("VLLMEndpoint", namespace, endpoint.name, "Orphan")
     until(lambda: api.get("VLLMEndpoint", namespace, endpoint.name) is None, "it is gone", GARBAGE_COLLECTED)
     left = [api.get(kind, namespace, name) for kind, name in children]
@@ -111,15 +113,15 @@ def test_orphans_stay_and_their_name_is_taken_until_they_are_deleted(operate, sp
     until(lambda: not pods & {pod["metadata"]["uid"] for pod in endpoint.pods()}, "the old ones go")
 
 
-def test_with_its_namespace_and_again_in_a_new_one(operate, space, api, namespace, until):
+def test_with_its_namespace_and_again_in_a_new_one(operate, make_endpoint, api, namespace, until):
     home = f"{namespace}-home"
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": home}})
     operator = operate(home, namespaces=namespace).leads()
-    endpoint = space(namespace).create(replicas=2)
+    endpoint = make_endpoint(namespace).create(replicas=2)
     SimulatedNode(endpoint).run()
     path = f"/api/v1/namespaces/{namespace}"
     api.call("DELETE", path)
-    mark = api.mark()
+    mark = api.audit_offset()
 
     def gone():
         try:
@@ -136,6 +138,6 @@ def test_with_its_namespace_and_again_in_a_new_one(operate, space, api, namespac
     assert operator.process.poll() is None
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
     for worker in endpoint.started:
-        worker.cut()
-    again = space(namespace, endpoint.name).create()
+        worker.close_streams()
+    again = make_endpoint(namespace, endpoint.name).create()
     SimulatedNode(again).run(seconds=GARBAGE_COLLECTED)

@@ -11,9 +11,9 @@ from vllmendpoint_operator.controller.status_write_limiter import BURST, WRITE_I
 
 
 @pytest.fixture
-def serving(shared, space):
+def serving(shared, make_endpoint):
     def make(**spec):
-        endpoint = space().create(**spec)
+        endpoint = make_endpoint().create(**spec)
         SimulatedNode(endpoint).run()
         return endpoint
 
@@ -24,8 +24,8 @@ def test_a_worker_that_praises_itself_is_not_ready_by_that(serving, until):
     endpoint = serving()
     (pod,) = endpoint.pods()
     (worker,) = endpoint.started
-    endpoint.play(pod, ready=False, address=worker.server_address[0])
-    worker.say("Generating", ready=True, started=True)
+    endpoint.set_pod_status(pod, ready=False, address=worker.server_address[0])
+    worker.send_report("Generating", ready=True, started=True)
     endpoint.until("Available", "False")
     found = endpoint.get()["status"]
     assert (found["readyReplicas"], found["workers"][0]["ready"]) == (0, False)
@@ -37,9 +37,9 @@ def test_readiness_is_told_while_every_stream_is_cut(serving):
     pods = endpoint.pods()
     addresses = [pod["status"]["podIP"] for pod in pods]
     for worker in endpoint.started:
-        worker.cut()
+        worker.close_streams()
     for pod, address in zip(pods, addresses, strict=True):
-        endpoint.play(pod, ready=False, address=address)
+        endpoint.set_pod_status(pod, ready=False, address=address)
     endpoint.until("Available", "False")
     assert endpoint.get()["status"]["readyReplicas"] == 0
 
@@ -51,18 +51,18 @@ def test_a_flood_costs_few_writes_and_hides_no_stall_of_others(serving, api, unt
     for number in range(400):
         worker.report["verdict"] |= {"message": f"news {number}"}
         reports.append(json.dumps(worker.report).encode() + b"\n")
-    mark, end = api.mark(), time.monotonic() + 3
+    mark, end = api.audit_offset(), time.monotonic() + 3
 
     def flood():
         while time.monotonic() < end:
-            with worker.news:
+            with worker.updated:
                 worker.raw = b"".join(reports)
-                worker.news.notify_all()
+                worker.updated.notify_all()
             time.sleep(0.01)
 
     thread = threading.Thread(target=flood)
     thread.start()
-    other.say("Stalled")
+    other.send_report("Stalled")
     quiet.until("Generating", "False", "EngineStalled", seconds=8)
     thread.join()
     assert len(statuses(api, mark, loud)) <= 2, "not one for each of the thousands"
@@ -72,14 +72,14 @@ def test_one_that_goes_to_and_fro_is_written_a_few_times_and_then_seldom(serving
     """Slowly enough to be no flood: each time is a transition."""
     fickle = serving()
     (worker,) = fickle.started
-    mark, started = api.mark(), time.monotonic()
+    mark, started = api.audit_offset(), time.monotonic()
     for number in range(100):
-        worker.say(("Stalled", "Generating")[number % 2])
+        worker.send_report(("Stalled", "Generating")[number % 2])
         time.sleep(0.05)
     seconds = time.monotonic() - started
     found = statuses(api, mark, fickle)
     assert 5 <= len(found) <= BURST + seconds / WRITE_INTERVAL_SECONDS + 1
-    worker.say("Stalled")
+    worker.send_report("Stalled")
     fickle.until("Generating", "False", "EngineStalled", seconds=2 * WRITE_INTERVAL_SECONDS)
 
 

@@ -7,27 +7,27 @@ from tests.rejected_specs import MODEL
 TOKEN = {**MODEL, "tokenSecretRef": {"name": "hf", "key": "token"}}
 
 
-def test_a_token_whose_secret_is_not_there(shared, space, api, until):
+def test_a_token_whose_secret_is_not_there(shared, make_endpoint, api, until):
     """The operator reads no Secret: the kubelet tells, here played with its own words."""
-    endpoint = space().create(model=TOKEN)
+    endpoint = make_endpoint().create(model=TOKEN)
     (pod,) = until(endpoint.pods, "its pod")
     env = next(c["env"] for c in pod["spec"]["containers"] if c["name"] == "main")
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}} in env
     waiting = {"reason": "CreateContainerConfigError", "message": 'secret "hf" not found'}
-    endpoint.play(pod, ready=False, started=False, state={"waiting": waiting})
+    endpoint.set_pod_status(pod, ready=False, started=False, state={"waiting": waiting})
     found = endpoint.until("ResolvedRefs", "False", "SecretNotFound")
     assert (
         f'Pod {pod["metadata"]["name"]} cannot start its container: secret "hf" not found' in found["message"]
     )
     endpoint.until("Ready", "False", "SecretNotFound")
-    endpoint.serve()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
 
 
-def test_a_named_service_account(shared, space, api, until):
+def test_a_named_service_account(shared, make_endpoint, api, until):
     """Missing, it is told; then used and bound, and the one that was made goes with its last pod."""
-    endpoint = space().create()
-    endpoint.serve()
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     assert endpoint.child("ServiceAccount", "-workers")
     account = f"{endpoint.name}-mine"
@@ -68,8 +68,8 @@ def edited(endpoint, **template):
     return ""
 
 
-def test_a_claim_of_the_endpoints_own(shared, space, api, until):
-    endpoint = space().create(
+def test_a_claim_of_the_endpoints_own(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create(
         cache={
             "volumeClaimTemplate": {
                 "size": "1Gi",
@@ -85,7 +85,7 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
     assert {"name": "cache", "persistentVolumeClaim": {"claimName": f"{endpoint.name}-cache"}} in pod["spec"][
         "volumes"
     ]
-    endpoint.serve()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     # What admission sees.
     assert "storageClassName: the field is immutable; create another PersistentVolumeClaim" in edited(
@@ -119,30 +119,30 @@ def test_a_claim_of_the_endpoints_own(shared, space, api, until):
     until(lambda: claim_of(endpoint) is None, "the claim is pruned")
 
 
-def test_a_claim_goes_with_its_endpoint(shared, space, api, until):
+def test_a_claim_goes_with_its_endpoint(shared, make_endpoint, api, until):
     # Without pods: while one mounts it, the API server keeps a claim, and looks again every now and then.
-    endpoint = space().create(cache={"volumeClaimTemplate": {"size": "1Gi"}}, replicas=0)
+    endpoint = make_endpoint().create(cache={"volumeClaimTemplate": {"size": "1Gi"}}, replicas=0)
     until(lambda: claim_of(endpoint), "the claim")
     api.delete("VLLMEndpoint", "shared", endpoint.name)
     until(lambda: claim_of(endpoint) is None, "the claim is collected", 60)
 
 
-def test_paused_changes_nothing_until_it_is_not(shared, space, api, until):
-    endpoint = space().create()
-    endpoint.serve()
+def test_paused_changes_nothing_until_it_is_not(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     endpoint.patch(spec={"paused": True})
     endpoint.until("UpToDate", "False", "Paused")
     endpoint.until("Ready", "False", "Paused")
     assert endpoint.condition("Reconciling")["status"] == "False"
     assert endpoint.condition("Generating")["status"] == "True"
-    mark = api.mark()
+    mark = api.audit_offset()
     before = endpoint.child("Deployment", "-workers")
     endpoint.patch(spec={"replicas": 2, "engine": {"args": ["--seed", "1"]}, "frontend": {"mode": "None"}})
     api.delete("Service", "shared", f"{endpoint.name}-workers")
     until(lambda: endpoint.get()["status"]["observedGeneration"] == 3, "the status follows")
     # What stands is still looked at.
-    endpoint.play(endpoint.pods()[0], ready=False)
+    endpoint.set_pod_status(endpoint.pods()[0], ready=False)
     endpoint.until("Available", "False")
     written = {w for w in api.writes(mark, namespace="shared") if endpoint.name in w}
     assert written <= {f"patch vllmendpoints {endpoint.name}"}
@@ -155,8 +155,8 @@ def test_paused_changes_nothing_until_it_is_not(shared, space, api, until):
     endpoint.until("UpToDate", "False", "RollingOut")
 
 
-def test_paused_from_the_start_and_deleted(shared, space, api, until):
-    endpoint = space().create(paused=True)
+def test_paused_from_the_start_and_deleted(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create(paused=True)
     paused = endpoint.until("Available", "False", "Paused")
     assert (
         f"The operator does not create the Deployment {endpoint.name}-workers because spec.paused is true. "
@@ -189,12 +189,14 @@ def revisions_of(endpoint):
     ],
     ids=["a value", "a field", "a map", "a list", "a port"],
 )
-def test_a_pod_template_is_refused_before_anything_is_written(shared, space, api, until, template, told):
-    endpoint = space().create(worker={"podTemplate": {"spec": {"nodeSelector": {"zone": "a"}}}})
+def test_a_pod_template_is_refused_before_anything_is_written(
+    shared, make_endpoint, api, until, template, told
+):
+    endpoint = make_endpoint().create(worker={"podTemplate": {"spec": {"nodeSelector": {"zone": "a"}}}})
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
     endpoint.until("Available", "False", "Starting")
     before = revisions_of(endpoint)
-    mark = api.mark()
+    mark = api.audit_offset()
     settings = {"level": "Standard"}
     endpoint.patch(spec={"worker": {"podTemplate": template}, "healthCheck": settings})
     refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
@@ -212,8 +214,8 @@ def test_a_pod_template_is_refused_before_anything_is_written(shared, space, api
     endpoint.until("Accepted", "True")
 
 
-def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, space, api, until):
-    endpoint = space().create(replicas=2)
+def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create(replicas=2)
     until(lambda: len(endpoint.pods()) == 2 and endpoint.pods("frontend"), "all its pods")
     until(lambda: endpoint.get()["status"].get("replicas") == 2, "the status follows")
     path = f"{api.path('VLLMEndpoint', 'shared', endpoint.name)}/scale"
@@ -226,8 +228,8 @@ def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, space, api,
     until(lambda: len(endpoint.pods()) == 1, "one pod")
 
 
-def test_without_a_frontend_clients_ask_the_workers(shared, space, until):
-    endpoint = space().create(frontend={"mode": "None"})
+def test_without_a_frontend_clients_ask_the_workers(shared, make_endpoint, until):
+    endpoint = make_endpoint().create(frontend={"mode": "None"})
     until(endpoint.pods, "its pod")
     workers = f"http://{endpoint.name}-workers.shared.svc:8080"
     status = until(lambda: endpoint.get()["status"].get("url") and endpoint.get()["status"])

@@ -8,12 +8,12 @@ import pytest
 from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 
-def test_creates_all_and_becomes_ready(shared, space, api, until):
-    endpoint = space().create(replicas=1, healthCheck={"level": "Standard"})
+def test_creates_all_and_becomes_ready(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create(replicas=1, healthCheck={"level": "Standard"})
     first = until(lambda: endpoint.get().get("status", {}).get("conditions"))
     assert len(first) == 9, "all conditions stand from the first status write"
     assert all(entry["reason"] for entry in first)
-    endpoint.serve()
+    endpoint.start_all()
     ready = endpoint.until("Ready", "True")
     assert ready["reason"] == "Ready"
     found = endpoint.get()
@@ -44,9 +44,9 @@ def test_creates_all_and_becomes_ready(shared, space, api, until):
         assert owner["uid"] == found["metadata"]["uid"]
 
 
-def test_kubectl_waits_and_shows_the_columns(shared, space, api):
-    endpoint = space().create(model={"uri": "hf://o/n", "name": "the-model"})
-    endpoint.serve()
+def test_kubectl_waits_and_shows_the_columns(shared, make_endpoint, api):
+    endpoint = make_endpoint().create(model={"uri": "hf://o/n", "name": "the-model"})
+    endpoint.start_all()
     where = ("-n", "shared", "vep", endpoint.name)
     api.kubectl("wait", "--for=condition=Ready", "--timeout=20s", *where)
     header, row = api.kubectl("get", *where).splitlines()
@@ -57,12 +57,12 @@ def test_kubectl_waits_and_shows_the_columns(shared, space, api):
     assert row.split()[7:] == [f"http://{endpoint.name}.shared.svc:8000/v1", "ModelDefault", "Default"]
 
 
-def test_an_unchanged_resource_costs_nothing(shared, space, api, until):
-    endpoint = space().create()
-    endpoint.serve()
+def test_an_unchanged_resource_costs_nothing(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     settled(api, "shared", until)
-    mark = api.mark()
+    mark = api.audit_offset()
     endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
     time.sleep(2)  # nothing happens, so nothing tells that it has not
     # Every now and then all are listed, in case that the watch lost one.
@@ -72,27 +72,27 @@ def test_an_unchanged_resource_costs_nothing(shared, space, api, until):
 
 def settled(api, namespace, until):
     """No request of an operator for longer than a status waits for what comes next."""
-    state = {"mark": api.mark(), "since": time.monotonic()}
+    state = {"mark": api.audit_offset(), "since": time.monotonic()}
 
     def quiet():
         if api.requests(state["mark"], namespace=namespace):
-            state.update(mark=api.mark(), since=time.monotonic())
+            state.update(mark=api.audit_offset(), since=time.monotonic())
         return time.monotonic() - state["since"] > WRITE_INTERVAL_SECONDS + 1
 
     until(quiet, "the operator comes to rest")
 
 
-def test_a_restart_writes_nothing(operate, space, api, namespace, until):
+def test_a_restart_writes_nothing(operate, make_endpoint, api, namespace, until):
     operator = operate(namespace).leads()
-    endpoint = space(namespace).create(engine={"config": {"inline": {"seed": 1}}}, replicas=2)
-    endpoint.serve(2)
+    endpoint = make_endpoint(namespace).create(engine={"config": {"inline": {"seed": 1}}}, replicas=2)
+    endpoint.start_all(2)
     endpoint.until("Ready", "True")
     whole = {"readyReplicas": 2, "generatingReplicas": 2}  # one of two is enough for Ready
     until(lambda: whole.items() <= endpoint.get()["status"].items(), "both generate")
     settled(api, namespace, until)
     before = endpoint.get()
     assert operator.stop() == 0
-    mark = api.mark()
+    mark = api.audit_offset()
     operate(namespace).leads()
     until(lambda: all(worker.connections == 2 for worker in endpoint.started), "both workers are heard again")
     settled(api, namespace, until)
@@ -167,7 +167,7 @@ def test_what_others_add_is_no_drift(shared, settled_endpoint, api, until):
     }
     ports = endpoint.child("Service")["spec"]["ports"]
     ports.append({"name": "more", "port": 9000, "protocol": "TCP"})
-    mark = api.mark()
+    mark = api.audit_offset()
     api.patch("Deployment", "shared", f"{endpoint.name}-frontend", body)
     api.patch("Service", "shared", endpoint.name, {"spec": {"ports": ports}})
     until(lambda: len(endpoint.pods("frontend")) >= 1)
@@ -178,18 +178,18 @@ def test_what_others_add_is_no_drift(shared, settled_endpoint, api, until):
 
 
 @pytest.fixture(scope="module")
-def settled_endpoint(shared, spaces):
-    endpoint = spaces().create()
+def settled_endpoint(shared, make_endpoints):
+    endpoint = make_endpoints().create()
     endpoint.until("Available", "False", "Starting")
     return endpoint
 
 
-def test_settings_of_the_health_check_restart_nothing(shared, space, api, until):
-    endpoint = space().create()
-    (worker,) = endpoint.serve()
+def test_settings_of_the_health_check_restart_nothing(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    (worker,) = endpoint.start_all()
     endpoint.until("Ready", "True")
     deployment = endpoint.child("Deployment", "-workers")
-    mark = api.mark()
+    mark = api.audit_offset()
     endpoint.patch(spec={"healthCheck": {"periodSeconds": 7, "payload": {"prompt": "x", "max_tokens": 2}}})
 
     def text():
@@ -201,7 +201,7 @@ def test_settings_of_the_health_check_restart_nothing(shared, space, api, until)
     (pod,) = endpoint.pods()
     annotations = until(lambda: endpoint.pods()[0]["metadata"].get("annotations"))
     assert annotations["serving.vllmendpoint.dev/settings-hash"] == text()["hash"]
-    worker.say(configuration__settingsHash=text()["hash"])
+    worker.send_report(configuration__settingsHash=text()["hash"])
     endpoint.until("Ready", "True")
     after = endpoint.child("Deployment", "-workers")
     assert after["metadata"]["generation"] == deployment["metadata"]["generation"]
@@ -209,13 +209,13 @@ def test_settings_of_the_health_check_restart_nothing(shared, space, api, until)
     assert not [write for write in api.writes(mark, namespace="shared") if "deployments" in write]
 
 
-def test_scaling_changes_replicas_alone(shared, space, api, until):
-    endpoint = space().create()
-    endpoint.serve()
+def test_scaling_changes_replicas_alone(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
-    endpoint.until_told("Ready")
+    endpoint.until_event("Ready")
     before = endpoint.child("Deployment", "-workers")
-    mark = api.mark()
+    mark = api.audit_offset()
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=3")
     until(lambda: len(endpoint.pods()) == 3, "three pods")
     after = endpoint.child("Deployment", "-workers")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import BIN, Space, control_plane
+from tests.integration.api_server import BIN
+from tests.integration.conftest import control_plane
+from tests.integration.endpoint_under_test import EndpointUnderTest
 from tests.integration.operator_process import Operator
-from tests.integration.waiting import until
+from tests.integration.polling import until
 
 NAMESPACE = "plain"
 SERVER = f"""#!/bin/sh
@@ -34,20 +36,20 @@ def binaries(tmp_path: Path) -> Path:
 def test_lists_come_in_answers_then(binaries: Path, tmp_path: Path) -> None:
     with control_plane(tmp_path / "cluster", binaries) as (api, _):
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        endpoint = Space(api, NAMESPACE, "e")
+        endpoint = EndpointUnderTest(api, NAMESPACE, "e")
         first = Operator(api.operators, NAMESPACE, tmp_path / "first.log")
         second = None
         try:
             first.leads()
             endpoint.create()
-            endpoint.serve()
+            endpoint.start_all()
             endpoint.until("Ready", "True")
             assert first.stop() == 0
-            mark = api.mark()
+            mark = api.audit_offset()
             second = Operator(api.operators, NAMESPACE, tmp_path / "second.log").leads()
             endpoint.patch(spec={"replicas": 2})
             until(lambda: len(endpoint.pods()) == 2, "it is at work")
-            asked = api.asked(mark)
+            asked = api.operator_requests(mark)
             refused = [e["requestURI"] for e in asked if e.get("responseStatus", {}).get("code") == 422]
             assert refused, "this server does not stream lists"
             assert all("sendInitialEvents" in uri for uri in refused)
@@ -61,7 +63,7 @@ def test_lists_come_in_answers_then(binaries: Path, tmp_path: Path) -> None:
             assert made <= {"events", "poddisruptionbudgets"}, "what was listed is known"
         finally:
             for worker in endpoint.started:
-                worker.cut()
+                worker.close_streams()
             for operator in (first, second):
                 if operator is not None:
                     operator.kill()

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tests.free_port import free_port
+from tests.integration.api_server import BIN
 from tests.integration.chart_account import CHART, NAME, kubeconfig_of
-from tests.integration.conftest import BIN
 
 _numbers = itertools.count(1)
 
@@ -70,20 +70,20 @@ def served(port, namespace):
     return float(found[0].removeprefix(series)) if found else None
 
 
-def reconciles(space, namespace, until):
+def reconciles(make_endpoint, namespace, until):
     """A new endpoint in the namespace is taken up."""
-    endpoint = space(namespace).create()
+    endpoint = make_endpoint(namespace).create()
     until(lambda: endpoint.child("Deployment", "-workers"), lambda: endpoint.get().get("status"))
     return endpoint
 
 
-def test_a_deleted_namespace_stops_nothing_in_the_other(release, operate, space, api, until):
+def test_a_deleted_namespace_stops_nothing_in_the_other(release, operate, make_endpoint, api, until):
     api.kubectl("delete", "namespace", release.y, "--timeout=50s")
     metrics, health = free_port(), free_port()
     flags = release.flags(metrics_port=metrics, health_port=health)
     operator = operate(release.ops, **flags).leads()
     assert answer(health) == (200, "ok\n")
-    reconciles(space, release.x, until)
+    reconciles(make_endpoint, release.x, until)
     assert (served(metrics, release.x), served(metrics, release.y)) == (1, 0)
     assert "vllmendpoint_operator_leader 1.0" in answer(metrics, "/metrics")[1]
     said = f"the namespace {release.y} is not served"
@@ -92,17 +92,17 @@ def test_a_deleted_namespace_stops_nothing_in_the_other(release, operate, space,
     api.kubectl("create", "namespace", release.y)
     release.install()
     until(lambda: served(metrics, release.y) == 1, operator.text, seconds=60)
-    reconciles(space, release.y, until)
-    reconciles(space, release.x, until)
+    reconciles(make_endpoint, release.y, until)
+    reconciles(make_endpoint, release.x, until)
     assert operator.text().count(said) == 1, operator.text()
     assert answer(health) == (200, "ok\n")
 
 
-def test_rights_that_are_lost_and_given_back_while_it_runs(release, operate, space, api, until):
+def test_rights_that_are_lost_and_given_back_while_it_runs(release, operate, make_endpoint, api, until):
     metrics = free_port()
     flags = release.flags(metrics_port=metrics)
     operator = operate(release.ops, **flags).leads()
-    endpoint = reconciles(space, release.y, until)
+    endpoint = reconciles(make_endpoint, release.y, until)
     before = endpoint.child("Deployment", "-workers")
     listed = api.kubectl("get", "rolebindings", "-n", release.y, "-o", "name").split()
     roles = [name for name in listed if NAME in name]
@@ -111,8 +111,8 @@ def test_rights_that_are_lost_and_given_back_while_it_runs(release, operate, spa
     assert operator.stop() == 0
     operator = operate(release.ops, **flags).leads()
     assert served(metrics, release.y) == 0
-    reconciles(space, release.x, until)
-    mark = api.mark()
+    reconciles(make_endpoint, release.x, until)
+    mark = api.audit_offset()
     endpoint.patch(spec={"replicas": 2})
     release.install()
     until(

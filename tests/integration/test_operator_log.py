@@ -6,20 +6,20 @@ PAYLOAD, SECRET, SCRIPT = "payload-9f3a", "value-77c1", "script-4e0d"
 CONFIG, EXPECTED, LIE = "config-b21e", "expect-60aa", "lie-5d7c"
 
 
-def test_lines_name_their_endpoint_and_hold_no_content(operate, space, api, namespace, until):
+def test_lines_name_their_endpoint_and_hold_no_content(operate, make_endpoint, api, namespace, until):
     operator = operate(namespace, log_level="DEBUG").leads()
-    endpoint = space(namespace).create(
+    endpoint = make_endpoint(namespace).create(
         worker={"env": [{"name": "TOKEN", "value": SECRET}]},
         engine={"config": {"inline": {"chat-template": CONFIG}}},
         healthCheck={"payload": {"prompt": PAYLOAD}, "expect": {"regex": EXPECTED}},
         handlers={"script": {"inline": f"# {SCRIPT}\n"}},
     )
-    (worker,) = endpoint.serve()
+    (worker,) = endpoint.start_all()
     endpoint.until("Ready", "True")
-    worker.say("Failing")
+    worker.send_report("Failing")
     endpoint.until("Generating", "False", "ProbeFailed")
     worker.raw = f'{{"verdict": "{LIE}"}}\n'.encode()
-    worker.say()
+    worker.send_report()
     bad = {"spec": {"containers": [{"name": "main", "imagePullPolicy": "Sometimes"}]}}
     endpoint.patch(spec={"worker": {"podTemplate": bad}})
     endpoint.until("Accepted", "False")

@@ -36,11 +36,11 @@ class Scrape:
         return sample.value
 
 
-def test_a_scrape_says_what_the_api_server_saw(operate, space, api, namespace, until):
-    mark, number = api.mark(), port()
+def test_a_scrape_says_what_the_api_server_saw(operate, make_endpoint, api, namespace, until):
+    mark, number = api.audit_offset(), port()
     operate(namespace, metrics_port=number).leads()
-    endpoint = space(namespace).create(replicas=2)
-    endpoint.serve(2)
+    endpoint = make_endpoint(namespace).create(replicas=2)
+    endpoint.start_all(2)
     endpoint.until("Ready", "True")
     endpoint.patch(spec={"frontend": {"mode": "None"}})
     until(lambda: endpoint.child("Deployment", "-frontend") is None, "something is deleted")

@@ -40,8 +40,8 @@ def manifest(name, security):
 
 @pytest.mark.parametrize("security", DELETING.values(), ids=DELETING)
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda words: "-".join(words[:2]).strip("-"))
-def test_directives_work_with_every_client(shared, space, api, until, client, security):
-    endpoint = space()
+def test_directives_work_with_every_client(shared, make_endpoint, api, until, client, security):
+    endpoint = make_endpoint()
     text = manifest(endpoint.name, security)
     api.kubectl(*(("create",) if client[0] == "replace" else client), "-f", "-", text=text)
     deployment = until(lambda: endpoint.child("Deployment", "-workers"), "the workers' Deployment")
@@ -58,16 +58,16 @@ def test_directives_work_with_every_client(shared, space, api, until, client, se
     assert endpoint.child("Deployment", "-workers")["spec"]["template"] == deployment["spec"]["template"]
 
 
-def test_a_null_is_lost_by_apply_and_an_event_says_so(shared, space, api, until):
-    endpoint = space()
+def test_a_null_is_lost_by_apply_and_an_event_says_so(shared, make_endpoint, api, until):
+    endpoint = make_endpoint()
     text = manifest(endpoint.name, {"runAsUser": None})
     api.kubectl("apply", "-f", "-", text=text)
-    endpoint.until_told("PodTemplateNull")
+    endpoint.until_event("PodTemplateNull")
     (event,) = endpoint.events("PodTemplateNull")
     assert "so spec.securityContext.runAsUser has no effect. Use $patch" in event["message"]
     pod = endpoint.child("Deployment", "-workers")["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] == 1000
-    server_side = space()
+    server_side = make_endpoint()
     api.kubectl("apply", "--server-side", "-f", "-", text=manifest(server_side.name, {"runAsUser": None}))
     deployment = until(lambda: server_side.child("Deployment", "-workers"), "the workers' Deployment")
     assert "runAsUser" not in deployment["spec"]["template"]["spec"]["securityContext"]

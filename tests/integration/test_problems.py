@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def first_and_second(spaces):
-    return spaces("shared"), spaces("shared")
+def first_and_second(make_endpoints):
+    return make_endpoints("shared"), make_endpoints("shared")
 
 
 def test_a_name_that_is_taken(shared, first_and_second, api, until):
@@ -35,9 +35,9 @@ def test_a_name_that_is_taken(shared, first_and_second, api, until):
     api.delete("ConfigMap", "shared", f"{second.name}-settings")
 
 
-def test_a_config_map_that_is_not_there_yet(shared, space, api, until):
+def test_a_config_map_that_is_not_there_yet(shared, make_endpoint, api, until):
     reference = {"name": "engine-config", "key": "c.yaml"}
-    endpoint = space().create(engine={"config": {"configMapKeyRef": reference}})
+    endpoint = make_endpoint().create(engine={"config": {"configMapKeyRef": reference}})
     missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
     assert missing["message"].startswith(
         "engine.config.configMapKeyRef: no ConfigMap 'engine-config' in this namespace; create it"
@@ -63,8 +63,8 @@ def test_a_config_map_that_is_not_there_yet(shared, space, api, until):
     until(lambda: api.get("ConfigMap", "shared", old) is None, "the old content pruned with its last pod")
 
 
-def test_a_script_that_is_not_there_yet_and_changes(shared, space, api, until):
-    endpoint = space()
+def test_a_script_that_is_not_there_yet_and_changes(shared, make_endpoint, api, until):
+    endpoint = make_endpoint()
     name = f"{endpoint.name}-handlers"
     endpoint.create(handlers={"script": {"configMapKeyRef": {"name": name, "key": "h.py"}}})
     missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
@@ -74,7 +74,7 @@ def test_a_script_that_is_not_there_yet_and_changes(shared, space, api, until):
     assert "has no key 'h.py'; it has: model.py" in wrong["message"]
     api.patch("ConfigMap", "shared", name, {"data": {"h.py": "a = 2\n"}})
     endpoint.until("ResolvedRefs", "True")
-    endpoint.serve()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
 
@@ -93,8 +93,8 @@ def test_a_script_that_is_not_there_yet_and_changes(shared, space, api, until):
     assert endpoint.condition("Available")["status"] == "True"
 
 
-def test_a_claim_that_is_not_there_yet(shared, space, api):
-    endpoint = space().create(model={"uri": "pvc://weights/m"})
+def test_a_claim_that_is_not_there_yet(shared, make_endpoint, api):
+    endpoint = make_endpoint().create(model={"uri": "pvc://weights/m"})
     missing = endpoint.until("ResolvedRefs", "False", "ClaimNotFound")
     assert (
         "The PersistentVolumeClaim 'weights' does not exist in the namespace shared. Create it"
@@ -105,9 +105,9 @@ def test_a_claim_that_is_not_there_yet(shared, space, api):
     endpoint.until("ResolvedRefs", "True")
 
 
-def test_a_pod_template_that_the_api_server_refuses(shared, space, api, until):
-    endpoint = space().create()
-    endpoint.serve()
+def test_a_pod_template_that_the_api_server_refuses(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
     bad = {"spec": {"containers": [{"name": "main", "image": "x", "imagePullPolicy": "Sometimes"}]}}
@@ -124,9 +124,9 @@ def test_a_pod_template_that_the_api_server_refuses(shared, space, api, until):
     assert endpoint.child("Deployment", "-workers")["spec"]["template"] == before["spec"]["template"]
 
 
-def test_a_pod_template_that_the_operator_refuses(shared, space, until):
+def test_a_pod_template_that_the_operator_refuses(shared, make_endpoint, until):
     bad = {"spec": {"containers": [{"name": "main", "args": ["sleep"]}]}}
-    endpoint = space().create(worker={"podTemplate": bad})
+    endpoint = make_endpoint().create(worker={"podTemplate": bad})
     refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
     assert (
         refused["message"]
@@ -139,15 +139,15 @@ def test_a_pod_template_that_the_operator_refuses(shared, space, until):
     endpoint.until("Accepted", "True")
 
 
-def test_environment_that_stands_in_our_defaults_is_taken(shared, space, until):
-    endpoint = space().create(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]})
+def test_environment_that_stands_in_our_defaults_is_taken(shared, make_endpoint, until):
+    endpoint = make_endpoint().create(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]})
     endpoint.until("Accepted", "True")
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
 
 
-def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, space, api, until):
+def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, make_endpoint, api, until):
     odd = {"spec": {"terminationGracePeriodSeconds": -1}}
-    endpoint, plain = space().create(worker={"podTemplate": odd}), space().create()
+    endpoint, plain = make_endpoint().create(worker={"podTemplate": odd}), make_endpoint().create()
     for one in (endpoint, plain):
         one.until("Accepted", "True")
         until(lambda one=one: one.child("Deployment", "-workers"), "its Deployment")
@@ -172,9 +172,9 @@ def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, space, api, 
     assert len(warnings()) == 1
 
 
-def test_a_binding_to_the_role_of_another_release_is_made_anew(shared, space, api, until):
-    endpoint = space().create()
-    endpoint.serve()
+def test_a_binding_to_the_role_of_another_release_is_made_anew(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     name = f"{endpoint.name}-workers"
     wanted = endpoint.child("RoleBinding", "-workers")
@@ -189,7 +189,7 @@ def test_a_binding_to_the_role_of_another_release_is_made_anew(shared, space, ap
     metadata = {key: wanted["metadata"][key] for key in kept}
     subjects = wanted["subjects"]
     api.create("RoleBinding", "shared", name, metadata=metadata, roleRef=earlier, subjects=subjects)
-    mark = api.mark()
+    mark = api.audit_offset()
     endpoint.patch(spec={"paused": False})
 
     def bound():
@@ -209,8 +209,8 @@ def test_a_binding_to_the_role_of_another_release_is_made_anew(shared, space, ap
     assert written == [f"patch {name}-next", f"delete {name}", f"patch {name}"]
 
 
-def test_a_pod_that_cannot_be_scheduled(shared, space, api, until):
-    endpoint = space().create(worker={"resources": {"limits": {"nvidia.com/gpu": 8}}})
+def test_a_pod_that_cannot_be_scheduled(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create(worker={"resources": {"limits": {"nvidia.com/gpu": 8}}})
     (pod,) = until(endpoint.pods, "its pod")
     message = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
     scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
@@ -225,8 +225,8 @@ def test_a_pod_that_cannot_be_scheduled(shared, space, api, until):
     assert (worker["ready"], worker["reason"]) == (False, "InsufficientGPU")
 
 
-def test_a_quota_is_told_and_overcome(shared, space, api, until):
-    endpoint = space().create()
+def test_a_quota_is_told_and_overcome(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
     endpoint.until("Accepted", "True")
     path = "/api/v1/namespaces/shared/resourcequotas"
     body = {

@@ -19,10 +19,10 @@ def ask(number, path):
         return answer.status, answer.read().decode()
 
 
-def test_answers_for_itself_and_ends_at_once(operate, space, api, namespace, until):
+def test_answers_for_itself_and_ends_at_once(operate, make_endpoint, api, namespace, until):
     metrics, health = free_port(), free_port()
     operator = operate(namespace, metrics_port=metrics, health_port=health).leads()
-    endpoint = space(namespace).create()
+    endpoint = make_endpoint(namespace).create()
     endpoint.until("Available", "False", "Starting")
     assert ask(health, "/healthz") == (200, "ok\n")
     assert ask(health, "/readyz") == (200, "ok\n")
@@ -53,18 +53,18 @@ def test_ends_at_once_while_it_waits_for_the_lease(operate, namespace, until):
     assert time.monotonic() - started < ENDS_SECONDS
 
 
-def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, namespace, until):
+def test_two_operators_one_leads_and_the_other_takes_over(operate, make_endpoint, api, namespace, until):
     first = operate(namespace, identity="first", lease_seconds=6).leads()
     second = operate(namespace, identity="second", lease_seconds=6)
     until(lambda: "waiting for the lease" in second.text(), second.text)
-    endpoint = space(namespace).create()
-    (worker,) = endpoint.serve()
+    endpoint = make_endpoint(namespace).create()
+    (worker,) = endpoint.start_all()
     endpoint.until("Ready", "True")
-    endpoint.until_told("Ready")
+    endpoint.until_event("Ready")
     assert "every watched kind is listed" not in second.text()
     first.kill()
     killed = time.monotonic()
-    worker.say("Busy")
+    worker.send_report("Busy")
     second.leads()
     assert time.monotonic() - killed > 2, "not before the lease ran out, which was renewed every 2 s"
 
@@ -73,7 +73,7 @@ def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, n
 
     until(lambda: verdict() == "Busy", "the change is told")
     assert endpoint.condition("Ready")["status"] == "True", "the verdict was kept meanwhile"
-    worker.say("Generating")
+    worker.send_report("Generating")
     until(lambda: verdict() == "Generating", "another, after all that the first one's Events would follow")
     assert len(endpoint.events("Ready")) == 1, "a new leader tells nothing anew"
     endpoint.patch(spec={"replicas": 2})
@@ -82,17 +82,17 @@ def test_two_operators_one_leads_and_the_other_takes_over(operate, space, api, n
     assert lease["spec"]["holderIdentity"] == "second"
 
 
-def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, space, api, namespace, until):
+def test_a_leader_that_is_frozen_writes_nothing_when_it_wakes(operate, make_endpoint, api, namespace, until):
     """SIGSTOP stands for the longest pause there is: a machine that was suspended."""
     first = operate(namespace, identity="first", lease_seconds=6).leads()
-    endpoint = space(namespace).create()
+    endpoint = make_endpoint(namespace).create()
     endpoint.until("Available", "False", "Starting")
     first.process.send_signal(signal.SIGSTOP)
     second = operate(namespace, identity="second", lease_seconds=6).leads()
     second.process.send_signal(signal.SIGSTOP)  # so that every write is the first one's
     time.sleep(0.5)  # for what it had sent already
     endpoint.patch(spec={"replicas": 2})
-    mark = api.mark()
+    mark = api.audit_offset()
     first.process.send_signal(signal.SIGCONT)
     assert first.process.wait(10) == 1, first.text()
     assert api.writes(mark, namespace=namespace) == []
@@ -117,7 +117,9 @@ def test_an_api_server_that_is_not_trusted_ends_it(operate, api, namespace, tmp_
     assert "correct the certificate-authority of the kubeconfig" in last
 
 
-def test_one_that_is_nested_as_deep_as_can_be_ends_nobody(operate, space, api, namespace, tmp_path, until):
+def test_one_that_is_nested_as_deep_as_can_be_ends_nobody(
+    operate, make_endpoint, api, namespace, tmp_path, until
+):
     operator = operate(namespace).leads()
     levels = 9_900  # the API server takes 10,000 in all
     text = (
@@ -141,7 +143,7 @@ def test_one_that_is_nested_as_deep_as_can_be_ends_nobody(operate, space, api, n
     assert "InvalidSpec" in accepted()
     assert operator.stop() == 0
     again = operate(namespace).leads()
-    other = space(namespace).create()
+    other = make_endpoint(namespace).create()
     other.until("Available", "False", "Starting")
     assert again.process.poll() is None
     api.kubectl("delete", "vep", "-n", namespace, "deep")

@@ -14,11 +14,11 @@ def restricted(shared, api):
     api.kubectl("label", "namespace", "shared", f"{label}-")
 
 
-def test_pod_security_that_refuses(restricted, space, until):
+def test_pod_security_that_refuses(restricted, make_endpoint, until):
     loose = {
         "spec": {"containers": [{"name": "main", "securityContext": {"allowPrivilegeEscalation": True}}]}
     }
-    endpoint = space().create(worker={"podTemplate": loose})
+    endpoint = make_endpoint().create(worker={"podTemplate": loose})
     found = endpoint.until("Available", "False", "PodCreationFailed")
     assert (
         f"Kubernetes cannot create pods of the Deployment {endpoint.name}-workers: pods " in found["message"]
@@ -34,12 +34,12 @@ def test_pod_security_that_refuses(restricted, space, until):
     endpoint.until("Available", "False", "Starting")
 
 
-def test_a_rollout_for_which_the_quota_has_no_room(shared, space, api, until):
+def test_a_rollout_for_which_the_quota_has_no_room(shared, make_endpoint, api, until):
     """Surge 1 with a quota for what runs: nothing new can come, and what serves goes on."""
     rolling = {"maxUnavailable": 0, "maxSurge": 1}
-    endpoint = space().create(strategy={"rollingUpdate": rolling}, frontend={"mode": "None"})
+    endpoint = make_endpoint().create(strategy={"rollingUpdate": rolling}, frontend={"mode": "None"})
     (pod,) = until(endpoint.pods, "its pod")
-    endpoint.work(pod)
+    endpoint.start_worker(pod)
     endpoint.until("Ready", "True")
     path = "/api/v1/namespaces/shared/resourcequotas"
     hard = {"spec": {"hard": {"pods": "0"}}}
@@ -79,11 +79,13 @@ def limit(operate, namespace, api, until):
     return make
 
 
-def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, namespace, space, until):
+def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(
+    limit, namespace, make_endpoint, until
+):
     limit("ResourceQuota", {"hard": {"requests.cpu": "1"}})
-    endpoint = space(namespace).create(worker={"resources": {"requests": {"cpu": "100m"}}})
+    endpoint = make_endpoint(namespace).create(worker={"resources": {"requests": {"cpu": "100m"}}})
     (pod,) = until(endpoint.pods, "its worker")
-    endpoint.play(pod, ready=False, started=False)
+    endpoint.set_pod_status(pod, ready=False, started=False)
     found = endpoint.until("Available", "False", "FrontendUnavailable")
     assert found["message"].startswith(
         f"0 of 1 replica is ready (minimum: 1). Pod {pod['metadata']['name']} is starting"
@@ -110,9 +112,9 @@ def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(limit, n
     endpoint.until("Available", "False", "Starting")
 
 
-def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, space, until):
+def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, make_endpoint, until):
     limit("ResourceQuota", {"hard": {"pods": "1"}})
-    endpoint = space(namespace).create()
+    endpoint = make_endpoint(namespace).create()
     until(lambda: endpoint.pods() or endpoint.pods("frontend"), "its only pod")
     if endpoint.pods():
         found = endpoint.until("Available", "False", "FrontendUnavailable")
@@ -123,12 +125,12 @@ def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, space
     assert "exceeded quota: bounds, requested: pods=1" in found["message"]
 
 
-def test_what_a_limit_range_refuses_names_the_field(limit, namespace, space, until):
+def test_what_a_limit_range_refuses_names_the_field(limit, namespace, make_endpoint, until):
     limit(
         "LimitRange",
         {"limits": [{"type": "Container", "min": {"cpu": "100m"}, "max": {"memory": "1Gi"}}]},
     )
-    endpoint = space(namespace).create(
+    endpoint = make_endpoint(namespace).create(
         worker={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "2Gi"}}},
         frontend={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "64Mi"}}},
     )

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.integration.conftest import BIN, ROOT
+from tests.integration.api_server import BIN, ROOT
 
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 
@@ -19,10 +19,10 @@ def images(endpoint):
     return template["spec"]["containers"][0]["image"]
 
 
-def test_an_upgrade_changes_no_pod_until_it_is_asked_for(operate, space, api, namespace, until):
+def test_an_upgrade_changes_no_pod_until_it_is_asked_for(operate, make_endpoint, api, namespace, until):
     first = operate(namespace).leads()
-    endpoint = space(namespace).create()
-    endpoint.serve()
+    endpoint = make_endpoint(namespace).create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
     first.stop()
@@ -39,9 +39,9 @@ def test_an_upgrade_changes_no_pod_until_it_is_asked_for(operate, space, api, na
     assert len(api.all("ControllerRevision", namespace)) == 2
 
 
-def test_a_rollout_asked_for_restarts_even_where_nothing_changed(shared, space, api, until):
-    endpoint = space().create()
-    endpoint.serve()
+def test_a_rollout_asked_for_restarts_even_where_nothing_changed(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     old = endpoint.pods()[0]["metadata"]["uid"]
     revision = endpoint.get()["status"]["revision"]["name"]
@@ -49,7 +49,7 @@ def test_a_rollout_asked_for_restarts_even_where_nothing_changed(shared, space, 
     until(lambda: endpoint.get()["status"]["revision"]["name"] != revision, "a revision of its own")
     until(lambda: [p for p in endpoint.pods() if p["metadata"]["uid"] != old], "new pods")
     endpoint.until("Ready", "False")
-    endpoint.serve()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
 
 
@@ -60,9 +60,9 @@ def documented(docs):
     return command.strip()
 
 
-def test_the_documented_restart_is_waited_for(shared, space, api, until):
+def test_the_documented_restart_is_waited_for(shared, make_endpoint, api, until):
     """By the real kubectl, which is started before the operator has seen anything of the request."""
-    endpoint = space()
+    endpoint = make_endpoint()
     old = serving(endpoint, until, 1)
     command = documented((ROOT / "docs/operations.md").read_text()).replace("NAME", endpoint.name)
     shared_flags = f"--kubeconfig={api.kubeconfig} --namespace=shared"
@@ -81,7 +81,7 @@ def test_the_documented_restart_is_waited_for(shared, space, api, until):
                     time.sleep(1)  # for a wait that ends too soon
                     assert kubectl.poll() is None
                     played.add(pod["metadata"]["uid"])
-                    endpoint.work(pod)
+                    endpoint.start_worker(pod)
             return len(played) == 1
 
         until(all_new, lambda: endpoint.get()["status"], seconds=40)
@@ -92,9 +92,9 @@ def test_the_documented_restart_is_waited_for(shared, space, api, until):
 
 
 @pytest.mark.parametrize("removed", ["annotation", "field", "emptied annotation"])
-def test_a_replace_without_the_request_restarts_nothing(shared, space, api, until, removed):
+def test_a_replace_without_the_request_restarts_nothing(shared, make_endpoint, api, until, removed):
     """The manifest is the one that the endpoint was created from."""
-    endpoint = space().create(frontend={"mode": "None"})
+    endpoint = make_endpoint().create(frontend={"mode": "None"})
     manifest = {
         "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
         "kind": "VLLMEndpoint",
@@ -115,7 +115,7 @@ def test_a_replace_without_the_request_restarts_nothing(shared, space, api, unti
     until(annotations, "the restart")
     before = endpoint.child("Deployment", "-workers")
     endpoint.until("UpToDate", "False", "RollingOut")
-    mark = api.mark()
+    mark = api.audit_offset()
     api.kubectl("replace", "-f", "-", text=json.dumps(manifest))
     generation = endpoint.get()["metadata"]["generation"]
     until(lambda: endpoint.get()["status"]["observedGeneration"] == generation, "it is seen")
@@ -133,14 +133,14 @@ def test_a_replace_without_the_request_restarts_nothing(shared, space, api, unti
 @pytest.mark.parametrize(
     "value", ["", "now", "2026-01-31", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-01-31T12:00:00"]
 )
-def test_what_is_no_time_is_refused(shared, space, api, value):
+def test_what_is_no_time_is_refused(shared, make_endpoint, api, value):
     with pytest.raises(LookupError, match=r"422: .*spec\.restartedAt.* must be of type date-time"):
-        space().create(restartedAt=value)
+        make_endpoint().create(restartedAt=value)
 
 
-def test_a_time_in_a_manifest_needs_no_quotes(shared, space, api):
+def test_a_time_in_a_manifest_needs_no_quotes(shared, make_endpoint, api):
     """YAML has a type for times."""
-    endpoint = space()
+    endpoint = make_endpoint()
     text = f"""
 apiVersion: serving.vllmendpoint.dev/v1alpha1
 kind: VLLMEndpoint
@@ -158,13 +158,15 @@ def serving(endpoint, until, replicas):
     endpoint.create(replicas=replicas, frontend={"mode": "None"})
     pods = until(lambda: (found := endpoint.pods()) and len(found) == replicas and found, "the workers")
     for pod in pods:
-        endpoint.work(pod)
+        endpoint.start_worker(pod)
     endpoint.until("Ready", "True")
     return {pod["metadata"]["uid"] for pod in pods}
 
 
-def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(shared, space, api, until):
-    endpoint = space()
+def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(
+    shared, make_endpoint, api, until
+):
+    endpoint = make_endpoint()
     old = serving(endpoint, until, 3)
 
     def made_anew():
@@ -172,12 +174,12 @@ def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(
 
     endpoint.patch(spec={"worker": {"image": "registry.example/worker:broken"}})
     (bad,) = until(made_anew, "the first pod of the new revision")
-    endpoint.work(bad, ready=False).say("Failing", ready=False)
+    endpoint.start_worker(bad, ready=False).send_report("Failing", ready=False)
     stopped = endpoint.until("UpToDate", "False", "RolloutStopped")
     assert stopped["message"].startswith(
         "1 of 3 replicas runs the current revision, and 2 replicas of an older revision remain. The rollout "
         "is stopped, and 2 of 3 replicas continue to serve. "
-        f"Pod {bad['metadata']['name']} is not ready: the health probe fails. Failing says the test."
+        f"Pod {bad['metadata']['name']} is not ready: the health probe fails. Failing (set by the test)."
     )
     endpoint.until("Available", "True")
     endpoint.until("Ready", "False")
@@ -193,7 +195,7 @@ def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(
         for pod in made_anew():
             if pod["metadata"]["uid"] not in played and not pod["metadata"].get("deletionTimestamp"):
                 played.add(pod["metadata"]["uid"])
-                endpoint.work(pod)
+                endpoint.start_worker(pod)
         return not old & {pod["metadata"]["uid"] for pod in endpoint.pods()} and len(played) == 3
 
     until(all_new, lambda: endpoint.get()["status"], seconds=30)
@@ -209,9 +211,9 @@ def replica_sets(api, endpoint):
     ]
 
 
-def test_without_a_spare_gpu_the_old_goes_first(shared, space, api, until):
+def test_without_a_spare_gpu_the_old_goes_first(shared, make_endpoint, api, until):
     """Surge 0: never more pods than replicas, so a rollout needs no GPU that is not there."""
-    endpoint = space()
+    endpoint = make_endpoint()
     old = serving(endpoint, until, 2)
     endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
     most = 0
@@ -225,7 +227,7 @@ def test_without_a_spare_gpu_the_old_goes_first(shared, space, api, until):
         for pod in pods:
             if pod["metadata"]["uid"] not in old | played:
                 played.add(pod["metadata"]["uid"])
-                endpoint.work(pod)
+                endpoint.start_worker(pod)
         return len(played) == 2 and len(pods) == 2
 
     until(rolled, "both replaced")
@@ -233,14 +235,14 @@ def test_without_a_spare_gpu_the_old_goes_first(shared, space, api, until):
     assert most == 2
 
 
-def test_observing_tells_and_gates_nothing(shared, space, until):
+def test_observing_tells_and_gates_nothing(shared, make_endpoint, until):
     """In this mode the worker keeps itself ready; rollouts and routing go on over what its probe finds."""
-    endpoint = space().create(healthCheck={"mode": "Observe"}, frontend={"mode": "None"})
+    endpoint = make_endpoint().create(healthCheck={"mode": "Observe"}, frontend={"mode": "None"})
     (pod,) = until(endpoint.pods, "its pod")
-    endpoint.work(pod).say("Stalled")
+    endpoint.start_worker(pod).send_report("Stalled")
     stalled = endpoint.until("Generating", "False", "EngineStalled")
     assert (
-        f"the engine in pod {pod['metadata']['name']} is stalled. Stalled says the test. "
+        f"the engine in pod {pod['metadata']['name']} is stalled. Stalled (set by the test). "
         "Because healthCheck.mode is Observe, the pod still receives traffic" in stalled["message"]
     )
     endpoint.until("Available", "True")
@@ -248,7 +250,7 @@ def test_observing_tells_and_gates_nothing(shared, space, until):
     endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
     old = pod["metadata"]["uid"]
     (new,) = until(lambda: [p for p in endpoint.pods() if p["metadata"]["uid"] != old], "the new pod")
-    endpoint.work(new).say("Stalled")
+    endpoint.start_worker(new).send_report("Stalled")
     endpoint.until("UpToDate", "True")
 
     def told():
@@ -274,9 +276,11 @@ def evict(api, pod):
     return True
 
 
-def test_a_drain_takes_one_replica_at_a_time_and_always_what_does_not_serve(shared, space, api, until):
-    endpoint = space().create(replicas=2)
-    endpoint.serve(2)
+def test_a_drain_takes_one_replica_at_a_time_and_always_what_does_not_serve(
+    shared, make_endpoint, api, until
+):
+    endpoint = make_endpoint().create(replicas=2)
+    endpoint.start_all(2)
     endpoint.until("Ready", "True")
 
     def allowed():
@@ -286,7 +290,7 @@ def test_a_drain_takes_one_replica_at_a_time_and_always_what_does_not_serve(shar
 
     until(lambda: allowed() == 1, allowed)
     first, second = endpoint.pods()
-    endpoint.play(first, ready=False)
+    endpoint.set_pod_status(first, ready=False)
     until(lambda: allowed() == 0, allowed)
     assert not evict(api, second), "the last that serves stays"
     assert evict(api, first), "one that does not serve protects nobody"

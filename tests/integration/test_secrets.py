@@ -5,19 +5,19 @@ import json
 CANARY = "canary-5d7e"
 
 
-def test_no_secret_is_read_or_copied(operate, space, api, namespace, until):
+def test_no_secret_is_read_or_copied(operate, make_endpoint, api, namespace, until):
     operator = operate(namespace, log_level="DEBUG").leads()
     secret = {"metadata": {"name": "hub"}, "stringData": {"key": f"{CANARY}-of-the-secret"}}
     api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", secret)
-    mark = api.mark()
-    endpoint = space(namespace).create(
+    mark = api.audit_offset()
+    endpoint = make_endpoint(namespace).create(
         model={"uri": "hf://o/n", "tokenSecretRef": {"name": "hub", "key": "key"}},
         worker={"env": [{"name": "TOKEN", "value": f"{CANARY}-of-the-variable"}]},
         engine={"config": {"inline": {"seed": 1}}},
     )
-    (worker,) = endpoint.serve()
+    (worker,) = endpoint.start_all()
     endpoint.until("Ready", "True")
-    worker.say("Failing")
+    worker.send_report("Failing")
     endpoint.until("Generating", "False", "ProbeFailed")
     until(lambda: api.all("Event", namespace), "its Events")
     asked = {entry["objectRef"]["resource"] for entry in api.requests(mark, namespace=namespace)}

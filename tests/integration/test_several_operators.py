@@ -27,7 +27,7 @@ def metric(port, name):
 
 def quiet(api, endpoint):
     """Nothing is written for a while, by either, and nothing in the status moves."""
-    before, mark = endpoint.get(), api.mark()
+    before, mark = endpoint.get(), api.audit_offset()
     time.sleep(QUIET_SECONDS)
     assert api.writes(mark, namespace=endpoint.namespace) == []
     assert endpoint.get()["status"] == before["status"]
@@ -38,7 +38,7 @@ def uids(endpoint):
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["the second one comes later", "both see a new endpoint"])
-def test_one_of_two_operators_steps_back(operate, space, api, namespace, other_namespace, until, new):
+def test_one_of_two_operators_steps_back(operate, make_endpoint, api, namespace, other_namespace, until, new):
     first_name, second_name = f"{namespace}/vllmendpoint-operator", f"{other_namespace}/vllmendpoint-operator"
     port = free_port()
 
@@ -49,16 +49,16 @@ def test_one_of_two_operators_steps_back(operate, space, api, namespace, other_n
 
     first = operate(namespace).leads()
     second = start_second() if new else None
-    endpoint = space(namespace)
+    endpoint = make_endpoint(namespace)
     if not new:
         # The first one is known by then; else either may have it.
         endpoint.create()
-        endpoint.serve()
+        endpoint.start_all()
         endpoint.until("Ready", "True")
         second = start_second()
     else:
         endpoint.create(worker={"image": "registry.example/worker:1"})
-        endpoint.serve()
+        endpoint.start_all()
         endpoint.until("Ready", "True")
     owner = endpoint.get()["status"]["operator"]
     assert owner in ((first_name, second_name) if new else (first_name,))
@@ -74,7 +74,7 @@ def test_one_of_two_operators_steps_back(operate, space, api, namespace, other_n
     time.sleep(6)  # counts and figures that waited
     quiet(api, endpoint)
     endpoint.patch(spec={"replicas": 2})
-    endpoint.serve(2)
+    endpoint.start_all(2)
     until(lambda: endpoint.get()["status"]["readyReplicas"] == 2, endpoint.get)
     assert stepped_back.text().count(said) == 1
     assert "a defect" not in stepped_back.text()
@@ -82,10 +82,12 @@ def test_one_of_two_operators_steps_back(operate, space, api, namespace, other_n
         assert metric(port, "vllmendpoint_operator_foreign_endpoints") == [1]
 
 
-def test_an_endpoint_is_handed_over_on_purpose(operate, space, api, namespace, other_namespace, until):
+def test_an_endpoint_is_handed_over_on_purpose(
+    operate, make_endpoint, api, namespace, other_namespace, until
+):
     operate(namespace).leads()
-    endpoint = space(namespace).create()
-    endpoint.serve()
+    endpoint = make_endpoint(namespace).create()
+    endpoint.start_all()
     endpoint.until("Ready", "True")
     flags = {"namespaces": namespace, "worker_image": "registry.example/worker:2"}
     operate(other_namespace, **flags).leads()

@@ -9,10 +9,10 @@ AT_ONCE = 8
 
 
 @pytest.fixture
-def running(shared, space):
+def running(shared, make_endpoint):
     """An endpoint with one worker that generates."""
-    endpoint = space().create()
-    (worker,) = endpoint.serve()
+    endpoint = make_endpoint().create()
+    (worker,) = endpoint.start_all()
     endpoint.until("Ready", "True")
     endpoint.pod = endpoint.pods()[0]["metadata"]["name"]
     return endpoint, worker
@@ -20,11 +20,11 @@ def running(shared, space):
 
 def test_a_stall_is_told_at_once_and_once(running, api, until):
     endpoint, worker = running
-    worker.say("Stalled")
+    worker.send_report("Stalled")
     found = endpoint.until("Generating", "False", "EngineStalled", seconds=AT_ONCE)
     assert found["message"].startswith(
         f"1 of 1 replica is not generating: the engine in pod {endpoint.pod} is stalled. "
-        "Stalled says the test. The pod receives no traffic"
+        "Stalled (set by the test). The pod receives no traffic"
     )
     assert endpoint.condition("Available")["status"] == "True", (
         "the pod is ready until the kubelet says otherwise"
@@ -32,18 +32,18 @@ def test_a_stall_is_told_at_once_and_once(running, api, until):
     assert endpoint.condition("Ready")["reason"] == "EngineStalled"
     assert endpoint.get()["status"]["generatingReplicas"] == 0
     for tokens in range(5):
-        worker.say(lastProbe__tokens=tokens)
-    endpoint.until_told("EngineStalled")
-    worker.say("Generating")
+        worker.send_report(lastProbe__tokens=tokens)
+    endpoint.until_event("EngineStalled")
+    worker.send_report("Generating")
     endpoint.until("Generating", "True")
     endpoint.until("Ready", "True")
-    endpoint.until_told("Ready", times=2)
+    endpoint.until_event("Ready", times=2)
     assert len(endpoint.events("EngineStalled")) == 1
 
 
-def test_the_worst_replica_goes_first_and_order_is_no_change(shared, space, api, until):
-    endpoint = space().create(replicas=3)
-    workers = endpoint.serve(3)
+def test_the_worst_replica_goes_first_and_order_is_no_change(shared, make_endpoint, api, until):
+    endpoint = make_endpoint().create(replicas=3)
+    workers = endpoint.start_all(3)
     endpoint.until("Ready", "True")
     # Two of three are enough for Ready: the third may still be on its way.
     whole = {"readyReplicas": 3, "generatingReplicas": 3}
@@ -52,12 +52,12 @@ def test_the_worst_replica_goes_first_and_order_is_no_change(shared, space, api,
     assert names == sorted(names)
     uids = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in endpoint.pods()}
     last = next(w for w in workers if uids[w.report["podUid"]] == names[-1])
-    last.say("Stalled")
+    last.send_report("Stalled")
     endpoint.until("Generating", "False", "EngineStalled")
     assert endpoint.condition("Available")["status"] == "True"
     assert [w["name"] for w in endpoint.get()["status"]["workers"]] == [names[-1], *names[:-1]]
-    endpoint.until_told("EngineStalled")
-    mark = api.mark()
+    endpoint.until_event("EngineStalled")
+    mark = api.audit_offset()
     endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
     time.sleep(1)
     assert not [write for write in api.writes(mark, namespace="shared") if endpoint.name in write]
@@ -65,14 +65,14 @@ def test_the_worst_replica_goes_first_and_order_is_no_change(shared, space, api,
 
 def test_a_lost_worker_is_unknown_after_the_grace_and_comes_back(running, until):
     endpoint, worker = running
-    worker.cut()
+    worker.close_streams()
     started = time.monotonic()
     endpoint.until("Generating", "Unknown", "WorkerUnreachable", seconds=25)
     assert time.monotonic() - started > 8
     assert endpoint.condition("Available")["status"] == "True", "counts come from the pods' readiness"
     back = type(worker)(worker.server_address[0], worker.report["podUid"], "")
     endpoint.started.append(back)
-    back.say(configuration=worker.report["configuration"])
+    back.send_report(configuration=worker.report["configuration"])
     endpoint.until("Ready", "True")
 
 
@@ -88,22 +88,22 @@ HOSTILE = {
 def test_a_hostile_stream_is_not_believed(running, what):
     """What was known stands for the grace; whoever sends rubbish is not asked in a tight loop."""
     endpoint, worker = running
-    with worker.news:
+    with worker.updated:
         worker.raw = HOSTILE[what]
-        worker.news.notify_all()
+        worker.updated.notify_all()
     time.sleep(1.5)
     assert endpoint.condition("Generating")["status"] == "True"
     assert worker.connections < 6
-    with worker.news:
+    with worker.updated:
         worker.raw = None
-    worker.say("Failing")
+    worker.send_report("Failing")
     endpoint.until("Generating", "False", "ProbeFailed")
 
 
-def test_a_report_of_another_pod_is_not_believed(shared, space, until):
-    endpoint = space().create()
+def test_a_report_of_another_pod_is_not_believed(shared, make_endpoint, until):
+    endpoint = make_endpoint().create()
     (pod,) = until(endpoint.pods, "its pod")
-    worker = endpoint.work(pod, uid="somebody-else")
+    worker = endpoint.start_worker(pod, uid="somebody-else")
     until(lambda: worker.connections >= 2, "asked again")
     found = endpoint.get()["status"]
     assert found["generatingReplicas"] == 0
@@ -123,8 +123,8 @@ def test_a_pod_with_our_labels_and_another_owner_is_not_asked(running, api, unti
         metadata={"labels": labels},
         spec={"containers": [container]},
     )
-    intruder = endpoint.work(pod)
-    worker.say("Busy")
+    intruder = endpoint.start_worker(pod)
+    worker.send_report("Busy")
     until(lambda: endpoint.get()["status"]["workers"][0].get("verdict") == "Busy", "the true worker is heard")
     assert endpoint.get()["status"]["replicas"] == 1
     assert intruder.connections == 0
@@ -133,8 +133,8 @@ def test_a_pod_with_our_labels_and_another_owner_is_not_asked(running, api, unti
 
 def test_what_only_the_status_would_choke_on_is_kept_out(running, api, until):
     endpoint, worker = running
-    worker.say("Busy", verdict__message="a\x1b[31m\nb", lastProbe__tokens=10**30)
+    worker.send_report("Busy", verdict__message="a\x1b[31m\nb", lastProbe__tokens=10**30)
     time.sleep(1)
-    worker.say("Busy", lastProbe__tokens=1)
+    worker.send_report("Busy", lastProbe__tokens=1)
     until(lambda: endpoint.get()["status"]["workers"][0].get("verdict") == "Busy", endpoint.get)
     assert endpoint.get()["status"]["workers"][0]["message"].isprintable()

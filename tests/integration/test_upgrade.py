@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.chart.installed import CHART, NAME, Cluster, control_plane, operating
-from tests.integration.conftest import Space
+from tests.integration.chart.installed_chart import CHART, NAME, Cluster, control_plane, operating
+from tests.integration.endpoint_under_test import EndpointUnderTest
 
 CRD = "vllmendpoints.serving.vllmendpoint.dev"
 FIELD = "ofTheNextVersion"
@@ -69,7 +69,7 @@ def schema_of(crd: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def rendered(endpoint: Space) -> dict[str, Any]:
+def rendered(endpoint: EndpointUnderTest) -> dict[str, Any]:
     """What must not change by itself: both pod templates, and who the pods are."""
     deployments = [endpoint.child("Deployment", suffix) for suffix in ("-workers", "-frontend")]
     return {
@@ -79,17 +79,17 @@ def rendered(endpoint: Space) -> dict[str, Any]:
     }
 
 
-def image(endpoint: Space) -> str:
+def image(endpoint: EndpointUnderTest) -> str:
     container = rendered(endpoint)["templates"][0]["spec"]["containers"][0]
     return str(container["image"]).rsplit(":", 1)[1]
 
 
-def names(endpoint: Space) -> set[str]:
+def names(endpoint: EndpointUnderTest) -> set[str]:
     containers = [template["spec"]["containers"][0] for template in rendered(endpoint)["templates"]]
     return set.intersection(*({item["name"] for item in container["env"]} for container in containers))
 
 
-def taken_up(endpoint: Space, until: Callable[..., Any], value: str) -> None:
+def taken_up(endpoint: EndpointUnderTest, until: Callable[..., Any], value: str) -> None:
     """The user asks for the rollout, and the pods that it makes serve."""
     old = {pod["metadata"]["uid"] for pod in endpoint.pods() + endpoint.pods("frontend")}
     endpoint.patch(metadata={"annotations": {ROLLOUT: value}})
@@ -99,9 +99,9 @@ def taken_up(endpoint: Space, until: Callable[..., Any], value: str) -> None:
             if pod["metadata"]["uid"] not in old and not pod["metadata"].get("deletionTimestamp"):
                 old.add(pod["metadata"]["uid"])
                 if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "worker":
-                    endpoint.work(pod)
+                    endpoint.start_worker(pod)
                 else:
-                    endpoint.play(pod)
+                    endpoint.set_pod_status(pod)
         # Of one reading: between two the rollout may begin.
         status = endpoint.get()["status"]
         ready = next(c for c in status["conditions"] if c["type"] == "Ready")["status"] == "True"
@@ -110,7 +110,7 @@ def taken_up(endpoint: Space, until: Callable[..., Any], value: str) -> None:
     until(played, lambda: endpoint.get()["status"], seconds=40)
 
 
-def newer(endpoint: Space) -> bool:
+def newer(endpoint: EndpointUnderTest) -> bool:
     return bool(endpoint.get()["status"]["revision"]["upgradeAvailable"])
 
 
@@ -135,13 +135,15 @@ def test_an_upgrade_and_back(
 
     one, two = release(tmp_path, "0.8.0"), release(tmp_path, "0.9.0", FIELD)
     helm("install", NAME, one)
-    asking, waiting = (Space(cluster.api, NAMESPACE, name) for name in ("asking", "waiting"))
-    request.addfinalizer(lambda: [worker.cut() for space in (asking, waiting) for worker in space.started])
+    asking, waiting = (EndpointUnderTest(cluster.api, NAMESPACE, name) for name in ("asking", "waiting"))
+    request.addfinalizer(
+        lambda: [worker.close_streams() for endpoint in (asking, waiting) for worker in endpoint.started]
+    )
     with operating(cluster, OPS, tmp_path):
         for endpoint in (asking, waiting):
             endpoint.create(replicas=2)
         for endpoint in (asking, waiting):
-            endpoint.serve(2)
+            endpoint.start_all(2)
             endpoint.until("Ready", "True")
             assert not newer(endpoint)
     before = {endpoint.name: rendered(endpoint) for endpoint in (asking, waiting)}

@@ -14,9 +14,9 @@ from tests.e2e.conftest import (  # noqa: F401  (the same cluster, a namespace f
 )
 from tests.integration.conftest import (  # noqa: F401  (a control plane, no kubelet)
     api,
+    make_endpoint,
     namespace,
     operate,
-    space,
     until_fixture,
 )
 from tests.worker.conftest import make_worker, toy_model  # noqa: F401  (workers on loopback)

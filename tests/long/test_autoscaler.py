@@ -5,15 +5,15 @@ import re
 import pytest
 import yaml
 
-from tests.integration.conftest import ROOT
+from tests.integration.api_server import ROOT
 
 pytestmark = pytest.mark.long
 
 
-def test_the_documented_autoscaler_scales_it(operate, space, namespace, api, until):
+def test_the_documented_autoscaler_scales_it(operate, make_endpoint, namespace, api, until):
     """Without metrics: an autoscaler keeps to its bounds whether or not it has any."""
     operate(namespace).leads()
-    endpoint = space(namespace).create()
+    endpoint = make_endpoint(namespace).create()
     until(endpoint.pods, "its pod")
     document = (ROOT / "docs" / "operations.md").read_text()
     (text,) = re.findall(r"```yaml\n(apiVersion: autoscaling.*?)```", document, re.DOTALL)

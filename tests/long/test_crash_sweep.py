@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.integration.crashes import CHANGES, Crashes
+from tests.integration.crash_points import CHANGES, Crashes
 
 
 @pytest.fixture(scope="module")

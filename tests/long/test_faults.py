@@ -8,93 +8,93 @@ import time
 
 import pytest
 
-from tests.integration.behind_faults import CHILDREN, NAMESPACE, WATCHES, behind_faults
-from tests.integration.crashes import MORTAL
-from tests.integration.faulty_api import FaultyApi
+from tests.integration.crash_points import KILLABLE
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.proxied_operator import CHILDREN, NAMESPACE, WATCHES, proxied_operator
 from tests.integration.simulated_node import SimulatedNode
 
 ENDPOINTS = rf"/namespaces/{NAMESPACE}/vllmendpoints(\?|$)"
 
 
 @pytest.fixture(scope="module")
-def behind(api, tmp_path_factory):
-    with behind_faults(api, tmp_path_factory.mktemp("faults")) as running:
+def proxied(api, tmp_path_factory):
+    with proxied_operator(api, tmp_path_factory.mktemp("faults")) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def healed(request):
     yield
-    if "behind" in request.fixturenames:
-        request.getfixturevalue("behind").door.heal()
+    if "proxied" in request.fixturenames:
+        request.getfixturevalue("proxied").fault_proxy.clear()
 
 
-def test_a_request_that_hangs_is_given_up_and_holds_nobody_else_up(behind, space):
-    stuck, other = space(NAMESPACE), space(NAMESPACE)
-    fault = behind.door.befall(seconds=60, method="PATCH", path=f"{CHILDREN}{stuck.name}")
+def test_a_request_that_hangs_is_given_up_and_holds_nobody_else_up(proxied, make_endpoint):
+    stuck, other = make_endpoint(NAMESPACE), make_endpoint(NAMESPACE)
+    fault = proxied.fault_proxy.inject(seconds=60, method="PATCH", path=f"{CHILDREN}{stuck.name}")
     stuck.create()
     other.create()
     SimulatedNode(other).run()
     assert fault.times == 0
     SimulatedNode(stuck).run(seconds=60)
-    behind.check()
+    proxied.check()
 
 
-def test_a_crd_that_is_not_served_for_a_while(behind, space, until):
-    endpoint = space(NAMESPACE).create()
+def test_a_crd_that_is_not_served_for_a_while(proxied, make_endpoint, until):
+    endpoint = make_endpoint(NAMESPACE).create()
     SimulatedNode(endpoint).run()
-    fault = behind.door.befall(status=404, times=3, method="GET", path=ENDPOINTS)
-    behind.door.end_watches()
+    fault = proxied.fault_proxy.inject(status=404, times=3, method="GET", path=ENDPOINTS)
+    proxied.fault_proxy.end_watches()
     until(lambda: fault.times == 0, "it is not found", 60)
     endpoint.patch(spec={"replicas": 2})
     until(lambda: len(endpoint.pods()) == 2, "it is scaled", 60)
     assert endpoint.condition("Accepted")["status"] == "True"
-    behind.check()
+    proxied.check()
 
 
-def test_resumed_after_a_long_refusal(behind, space, api, until):
+def test_resumed_after_a_long_refusal(proxied, make_endpoint, api, until):
     """Longer than kopf itself tries."""
-    endpoint = space(NAMESPACE).create()
+    endpoint = make_endpoint(NAMESPACE).create()
     SimulatedNode(endpoint).run()
-    fault = behind.door.befall(status=500, times=10**6, path=WATCHES)
-    behind.door.end_watches()
+    fault = proxied.fault_proxy.inject(status=500, times=10**6, path=WATCHES)
+    proxied.fault_proxy.end_watches()
     time.sleep(70)
     api.delete("Service", NAMESPACE, endpoint.name)
     endpoint.patch(spec={"replicas": 2})
     assert 10 < 10**6 - fault.times < 500, "asked again and again, and not in a tight loop"
-    behind.door.heal()
+    proxied.fault_proxy.clear()
     until(lambda: len(endpoint.pods()) == 2, "it is scaled", 40)
     until(lambda: endpoint.child("Service"), "the Service is back", 40)
-    behind.check()
+    proxied.check()
 
 
-def test_away_for_longer_than_the_lease(api, operate, space, namespace, until, tmp_path):
+def test_away_for_longer_than_the_lease(api, operate, make_endpoint, namespace, until, tmp_path):
     """By design the operator ends: it could not tell whether another leads. The next one goes on."""
-    door = FaultyApi(api, tmp_path)
+    fault_proxy = FaultProxy(api, tmp_path)
     try:
-        first = operate(namespace, kubeconfig=door.kubeconfig, identity="operator").leads()
-        endpoint = space(namespace).create()
+        first = operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").leads()
+        endpoint = make_endpoint(namespace).create()
         SimulatedNode(endpoint).run()
-        away = door.befall(seconds=30, times=10**6)
+        away = fault_proxy.inject(seconds=30, times=10**6)
         endpoint.patch(spec={"replicas": 2})
-        mark = api.mark()
+        mark = api.audit_offset()
         assert first.process.wait(20) == 1
         assert "lease" in first.text().splitlines()[-1]
         away.times = 0
         time.sleep(1)
         assert api.writes(mark, namespace=namespace) == []
-        operate(namespace, kubeconfig=door.kubeconfig, identity="operator").leads()
+        operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").leads()
         until(lambda: len(endpoint.pods()) == 2, "it is scaled")
     finally:
-        door.close()
+        fault_proxy.close()
 
 
 @pytest.mark.parametrize("at", [2, 4])
-def test_the_leader_dies_in_a_rollout(api, operate, space, namespace, until, tmp_path, at):
+def test_the_leader_dies_in_a_rollout(api, operate, make_endpoint, namespace, until, tmp_path, at):
     trap = tmp_path / "trap"
-    first = operate(namespace, program=(MORTAL, trap), identity="first").leads()
+    first = operate(namespace, program=(KILLABLE, trap), identity="first").leads()
     second = operate(namespace, identity="second")
-    endpoint = space(namespace).create(replicas=2, worker={"image": "first:1"})
+    endpoint = make_endpoint(namespace).create(replicas=2, worker={"image": "first:1"})
     node = SimulatedNode(endpoint)
     node.run()
     old = {pod["metadata"]["uid"] for pod in endpoint.pods()}

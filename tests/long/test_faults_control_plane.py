@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Space, control_plane
+from tests.integration.conftest import control_plane
+from tests.integration.endpoint_under_test import EndpointUnderTest
+from tests.integration.operator_effects import writes
 from tests.integration.operator_process import Operator
+from tests.integration.polling import until
 from tests.integration.simulated_node import SimulatedNode
-from tests.integration.traces import writes
-from tests.integration.waiting import until
 
 NAMESPACE = "restarts"
 
@@ -24,11 +25,11 @@ class Plane:
         self._process = process
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         self.operator = Operator(api.kubeconfig, NAMESPACE, folder / "operator.log", lease_seconds=60).leads()
-        self.spaces = []
+        self.endpoints = []
 
     def endpoint(self, **spec):
-        self.spaces.append(Space(self.api, NAMESPACE, f"e-{len(self.spaces)}"))
-        return self.spaces[-1].create(**spec)
+        self.endpoints.append(EndpointUnderTest(self.api, NAMESPACE, f"e-{len(self.endpoints)}"))
+        return self.endpoints[-1].create(**spec)
 
     def end(self, component):
         """SIGKILL; it is started again by the program that runs them."""
@@ -60,9 +61,9 @@ def plane(tmp_path_factory):
         made = Plane(api, process, tmp_path_factory.mktemp("operator"))
         yield made
         made.operator.kill()
-        for space in made.spaces:
-            for worker in space.started:
-                worker.cut()
+        for endpoint in made.endpoints:
+            for worker in endpoint.started:
+                worker.close_streams()
 
 
 @pytest.mark.parametrize("component", ["kube-apiserver", "etcd"])
@@ -71,7 +72,7 @@ def test_it_ends_and_comes_back(plane, component, moment):
     standing, going = plane.endpoint(), plane.endpoint()
     for endpoint in (standing, going):
         SimulatedNode(endpoint).run()
-    mark = plane.api.mark()
+    mark = plane.api.audit_offset()
     if moment == "at rest":
         plane.end(component)
         plane.answers()
@@ -97,7 +98,7 @@ def test_it_ends_and_comes_back(plane, component, moment):
     # A write whose answer was lost is asked for again, if the watch that would tell of it is not back yet.
     assert sum(applied.values()) <= len(applied) + 1, applied
     assert standing.condition("Accepted")["status"] == "True"
-    mark = plane.api.mark()
+    mark = plane.api.audit_offset()
     time.sleep(2)
     at_rest = writes(plane.api, mark, NAMESPACE)
     assert [what for what in at_rest if standing.name not in what] == []

@@ -1,4 +1,4 @@
-"""The right verdict for whatever may befall an engine: frozen, paused, killed, out of memory, or only busy.
+"""The right verdict for whatever may inject an engine: frozen, paused, killed, out of memory, or only busy.
 
 The tests of one worker share its process and run in the order of the file.
 """
@@ -92,7 +92,7 @@ def noticed(worker: WorkerProcess, began: float) -> float:
     return seconds
 
 
-def say(worker: WorkerProcess, mode: str) -> Any:
+def set_mode(worker: WorkerProcess, mode: str) -> Any:
     """To the handler: whether the engine is paused now."""
     status, body = worker.ask("http", f"/invocations?mode={mode}", {})
     assert status == 200, body
@@ -110,7 +110,7 @@ def forget_the_stall(worker: WorkerProcess) -> None:
     """Within a minute of a stall, as long as it lasted is waited for: its step counts as a step. The bound is
     that of the first.
     """
-    say(worker, "forget")
+    set_mode(worker, "forget")
 
 
 def assert_in_time(what: str, seconds: list[float], bound: float, recovered: list[float]) -> None:
@@ -149,11 +149,11 @@ def test_an_engine_paused_through_its_client_is_stalled(worker: WorkerProcess, m
         with traffic(worker, some):
             time.sleep(random.uniform(1.0, 1.0 + PERIOD))
             began = time.monotonic()
-            assert say(worker, mode) is True
+            assert set_mode(worker, mode) is True
             try:
                 seconds.append(noticed(worker, began))
             finally:
-                assert say(worker, "resume") is False
+                assert set_mode(worker, "resume") is False
             recovered.append(back(worker))
         forget_the_stall(worker)
     assert_in_time(f"paused ({mode}), {'traffic' if some else 'idle'}", seconds, bound(some), recovered)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chart.installed import CHART, NAME, Cluster, control_plane
-from tests.integration.conftest import BIN
+from tests.integration.api_server import BIN
+from tests.integration.chart.installed_chart import CHART, NAME, Cluster, control_plane
 
 
 def _running(folder: Path) -> Iterator[Cluster]:

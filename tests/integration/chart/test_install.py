@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chart.installed import CHART, NAME, Cluster, endpoint, run
-from tests.integration.chart.life import admitted, check_rights, check_workers, live
-from tests.integration.conftest import BIN
-from tests.integration.waiting import until
+from tests.integration.api_server import BIN
+from tests.integration.chart.installed_chart import CHART, NAME, Cluster, endpoint, run
+from tests.integration.chart.lifecycle import admitted, check_rights, check_workers, live
+from tests.integration.polling import until
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.chart.installed import CHART, NAME, Cluster, endpoint, readme
-from tests.integration.chart.life import admitted, check_rights, check_workers, live
-from tests.integration.waiting import until
+from tests.integration.chart.installed_chart import CHART, NAME, Cluster, endpoint, readme
+from tests.integration.chart.lifecycle import admitted, check_rights, check_workers, live
+from tests.integration.polling import until
 
 OWNER = "ann"
 """Owns a few namespaces, and nothing of the cluster."""

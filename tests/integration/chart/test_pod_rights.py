@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.chart.installed import Cluster, endpoint, readme, run
-from tests.integration.conftest import BIN
-from tests.integration.waiting import until
+from tests.integration.api_server import BIN
+from tests.integration.chart.installed_chart import Cluster, endpoint, readme, run
+from tests.integration.polling import until
 
 KIND = "vllmendpoints.serving.vllmendpoint.dev"
 CLOSED = "Only users who may create pods in this namespace may set or change this field"

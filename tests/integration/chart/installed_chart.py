@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.audit import requests
+from tests.integration.api_server import BIN, Api
 from tests.integration.chart_account import CHART, NAME, kubeconfig_of
-from tests.integration.conftest import BIN, Api
 from tests.integration.fake_worker import REPORT_PORT
 
 __all__ = ["CHART", "NAME", "Cluster", "control_plane", "endpoint", "operating", "readme", "run"]

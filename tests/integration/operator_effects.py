@@ -1,21 +1,22 @@
-"""What an operator leaves behind: objects, writes in the audit log, Events."""
+"""Observable effects of an operator: objects, writes in the audit log, Events."""
 
 from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.integration.conftest import MANAGED, Api, Mark, Space
+from tests.integration.api_server import MANAGED, Api, AuditOffset
+from tests.integration.endpoint_under_test import EndpointUnderTest
 
 Object = dict[str, Any]
 _OF_THE_NAMESPACE = ("ConfigMap kube-root-ca.crt", "ServiceAccount default")
 _WRITES = ("create", "update", "patch", "delete")
 _CROSSING = timedelta(seconds=0.5)
-"""One write, and an Event that follows its status, may be on their way while the news of the deletion is."""
+"""One write and its Event may be in flight while the operator receives the deletion."""
 _ASSIGNED = ("clusterIP", "clusterIPs")
 
 
 def leftovers(api: Api, namespace: str) -> list[str]:
-    """Everything in the namespace that an endpoint may have brought there."""
+    """Names of all objects in the namespace that belong to endpoints."""
     found = [
         f"{kind} {obj['metadata']['name']}"
         for kind in (*MANAGED, "ReplicaSet", "Pod", "VLLMEndpoint")
@@ -24,8 +25,8 @@ def leftovers(api: Api, namespace: str) -> list[str]:
     return [name for name in found if name not in _OF_THE_NAMESPACE]
 
 
-def children(endpoint: Space) -> dict[tuple[str, str], Object]:
-    """(kind, name) -> what its maker asked for; nothing that the API server or a controller adds."""
+def children(endpoint: EndpointUnderTest) -> dict[tuple[str, str], Object]:
+    """Children by (kind, name), without metadata, status and fields that the API server assigns."""
     found = {}
     for obj in endpoint.owned():
         content = {key: value for key, value in obj.items() if key not in ("metadata", "status")}
@@ -35,8 +36,8 @@ def children(endpoint: Space) -> dict[tuple[str, str], Object]:
     return found
 
 
-def writes(api: Api, since: Mark, namespace: str) -> Counter[str]:
-    """``verb resource name`` of all that operators made, changed or deleted; pods without their name."""
+def writes(api: Api, since: AuditOffset, namespace: str) -> Counter[str]:
+    """Count the successful writes of operators by ``verb resource name``; pods have no name."""
     found: Counter[str] = Counter()
     for entry in api.requests(since, namespace=namespace):
         of = entry["objectRef"]
@@ -46,21 +47,21 @@ def writes(api: Api, since: Mark, namespace: str) -> Counter[str]:
     return found
 
 
-def events(endpoint: Space) -> Counter[str]:
-    """``type reason`` of the Events on this very endpoint."""
+def events(endpoint: EndpointUnderTest) -> Counter[str]:
+    """Count the Events of this endpoint (by UID) by ``type reason``."""
     uid = endpoint.get()["metadata"]["uid"]
     found = endpoint.api.all("Event", endpoint.namespace)
     return Counter(f"{e['type']} {e['reason']}" for e in found if e["involvedObject"].get("uid") == uid)
 
 
-def late_writes(api: Api, mark: Mark, namespace: str) -> list[str]:
-    """Writes of the operator that the API server took after it had answered the deletion of the endpoint.
+def late_writes(api: Api, offset: AuditOffset, namespace: str) -> list[str]:
+    """Writes of the operator that the API server accepted after it answered the deletion of the endpoint.
 
-    But for what crossed with it: one reconcile at a time means one write at most.
+    One write that was in flight is allowed: the operator runs one reconcile per endpoint at a time.
     """
     deleted = None
     late, crossed = [], 0
-    for entry in api.log(mark, namespace.encode()):
+    for entry in api.log(offset, namespace.encode()):
         of = entry.get("objectRef", {})
         if of.get("namespace") != namespace:
             continue

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.audit import Right, granted, used
-from tests.integration.chart.installed import NAME, Cluster, operating
-from tests.integration.conftest import MANAGED, Space
-from tests.integration.waiting import until
+from tests.integration.api_server import MANAGED
+from tests.integration.chart.installed_chart import NAME, Cluster, operating
+from tests.integration.endpoint_under_test import EndpointUnderTest
+from tests.integration.polling import until
 
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 RBAC = "rbac.authorization.k8s.io"
@@ -41,7 +42,7 @@ DENIED = [
 
 def live(cluster: Cluster, operator: str, namespace: str, folder: Path) -> None:
     """Make, wait for, change, roll out, prune, report."""
-    endpoint = Space(cluster.api, namespace, "tiny")
+    endpoint = EndpointUnderTest(cluster.api, namespace, "tiny")
     try:
         with operating(cluster, operator, folder):
             _be_refused(cluster, namespace)
@@ -49,7 +50,7 @@ def live(cluster: Cluster, operator: str, namespace: str, folder: Path) -> None:
             assert cluster.get("lease", NAME, "-n", operator)["spec"]["holderIdentity"] == "here"
     finally:
         for worker in endpoint.started:
-            worker.cut()
+            worker.close_streams()
     assert not cluster.get("lease", NAME, "-n", operator)["spec"].get("holderIdentity")
 
 
@@ -79,12 +80,12 @@ def _be_refused(cluster: Cluster, namespace: str) -> None:
         kind, _, suffix = what.partition("-")
         name = f"taken-{number}"
         api.create(kind, namespace, f"{name}-{suffix}", **body)
-        refused.append(Space(api, namespace, name).create(replicas=2, cache=CACHE))
+        refused.append(EndpointUnderTest(api, namespace, name).create(replicas=2, cache=CACHE))
     for endpoint in refused:
         endpoint.until("Accepted", "False", "NameTaken")
 
 
-def _live(cluster: Cluster, endpoint: Space) -> None:
+def _live(cluster: Cluster, endpoint: EndpointUnderTest) -> None:
     namespace = endpoint.namespace
     endpoint.create(
         replicas=2,
@@ -94,7 +95,7 @@ def _live(cluster: Cluster, endpoint: Space) -> None:
     events = ("get", "events", "-n", namespace)
     until(lambda: "ConfigMapNotFound" in cluster.kubectl(*events), "an Event")
     cluster.kubectl("create", "configmap", "engine", "--from-literal=config.yaml=seed: 1", "-n", namespace)
-    endpoint.serve(2)
+    endpoint.start_all(2)
     endpoint.until("Ready", "True")
     kinds = {child["kind"] for child in endpoint.owned()}
     assert kinds == set(MANAGED)
@@ -133,7 +134,7 @@ def _live(cluster: Cluster, endpoint: Space) -> None:
     until(lambda: len(cluster.names(*mine)) == 3, "the oldest are pruned")
 
 
-def _another_revision(endpoint: Space, before: str) -> bool:
+def _another_revision(endpoint: EndpointUnderTest, before: str) -> bool:
     return bool(endpoint.get()["status"]["revision"]["name"] != before)
 
 

@@ -1,4 +1,4 @@
-"""The API server behind a door that a test can jam: a proxy that fails, loses, delays and cuts as told."""
+"""A proxy in front of the API server that injects faults: errors, lost responses, delays, cut watches."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ import yaml
 from aiohttp import web
 from yarl import URL
 
-from tests.integration.conftest import Api
+from tests.integration.api_server import Api
 
 _HOP: Final = {"connection", "content-length", "date", "host", "server", "transfer-encoding", "authorization"}
 
 
 def stream_error(code: int) -> bytes:
-    """A line of a watch that says that it has failed."""
+    """One line of a watch stream with an ERROR event."""
     return json.dumps(
         {"type": "ERROR", "object": {"kind": "Status", "code": code, "message": "injected"}}
     ).encode()
@@ -32,34 +32,34 @@ def stream_error(code: int) -> bytes:
 @dataclass
 class Fault:
     times: int = 1
-    """Requests that it still befalls."""
+    """Requests that it still matches."""
     method: str = ".*"
     path: str = ""
-    """Sought in path and query."""
+    """A regular expression that is searched in path and query."""
     seconds: float = 0.0
-    """Before anything else is done."""
+    """Delay in seconds before the request is handled."""
     status: int = 0
-    """Answered in the API server's place; 0: it answers itself."""
+    """Status of the response that replaces the API server's; 0 forwards the request."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b'{"kind": "Status", "message": "injected"}'
     lost: bool = False
-    """The API server does it, and the answer never arrives."""
+    """Forward the request, and drop the response."""
 
-    def befalls(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and bool(re.fullmatch(self.method, method) and re.search(self.path, path))
 
 
 @dataclass(frozen=True)
 class Passed:
-    """One request that came through the door."""
+    """One request that the proxy received."""
 
     time: float
     method: str
     path: str
 
 
-class FaultyApi:
-    """``kubeconfig`` leads through the door. Faults are taken in order; without one all goes through."""
+class FaultProxy:
+    """``kubeconfig`` points at the proxy. The first matching fault applies; other requests pass unchanged."""
 
     def __init__(self, api: Api, folder: Path) -> None:
         config = yaml.safe_load(api.kubeconfig.read_text())
@@ -79,7 +79,7 @@ class FaultyApi:
         self._thread.start()
         port = self._call(self._open()).result(10)
         config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{port}"}
-        config["users"][0]["user"] = {"token": "the door has its own"}
+        config["users"][0]["user"] = {"token": "the proxy authenticates with a client certificate"}
         self.kubeconfig = folder / "kubeconfig"
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
@@ -89,20 +89,20 @@ class FaultyApi:
         self._thread.join(10)
         self._loop.close()
 
-    def befall(self, **fault: Any) -> Fault:
-        """Returns the fault: ``times`` tells how often it may still come."""
+    def inject(self, **fault: Any) -> Fault:
+        """Add a fault and return it. Its ``times`` counts down with every request that fails."""
         self._faults.append(Fault(**fault))
         return self._faults[-1]
 
-    def heal(self) -> None:
+    def clear(self) -> None:
         self._faults.clear()
 
     def freeze_watches(self) -> None:
-        """What they would bring is lost, until they are ended."""
+        """Drop all watch events until :meth:`end_watches`."""
         self._flows = False
 
     def end_watches(self, line: bytes | None = None) -> None:
-        """End every watch: in an orderly way after that last line, cut without one. The next ones flow."""
+        """End every watch: regularly after ``line``, or by closing the connection. New watches work again."""
         self._call(self._end_watches(line)).result(10)
 
     def _call(self, coroutine: Any) -> "Future[Any]":
@@ -125,7 +125,7 @@ class FaultyApi:
         await self._runner.cleanup()
         await self._connector.close(abort_ssl=True)
         await self._session.close()
-        await asyncio.sleep(0.1)  # the transports close in the loop's next rounds
+        await asyncio.sleep(0.1)  # aiohttp closes the transports in later loop iterations
 
     async def _end_watches(self, line: bytes | None) -> None:
         for task, response in list(self._watches.items()):
@@ -138,7 +138,7 @@ class FaultyApi:
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         path = str(request.rel_url)
         self.passed.append(Passed(monotonic(), request.method, path))
-        fault = next((f for f in self._faults if f.befalls(request.method, path)), Fault())
+        fault = next((f for f in self._faults if f.matches(request.method, path)), Fault())
         fault.times -= 1
         await asyncio.sleep(fault.seconds)
         if fault.status:

@@ -1,4 +1,4 @@
-"""Waiting for what is asserted, with a bound."""
+"""Bounded polling for a condition."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def until(check: Callable[[], Any], what: object = "", seconds: float = 20.0) -> Any:
-    """Poll until ``check`` gives something true; what it gave last is told otherwise."""
+    """Poll until ``check`` returns a true value, and return it. ``what`` is the message of a timeout."""
     end = time.monotonic() + seconds
     while not (found := check()):
         assert time.monotonic() < end, f"not within {seconds} s: {what() if callable(what) else what}"

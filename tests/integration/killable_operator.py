@@ -1,13 +1,13 @@
-"""The operator, killed at a request of its own: ``python mortal_operator.py TRAP <flags>``.
+"""Runs the operator and kills it at one of its requests.
 
-TRAP is a file that the test writes while the operator runs: ``{"at": 3, "when": "answered"}``. From then on
-requests to the API server are counted (not those of the lease and the watches, which have a rhythm of their
-own), and at the third the process is gone:
+``python killable_operator.py KILL_POINT <flags>``, where KILL_POINT is a file that the test writes while the
+operator runs: ``{"at": 3, "when": "answered"}``. The operator then counts its requests to the API server,
+except those of the lease and of watches, and exits at the third:
 
-- ``answered``: once the answer is read, before anything is made of it;
-- ``sent``: while it is under way, two milliseconds after the write was begun; only writes are counted.
+- ``answered``: after the response was read, before it is processed;
+- ``sent``: two milliseconds after a write was sent. Only writes are counted.
 
-A trap that has sprung is replaced by what sprang it.
+The file is then replaced by one with the suffix ``.sprung`` that holds the request.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from vllmendpoint_operator.main import main
 WRITES: Final = ("apply", "create", "delete", "update")
 
 
-class Trap:
+class KillPoint:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._laid = 0
         self._count = 0
 
     def is_due(self, verb: str) -> str:
-        """How this request is to end; empty: well."""
+        """When to exit during this request, or an empty string."""
         try:
             laid, text = self._path.stat().st_mtime_ns, self._path.read_text()
         except FileNotFoundError:
@@ -52,11 +52,11 @@ class Trap:
         os._exit(137)
 
 
-def lay(trap: Trap) -> None:
+def lay(trap: KillPoint) -> None:
     request = Kube._request
 
     @contextlib.asynccontextmanager
-    async def mortal(
+    async def killable(
         self: Kube, verb: str, kind: Kind, method: str, path: str, **more: Any
     ) -> AsyncIterator[Any]:
         what = f"{verb} {path}"
@@ -70,9 +70,9 @@ def lay(trap: Trap) -> None:
             if due:
                 trap.spring(what)
 
-    Kube._request = mortal  # type: ignore[method-assign]
+    Kube._request = killable  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    lay(Trap(Path(sys.argv.pop(1))))
+    lay(KillPoint(Path(sys.argv.pop(1))))
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""An operator that reaches the API server through a door that the test can jam."""
+"""An operator that reaches the API server through a fault_proxy that the test can jam."""
 
 import re
 import urllib.request
@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.free_port import free_port
-from tests.integration.conftest import Api, Mark, Space
-from tests.integration.faulty_api import FaultyApi
+from tests.integration.api_server import Api, AuditOffset
+from tests.integration.endpoint_under_test import EndpointUnderTest
+from tests.integration.fault_proxy import FaultProxy
+from tests.integration.operator_effects import writes
 from tests.integration.operator_process import Operator
-from tests.integration.traces import writes
 
 NAMESPACE: Final = "faults"
 CHILDREN: Final = rf"/namespaces/{NAMESPACE}/(?!vllmendpoints|leases|events|pods)\w+/"
-"""Paths of single children, that is: of applies, and of the looks before the first."""
+"""Paths of single children: server-side applies, and the reads before the first apply."""
 WATCHES: Final = r"[?&]watch=true"
 
 
-class BehindFaults:
-    def __init__(self, api: Api, door: FaultyApi, operator: Operator, metrics_port: int) -> None:
-        self.api, self.door, self.operator = api, door, operator
+class ProxiedOperator:
+    def __init__(self, api: Api, fault_proxy: FaultProxy, operator: Operator, metrics_port: int) -> None:
+        self.api, self.fault_proxy, self.operator = api, fault_proxy, operator
         self._metrics_port = metrics_port
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
-    def applied(self, endpoint: Space, mark: Mark) -> dict[str, int]:
-        """How often each child of the endpoint was written since then, with success."""
+    def applied(self, endpoint: EndpointUnderTest, mark: AuditOffset) -> dict[str, int]:
+        """Count the successful writes of each child of the endpoint since the offset."""
         mine = re.compile(rf"{endpoint.name}(-.*)?")
         found = {}
         for what, count in writes(self.api, mark, NAMESPACE).items():
@@ -39,24 +40,24 @@ class BehindFaults:
         return found
 
     def check(self) -> None:
-        """No fault is a reason to end, or a defect."""
+        """Assert that the operator still runs and logged no defect."""
         assert self.operator.process.poll() is None, self.operator.text()
         assert "a defect of the operator" not in self.operator.text(), self.operator.text()
 
 
 @contextmanager
-def behind_faults(api: Api, folder: Path, **flags: Any) -> Iterator[BehindFaults]:
+def proxied_operator(api: Api, folder: Path, **flags: Any) -> Iterator[ProxiedOperator]:
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    door = FaultyApi(api, folder)
+    fault_proxy = FaultProxy(api, folder)
     port = free_port()
     operator = Operator(
-        door.kubeconfig,
+        fault_proxy.kubeconfig,
         NAMESPACE,
         folder / "operator.log",
         **{"metrics_port": port, "lease_seconds": 15, **flags},
     )
     try:
-        yield BehindFaults(api, door, operator.leads(), port)
+        yield ProxiedOperator(api, fault_proxy, operator.leads(), port)
     finally:
         operator.kill()
-        door.close()
+        fault_proxy.close()

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.integration.conftest import Api, Mark, Space
+from tests.integration.api_server import Api, AuditOffset
+from tests.integration.endpoint_under_test import EndpointUnderTest
+from tests.integration.operator_effects import children, events, leftovers, writes
 from tests.integration.operator_process import Operator
+from tests.integration.polling import until
 from tests.integration.simulated_node import SimulatedNode
-from tests.integration.traces import children, events, leftovers, writes
-from tests.integration.waiting import until
 from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 Object = dict[str, Any]
 NAME: Final = "e"
 _SPEC: Final[Object] = {"worker": {"image": "first:1"}, "engine": {"config": {"inline": {"seed": 1}}}}
-MORTAL: Final = Path(__file__).parent / "mortal_operator.py"
+KILLABLE: Final = Path(__file__).parent / "killable_operator.py"
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class Crashes:
     def undisturbed(self, name: str) -> Trace:
         """What the change comes to when nobody is killed."""
         if name not in self._undisturbed:
-            endpoint, node, mark = self._before(CHANGES[name])
+            endpoint, node, offset = self._before(CHANGES[name])
             self._write(CHANGES[name], endpoint)
             node.run()
             self._comes_to_rest(node)
-            found = Trace(children(endpoint), self._children_written(mark), events(endpoint))
+            found = Trace(children(endpoint), self._children_written(offset), events(endpoint))
             self._undisturbed[name] = found
             self._end(endpoint)
         return self._undisturbed[name]
@@ -89,7 +90,7 @@ class Crashes:
         """
         change = CHANGES[name]
         expected = Trace({}, Counter(), Counter()) if change.deleted else self.undisturbed(name)
-        endpoint, node, mark = self._before(change)
+        endpoint, node, offset = self._before(change)
         self._trap.write_text(json.dumps({"at": at, "when": when}))
         self._write(change, endpoint)
         dead = self._operators[-1].process.poll
@@ -115,7 +116,7 @@ class Crashes:
         self._comes_to_rest(node)
         assert node.is_ready()
         assert children(endpoint) == expected.children
-        written = self._children_written(mark)
+        written = self._children_written(offset)
         assert written == expected.writes, (what, written - expected.writes, expected.writes - written)
         # What is seen on the way is a matter of moments; but nothing is told twice.
         told = events(endpoint)
@@ -123,10 +124,10 @@ class Crashes:
         self._end(endpoint)
         return what
 
-    def _before(self, change: Change) -> tuple[Space, SimulatedNode, Mark]:
+    def _before(self, change: Change) -> tuple[EndpointUnderTest, SimulatedNode, AuditOffset]:
         if not self._operators or self._operators[-1].process.poll() is not None:
             self._start()
-        endpoint = Space(self.api, self.namespace, NAME)
+        endpoint = EndpointUnderTest(self.api, self.namespace, NAME)
         if self.api.get("VLLMEndpoint", self.namespace, NAME):
             self._end(endpoint)  # of a point that failed
         node = SimulatedNode(endpoint)
@@ -134,9 +135,9 @@ class Crashes:
             endpoint.create(**_SPEC, replicas=change.replicas)
             node.run()
             self._comes_to_rest(node)
-        return endpoint, node, self.api.mark()
+        return endpoint, node, self.api.audit_offset()
 
-    def _write(self, change: Change, endpoint: Space) -> None:
+    def _write(self, change: Change, endpoint: EndpointUnderTest) -> None:
         if change.replicas is None:
             endpoint.create(**change.spec)
         else:
@@ -149,7 +150,7 @@ class Crashes:
                 self.api.kubeconfig,
                 self.namespace,
                 log,
-                program=(MORTAL, self._trap),
+                program=(KILLABLE, self._trap),
                 identity="operator",
             )
         )
@@ -159,31 +160,31 @@ class Crashes:
         self, node: SimulatedNode, or_else: Callable[[], bool] = lambda: False, seconds: float = 0.5
     ) -> None:
         """No request for a while."""
-        mark, since = self.api.mark(), time.monotonic()
+        offset, since = self.api.audit_offset(), time.monotonic()
 
         def quiet() -> bool:
-            nonlocal mark, since
-            if self.api.requests(mark, namespace=self.namespace):
-                mark, since = self.api.mark(), time.monotonic()
+            nonlocal offset, since
+            if self.api.requests(offset, namespace=self.namespace):
+                offset, since = self.api.audit_offset(), time.monotonic()
             return or_else() or time.monotonic() - since > seconds
 
         node.run(quiet)
 
-    def _children_written(self, mark: Mark) -> Counter[str]:
+    def _children_written(self, offset: AuditOffset) -> Counter[str]:
         """Not pods: one whose worker has taken in its settings meanwhile need not be told of them."""
-        found = writes(self.api, mark, self.namespace)
+        found = writes(self.api, offset, self.namespace)
         other = ("vllmendpoints", "events", "pods")
         return Counter({what: count for what, count in found.items() if what.split()[1] not in other})
 
-    def _deleted_meanwhile(self, endpoint: Space, propagation: str) -> None:
+    def _deleted_meanwhile(self, endpoint: EndpointUnderTest, propagation: str) -> None:
         self.api.delete("VLLMEndpoint", self.namespace, NAME, propagation)
-        mark = self.api.mark()
+        offset = self.api.audit_offset()
         self._start()
         self._nothing_left()
-        assert not self.api.writes(mark, namespace=self.namespace)
+        assert not self.api.writes(offset, namespace=self.namespace)
         self._cut(endpoint)
 
-    def _end(self, endpoint: Space) -> None:
+    def _end(self, endpoint: EndpointUnderTest) -> None:
         self.api.delete("VLLMEndpoint", self.namespace, NAME)
         self._nothing_left()
         self._cut(endpoint)
@@ -197,6 +198,6 @@ class Crashes:
         )
 
     @staticmethod
-    def _cut(endpoint: Space) -> None:
+    def _cut(endpoint: EndpointUnderTest) -> None:
         for worker in endpoint.started:
-            worker.cut()
+            worker.close_streams()
