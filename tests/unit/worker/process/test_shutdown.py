@@ -1,4 +1,4 @@
-"""Requests in flight are waited for, unless nobody will ever answer them."""
+"""The drain waits for requests in flight, unless the engine cannot answer them."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from vllmendpoint_worker.process.clock import Clock
 
 
 class Fast(Clock):
-    """An hour passes with each look."""
+    """One hour passes with each call."""
 
     now = 0.0
 
@@ -16,19 +16,19 @@ class Fast(Clock):
         return self.now
 
 
-async def test_drained_when_nobody_waits_any_more() -> None:
+async def test_the_drain_ends_with_the_last_request() -> None:
     left = [2, 2, 1, 0]
     await shutdown.wait_for_drain(lambda: left.pop(0), lambda: False, Clock())
     assert not left
 
 
-async def test_nobody_is_waited_for_in_vain(caplog: pytest.LogCaptureFixture) -> None:
-    vain = [False, True]
-    await shutdown.wait_for_drain(lambda: 3, lambda: vain.pop(0), Clock())
-    assert not vain
-    assert "cut off: 3" in caplog.text
+async def test_the_drain_gives_up_on_an_engine_that_cannot_answer(caplog: pytest.LogCaptureFixture) -> None:
+    give_up = [False, True]
+    await shutdown.wait_for_drain(lambda: 3, lambda: give_up.pop(0), Clock())
+    assert not give_up
+    assert "aborted: count=3" in caplog.text
 
 
-async def test_waiting_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_drain_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     await shutdown.wait_for_drain(lambda: 1, lambda: False, Fast())
-    assert "cut off: 1" in caplog.text
+    assert "aborted: count=1" in caplog.text

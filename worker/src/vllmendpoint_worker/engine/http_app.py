@@ -7,7 +7,7 @@ vLLM's own (``/ping``, ``/health``) is answered over a stalled or dead one, whic
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final
 
 import uvicorn
@@ -77,10 +77,10 @@ def bind_port(host: str, port: int) -> list[socket.socket]:
 
 
 class HttpServer:
-    """A uvicorn server without signal handlers, on the running loop. ``stop`` ends what ``start`` began."""
+    """A uvicorn server on the running loop, without signal handlers. Owns the task that ``start`` creates."""
 
     def __init__(
-        self, http: HttpApp, middleware: ReadinessMiddleware, listeners: list[socket.socket]
+        self, http: HttpApp, middleware: ReadinessMiddleware, listeners: Sequence[socket.socket]
     ) -> None:
         config = uvicorn.Config(
             middleware, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=20
@@ -93,7 +93,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Serve; returns when the port answers."""
-        self._task = asyncio.create_task(self._server.serve(sockets=self._listeners), name="http")
+        self._task = asyncio.create_task(self._server.serve(sockets=list(self._listeners)), name="http")
         async with asyncio.timeout(START_SECONDS):
             while not self._server.started:
                 if self._task.done():
@@ -107,6 +107,11 @@ class HttpServer:
         self._server.should_exit = True
         done, _ = await asyncio.wait({self._task}, timeout=25.0)
         if not done:
-            logger.warning("The HTTP server did not end in time and is cancelled")
+            logger.warning("The HTTP server did not stop in time and is aborted")
+            await self.abort()
+
+    async def abort(self) -> None:
+        """Stop without waiting for requests in flight. No effect after :meth:`stop`."""
+        if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=1.0)

@@ -1,6 +1,4 @@
-"""The main loop's sign of life, and the two ends of the process that are liveness's: a dead engine, and a
-certain stall of ``restartAfterSeconds``.
-"""
+"""Exits the process when the engine is dead, or stalled for ``restartAfterSeconds``; sends heartbeats."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,50 +8,52 @@ from vllmendpoint_api import Mode, Stage, Verdict
 from vllmendpoint_worker.probing.publisher import HealthPublisher
 from vllmendpoint_worker.probing.verdict import stalled_seconds
 from vllmendpoint_worker.process.clock import Clock
-from vllmendpoint_worker.process.shutdown import terminate
+from vllmendpoint_worker.process.shutdown import EXIT_FAILURE, EXIT_STALLED, terminate
 from vllmendpoint_worker.serving.state import WorkerState
 
 from .engine_errors import ENGINE_ERRORS
 
-__all__ = ["EXIT_DEAD", "EXIT_STALLED", "Liveness"]
+__all__ = ["Liveness"]
 
 HEARTBEAT_SECONDS: Final = 0.25
-EXIT_DEAD: Final = 1
-EXIT_STALLED: Final = 3
+
+PUBLISH_SECONDS: Final = 0.1
+"""Time for the report streams to deliver the verdict ``Dead``."""
 
 
 class Liveness:
-    """``restart_after`` gives the seconds of stall that end the process, 0 for never."""
+    """``restart_after``: seconds of stall after which the process exits; 0 for never."""
 
     def __init__(
-        self, state: WorkerState, shown: HealthPublisher, restart_after: Callable[[], float], clock: Clock
+        self, state: WorkerState, publisher: HealthPublisher, restart_after: Callable[[], float], clock: Clock
     ) -> None:
         self._state = state
-        self._shown = shown
+        self._publisher = publisher
         self._restart_after = restart_after
         self._clock = clock
 
     async def run(self) -> None:
-        """Beat until cancelled, or until the process must end."""
+        """Send heartbeats of the main loop and check the engine, until cancelled."""
         while True:
             self._state.heartbeat(starting=not self._state.is_registered)
-            prober = self._shown.prober
-            if prober is not None and self._state.stage is Stage.SERVING:
-                if prober.state.verdict is Verdict.DEAD:
-                    await asyncio.sleep(0.1)  # the watchers hear of it
-                    self.engine_died()
-                stalled = stalled_seconds(prober.state, self._clock.monotonic())
-                if 0 < self._restart_after() <= stalled and self._shown.mode is not Mode.DISABLED:
-                    terminate(
-                        EXIT_STALLED,
-                        f"The engine has been stalled for {stalled:.0f} s (restartAfterSeconds).",
-                    )
+            if self._state.stage is Stage.SERVING:
+                await self._check()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    def engine_died(self) -> NoReturn:
-        terminate(EXIT_DEAD, f"The engine is dead: vLLM reports EngineDeadError.{ENGINE_ERRORS.latest()}")
+    async def _check(self) -> None:
+        if (prober := self._publisher.prober) is None:
+            return
+        if prober.state.verdict is Verdict.DEAD:
+            await asyncio.sleep(PUBLISH_SECONDS)
+            self.on_engine_died()
+        stalled = stalled_seconds(prober.state, self._clock.monotonic())
+        if 0 < self._restart_after() <= stalled and self._publisher.mode is not Mode.DISABLED:
+            terminate(EXIT_STALLED, f"The engine has been stalled for {stalled:.0f} s (restartAfterSeconds).")
 
-    def blocked(self, seconds: float) -> None:
-        """On the report's thread: the main loop cannot end the process, if it is blocked for too long."""
+    def on_engine_died(self) -> NoReturn:
+        terminate(EXIT_FAILURE, f"The engine is dead: vLLM reports EngineDeadError.{ENGINE_ERRORS.latest()}")
+
+    def on_blocked(self, seconds: float) -> None:
+        """Called on the report server's thread, because a blocked main loop cannot exit the process."""
         if 0 < self._restart_after() <= seconds:
             terminate(EXIT_STALLED, f"The worker's event loop has been blocked for {seconds:.0f} s.")

@@ -1,4 +1,4 @@
-"""The end of the process, from wherever it is decided."""
+"""Drains requests, and exits the process with its child processes."""
 
 import asyncio
 import logging
@@ -10,48 +10,62 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-from vllmendpoint_worker.process.clock import Clock
+from .clock import Clock
 
-__all__ = ["PROCESS_GROUPS", "terminate", "wait_for_drain", "write_termination_message"]
+__all__ = [
+    "EXIT_FAILURE",
+    "EXIT_STALLED",
+    "PROCESS_GROUPS",
+    "terminate",
+    "wait_for_drain",
+    "write_termination_message",
+]
 
 logger = logging.getLogger(__name__)
 
+EXIT_FAILURE: Final = 1
+EXIT_STALLED: Final = 3
+
 DRAIN_SECONDS: Final = 25.0
-"""Bound on the requests in flight."""
+"""Longest wait for the requests in flight."""
 
 PROCESS_GROUPS: Final[set[int]] = set()
-"""Those that end with this process."""
+"""Process groups that are killed with this process."""
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
-"""Kubernetes shows what a container wrote here as the reason of its end."""
+"""Kubernetes shows the content of this file as the termination message of the container."""
+
+MAX_MESSAGE: Final = 2048
 
 
 async def wait_for_drain(unfinished: Callable[[], int], give_up: Callable[[], bool], clock: Clock) -> None:
-    """Return once no request is unfinished, or waiting is ``give_up`` (a stalled engine answers nobody), or
-    after :data:`DRAIN_SECONDS`.
+    """Return when no request is unfinished, or ``give_up`` is true (a stalled engine answers no request), or
+    :data:`DRAIN_SECONDS` have passed.
     """
     deadline = clock.monotonic() + DRAIN_SECONDS
-    while left := unfinished():
+    while count := unfinished():
         if give_up() or clock.monotonic() >= deadline:
-            logger.warning("Requests in flight that are cut off: %d", left)
+            logger.warning("Requests in flight are aborted: count=%d", count)
             return
         await asyncio.sleep(0.05)
 
 
-def terminate(code: int, why: str = "") -> NoReturn:
-    """End the children and the process, at once. ``why``: one sentence, where the end is not asked for."""
-    if why:
-        logger.critical("%s", why)
-        write_termination_message(why)
+def terminate(code: int, message: str = "") -> NoReturn:
+    """Exit immediately, with the child processes. ``message``: the cause, as a sentence, unless a signal is
+    the cause.
+    """
+    if message:
+        logger.critical("%s", message)
+        write_termination_message(message)
     _end_children()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # the reader has gone
             stream.flush()
     os._exit(code)
 
 
 def _end_children() -> None:
-    """vLLM's engine core is a child of ours; it ends its own workers."""
+    """vLLM's engine core is a child process; it ends its own workers."""
     for group in PROCESS_GROUPS:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
@@ -68,10 +82,10 @@ def _end_children() -> None:
             child.join(1.0)
 
 
-def write_termination_message(why: str) -> None:
-    """Make ``why`` the container's termination message, where there is one."""
+def write_termination_message(message: str) -> None:
+    """Set the container's termination message. Outside a container, nothing happens."""
     if TERMINATION_LOG.exists():
         try:
-            TERMINATION_LOG.write_text(why[:2048])
+            TERMINATION_LOG.write_text(message[:MAX_MESSAGE])
         except OSError as error:
-            logger.debug("The termination log cannot be written: %s", error.strerror)
+            logger.debug("The termination message cannot be written: error=%s", error.strerror)

@@ -31,6 +31,13 @@ __all__ = ["LOOP_GRACE_SECONDS", "StateSnapshot", "WorkerState"]
 LOOP_GRACE_SECONDS: Final = 3.0
 """The main loop is called blocked when it has not beaten for the probe's timeout and this."""
 
+_LOAD_STAGES: Final = (
+    Stage.STARTING_ENGINE,
+    Stage.LOADING_WEIGHTS,
+    Stage.COMPILING,
+    Stage.ALLOCATING_CACHE,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StateSnapshot:
@@ -106,6 +113,14 @@ class WorkerState:
         current = self._snapshot.stage
         since = current.since if current.name == name else self._clock.wall()
         self.update(stage=StageReport(name=name, since=since, detail=detail[:2048]))
+
+    def advance_load(self, stage: Stage) -> None:
+        """Enter a later stage of the engine's load. The engine's processes report stages in any order."""
+        with self._lock:
+            current = self.stage
+            loading = stage in _LOAD_STAGES and current in _LOAD_STAGES
+            if loading and _LOAD_STAGES.index(stage) > _LOAD_STAGES.index(current):
+                self.enter_stage(stage)
 
     def heartbeat(self, *, starting: bool = False) -> None:
         """The main loop lives. Called several times a second once customer code may run on it. While it is

@@ -40,17 +40,15 @@ Gate = Callable[[], bool]
 class Hooks(Protocol):
     """What the worker does at the points where upstream's composition lets it in."""
 
-    def runtime_made(self, shutdown: "Shutdown") -> None:
-        """The runtime stands; signals stay the worker's: upstream's handlers are not installed."""
-        ...
-
     def engine_loaded(self, engine: "WorkerEngine") -> None: ...
 
-    async def before_register(self) -> None:
-        """The engine and its handler stand; nothing is registered yet."""
+    async def before_register(self, engine: "WorkerEngine", shutdown: "Shutdown") -> None:
+        """The engine is loaded and its handler exists; the model is not registered yet. Dynamo's signal
+        handlers are not installed: the worker handles signals.
+        """
         ...
 
-    def registered(self) -> None: ...
+    def registered(self, engine: "WorkerEngine") -> None: ...
 
 
 class Shutdown:
@@ -97,7 +95,7 @@ async def serve(parsed: Arguments, hooks: Hooks, gate: Gate, metrics: CollectorR
         event_plane=config.event_plane,
         response_plane=config.response_plane,
     )
-    hooks.runtime_made(Shutdown(runtime, endpoints, event, lifecycle))
+    shutdown = Shutdown(runtime, endpoints, event, lifecycle)
     engine = WorkerEngine(config, event)
 
     def setup(config: Any, factory: StatLoggerFactory, **kwargs: Any) -> Any:
@@ -110,9 +108,9 @@ async def serve(parsed: Arguments, hooks: Hooks, gate: Gate, metrics: CollectorR
         return result
 
     async def register(*args: Any, **kwargs: Any) -> None:
-        await hooks.before_register()
+        await hooks.before_register(engine, shutdown)
         await dynamo_main.register_vllm_model(*args, **kwargs)
-        hooks.registered()
+        hooks.registered(engine)
 
     def collect_metrics(of: Any, endpoint: Any, log: Any) -> None:
         dynamo_main.setup_metrics_collection(of, endpoint, log)
