@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, RollingUpdate, names
-from vllmendpoint_operator.observe.snapshot import Endpoint
+from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER, Endpoint
 
 __all__ = [
     "FRONTEND",
@@ -25,9 +25,6 @@ __all__ = [
     "workers_name",
 ]
 
-WORKER: Final = "worker"
-FRONTEND: Final = "frontend"
-"""Values of the component label, and the names of the component's section in the spec."""
 FRONTEND_STARTUP_SECONDS: Final = 120
 """The startup probe fails after this time."""
 WORKER_GRACE_SECONDS: Final = 60

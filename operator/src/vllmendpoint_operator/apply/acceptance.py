@@ -1,4 +1,9 @@
-"""What is recorded on a child of what was applied, and of what the API server stored otherwise. Pure."""
+"""Records on a child: the digest of what was applied, and differences that the operator accepts. Pure.
+
+A mutating admission policy changes a child again after every apply. The operator then accepts the differences
+and records their digest in an annotation of the child, so that the record survives a restart of the operator.
+A later change of such a field to another value has another digest.
+"""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -11,58 +16,61 @@ from vllmendpoint_api import names
 from vllmendpoint_operator.kube.differences import differences, differs
 from vllmendpoint_operator.observe.snapshot import Object
 
-__all__ = ["APPLIED_PATH", "accepted", "accepting", "records", "settled", "stamped"]
+__all__ = [
+    "APPLIED_HASH_PATH",
+    "accepted_record",
+    "is_in_sync",
+    "records",
+    "with_accepted_record",
+    "with_applied_hash",
+]
 
-_APPLIED: Final = f"{names.GROUP}/applied-hash"
-"""Annotation on every child: digest of what was last applied, to notice a field taken out."""
-APPLIED_PATH: Final = ("metadata", "annotations", _APPLIED)
-_ACCEPTED: Final = f"{names.GROUP}/accepted-differences"
-"""Annotation on a child: digest of what the API server stores otherwise than it is applied.
-
-A mutating admission policy would change the object again after every apply. As the record is on the object,
-it outlives the operator; a later change of such a field to another value has another digest.
-"""
-_SORTED: Final = msgspec.json.Encoder(order="deterministic")
-"""Every look at an endpoint encodes all its children: the standard library's takes eight times as long."""
+_APPLIED_HASH: Final = f"{names.GROUP}/applied-hash"
+"""Annotation of every child: digest of what was last applied. It shows that a field was removed."""
+APPLIED_HASH_PATH: Final = ("metadata", "annotations", _APPLIED_HASH)
+_ACCEPTED_DIFFERENCES: Final = f"{names.GROUP}/accepted-differences"
+"""Annotation of a child: digest of the differences between the applied and the stored object."""
+_ENCODER: Final = msgspec.json.Encoder(order="deterministic")
+"""Each reconcile encodes all children. The encoder of the standard library takes eight times as long."""
 
 Difference = tuple[tuple[str, ...], Any]
+"""Path of a field, and its value in the live object."""
 
 
-def stamped(child: Object) -> Object:
-    """With the digest of what is applied."""
+def with_applied_hash(child: Object) -> Object:
     annotations = {
         **child["metadata"].get("annotations", {}),
-        _APPLIED: sha256(_SORTED.encode(child)).hexdigest()[:16],
+        _APPLIED_HASH: sha256(_ENCODER.encode(child)).hexdigest()[:16],
     }
     return {**child, "metadata": {**child["metadata"], "annotations": annotations}}
 
 
-def settled(desired: Object, live: Object) -> bool:
-    """Nothing differs but what is recorded as accepted. ``desired`` is stamped."""
+def is_in_sync(desired: Object, live: Object) -> bool:
+    """Whether all differences are accepted. ``desired`` has the applied hash."""
     if not differs(desired, live):
         return True
-    record = accepted(live)
+    record = accepted_record(live)
     return bool(record) and record in records(differences(desired, live))
 
 
-def accepted(live: Object) -> str:
-    """The record on a live object; empty where it has none."""
-    return str((live["metadata"].get("annotations") or {}).get(_ACCEPTED, ""))
+def accepted_record(live: Object) -> str:
+    """The record of accepted differences; empty if there is none."""
+    return str((live["metadata"].get("annotations") or {}).get(_ACCEPTED_DIFFERENCES, ""))
 
 
-def accepting(desired: Object, record: str) -> Object:
-    """With this record, or none."""
+def with_accepted_record(desired: Object, record: str) -> Object:
     if not record:
         return desired
     metadata = desired["metadata"]
-    return {
-        **desired,
-        "metadata": {**metadata, "annotations": {**metadata["annotations"], _ACCEPTED: record}},
-    }
+    annotations = {**metadata["annotations"], _ACCEPTED_DIFFERENCES: record}
+    return {**desired, "metadata": {**metadata, "annotations": annotations}}
 
 
 def records(found: Iterable[Difference]) -> tuple[str, str]:
-    """Those that accept these differences: exactly, and whatever their values; empty where there are none."""
+    """The records that accept these differences: with these values, and with any values.
+
+    Both are empty if there is no difference.
+    """
     pairs = sorted(found, key=itemgetter(0))
     if not pairs:
         return "", ""
@@ -70,4 +78,4 @@ def records(found: Iterable[Difference]) -> tuple[str, str]:
 
 
 def _digest(value: Any) -> str:
-    return sha256(_SORTED.encode(value)).hexdigest()[:16]
+    return sha256(_ENCODER.encode(value)).hexdigest()[:16]

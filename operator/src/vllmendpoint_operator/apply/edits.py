@@ -1,4 +1,4 @@
-"""Changes by others to what the operator applies: who made one, and what to do instead. Pure."""
+"""Changes of children by other clients: who made them, and which field to set instead. Pure."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from vllmendpoint_api import names
 
-__all__ = ["Edit", "advice", "dotted", "is_owned_by", "managers"]
+__all__ = ["Edit", "Path", "advice", "dotted", "field_managers", "is_managed_by"]
 
 Path = tuple[str, ...]
-_NAMED: Final = 3
+"""As in :func:`vllmendpoint_operator.kube.differences.differences`."""
+_NAMED_FIELDS: Final = 3
 _TEMPLATE: Final = ("spec", "template")
 _MAIN: Final = (*_TEMPLATE, "spec", "containers", "[main]")
 _ADVICE: Final[tuple[tuple[str, str | None, Path, str], ...]] = (
@@ -35,59 +36,77 @@ _ADVICE: Final[tuple[tuple[str, str | None, Path, str], ...]] = (
         "PodDisruptionBudget",
         None,
         (),
-        "It follows spec.replicas and spec.strategy of the {kind}; set these instead.",
+        "It depends on spec.replicas and spec.strategy of the {kind}. Set these instead.",
     ),
     ("Service", None, (), "Create a Service of your own, under another name, instead."),
     ("NetworkPolicy", None, (), "Create a NetworkPolicy of your own, under another name, instead."),
 )
-"""Kind, component (None: any), path, and where it belongs; the first that fits."""
+"""Kind, component (None: any), prefix of the path, and advice; the first match applies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Fields of a child that the cluster had otherwise than they were applied."""
+    """Fields of a child that the cluster stored otherwise than the operator applied them."""
 
     kind: str
     name: str
     component: str
-    """``worker``, ``frontend`` or another value of the child's component label."""
+    """Value of the child's component label, such as ``worker`` or ``frontend``."""
     paths: tuple[Path, ...]
     managers: tuple[str, ...] = ()
-    """Field managers that own these fields; empty where none is known."""
+    """Field managers that own these fields; empty if unknown."""
     accepted: bool = False
-    """The API server stores them so again, whatever is applied: an admission policy or webhook persists."""
+    """Admission changes the fields again after every apply, so the operator accepts the change."""
+
+    @classmethod
+    def of(
+        cls,
+        child: dict[str, Any],
+        paths: tuple[Path, ...],
+        managers: tuple[str, ...] = (),
+        *,
+        accepted: bool = False,
+    ) -> "Edit":
+        metadata = child["metadata"]
+        component = str((metadata.get("labels") or {}).get(names.LABEL_COMPONENT, ""))
+        return cls(child["kind"], metadata["name"], component, paths, managers, accepted)
 
     @property
     def fields(self) -> str:
-        """Some of them, for a sentence."""
+        """The first three fields and the number of the others, for a message."""
         named = [dotted(path) for path in self.paths]
-        more = f" and {len(named) - _NAMED} more fields" if len(named) > _NAMED else ""
-        return ", ".join(named[:_NAMED]) + more
+        more = f" and {len(named) - _NAMED_FIELDS} more fields" if len(named) > _NAMED_FIELDS else ""
+        return ", ".join(named[:_NAMED_FIELDS]) + more
 
 
 def dotted(path: Path) -> str:
-    """As ``kubectl explain`` writes it: ``spec.template.spec.containers[main].image``."""
+    """``spec.template.spec.containers[main].image``"""
     return ".".join(path).replace(".[", "[")
 
 
-def managers(obj: dict[str, Any], paths: Iterable[Path], own: str) -> tuple[str, ...]:
-    """Field managers in ``managedFields`` that own one of these paths; those that begin with ``own`` aside.
+def field_managers(obj: dict[str, Any], paths: Iterable[Path], own_prefix: str) -> tuple[str, ...]:
+    """Field managers in ``managedFields`` that own one of ``paths``, without those with the prefix.
 
-    A field that was removed has no owner: then the manager that wrote last, where that is after ``own``.
+    A removed field has no owner. Then the result is the last writer, if it wrote after the operator.
     """
     entries = obj["metadata"].get("managedFields") or []
-    foreign = [entry for entry in entries if not _manager(entry).startswith(own)]
-    wanted = tuple(paths)
-    owners = [entry for entry in foreign if any(_owns(entry.get("fieldsV1") or {}, path) for path in wanted)]
+    foreign = [entry for entry in entries if not _manager(entry).startswith(own_prefix)]
+    changed = tuple(paths)
+    owners = [entry for entry in foreign if any(_owns(entry.get("fieldsV1") or {}, path) for path in changed)]
     if not owners:
-        ours = max((_time(entry) for entry in entries if _manager(entry).startswith(own)), default="")
-        later = [e for e in foreign if e.get("subresource", "") != "status" and _time(e) >= ours]
+        own = [_time(entry) for entry in entries if _manager(entry).startswith(own_prefix)]
+        last_apply = max(own, default="")
+        later = [
+            entry
+            for entry in foreign
+            if entry.get("subresource", "") != "status" and _time(entry) >= last_apply
+        ]
         owners = sorted(later, key=_time)[-1:]
     return tuple(dict.fromkeys(_manager(entry) for entry in owners))
 
 
-def is_owned_by(obj: dict[str, Any], path: Path, manager: str) -> bool:
-    """Whether ``managedFields`` has that field manager as an owner of ``path``."""
+def is_managed_by(obj: dict[str, Any], path: Path, manager: str) -> bool:
+    """Whether ``managedFields`` has the field manager ``manager`` as an owner of ``path``."""
     entries = obj["metadata"].get("managedFields") or []
     return any(_manager(entry) == manager and _owns(entry.get("fieldsV1") or {}, path) for entry in entries)
 
@@ -101,7 +120,7 @@ def _time(entry: dict[str, Any]) -> str:
 
 
 def _owns(fields: dict[str, Any], path: Path) -> bool:
-    """``fields``: a FieldsV1. One that ends above ``path`` owns all that is below."""
+    """``fields``: a FieldsV1. A field without children in it owns all fields below."""
     if not path:
         return True
     step, *rest = path
@@ -110,18 +129,19 @@ def _owns(fields: dict[str, Any], path: Path) -> bool:
 
 
 def _keys(fields: dict[str, Any], step: str) -> Iterator[str]:
+    """The keys of a FieldsV1 for one step of a path. ``[80/TCP]`` selects a list item by its merge keys."""
     if not step.startswith("["):
         if f"f:{step}" in fields:
             yield f"f:{step}"
         return
-    wanted = set(step[1:-1].split("/"))
+    values = set(step[1:-1].split("/"))
     for key in fields:
-        if key.startswith("k:") and {str(value) for value in json.loads(key[2:]).values()} == wanted:
+        if key.startswith("k:") and {str(value) for value in json.loads(key[2:]).values()} == values:
             yield key
 
 
 def advice(edit: Edit) -> str:
-    """Where in the VLLMEndpoint that belongs which somebody changed in a child."""
+    """Sentences that name the fields of the VLLMEndpoint to set instead."""
     return " ".join(dict.fromkeys(_advice(edit, path) for path in edit.paths))
 
 

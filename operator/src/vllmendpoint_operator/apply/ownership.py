@@ -1,94 +1,85 @@
-"""Whether an object under a child's name is the endpoint's, and what to say where it is not. Pure."""
+"""Whether a live object is the endpoint's child, and the error if it is not but has a child's name. Pure."""
 
 from typing import Final
 
 from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.errors import ConditionError, TerminalError
-from vllmendpoint_operator.kube.kinds import MANAGED, Kind
-from vllmendpoint_operator.observe.snapshot import Endpoint, Object
+from vllmendpoint_operator.kube.kinds import MANAGED
+from vllmendpoint_operator.observe.snapshot import Endpoint, Object, controller_of
 
-__all__ = ["controller", "is_ours", "is_owned", "taken"]
+__all__ = ["is_controlled_by", "name_conflict", "owned_by_endpoint"]
 
-_LEFT: Final = ",".join(kind.plural for kind in MANAGED)
-"""For kubectl: the kinds of what an endpoint leaves that is deleted without its children."""
-
-
-def is_ours(live: Object, endpoint: Endpoint) -> bool:
-    return is_owned(live, endpoint.uid)
+_MANAGED_PLURALS: Final = ",".join(kind.plural for kind in MANAGED)
+"""For ``kubectl delete``: the kinds of all children."""
 
 
-def is_owned(live: Object, uid: str) -> bool:
-    return controller(live) == uid and "deletionTimestamp" not in live["metadata"]
+def owned_by_endpoint(live: Object, endpoint: Endpoint) -> bool:
+    """Whether the endpoint controls the object, and the object is not being deleted."""
+    return is_controlled_by(live, endpoint.uid) and "deletionTimestamp" not in live["metadata"]
 
 
-def controller(obj: Object) -> str | None:
-    """UID of the object's controller."""
-    owner = _controller(obj)
-    return None if owner is None else str(owner["uid"])
+def is_controlled_by(live: Object, uid: str) -> bool:
+    owner = controller_of(live)
+    return owner is not None and owner["uid"] == uid
 
 
-def taken(kind: Kind, child: Object, live: Object, established: bool) -> ConditionError:
-    """``established``: the endpoint has children of its own, which must not be deleted with what stands in
-    the way."""
-    name = child["metadata"]["name"]
-    if "deletionTimestamp" in live["metadata"] or _was_ours(child, live):
+def name_conflict(desired: Object, live: Object, has_own_children: bool) -> ConditionError:
+    """The error for ``live``, which has the name of ``desired`` and is not owned by the endpoint.
+
+    ``has_own_children``: the endpoint has other children. Then the message must not advise to delete all
+    objects with the endpoint's labels.
+    """
+    kind, name = desired["kind"], desired["metadata"]["name"]
+    if "deletionTimestamp" in live["metadata"] or _will_be_collected(desired, live):
         return ConditionError(
-            Reason.PENDING, f"the {kind.kind} {name!r} is being deleted; this goes on when it is gone."
+            Reason.PENDING, f"the {kind} {name!r} is being deleted; this goes on when it is gone."
         )
-    what = f"metadata.name: the {kind.kind} {name!r}"
-    if _was_orphaned(child, live) and not established:
+    subject = f"metadata.name: the {kind} {name!r}"
+    if _is_orphan(desired, live) and not has_own_children:
+        namespace = desired["metadata"]["namespace"]
         return TerminalError(
             Reason.NAME_TAKEN,
-            f"{what} was left by an earlier endpoint of this name, deleted "
+            f"{subject} was left by an earlier endpoint of this name, deleted "
             f"with --cascade=orphan; give this one another name, or delete all that was left: "
-            f"kubectl delete -n {child['metadata']['namespace']} {_LEFT} -l {_mine(child)}",
+            f"kubectl delete -n {namespace} {_MANAGED_PLURALS} -l {_selector(desired)}",
         )
-    if (user := _user(child, live)) is not None:
+    if (user := _user(desired, live)) is not None:
         return TerminalError(
-            Reason.NAME_TAKEN,
-            f"{what} belongs to {user}. Create this endpoint under another name",
+            Reason.NAME_TAKEN, f"{subject} belongs to {user}. Create this endpoint under another name"
         )
     return TerminalError(
         Reason.NAME_TAKEN,
-        f"{what} exists and is not this endpoint's. Create the endpoint under another name, or delete the "
-        f"{kind.kind} if nothing needs it",
+        f"{subject} exists and is not this endpoint's. Create the endpoint under another name, or delete the "
+        f"{kind} if nothing needs it",
     )
 
 
-def _user(child: Object, live: Object) -> str | None:
-    """Who needs it, as its controller or its labels say: nobody may be advised to delete it."""
-    owner = _controller(live)
+def _user(desired: Object, live: Object) -> str | None:
+    """The object that needs ``live``, by its controller or its labels. It must not be deleted."""
+    owner = controller_of(live)
     if owner is not None:
         return f"the {owner['kind']} {owner['name']!r}, which needs it"
     labels = live["metadata"].get("labels") or {}
-    instance = labels.get(names.LABEL_INSTANCE)
-    if labels.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY and _mine(live) != _mine(child):
-        return f"the {names.KIND} {instance!r}, whose labels it has"
+    if labels.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY and _selector(live) != _selector(desired):
+        return f"the {names.KIND} {labels.get(names.LABEL_INSTANCE)!r}, whose labels it has"
     return None
 
 
-def _was_ours(child: Object, live: Object) -> bool:
-    """An endpoint that had this name before owns it: the garbage collector is on its way."""
-    (wanted,) = child["metadata"]["ownerReferences"]
+def _will_be_collected(desired: Object, live: Object) -> bool:
+    """Whether an earlier endpoint of the same name owns it; the garbage collector deletes it then."""
+    (owner,) = desired["metadata"]["ownerReferences"]
     return any(
-        owner["kind"] == wanted["kind"] and owner["name"] == wanted["name"] and owner["uid"] != wanted["uid"]
-        for owner in live["metadata"].get("ownerReferences") or []
+        other["kind"] == owner["kind"] and other["name"] == owner["name"] and other["uid"] != owner["uid"]
+        for other in live["metadata"].get("ownerReferences") or []
     )
 
 
-def _was_orphaned(child: Object, live: Object) -> bool:
-    """It was made by this operator for this name, and nobody owns it."""
-    return not live["metadata"].get("ownerReferences") and _mine(child) == _mine(live)
+def _is_orphan(desired: Object, live: Object) -> bool:
+    """Whether this operator created ``live`` for an endpoint of the same name, and nothing owns it now."""
+    return not live["metadata"].get("ownerReferences") and _selector(desired) == _selector(live)
 
 
-def _mine(obj: Object) -> str:
+def _selector(obj: Object) -> str:
+    """Label selector of the children of an endpoint with this name."""
     labels = obj["metadata"].get("labels") or {}
     return ",".join(f"{key}={labels.get(key)}" for key in (names.LABEL_INSTANCE, names.LABEL_MANAGED_BY))
-
-
-def _controller(obj: Object) -> Object | None:
-    for owner in obj["metadata"].get("ownerReferences") or []:
-        if owner.get("controller"):
-            found: Object = owner
-            return found
-    return None

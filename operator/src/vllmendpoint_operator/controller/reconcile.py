@@ -10,7 +10,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from vllmendpoint_api import ModelSpec, Reason, VLLMEndpointSpec, VLLMEndpointStatus, names
-from vllmendpoint_operator.apply.apply import Applied, apply_plan, apply_scaling
+from vllmendpoint_operator.apply.diff import diff, diff_scaling
+from vllmendpoint_operator.apply.execute import Executor
 from vllmendpoint_operator.cache.caches import Cache, Key
 from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.errors import (
@@ -24,7 +25,7 @@ from vllmendpoint_operator.errors import (
 from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.kinds import EVENT
 from vllmendpoint_operator.metrics import Metrics
-from vllmendpoint_operator.observe.observer import Observer, Workload
+from vllmendpoint_operator.observe.observer import Observer, Workload, find_others
 from vllmendpoint_operator.observe.partial_spec import parse_readable_fields
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan import Options, plan, scaling
@@ -137,31 +138,32 @@ class Reconciler:
             return await self._write_status(
                 obj, endpoint, invalid_status(endpoint, message, datetime.now(UTC))
             )
-        endpoint, done = _endpoint(obj, readable, before), Applied()
+        endpoint = _endpoint(obj, readable, before)
         observed = await self._observer.observe(endpoint, workload)
-        scaled = await self._scale(endpoint, observed, done)
-        if done.writes:
-            observed = await self._observe_again(endpoint)
+        executor = self._executor(endpoint)
+        scaled = await self._scale(endpoint, observed, executor)
+        observed = executor.result.update(observed)
         new_status = unread_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
         again = await self._write_status(obj, endpoint, new_status)
         return again if again is not None or scaled else _UNAPPLIED_RETRY_SECONDS
 
     async def _apply_and_report(self, obj: Object, endpoint: Endpoint, observed: Observed) -> float | None:
-        done = Applied()
-        planned, problem = await self._apply(endpoint, observed, done)
+        executor = self._executor(endpoint)
+        planned, problem = await self._apply(endpoint, observed, executor)
+        observed = executor.result.update(observed)
         if isinstance(problem, NamespaceTerminating):
             return None
         # One more request does not help an API server that does not answer, or asks for fewer.
         unavailable = isinstance(problem, KubeError) and (
             problem.status == 0 or isinstance(problem, Throttled)
         )
-        scaled = problem is None or unavailable or await self._scale(endpoint, observed, done)
-        if done.writes:
-            observed = await self._observe_again(endpoint)
-        new_pods = planned is not None and planned.verify and done.writes
+        scaled = problem is None or unavailable or await self._scale(endpoint, observed, executor)
+        result = executor.result
+        observed = result.update(observed)
+        new_pods = planned is not None and planned.verify and result.writes
         lost = find_dropped_nulls(obj["metadata"].get("annotations") or {}, obj["spec"]) if new_pods else []
         await self._record_events(
-            endpoint, [*warning_events(done.warnings), *edit_events(done.edits), *lost_null_events(lost)]
+            endpoint, [*warning_events(result.warnings), *edit_events(result.edits), *lost_null_events(lost)]
         )
         if isinstance(problem, KubeError):
             self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
@@ -180,46 +182,35 @@ class Reconciler:
         return None
 
     async def _apply(
-        self, endpoint: Endpoint, observed: Observed, done: Applied
+        self, endpoint: Endpoint, observed: Observed, executor: Executor
     ) -> tuple[Plan | None, ConditionError | KubeError | None]:
         """The plan, and what keeps it from being made or applied."""
         planned: Plan | None = None
         try:
             planned = plan(endpoint, observed, self._options)
             if not endpoint.spec.paused:
-                wanted = partial(self._is_managed, endpoint)
-                await apply_plan(
-                    self._kube,
-                    self._cache,
-                    endpoint,
-                    planned,
-                    wanted,
-                    observed=observed.children,
-                    done=done,
-                )
+                others = find_others(self._cache, endpoint, observed, planned.children)
+                await executor.execute(diff(endpoint, planned, observed, others))
         except (ConditionError, KubeError) as error:
             return planned, error
         return planned, None
 
-    async def _scale(self, endpoint: Endpoint, observed: Observed, done: Applied) -> bool:
+    async def _scale(self, endpoint: Endpoint, observed: Observed, executor: Executor) -> bool:
         """Replicas apply to what exists, although the rest cannot be applied now. False: they did not all."""
         if endpoint.spec.paused:
             return True
-        wanted = partial(self._is_managed, endpoint)
+        scaled = scaling(endpoint, observed)
+        others = find_others(self._cache, endpoint, observed, scaled.children)
         try:
-            await apply_scaling(
-                self._kube, self._cache, endpoint, scaling(endpoint, observed), wanted, done=done
-            )
+            await executor.execute(diff_scaling(endpoint, scaled, observed, others))
         except (ConditionError, KubeError) as error:
             # The status tells what keeps the rest from being applied.
             log.warning("not all replicas are applied: %s", error)
             return False
         return True
 
-    async def _observe_again(self, endpoint: Endpoint) -> Observed:
-        """What is observed after writes of ours."""
-        workload = self._observer.workload(endpoint.key, endpoint.uid)
-        return await self._observer.observe(endpoint, workload)
+    def _executor(self, endpoint: Endpoint) -> Executor:
+        return Executor(self._kube, self._cache, endpoint, partial(self._is_managed, endpoint))
 
     async def _write_status(self, obj: Object, endpoint: Endpoint, new: VLLMEndpointStatus) -> float | None:
         """Seconds after which to look again where it was not written: it waits, or the endpoint changed."""

@@ -1,4 +1,4 @@
-"""Gather one endpoint's world from the cache and the workers' reports. Writes nothing."""
+"""Collects the observed state of one endpoint from the cache and the workers' reports. Writes nothing."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,14 +9,35 @@ from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache, Key
 from vllmendpoint_operator.errors import NotFound
 from vllmendpoint_operator.kube.client import Kube, Object
-from vllmendpoint_operator.kube.kinds import CLAIM, CONFIG_MAP, DEPLOYMENT, MANAGED, POD, REPLICA_SET, Kind
+from vllmendpoint_operator.kube.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    MANAGED,
+    POD,
+    REPLICA_SET,
+    Kind,
+    by_name,
+)
 from vllmendpoint_operator.reports.state import ReportTarget
 from vllmendpoint_operator.reports.streams import ReportStreams
 
 from .references import claim_references, config_map_references
-from .snapshot import REVISION_ANNOTATION, ConfigMapContent, Endpoint, Observed, Pod, replica_failure
+from .snapshot import (
+    FRONTEND,
+    REVISION_ANNOTATION,
+    WORKER,
+    ConfigMapContent,
+    Endpoint,
+    ObjectKey,
+    Observed,
+    Pod,
+    controller_of,
+    object_key,
+    replica_failure,
+)
 
-__all__ = ["Observer", "Workload"]
+__all__ = ["Observer", "Workload", "find_others"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +48,7 @@ class Workload:
     replica_sets: list[Object]
     pods: list[Object]
     awaiting_first_report: bool
-    """A worker was only just asked for its reports: its first is on its way."""
+    """The operator has just connected to a worker and expects its first report."""
 
 
 class Observer:
@@ -36,46 +57,36 @@ class Observer:
         self._cache = cache
         self._reports = reports
         self._contents: WeakValueDictionary[tuple[str, str, str], ConfigMapContent] = WeakValueDictionary()
-        """(namespace, name, uid/resourceVersion) -> content: each version is read once."""
-        self._held: dict[Key, Mapping[str, ConfigMapContent]] = {}
-        """What keeps them: those that an endpoint's spec referred to when it was last looked at."""
+        """(namespace, name, uid/resourceVersion) -> content, so that each version is read once."""
+        self._referenced: dict[Key, Mapping[str, ConfigMapContent]] = {}
+        """Endpoint -> the content that its spec refers to; these references keep ``_contents`` alive."""
 
     def workload(self, key: Key, uid: str) -> Workload:
-        """As it is now; also makes the report streams follow its worker pods."""
+        """The current workload. Opens and closes report streams to match the worker pods."""
         deployments = self._owned(DEPLOYMENT, key, {uid})
         replica_sets = self._owned(REPLICA_SET, key, _uids(deployments))
         pods = self._owned(POD, key, _uids(replica_sets))
-        listening = self._follow(key, (obj for obj in pods if _component(obj) == "worker"))
-        return Workload(deployments, replica_sets, pods, listening)
+        awaiting = self._sync_streams(key, (obj for obj in pods if _component(obj) == WORKER))
+        return Workload(deployments, replica_sets, pods, awaiting)
 
     async def observe(self, endpoint: Endpoint, workload: Workload) -> Observed:
-        """The endpoint's world now."""
+        """Raises KubeError if a ConfigMap that the spec refers to cannot be read."""
         namespace, pods, replica_sets = endpoint.namespace, workload.pods, workload.replica_sets
-        children = {
-            (kind.kind, obj["metadata"]["name"]): {"kind": kind.kind, **obj}
-            for kind in MANAGED
-            for obj in (
-                self._owned(kind, endpoint.key, {endpoint.uid})
-                if kind is not DEPLOYMENT
-                else workload.deployments
-            )
-        }
-        workers = [obj for obj in pods if _component(obj) == "worker"]
+        workers = [obj for obj in pods if _component(obj) == WORKER]
+        frontends = [obj for obj in pods if _component(obj) == FRONTEND]
         return Observed(
             now=datetime.now(UTC),
-            children=children,
-            workers=tuple(self._pod(endpoint, obj) for obj in _by_name(workers)),
-            frontends=tuple(
-                self._pod(endpoint, obj) for obj in _by_name(pods) if _component(obj) == "frontend"
-            ),
+            children=self._children(endpoint, workload),
+            workers=self._pods(endpoint, workers),
+            frontends=self._pods(endpoint, frontends),
             template_hashes={
-                (owner, _revision(obj)): str(obj["metadata"]["labels"].get("pod-template-hash", ""))
-                for owner, obj in _by_owner(workload.deployments, replica_sets)
+                (deployment, _revision(obj)): str(obj["metadata"]["labels"].get("pod-template-hash", ""))
+                for deployment, obj in _by_deployment(workload.deployments, replica_sets)
             },
             replica_failures={
-                (owner, _revision(obj)): said
-                for owner, obj in _by_owner(workload.deployments, replica_sets)
-                if (said := replica_failure(obj))
+                (deployment, _revision(obj)): message
+                for deployment, obj in _by_deployment(workload.deployments, replica_sets)
+                if (message := replica_failure(obj))
             },
             config_maps=await self._config_maps(endpoint),
             claims=frozenset(
@@ -89,26 +100,39 @@ class Observer:
         )
 
     def forget(self, key: Key) -> None:
-        """The endpoint is gone: end its streams."""
+        """Close the streams of a deleted endpoint."""
         self._reports.sync_targets(key, ())
-        self._held.pop(key, None)
+        self._referenced.pop(key, None)
 
-    def _owned(self, kind: Kind, key: Key, owners: Collection[str]) -> list[Object]:
-        """Of what is labelled as the endpoint's: a label can be set by anybody, a controller cannot."""
+    def _children(self, endpoint: Endpoint, workload: Workload) -> dict[ObjectKey, Object]:
+        owned = {
+            kind: self._owned(kind, endpoint.key, {endpoint.uid}) for kind in MANAGED if kind != DEPLOYMENT
+        }
+        owned[DEPLOYMENT] = workload.deployments
+        return {
+            (kind.kind, obj["metadata"]["name"]): {"kind": kind.kind, **obj}
+            for kind, objects in owned.items()
+            for obj in objects
+        }
+
+    def _owned(self, kind: Kind, key: Key, owner_uids: Collection[str]) -> list[Object]:
+        """Objects with the endpoint's label and one of these controllers. Any client may set the label."""
         namespace, _ = key
-        return [
-            obj for obj in self._cache.informer(kind, namespace).by_owner(key) if _controller(obj) in owners
-        ]
+        labelled = self._cache.informer(kind, namespace).by_owner(key)
+        return [obj for obj in labelled if _controller_uid(obj) in owner_uids]
 
-    def _pod(self, endpoint: Endpoint, obj: Object) -> Pod:
-        metadata = obj["metadata"]
-        stream = self._reports.state(endpoint.key, metadata["uid"])
-        return Pod(metadata["name"], metadata["uid"], obj, stream)
+    def _pods(self, endpoint: Endpoint, objects: Iterable[Object]) -> tuple[Pod, ...]:
+        pods = []
+        for obj in sorted(objects, key=lambda obj: str(obj["metadata"]["name"])):
+            name, uid = obj["metadata"]["name"], obj["metadata"]["uid"]
+            pods.append(Pod(name, uid, obj, self._reports.state(endpoint.key, uid)))
+        return tuple(pods)
 
-    def _follow(self, key: Key, workers: Iterable[Object]) -> bool:
+    def _sync_streams(self, key: Key, workers: Iterable[Object]) -> bool:
+        """Whether the first report of a new stream is expected."""
         pods = [Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj) for obj in workers]
-        up = [pod for pod in pods if pod.running and pod.address and not pod.terminating]
-        return self._reports.sync_targets(key, [ReportTarget(pod.uid, pod.address, key) for pod in up])
+        running = [pod for pod in pods if pod.running and pod.address and not pod.terminating]
+        return self._reports.sync_targets(key, [ReportTarget(pod.uid, pod.address, key) for pod in running])
 
     async def _config_maps(self, endpoint: Endpoint) -> dict[str, ConfigMapContent]:
         namespace = endpoint.namespace
@@ -127,59 +151,68 @@ class Observer:
                 content = self._contents[version] = ConfigMapContent(obj.get("data") or {})
             found[name] = content
         if found:
-            self._held[endpoint.key] = found
+            self._referenced[endpoint.key] = found
         else:
-            self._held.pop(endpoint.key, None)
+            self._referenced.pop(endpoint.key, None)
         return found
+
+
+def find_others(
+    cache: Cache, endpoint: Endpoint, observed: Observed, children: Iterable[Object]
+) -> dict[ObjectKey, Object]:
+    """Cached objects, of any owner, under the names of ``children`` that ``observed`` does not have."""
+    found = {}
+    for kind, name in {object_key(child) for child in children} - observed.children.keys():
+        obj = cache.informer(by_name(kind), endpoint.namespace).get((endpoint.namespace, name))
+        if obj is not None:
+            found[kind, name] = {"kind": kind, **obj}
+    return found
 
 
 def _uids(objects: Iterable[Object]) -> set[str]:
     return {obj["metadata"]["uid"] for obj in objects}
 
 
-def _by_owner(deployments: Iterable[Object], replica_sets: Iterable[Object]) -> Iterator[tuple[str, Object]]:
-    """Each ReplicaSet with the name of its Deployment."""
+def _by_deployment(
+    deployments: Iterable[Object], replica_sets: Iterable[Object]
+) -> Iterator[tuple[str, Object]]:
+    """(name of the Deployment, ReplicaSet)"""
     owners = {obj["metadata"]["uid"]: str(obj["metadata"]["name"]) for obj in deployments}
     for obj in replica_sets:
-        yield owners[str(_controller(obj))], obj
+        yield owners[str(_controller_uid(obj))], obj
 
 
 def _revision(obj: Object) -> str:
     return str((obj["metadata"].get("annotations") or {}).get(REVISION_ANNOTATION, ""))
 
 
-def _by_name(objects: Iterable[Object]) -> list[Object]:
-    return sorted(objects, key=lambda obj: str(obj["metadata"]["name"]))
-
-
 def _component(obj: Object) -> str:
     return str((obj["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, ""))
 
 
-def _controller(obj: Object) -> str | None:
-    for owner in obj["metadata"].get("ownerReferences") or []:
-        if owner.get("controller"):
-            return str(owner["uid"])
-    return None
+def _controller_uid(obj: Object) -> str | None:
+    owner = controller_of(obj)
+    return None if owner is None else str(owner["uid"])
 
 
 def _accounts(workers: Iterable[Object], replica_sets: Iterable[Object]) -> set[str]:
+    """ServiceAccounts of worker pods, and of ReplicaSets that may create worker pods."""
     specs = [pod.get("spec") or {} for pod in workers]
     specs += [
         item["spec"]["template"]["spec"]
         for item in replica_sets
-        if item["spec"]["replicas"] and _component(item) == "worker"
+        if item["spec"]["replicas"] and _component(item) == WORKER
     ]
     return {str(spec["serviceAccountName"]) for spec in specs if spec.get("serviceAccountName")}
 
 
-def _mounted(pods: Iterable[Object], replica_sets: Iterable[Object], source: str, name: str) -> set[str]:
-    """Names under ``volumes[].<source>.<name>``."""
+def _mounted(pods: Iterable[Object], replica_sets: Iterable[Object], source: str, field: str) -> set[str]:
+    """Values of ``volumes[].<source>.<field>`` of pods, and of ReplicaSets that may create pods."""
     specs = [pod.get("spec") or {} for pod in pods]
     specs += [item["spec"]["template"]["spec"] for item in replica_sets if item["spec"]["replicas"]]
     return {
-        volume[source][name]
+        volume[source][field]
         for spec in specs
         for volume in spec.get("volumes") or []
-        if name in (volume.get(source) or {})
+        if field in (volume.get(source) or {})
     }

@@ -9,17 +9,28 @@ from vllmendpoint_api import VLLMEndpointSpec, VLLMEndpointStatus, names
 from vllmendpoint_operator.reports.state import StreamState
 
 __all__ = [
+    "FRONTEND",
     "REVISION_ANNOTATION",
+    "WORKER",
     "ConfigMapContent",
     "Endpoint",
     "Object",
+    "ObjectKey",
     "Observed",
     "Pod",
+    "controller_of",
+    "object_key",
     "replica_failure",
 ]
 
 Object = dict[str, Any]
 
+ObjectKey = tuple[str, str]
+"""(kind, name) of an object in the endpoint's namespace."""
+
+WORKER: Final = "worker"
+FRONTEND: Final = "frontend"
+"""Values of the component label, and names of the component's section in the spec."""
 REVISION_ANNOTATION: Final = "deployment.kubernetes.io/revision"
 """Set by the Deployment controller, alike on a Deployment and on the ReplicaSet of its newest template."""
 
@@ -165,7 +176,7 @@ class Observed:
     """All that a decision may look at, but for the spec."""
 
     now: datetime
-    children: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    children: Mapping[ObjectKey, Object] = field(default_factory=dict)
     """(kind, name) -> object, only those whose controller is this endpoint."""
     workers: tuple[Pod, ...] = ()
     frontends: tuple[Pod, ...] = ()
@@ -186,6 +197,19 @@ class Observed:
 
     def child(self, kind: str, name: str) -> Object | None:
         return self.children.get((kind, name))
+
+
+def object_key(obj: Object) -> ObjectKey:
+    return obj["kind"], obj["metadata"]["name"]
+
+
+def controller_of(obj: Object) -> Object | None:
+    """The owner reference of the object's controller."""
+    for owner in obj["metadata"].get("ownerReferences") or []:
+        if owner.get("controller"):
+            found: Object = owner
+            return found
+    return None
 
 
 def replica_failure(obj: Object) -> str:

@@ -5,8 +5,8 @@ from copy import deepcopy
 
 import pytest
 
+from tests.unit.operator.applying import apply_plan
 from tests.unit.operator.fake_kube import FakeKube
-from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.kube.kinds import by_name
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.operator.applying import apply_plan, observe_children
 from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_api import Reason, VLLMEndpointStatus, names
-from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.errors import ConditionError, Rejected, TerminalError
 from vllmendpoint_operator.kube.kinds import CLAIM, MANAGED, SERVICE, by_name
@@ -38,17 +38,16 @@ def put(kube, cache):
     return into
 
 
-async def test_what_was_seen_to_be_right_is_not_looked_up_again(kube, cache, make_endpoint, make_plan):
+async def test_only_what_was_not_observed_is_read_from_the_cache(kube, cache, make_endpoint, make_plan):
     planned = make_plan(endpoint := make_endpoint())
     await apply_plan(kube, cache, endpoint, planned)
-    observed = {key: {"kind": key[0], **obj} for key, obj in kube.objects.items()}
-    del observed["Service", "smollm"]
-    observed["ConfigMap", "smollm-settings"] = {**observed["ConfigMap", "smollm-settings"], "data": {}}
+    observed = observe_children(cache, endpoint)
+    del observed.children["Service", "smollm"]
     looked = []
-    for store in cache.informers:
-        store.get = lambda key, get=store.get: looked.append(key) or get(key)
+    for informer in cache.informers:
+        informer.get = lambda key, get=informer.get: looked.append(key) or get(key)
     assert (await apply_plan(kube, cache, endpoint, planned, observed=observed)).writes == 0
-    assert looked == [("team-a", "smollm-settings"), ("team-a", "smollm")]
+    assert looked == [("team-a", "smollm")]
 
 
 async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_plan):
@@ -202,16 +201,16 @@ async def test_nobody_is_advised_to_delete_what_another_endpoint_needs(
     assert "delete" not in said
 
 
-async def test_a_child_that_lost_its_owner_is_named_alone(kube, cache, put, living, make_endpoint, make_plan):
-    """``kubectl replace`` of an edited export: what the endpoint has besides must not be deleted with it."""
+async def test_the_message_about_a_child_without_owner_names_that_child_alone(
+    kube, cache, put, make_endpoint, make_plan
+):
+    """``kubectl replace`` of an edited export removes the owner. The other children must not be deleted."""
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
-    observed = living(planned)
-    service = next(c for c in planned.children if c["kind"] == "Service")
-    children = {key: obj for key, obj in observed.children.items() if key[0] != "Service"}
-    put({**service, "metadata": {**service["metadata"], "ownerReferences": []}})
+    await apply_plan(kube, cache, endpoint, planned)
+    put(kube.objects["Service", "smollm"], ownerReferences=[])
     with pytest.raises(TerminalError) as refused:
-        await apply_plan(kube, cache, endpoint, planned, observed=children)
+        await apply_plan(kube, cache, endpoint, planned)
     assert refused.value.reason is Reason.NAME_TAKEN
     assert "under another name, or delete the Service if nothing needs it" in refused.value.message
     assert "kubectl delete" not in refused.value.message

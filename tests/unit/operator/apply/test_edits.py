@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_operator.apply.edits import Edit, managers
+from vllmendpoint_operator.apply.edits import Edit, field_managers
 from vllmendpoint_operator.controller.events import edit_events, event_body
 
 OURS = "vllmendpoint-operator"
@@ -45,7 +45,7 @@ PORT = {"f:ports": {'k:{"port":80,"protocol":"TCP"}': {"f:targetPort": {}}}}
     ],
 )
 def test_managers_own_the_path(entries, path, found):
-    assert managers({"metadata": {"managedFields": entries}}, [path], OURS) == found
+    assert field_managers({"metadata": {"managedFields": entries}}, [path], OURS) == found
 
 
 def test_of_a_field_that_was_removed_the_last_writer_is_named():
@@ -56,9 +56,9 @@ def test_of_a_field_that_was_removed_the_last_writer_is_named():
         entry("kube-controller-manager", {}, time="2026-01-01T13:00:00Z", subresource="status"),
     ]
     obj = {"metadata": {"managedFields": entries}}
-    assert managers(obj, [("spec", "strategy")], OURS) == ("kubectl-edit",)
+    assert field_managers(obj, [("spec", "strategy")], OURS) == ("kubectl-edit",)
     entries.pop(2)
-    assert managers(obj, [("spec", "strategy")], OURS) == (), "who wrote before us did not remove it"
+    assert field_managers(obj, [("spec", "strategy")], OURS) == (), "who wrote before us did not remove it"
 
 
 def told(kind, component, *paths, managers=("m",), **more):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.unit.operator.applying import apply_plan, apply_scaling
 from tests.unit.operator.fake_kube import FakeKube
-from vllmendpoint_operator.apply.apply import apply_plan, apply_scaling
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.endpoint_store import EndpointStore
 from vllmendpoint_operator.controller.reconcile import Reconciler
@@ -44,7 +44,7 @@ async def test_replicas_apply_and_the_template_stays(kube, cache, make_endpoint,
     refused = make_endpoint(replicas=wanted, frontend={"replicas": 3}, engine={"args": ["--model", "x"]})
     with pytest.raises(ConditionError):
         make_plan(refused, seen(kube, noon))
-    done = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)))
+    done = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)), seen(kube, noon))
     after = kube.objects["Deployment", "smollm-workers"]
     assert after["spec"] == {**before["spec"], "replicas": wanted}
     assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
@@ -54,7 +54,7 @@ async def test_replicas_apply_and_the_template_stays(kube, cache, make_endpoint,
     assert (budget in kube.objects) is (wanted > 1)
     assert done.writes == len(kube.writes)
     kube.writes.clear()
-    again = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)))
+    again = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)), seen(kube, noon))
     assert (again.writes, kube.writes) == (0, []), "what is as asked is not written"
 
 
@@ -63,7 +63,7 @@ async def test_the_budget_follows_the_replicas(kube, cache, make_endpoint, make_
     first = make_endpoint(replicas=2, strategy=rolling)
     await apply_plan(kube, cache, first, make_plan(first))
     more = make_endpoint(replicas=8, strategy=rolling)
-    await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)))
+    await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)), seen(kube, noon))
     assert kube.objects["PodDisruptionBudget", "smollm-workers"]["spec"]["maxUnavailable"] == 4
 
 
@@ -71,7 +71,7 @@ async def test_the_rest_is_applied_once_the_spec_is_valid_again(kube, cache, mak
     first = make_endpoint(replicas=1)
     await apply_plan(kube, cache, first, make_plan(first))
     scaled = make_endpoint(replicas=4)
-    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)))
+    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)), seen(kube, noon))
     done = await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))
     assert done.edits == [], "our own change is nobody else's"
     assert (await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))).writes == 0
@@ -85,7 +85,7 @@ async def test_replicas_that_are_as_before_once_the_spec_is_valid_again(
     first = make_endpoint(replicas=1)
     await apply_plan(kube, cache, first, make_plan(first))
     scaled = make_endpoint(replicas=4)
-    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)))
+    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)), seen(kube, noon))
     owned = {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     kube.objects["Deployment", "smollm-workers"]["metadata"]["managedFields"] = [owned]
     done = await apply_plan(kube, cache, first, make_plan(first, seen(kube, noon)))
@@ -102,26 +102,26 @@ async def test_a_refusal_of_any_other_child_keeps_no_replicas_back(
     kube.refuse[kind] = Rejected(422, "no")
     more = make_endpoint(replicas=3)
     try:
-        await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)))
+        await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)), seen(kube, noon))
     except TerminalError:
         assert kind == "PodDisruptionBudget"
     assert replicas(kube) == 3
 
 
-async def test_what_is_not_there_or_not_ours_is_left_alone(kube, cache, make_endpoint, make_plan, noon):
-    endpoint = make_endpoint(replicas=3)
-    none = scaling(endpoint, Observed(now=noon))
+def test_a_deployment_that_does_not_exist_is_not_scaled(make_endpoint, noon):
+    none = scaling(make_endpoint(replicas=3), Observed(now=noon))
     assert (dict(none.replicas), none.children, none.prune) == ({}, (), ())
+
+
+async def test_a_deployment_that_is_being_deleted_is_not_scaled(kube, cache, make_endpoint, make_plan, noon):
+    endpoint = make_endpoint(replicas=3)
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     kube.writes.clear()
-    other = make_endpoint(replicas=9)
-    going = {"deletionTimestamp": "2026-01-01T12:00:00Z", "resourceVersion": "900"}
     live = kube.objects["Deployment", "smollm-workers"]
-    cache.informer(DEPLOYMENT, "team-a").apply_local_write(
-        {**live, "metadata": {**live["metadata"], **going}}
-    )
-    found = scaling(other, seen(kube, noon))
-    await apply_scaling(kube, cache, other, found, lambda: len(kube.writes) < 1)
+    live["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    other = make_endpoint(replicas=9)
+    await apply_scaling(kube, cache, other, scaling(other, seen(kube, noon)), seen(kube, noon))
+    assert ("apply", "PodDisruptionBudget", "smollm-workers") not in kube.writes, "it is in sync"
     assert ("apply", "Deployment", "smollm-workers") not in kube.writes
 
 
@@ -271,6 +271,24 @@ async def test_replicas_apply_while_another_child_is_refused(operated, kind):
     _, again = await operated(replicas=3, **change)
     assert replicas(kube) == 3
     assert again == 30
+
+
+async def test_scaling_after_a_failed_apply_creates_nothing_twice(operated):
+    """The budget was created before the Deployment was rejected."""
+    await operated(replicas=1)
+    kube = operated.kube
+    kube.refuse["Deployment"] = Rejected(422, "no")
+    kube.writes.clear()
+    kube.reads.clear()
+    await operated(replicas=3, healthCheck={"periodSeconds": 7})
+    assert kube.writes == [
+        ("apply", "ConfigMap", "smollm-settings"),
+        ("apply", "PodDisruptionBudget", "smollm-workers"),
+        ("apply", "Deployment", "smollm-workers"),
+        ("apply", "Deployment", "smollm-workers"),
+    ]
+    assert kube.reads == [("VLLMEndpoint", "smollm")]
+    assert replicas(kube) == 3
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.unit.operator.applying import apply_plan
 from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_api import names
-from vllmendpoint_operator.apply.apply import apply_plan
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.observe.snapshot import Observed
 from vllmendpoint_operator.plan.pods.dynamo import base_namespace
@@ -179,9 +179,8 @@ async def test_each_step_of_the_migration_writes_once(make_endpoint, make_plan, 
             children["Deployment", name]["status"] = done
         children["Deployment", FRONTEND]["status"] = done | {"availableReplicas": available}
         kube.writes.clear()
-        await apply_plan(
-            kube, cache, endpoint, make_plan(endpoint, Observed(now=noon, children=children, workers=workers))
-        )
+        observed = Observed(now=noon, children=children, workers=workers)
+        await apply_plan(kube, cache, endpoint, make_plan(endpoint, observed), observed=observed)
         return [name for verb, kind, name in kube.writes if (verb, kind) == ("apply", "Deployment")]
 
     assert await written(plain.workers, 1) == [FRONTEND]
