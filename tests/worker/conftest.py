@@ -26,15 +26,15 @@ from vllmendpoint_api import Verdict, WorkerReport
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240.0
 HEALTH_LAG = 15.0
-"""Seconds that Dynamo's ``/health`` may be behind a stall: its canary asks every second ("a second or two" in
-docs/health-checks.md), and the machine may be busy."""
+"""Maximum delay in seconds of Dynamo's ``/health`` after a stall: its canary checks every second ("a second
+or two" in docs/health-checks.md), and the machine may be busy."""
 ENGINE_ARGUMENTS = [
     "--served-model-name", "toy", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8",
     "--kv-cache-memory-bytes", "67108864", "--distributed-executor-backend", "uni",
 ]  # fmt: skip
 SEPARATE = ["--distributed-executor-backend", "mp"]
-"""The model in a process of its own, as vLLM has it on CPUs, and on GPUs where one worker has several. Else
-it runs in the engine core's, as on one GPU: a third less to start."""
+"""The model in a separate process, vLLM's default on CPUs and for several GPUs. ENGINE_ARGUMENTS run it in
+the engine core's process, as on one GPU, which starts in two thirds of the time."""
 LOOPBACK = {
     "DYN_DISCOVERY_BACKEND": "file",
     "DYN_EVENT_PLANE": "zmq",
@@ -50,14 +50,15 @@ LOOPBACK = {
     "OMP_NUM_THREADS": "1",
     "VLLMENDPOINT_REPORT_HOST": "127.0.0.1",
     "VLLMENDPOINT_SAGEMAKER_HOST": "127.0.0.1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # "uni" is taken for "mp" without it, on CPUs
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # without it vLLM replaces "uni" by "mp" on CPUs
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_NO_USAGE_STATS": "1",
 }
 
 
 class Process(NamedTuple):
-    """A process told from a later one with the same number by when it began (clock ticks since boot)."""
+    """A process. ``began``, in clock ticks since boot, distinguishes it from a later one with the same
+    PID."""
 
     pid: int
     began: int
@@ -84,7 +85,7 @@ def alive(process: Process) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent, ... of ``/proc/PID/stat``; empty where there is no such process."""
+    """State, parent, ... of ``/proc/PID/stat``; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -92,7 +93,7 @@ def _stat(pid: int) -> list[str]:
 
 
 class WorkerProcess:
-    """One worker. ``environ`` and ``arguments`` come on top of the loopback set and the toy engine's."""
+    """One worker. ``environ`` extends LOOPBACK, and ``arguments`` extends ENGINE_ARGUMENTS."""
 
     def __init__(
         self,
@@ -104,11 +105,11 @@ class WorkerProcess:
     ) -> None:
         self.folder = folder
         self.inside = inside
-        """What the command starts with: the network namespace that it runs in."""
+        """Prefix of the command, which runs it in a network namespace."""
         self.settings_file = folder / "settings" / "settings.json"
         self.settings_file.parent.mkdir(parents=True, exist_ok=True)
         self.log_file = folder / "worker.log"
-        # What is killed leaves its sockets behind, and a path to one may have 107 characters at most.
+        # A short path, since the path of a socket has at most 107 characters; stop() removes the sockets.
         self.sockets = Path(tempfile.mkdtemp(prefix="worker-"))
         self.ports = {name: free_port() for name in ("report", "http", "system", "rpc")}
         kept = {
@@ -132,7 +133,7 @@ class WorkerProcess:
         self._seen: set[Process] = set()
 
     def settings(self, health_check: dict[str, Any], digest: str = "", **more: Any) -> str:
-        """Write ``settings.json`` as a whole; the hash to wait for in the report."""
+        """Replace ``settings.json`` atomically; returns the hash that the report will contain."""
         digest = digest or f"h{time.monotonic_ns()}"
         text = json.dumps({"healthCheck": health_check, "hash": digest, **more})
         temporary = self.settings_file.with_suffix(".new")
@@ -155,7 +156,7 @@ class WorkerProcess:
         return self.process.pid
 
     def engine_core(self) -> int:
-        """vLLM's engine core, by the name it gives itself."""
+        """PID of vLLM's engine core, found by its process title."""
         for child in self.children():
             with contextlib.suppress(OSError):
                 if b"EngineCore" in Path(f"/proc/{child.pid}/cmdline").read_bytes():
@@ -175,7 +176,7 @@ class WorkerProcess:
         return self.log_file.read_text(errors="replace")
 
     def log_lines(self) -> list[str]:
-        """The worker's own lines, not upstream's."""
+        """The log lines of the worker's package, without upstream's."""
         return [line for line in self.log().splitlines() if " vllmendpoint_worker." in line]
 
     def ask(
@@ -207,13 +208,13 @@ class WorkerProcess:
                 if condition(last):
                     return time.monotonic() - began
             time.sleep(0.05)
-        raise AssertionError(f"did not come about in {seconds} s: {last!r} {self.log_lines()[-5:]}")
+        raise AssertionError(f"not fulfilled within {seconds} s: {last!r} {self.log_lines()[-5:]}")
 
     def until_ready(self) -> float:
         return self.until(lambda report: report.ready, START_SECONDS)
 
     def stop(self) -> None:
-        """By pid: the worker, then whatever of its children is left."""
+        """Kill the worker, then its remaining children, by PID."""
         if self.process is not None and self.process.poll() is None:
             self.children()
             self.process.kill()
@@ -226,16 +227,24 @@ class WorkerProcess:
 
 
 def wait(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Until ``condition`` holds."""
+    """Poll until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "did not come about"
+        assert time.monotonic() < deadline, f"not fulfilled within {seconds} s"
         time.sleep(0.05)
+
+
+def wait_until_gone(processes: Sequence[Process], seconds: float) -> None:
+    """Poll until none of the processes is alive."""
+    deadline = time.monotonic() + seconds
+    while left := [process for process in processes if alive(process)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[float]:
-    """A process that is frozen (SIGSTOP) for as long as the ``with`` lasts."""
+    """Freeze a process (SIGSTOP) for the duration of the ``with``; yields the start in monotonic seconds."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield time.monotonic()
@@ -245,7 +254,7 @@ def stopped(pid: int) -> Iterator[float]:
 
 
 def assert_health_follows(worker: WorkerProcess) -> None:
-    """Dynamo's own ``/health``: frozen -> 503, and nothing else while it lasts; thawed -> 200."""
+    """Dynamo's ``/health`` returns 503 for as long as the engine is frozen, and 200 afterwards."""
     wait(lambda: worker.status("system", "/health") == 200)
     with stopped(worker.engine_core()) as began:
         wait(lambda: worker.status("system", "/health") == 503)
@@ -265,7 +274,7 @@ def assert_health_follows(worker: WorkerProcess) -> None:
 
 
 class Load:
-    """User traffic on the SageMaker port from threads; ends with the ``with``."""
+    """User traffic on the SageMaker port from threads, for the duration of the ``with``."""
 
     def __init__(
         self, worker: WorkerProcess, clients: int, body: dict[str, Any], path: str = "/v1/completions"
@@ -299,7 +308,7 @@ class Load:
 
 @pytest.fixture(scope="session")
 def toy_model() -> Path:
-    """The toy model of hack/model.py, made where it is not there yet."""
+    """The toy model of hack/model.py, created on first use."""
     subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "toy"], timeout=300, check=True)
     cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
     return cache / "models" / "toy-llama"

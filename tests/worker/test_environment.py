@@ -1,5 +1,5 @@
-"""Real workers that the environment alone configures, with what nothing else gives: probing turned off, and
-the linked guide's pre- and post-processing around vLLM's own ``/invocations``."""
+"""Real workers that only the environment configures: probing is disabled, and pre- and post-processing
+(docs/handlers.md) wrap vLLM's own ``/invocations``."""
 
 import json
 import urllib.error
@@ -15,7 +15,8 @@ from .spied import Spied
 pytestmark = pytest.mark.timeout(300)
 QUICK = {"DYN_HEALTH_CHECK_INTERVAL": "1"}
 FLOAT32 = ["--dtype", "float32"]
-"""In bfloat16 vLLM dies of an illegal instruction on a CPU with AMX if so short a request is the first."""
+"""In bfloat16, vLLM crashes with an illegal instruction on CPUs with AMX if the first request is this
+short."""
 PROCESSING = """
 from fastapi.responses import JSONResponse
 
@@ -42,11 +43,11 @@ def invoke(worker: Spied, **headers: str) -> tuple[int, dict[str, str], dict[str
         {"content-type": "application/json", **headers},
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, dict(answer.headers), json.load(answer)
-    except urllib.error.HTTPError as refusal:
-        with refusal:
-            return refusal.code, dict(refusal.headers), json.load(refusal)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, dict(response.headers), json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), json.load(error)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def invoke(worker: Spied, **headers: str) -> tuple[int, dict[str, str], dict[str
     [{"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true"}, {"DYN_HEALTH_CHECK_ENABLED": "false"}],
     ids=["payload disabled", "not enabled"],
 )
-def test_turned_off_by_the_environment_and_processed_before_and_after(
+def test_the_environment_disables_probing_and_sets_pre_and_post_processing(
     tmp_path: Path, toy_model: Path, off: dict[str, str]
 ) -> None:
     script = tmp_path / "code" / "model.py"
@@ -77,10 +78,10 @@ def test_turned_off_by_the_environment_and_processed_before_and_after(
         assert (status, headers["x-post"]) == (200, "set-after"), answer
         assert answer["id"] == "cmpl-set-before"
         assert invoke(worker, **{"x-slow": "1"})[::2] == (429, {"error": "slow down"})
-        # Five periods later, by the reports' own clock.
+        # Wait for five periods, by the time in the reports.
         worker.until(lambda report: (report.time - began.time).total_seconds() > 5, 30.0)
-        (asked,) = map(json.loads, worker.seen_lines())
-        assert asked["id"].startswith("cmpl-set-before"), "nobody but the user asked the engine"
+        (request,) = map(json.loads, worker.seen_lines())
+        assert request["id"].startswith("cmpl-set-before"), "the engine received only the user's request"
         assert worker.report().ready
     finally:
         worker.stop()

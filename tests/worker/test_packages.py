@@ -1,4 +1,4 @@
-"""Packages of a script, installed by the real pip: offline, from wheels that the tests write."""
+"""Packages of a script, installed with the real pip, offline, from wheels that the tests write."""
 
 import asyncio
 import importlib
@@ -18,14 +18,14 @@ from vllmendpoint_api import ConfigurationState, Problem, Reason
 from vllmendpoint_worker.packages import install as packages
 from vllmendpoint_worker.packages.install import Packages, packages_folder
 
-from .conftest import WorkerProcess, alive, wait
+from .conftest import WorkerProcess, wait, wait_until_gone
 
 pytestmark = pytest.mark.timeout(300)
-NOWHERE = "http://127.0.0.1:9/simple"
+UNREACHABLE_INDEX = "http://127.0.0.1:9/simple"
 
 
-class Refused(Exception):
-    """Raised for the first problem: else the installation is tried again for ever."""
+class Rejected(Exception):
+    """Raised for the first problem, which ends the retries of the installation."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -38,35 +38,36 @@ class Pod:
         self.model = folder / "model"
         self.model.mkdir(parents=True)
         self.wheels = self.model / "requirements"
-        self.told: list[str] = []
+        self.progress: list[str] = []
         self.path = list(sys.path)
         self.environ = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder / "home"),
             "SAGEMAKER_MODEL_PATH": str(self.model),
             "XDG_CACHE_HOME": str(folder / "cache"),
-            "PIP_INDEX_URL": NOWHERE,
+            "PIP_INDEX_URL": UNREACHABLE_INDEX,
             "PIP_RETRIES": "1",
         } | environ
 
-    def ask_for(self, *lines: str) -> None:
+    def write_requirements(self, *lines: str) -> None:
         (self.model / "requirements.txt").write_text("\n".join(lines) + "\n")
 
     async def start(self, seconds: float = 60.0) -> None:
-        def refuse(problem: Problem) -> None:
-            raise Refused(problem)
+        def reject(problem: Problem) -> None:
+            raise Rejected(problem)
 
-        sys.path[:] = self.path  # a new process has no more on it
-        await Packages(self.environ, seconds).wait_until_installed(refuse, self.told.append)
+        sys.path[:] = self.path  # as in a new process
+        await Packages(self.environ, seconds).wait_until_installed(reject, self.progress.append)
 
-    async def refused(self, seconds: float = 60.0) -> Problem:
-        with pytest.raises(Refused) as caught:
+    async def start_rejected(self, seconds: float = 60.0) -> Problem:
+        """The problem with which the installation fails."""
+        with pytest.raises(Rejected) as caught:
             await self.start(seconds)
         return caught.value.problem
 
     @property
     def installed(self) -> list[str]:
-        """What lies in the volume: names of packages and modules."""
+        """Names of the packages and modules in the volume."""
         found = packages_folder(self.environ).glob("*/lib/python*/site-packages/*")
         return sorted(each.name for each in found if each.name != "__pycache__")
 
@@ -90,29 +91,29 @@ def version_of(name: str) -> str:
 async def test_wheels_beside_the_script_are_installed_without_an_index(pod: Pod) -> None:
     write_wheel(pod.wheels, "tinytool", requires=["tinybase>=2", "pydantic", "torch"])
     write_wheel(pod.wheels, "tinybase", "2.5")
-    pod.ask_for("# tools of the script", "tinytool[none]==1.0  # pinned")
+    pod.write_requirements("# tools of the script", "tinytool[none]==1.0  # pinned")
     before = sorted(pod.model.rglob("*"))
     await pod.start()
     assert (version_of("tinytool"), version_of("tinybase")) == ("1.0", "2.5")
     assert pod.installed == ["tinybase-2.5.dist-info", "tinybase.py", "tinytool-1.0.dist-info", "tinytool.py"]
     assert sorted(pod.model.rglob("*")) == before, "the model's folder may be read-only"
-    assert any(line.startswith("packages: Processing ") for line in pod.told)
+    assert any(line.startswith("packages: Processing ") for line in pod.progress)
 
 
-async def test_a_line_of_pip_that_is_too_long_ends_no_installation(
+async def test_a_very_long_line_of_pip_does_not_fail_the_installation(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "_LINE_BYTES", 16)
     write_wheel(pod.wheels, "tinylong")
-    pod.ask_for("tinylong")
+    pod.write_requirements("tinylong")
     await pod.start()
     assert version_of("tinylong") == "1.0"
 
 
-async def test_a_package_that_needs_the_engines_packages_brings_none_of_what_the_image_lacks(
+async def test_missing_dependencies_of_the_images_packages_are_not_installed(
     pod: Pod, tmp_path: Path
 ) -> None:
-    """As torch asks for triton, which a CPU image has not."""
+    """For example triton, which torch requires and a CPU image lacks."""
     image = tmp_path / "image"
     info = image / "tinytorch-3.1.dist-info"
     info.mkdir(parents=True)
@@ -124,7 +125,7 @@ async def test_a_package_that_needs_the_engines_packages_brings_none_of_what_the
     write_wheel(pod.wheels, "tinytool", requires=["tinytorch[more]>=3"])
     write_wheel(pod.wheels, "tinymore")
     write_wheel(pod.wheels, "tinytorch", "3.2")
-    pod.ask_for("tinytool", "tinytorch")
+    pod.write_requirements("tinytool", "tinytorch")
     await pod.start()
     assert pod.installed == ["tinymore-1.0.dist-info", "tinymore.py", "tinytool-1.0.dist-info", "tinytool.py"]
     assert version_of("tinytorch") == "the image"
@@ -134,7 +135,7 @@ async def test_a_restart_of_the_container_installs_nothing_again(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_wheel(pod.wheels, "tinytool")
-    pod.ask_for("-r more.txt")
+    pod.write_requirements("-r more.txt")
     (pod.model / "more.txt").write_text("tinytool\n")
     await pod.start()
     runs: list[object] = []
@@ -155,10 +156,10 @@ async def test_a_restart_of_the_container_installs_nothing_again(
     assert len(runs) == 2, "another line in a file that is included"
 
 
-async def test_a_package_of_the_image_stays_as_it_is(pod: Pod) -> None:
+async def test_a_package_of_the_image_is_not_replaced(pod: Pod) -> None:
     write_wheel(pod.wheels, "pydantic", "1.0")
-    pod.ask_for("pydantic==1.0")
-    problem = await pod.refused()
+    pod.write_requirements("pydantic==1.0")
+    problem = await pod.start_rejected()
     assert (problem.reason, problem.source, problem.field) == (
         Reason.REQUIREMENTS_NOT_INSTALLED, "Script", "requirements.txt",
     )  # fmt: skip
@@ -167,19 +168,19 @@ async def test_a_package_of_the_image_stays_as_it_is(pod: Pod) -> None:
     assert pod.installed == []
 
 
-async def test_a_package_that_is_not_there_is_named_and_tried_again(
+async def test_a_missing_package_is_named_and_the_installation_retried(
     pod: Pod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packages, "pause", lambda failures: 0.05)
     write_wheel(pod.wheels, "tinytool")
-    pod.ask_for("tinytool", "tinymissing>=2")
+    pod.write_requirements("tinytool", "tinymissing>=2")
     problems: list[Problem] = []
 
-    def refuse(problem: Problem) -> None:
+    def reject(problem: Problem) -> None:
         problems.append(problem)
         write_wheel(pod.wheels, "tinymissing", "2.0")
 
-    await Packages(pod.environ).wait_until_installed(refuse, pod.told.append)
+    await Packages(pod.environ).wait_until_installed(reject, pod.progress.append)
     (problem,) = problems
     assert "No matching distribution found for tinymissing>=2; the index was not reached" in problem.message
     assert "Connection refused" in problem.message
@@ -187,34 +188,34 @@ async def test_a_package_that_is_not_there_is_named_and_tried_again(
     assert version_of("tinymissing") == "2.0"
 
 
-async def test_explicit_arguments_stand_in_for_the_file(pod: Pod) -> None:
-    write_wheel(pod.model / "elsewhere", "tinytool", "1.0")
-    write_wheel(pod.model / "elsewhere", "tinytool", "2.0")
-    pod.ask_for("tinymissing")
-    pod.environ["STANDARD_PIP_ARGS"] = "--no-index --find-links elsewhere 'tinytool<2'"
+async def test_explicit_arguments_replace_the_requirements_file(pod: Pod) -> None:
+    write_wheel(pod.model / "other", "tinytool", "1.0")
+    write_wheel(pod.model / "other", "tinytool", "2.0")
+    pod.write_requirements("tinymissing")
+    pod.environ["STANDARD_PIP_ARGS"] = "--no-index --find-links other 'tinytool<2'"
     await pod.start()
     assert version_of("tinytool") == "1.0"
 
 
 @pytest.mark.parametrize("off", ["false", "False", "0", "no", "off"])
-async def test_one_setting_turns_it_off(pod: Pod, off: str) -> None:
-    pod.ask_for("tinymissing")
+async def test_one_variable_turns_the_installation_off(pod: Pod, off: str) -> None:
+    pod.write_requirements("tinymissing")
     pod.environ |= {"STANDARD_AUTO_INSTALL_REQ": off, "STANDARD_PIP_ARGS": "tinymissing"}
     await pod.start()
     assert not packages_folder(pod.environ).exists()
 
 
-async def test_nothing_to_install_costs_nothing(pod: Pod) -> None:
+async def test_without_requirements_no_folder_is_created(pod: Pod) -> None:
     await pod.start()
     assert not packages_folder(pod.environ).exists()
 
 
-async def test_an_index_that_does_not_answer_is_given_up_within_the_bound(pod: Pod) -> None:
+async def test_an_unresponsive_index_fails_within_the_timeout(pod: Pod) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         pod.environ["PIP_INDEX_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
-        pod.ask_for("tinymissing")
+        pod.write_requirements("tinymissing")
         began = asyncio.get_running_loop().time()
-        problem = await pod.refused(seconds=4.0)
+        problem = await pod.start_rejected(seconds=4.0)
         assert asyncio.get_running_loop().time() - began < 8
     assert "requirements.txt was not installed within 4 s" in problem.message
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -223,31 +224,31 @@ async def test_an_index_that_does_not_answer_is_given_up_within_the_bound(pod: P
     assert list(packages_folder(pod.environ).iterdir()) == []
 
 
-async def test_a_folder_that_cannot_be_written_is_named_with_its_setting(pod: Pod) -> None:
+async def test_an_unwritable_folder_is_named_with_its_variable(pod: Pod) -> None:
     write_wheel(pod.wheels, "tinytool")
-    pod.ask_for("tinytool")
+    pod.write_requirements("tinytool")
     pod.environ["XDG_CACHE_HOME"] = str(pod.model / "requirements.txt")
-    problem = await pod.refused()
+    problem = await pod.start_rejected()
     assert "Not a directory" in problem.message
     assert "set XDG_CACHE_HOME to a folder on a writable volume" in problem.message
 
 
-async def test_no_secret_of_an_index_is_repeated(pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
+async def test_credentials_of_an_index_are_redacted(pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     pod.environ |= {
         "STANDARD_PIP_ARGS": "--index-url http://me:hunter2@127.0.0.1:9/t0ken/simple "
         "--extra-index-url http://hunter3@127.0.0.1:9/simple?key=s3cret tinymissing",
     }
-    problem = await pod.refused()
+    problem = await pod.start_rejected()
     assert (problem.source, problem.field) == ("Environment", "STANDARD_PIP_ARGS")
     assert "tinymissing" in problem.message
-    said = problem.message + caplog.text + "".join(pod.told)
+    output = problem.message + caplog.text + "".join(pod.progress)
     for secret in ("hunter2", "t0ken", "hunter3", "s3cret"):
-        assert secret not in said
+        assert secret not in output
 
 
 @pytest.mark.parametrize(
-    ("requirement", "said"),
+    ("requirement", "message"),
     [
         ("tiny=1", "Invalid requirement: 'tiny=1'"),
         ("tinyother", "No matching distribution found for tinyother"),
@@ -256,22 +257,22 @@ async def test_no_secret_of_an_index_is_repeated(pod: Pod, caplog: pytest.LogCap
         ("tinyhashed==1.0 --hash=sha256:" + 64 * "0", "DO NOT MATCH THE HASHES"),
     ],
 )
-async def test_what_pip_refuses_is_told_in_its_own_words(pod: Pod, requirement: str, said: str) -> None:
+async def test_the_problem_quotes_the_error_of_pip(pod: Pod, requirement: str, message: str) -> None:
     write_wheel(pod.wheels, "tinyother", tag="cp36-cp36m-win32")
     write_wheel(pod.wheels, "tinyhashed")
     (pod.wheels / "tinybroken-1.0-py3-none-any.whl").write_bytes(b"no archive")
-    pod.ask_for(requirement)
-    problem = await pod.refused()
-    assert said in problem.message
+    pod.write_requirements(requirement)
+    problem = await pod.start_rejected()
+    assert message in problem.message
     assert problem.message.startswith("requirements.txt cannot be installed: ")
     assert problem.message.endswith(".")
 
 
-async def test_a_pinned_hash_that_fits_is_installed(pod: Pod) -> None:
+async def test_a_package_with_a_matching_pinned_hash_is_installed(pod: Pod) -> None:
     from hashlib import sha256
 
     wheel = write_wheel(pod.wheels, "tinyhashed", requires=["pydantic"])
-    pod.ask_for(f"tinyhashed==1.0 --hash=sha256:{sha256(wheel.read_bytes()).hexdigest()}")
+    pod.write_requirements(f"tinyhashed==1.0 --hash=sha256:{sha256(wheel.read_bytes()).hexdigest()}")
     await pod.start()
     assert version_of("tinyhashed") == "1.0"
 
@@ -285,15 +286,15 @@ def test_pip_ends_with_the_worker(make_worker: Callable[..., WorkerProcess], tmp
         worker.settings({})
         worker.start()
         silent.settimeout(60)
-        silent.accept()[0].close()  # pip asks
+        silent.accept()[0].close()  # the request of pip
         children = worker.children()
         assert children
         os.kill(worker.pid, signal.SIGTERM)
         assert worker.exit_code(10) == 0
-        wait(lambda: not any(alive(child) for child in children), 5)
+        wait_until_gone(children, 5.0)
 
 
-def test_a_worker_installs_before_it_imports_the_script_and_not_again_after_a_restart(
+def test_packages_are_installed_before_the_script_is_imported_and_not_again_after_a_restart(
     make_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
@@ -306,7 +307,7 @@ def test_a_worker_installs_before_it_imports_the_script_and_not_again_after_a_re
         {
             "SAGEMAKER_MODEL_PATH": str(model),
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            "PIP_INDEX_URL": NOWHERE,
+            "PIP_INDEX_URL": UNREACHABLE_INDEX,
             "PIP_RETRIES": "0",
         }
     )

@@ -1,6 +1,6 @@
-"""The guide's other levels, and what is wrong with them, in real processes: environment, @file, config file.
+"""Payloads from the environment, an @file and the config file, valid and invalid, in real processes.
 
-Each worker ends in its own way: refused and told to stop, engine killed, engine stopped for too long.
+The workers end in different ways: by SIGTERM after a rejection, by a killed engine, by a long stall.
 """
 
 import contextlib
@@ -15,21 +15,14 @@ import pytest
 
 from vllmendpoint_api import ConfigurationState, Level, PayloadSource, Stage, Verdict
 
-from .conftest import START_SECONDS, Process, WorkerProcess, alive
+from .conftest import START_SECONDS, WorkerProcess, wait_until_gone
 
 pytestmark = pytest.mark.timeout(300)
 SECRET = "hunter2-is-never-repeated"
 Make = Callable[..., WorkerProcess]
 
 
-def until_gone(processes: list[Process], seconds: float = 8.0) -> None:
-    deadline = time.monotonic() + seconds
-    while left := [process for process in processes if alive(process)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-
-
-def test_broken_json_is_refused_within_seconds_and_the_worker_stays_up(make_worker: Make) -> None:
+def test_invalid_json_is_rejected_within_seconds_and_the_worker_keeps_running(make_worker: Make) -> None:
     worker = make_worker({"DYN_HEALTH_CHECK_PAYLOAD": '{"prompt": "' + SECRET})
     worker.start()
     worker.until(lambda report: report.started and report.stage.name == Stage.REJECTED, 20.0)
@@ -47,7 +40,7 @@ def test_broken_json_is_refused_within_seconds_and_the_worker_stays_up(make_work
     assert worker.exit_code(10.0) == 0
 
 
-def test_sigterm_during_the_imports_ends_with_zero(make_worker: Make) -> None:
+def test_sigterm_during_the_imports_exits_with_zero(make_worker: Make) -> None:
     worker = make_worker()
     worker.start()
     worker.until(lambda report: report.stage.name == Stage.IMPORTING, 30.0)
@@ -56,7 +49,7 @@ def test_sigterm_during_the_imports_ends_with_zero(make_worker: Make) -> None:
     assert worker.exit_code(10.0) == 0
 
 
-def test_wrong_engine_arguments_are_refused_with_the_parsers_sentence(make_worker: Make) -> None:
+def test_invalid_engine_arguments_are_rejected_with_the_message_of_the_parser(make_worker: Make) -> None:
     worker = make_worker(arguments=["--no-such-flag", "1"])
     worker.start()
     worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
@@ -67,7 +60,7 @@ def test_wrong_engine_arguments_are_refused_with_the_parsers_sentence(make_worke
     assert worker.exit_code(10.0) == 0
 
 
-def test_environment_from_refused_at_start_to_mended_to_outranked_to_a_killed_engine(
+def test_a_payload_of_the_environment_is_rejected_then_corrected_then_overridden_by_the_spec(
     make_worker: Make, tmp_path: Path
 ) -> None:
     file = tmp_path / "payload.json"
@@ -114,10 +107,10 @@ def test_environment_from_refused_at_start_to_mended_to_outranked_to_a_killed_en
     assert statuses <= {0, 503}
     assert worker.exit_code(10.0) != 0
     assert time.monotonic() - killed < 15.0
-    until_gone(children)
+    wait_until_gone(children, 8.0)
 
 
-def test_config_file_and_values_that_crash_upstream_to_a_stall_that_lasts_too_long(
+def test_a_payload_of_the_config_file_is_active_and_a_long_stall_ends_the_worker(
     make_worker: Make, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
@@ -146,7 +139,7 @@ def test_config_file_and_values_that_crash_upstream_to_a_stall_that_lasts_too_lo
     assert report.last_probe is not None
     assert report.last_probe.tokens == 3
     models = json.loads(worker.ask("http", "/v1/models")[1])["data"]
-    assert models[0]["max_model_len"] == 1024  # said by an argument too: alike, or it is refused
+    assert models[0]["max_model_len"] == 1024  # an argument sets it too; different values would be rejected
 
     digest = worker.settings({"periodSeconds": 1, "timeoutSeconds": 1, "restartAfterSeconds": 3})
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
@@ -156,4 +149,4 @@ def test_config_file_and_values_that_crash_upstream_to_a_stall_that_lasts_too_lo
     stalled = time.monotonic()
     assert worker.exit_code(15.0) not in (0, -signal.SIGKILL)
     assert time.monotonic() - stalled > 2.5
-    until_gone(children)
+    wait_until_gone(children, 8.0)

@@ -1,4 +1,5 @@
-"""A changed question comes into force only once the engine has answered it: payloads that only vLLM refuses.
+"""A changed health check becomes active only after the engine has answered it: payloads that only vLLM
+rejects.
 
 One worker with a real engine. The tests run in the order of the file.
 """
@@ -44,8 +45,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, payload_fi
         worker.stop()
 
 
-def refused(worker: Spied, **health_check: Any) -> WorkerReport:
-    """The report once the worker has refused these settings; it is ready all the while."""
+def apply_rejected(worker: Spied, **health_check: Any) -> WorkerReport:
+    """Apply settings that the worker rejects, and return its report; it stays ready meanwhile."""
     digest = worker.settings(QUICK | health_check)
     deadline = time.monotonic() + 30.0
     while (report := worker.report()).configuration.settings_hash != digest:
@@ -57,6 +58,7 @@ def refused(worker: Spied, **health_check: Any) -> WorkerReport:
 
 
 def apply(worker: Spied, **health_check: Any) -> str:
+    """Apply settings and wait until they are active; returns their hash."""
     digest = worker.settings(QUICK | health_check)
     worker.until(
         lambda report: (
@@ -68,7 +70,7 @@ def apply(worker: Spied, **health_check: Any) -> str:
     return digest
 
 
-def test_at_the_first_start_the_worker_stays_up_and_repeats_nothing_of_the_environment(
+def test_a_rejected_payload_at_the_start_keeps_the_worker_running_and_is_not_quoted(
     worker: Spied, payload_file: Path
 ) -> None:
     worker.until(lambda report: report.stage.name == Stage.REJECTED, START_SECONDS)
@@ -122,12 +124,12 @@ def test_at_the_first_start_the_worker_stays_up_and_repeats_nothing_of_the_envir
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_only_vllm_refuses_is_refused_with_its_own_sentence(
+def test_a_payload_that_only_vllm_rejects_is_rejected_with_its_message(
     worker: Spied, payload: dict[str, Any], field: str
 ) -> None:
     apply(worker, level="Minimal")
     before = worker.report()
-    report = refused(worker, payload=payload)
+    report = apply_rejected(worker, payload=payload)
     (problem,) = report.configuration.problems
     assert (problem.reason, problem.source, problem.field) == (
         "InvalidPayload",
@@ -142,25 +144,23 @@ def test_what_only_vllm_refuses_is_refused_with_its_own_sentence(
     assert (report.ready, report.health_check) == (True, before.health_check)
 
 
-def test_the_last_good_check_goes_on_and_says_that_the_replica_generates(worker: Spied) -> None:
+def test_the_last_valid_health_check_stays_active_after_a_rejection(worker: Spied) -> None:
     apply(worker, payload=PROMPT)
-    refused(worker, payload=PROMPT | {"logprobs": 50})
+    apply_rejected(worker, payload=PROMPT | {"logprobs": 50})
     answer = json.loads(worker.ask("report", "/probe", {}, method="POST")[1])
     assert answer["outcome"] == "Complete"
     assert worker.report().verdict.state == Verdict.GENERATING
 
 
-def test_a_payload_that_is_refused_while_probing_is_off_is_refused_when_it_is_turned_on(
-    worker: Spied,
-) -> None:
+def test_an_invalid_payload_is_rejected_when_disabled_probing_is_enabled(worker: Spied) -> None:
     apply(worker, level="Minimal")
     apply(worker, payload=PROMPT | {"logprobs": 50}, mode="Disabled")
-    report = refused(worker, payload=PROMPT | {"logprobs": 50})
+    report = apply_rejected(worker, payload=PROMPT | {"logprobs": 50})
     assert report.configuration.problems[0].field == "healthCheck.payload.logprobs"
     apply(worker, level="Minimal")
 
 
-def test_a_frozen_engine_refuses_no_payload_and_the_changed_one_waits_for_it(worker: Spied) -> None:
+def test_a_changed_payload_is_pending_while_the_engine_is_frozen(worker: Spied) -> None:
     apply(worker, level="Minimal")
     before = worker.report()
     with stopped(worker.engine_core()):
@@ -184,7 +184,7 @@ def test_a_frozen_engine_refuses_no_payload_and_the_changed_one_waits_for_it(wor
     [{"messages": CHAT["messages"]}, {"prompt": "Hello", "max_tokens": None}],
     ids=["chat", "completion"],
 )
-def test_a_payload_without_a_limit_is_asked_with_one(worker: Spied, payload: dict[str, Any]) -> None:
+def test_a_payload_without_max_tokens_is_sent_with_a_default(worker: Spied, payload: dict[str, Any]) -> None:
     apply(worker, payload=payload | {"ignore_eos": True, "temperature": 0})
     worker.until(lambda report: report.last_probe and report.last_probe.tokens == 16, 30.0)
     assert worker.probes_seen()[-1]["sampling"]["max_tokens"] == 16
@@ -204,6 +204,6 @@ def test_a_payload_without_a_limit_is_asked_with_one(worker: Spied, payload: dic
     ],
     ids=["text-in-a-list", "tokens-in-a-list", "empty-system-message"],
 )
-def test_what_vllm_answers_is_not_refused(worker: Spied, payload: dict[str, Any]) -> None:
+def test_a_payload_that_vllm_answers_is_accepted(worker: Spied, payload: dict[str, Any]) -> None:
     apply(worker, payload=payload)
     assert worker.report().ready

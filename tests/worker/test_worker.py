@@ -1,4 +1,4 @@
-"""One worker from its first second to its end: start, serving, hot configuration, stalls, SIGTERM.
+"""The lifecycle of one worker: start, serving, configuration changes, stalls, SIGTERM.
 
 The tests share one process and run in the order of the file.
 """
@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +27,12 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .conftest import START_SECONDS, Load, WorkerProcess, alive, stopped, wait
+from .conftest import START_SECONDS, Load, WorkerProcess, stopped, wait, wait_until_gone
+from .report_watch import ReportWatch
 
 pytestmark = pytest.mark.timeout(300)
 HEALTH = ["/ping", "/prod/ping", "/ping/", "/prod/ping//", "/%70ing", "/health", "/prod/health", "/health/"]
-"""Paths on which vLLM answers that it is healthy, with and without the root path."""
+"""Paths at which vLLM reports its health, with and without the root path."""
 TIMEOUT = 2
 PERIOD = 3
 QUICK = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT, "restartAfterSeconds": 0}
@@ -41,7 +41,7 @@ COMPLETION = {"model": "toy", "prompt": "hello", "max_tokens": 4}
 
 
 def probes(worker: WorkerProcess) -> float:
-    """How many have ended."""
+    """Number of completed probes."""
     lines = worker.ask("report", "/metrics")[1].decode().splitlines()
     return sum(
         float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllmendpoint_probes_total{")
@@ -49,7 +49,7 @@ def probes(worker: WorkerProcess) -> float:
 
 
 def slack() -> float:
-    """Seconds on top of the contract's bounds: 0.7, and more where others keep the processors busy."""
+    """Seconds that are added to the specified bounds: 0.7, or more if the machine is busy."""
     return 0.7 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
@@ -61,40 +61,15 @@ def worker(make_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
     return worker
 
 
-class Watch:
-    """The watch stream, read by a thread."""
-
-    def __init__(self, worker: WorkerProcess) -> None:
-        self.lines: list[tuple[float, WorkerReport]] = []
-        self._socket = socket.create_connection(("127.0.0.1", worker.ports["report"]), timeout=60)
-        self._socket.sendall(b"GET /status?watch=true HTTP/1.1\r\nHost: worker\r\n\r\n")
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as stream:
-            while stream.readline().strip():
-                pass
-            for line in stream:
-                self.lines.append((time.monotonic(), WorkerReport.model_validate(json.loads(line))))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join(5)
-
-
 @pytest.fixture
-def watch(worker: WorkerProcess) -> Iterator[Watch]:
-    watch = Watch(worker)
-    yield watch
-    watch.close()
+def watch(worker: WorkerProcess) -> Iterator[ReportWatch]:
+    with ReportWatch(worker) as watch:
+        yield watch
 
 
-def test_it_answers_before_anything_heavy_is_imported(worker: WorkerProcess) -> None:
+def test_the_report_server_responds_before_the_heavy_imports(worker: WorkerProcess) -> None:
     worker.until(lambda report: not report.started, 30.0)
-    # 0.6 s on an idle machine; what it has yet to import takes 10 s and more.
+    # 0.6 s on an idle machine; the heavy imports take 10 s and more.
     assert time.monotonic() - worker.started_at < 8.0
     report = worker.report()
     assert report.stage.name in (Stage.IMPORTING, Stage.CONFIGURING)
@@ -104,18 +79,17 @@ def test_it_answers_before_anything_heavy_is_imported(worker: WorkerProcess) -> 
     assert worker.status("report", "/started") == 503
 
 
-def test_it_tells_its_stages_while_the_engine_loads_and_is_ready_after_a_probe(worker: WorkerProcess) -> None:
-    watch = Watch(worker)
-    slowest = 0.0
-    ready = False
-    while not ready:
-        began = time.monotonic()
-        assert began - worker.started_at < START_SECONDS
-        ready = worker.report().ready
-        slowest = max(slowest, time.monotonic() - began)
-        time.sleep(0.1)
-    wait(lambda: Stage.SERVING in [report.stage.name for _, report in watch.lines])
-    watch.close()
+def test_the_worker_reports_its_stages_and_is_ready_after_a_probe(worker: WorkerProcess) -> None:
+    with ReportWatch(worker) as watch:
+        slowest = 0.0
+        ready = False
+        while not ready:
+            began = time.monotonic()
+            assert began - worker.started_at < START_SECONDS
+            ready = worker.report().ready
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.1)
+        wait(lambda: Stage.SERVING in [report.stage.name for _, report in watch.lines])
     stages = [report.stage.name for _, report in watch.lines]
     for stage in (
         Stage.STARTING_ENGINE,
@@ -126,7 +100,7 @@ def test_it_tells_its_stages_while_the_engine_loads_and_is_ready_after_a_probe(w
     ):
         assert stage in stages, stages
     assert all(report.last_probe for _, report in watch.lines if report.ready)
-    # Were it not a thread that gets its turn, the load of a model would hold it up for tens of seconds.
+    # On the main thread, the report server would block for tens of seconds while a model loads.
     assert slowest < 10.0
     report = worker.report()
     assert report.verdict.state == Verdict.GENERATING
@@ -137,7 +111,7 @@ def test_it_tells_its_stages_while_the_engine_loads_and_is_ready_after_a_probe(w
     assert worker.status("report", "/started") == 200
 
 
-def test_it_serves_the_openai_and_the_sagemaker_routes(worker: WorkerProcess) -> None:
+def test_the_worker_serves_the_openai_and_the_sagemaker_routes(worker: WorkerProcess) -> None:
     for path, body in (
         ("/v1/chat/completions", CHAT),
         ("/v1/completions", COMPLETION),
@@ -158,7 +132,7 @@ def test_it_serves_the_openai_and_the_sagemaker_routes(worker: WorkerProcess) ->
         assert (status, "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in answer.decode()) == (404, True)
 
 
-def test_dynamos_own_health_follows_the_verdict_and_its_control_routes_are_gone(
+def test_dynamos_health_route_follows_the_verdict_and_its_control_routes_are_removed(
     worker: WorkerProcess,
 ) -> None:
     deadline = time.monotonic() + 10
@@ -168,13 +142,13 @@ def test_dynamos_own_health_follows_the_verdict_and_its_control_routes_are_gone(
     assert worker.ask("system", "/engine/control/sleep", {})[0] == 404
 
 
-def test_the_payload_in_force_is_logged_once_with_level_and_source(worker: WorkerProcess) -> None:
+def test_the_active_payload_is_logged_once_with_level_and_source(worker: WorkerProcess) -> None:
     lines = [line for line in worker.log_lines() if "Health check payload" in line]
     assert len(lines) == 1
     assert "source=ModelDefault level=Minimal" in lines[0]
 
 
-def test_probe_on_demand_and_metrics(worker: WorkerProcess) -> None:
+def test_a_probe_on_request_is_counted_in_the_metrics(worker: WorkerProcess) -> None:
     status, body = worker.ask("report", "/probe", {}, method="POST")
     assert status == 200
     assert json.loads(body)["outcome"] == Outcome.COMPLETE
@@ -200,9 +174,9 @@ def test_probe_on_demand_and_metrics(worker: WorkerProcess) -> None:
         ),
     ],
 )
-def test_a_changed_cr_is_in_force_within_two_seconds(
+def test_a_changed_health_check_is_active_within_two_seconds(
     worker: WorkerProcess,
-    watch: Watch,
+    watch: ReportWatch,
     settings: dict[str, object],
     level: Level | None,
     payload: dict[str, object],
@@ -229,7 +203,7 @@ def test_a_changed_cr_is_in_force_within_two_seconds(
 
 
 @pytest.mark.parametrize(
-    ("payload", "says"),
+    ("payload", "expected"),
     [
         ({"prompt": "x", "max_tokenz": 1}, "did you mean max_tokens"),
         ({"input": "x"}, "does not fit a model that generates"),
@@ -241,8 +215,8 @@ def test_a_changed_cr_is_in_force_within_two_seconds(
         ),
     ],
 )
-def test_a_refused_change_keeps_the_last_good_one(
-    worker: WorkerProcess, payload: dict[str, object], says: str
+def test_a_rejected_change_keeps_the_last_valid_health_check(
+    worker: WorkerProcess, payload: dict[str, object], expected: str
 ) -> None:
     before = worker.report().health_check
     digest = worker.settings(QUICK | {"payload": payload})
@@ -251,20 +225,20 @@ def test_a_refused_change_keeps_the_last_good_one(
     assert report.configuration.state == ConfigurationState.REJECTED
     problem = report.configuration.problems[0]
     assert (problem.reason, problem.source) == ("InvalidPayload", "Spec")
-    assert says in problem.message, problem.message
+    assert expected in problem.message, problem.message
     assert report.health_check == before
     assert report.ready
-    mended = worker.settings(QUICK)
+    corrected = worker.settings(QUICK)
     worker.until(
         lambda report: (
-            report.configuration.settings_hash == mended
+            report.configuration.settings_hash == corrected
             and report.configuration.state == ConfigurationState.RESOLVED
         ),
         20.0,
     )
 
 
-def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
+def test_a_worker_with_disabled_probing_sends_no_probes_and_stays_ready(worker: WorkerProcess) -> None:
     digest = worker.settings(QUICK | {"mode": "Disabled"})
     worker.until(
         lambda report: (
@@ -272,7 +246,7 @@ def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
         ),
         20.0,
     )
-    time.sleep(TIMEOUT + 1.0)  # for a probe that was under way
+    time.sleep(TIMEOUT + 1.0)  # for a probe in progress
     report = worker.report()
     assert report.ready
     last = report.last_probe
@@ -285,9 +259,10 @@ def test_disabled_probes_nothing_and_stays_ready(worker: WorkerProcess) -> None:
     )
 
 
-def assert_stalled_then_back(worker: WorkerProcess, bound: float) -> float:
+def assert_stalls_and_recovers(worker: WorkerProcess, bound: float) -> None:
+    """``bound``: maximum seconds from the freeze to the verdict, without slack."""
     with stopped(worker.engine_core()):
-        # The contract's bound, and room for a machine whose engine steps are long: 3 of them must pass.
+        # The specified bound, and slack for a machine with long engine steps: 3 of them must pass.
         worker.until(lambda report: report.verdict.state == Verdict.STALLED, bound + slack() + 5.0)
         report = worker.report()
         assert (report.ready, report.verdict.reason) == (False, "EngineStalled")
@@ -298,25 +273,22 @@ def assert_stalled_then_back(worker: WorkerProcess, bound: float) -> float:
         assert {path: worker.status("http", path) for path in HEALTH} == dict.fromkeys(HEALTH, 503)
         assert worker.ask("http", "/prod/ping", method="POST")[0] == 503
         assert worker.ask("http", "/prod/health", method="HEAD")[0] >= 400
-        assert worker.status("http", "/prod/v1/models") == 200, "information is no health check"
+        assert worker.status("http", "/prod/v1/models") == 200, "this route is no health check"
         deadline = time.monotonic() + 6
         while worker.status("system", "/health") != 503:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    back = worker.until(lambda report: report.ready, TIMEOUT + 1.0 + 10.0)
+    worker.until(lambda report: report.ready, TIMEOUT + 1.0 + 10.0)
     assert {path: worker.status("http", path) for path in HEALTH} == dict.fromkeys(HEALTH, 200)
-    return back
 
 
-def test_a_stopped_engine_is_stalled_when_idle_and_comes_back_without_a_restart(
-    worker: WorkerProcess,
-) -> None:
+def test_a_frozen_idle_engine_is_stalled_and_recovers_without_a_restart(worker: WorkerProcess) -> None:
     pid = worker.engine_core()
-    assert_stalled_then_back(worker, PERIOD + TIMEOUT + 1.0)
+    assert_stalls_and_recovers(worker, PERIOD + TIMEOUT + 1.0)
     assert worker.engine_core() == pid
 
 
-def test_a_stopped_engine_is_stalled_sooner_under_traffic(worker: WorkerProcess) -> None:
+def test_a_frozen_engine_is_stalled_sooner_under_traffic(worker: WorkerProcess) -> None:
     digest = worker.settings(QUICK | {"periodSeconds": 60})
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     try:
@@ -324,19 +296,19 @@ def test_a_stopped_engine_is_stalled_sooner_under_traffic(worker: WorkerProcess)
         with Load(worker, 3, body) as load:
             time.sleep(3.0)
             wait(lambda: load.answers > 0)
-            assert_stalled_then_back(worker, TIMEOUT + 1.0)
+            assert_stalls_and_recovers(worker, TIMEOUT + 1.0)
     finally:
         worker.settings(QUICK)
 
 
-def test_users_answers_spare_the_probe(worker: WorkerProcess) -> None:
+def test_successful_user_requests_replace_probes(worker: WorkerProcess) -> None:
     worker.until(lambda report: report.health_check and report.health_check.period_seconds == PERIOD, 20.0)
     time.sleep(1.0)
     with Load(worker, 1, COMPLETION):
         time.sleep(0.5)
         before = probes(worker)
         time.sleep(4.0 * PERIOD)
-        # Four without users; a machine that stands still for half a second is asked about.
+        # It would be four without users. A pause of half a second on a busy machine causes a probe.
         assert probes(worker) - before <= 2
         report = worker.report()
         assert report.verdict.last_proof_of_life is not None
@@ -367,13 +339,13 @@ def test_a_saturated_engine_is_busy_not_stalled(
             assert report.ready, report.verdict
             assert worker.status("http", "/ping") == 200
     assert seen <= {Verdict.GENERATING, Verdict.BUSY}
-    if "decode" in request.node.name:  # eight of 32 run, a probe waits its turn for longer than its timeout
+    if "decode" in request.node.name:  # 8 of 32 requests run, so a probe waits for longer than its timeout
         assert Outcome.TIMEOUT in outcomes
         assert Verdict.BUSY in seen
     worker.settings(QUICK)
 
 
-def test_watch_sends_heartbeats(worker: WorkerProcess, watch: Watch) -> None:
+def test_the_watch_stream_sends_heartbeats(worker: WorkerProcess, watch: ReportWatch) -> None:
     digest = worker.settings(QUICK | {"periodSeconds": 60})
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     time.sleep(1.5)
@@ -383,7 +355,7 @@ def test_watch_sends_heartbeats(worker: WorkerProcess, watch: Watch) -> None:
     assert times == sorted(times)
 
 
-def test_sigterm_drains_and_ends_with_zero_and_no_orphans(worker: WorkerProcess) -> None:
+def test_sigterm_drains_and_exits_with_zero_and_no_orphans(worker: WorkerProcess) -> None:
     children = worker.children()
     assert children
     answers: list[tuple[int, bytes]] = []
@@ -392,19 +364,16 @@ def test_sigterm_drains_and_ends_with_zero_and_no_orphans(worker: WorkerProcess)
     user.start()
     time.sleep(0.3)
     os.kill(worker.pid, signal.SIGTERM)
-    with contextlib.suppress(OSError, http.client.HTTPException):  # it may have ended meanwhile
+    with contextlib.suppress(OSError, http.client.HTTPException):  # the worker may exit meanwhile
         while worker.report().stage.name != Stage.STOPPING:
             time.sleep(0.02)
         assert worker.status("report", "/ready") == 503
     assert worker.exit_code(30.0) == 0
     user.join(10)
     assert [status for status, _ in answers] == [200]
-    deadline = time.monotonic() + 5
-    while left := [child for child in children if alive(child)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_until_gone(children, 5.0)
     assert "Traceback" not in "".join(worker.log_lines())
 
 
-def test_mode_names_are_the_contracts() -> None:
+def test_the_modes_have_the_names_of_the_crd() -> None:
     assert {mode.value for mode in Mode} == {"Enforce", "Observe", "Disabled"}
