@@ -35,7 +35,7 @@ CHAT = "pvc://models/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Cluster:
-    """kubectl on the deployed cluster; nothing else of this machine's contexts is looked at."""
+    """kubectl on the deployed cluster; other contexts of this machine are not used."""
 
     kubeconfig: str
     namespace: str = "default"
@@ -60,7 +60,7 @@ class Cluster:
         self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(objects))
 
     def change(self, name: str, **spec: Any) -> None:
-        """Merge into an endpoint's spec; None takes a field out."""
+        """Merge these fields into an endpoint's spec; None removes a field."""
         self.kubectl("patch", "vep", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
     def endpoint(self, name: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Cluster:
             raise AssertionError(f"{out}\n{self.kubectl('describe', 'vep', name)}")
 
     def python(self, pod: str, script: str, *args: str) -> str:
-        """What a script says that runs in a pod's container main."""
+        """Standard output of a Python script that runs in the pod's container main."""
         return self.kubectl("exec", pod, "-c", "main", "--", "python3", "-c", script, *args)
 
     def signal_engine(self, pod: str, signal: str) -> None:
@@ -106,12 +106,12 @@ class Cluster:
 
     @contextmanager
     def forward(self, service: str, port: int) -> Iterator[str]:
-        """Base URL of a port-forward to a Service; kubectl ends it if a connection is reset: then anew."""
+        """Base URL of a port-forward to a Service. It is restarted: kubectl ends if a connection is reset."""
         local = free_port()
         command = ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, "port-forward"]
-        words = shlex.join([*command, service, f"{local}:{port}"])
+        forward = shlex.join([*command, service, f"{local}:{port}"])
         with subprocess.Popen(
-            ["sh", "-c", f"while :; do {words}; sleep 0.2; done"],
+            ["sh", "-c", f"while :; do {forward}; sleep 0.2; done"],
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         ) as process:
@@ -122,31 +122,31 @@ class Cluster:
                 os.killpg(process.pid, signal.SIGKILL)
 
     @contextmanager
-    def watching(self, name: str, *paths: str) -> Iterator[list[str]]:
-        """What these JSON paths of an endpoint's status came to, a line each at every change."""
-        said: list[str] = []
+    def watch_status(self, name: str, *paths: str) -> Iterator[list[str]]:
+        """A growing list: the values of these JSON paths of an endpoint's status, appended at each change."""
+        lines: list[str] = []
         template = "".join(f'{{.status{path}}}{{"\\n"}}' for path in paths)
         command = ["kubectl", "--kubeconfig", self.kubeconfig, "-n", self.namespace, "get", "vep", name]
         with subprocess.Popen(
             [*command, "--watch", "-o", f"jsonpath={template}"], stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
-            reader = threading.Thread(target=said.extend, args=(map(str.strip, process.stdout),))
+            reader = threading.Thread(target=lines.extend, args=(map(str.strip, process.stdout),))
             reader.start()
             try:
-                yield said
+                yield lines
             finally:
                 process.kill()
                 reader.join(10)
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as asked:
-        return asked.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:
-    """Status and body; 0 where nobody answers in time. A port-forward that is lost meanwhile is made anew."""
+    """Status and body; status 0 without a response in time. Retries while a port-forward restarts."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     end = time.monotonic() + 10
     while True:
@@ -176,30 +176,29 @@ def chat(
     return post(f"{base}/v1/chat/completions", body, seconds)
 
 
-def eventually(probe: Callable[[], T], want: Callable[[T], bool], seconds: float, every: float = 0.3) -> T:
-    """The first value that is wanted; fails with the last one seen after that many seconds."""
+def eventually(
+    probe: Callable[[], T], is_expected: Callable[[T], bool], seconds: float, every: float = 0.3
+) -> T:
+    """Poll until a value is expected, and return it. Fails after ``seconds`` with the last value."""
     end = time.monotonic() + seconds
     while True:
         value = probe()
-        if want(value):
+        if is_expected(value):
             return value
         assert time.monotonic() < end, f"not within {seconds} s; last seen: {value}"
         time.sleep(every)
 
 
 ENGINE = ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8"]
-ENGINE += [
-    "--dtype",
-    "float32",
-]  # bfloat16 is rounded by each CPU in its own way: the chat model's answer is looked at
+ENGINE += ["--dtype", "float32"]  # CPUs round bfloat16 differently, and a test checks the chat model's answer
 ENGINE += ["--kv-cache-memory-bytes", "67108864"]
 ONE_PROCESS = {"name": "VLLM_ENABLE_V1_MULTIPROCESSING", "value": "0"}
-"""With ``--distributed-executor-backend uni``: the model in the engine core's process, as on one GPU. By
-itself vLLM has it in another on CPUs, which takes a third longer to start."""
+"""With ``--distributed-executor-backend uni``, the model runs in the engine core's process, as on one GPU. By
+default vLLM runs it in a separate process on CPUs, which takes a third longer to start."""
 
 
 def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
-    """A VLLMEndpoint that fits a small machine; keyword arguments go over the spec."""
+    """A VLLMEndpoint that fits a small machine; keyword arguments override fields of the spec."""
     base: dict[str, Any] = {
         "model": {"uri": uri},
         "engine": {"args": [*ENGINE, "--distributed-executor-backend", "uni"]},
@@ -220,7 +219,7 @@ def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
 
 
 def worker_image() -> str:
-    """The worker without a GPU, under the tag that ``hack/deploy.sh`` gave it: the beginning of its id."""
+    """The worker image for CPUs, with the tag that ``hack/deploy.sh`` sets: the beginning of the image ID."""
     for line in (CACHE / "images.txt").read_text().splitlines():
         name, identity = line.split()
         if "worker-cpu" in name:
@@ -229,7 +228,7 @@ def worker_image() -> str:
 
 
 def python_pod(name: str, script: str, labels: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
-    """A pod that runs a script and is nobody's worker; keyword arguments go over its spec."""
+    """A pod that runs a script and belongs to no endpoint; keyword arguments override its spec."""
     security = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -251,7 +250,7 @@ def python_pod(name: str, script: str, labels: dict[str, str] | None = None, **s
 
 
 def make_volume(cluster: Cluster) -> None:
-    """A claim `models` in the namespace, bound to this machine's models."""
+    """A PersistentVolumeClaim `models` in the namespace, bound to this machine's models."""
     models = "/var/lib/vllmendpoint/models" if os.environ.get("CLUSTER") == "kind" else str(CACHE / "models")
     text = (ROOT / "samples/models-volume.yaml").read_text()
     text = text.replace("@MODELS@", models).replace("vllmendpoint-models", f"models-{cluster.namespace}")
@@ -272,7 +271,7 @@ def deployed() -> Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A namespace for the module, under Pod Security "restricted"; it goes afterwards."""
+    """A namespace for the module, under Pod Security "restricted"; it is deleted afterwards."""
     name = "e2e-" + request.module.__name__.rsplit("test_", 1)[-1].replace("_", "-")
     deployed.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait", timeout=180)
     deployed.kubectl("delete", "pv", f"models-{name}", "--ignore-not-found")
@@ -281,24 +280,24 @@ def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Clust
     scoped = Cluster(deployed.kubeconfig, name)
     make_volume(scoped)
     yield scoped
-    # Half a minute, where a worker still runs; the next run of the module waits for its end.
+    # Takes half a minute if a worker still runs; the next run of the module waits for the deletion.
     deployed.kubectl("delete", "namespace", name, "--wait=false")
     deployed.kubectl("delete", "pv", f"models-{name}", "--wait=false")
 
 
 @pytest.fixture(scope="session")
 def host(deployed: Cluster) -> str:
-    """The address at which pods reach servers of this machine: its end of the way to the node."""
+    """The address at which pods reach servers of this machine: the local address of the route to the node."""
     (node,) = deployed.get("nodes")["items"]
     address = next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-        way.connect((address, 9))  # sends nothing
-        return str(way.getsockname()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect((address, 9))  # sends nothing
+        return str(route.getsockname()[0])
 
 
 @pytest.fixture
 def gpu(cluster: Cluster) -> Iterator[None]:
-    """The node says that it has one, as a device plugin makes it say."""
+    """The node reports one GPU, as with a device plugin."""
     (node,) = cluster.get("nodes")["items"]
 
     def patch(*operations: dict[str, str]) -> None:

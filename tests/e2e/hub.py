@@ -1,4 +1,4 @@
-"""A model hub: what Dynamo's downloader and vLLM ask of one, for a model in a folder of this machine."""
+"""A model hub with the API that Dynamo's downloader and vLLM use, for a model in a folder of this machine."""
 
 import hashlib
 import json
@@ -9,13 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-__all__ = ["REVISION", "Hub", "serving"]
+__all__ = ["REVISION", "Hub", "serve_hub"]
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """``team/toy`` for who brings the token; ``team/<status>`` is answered with that status."""
+    """Serves ``team/toy`` to clients with the token; requests for ``team/<status>`` receive that status."""
 
     def __init__(self, address: str, folder: Path, token: str) -> None:
         super().__init__((address, 0), _Handler)
@@ -23,12 +23,12 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.token = token
         self.weights = threading.Event()
-        """They are kept back until it is set."""
+        """The weights are sent after it is set."""
 
 
 @contextmanager
-def serving(address: str, folder: Path, token: str) -> Iterator[Hub]:
-    """``folder``: the model's files."""
+def serve_hub(address: str, folder: Path, token: str) -> Iterator[Hub]:
+    """A running hub; ``folder`` has the model's files."""
     with Hub(address, folder, token) as hub:
         thread = threading.Thread(target=hub.serve_forever, args=(0.1,))
         thread.start()
@@ -45,13 +45,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        model, _, asked = self.path.removeprefix("/api/models").removeprefix("/team/").partition("/")
+        model, _, route = self.path.removeprefix("/api/models").removeprefix("/team/").partition("/")
         if model.isdecimal():
             self._answer(int(model), b"{}")
         elif self.headers.get("Authorization") != f"Bearer {self.server.token}":
             self._answer(401, b"{}")
-        elif asked.startswith("resolve/"):
-            self._file(self.server.folder / asked.rpartition("/")[2])
+        elif route.startswith("resolve/"):
+            self._file(self.server.folder / route.rpartition("/")[2])
         else:
             files = sorted(path for path in self.server.folder.iterdir() if path.is_file())
             about: Any = {
@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "sha": REVISION,
                 "siblings": [{"rfilename": f.name} for f in files],
             }
-            if asked.startswith("tree/"):
+            if route.startswith("tree/"):
                 about = [
                     {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": REVISION} for f in files
                 ]
@@ -69,14 +69,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def _file(self, path: Path) -> None:
-        """Whole or in part: the downloader asks for one byte first, to learn the size."""
+        """The whole file or a range: the downloader first requests one byte to get the size."""
         if not path.is_file():
             return self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
         content = path.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": REVISION}
-        if not (asked := self.headers.get("Range", "").removeprefix("bytes=")):
+        if not (requested := self.headers.get("Range", "").removeprefix("bytes=")):
             return self._answer(200, content, headers)
-        first, _, last = asked.partition("-")
+        first, _, last = requested.partition("-")
         part = content[int(first) : int(last or len(content)) + 1]
         headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
         if path.suffix == ".safetensors" and len(part) > 1:

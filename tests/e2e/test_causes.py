@@ -1,4 +1,4 @@
-"""What stands in the way is said in one sentence: causes made for real, an engine where it is the cause."""
+"""A condition states the cause of a failure in one sentence. The causes are real; some need a real engine."""
 
 import json
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ import pytest
 from vllmendpoint_api import Reason
 
 from .conftest import CACHE, Cluster, eventually, manifest, python_pod
-from .hub import serving
+from .hub import serve_hub
 
 pytestmark = pytest.mark.timeout(600)
 REGISTRY_PORT = 5099
-REGISTRY = f"localhost:{REGISTRY_PORT}"  # the node's own: only there containerd speaks plain HTTP
+REGISTRY = f"localhost:{REGISTRY_PORT}"  # on the node's loopback, where containerd uses plain HTTP
 PULLER = "puller:opensesame"
-DENIES = f"""
+REGISTRY_SERVER = f"""
 import base64, http.server as h, socket
 KNOWN = 'Basic ' + base64.b64encode(b'{PULLER}').decode()
-class Denies(h.BaseHTTPRequestHandler):
+class DenyingRegistry(h.BaseHTTPRequestHandler):
     def handle(self):
         if self.connection.recv(1, socket.MSG_PEEK) == bytes([22]):  # TLS is tried first
             self.connection.recv(65536)
@@ -34,9 +34,10 @@ class Denies(h.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b'{{"errors": [{{"code": "DENIED", "message": "not for you"}}]}}')
     do_HEAD = do_GET
-h.ThreadingHTTPServer(('127.0.0.1', {REGISTRY_PORT}), Denies).serve_forever()
+h.ThreadingHTTPServer(('127.0.0.1', {REGISTRY_PORT}), DenyingRegistry).serve_forever()
 """
-# Run by Python before the worker. All at once: where the limit is tight, a process may thrash for minutes.
+# Python runs a hook before the worker. The allocation is large: close to its limit, a process may thrash for
+# minutes.
 HOOKS = {
     "hog": "b'x' * (2 << 30)",
     "fill": "import time; open('/var/cache/vllmendpoint/x', 'wb').write(bytes(9 << 20)); time.sleep(3600)",
@@ -47,13 +48,13 @@ NOWHERE = "@NOWHERE@"
 
 
 def worker(**fields: Any) -> dict[str, Any]:
-    """Little is asked for, since they all stand side by side."""
+    """Low requests, because the workers of all cases run at the same time."""
     resources = {"requests": {"memory": "64Mi"}, "limits": {"memory": "4Gi"}}
     return {"sharedMemorySize": "1Gi", "resources": resources, **fields}
 
 
-def hooked(name: str, **fields: Any) -> dict[str, Any]:
-    """A worker that does what a hook does instead of its own work."""
+def worker_with_hook(name: str, **fields: Any) -> dict[str, Any]:
+    """A worker that runs one of HOOKS instead of its own code."""
     volume = {
         "name": "hook",
         "configMap": {"name": "hooks", "items": [{"key": name, "path": "sitecustomize.py"}]},
@@ -64,13 +65,13 @@ def hooked(name: str, **fields: Any) -> dict[str, Any]:
 
 
 class Case(NamedTuple):
-    """``condition`` becomes False with ``reason``, and its message has all of ``says``."""
+    """``condition`` becomes False with ``reason``, and its message contains all of ``message_parts``."""
 
     name: str
     spec: dict[str, Any]
     condition: str
     reason: Reason
-    says: tuple[str, ...]
+    message_parts: tuple[str, ...]
 
 
 CASES = [
@@ -173,7 +174,7 @@ CASES = [
         ("no basic auth credentials", "The registry requires credentials"),
     ),
     Case(
-        # Let in by the Secret, and told that it is not there.
+        # The registry accepts the credentials of the Secret and reports a missing image.
         "known-puller",
         {"worker": worker(image=f"{REGISTRY}/private/worker:1", imagePullSecrets=[{"name": "registry"}])},
         "Available",
@@ -182,14 +183,18 @@ CASES = [
     ),
     Case(
         "out-of-memory",
-        {"worker": hooked("hog", resources={"requests": {"memory": "64Mi"}, "limits": {"memory": "1Gi"}})},
+        {
+            "worker": worker_with_hook(
+                "hog", resources={"requests": {"memory": "64Mi"}, "limits": {"memory": "1Gi"}}
+            )
+        },
         "Available",
         Reason.OOM_KILLED,
         ("OOMKilled, exit code 137, limit 1Gi,", "Raise worker.resources.limits.memory"),
     ),
     Case(
         "evicted",
-        {"worker": hooked("fill"), "cache": {"emptyDir": {"sizeLimit": "1Mi"}}},
+        {"worker": worker_with_hook("fill"), "cache": {"emptyDir": {"sizeLimit": "1Mi"}}},
         "Available",
         Reason.POD_FAILED,
         (
@@ -255,8 +260,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def registry(cluster: Cluster) -> Iterator[None]:
-    """On the node's loopback, whose pods "restricted" keeps out."""
-    pod = python_pod("e2e-registry", DENIES, hostNetwork=True)
+    """A registry on the node's loopback, outside the namespace because "restricted" forbids hostNetwork."""
+    pod = python_pod("e2e-registry", REGISTRY_SERVER, hostNetwork=True)
     default = Cluster(cluster.kubeconfig)
     default.apply(pod)
     default.kubectl("wait", "--for=condition=Ready", "pod/e2e-registry", "--timeout=60s")
@@ -265,8 +270,8 @@ def registry(cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made(cluster: Cluster, host: str, registry: None) -> Iterator[None]:
-    """All at once: each has come about, or comes, while another is looked at."""
+def failing_endpoints(cluster: Cluster, host: str, registry: None) -> Iterator[None]:
+    """The endpoints of all cases: they fail simultaneously, while the tests check one after the other."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -276,7 +281,7 @@ def made(cluster: Cluster, host: str, registry: None) -> Iterator[None]:
     hooks = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hooks"}, "data": HOOKS}
     cluster.apply(quota, hooks)
     user, _, password = PULLER.partition(":")
-    # As docs/operations.md has it.
+    # The command of docs/operations.md.
     credentials = (
         f"--docker-server={REGISTRY}",
         f"--docker-username={user}",
@@ -284,7 +289,7 @@ def made(cluster: Cluster, host: str, registry: None) -> Iterator[None]:
     )
     cluster.kubectl("create", "secret", "docker-registry", "registry", *credentials)
     eventually(lambda: cluster.get("resourcequota", "no-licences").get("status"), bool, 30)
-    with serving(host, CACHE / "models/toy-llama", "a token") as hub:
+    with serve_hub(host, CACHE / "models/toy-llama", "a token") as hub:
         objects = [
             manifest(case.name, **{"worker": worker(), "frontend": {"mode": "None"}, **case.spec})
             for case in CASES
@@ -295,14 +300,14 @@ def made(cluster: Cluster, host: str, registry: None) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_cause(cluster: Cluster, made: None, case: Case) -> None:
+def test_the_condition_states_the_cause(cluster: Cluster, failing_endpoints: None, case: Case) -> None:
     try:
         eventually(
             lambda: cluster.condition(case.name, case.condition),
-            # What is known at first may be less than the whole sentence.
+            # The first message may lack details that are not known yet.
             lambda c: (
                 (c["status"], c["reason"]) == ("False", case.reason)
-                and all(part in c["message"] for part in case.says)
+                and all(part in c["message"] for part in case.message_parts)
             ),
             120,
         )
@@ -314,21 +319,21 @@ def test_cause(cluster: Cluster, made: None, case: Case) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_gpu_in_use_is_told_from_one_that_is_not_there(cluster: Cluster) -> None:
+def test_a_gpu_in_use_is_distinguished_from_a_missing_gpu(cluster: Cluster) -> None:
     cluster.apply(
         manifest(
             "busy-gpu",
             replicas=2,
-            # One has it, and is not ready either: its start is refused.
+            # One replica uses the GPU; the worker rejects its payload, so it is not ready either.
             worker=worker(resources={"limits": {"nvidia.com/gpu": 1}}, env=[{"name": PAYLOAD, "value": "{"}]),
             frontend={"mode": "None"},
         )
     )
-    told = "is waiting for 1 nvidia.com/gpu: 1 of 1 node has that much, but it is in use."
+    expected = "is waiting for 1 nvidia.com/gpu: 1 of 1 node has that much, but it is in use."
     try:
         eventually(
             lambda: cluster.condition("busy-gpu", "Available"),
-            lambda c: c["reason"] == Reason.INSUFFICIENT_GPU and told in c["message"],
+            lambda c: c["reason"] == Reason.INSUFFICIENT_GPU and expected in c["message"],
             60,
         )
     finally:

@@ -1,4 +1,4 @@
-"""Custom handlers from the resource: a script answers, is swapped in running pods, and refused."""
+"""Custom handlers of an endpoint: a script serves, is replaced in running pods, and rejected if invalid."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def custom_sagemaker_invocation_handler(request):
 
 @pytest.fixture(scope="module")
 def script(cluster: Cluster) -> str:
-    """The sample, on the small model."""
+    """The script of the sample, which serves with the small model."""
     config_map, endpoint = yaml.safe_load_all((ROOT / "samples/handlers.yaml").read_text())
     small = manifest(NAME, uri=TOY)["spec"]
     endpoint["spec"] |= {
@@ -46,7 +46,8 @@ def url(cluster: Cluster, script: str) -> Iterator[str]:
         yield f"{base}/invocations"
 
 
-def change(cluster: Cluster, script: str) -> str:
+def update_script(cluster: Cluster, script: str) -> str:
+    """Write the script to the ConfigMap; returns its digest."""
     cluster.apply(
         {
             "apiVersion": "v1",
@@ -62,7 +63,7 @@ def handlers(cluster: Cluster) -> dict[str, Any]:
     return dict(cluster.endpoint(NAME)["status"]["handlers"])
 
 
-def test_the_sample_answers_with_the_engine(cluster: Cluster, url: str, script: str) -> None:
+def test_the_handlers_of_the_sample_answer_with_the_engine(cluster: Cluster, url: str, script: str) -> None:
     status, body = post(url, {"prompt": "hello", "max_tokens": 4})
     assert status == 200, body
     assert json.loads(body)["predictions"][0]
@@ -73,24 +74,24 @@ def test_the_sample_answers_with_the_engine(cluster: Cluster, url: str, script: 
     }
 
 
-def test_a_changed_script_is_taken_in_without_a_restart(cluster: Cluster, url: str, script: str) -> None:
+def test_a_changed_script_is_loaded_without_a_restart(cluster: Cluster, url: str, script: str) -> None:
     (before,) = cluster.workers(NAME)
-    old, new = script_digest(script.encode()), change(cluster, PING % 200)
+    old, new = script_digest(script.encode()), update_script(cluster, PING % 200)
     eventually(lambda: handlers(cluster)["scriptDigest"], lambda digest: digest == new, 60)
     assert json.loads(post(url, {})[1]) == "swapped"
     (after,) = cluster.workers(NAME)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert after["status"]["containerStatuses"][0]["restartCount"] == 0
-    says = eventually(
+    events = eventually(
         lambda: cluster.kubectl("get", "events", "--field-selector", "reason=HandlersChanged"),
         lambda text: new in text,
         20,
     )
-    assert f"from {old} to {new}" in says
+    assert f"from {old} to {new}" in events
 
 
-def test_a_bad_script_is_refused_and_the_last_good_one_answers(cluster: Cluster, url: str) -> None:
-    change(cluster, "import no_such_module_here\n")
+def test_an_invalid_script_is_rejected_and_the_last_valid_one_serves(cluster: Cluster, url: str) -> None:
+    update_script(cluster, "import no_such_module_here\n")
     condition = eventually(
         lambda: cluster.condition(NAME, "ConfigurationResolved"), lambda c: c["status"] == "False", 60
     )
@@ -102,17 +103,17 @@ def test_a_bad_script_is_refused_and_the_last_good_one_answers(cluster: Cluster,
     assert json.loads(post(url, {})[1]) == "swapped"
 
 
-def test_a_custom_ping_that_fails_takes_the_replica_out(cluster: Cluster) -> None:
-    change(cluster, PING % 503)
+def test_a_failing_custom_ping_makes_the_replica_unavailable(cluster: Cluster) -> None:
+    update_script(cluster, PING % 503)
     condition = eventually(lambda: cluster.condition(NAME, "Available"), lambda c: c["status"] == "False", 60)
     assert condition["reason"] == "PingFailed"
     assert "answers 503 instead of 200" in condition["message"]
     assert cluster.condition(NAME, "Generating")["status"] == "True"
-    change(cluster, PING % 200)
+    update_script(cluster, PING % 200)
     cluster.wait_ready(NAME, 60)
 
 
-def test_a_script_that_is_not_there(cluster: Cluster) -> None:
+def test_a_missing_key_of_the_script_is_an_unresolved_reference(cluster: Cluster) -> None:
     script = {"configMapKeyRef": {"name": "handlers", "key": "gone.py"}}
     cluster.apply(manifest("noscript", handlers={"script": script}, frontend={"mode": "None"}))
     condition = eventually(
@@ -124,7 +125,7 @@ def test_a_script_that_is_not_there(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("spec", "message"),
     [
         (
             {"handlers": {"ping": "health"}},
@@ -138,7 +139,7 @@ def test_a_script_that_is_not_there(cluster: Cluster) -> None:
         ({"healthCheck": {"expect": {"regex": "(a"}}}, "healthCheck.expect.regex"),
     ],
 )
-def test_admission_refuses(cluster: Cluster, spec: dict[str, Any], says: str) -> None:
-    text = yaml.safe_dump(manifest("refused", **spec))
+def test_admission_rejects_an_invalid_spec(cluster: Cluster, spec: dict[str, Any], message: str) -> None:
+    text = yaml.safe_dump(manifest("rejected", **spec))
     out = cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=text, check=False)
-    assert says in out, out
+    assert message in out, out

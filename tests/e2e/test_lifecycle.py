@@ -1,5 +1,5 @@
-"""One real endpoint through its life, beside another that has its model's name: served, frozen, thawed,
-reconfigured, its inner ports tried by everybody, killed, deleted.
+"""The lifecycle of a real endpoint, next to another that serves a model of the same name: requests, a frozen
+engine, configuration changes, access to its ports, a killed engine, deletion.
 """
 
 import json
@@ -17,15 +17,15 @@ OTHER = "other"
 pytestmark = pytest.mark.timeout(900)
 
 SLEEP = "import time; time.sleep(3600)"
-LISTENS = """
+PRINT_LISTENING_PORTS = """
 import pathlib
 loopback = ('0100007F', '0000000000000000FFFF00000100007F', '00000000000000000000000001000000')
 text = ''.join(pathlib.Path('/proc/net', name).read_text() for name in ('tcp', 'tcp6'))
 listening = [line.split()[1].split(':') for line in text.splitlines() if line.split()[3] == '0A']
 print(*{int(port, 16) for address, port in listening if address not in loopback})
 """
-"""The ports on which somebody listens, loopback left out."""
-REACHES = """
+"""Prints the ports on which the pod listens, except on loopback."""
+PRINT_REACHED_PORTS = """
 import concurrent.futures, socket, sys
 def reached(target):
     with socket.socket() as s:
@@ -37,8 +37,10 @@ with concurrent.futures.ThreadPoolExecutor(64) as pool:
 
 
 class Target(NamedTuple):
+    """A pod's address, and the ports on which it listens."""
+
     address: str
-    listens: frozenset[int]
+    ports: frozenset[int]
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +60,21 @@ def url(cluster: Cluster, pod: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def other_namespace(cluster: Cluster) -> Iterator[Cluster]:
-    """Another namespace."""
-    other = Cluster(cluster.kubeconfig, f"{cluster.namespace}-strangers")
+    other = Cluster(cluster.kubeconfig, f"{cluster.namespace}-other")
     cluster.kubectl("delete", "namespace", other.namespace, "--ignore-not-found", "--wait", timeout=120)
     cluster.kubectl("create", "namespace", other.namespace)
     yield other
     cluster.kubectl("delete", "namespace", other.namespace, "--wait=false")
 
 
-def the_pod(cluster: Cluster, name: str, component: str = "worker") -> str:
+def pod_name(cluster: Cluster, name: str, component: str = "worker") -> str:
     (pod,) = cluster.workers(name, component)
     return str(pod["metadata"]["name"])
 
 
 def target(cluster: Cluster, component: str) -> Target:
-    pod = the_pod(cluster, NAME, component)
-    ports = cluster.python(pod, LISTENS).split()
+    pod = pod_name(cluster, NAME, component)
+    ports = cluster.python(pod, PRINT_LISTENING_PORTS).split()
     return Target(cluster.get("pod", pod)["status"]["podIP"], frozenset(map(int, ports)))
 
 
@@ -81,12 +82,12 @@ def restarts(cluster: Cluster) -> list[int]:
     return [s["restartCount"] for p in cluster.workers(NAME) for s in p["status"]["containerStatuses"]]
 
 
-def test_answers_a_question_through_the_frontend(cluster: Cluster, url: str) -> None:
+def test_the_frontend_answers_a_chat_request(cluster: Cluster, url: str) -> None:
     status, body = eventually(lambda: chat(url, NAME), lambda r: r[0] == 200, 20)
     assert "Paris" in json.loads(body)["choices"][0]["message"]["content"], (status, body)
 
 
-def test_status_tells_the_whole_story(cluster: Cluster, pod: str) -> None:
+def test_the_status_of_a_ready_endpoint_is_complete(cluster: Cluster, pod: str) -> None:
     status = cluster.endpoint(NAME)["status"]
     assert {c["type"]: c["status"] for c in status["conditions"]} == {
         "Accepted": "True",
@@ -103,12 +104,12 @@ def test_status_tells_the_whole_story(cluster: Cluster, pod: str) -> None:
     assert status["healthCheck"]["payload"]["messages"] == [{"role": "user", "content": "Hi"}]
     (worker,) = status["workers"]
     assert (worker["name"], worker["ready"]) == (pod, True)
-    # A machine that does other work too may answer a probe late: that is Busy, and serves.
+    # A probe may take long on a shared machine: the worker is then Busy, and serves.
     assert (worker["verdict"], worker["lastProbe"]["outcome"]) in {
         ("Generating", "Complete"),
         ("Busy", "Timeout"),
         ("Busy", "Complete"),
-        ("Generating", "Timeout"),  # a user's answer came after it
+        ("Generating", "Timeout"),  # a user's request succeeded after it
     }
     wide = cluster.kubectl("get", "vep", NAME, "-o", "wide").splitlines()
     assert wide[0].split() == [
@@ -125,7 +126,7 @@ def test_status_tells_the_whole_story(cluster: Cluster, pod: str) -> None:
     ]
 
 
-def test_sagemaker_port_serves_ping_and_invocations(cluster: Cluster, pod: str) -> None:
+def test_the_sagemaker_port_serves_ping_and_invocations(cluster: Cluster, pod: str) -> None:
     with cluster.forward(f"pod/{pod}", 8080) as base:
         assert post(f"{base}/ping", {})[0] == 200
         body = {"model": NAME, "prompt": "The sky is", "max_tokens": 4}
@@ -134,13 +135,13 @@ def test_sagemaker_port_serves_ping_and_invocations(cluster: Cluster, pod: str) 
         assert json.loads(text)["choices"][0]["text"]
 
 
-def test_frozen_engine_is_noticed_and_unrouted_and_comes_back_without_restart(
+def test_a_frozen_engine_receives_no_requests_and_recovers_without_a_restart(
     cluster: Cluster, pod: str, url: str
 ) -> None:
     cluster.signal_engine(pod, "SIGSTOP")
     try:
         found = eventually(
-            # period 5 + timeout 5 + 1, and what a busy machine adds; tests/bench measures
+            # period 5 + timeout 5 + 1, and slack for a busy machine; tests/bench measures
             lambda: cluster.condition(NAME, "Generating"),
             lambda c: c["status"] == "False",
             30,
@@ -163,7 +164,7 @@ def test_frozen_engine_is_noticed_and_unrouted_and_comes_back_without_restart(
     assert "EngineStalled" in reasons
 
 
-def test_changed_payload_reaches_worker_and_status_without_a_restart(cluster: Cluster, pod: str) -> None:
+def test_changing_the_payload_does_not_restart_workers(cluster: Cluster, pod: str) -> None:
     before = cluster.workers(NAME)[0]["metadata"]["uid"]
     payload = {"messages": [{"role": "user", "content": "Say hi"}], "max_tokens": 2, "temperature": 0}
     patch = {"spec": {"healthCheck": {"payload": payload}}}
@@ -177,10 +178,12 @@ def test_changed_payload_reaches_worker_and_status_without_a_restart(cluster: Cl
     assert restarts(cluster) == [0]
 
 
-def test_unknown_payload_field_is_refused_and_the_last_good_payload_stays(cluster: Cluster, pod: str) -> None:
-    good = cluster.endpoint(NAME)["status"]["healthCheck"]["payload"]
-    bad = {"spec": {"healthCheck": {"payload": {**good, "max_tokenz": 3}}}}
-    cluster.kubectl("patch", "vep", NAME, "--type=merge", "-p", json.dumps(bad))
+def test_an_unknown_payload_field_is_rejected_and_the_last_valid_payload_stays_active(
+    cluster: Cluster, pod: str
+) -> None:
+    valid = cluster.endpoint(NAME)["status"]["healthCheck"]["payload"]
+    invalid = {"spec": {"healthCheck": {"payload": {**valid, "max_tokenz": 3}}}}
+    cluster.kubectl("patch", "vep", NAME, "--type=merge", "-p", json.dumps(invalid))
     found = eventually(
         lambda: cluster.condition(NAME, "ConfigurationResolved"), lambda c: c["status"] == "False", 20
     )
@@ -194,45 +197,47 @@ def test_unknown_payload_field_is_refused_and_the_last_good_payload_stays(cluste
     assert restarts(cluster) == [0]
 
 
-def test_who_reaches_which_port(cluster: Cluster, pod: str, other_namespace: Cluster) -> None:
-    """By traffic: every port on which a pod of the endpoint listens, from every kind of neighbour."""
+def test_network_policies_restrict_which_pods_reach_which_port(
+    cluster: Cluster, pod: str, other_namespace: Cluster
+) -> None:
+    """With real connections: to every port on which a pod of the endpoint listens, from every kind of pod."""
     system = Cluster(cluster.kubeconfig, SYSTEM)
     (operator,) = system.get("pods", "-l", "app.kubernetes.io/name=vllmendpoint-operator")["items"]
     (insider,) = cluster.workers(NAME)
-    cluster.apply(python_pod("stranger", SLEEP))
-    # Labels are for the taking in a namespace of one's own.
+    cluster.apply(python_pod("unrelated", SLEEP))
+    # Users can set any labels in their own namespace.
     other_namespace.apply(
         python_pod("disguised", SLEEP, insider["metadata"]["labels"]),
         python_pod("disguised-as-operator", SLEEP, operator["metadata"]["labels"]),
     )
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/stranger", "--timeout=60s")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/unrelated", "--timeout=60s")
     other_namespace.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
 
     worker, frontend = target(cluster, "worker"), target(cluster, "frontend")
-    assert {8080, 9090, 9091, 9092} < worker.listens, "Dynamo's event plane beside them"
-    assert {8000, 9093} <= frontend.listens
+    assert {8080, 9090, 9091, 9092} < worker.ports, "and the ports of Dynamo's event plane"
+    assert {8000, 9093} <= frontend.ports
     serving = (frozenset({8080}), frozenset({8000}))
-    everything_but_the_report = worker.listens - {9091}
+    all_but_the_report = worker.ports - {9091}
     table = {
-        "a stranger": (cluster, "stranger", *serving),
+        "an unrelated pod": (cluster, "unrelated", *serving),
         "another namespace, with a worker's labels": (other_namespace, "disguised", *serving),
         "another namespace, with the operator's labels": (other_namespace, "disguised-as-operator", *serving),
-        "the other endpoint's worker": (cluster, the_pod(cluster, OTHER), *serving),
-        "the other endpoint's frontend": (cluster, the_pod(cluster, OTHER, "frontend"), *serving),
+        "the other endpoint's worker": (cluster, pod_name(cluster, OTHER), *serving),
+        "the other endpoint's frontend": (cluster, pod_name(cluster, OTHER, "frontend"), *serving),
         "its frontend": (
             cluster,
-            the_pod(cluster, NAME, "frontend"),
-            everything_but_the_report,
-            frontend.listens,
+            pod_name(cluster, NAME, "frontend"),
+            all_but_the_report,
+            frontend.ports,
         ),
-        "its worker": (cluster, the_pod(cluster, NAME), worker.listens, frontend.listens),
+        "its worker": (cluster, pod_name(cluster, NAME), worker.ports, frontend.ports),
         "the operator": (system, operator["metadata"]["name"], frozenset({8080, 9091}), frozenset({8000})),
     }
 
     def reached(source: Cluster, pod: str, goal: Target) -> frozenset[int]:
         container = source.get("pod", pod)["spec"]["containers"][0]["name"]
-        asked = [goal.address, *map(str, sorted(goal.listens))]
-        found = source.kubectl("exec", pod, "-c", container, "--", "python3", "-c", REACHES, *asked)
+        command = ["python3", "-c", PRINT_REACHED_PORTS, goal.address, *map(str, sorted(goal.ports))]
+        found = source.kubectl("exec", pod, "-c", container, "--", *command)
         return frozenset(map(int, found.split()))
 
     with ThreadPoolExecutor(16) as pool:
@@ -244,8 +249,8 @@ def test_who_reaches_which_port(cluster: Cluster, pod: str, other_namespace: Clu
     assert seen == {who: (of_worker, of_frontend) for who, (_, _, of_worker, of_frontend) in table.items()}
 
 
-def refused(base: str) -> None:
-    """Nobody serves there. A frontend out of breath may say nothing for a while; an answer would be wrong."""
+def assert_not_served(base: str) -> None:
+    """No worker serves this frontend. A busy frontend may not respond for a while, but a 200 is an error."""
 
     def status() -> int:
         status, body = chat(base, NAME, "Hi", 3)
@@ -255,24 +260,26 @@ def refused(base: str) -> None:
     eventually(status, lambda code: code in (404, 503), 30)
 
 
-def test_each_answers_for_itself_alone(cluster: Cluster, pod: str) -> None:
+def test_endpoints_of_the_same_model_name_do_not_serve_each_others_requests(
+    cluster: Cluster, pod: str
+) -> None:
     with cluster.forward(f"service/{OTHER}", 8000) as other, cluster.forward(f"service/{NAME}", 8000) as ours:
         for base in (other, ours):
             eventually(lambda base=base: chat(base, NAME, "Hi")[0], lambda code: code == 200, 30)
-        frozen = the_pod(cluster, OTHER)
+        frozen = pod_name(cluster, OTHER)
         cluster.signal_engine(frozen, "SIGSTOP")
         try:
             eventually(lambda: chat(other, NAME, "Hi", 3)[0], lambda code: code in (404, 503), 60)
             for _ in range(20):
-                # Ours may be out of breath for a moment; the other's must not be answered by it.
+                # Our frontend may be busy for a moment, but must not answer the other's requests.
                 eventually(lambda: chat(ours, NAME, "Hi", max_tokens=2)[0], lambda code: code == 200, 30)
-                refused(other)
+                assert_not_served(other)
             eventually(lambda: cluster.condition(NAME, "Ready"), lambda c: c["status"] == "True", 30)
         finally:
             cluster.signal_engine(frozen, "SIGCONT")
         eventually(lambda: chat(other, NAME, "Hi")[0], lambda code: code == 200, 60)
 
-    # Without workers the other's must not step in.
+    # An endpoint without workers must not be served by the other's.
     cluster.change(OTHER, replicas=0)
     eventually(lambda: cluster.workers(OTHER), lambda pods: not pods, 120)
     eventually(
@@ -281,13 +288,13 @@ def test_each_answers_for_itself_alone(cluster: Cluster, pod: str) -> None:
         30,
     )
     with cluster.forward(f"service/{OTHER}", 8000) as other:
-        refused(other)
+        assert_not_served(other)
     cluster.kubectl("delete", "vep", OTHER, "--wait")
-    cluster.kubectl("delete", "pod", "stranger", "--now")
+    cluster.kubectl("delete", "pod", "unrelated", "--now")
 
 
-def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) -> None:
-    """With a request in flight, over which upstream would end the process at once, and say nothing."""
+def test_a_dead_engine_ends_the_worker_and_is_named_in_the_condition(cluster: Cluster, pod: str) -> None:
+    """With a request in flight: upstream would end the process immediately without a message."""
     with cluster.forward(f"service/{NAME}", 8000) as base, ThreadPoolExecutor(1) as user:
         user.submit(chat, base, NAME, "Tell me a story.", 30, max_tokens=400, ignore_eos=True)
         time.sleep(1)
@@ -301,7 +308,7 @@ def test_a_dead_engine_ends_the_worker_and_is_named(cluster: Cluster, pod: str) 
     assert cluster.condition(NAME, "Ready")["status"] == "False"
 
 
-def test_deleting_the_endpoint_leaves_nothing(cluster: Cluster, pod: str) -> None:
+def test_deleting_the_endpoint_deletes_all_its_objects(cluster: Cluster, pod: str) -> None:
     cluster.kubectl("delete", "vep", NAME, "--wait")
     kinds = (
         "pods,deployments,replicasets,services,networkpolicies,rolebindings,controllerrevisions,"

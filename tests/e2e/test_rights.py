@@ -1,4 +1,4 @@
-"""Workers and frontends have the rights that Dynamo uses in them: by the audit log of this cluster."""
+"""Workers and frontends have exactly the permissions that Dynamo uses, according to the audit log."""
 
 import os
 
@@ -10,22 +10,23 @@ from .conftest import CACHE, Cluster
 
 ROLE = "vllmendpoint-operator-worker"
 POLICY = ("run", "serving.vllmendpoint.dev", "workers")
-"""No request: what the admission policy knows a worker by."""
+"""Never requested: the admission policy identifies workers by this permission."""
 
 
-def is_of_an_endpoint(user: str) -> bool:
-    """Of a test's namespace: its endpoints', or one of the test's that an endpoint names."""
+def is_account_of_an_endpoint(user: str) -> bool:
+    """Whether it is a ServiceAccount in a test's namespace that pods of an endpoint use."""
     return user.startswith("system:serviceaccount:e2e-") and not user.endswith(":default")
 
 
-def test_workers_and_frontends_use_every_right_that_they_have(deployed: Cluster) -> None:
-    """Those that the tests before this one have run; what is not granted they could not have done."""
+def test_workers_and_frontends_use_every_permission_that_they_have(deployed: Cluster) -> None:
+    """Counts the requests of the tests before this one; without a permission a request would have failed."""
     log = CACHE / "cluster/audit.log"
     if os.environ.get("CLUSTER") == "kind" or not log.exists():
         pytest.skip("the API server's audit log is not on this machine")
-    entries = requests(log, is_of_an_endpoint)
+    entries = requests(log, is_account_of_an_endpoint)
     if not any(entry["verb"] == "patch" for entry in entries):
         pytest.skip("no worker has served in this cluster yet")
     (role,) = [item for item in deployed.get("clusterroles")["items"] if item["metadata"]["name"] == ROLE]
-    # With a namespace its RoleBindings go, and pods that end are refused what they had: it is no other right.
+    # After a namespace's RoleBindings are deleted, requests of its terminating pods fail. They use no other
+    # permissions.
     assert used(entries) == granted(role["rules"]) - {POLICY}

@@ -1,4 +1,4 @@
-"""Changes of an endpoint with two replicas under load, as callers and as those who wait for it see them."""
+"""Changes of an endpoint with two replicas under load: responses to clients, and conditions meanwhile."""
 
 import json
 import time
@@ -10,14 +10,14 @@ from .conftest import ENGINE, Cluster, eventually, manifest, python_pod
 
 NAME = "rolled"
 SIBLING = "rolled-v2"
-"""Its name begins with the other's, and it serves a model of the same name."""
+"""Its name starts with NAME, and it serves a model of the same name."""
 pytestmark = pytest.mark.timeout(900)
 
 CLIENT = """
 import json, sys, threading, time, urllib.error, urllib.request
 body = {"model": "rolled", "prompt": "one two three", "max_tokens": 4}
 body["nvext"] = {"extra_fields": ["worker_id"]}
-def ask():
+def send():
     while True:
         began = time.monotonic()
         headers = {"Content-Type": "application/json"}
@@ -36,9 +36,9 @@ def ask():
         sys.stdout.flush()
         time.sleep(max(0, 0.3 - (time.monotonic() - began)))
 for _ in range(3):
-    threading.Thread(target=ask).start()
+    threading.Thread(target=send).start()
 """
-"""Three callers through the Service, at most ten requests a second, a line each: status, and which worker."""
+"""Three clients send ten requests per second in total to the Service, and print status and worker of each."""
 
 
 class Answer(NamedTuple):
@@ -49,26 +49,26 @@ class Answer(NamedTuple):
 
 
 def answers(cluster: Cluster) -> list[Answer]:
-    lines = cluster.kubectl("logs", "caller").splitlines()
+    lines = cluster.kubectl("logs", "client").splitlines()
     return sorted(Answer(**json.loads(line)) for line in lines)
 
 
 @pytest.fixture(scope="module")
 def endpoint(cluster: Cluster) -> None:
-    replicas = {"replicas": 2, "engine": {"args": length(512)}}
+    replicas = {"replicas": 2, "engine": {"args": engine_args(512)}}
     cluster.apply(
         manifest(NAME, **replicas),
         manifest(SIBLING, model={"uri": "pvc://models/toy-llama", "name": NAME}, replicas=0),
     )
     cluster.wait_ready(NAME)
-    cluster.apply(python_pod("caller", CLIENT))
-    eventually(lambda: cluster.kubectl("logs", "caller", check=False), lambda text: "status" in text, 60)
+    cluster.apply(python_pod("client", CLIENT))
+    eventually(lambda: cluster.kubectl("logs", "client", check=False), lambda text: "status" in text, 60)
     eventually(lambda: [a.status for a in answers(cluster)], lambda found: found[-1:] == [200], 30)
 
 
-def length(tokens: int) -> list[str]:
+def engine_args(max_model_len: int) -> list[str]:
     args = list(ENGINE)
-    args[args.index("--max-model-len") + 1] = str(tokens)
+    args[args.index("--max-model-len") + 1] = str(max_model_len)
     return [*args, "--distributed-executor-backend", "uni"]
 
 
@@ -78,7 +78,7 @@ def rolled_out(cluster: Cluster) -> bool:
 
 
 def snapshot(cluster: Cluster) -> dict[str, Any]:
-    """The conditions after ``kubectl rollout status``: a rollout that ends in between is no contradiction."""
+    """Runs ``kubectl rollout status`` twice: the rollout may end while the conditions are read."""
     return {
         "complete": rolled_out(cluster),
         "conditions": {kind: cluster.condition(NAME, kind)["status"] for kind in ("UpToDate", "Ready")},
@@ -87,10 +87,10 @@ def snapshot(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def test_a_changed_model_card_fails_no_request(cluster: Cluster, endpoint: None) -> None:
+def test_a_rollout_that_changes_the_model_card_fails_no_request(cluster: Cluster, endpoint: None) -> None:
     before = {pod["metadata"]["uid"] for pod in cluster.workers(NAME)}
     begun = time.time()
-    cluster.change(NAME, engine={"args": length(256)})
+    cluster.change(NAME, engine={"args": engine_args(256)})
     seen = []
     while not (seen and seen[-1]["complete"] and not seen[-1]["pods"] & before):
         assert time.time() < begun + 800, seen[-1]
@@ -101,18 +101,18 @@ def test_a_changed_model_card_fails_no_request(cluster: Cluster, endpoint: None)
     time.sleep(3)
 
     early = [s for s in seen if not s["complete after"] and "True" in s["conditions"].values()]
-    # The first looks may come before the Deployment has the new template.
+    # The first snapshots may precede the new template of the Deployment.
     changed = next(i for i, s in enumerate(seen) if not s["complete"])
     assert not [s for s in early if seen.index(s) >= changed], early
 
     found = [answer for answer in answers(cluster) if answer.at > begun]
     assert [answer for answer in found if answer.status != 200] == []
-    assert len(found) > 2 * (ended - begun), "the caller was held up"
+    assert len(found) > 2 * (ended - begun), "the clients were delayed"
     old = {answer.worker for answer in answers(cluster) if answer.at < begun}
     new = {answer.worker for answer in found} - old
     assert (len(old), len(new)) == (2, 2)
-    # Between the first answer of a new worker and the last of an old one, both are used: without a worker to
-    # spare, that is for the new worker's minReadySeconds.
+    # Between the first answer of a new worker and the last of an old one, both receive requests: without
+    # surge, for the minReadySeconds of the new worker.
     first = min(answer.at for answer in found if answer.worker in new)
     last = max(answer.at for answer in found if answer.worker in old)
     mixed = [answer.worker for answer in found if first <= answer.at <= last]
@@ -122,7 +122,7 @@ def test_a_changed_model_card_fails_no_request(cluster: Cluster, endpoint: None)
 
 
 def readiness(cluster: Cluster) -> dict[str, tuple[str, str]]:
-    """Of each worker pod: whether it is ready, and since when."""
+    """Status and transition time of the Ready condition by the UID of the worker pod."""
     return {
         pod["metadata"]["uid"]: (condition["status"], condition["lastTransitionTime"])
         for pod in cluster.workers(NAME)
@@ -131,29 +131,29 @@ def readiness(cluster: Cluster) -> dict[str, tuple[str, str]]:
     }
 
 
-def test_a_payload_that_only_the_engine_refuses_leaves_every_replica_ready(
+def test_a_payload_that_only_the_engine_rejects_keeps_every_replica_ready(
     cluster: Cluster, endpoint: None
 ) -> None:
     cluster.wait_ready(NAME)
     before, since = readiness(cluster), time.time()
-    good = cluster.endpoint(NAME)["status"]["healthCheck"]["payload"]
-    refused = {"prompt": "Hello", "max_tokens": 1, "temperature": 0, "logprobs": 50}
-    cluster.change(NAME, healthCheck={"payload": refused})
+    valid = cluster.endpoint(NAME)["status"]["healthCheck"]["payload"]
+    rejected = {"prompt": "Hello", "max_tokens": 1, "temperature": 0, "logprobs": 50}
+    cluster.change(NAME, healthCheck={"payload": rejected})
     found = eventually(
         lambda: cluster.condition(NAME, "ConfigurationResolved"), lambda c: c["status"] == "False", 30
     )
     assert found["reason"] == "InvalidPayload"
     assert "logprobs" in found["message"]
     assert "50" in found["message"]
-    # A payload in force that is refused makes a replica unready within two probes.
+    # If the payload were active, the replica would become unready within two probes.
     time.sleep(15)
     assert {status for status, _ in before.values()} == {"True"}
     assert readiness(cluster) == before
-    assert cluster.endpoint(NAME)["status"]["healthCheck"]["payload"] == good
+    assert cluster.endpoint(NAME)["status"]["healthCheck"]["payload"] == valid
     assert cluster.condition(NAME, "Generating")["status"] == "True"
     assert [answer for answer in answers(cluster) if answer.at > since and answer.status != 200] == []
 
-    # One that starts meanwhile takes the last good payload, and becomes ready.
+    # A replica that starts meanwhile uses the last valid payload and becomes ready.
     cluster.change(NAME, replicas=3)
     eventually(
         lambda: [status for status, _ in readiness(cluster).values()], lambda s: s == ["True"] * 3, 300
@@ -162,7 +162,9 @@ def test_a_payload_that_only_the_engine_refuses_leaves_every_replica_ready(
     cluster.wait_ready(NAME, 60)
 
 
-def test_an_endpoint_whose_name_begins_alike_is_not_routed(cluster: Cluster, endpoint: None) -> None:
+def test_an_endpoint_whose_name_has_the_same_prefix_receives_no_requests(
+    cluster: Cluster, endpoint: None
+) -> None:
     cluster.change(SIBLING, replicas=1)
     cluster.wait_ready(SIBLING)
     known = {answer.worker for answer in answers(cluster)[-8:]}

@@ -11,7 +11,7 @@ __all__ = ["SECRET_KEY", "bucket"]
 
 @contextmanager
 def bucket(address: str, folder: Path, name: str, objects: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A bucket with objects in it, key -> text. Gives the environment with which it is read."""
+    """Create a bucket with these objects (key -> text). Yields the environment variables of a client."""
     with object_store(folder, address) as environ:
         with closing(client(environ)) as store:
             store.create_bucket(Bucket=name)

@@ -24,6 +24,6 @@ from tests.worker.conftest import make_worker, toy_model  # noqa: F401  (workers
 
 @pytest.fixture(scope="session")
 def chat_model() -> Path:
-    """The chat model of hack/model.py, made where it is not there yet."""
+    """The chat model of hack/model.py, created on first use."""
     subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "chat"], timeout=600, check=True)
     return CACHE / "models" / "SmolLM2-135M-Instruct"

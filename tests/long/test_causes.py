@@ -1,4 +1,4 @@
-"""What ended a worker, told in one sentence: a real engine, and a hub on loopback that refuses."""
+"""The cause of a worker's termination in one sentence, from a real engine and from a failing hub."""
 
 import threading
 from collections.abc import Iterator
@@ -10,26 +10,28 @@ from tests.e2e.conftest import Cluster, eventually, manifest
 from tests.worker.conftest import START_SECONDS, WorkerProcess
 
 
-def last_words(worker: WorkerProcess) -> str:
-    """What goes to the termination message, where there is one: the worker's last line."""
+def last_message(worker: WorkerProcess) -> str:
+    """The worker's last log line, which in a pod is the termination message."""
     return worker.log_lines()[-1].partition(": ")[2]
 
 
-def test_a_cache_too_small_for_the_context(tmp_path: Path, toy_model: Path) -> None:
-    """The engine core raises it, in a process of its own."""
+def test_the_last_message_states_that_the_cache_is_too_small(tmp_path: Path, toy_model: Path) -> None:
+    """The engine core raises the error in a separate process."""
     worker = WorkerProcess(tmp_path, toy_model, arguments=["--kv-cache-memory-bytes", "524288"])
     worker.start()
     try:
         assert worker.exit_code(START_SECONDS) == 1
-        said = last_words(worker)
-        assert said.startswith("The engine failed: ValueError: To serve at least one request"), worker.log()
-        assert "max seq len (1024)" in said
-        assert "max_model_len" in said, "what to do"
+        message = last_message(worker)
+        assert message.startswith("The engine failed: ValueError: To serve at least one request"), (
+            worker.log()
+        )
+        assert "max seq len (1024)" in message
+        assert "max_model_len" in message, "the remedy"
     finally:
         worker.stop()
 
 
-def test_it_is_in_the_status(cluster: Cluster) -> None:
+def test_the_condition_states_that_the_cache_is_too_small(cluster: Cluster) -> None:
     args = ["--enforce-eager", "--max-model-len", "1024", "--kv-cache-memory-bytes", "524288"]
     cluster.apply(manifest("no-room", engine={"args": args}, frontend={"mode": "None"}))
     found = eventually(
@@ -45,8 +47,10 @@ def test_it_is_in_the_status(cluster: Cluster) -> None:
 
 
 @contextmanager
-def hub(status: int) -> Iterator[str]:
-    class Refusing(BaseHTTPRequestHandler):
+def failing_hub(status: int) -> Iterator[str]:
+    """The URL of a hub that responds to every request with ``status``."""
+
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.send_header("Content-Length", "0")
@@ -55,7 +59,7 @@ def hub(status: int) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -64,18 +68,18 @@ def hub(status: int) -> Iterator[str]:
         server.server_close()
 
 
-def test_a_gated_model(tmp_path: Path) -> None:
-    with hub(403) as url:
+def test_the_last_message_states_that_the_model_is_gated(tmp_path: Path) -> None:
+    with failing_hub(403) as url:
         environ = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_s3cret"}
         worker = WorkerProcess(tmp_path, Path("team/gated"), environ | {"HF_HUB_OFFLINE": "0"})
         worker.start()
         try:
             assert worker.exit_code(START_SECONDS) == 1
-            said = last_words(worker)
-            assert said.startswith(
+            message = last_message(worker)
+            assert message.startswith(
                 "ModelDownloadFailed: the model 'team/gated' cannot be downloaded: http://"
             )
-            assert "answered 403 Forbidden. The model is gated or private" in said
+            assert "answered 403 Forbidden. The model is gated or private" in message
             assert "s3cret" not in worker.log()
         finally:
             worker.stop()

@@ -18,7 +18,7 @@ def crashes(api, tmp_path_factory):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("when", ["answered", "sent"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_killed_at_every_request_it_converges(crashes, change, when, capsys):
+def test_the_endpoint_converges_after_a_kill_at_every_request(crashes, change, when, capsys):
     points = []
     for at in itertools.count(1):
         what = crashes.killed(change, at, when)
@@ -31,4 +31,4 @@ def test_killed_at_every_request_it_converges(crashes, change, when, capsys):
 
 
 LEAST = {"create": 14, "update": 4, "scale up": 3, "scale down": 3, "reconfigure": 3, "delete": 14}
-"""Of the requests that the change cannot be made without: a sweep that kills nobody proves nothing."""
+"""Minimum number of requests of each change. A sweep that kills no operator would prove nothing."""

@@ -1,7 +1,5 @@
-"""Faults that take their time: a request that hangs, an API server that is away for longer than the lease.
-
-Also a CRD that is not served for a while, and a leader that dies in the middle of a rollout.
-"""
+"""Long faults: a hanging request, an API server that is unreachable for longer than the lease, a CRD that is
+not served for a while, and a leader that is killed during a rollout."""
 
 import json
 import time
@@ -23,13 +21,13 @@ def proxied(api, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def healed(request):
+def clear_faults(request):
     yield
     if "proxied" in request.fixturenames:
         request.getfixturevalue("proxied").fault_proxy.clear()
 
 
-def test_a_request_that_hangs_is_given_up_and_holds_nobody_else_up(proxied, make_endpoint):
+def test_a_hanging_request_times_out_and_delays_no_other_endpoint(proxied, make_endpoint):
     stuck, other = make_endpoint(NAMESPACE), make_endpoint(NAMESPACE)
     fault = proxied.fault_proxy.inject(seconds=60, method="PATCH", path=f"{CHILDREN}{stuck.name}")
     stuck.create()
@@ -40,20 +38,20 @@ def test_a_request_that_hangs_is_given_up_and_holds_nobody_else_up(proxied, make
     proxied.check()
 
 
-def test_a_crd_that_is_not_served_for_a_while(proxied, make_endpoint, until):
+def test_the_operator_continues_after_the_crd_was_not_served(proxied, make_endpoint, until):
     endpoint = make_endpoint(NAMESPACE).create()
     SimulatedNode(endpoint).run()
     fault = proxied.fault_proxy.inject(status=404, times=3, method="GET", path=ENDPOINTS)
     proxied.fault_proxy.end_watches()
-    until(lambda: fault.times == 0, "it is not found", 60)
+    until(lambda: fault.times == 0, "the CRD is not found", 60)
     endpoint.patch(spec={"replicas": 2})
     until(lambda: len(endpoint.pods()) == 2, "it is scaled", 60)
     assert endpoint.condition("Accepted")["status"] == "True"
     proxied.check()
 
 
-def test_resumed_after_a_long_refusal(proxied, make_endpoint, api, until):
-    """Longer than kopf itself tries."""
+def test_watches_resume_after_a_long_failure(proxied, make_endpoint, api, until):
+    """Longer than kopf retries."""
     endpoint = make_endpoint(NAMESPACE).create()
     SimulatedNode(endpoint).run()
     fault = proxied.fault_proxy.inject(status=500, times=10**6, path=WATCHES)
@@ -61,26 +59,28 @@ def test_resumed_after_a_long_refusal(proxied, make_endpoint, api, until):
     time.sleep(70)
     api.delete("Service", NAMESPACE, endpoint.name)
     endpoint.patch(spec={"replicas": 2})
-    assert 10 < 10**6 - fault.times < 500, "asked again and again, and not in a tight loop"
+    assert 10 < 10**6 - fault.times < 500, "retried, but not in a tight loop"
     proxied.fault_proxy.clear()
     until(lambda: len(endpoint.pods()) == 2, "it is scaled", 40)
     until(lambda: endpoint.child("Service"), "the Service is back", 40)
     proxied.check()
 
 
-def test_away_for_longer_than_the_lease(api, operate, make_endpoint, namespace, until, tmp_path):
-    """By design the operator ends: it could not tell whether another leads. The next one goes on."""
+def test_the_operator_ends_if_the_api_server_is_unreachable_for_longer_than_the_lease(
+    api, operate, make_endpoint, namespace, until, tmp_path
+):
+    """Another operator may lead by then. The next operator continues."""
     fault_proxy = FaultProxy(api, tmp_path)
     try:
         first = operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").leads()
         endpoint = make_endpoint(namespace).create()
         SimulatedNode(endpoint).run()
-        away = fault_proxy.inject(seconds=30, times=10**6)
+        outage = fault_proxy.inject(seconds=30, times=10**6)
         endpoint.patch(spec={"replicas": 2})
         mark = api.audit_offset()
         assert first.process.wait(20) == 1
         assert "lease" in first.text().splitlines()[-1]
-        away.times = 0
+        outage.times = 0
         time.sleep(1)
         assert api.writes(mark, namespace=namespace) == []
         operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").leads()
@@ -90,7 +90,9 @@ def test_away_for_longer_than_the_lease(api, operate, make_endpoint, namespace, 
 
 
 @pytest.mark.parametrize("at", [2, 4])
-def test_the_leader_dies_in_a_rollout(api, operate, make_endpoint, namespace, until, tmp_path, at):
+def test_the_next_leader_completes_the_rollout_of_a_killed_leader(
+    api, operate, make_endpoint, namespace, until, tmp_path, at
+):
     trap = tmp_path / "trap"
     first = operate(namespace, program=(KILLABLE, trap), identity="first").leads()
     second = operate(namespace, identity="second")

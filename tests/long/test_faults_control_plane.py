@@ -1,4 +1,4 @@
-"""API server and etcd end at once and come back, while endpoints are made, changed and served."""
+"""API server and etcd are killed and restarted, while endpoints are created, changed and served."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ from tests.integration.simulated_node import SimulatedNode
 NAMESPACE = "restarts"
 
 
-class Plane:
-    """A control plane of its own, and one operator."""
+class ControlPlane:
+    """A separate control plane with one operator."""
 
     def __init__(self, api, process, folder):
         self.api = api
@@ -31,8 +31,8 @@ class Plane:
         self.endpoints.append(EndpointUnderTest(self.api, NAMESPACE, f"e-{len(self.endpoints)}"))
         return self.endpoints[-1].create(**spec)
 
-    def end(self, component):
-        """SIGKILL; it is started again by the program that runs them."""
+    def kill(self, component):
+        """Kill the component; the parent process restarts it."""
         (pid,) = [pid for pid, name in self._components() if name == component]
         os.kill(pid, signal.SIGKILL)
         until(lambda: pid not in dict(self._components()), "it ends")
@@ -48,17 +48,17 @@ class Plane:
             if parent == self._process.pid:
                 yield int(stat.parent.name), Path(command.decode()).name
 
-    def answers(self):
+    def until_ready(self):
         ready = ("get", "--raw", "/readyz")
-        until(lambda: self.api.kubectl(*ready, check=False) == "ok", "the API server answers again", 60)
-        self.api.close()  # its connections are of the time before
+        until(lambda: self.api.kubectl(*ready, check=False) == "ok", "the API server is ready again", 60)
+        self.api.close()  # its connections belong to the killed process
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plane")
     with control_plane(folder) as (api, process):
-        made = Plane(api, process, tmp_path_factory.mktemp("operator"))
+        made = ControlPlane(api, process, tmp_path_factory.mktemp("operator"))
         yield made
         made.operator.kill()
         for endpoint in made.endpoints:
@@ -67,38 +67,38 @@ def plane(tmp_path_factory):
 
 
 @pytest.mark.parametrize("component", ["kube-apiserver", "etcd"])
-@pytest.mark.parametrize("moment", ["at rest", "while one is made"])
-def test_it_ends_and_comes_back(plane, component, moment):
-    standing, going = plane.endpoint(), plane.endpoint()
-    for endpoint in (standing, going):
+@pytest.mark.parametrize("moment", ["at rest", "during a creation"])
+def test_endpoints_converge_after_a_restart_of_the_api_server_or_etcd(plane, component, moment):
+    scaled, deleted = plane.endpoint(), plane.endpoint()
+    for endpoint in (scaled, deleted):
         SimulatedNode(endpoint).run()
     mark = plane.api.audit_offset()
     if moment == "at rest":
-        plane.end(component)
-        plane.answers()
-        fresh = plane.endpoint()
+        plane.kill(component)
+        plane.until_ready()
+        created = plane.endpoint()
     else:
-        fresh = plane.endpoint()
-        until(lambda: plane.api.writes(mark, namespace=NAMESPACE), "it is being made")
-        plane.end(component)
-        plane.answers()
-    standing.patch(spec={"replicas": 2})
-    plane.api.delete("VLLMEndpoint", NAMESPACE, going.name)
-    SimulatedNode(fresh).run(seconds=60)
-    until(lambda: len(standing.pods()) == 2, "it is scaled", 60)
-    until(lambda: not going.pods() and not going.child("Service"), "its children go", 60)
+        created = plane.endpoint()
+        until(lambda: plane.api.writes(mark, namespace=NAMESPACE), "its creation has begun")
+        plane.kill(component)
+        plane.until_ready()
+    scaled.patch(spec={"replicas": 2})
+    plane.api.delete("VLLMEndpoint", NAMESPACE, deleted.name)
+    SimulatedNode(created).run(seconds=60)
+    until(lambda: len(scaled.pods()) == 2, "it is scaled", 60)
+    until(lambda: not deleted.pods() and not deleted.child("Service"), "its children are deleted", 60)
     assert plane.operator.process.poll() is None, plane.operator.text()
     assert "a defect of the operator" not in plane.operator.text()
     applied = {
         what: count
         for what, count in writes(plane.api, mark, NAMESPACE).items()
-        if what.split()[1] not in ("vllmendpoints", "events", "pods") and fresh.name in what
+        if what.split()[1] not in ("vllmendpoints", "events", "pods") and created.name in what
     }
-    assert len(applied) == len(fresh.owned())
-    # A write whose answer was lost is asked for again, if the watch that would tell of it is not back yet.
+    assert len(applied) == len(created.owned())
+    # A write whose response was lost is repeated if the watch that would report it is not restored yet.
     assert sum(applied.values()) <= len(applied) + 1, applied
-    assert standing.condition("Accepted")["status"] == "True"
+    assert scaled.condition("Accepted")["status"] == "True"
     mark = plane.api.audit_offset()
     time.sleep(2)
     at_rest = writes(plane.api, mark, NAMESPACE)
-    assert [what for what in at_rest if standing.name not in what] == []
+    assert [what for what in at_rest if scaled.name not in what] == []

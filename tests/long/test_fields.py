@@ -1,4 +1,4 @@
-"""The fields that no other test here sets, on one real worker whose start is told stage by stage."""
+"""Fields that no other test of this folder sets, on one real worker, and the stages of its start."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import CACHE, ONE_PROCESS, SYSTEM, Cluster, chat, eventually, manifest, post
-from tests.e2e.hub import REVISION, Hub, serving
+from tests.e2e.hub import REVISION, Hub, serve_hub
 from vllmendpoint_api import script_digest
 
 from .bucket import SECRET_KEY, bucket
@@ -26,12 +26,12 @@ import model_hosting_container_standards.sagemaker as sagemaker_standards
 
 @sagemaker_standards.custom_invocation_handler
 async def decorated(request):
-    return "the decorated one"
+    return "the decorated handler"
 
 async def named(request):
-    return "the named one"
+    return "the named handler"
 
-slow = [6]  # seconds, of the first: a step of the start is told every 5 s at most, and this one is Warming
+slow = [6]  # seconds of the first ping, in the stage Warming: a stage is reported every 5 s at most
 
 async def alive(request):
     await asyncio.sleep(slow.pop() if slow else 0)
@@ -46,7 +46,7 @@ def secret(name: str, **data: str) -> dict[str, Any]:
 
 
 def volume(cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """For the endpoint's claim, and no other."""
+    """A volume that only the endpoint's claim can use."""
     claim = {"kind": "PersistentVolumeClaim", "namespace": cluster.namespace, "name": f"{NAME}-cache"}
     return {
         "apiVersion": "v1",
@@ -94,7 +94,7 @@ def endpoint(hub: Hub, s3: dict[str, str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def hub(host: str) -> Iterator[Hub]:
-    with serving(host, CACHE / "models/toy-llama", TOKEN) as running:
+    with serve_hub(host, CACHE / "models/toy-llama", TOKEN) as running:
         yield running
 
 
@@ -107,12 +107,12 @@ def s3(host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
 
 @pytest.fixture(scope="module")
 def cache(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the endpoint's claim will be bound to."""
+    """The folder of the volume to which the endpoint's claim will be bound."""
     folder = tmp_path_factory.mktemp("cache")
     folder.chmod(0o777)
     made = volume(cluster, folder)
     delete = ("delete", "pv", made["metadata"]["name"], "--ignore-not-found")
-    cluster.kubectl(*delete, "--timeout=60s")  # what a run that was killed has left
+    cluster.kubectl(*delete, "--timeout=60s")  # left by an interrupted run
     cluster.apply(made)
     yield folder
     cluster.kubectl(*delete, "--wait=false")
@@ -120,25 +120,25 @@ def cache(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @dataclass(frozen=True)
 class Start:
-    """``refused``: what ``ConfigurationResolved`` said first; ``told``: all that ``Available`` said."""
+    """``rejected``: the first False ``ConfigurationResolved``; ``messages``: those of ``Available``."""
 
-    refused: dict[str, Any]
-    told: list[str]
+    rejected: dict[str, Any]
+    messages: list[str]
 
 
 @pytest.fixture(scope="module")
 def start(cluster: Cluster, hub: Hub, s3: dict[str, str], cache: Path) -> Start:
-    """The endpoint's whole start, with a payload that is refused and then mended."""
+    """The whole start of the endpoint, with a payload that is rejected and then corrected."""
     del cache
     keys = {name: value for name, value in s3.items() if name != "AWS_ENDPOINT_URL"}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}}
     cluster.apply(secret("hub", **{"its-token": TOKEN}), secret("bucket", **keys), account, endpoint(hub, s3))
-    with cluster.watching(NAME, '.conditions[?(@.type=="Available")].message') as said:
-        refused = eventually(
+    with cluster.watch_status(NAME, '.conditions[?(@.type=="Available")].message') as messages:
+        rejected = eventually(
             lambda: cluster.condition(NAME, "ConfigurationResolved"), lambda c: c["status"] == "False", 120
         )
         cluster.change(NAME, healthCheck={"payload": None})
-        eventually(lambda: any("Downloading (team/toy)" in line for line in said), bool, 60)
+        eventually(lambda: any("Downloading (team/toy)" in line for line in messages), bool, 60)
         hub.weights.set()
         ready = eventually(
             lambda: cluster.condition(NAME, "Ready"),
@@ -146,7 +146,7 @@ def start(cluster: Cluster, hub: Hub, s3: dict[str, str], cache: Path) -> Start:
             240,
         )
         assert ready["status"] == "True", ready["message"]
-    return Start(refused, said)
+    return Start(rejected, messages)
 
 
 @pytest.fixture(scope="module")
@@ -168,32 +168,31 @@ def frontend(cluster: Cluster, pod: str) -> Iterator[str]:
         yield base
 
 
-def test_a_refused_payload_is_mended_without_a_restart(cluster: Cluster, start: Start, pod: str) -> None:
-    assert start.refused["reason"] == "InvalidPayload"
-    assert "no_such_field" in start.refused["message"]
-    assert f"Pod {pod} serves no requests until its configuration is valid." in start.refused["message"]
+def test_a_rejected_payload_is_corrected_without_a_restart(cluster: Cluster, start: Start, pod: str) -> None:
+    assert start.rejected["reason"] == "InvalidPayload"
+    assert "no_such_field" in start.rejected["message"]
+    assert f"Pod {pod} serves no requests until its configuration is valid." in start.rejected["message"]
     assert restarts(cluster) == 0
 
 
-def test_the_start_is_told_stage_by_stage(start: Start, pod: str) -> None:
-    told = start.told
+def test_the_condition_shows_the_stages_of_the_start(start: Start, pod: str) -> None:
     stage = re.compile(
         rf"0 of 1 replica is ready \(minimum: 1\)\. Pod {pod} is starting: stage "
         r"(\w+(?: \(.*\))?) since \d\d:\d\d:\d\d UTC\. "
         r"It must start within 1800 s \(worker\.startupTimeoutSeconds\)\."
     )
-    steps = list(dict.fromkeys(match[1] for line in told if (match := stage.fullmatch(line))))
-    # Before it: the data of the bucket, and the payload that is refused.
+    steps = list(dict.fromkeys(match[1] for line in start.messages if (match := stage.fullmatch(line))))
+    # Earlier steps are the data of the bucket and the rejected payload.
     stages = list(dict.fromkeys(step.split()[0] for step in steps[steps.index("Downloading (team/toy)") :]))
     assert len(stages) >= 3, steps
     assert "Warming" in stages, steps
     assert stages == [name for name in STAGES if name in stages], "in their order"
-    assert told[-1] == "1 of 1 replica is ready."
+    assert start.messages[-1] == "1 of 1 replica is ready."
 
 
-def test_secrets_reach_the_workers_environment_and_nothing_else(cluster: Cluster, pod: str) -> None:
-    shown = "import os; print(os.environ['HF_TOKEN'], os.environ['AWS_SECRET_ACCESS_KEY'])"
-    assert cluster.python(pod, shown).split() == [TOKEN, SECRET_KEY]
+def test_secrets_appear_only_in_the_environment_of_the_worker(cluster: Cluster, pod: str) -> None:
+    script = "import os; print(os.environ['HF_TOKEN'], os.environ['AWS_SECRET_ACCESS_KEY'])"
+    assert cluster.python(pod, script).split() == [TOKEN, SECRET_KEY]
     report = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9091/status').read().decode())"
     kinds = "vep,pods,configmaps,controllerrevisions,deployments,replicasets,events,dynamoworkermetadatas"
     everything = {
@@ -209,11 +208,11 @@ def test_secrets_reach_the_workers_environment_and_nothing_else(cluster: Cluster
         assert SECRET_KEY not in text, where
 
 
-def test_the_engine_has_taken_in_its_config_file(cluster: Cluster, pod: str) -> None:
+def test_the_engine_uses_its_config_file(cluster: Cluster, pod: str) -> None:
     assert f"seed={SEED}," in cluster.kubectl("logs", pod)
 
 
-def test_the_model_is_kept_on_the_endpoints_own_claim(cluster: Cluster, pod: str, cache: Path) -> None:
+def test_the_model_is_cached_on_the_claim_of_the_endpoint(cluster: Cluster, pod: str, cache: Path) -> None:
     (model,) = cache.glob(f"hub/models--team--toy/snapshots/{REVISION}/model.safetensors")
     assert model.read_bytes() == (CACHE / "models/toy-llama/model.safetensors").read_bytes()
     claim = cluster.get("pvc", f"{NAME}-cache")
@@ -221,17 +220,17 @@ def test_the_model_is_kept_on_the_endpoints_own_claim(cluster: Cluster, pod: str
     assert [owner["name"] for owner in claim["metadata"]["ownerReferences"]] == [NAME]
 
 
-def test_the_worker_runs_under_the_named_account_and_none_is_made(cluster: Cluster, pod: str) -> None:
+def test_the_worker_uses_the_named_service_account_and_none_is_created(cluster: Cluster, pod: str) -> None:
     assert cluster.get("pod", pod)["spec"]["serviceAccountName"] == ACCOUNT
     accounts = cluster.kubectl("get", "serviceaccounts", "-o", "name").split()
     assert sorted(accounts) == [
         f"serviceaccount/{name}" for name in sorted(["default", ACCOUNT, f"{NAME}-frontend"])
     ]
-    # With that account it made itself known to Dynamo.
+    # The worker registered with Dynamo under that account.
     assert cluster.kubectl("get", "dynamoworkermetadatas", "-o", "name").count(pod) == 1
 
 
-def test_the_spec_names_handlers_of_the_script_from_the_bucket(
+def test_the_named_handlers_of_a_script_in_the_bucket_serve_requests(
     cluster: Cluster, pod: str, workers: str
 ) -> None:
     assert cluster.endpoint(NAME)["status"]["handlers"] == {
@@ -239,23 +238,23 @@ def test_the_spec_names_handlers_of_the_script_from_the_bucket(
         "ping": {"source": "Spec", "handler": "model:alive"},
         "invocations": {"source": "Spec", "handler": "model:named"},
     }
-    assert post(f"{workers}/invocations", {}) == (200, '"the named one"')
+    assert post(f"{workers}/invocations", {}) == (200, '"the named handler"')
     assert json.loads(post(f"{workers}/ping", {})[1]) == {"status": "alive"}
 
 
-def test_an_answer_that_does_not_match_is_no_generating(cluster: Cluster, pod: str) -> None:
+def test_an_unexpected_answer_sets_generating_to_false(cluster: Cluster, pod: str) -> None:
     payload = {"prompt": "The sky is", "max_tokens": 4, "temperature": 0}
-    expected = {"regex": "no model says this"}
+    expected = {"regex": "no model writes this"}
     cluster.change(NAME, healthCheck={"payload": payload, "expect": expected, "timeoutSeconds": 5})
     found = eventually(lambda: cluster.condition(NAME, "Generating"), lambda c: c["status"] == "False", 30)
     assert found["reason"] == "UnexpectedAnswer"
     assert pod in found["message"]
-    eventually(lambda: ready(cluster, pod), lambda said: said == "False", 10)
+    eventually(lambda: ready(cluster, pod), lambda status: status == "False", 10)
     cluster.change(NAME, healthCheck={"expect": {"regex": "(?s)^.+$"}})
     cluster.wait_ready(NAME, 30)
 
 
-def test_observe_gives_verdicts_and_keeps_the_worker_routed(
+def test_mode_observe_reports_a_stall_and_the_worker_stays_ready(
     cluster: Cluster, pod: str, frontend: str
 ) -> None:
     cluster.change(NAME, healthCheck={"mode": "Observe", "payload": None, "expect": None})
@@ -268,7 +267,7 @@ def test_observe_gives_verdicts_and_keeps_the_worker_routed(
         )
         assert found["reason"] == "EngineStalled"
         assert cluster.condition(NAME, "Ready")["reason"] == "EngineStalled"
-        # It is asked, and does not answer: 404 or 503 would say that nobody is there to ask.
+        # The worker receives the request and does not respond; 404 or 503 would mean that there is no worker.
         assert chat(frontend, NAME, "Hi", seconds=3)[0] == 0
         assert ready(cluster, pod) == "True"
         assert cluster.condition(NAME, "Available")["status"] == "True"
@@ -279,7 +278,7 @@ def test_observe_gives_verdicts_and_keeps_the_worker_routed(
     cluster.wait_ready(NAME, 60)
 
 
-def test_while_paused_nothing_is_changed_and_then_the_frontend_goes(
+def test_no_object_changes_while_paused_and_the_frontend_is_deleted_afterwards(
     cluster: Cluster, pod: str, workers: str
 ) -> None:
     def frontends() -> list[str]:
@@ -300,21 +299,23 @@ def test_while_paused_nothing_is_changed_and_then_the_frontend_goes(
 
     status = cluster.endpoint(NAME)["status"]
     assert status["url"] == f"http://{NAME}-workers.{cluster.namespace}.svc:8080/v1"
-    ask = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], b'{}').read().decode())"
-    assert cluster.python(pod, ask, status["invocationsUrl"]).strip() == '"the named one"'
+    script = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], b'{}').read().decode())"
+    assert cluster.python(pod, script, status["invocationsUrl"]).strip() == '"the named handler"'
     assert [worker["metadata"]["name"] for worker in cluster.workers(NAME)] == [pod]
     assert restarts(cluster) == 0
 
 
-def test_what_was_made_for_the_endpoint_goes_with_it(cluster: Cluster, pod: str) -> None:
+def test_deleting_the_endpoint_deletes_its_claim_and_keeps_the_objects_of_users(
+    cluster: Cluster, pod: str
+) -> None:
     cluster.kubectl("delete", "vep", NAME, "--wait")
-    eventually(lambda: cluster.kubectl("get", "pvc", f"{NAME}-cache", check=False), gone, 60)
-    assert not gone(cluster.kubectl("get", "serviceaccount", ACCOUNT, check=False))
-    assert not gone(cluster.kubectl("get", "secret", "hub", "bucket", check=False))
+    eventually(lambda: cluster.kubectl("get", "pvc", f"{NAME}-cache", check=False), is_not_found, 60)
+    assert not is_not_found(cluster.kubectl("get", "serviceaccount", ACCOUNT, check=False))
+    assert not is_not_found(cluster.kubectl("get", "secret", "hub", "bucket", check=False))
 
 
-def gone(answer: str) -> bool:
-    return "NotFound" in answer
+def is_not_found(output: str) -> bool:
+    return "NotFound" in output
 
 
 def restarts(cluster: Cluster) -> int:

@@ -1,4 +1,4 @@
-"""Through Dynamo's own frontend: the worker is registered, answers, and goes away when it is told to stop."""
+"""Requests through Dynamo's frontend: the worker registers, serves, and unregisters at SIGTERM."""
 
 import contextlib
 import http.client
@@ -66,7 +66,7 @@ def frontend(make_worker: Callable[..., WorkerProcess]) -> Iterator[tuple[Worker
         frontend.process.wait(20)
 
 
-def test_users_of_the_frontend_are_answered_and_count_as_proof_of_life(
+def test_requests_through_the_frontend_succeed_and_count_as_proof_of_life(
     frontend: tuple[WorkerProcess, Frontend],
 ) -> None:
     worker, users = frontend
@@ -80,7 +80,7 @@ def test_users_of_the_frontend_are_answered_and_count_as_proof_of_life(
     worker.until(lambda report: report.verdict.last_proof_of_life > proof, 3.0)
 
     core = worker.engine_core()
-    os.kill(core, signal.SIGSTOP)  # users' requests through Dynamo are traffic in flight like any other
+    os.kill(core, signal.SIGSTOP)  # a request through Dynamo counts as traffic, too
     with contextlib.suppress(OSError):
         connection = http.client.HTTPConnection("127.0.0.1", users.port, timeout=0.5)
         connection.request(

@@ -1,4 +1,4 @@
-"""A model that the worker fetches before the engine starts: from a real S3 store, and from a hub at a
+"""Models that the worker downloads before the engine starts: from a real S3 store, and from a hub at a
 revision.
 """
 
@@ -19,7 +19,7 @@ CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}], "max_to
 
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
-    """Not told of any model yet."""
+    """A worker without a model."""
     worker = WorkerProcess(tmp_path, tmp_path / "cache" / "toy")
     try:
         yield worker
@@ -34,7 +34,9 @@ def assert_serves(worker: WorkerProcess) -> None:
     assert worker.exit_code(30.0) == 0
 
 
-def test_a_model_in_s3(worker: WorkerProcess, tmp_path: Path, toy_model: Path) -> None:
+def test_a_model_in_s3_is_served_once_its_bucket_exists(
+    worker: WorkerProcess, tmp_path: Path, toy_model: Path
+) -> None:
     (tmp_path / "s3").mkdir()
     with object_store(tmp_path / "s3") as environ:
         worker.environ |= environ | {"VLLMENDPOINT_MODEL_URI": "s3://models/toy/"}
@@ -43,7 +45,7 @@ def test_a_model_in_s3(worker: WorkerProcess, tmp_path: Path, toy_model: Path) -
         (problem,) = worker.report().configuration.problems
         assert (problem.reason, problem.field) == ("ModelDownloadFailed", "model.uri")
         assert "a bucket that does not exist" in problem.message
-        with stopped(worker.pid):  # it must not find half of the model
+        with stopped(worker.pid):  # or the worker might download an incomplete model
             client(environ).create_bucket(Bucket="models")
             for file in toy_model.iterdir():
                 client(environ).upload_file(str(file), "models", f"toy/{file.name}")
@@ -52,8 +54,10 @@ def test_a_model_in_s3(worker: WorkerProcess, tmp_path: Path, toy_model: Path) -
         assert SECRET_KEY not in worker.log()
 
 
-def test_a_model_of_the_hub_at_a_revision(worker: WorkerProcess, tmp_path: Path, toy_model: Path) -> None:
-    """The default branch holds no model, so whatever were read there would fail."""
+def test_a_model_of_the_hub_is_served_at_its_revision(
+    worker: WorkerProcess, tmp_path: Path, toy_model: Path
+) -> None:
+    """The default branch has no model, so any use of it would fail."""
     files = {file.name: file.read_bytes() for file in toy_model.iterdir()}
     with model_hub({"main": {"config.json": b"{}"}, "v2": files}) as url:
         worker.environ |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}

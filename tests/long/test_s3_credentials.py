@@ -1,4 +1,4 @@
-"""Credentials of the pod's service account: no key in the environment, a real S3 server behind them."""
+"""Credentials of the pod's service account instead of keys in the environment, with a real S3 server."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def agent(store: dict[str, str]) -> Iterator[str]:
-    """EKS Pod Identity's agent: keys for who shows the token that the kubelet has projected."""
+    """URL of an agent like EKS Pod Identity's, which returns keys to clients with the projected token."""
     keys = {
         "AccessKeyId": store["AWS_ACCESS_KEY_ID"],
         "SecretAccessKey": store["AWS_SECRET_ACCESS_KEY"],
@@ -36,10 +36,10 @@ def agent(store: dict[str, str]) -> Iterator[str]:
 
     class Agent(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = self.headers["Authorization"] == TOKEN
-            self.send_response(200 if known else 403)
+            authorized = self.headers["Authorization"] == TOKEN
+            self.send_response(200 if authorized else 403)
             self.end_headers()
-            self.wfile.write(json.dumps(keys if known else {}).encode())
+            self.wfile.write(json.dumps(keys if authorized else {}).encode())
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -52,7 +52,7 @@ def agent(store: dict[str, str]) -> Iterator[str]:
         thread.join(10)
 
 
-def test_a_pod_identity_gives_them(
+def test_pod_identity_provides_the_credentials(
     store: dict[str, str], agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

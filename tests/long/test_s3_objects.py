@@ -1,4 +1,4 @@
-"""What lies in a real S3 server, and what such a server refuses."""
+"""Unusual object names in a real S3 server, and the errors of such a server."""
 
 import tarfile
 from collections.abc import Iterator
@@ -38,14 +38,18 @@ def fetched(uri: str, folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/m/", "s3://bucket/m"])
-def test_unusual_blanks_arrive_and_markers_do_not(uri: str, tmp_path: Path) -> None:
+def test_names_with_unusual_spaces_are_downloaded_and_folder_markers_are_not(
+    uri: str, tmp_path: Path
+) -> None:
     expected = {SCREENSHOT, NO_BREAK, "sub/\U0001f468\u200d\U0001f4bb"}
     assert fetched(uri, tmp_path) == expected
-    assert fetched(uri, tmp_path) == expected  # the manifest holds such names, too
+    assert fetched(uri, tmp_path) == expected  # with the manifest, which contains these names
     assert (tmp_path / SCREENSHOT).read_bytes() == b"content"
 
 
-def test_unusual_blanks_in_an_archive(store: dict[str, str], tmp_path: Path) -> None:
+def test_names_with_unusual_spaces_are_extracted_from_an_archive(
+    store: dict[str, str], tmp_path: Path
+) -> None:
     with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as tar:
         for name in (SCREENSHOT, NO_BREAK):
             (tmp_path / name).write_text("content")
@@ -55,7 +59,7 @@ def test_unusual_blanks_in_an_archive(store: dict[str, str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("uri", "variables", "says"),
+    ("uri", "variables", "message"),
     [
         ("s3://bucket/empty", {}, "names an object of zero bytes"),
         ("s3://bucket/none/", {}, "names a prefix that holds no object"),
@@ -64,12 +68,12 @@ def test_unusual_blanks_in_an_archive(store: dict[str, str], tmp_path: Path) -> 
         ("s3://bucket/m/", {"AWS_ACCESS_KEY_ID": "hunter2"}, "the AWS credentials are not valid (XAdmin"),
     ],
 )
-def test_refusals(
-    uri: str, variables: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_error_states_what_the_server_rejects(
+    uri: str, variables: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ArtifactsError) as refused:
+    with pytest.raises(ArtifactsError) as error:
         fetched(uri, tmp_path)
-    assert says in str(refused.value)
-    assert "hunter2" not in str(refused.value)
+    assert message in str(error.value)
+    assert "hunter2" not in str(error.value)

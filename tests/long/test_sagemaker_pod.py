@@ -1,4 +1,4 @@
-"""The worker's image as SageMaker starts it: ``serve``, the guide's environment, model data, nothing else."""
+"""The worker's image as SageMaker starts it: with ``serve``, the guide's environment, and model data."""
 
 import json
 
@@ -12,7 +12,7 @@ NAME = "container"
 MODELS = "/models"
 
 
-def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
+def test_the_image_serves_with_the_environment_of_create_model(cluster: Cluster) -> None:
     script = (ROOT / "tests/guide/quick_start.py").read_text()
     cluster.apply(
         {
@@ -31,7 +31,7 @@ def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
         "SM_VLLM_MAX_MODEL_LEN": "512",
         "SM_VLLM_MAX_NUM_SEQS": "8",
         "SM_VLLM_KV_CACHE_MEMORY_BYTES": "67108864",
-        # SageMaker is no Kubernetes; the kubelet says so to every container.
+        # Hide Kubernetes: the kubelet sets this variable in every container.
         "KUBERNETES_SERVICE_HOST": "",
     }
     container = {
@@ -71,5 +71,5 @@ def test_the_image_started_as_create_model_says(cluster: Cluster) -> None:
         status, body = post(f"{url}/invocations", {})
         assert (status, json.loads(body)) == (200, {"predictions": ["custom response"]})
         assert json.loads(post(f"{url}/ping", {})[1]) == {"status": "healthy", "custom": True}
-        asked = {"model": environment["SM_VLLM_MODEL"], "prompt": "hello", "max_tokens": 3}
-        assert post(f"{url}/v1/completions", asked)[0] == 200
+        request = {"model": environment["SM_VLLM_MODEL"], "prompt": "hello", "max_tokens": 3}
+        assert post(f"{url}/v1/completions", request)[0] == 200

@@ -1,9 +1,8 @@
-"""The guide's Quick Start, as printed, up to a container that serves; and ``model.artifactsUri``.
+"""The Quick Start of the guide, up to a container that serves; and ``model.artifactsUri``.
 
-S3 is a real server (hack/s3); of SageMaker's own API only ``CreateModel``'s wire format is played. What
-SageMaker does with it is done here: the model's data in ``/opt/ml/model``, the environment of
-``PrimaryContainer`` and nothing of Dynamo's or ours, ``serve`` as the argument; in a network and a mount
-namespace, since the guide's ports are taken as they are.
+S3 is a real server (hack/s3). A fake SageMaker API accepts ``CreateModel``, and the test does what SageMaker
+does: it copies the model data to ``/opt/ml/model`` and runs ``serve`` with only the environment of
+``PrimaryContainer``. The container runs in its own network and mount namespace, because the ports are fixed.
 """
 
 import concurrent.futures
@@ -34,7 +33,7 @@ MODEL_DATA = Path("/opt/ml/model")
 CLONE_NEWNET = 0x40000000
 Make = Callable[..., WorkerProcess]
 
-# An engine for two cores without a GPU, asked for as SageMaker's users do.
+# An engine for two cores without a GPU, configured with SageMaker's variables.
 SMALL_ENGINE = {
     "SM_VLLM_ENFORCE_EAGER": "true",
     "SM_VLLM_MAX_MODEL_LEN": "1024",
@@ -43,7 +42,7 @@ SMALL_ENGINE = {
     "SM_VLLM_DISTRIBUTED_EXECUTOR_BACKEND": "uni",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
-IMAGE = {  # what the Dockerfile sets
+IMAGE = {  # the environment of the Dockerfile
     "HOME": "/tmp", "USER": "worker", "PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1", "TORCH_COMPILE_DISABLE": "1", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"],
 }  # fmt: skip
@@ -61,20 +60,20 @@ exec "$@"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment with which boto3 finds the server."""
+    """The environment variables of a client."""
     with object_store(tmp_path_factory.mktemp("s3")) as environ:
         yield environ
 
 
 @pytest.fixture
 def sagemaker() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of an API that takes CreateModel, and what it was asked."""
-    asked: list[dict[str, Any]] = []
+    """The URL of an API that accepts CreateModel, and the requests that it received."""
+    requests: list[dict[str, Any]] = []
 
     class Api(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            asked.append({"target": self.headers["x-amz-target"], **body})
+            requests.append({"target": self.headers["x-amz-target"], **body})
             answer = json.dumps({"ModelArn": f"arn:aws:sagemaker:::model/{body['ModelName']}"}).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(answer)))
@@ -88,7 +87,7 @@ def sagemaker() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         thread.join(10)
@@ -97,7 +96,7 @@ def sagemaker() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.fixture
 def mount_point() -> Iterator[None]:
-    """/opt/ml/model as a place to mount at; what has to be made is taken away again."""
+    """Creates /opt/ml/model as a mount point, and afterwards removes the folders that it created."""
     made = [path for path in (MODEL_DATA, *MODEL_DATA.parents) if not path.exists()]
     MODEL_DATA.mkdir(parents=True, exist_ok=True)
     try:
@@ -108,7 +107,7 @@ def mount_point() -> Iterator[None]:
 
 
 class Container(WorkerProcess):
-    """The worker in namespaces of its own, with the guide's ports."""
+    """The worker in its own namespaces, with the ports of the guide."""
 
     def __init__(self, folder: Path, model_data: Path, environ: dict[str, str]) -> None:
         super().__init__(folder, Path("unused"))
@@ -136,7 +135,7 @@ class Container(WorkerProcess):
         self.started_at = time.monotonic()
 
     def ask(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-        """On a thread within the container's network."""
+        """Send the request from a thread in the container's network namespace."""
 
         def inside() -> tuple[int, bytes]:
             with Path(f"/proc/{self.pid}/ns/net").open() as namespace:
@@ -147,7 +146,7 @@ class Container(WorkerProcess):
             return pool.submit(inside).result()
 
 
-def test_the_quick_start_as_printed_up_to_a_container_that_serves(
+def test_the_quick_start_of_the_guide_starts_a_container_that_serves(
     s3: dict[str, str],
     sagemaker: tuple[str, list[dict[str, Any]]],
     toy_model: Path,
@@ -155,7 +154,7 @@ def test_the_quick_start_as_printed_up_to_a_container_that_serves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Steps 1 to 3 of the guide, by its own code.
+    # Steps 1 to 3 of the guide, with its code.
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", sagemaker[0])
@@ -165,16 +164,16 @@ def test_the_quick_start_as_printed_up_to_a_container_that_serves(
     names: dict[str, Any] = {"account_id": "123456789012", "region": "us-east-1"}
     for step in ("upload.py", "create_model.py"):
         exec((GUIDE / step).read_text(), names)
-    (asked,) = sagemaker[1]
-    assert asked["target"] == "SageMaker.CreateModel"
-    primary = asked["PrimaryContainer"]
+    (request,) = sagemaker[1]
+    assert request["target"] == "SageMaker.CreateModel"
+    primary = request["PrimaryContainer"]
     assert set(primary["Environment"]) == {
         "SM_VLLM_MODEL",
         "HUGGING_FACE_HUB_TOKEN",
         "CUSTOM_SCRIPT_FILENAME",
     }
 
-    # SageMaker's part: the data of S3DataSource in /opt/ml/model, the environment, `serve`.
+    # The part of SageMaker: the data of S3DataSource in /opt/ml/model, the environment, `serve`.
     source = primary["ModelDataSource"]["S3DataSource"]
     bucket, _, prefix = source["S3Uri"].removeprefix("s3://").partition("/")
     data = tmp_path / "model-data"
@@ -198,11 +197,11 @@ def test_the_quick_start_as_printed_up_to_a_container_that_serves(
         assert report.stage.name == Stage.SERVING
         (model,) = json.loads(container.ask("http", "/v1/models")[1])["data"]
         assert (model["id"], model["max_model_len"]) == (str(toy_model), 1024)
-        asked_of_vllm = {"model": str(toy_model), "prompt": "a", "max_tokens": 3, "temperature": 0}
-        assert container.ask("http", "/v1/completions", asked_of_vllm)[0] == 200
+        completion = {"model": str(toy_model), "prompt": "a", "max_tokens": 3, "temperature": 0}
+        assert container.ask("http", "/v1/completions", completion)[0] == 200
         health = until_healthy(container)
         assert json.loads(health)["status"] == "ready"  # the guide's localhost:8082/health
-        # Not of the engine's core: its title is written over it.
+        # Any child but the engine core, whose process title overwrites its environment.
         environs = [Path(f"/proc/{child.pid}/environ").read_bytes() for child in container.children()]
         assert any(b"HF_TOKEN=hf_your_token_here" in each.split(b"\0") for each in environs)
         assert "hf_your_token_here" not in container.log()
@@ -215,7 +214,7 @@ def test_the_quick_start_as_printed_up_to_a_container_that_serves(
 
 
 def until_healthy(container: WorkerProcess) -> bytes:
-    """Dynamo's own canary asks once a second."""
+    """The body of Dynamo's /health once it returns 200; Dynamo's canary checks every second."""
     deadline = time.monotonic() + 30.0
     while (answer := container.ask("system", "/health"))[0] != 200:
         assert time.monotonic() < deadline, answer
@@ -223,7 +222,7 @@ def until_healthy(container: WorkerProcess) -> bytes:
     return answer[1]
 
 
-def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
+def test_missing_artifacts_are_reported_and_downloaded_once_they_exist(
     s3: dict[str, str], make_worker: Make, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -244,15 +243,15 @@ def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
     assert worker.status("report", "/started") == 200
     assert worker.status("report", "/ready") == 503
 
-    # A bucket without the data is another sentence.
+    # The message for a bucket without the data is different.
     client(s3).create_bucket(Bucket="not-yet")
-    worker.until(lambda report: "holds no object" in said(report), 90.0)
-    # Mended: it goes on by itself, and the script that came is looked at (it is not a good one).
+    worker.until(lambda report: "holds no object" in problem_messages(report), 90.0)
+    # Once the data exists, the worker continues and loads the script, which is invalid.
     client(s3).put_object(Bucket="not-yet", Key="my-model/weights/part-1", Body=os.urandom(40_000_000))
     client(s3).put_object(Bucket="not-yet", Key="my-model/model.py", Body=b"def f(:\n")
     worker.until(lambda report: (folder / "model.py").exists(), 90.0)
     assert (folder / "weights" / "part-1").stat().st_size == 40_000_000
-    worker.until(lambda report: "model.py line 1" in said(report), 120.0)
+    worker.until(lambda report: "model.py line 1" in problem_messages(report), 120.0)
     assert "ArtifactsNotFetched" not in {each.reason for each in worker.report().configuration.problems}
     assert worker.status("report", "/ready") == 503
     for secret in (SECRET_KEY, "key-of-the-test"):
@@ -261,15 +260,15 @@ def test_artifacts_that_cannot_be_fetched_are_told_and_fetched_once_they_can(
     assert worker.exit_code(10.0) == 0
 
 
-def said(report: Any) -> str:
+def problem_messages(report: Any) -> str:
     return " ".join(problem.message for problem in report.configuration.problems)
 
 
-def test_one_option_from_two_places_is_refused_by_the_parsers_own_names(make_worker: Make) -> None:
+def test_conflicting_options_are_rejected_with_the_names_of_the_parser(make_worker: Make) -> None:
     worker = make_worker({"SM_VLLM_TENSOR_PARALLEL_SIZE": "2"}, ["-tp", "1"])
     worker.start()
     worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
-    assert said(worker.report()) == (
+    assert problem_messages(worker.report()) == (
         "SM_VLLM_TENSOR_PARALLEL_SIZE differs from engine.args (-tp): remove one of them, or make them equal."
     )
     with contextlib.suppress(OSError):

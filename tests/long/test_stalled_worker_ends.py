@@ -1,4 +1,4 @@
-"""A worker that is certainly stalled for ``restartAfterSeconds`` ends itself, and serves again."""
+"""A worker that is Stalled for ``restartAfterSeconds`` exits; after its restart it serves again."""
 
 import pytest
 

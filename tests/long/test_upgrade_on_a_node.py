@@ -1,4 +1,4 @@
-"""`helm upgrade` below real pods: containers are not restarted, and go on serving."""
+"""`helm upgrade` with real pods: their containers are not restarted and keep serving."""
 
 import json
 import subprocess
@@ -23,14 +23,14 @@ def helm(cluster: Cluster, *arguments: str) -> str:
 
 @pytest.fixture
 def installed(cluster: Cluster) -> Iterator[str]:
-    """The release's revision; it is in force again afterwards, whatever happens."""
+    """The release's revision, which is restored afterwards."""
     (status,) = json.loads(helm(cluster, "list", "--filter", f"^{RELEASE}$", "-o", "json"))
     yield status["revision"]
     helm(cluster, "rollback", RELEASE, status["revision"], "--wait")
 
 
 def containers(cluster: Cluster) -> list[Any]:
-    """Which containers run, by their runtime's own ids, and how often they were restarted."""
+    """Pod UID, container ID and restart count of every container."""
     pods = cluster.workers(NAME) + cluster.workers(NAME, "frontend")
     return sorted(
         (pod["metadata"]["uid"], status["containerID"], status["restartCount"])
@@ -39,7 +39,7 @@ def containers(cluster: Cluster) -> list[Any]:
     )
 
 
-def test_an_upgrade_and_back_restart_no_container(cluster: Cluster, installed: str) -> None:
+def test_an_upgrade_and_a_rollback_restart_no_container(cluster: Cluster, installed: str) -> None:
     def revision() -> dict[str, Any]:
         found: dict[str, Any] = cluster.endpoint(NAME)["status"]["revision"]
         return found

@@ -1,4 +1,4 @@
-"""The right verdict for whatever may inject an engine: frozen, paused, killed, out of memory, or only busy.
+"""The verdict for an engine that is frozen, paused, killed, out of memory, or only busy.
 
 The tests of one worker share its process and run in the order of the file.
 """
@@ -24,9 +24,10 @@ from typing import Any
 import pytest
 
 from tests.worker.conftest import SEPARATE, Load, WorkerProcess, alive, descendants, stopped, wait
+from tests.worker.report_watch import ReportWatch
 from vllmendpoint_api import HandlerSource, Outcome, Verdict, script_digest
 
-from .watching import Users, Watch, verdicts
+from .user_load import Users, verdicts
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 PERIOD, TIMEOUT, RUNS = 4, 2, 4
@@ -35,10 +36,10 @@ LONG = ["--max-model-len", "8192", *SEPARATE]
 CHAT_ARGUMENTS = [*LONG, "--kv-cache-memory-bytes", "1610612736"]  # eight requests of full length
 HEALTHY = {Verdict.GENERATING, Verdict.BUSY}
 TRAFFIC = {"model": "toy", "prompt": "hello", "max_tokens": 64, "ignore_eos": True}
-GENEROUS = 3
-"""The bounds are the contract's, and the median's but for a second; the worst may be this many times as much:
-the machine is shared."""
 SLACK = 1.0
+"""The median of the detection times may exceed the specified bound by this many seconds."""
+WORST_FACTOR = 3
+"""The worst time may be this multiple of the bound, because the machine is shared."""
 PAUSING = """
 from vllmendpoint_worker.probing.progress import PROGRESS
 
@@ -66,8 +67,8 @@ def worker(make_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
     return worker
 
 
-def named(worker: WorkerProcess, process: str) -> int:
-    """One of vLLM's processes, by the name it gives itself."""
+def pid_of(worker: WorkerProcess, process: str) -> int:
+    """PID of one of vLLM's processes, found by its process title."""
     for child in worker.children():
         if f"VLLM::{process}".encode() in Path(f"/proc/{child.pid}/cmdline").read_bytes():
             return child.pid
@@ -78,9 +79,9 @@ def traffic(worker: WorkerProcess, some: bool) -> AbstractContextManager[object]
     return Load(worker, 3, TRAFFIC) if some else nullcontext()
 
 
-def noticed(worker: WorkerProcess, began: float) -> float:
-    """Seconds from ``began`` until it is called stalled, and everybody is told so."""
-    bound = GENEROUS * (PERIOD + TIMEOUT + 1)
+def seconds_until_stalled(worker: WorkerProcess, began: float) -> float:
+    """Seconds from ``began`` until the verdict is Stalled. Checks that every route reports it."""
+    bound = WORST_FACTOR * (PERIOD + TIMEOUT + 1)
     worker.until(lambda report: report.verdict.state == Verdict.STALLED, bound)
     seconds = time.monotonic() - began
     report = worker.report()
@@ -93,13 +94,13 @@ def noticed(worker: WorkerProcess, began: float) -> float:
 
 
 def set_mode(worker: WorkerProcess, mode: str) -> Any:
-    """To the handler: whether the engine is paused now."""
+    """Send the mode to the handler of PAUSING; returns whether the engine is paused now."""
     status, body = worker.ask("http", f"/invocations?mode={mode}", {})
     assert status == 200, body
     return json.loads(body)["paused"]
 
 
-def back(worker: WorkerProcess) -> float:
+def seconds_until_recovered(worker: WorkerProcess) -> float:
     began = time.monotonic()
     worker.until(lambda report: report.ready and report.verdict.state == Verdict.GENERATING, 60.0)
     wait(lambda: worker.status("http", "/ping") == 200)
@@ -107,38 +108,37 @@ def back(worker: WorkerProcess) -> float:
 
 
 def forget_the_stall(worker: WorkerProcess) -> None:
-    """Within a minute of a stall, as long as it lasted is waited for: its step counts as a step. The bound is
-    that of the first.
-    """
+    """Reset the step durations. For a minute, the worker counts a stall as a long engine step and allows for
+    it, but the bound is that of the first stall."""
     set_mode(worker, "forget")
 
 
 def assert_in_time(what: str, seconds: list[float], bound: float, recovered: list[float]) -> None:
-    told = ", ".join(f"{value:.2f}" for value in seconds)
+    detected = ", ".join(f"{value:.2f}" for value in seconds)
     again = ", ".join(f"{value:.2f}" for value in recovered)
     print(
-        f"\n{what}: noticed after {told} s (median {statistics.median(seconds):.2f}, "
+        f"\n{what}: detected after {detected} s (median {statistics.median(seconds):.2f}, "
         f"bound {bound} s); generating again after {again} s"
     )
     assert statistics.median(seconds) <= bound + SLACK
-    assert max(seconds) < GENEROUS * bound
+    assert max(seconds) < WORST_FACTOR * bound
 
 
 @pytest.mark.parametrize("some", [False, True], ids=["idle", "traffic"])
 @pytest.mark.parametrize("process", ["EngineCore", "Worker"])
 def test_a_frozen_engine_is_stalled(worker: WorkerProcess, process: str, some: bool) -> None:
-    pid = named(worker, process)
+    pid = pid_of(worker, process)
     seconds, recovered = [], []
     for _ in range(RUNS):
         with traffic(worker, some):
             time.sleep(random.uniform(1.0, 1.0 + PERIOD))
             with stopped(pid) as began:
-                seconds.append(noticed(worker, began))
-            recovered.append(back(worker))
+                seconds.append(seconds_until_stalled(worker, began))
+            recovered.append(seconds_until_recovered(worker))
         forget_the_stall(worker)
-    told = f"SIGSTOP of vLLM's {process}, {'traffic' if some else 'idle'}"
-    assert_in_time(told, seconds, bound(some), recovered)
-    assert named(worker, process) == pid, "nothing was restarted"
+    what = f"SIGSTOP of vLLM's {process}, {'traffic' if some else 'idle'}"
+    assert_in_time(what, seconds, bound(some), recovered)
+    assert pid_of(worker, process) == pid, "nothing was restarted"
 
 
 @pytest.mark.parametrize("mode", ["abort", "keep"])
@@ -151,16 +151,16 @@ def test_an_engine_paused_through_its_client_is_stalled(worker: WorkerProcess, m
             began = time.monotonic()
             assert set_mode(worker, mode) is True
             try:
-                seconds.append(noticed(worker, began))
+                seconds.append(seconds_until_stalled(worker, began))
             finally:
                 assert set_mode(worker, "resume") is False
-            recovered.append(back(worker))
+            recovered.append(seconds_until_recovered(worker))
         forget_the_stall(worker)
     assert_in_time(f"paused ({mode}), {'traffic' if some else 'idle'}", seconds, bound(some), recovered)
 
 
-def test_upstreams_control_routes_are_not_there(worker: WorkerProcess) -> None:
-    """Unauthenticated, they would pause the engine, put it to sleep or change its weights."""
+def test_upstreams_control_routes_return_404(worker: WorkerProcess) -> None:
+    """Without authentication they would pause the engine, put it to sleep or change its weights."""
     spec = importlib.util.find_spec("dynamo")
     assert spec is not None
     folders = [Path(folder) / "vllm" for folder in spec.submodule_search_locations or ()]
@@ -180,7 +180,7 @@ def bound(some: bool) -> int:
 
 @pytest.fixture(scope="module")
 def chat_worker(tmp_path_factory: pytest.TempPathFactory, chat_model: Path) -> Iterator[WorkerProcess]:
-    """A real model: its steps are longer than the toy's."""
+    """A real model, whose engine steps are longer than the toy model's."""
     worker = WorkerProcess(tmp_path_factory.mktemp("chat"), chat_model, arguments=CHAT_ARGUMENTS)
     try:
         worker.settings({})
@@ -195,35 +195,40 @@ def chat_worker(tmp_path_factory: pytest.TempPathFactory, chat_model: Path) -> I
     ("what", "crowd", "seconds"),
     [
         ("one request that decodes for minutes", [(1, {"prompt": "a", "max_tokens": 8000}, 600.0)], 120.0),
-        ("a full batch of them, eight waiting", [(16, {"prompt": "a", "max_tokens": 2000}, 600.0)], 60.0),
+        (
+            "a full batch of long requests, eight waiting",
+            [(16, {"prompt": "a", "max_tokens": 2000}, 600.0)],
+            60.0,
+        ),
         ("long prompts at full batch", [(16, {"prompt": 8000, "max_tokens": 4}, 600.0)], 90.0),
     ],
     ids=["decode", "batch", "prefill"],
 )
-def test_a_busy_engine_is_busy_at_most(
+def test_a_busy_engine_is_generating_or_busy(
     chat_worker: WorkerProcess, what: str, crowd: list[tuple[int, dict[str, Any], float]], seconds: float
 ) -> None:
-    stay_healthy(chat_worker, what, crowd, seconds)
+    assert_stays_healthy(chat_worker, what, crowd, seconds)
 
 
-def test_200_users_at_once_are_no_reason_for_alarm(worker: WorkerProcess) -> None:
+def test_200_simultaneous_users_cause_no_stalled_verdict(worker: WorkerProcess) -> None:
     crowd: list[tuple[int, dict[str, Any], float]] = [
         (150, {"prompt": "hello", "max_tokens": 32}, 600.0),
         (25, {"prompt": "a", "max_tokens": 600}, 600.0),
         (25, {"prompt": 4000, "max_tokens": 4}, 600.0),
     ]
-    stay_healthy(worker, "200 users", crowd, 60.0)
+    assert_stays_healthy(worker, "200 users", crowd, 60.0)
 
 
-def stay_healthy(
+def assert_stays_healthy(
     worker: WorkerProcess, what: str, crowd: list[tuple[int, dict[str, Any], float]], seconds: float
 ) -> None:
-    """Generating or Busy and ready, all the time, however often it is asked."""
+    """Under load from ``crowd``, the worker is ready and Generating or Busy all the time, with frequent
+    probes."""
     more = {"ignore_eos": True, "temperature": 1.0}
     since = len(worker.log())
     outcomes: Counter[str] = Counter()
-    crowd = [(many, more | body, patience) for many, body, patience in crowd]
-    with Watch(worker) as watch, Users(worker, crowd) as users:
+    crowd = [(many, more | body, timeout) for many, body, timeout in crowd]
+    with ReportWatch(worker) as watch, Users(worker, crowd) as users:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             status, body = worker.ask("report", "/probe", {}, method="POST", seconds=60.0)
@@ -232,10 +237,10 @@ def stay_healthy(
             assert worker.status("http", "/ping") == 200
             time.sleep(0.2)
         answered = dict(users.statuses)
-        in_engine = users.asking
+        in_engine = users.waiting
     seen = verdicts(worker, since)
     print(
-        f"\n{what}, {seconds:.0f} s: probes {dict(outcomes)}; verdicts come to {sorted(set(seen))}; "
+        f"\n{what}, {seconds:.0f} s: probes {dict(outcomes)}; verdicts {sorted(set(seen))}; "
         f"users' answers {answered}, {in_engine} still waiting; {len(watch.lines)} reports"
     )
     assert not watch.unready
@@ -244,7 +249,7 @@ def stay_healthy(
     assert set(outcomes) <= {Outcome.COMPLETE, Outcome.TIMEOUT}
     assert set(answered) <= {200}
     assert in_engine, "the engine was not busy all the time"
-    back(worker)
+    seconds_until_recovered(worker)
 
 
 def kill(worker: WorkerProcess) -> None:
@@ -252,7 +257,7 @@ def kill(worker: WorkerProcess) -> None:
 
 
 def exhaust_memory(worker: WorkerProcess) -> None:
-    """The engine may take no more address space than it has; then a batch of long prompts needs more."""
+    """Limit the engine to its current address space; then send a batch of long prompts, which needs more."""
     core = worker.engine_core()
     for pid in [core, *(child.pid for child in descendants(core))]:
         size = re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
@@ -261,12 +266,12 @@ def exhaust_memory(worker: WorkerProcess) -> None:
         resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
     body = {"model": "toy", "prompt": [*range(10, 1000)] * 8, "max_tokens": 1}
 
-    def ask() -> None:
+    def send() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
             worker.ask("http", "/v1/completions", body, seconds=30.0)
 
     for _ in range(8):
-        threading.Thread(target=ask, daemon=True).start()
+        threading.Thread(target=send, daemon=True).start()
 
 
 @pytest.mark.parametrize(
@@ -274,7 +279,7 @@ def exhaust_memory(worker: WorkerProcess) -> None:
     [(kill, False), (kill, True), (exhaust_memory, False)],
     ids=["killed-idle", "killed-traffic", "out-of-memory"],
 )
-def test_a_dead_engine_ends_its_worker_at_once(
+def test_a_dead_engine_ends_its_worker_immediately(
     make_worker: Callable[..., WorkerProcess], fault: Callable[[WorkerProcess], None], some: bool
 ) -> None:
     worker = make_worker(arguments=LONG)
@@ -282,7 +287,7 @@ def test_a_dead_engine_ends_its_worker_at_once(
     worker.start()
     worker.until_ready()
     children = worker.children()
-    with Watch(worker) as watch, traffic(worker, some):
+    with ReportWatch(worker) as watch, traffic(worker, some):
         time.sleep(1.0 if some else 0.0)
         began = time.monotonic()
         fault(worker)

@@ -1,4 +1,4 @@
-"""How a worker ends: within its grace period, requests drained, nothing left behind, at whatever moment."""
+"""Termination of a worker at any moment: within its grace period, after open requests, without orphans."""
 
 import contextlib
 import http.client
@@ -25,15 +25,16 @@ from tests.worker.conftest import (
     stopped,
     wait,
 )
+from tests.worker.report_watch import ReportWatch
 from vllmendpoint_api import Stage, WorkerReport, names
 
 from .test_frontend import Frontend
-from .watching import Watch
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 GRACE_SECONDS = 60.0
 """``terminationGracePeriodSeconds`` of a worker's pod."""
-AT_ONCE = 20.0
+KILL_SECONDS = 20.0
+"""Maximum seconds until a killed process is reaped."""
 GRACE_PERIOD = float(LOOPBACK["DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS"])
 CHECK = {"periodSeconds": 4, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 STAGES = [
@@ -44,9 +45,8 @@ STAGES = [
     Stage.WARMING,
     Stage.REGISTERING,
 ]
-"""In the order of a start, without those that are too short to be hit; ``Compiling`` there is without
-``--enforce-eager`` only.
-"""
+"""In the order of a start, without stages that are too short for a signal. The stage ``Compiling`` exists
+only without ``--enforce-eager``."""
 
 
 @pytest.fixture
@@ -57,15 +57,15 @@ def worker(make_worker: Callable[..., WorkerProcess]) -> Iterator[WorkerProcess]
     worker.stop()
 
 
-def at(worker: WorkerProcess, stage: Stage, number: signal.Signals) -> tuple[str, list[Process]]:
-    """Start it and send the signal the moment it tells the stage, or the next where that one was too short;
-    which it was, and its children then.
+def signal_at(worker: WorkerProcess, stage: Stage, number: signal.Signals) -> tuple[str, list[Process]]:
+    """Start the worker and send the signal when it reports the stage, or the next one if it skips the stage.
+    Returns the reported stage and the worker's children at that moment.
     """
     sent = threading.Event()
     children: list[Process] = []
     name = ""
 
-    def look(report: WorkerReport) -> None:
+    def on_report(report: WorkerReport) -> None:
         nonlocal name
         if not sent.is_set() and _reached(report.stage.name, stage):
             name = report.stage.name
@@ -74,8 +74,8 @@ def at(worker: WorkerProcess, stage: Stage, number: signal.Signals) -> tuple[str
             sent.set()
 
     worker.start()
-    wait(lambda: _answers(worker))
-    with Watch(worker, look):
+    wait(lambda: _is_live(worker))
+    with ReportWatch(worker, on_report):
         assert sent.wait(START_SECONDS), worker.report().stage
     return name, children
 
@@ -85,14 +85,14 @@ def _reached(now: str, stage: Stage) -> bool:
     return now in order and order.index(now) >= order.index(stage)
 
 
-def _answers(worker: WorkerProcess) -> bool:
+def _is_live(worker: WorkerProcess) -> bool:
     with contextlib.suppress(OSError):
         return worker.status("report", "/live") == 200
     return False
 
 
-def gone(children: list[Process], seconds: float = 60.0) -> float:
-    """Seconds until all of them are gone, and what they have started since."""
+def seconds_until_gone(children: list[Process], seconds: float = 60.0) -> float:
+    """Seconds until these processes, and the ones that they start meanwhile, are gone."""
 
     def left() -> list[Process]:
         for child in filter(alive, tuple(children)):
@@ -109,12 +109,12 @@ def gone(children: list[Process], seconds: float = 60.0) -> float:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_sigterm_at_any_stage_of_the_start_ends_it(worker: WorkerProcess, stage: Stage) -> None:
-    name, children = at(worker, stage, signal.SIGTERM)
+def test_sigterm_at_any_start_stage_ends_the_worker(worker: WorkerProcess, stage: Stage) -> None:
+    name, children = signal_at(worker, stage, signal.SIGTERM)
     began = time.monotonic()
     code = worker.exit_code(GRACE_SECONDS)
     ended = time.monotonic() - began
-    left = gone(children)
+    left = seconds_until_gone(children)
     print(
         f"\nSIGTERM at {name}: exit {code} after {ended:.2f} s, "
         f"its {len(children)} children gone {left:.2f} s later"
@@ -124,16 +124,14 @@ def test_sigterm_at_any_stage_of_the_start_ends_it(worker: WorkerProcess, stage:
 
 
 def test_sigkill_of_a_worker_that_has_just_started_a_process_leaves_no_orphan(worker: WorkerProcess) -> None:
-    """vLLM's processes end with the one that started them, also where that was gone before they were ready to
-    notice. Only the core, while it imports, waits for five minutes to be greeted by who started it (the bound
-    is vLLM's); in a pod it ends with PID 1.
-    """
+    """vLLM's processes end with their parent, even if the parent ends before they watch it. Only an engine
+    core that imports waits five minutes for its parent (vLLM's timeout); in a pod it ends with PID 1."""
     worker.start()
     wait(lambda: any("VLLM::Worker" in command(child) for child in worker.children()), START_SECONDS)
     children = worker.children()
     os.kill(worker.pid, signal.SIGKILL)
-    worker.exit_code(AT_ONCE)
-    left = gone(children)
+    worker.exit_code(KILL_SECONDS)
+    left = seconds_until_gone(children)
     print(f"\nSIGKILL at the first VLLM::Worker: its {len(children)} children gone {left:.2f} s later")
 
 
@@ -145,14 +143,14 @@ def command(process: Process) -> str:
 
 @pytest.mark.parametrize("stage", [Stage.LOADING_WEIGHTS, Stage.WARMING])
 def test_sigkill_of_a_starting_worker_leaves_no_orphan(worker: WorkerProcess, stage: Stage) -> None:
-    name, children = at(worker, stage, signal.SIGKILL)
-    worker.exit_code(AT_ONCE)
-    left = gone(children)
+    name, children = signal_at(worker, stage, signal.SIGKILL)
+    worker.exit_code(KILL_SECONDS)
+    left = seconds_until_gone(children)
     print(f"\nSIGKILL at {name}: its {len(children)} children gone {left:.2f} s later")
 
 
-class Question(threading.Thread):
-    """One user's request, and what became of it: at the worker, or at a frontend."""
+class UserRequest(threading.Thread):
+    """One request of a user to the worker or a frontend, and its result."""
 
     def __init__(self, worker: WorkerProcess, tokens: int, frontend: Frontend | None = None) -> None:
         super().__init__(daemon=True)
@@ -179,7 +177,7 @@ class Question(threading.Thread):
 
 
 def running(worker: WorkerProcess) -> float:
-    """Requests in the engine, as vLLM's own metrics say."""
+    """Number of requests in the engine, according to vLLM's metrics."""
     text = worker.ask("system", "/metrics")[1].decode()
     return sum(
         float(value)
@@ -187,21 +185,21 @@ def running(worker: WorkerProcess) -> float:
     )
 
 
-def test_sigterm_under_load_drains_and_ends_with_zero(worker: WorkerProcess) -> None:
+def test_sigterm_under_load_drains_and_exits_with_zero(worker: WorkerProcess) -> None:
     worker.start()
     worker.until_ready()
     children = worker.children()
-    questions = [Question(worker, 400) for _ in range(16)]
+    requests = [UserRequest(worker, 400) for _ in range(16)]
     wait(lambda: running(worker) >= 8)
     began = time.monotonic()
     os.kill(worker.pid, signal.SIGTERM)
     wait(lambda: worker.status("report", "/ready") == 503, 5.0)
     code = worker.exit_code(GRACE_SECONDS)
     ended = time.monotonic() - began
-    left = gone(children)
-    for question in questions:
-        question.join(10)
-    statuses = [question.status for question in questions]
+    left = seconds_until_gone(children)
+    for request in requests:
+        request.join(10)
+    statuses = [request.status for request in requests]
     print(
         f"\nSIGTERM under load: exit {code} after {ended:.2f} s, "
         f"children gone {left:.2f} s later; answers {statuses}"
@@ -210,8 +208,8 @@ def test_sigterm_under_load_drains_and_ends_with_zero(worker: WorkerProcess) -> 
     assert statuses == [200] * 16
 
 
-def test_sigterm_drains_what_came_through_the_frontend(make_worker: Callable[..., WorkerProcess]) -> None:
-    """Longer than Dynamo's own grace period, after which upstream aborts what is in flight."""
+def test_sigterm_drains_requests_from_the_frontend(make_worker: Callable[..., WorkerProcess]) -> None:
+    """Requests longer than Dynamo's grace period, after which upstream aborts open requests."""
     worker = make_worker(arguments=["--max-model-len", "8192"])
     worker.settings(CHECK)
     worker.start()
@@ -220,25 +218,25 @@ def test_sigterm_drains_what_came_through_the_frontend(make_worker: Callable[...
         worker.until_ready()
         frontend.until(200, 60.0)
         tokens = 3000
-        questions = [Question(worker, tokens, frontend) for _ in range(4)]
+        requests = [UserRequest(worker, tokens, frontend) for _ in range(4)]
         wait(lambda: running(worker) >= 4)
         began = time.monotonic()
         os.kill(worker.pid, signal.SIGTERM)
         code = worker.exit_code(GRACE_SECONDS)
         ended = time.monotonic() - began
-        for question in questions:
-            question.join(10)
+        for request in requests:
+            request.join(10)
     finally:
         frontend.process.kill()
         frontend.process.wait(20)
-    answers = [(question.status, question.tokens) for question in questions]
+    answers = [(request.status, request.tokens) for request in requests]
     print(f"\nSIGTERM, requests from the frontend: exit {code} after {ended:.2f} s; answers {answers}")
     assert code == 0
     assert answers == [(200, tokens)] * 4
     assert ended > GRACE_PERIOD + 1.0, "the requests were too short to show anything"
 
 
-def test_sigterm_ends_a_worker_in_its_grace_period_whose_request_would_outlast_it(
+def test_sigterm_ends_a_worker_within_its_grace_period_despite_longer_requests(
     make_worker: Callable[..., WorkerProcess],
 ) -> None:
     worker = make_worker(arguments=["--max-model-len", "8192"])
@@ -246,16 +244,16 @@ def test_sigterm_ends_a_worker_in_its_grace_period_whose_request_would_outlast_i
     worker.start()
     worker.until_ready()
     children = worker.children()
-    questions = [Question(worker, 8000) for _ in range(8)]
+    requests = [UserRequest(worker, 8000) for _ in range(8)]
     wait(lambda: running(worker) >= 8)
     began = time.monotonic()
     os.kill(worker.pid, signal.SIGTERM)
     code = worker.exit_code(GRACE_SECONDS)
     ended = time.monotonic() - began
-    gone(children)
-    for question in questions:
-        question.join(10)
-    statuses = {question.status for question in questions}
+    seconds_until_gone(children)
+    for request in requests:
+        request.join(10)
+    statuses = {request.status for request in requests}
     print(f"\nSIGTERM while requests decode for minutes: exit {code} after {ended:.2f} s; answers {statuses}")
     assert code == 0
 
@@ -264,14 +262,14 @@ def test_sigterm_ends_a_worker_whose_engine_is_frozen(worker: WorkerProcess) -> 
     worker.start()
     worker.until_ready()
     children = worker.children()
-    question = Question(worker, 400)
+    request = UserRequest(worker, 400)
     with stopped(worker.engine_core()):
         began = time.monotonic()
         os.kill(worker.pid, signal.SIGTERM)
         code = worker.exit_code(GRACE_SECONDS)
         ended = time.monotonic() - began
-        left = gone(children)
-    question.join(10)
+        left = seconds_until_gone(children)
+    request.join(10)
     print(
         f"\nSIGTERM with a frozen engine: exit {code} after {ended:.2f} s, children gone {left:.2f} s later"
     )
@@ -282,16 +280,16 @@ def test_sigkill_of_a_worker_under_load_leaves_no_orphan(worker: WorkerProcess) 
     worker.start()
     worker.until_ready()
     children = worker.children()
-    questions = [Question(worker, 900) for _ in range(8)]
+    requests = [UserRequest(worker, 900) for _ in range(8)]
     wait(lambda: running(worker) >= 8)
     os.kill(worker.pid, signal.SIGKILL)
-    left = gone(children)
-    for question in questions:
-        question.join(10)
+    left = seconds_until_gone(children)
+    for request in requests:
+        request.join(10)
     print(f"\nSIGKILL under load: its {len(children)} children gone {left:.2f} s later")
 
 
-def test_sigterm_ends_a_worker_that_waits_for_its_model_data(
+def test_sigterm_ends_a_worker_that_downloads_model_data(
     make_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

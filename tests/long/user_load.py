@@ -1,4 +1,4 @@
-"""What a worker said over a while, and users who never stop asking."""
+"""Continuous load from users, and continuous probes and health checks."""
 
 import contextlib
 import http.client
@@ -9,62 +9,25 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tests.worker.conftest import WorkerProcess
-from vllmendpoint_api import WorkerReport
 
-HUNG_UP = "hung up"
-
-
-class Watch:
-    """The watch stream, read by a thread, with when each line came (monotonic seconds). ``each`` is called
-    there.
-    """
-
-    def __init__(self, worker: WorkerProcess, each: Callable[[WorkerReport], object] = lambda report: None):
-        self.lines: list[tuple[float, WorkerReport]] = []
-        self._each = each
-        self._socket = socket.create_connection(("127.0.0.1", worker.ports["report"]), timeout=60)
-        self._socket.sendall(b"GET /status?watch=true HTTP/1.1\r\nHost: worker\r\n\r\n")
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> "Watch":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._thread.join(5)
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError), self._socket.makefile("rb") as stream:
-            while stream.readline().strip():
-                pass
-            for line in stream:
-                report = WorkerReport.model_validate(json.loads(line))
-                self.lines.append((time.monotonic(), report))
-                self._each(report)
-
-    @property
-    def unready(self) -> list[str]:
-        """Why it was not ready, each time it said so."""
-        return [f"{line.verdict.state}: {line.verdict.message}" for _, line in self.lines if not line.ready]
+CLIENT_TIMEOUT = "client timeout"
 
 
 def verdicts(worker: WorkerProcess, since: int = 0) -> list[str]:
-    """Every verdict that was come to, from that character of the log on; the stream may join two of them."""
+    """All verdicts in the log after character ``since``. The watch stream may skip short ones."""
     return re.findall(r"Verdict changed: from=\S+ to=(\S+)", worker.log()[since:])
 
 
 class Users:
-    """Users with different questions, each asking again when answered; ends with the ``with``, when those who
-    wait hang up. ``crowd``: how many ask what, and after how many seconds they hang up. A prompt that is a
-    number is so many tokens, each time others: vLLM keeps what it has computed of a prompt.
-    """
+    """Users who send one request after the other for the duration of the ``with``; then open requests are
+    closed.
+
+    ``crowd`` has number of users, request body and client timeout in seconds. A number as the prompt means
+    that many tokens, random in each request, because vLLM caches the results of a prompt."""
 
     def __init__(
         self,
@@ -79,8 +42,8 @@ class Users:
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
         self._threads = [
-            threading.Thread(target=self._keep_asking, args=(body, patience), daemon=True)
-            for many, body, patience in crowd
+            threading.Thread(target=self._send_all, args=(body, timeout), daemon=True)
+            for many, body, timeout in crowd
             for _ in range(many)
         ]
 
@@ -100,26 +63,26 @@ class Users:
             thread.join(30)
 
     @property
-    def asking(self) -> int:
-        """How many wait for an answer now."""
+    def waiting(self) -> int:
+        """Number of users that wait for a response now."""
         with self._lock:
             return len(self._open)
 
-    def _keep_asking(self, body: dict[str, Any], patience: float) -> None:
+    def _send_all(self, body: dict[str, Any], timeout: float) -> None:
         while not self._stop.is_set():
-            asked = {"model": "toy"} | body
+            request = {"model": "toy"} | body
             if isinstance(length := body["prompt"], int):
-                asked["prompt"] = random.choices(range(10, 1000), k=length)
-            status = self._ask(json.dumps(asked), patience)
+                request["prompt"] = random.choices(range(10, 1000), k=length)
+            status = self._send(json.dumps(request), timeout)
             if self._stop.is_set():
                 return
             with self._lock:
                 self.statuses[status] += 1
-            if status not in (200, HUNG_UP):
+            if status not in (200, CLIENT_TIMEOUT):
                 time.sleep(0.1)
 
-    def _ask(self, body: str, patience: float) -> int | str:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=patience)
+    def _send(self, body: str, timeout: float) -> int | str:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
         with self._lock:
             self._open.add(connection)
         try:
@@ -127,7 +90,7 @@ class Users:
             answer = connection.getresponse()
             answer.read()
         except TimeoutError:
-            return HUNG_UP
+            return CLIENT_TIMEOUT
         except (OSError, http.client.HTTPException) as error:
             return type(error).__name__
         finally:
@@ -137,24 +100,24 @@ class Users:
         return answer.status
 
 
-class Asking:
-    """Asks for probes, and the routes that must say 200, again and again on threads; keeps what came.
+class HealthPoller:
+    """Requests probes, and routes that must return 200, in threads for the duration of the ``with``.
 
-    ``every``: seconds between two probes. ``slowest``: seconds that a route took at most.
+    ``every``: seconds between two probes. ``slowest``: maximum seconds of a response.
     """
 
     ROUTES = (("report", "/ready"), ("http", "/ping"), ("system", "/health"))
 
     def __init__(self, worker: WorkerProcess, every: float) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.refusals: list[str] = []
+        self.failures: list[str] = []
         self.slowest = 0.0
         self._worker = worker
         self._every = every
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._probe, self._look)]
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._probe, self._poll)]
 
-    def __enter__(self) -> "Asking":
+    def __enter__(self) -> "HealthPoller":
         for thread in self._threads:
             thread.start()
         return self
@@ -169,15 +132,15 @@ class Asking:
             status, body = self._worker.ask("report", "/probe", {}, method="POST", seconds=60.0)
             self.outcomes[json.loads(body)["outcome"] if status == 200 else str(status)] += 1
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._stop.wait(1.0):
             for port, path in self.ROUTES:
                 began = time.monotonic()
                 try:
                     status = self._worker.ask(port, path, seconds=60.0)[0]
                 except OSError as error:
-                    self.refusals.append(f"{path}: {type(error).__name__}")
+                    self.failures.append(f"{path}: {type(error).__name__}")
                     continue
                 self.slowest = max(self.slowest, time.monotonic() - began)
                 if status != 200:
-                    self.refusals.append(f"{path}: {status}")
+                    self.failures.append(f"{path}: {status}")
