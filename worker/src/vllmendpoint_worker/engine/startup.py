@@ -109,7 +109,7 @@ class Startup:
         self.shutdown.handle_signals()
         loop = asyncio.get_running_loop()
         self.report_server.probe = lambda: asyncio.run_coroutine_threadsafe(self._probe_on_demand(), loop)
-        self.report_server.blocked = self.liveness.on_blocked
+        self.report_server.on_blocked = self.liveness.on_blocked
         self.state.enter_stage(Stage.SERVING)
         self.state.update(started=True)
         self.publisher.publish()
