@@ -33,6 +33,7 @@ OTHER_MEANINGS: Final = {
     ): "type of a pod's condition",
     ("vllmendpoint_operator/observe/snapshot.py", "Pending"): "phase of a pod",
     ("vllmendpoint_operator/observe/snapshot.py", "Ready"): "type of a pod's condition",
+    ("vllmendpoint_operator/status/diagnosis/not_ready.py", "Ready"): "type of a pod's condition",
     ("vllmendpoint_operator/status/diagnosis/pods.py", "Ready"): "type of a pod's condition",
     ("vllmendpoint_operator/status/diagnosis/terminated.py", "OOMKilled"): "reason of a terminated container",
     ("vllmendpoint_worker/model_data/s3.py", "Error"): "key in a response of S3",

@@ -24,7 +24,7 @@ from vllmendpoint_operator.observe.snapshot import (
 )
 from vllmendpoint_operator.plan import Options, plan, worker_settings
 from vllmendpoint_operator.reports.state import StreamState
-from vllmendpoint_operator.status import status
+from vllmendpoint_operator.status import endpoint_status
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 Object = dict[str, Any]
@@ -232,7 +232,7 @@ def make_status(make_plan: Callable[..., Plan], living: Callable[..., Observed])
     def make(endpoint: Endpoint, *pods: Pod, problem: Any = None, **more: Any) -> VLLMEndpointStatus:
         planned = make_plan(endpoint)
         observed = living(planned, pods=pods, **more)
-        return status(endpoint, observed, None if problem else planned, problem)
+        return endpoint_status(endpoint, observed, None if problem else planned, problem)
 
     return make
 

@@ -31,7 +31,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan import Options, plan, scaling
 from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
 from vllmendpoint_operator.reports.streams import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
-from vllmendpoint_operator.status import invalid_status, status, unread_status
+from vllmendpoint_operator.status import endpoint_status, invalid_spec_status, partial_spec_status
 
 from .assignment import without_conflict
 from .claims import EndpointClaims
@@ -136,14 +136,14 @@ class Reconciler:
         if readable is None:
             endpoint = _endpoint(obj, _PLACEHOLDER_SPEC, before)
             return await self._write_status(
-                obj, endpoint, invalid_status(endpoint, message, datetime.now(UTC))
+                obj, endpoint, invalid_spec_status(endpoint, message, datetime.now(UTC))
             )
         endpoint = _endpoint(obj, readable, before)
         observed = await self._observer.observe(endpoint, workload)
         executor = self._executor(endpoint)
         scaled = await self._scale(endpoint, observed, executor)
         observed = executor.result.update(observed)
-        new_status = unread_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
+        new_status = partial_spec_status(endpoint, observed, PlanError(Reason.INVALID_SPEC, message))
         again = await self._write_status(obj, endpoint, new_status)
         return again if again is not None or scaled else _UNAPPLIED_RETRY_SECONDS
 
@@ -169,10 +169,10 @@ class Reconciler:
             self._failures[endpoint.key] = self._failures.get(endpoint.key, 0) + 1
             if self._failures[endpoint.key] >= _REPORT_AFTER_FAILURES:
                 told = ConditionError(Reason.PENDING, f"{problem.message}; it is tried again")
-                await self._write_status(obj, endpoint, status(endpoint, observed, planned, told))
+                await self._write_status(obj, endpoint, endpoint_status(endpoint, observed, planned, told))
             raise problem
         self._failures.pop(endpoint.key, None)
-        again = await self._write_status(obj, endpoint, status(endpoint, observed, planned, problem))
+        again = await self._write_status(obj, endpoint, endpoint_status(endpoint, observed, planned, problem))
         if again is not None:
             return again
         if not scaled or (problem is not None and planned is not None):

@@ -1,4 +1,4 @@
-"""``Generating``: every started replica, routed or not, generates or is busy."""
+"""``Generating``: every started replica generates or is busy, whether it receives traffic or not."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -7,74 +7,93 @@ from vllmendpoint_api import Mode, Reason, Verdict, WorkerStatus
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .conditions import Finding, false, true, unknown
-from .diagnosis.pods import ENGINE_PROBLEMS, VERDICT_REASONS
 from .diagnosis.sentences import quantity, sentence
+from .diagnosis.verdicts import ENGINE_PROBLEMS, VERDICT_REASONS
 
 __all__ = ["generating"]
 
-_FIX: Final = {
+_REMEDIES: Final = {
     Reason.PROBE_FAILED: "Check healthCheck.payload against the model, and the log of the pod.",
     Reason.UNEXPECTED_ANSWER: "Check healthCheck.expect, and the weights and settings of the model.",
 }
 
 
 def generating(endpoint: Endpoint, workers: Sequence[WorkerStatus], current: Collection[str]) -> Finding:
-    """``workers``: every replica that is not on its way out, worst first; ``current``: names of those of the
-    newest template, as far as that is known.
+    """``workers``: all replicas that are not terminating, the most severe problem first.
+
+    ``current``: names of the pods of the newest template, as far as they are known.
     """
     if not workers:
         return unknown(Reason.NO_WORKERS, "The endpoint has no workers.")
-    started: list[WorkerStatus] = []
-    waiting: list[WorkerStatus] = []
-    for worker in workers:
-        running = worker.verdict not in (None, Verdict.STARTING)
-        (started if running or worker.reason == Reason.WORKER_UNREACHABLE else waiting).append(worker)
+    started = [worker for worker in workers if _has_started(worker)]
     if not started:
         return unknown(Reason.NO_WORKERS, "No worker has started yet.")
-    total = len(started)
-    bad = [worker for worker in started if worker.verdict in VERDICT_REASONS]
-    if bad:
-        worker = bad[0]
-        reason = _reason(worker)
-        subject, predicate = ENGINE_PROBLEMS[reason]
-        detail = f" {sentence(worker.message)}" if worker.message else ""
-        return false(
-            reason,
-            f"{quantity(len(bad), total, 'replica')} not generating: {subject} in pod {worker.name} "
-            f"{predicate}.{detail} {_effect(reason, endpoint)}",
-        )
-    lost = [worker for worker in started if worker.reason == Reason.WORKER_UNREACHABLE]
-    if lost:
-        return unknown(
-            Reason.WORKER_UNREACHABLE,
-            f"{quantity(len(lost), total, 'replica')} unreachable. {sentence(lost[0].message)} "
-            "Check the node, and that NetworkPolicies allow the operator to connect to it.",
-        )
-    off = sum(worker.verdict == Verdict.DISABLED for worker in started)
-    if off:
-        return unknown(
-            Reason.PROBING_DISABLED,
-            f"Whether {quantity(off, total, 'replica')} generating is not known, because healthCheck.mode, "
-            "DYN_HEALTH_CHECK_ENABLED or DYN_HEALTH_CHECK_PAYLOAD_DISABLED disables probing.",
-        )
-    busy = sum(worker.verdict == Verdict.BUSY for worker in started)
-    detail = f", {busy} of them busy" if busy else ""
-    # One that does not come up is not forgotten where the others suffice for Ready.
-    broken = [
-        worker
-        for worker in waiting
-        if not worker.ready and worker.reason not in ("", Reason.STARTING) and worker.name in current
-    ]
-    more = (
-        f" {len(broken)} more {'has' if len(broken) == 1 else 'have'} not started. {broken[0].message}"
-        if broken
-        else ""
+    not_started = [worker for worker in workers if not _has_started(worker) and worker.name in current]
+    return (
+        _not_generating(endpoint, started)
+        or _unreachable(started)
+        or _probing_disabled(started)
+        or _all_generating(started, not_started)
     )
-    return true(Reason.GENERATING, f"{quantity(total, total, 'started replica')} generating{detail}.{more}")
 
 
-def _effect(reason: Reason, endpoint: Endpoint) -> str:
-    """What happens to the traffic and to the pod, and what to do."""
+def _has_started(worker: WorkerStatus) -> bool:
+    return worker.verdict not in (None, Verdict.STARTING) or worker.reason == Reason.WORKER_UNREACHABLE
+
+
+def _not_generating(endpoint: Endpoint, started: list[WorkerStatus]) -> Finding | None:
+    affected = [worker for worker in started if worker.verdict in VERDICT_REASONS]
+    if not affected:
+        return None
+    worker = affected[0]
+    reason = _reason(worker)
+    subject, predicate = ENGINE_PROBLEMS[reason]
+    detail = f" {sentence(worker.message)}" if worker.message else ""
+    return false(
+        reason,
+        f"{quantity(len(affected), len(started), 'replica')} not generating: {subject} in pod {worker.name} "
+        f"{predicate}.{detail} {_effect_and_remedy(reason, endpoint)}",
+    )
+
+
+def _unreachable(started: list[WorkerStatus]) -> Finding | None:
+    affected = [worker for worker in started if worker.reason == Reason.WORKER_UNREACHABLE]
+    if not affected:
+        return None
+    return unknown(
+        Reason.WORKER_UNREACHABLE,
+        f"{quantity(len(affected), len(started), 'replica')} unreachable. {sentence(affected[0].message)} "
+        "Check the node, and that NetworkPolicies allow the operator to connect to it.",
+    )
+
+
+def _probing_disabled(started: list[WorkerStatus]) -> Finding | None:
+    affected = sum(worker.verdict == Verdict.DISABLED for worker in started)
+    if not affected:
+        return None
+    return unknown(
+        Reason.PROBING_DISABLED,
+        f"Whether {quantity(affected, len(started), 'replica')} generating is not known, because "
+        "healthCheck.mode, DYN_HEALTH_CHECK_ENABLED or DYN_HEALTH_CHECK_PAYLOAD_DISABLED disables probing.",
+    )
+
+
+def _all_generating(started: list[WorkerStatus], not_started: list[WorkerStatus]) -> Finding:
+    total = len(started)
+    busy = sum(worker.verdict == Verdict.BUSY for worker in started)
+    message = f"{quantity(total, total, 'started replica')} generating"
+    message += f", {busy} of them busy." if busy else "."
+    # A replica that cannot start is reported even if the others suffice for Ready.
+    failing = [
+        worker for worker in not_started if not worker.ready and worker.reason not in ("", Reason.STARTING)
+    ]
+    if failing:
+        verb = "has" if len(failing) == 1 else "have"
+        message += f" {len(failing)} more {verb} not started. {failing[0].message}"
+    return true(Reason.GENERATING, message)
+
+
+def _effect_and_remedy(reason: Reason, endpoint: Endpoint) -> str:
     if reason is Reason.ENGINE_DEAD:
         return "The pod receives no traffic and restarts. See its log for the cause."
     check = endpoint.spec.health_check
@@ -82,7 +101,7 @@ def _effect(reason: Reason, endpoint: Endpoint) -> str:
     if check is not None and check.mode == Mode.OBSERVE:
         traffic = "Because healthCheck.mode is Observe, the pod still receives traffic"
     if reason is not Reason.ENGINE_STALLED:
-        return f"{traffic}. {_FIX[reason]}"
+        return f"{traffic}. {_REMEDIES[reason]}"
     if check is not None and check.restart_after_seconds == 0:
         return f"{traffic}. It does not restart because healthCheck.restartAfterSeconds is 0. Delete it."
     return f"{traffic} and restarts after healthCheck.restartAfterSeconds. To replace it now, delete it."

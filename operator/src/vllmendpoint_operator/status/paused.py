@@ -1,13 +1,13 @@
-"""What ``spec.paused`` does to the conditions: nothing is under way, and nobody need wait for it."""
+"""The conditions that ``spec.paused`` changes: the operator applies no changes."""
 
 from collections.abc import Mapping
 
 from vllmendpoint_api import Condition, Reason
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
+from .component import Component, components
 from .conditions import Finding, false
 from .diagnosis.sentences import counted, quantity
-from .parts import parts
 
 __all__ = ["paused"]
 
@@ -15,27 +15,34 @@ __all__ = ["paused"]
 def paused(
     endpoint: Endpoint, observed: Observed, findings: Mapping[Condition, Finding]
 ) -> dict[Condition, Finding]:
-    """What a paused endpoint says in place of these findings."""
-    said = {
+    """The findings that replace those of ``findings``."""
+    changed = {
         Condition.UP_TO_DATE: false(
             Reason.PAUSED,
             "The operator applies no changes because spec.paused is true. Set it to false to continue.",
         )
     }
     if findings[Condition.AVAILABLE].reason is not Reason.STARTING:
-        return said
-    for part in parts(endpoint, observed):
-        if part.asked_for < part.replicas and part.ready < part.needed:
-            stands = (
-                f"does not create the Deployment {part.name}"
-                if part.deployment is None
-                else f"does not scale up the Deployment {part.name}, which has "
-                f"{counted(part.asked_for, part.what)},"
-            )
-            said[Condition.AVAILABLE] = false(
-                Reason.PAUSED,
-                f"{quantity(part.ready, part.replicas, part.what)} ready (minimum: {part.needed}). The "
-                f"operator {stands} because spec.paused is true. Set it to false to continue.",
-            )
+        return changed
+    for component in components(endpoint, observed):
+        if (
+            component.desired_replicas < component.replicas
+            and component.ready_replicas < component.min_available
+        ):
+            changed[Condition.AVAILABLE] = false(Reason.PAUSED, _unavailable(component))
             break
-    return said
+    return changed
+
+
+def _unavailable(component: Component) -> str:
+    count = quantity(component.ready_replicas, component.replicas, component.noun)
+    action = (
+        f"create the Deployment {component.name}"
+        if component.deployment is None
+        else f"scale up the Deployment {component.name}, which has "
+        f"{counted(component.desired_replicas, component.noun)},"
+    )
+    return (
+        f"{count} ready (minimum: {component.min_available}). The operator does not {action} because "
+        "spec.paused is true. Set it to false to continue."
+    )

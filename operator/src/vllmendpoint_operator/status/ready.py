@@ -1,65 +1,108 @@
-"""``Ready``, and kstatus's ``Reconciling`` and ``Stalled``: what the other conditions come to."""
+"""``Ready`` and kstatus's ``Reconciling`` and ``Stalled``, which summarize the other conditions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from vllmendpoint_api import READY_PARTS, Condition, ConditionStatus, Reason
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .conditions import Finding, false, true
+from .component import Component, frontend_component, worker_component
+from .component_diagnosis import diagnose_component
+from .conditions import Finding, false, previous_finding, true
+from .diagnosis.sentences import counted, quantity
 
-__all__ = ["ready", "reconciling", "stalled"]
+__all__ = ["BLOCKED", "ready", "ready_message", "reconciling", "stalled"]
+
+BLOCKED: Final = false(Reason.SETTLED, "Reconciliation is blocked until the error is fixed.")
+"""``Reconciling`` after a terminal error."""
 
 _HARMLESS: Final = frozenset({Reason.PROBING_DISABLED})
 _TERMINAL: Final = (Condition.ACCEPTED, Condition.RESOLVED_REFS, Condition.CONFIGURATION_RESOLVED)
-_WORKING: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT})
+_IN_PROGRESS: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT})
 
 
-def ready(parts: Mapping[Condition, Finding], strength: str) -> Finding:
-    """True when all parts are. Else the first that is False; where none is, the first that is Unknown.
+def ready(findings: Mapping[Condition, Finding], message: str) -> Finding:
+    """True if all of ``READY_PARTS`` are; otherwise the first that is False, or else the first Unknown.
 
-    A part that nobody can know yet (no worker runs) must not hide why none does. ``strength``: how many of
-    the replicas serve, which is not all where some are missing that are not needed.
+    False goes first: while no worker runs, some conditions are Unknown, and the False one has the cause.
+    ``message``: of a True ``Ready``, from ``ready_message``.
     """
-    scaled_to_zero = parts[Condition.AVAILABLE].reason is Reason.SCALED_TO_ZERO
-    open_parts = [
-        parts[part]
-        for part in READY_PARTS
-        if not parts[part].holds
-        and parts[part].reason not in _HARMLESS
+    scaled_to_zero = findings[Condition.AVAILABLE].reason is Reason.SCALED_TO_ZERO
+    not_true = [
+        findings[condition]
+        for condition in READY_PARTS
+        if not findings[condition].is_true
+        and findings[condition].reason not in _HARMLESS
         and not (
             scaled_to_zero
-            and part in (Condition.CONFIGURATION_RESOLVED, Condition.GENERATING)
-            and parts[part].status is ConditionStatus.UNKNOWN
+            and condition in (Condition.CONFIGURATION_RESOLVED, Condition.GENERATING)
+            and findings[condition].status is ConditionStatus.UNKNOWN
         )
     ]
     for status in (ConditionStatus.FALSE, ConditionStatus.UNKNOWN):
-        for finding in open_parts:
+        for finding in not_true:
             if finding.status is status:
                 return false(finding.reason, finding.message)
     if scaled_to_zero:
-        return true(Reason.SCALED_TO_ZERO, parts[Condition.AVAILABLE].message)
-    return true(Reason.READY, strength)
+        return true(Reason.SCALED_TO_ZERO, findings[Condition.AVAILABLE].message)
+    return true(Reason.READY, message)
 
 
-def stalled(parts: Mapping[Condition, Finding]) -> Finding:
-    for part in _TERMINAL:
-        finding = parts[part]
+def stalled(findings: Mapping[Condition, Finding]) -> Finding:
+    for condition in _TERMINAL:
+        finding = findings[condition]
         if finding.status is ConditionStatus.FALSE:
             return true(finding.reason, finding.message)
     return false(Reason.SETTLED, "No terminal errors.")
 
 
-def reconciling(parts: Mapping[Condition, Finding]) -> Finding:
-    if stalled(parts).holds:
-        return false(Reason.SETTLED, "Reconciliation is blocked until the error is fixed.")
-    if parts[Condition.UP_TO_DATE].reason is Reason.PAUSED:
+def reconciling(findings: Mapping[Condition, Finding]) -> Finding:
+    if stalled(findings).is_true:
+        return BLOCKED
+    if findings[Condition.UP_TO_DATE].reason is Reason.PAUSED:
         return false(Reason.PAUSED, "Reconciliation is paused because spec.paused is true.")
-    for part in READY_PARTS:
-        finding = parts[part]
-        if not finding.holds and finding.reason in _WORKING:
-            if part is Condition.CONFIGURATION_RESOLVED and (
-                parts[Condition.AVAILABLE].reason not in _WORKING | {Reason.AVAILABLE}
+    for condition in READY_PARTS:
+        finding = findings[condition]
+        if not finding.is_true and finding.reason in _IN_PROGRESS:
+            if condition is Condition.CONFIGURATION_RESOLVED and (
+                findings[Condition.AVAILABLE].reason not in _IN_PROGRESS | {Reason.AVAILABLE}
             ):
                 continue
             return true(finding.reason, finding.message)
     return false(Reason.SETTLED, "No changes are in progress.")
+
+
+def ready_message(endpoint: Endpoint, observed: Observed, generating: Finding) -> str:
+    """Message of a True ``Ready``: the count of replicas that serve, and why others are missing.
+
+    Like a Deployment's ``Available``, ``Ready`` tolerates missing replicas.
+    """
+    sentences = [*_sentences(endpoint, observed, generating)]
+    previous = previous_finding(endpoint, Condition.READY)
+    if (
+        previous is not None
+        and previous.message.startswith(f"{sentences[0]} ")
+        and any(pod.awaiting_first_report and not pod.ready for pod in observed.workers)
+    ):
+        # The count is the same, and a new leader has no report yet that explains the missing replica.
+        return previous.message
+    return " ".join(sentences)
+
+
+def _sentences(endpoint: Endpoint, observed: Observed, generating: Finding) -> Iterator[str]:
+    workers = worker_component(endpoint, observed)
+    up = min(workers.ready_replicas, workers.replicas)
+    state = "generating" if generating.is_true else "ready"
+    yield f"{quantity(up, workers.replicas, workers.noun)} {state}."
+    if up < workers.replicas:
+        yield _missing(workers, observed)
+    frontend = frontend_component(endpoint, observed)
+    if frontend is not None and frontend.ready_replicas < frontend.replicas:
+        yield f"{quantity(frontend.ready_replicas, frontend.replicas, frontend.noun)} ready."
+        yield _missing(frontend, observed)
+
+
+def _missing(component: Component, observed: Observed) -> str:
+    count = component.replicas - component.ready_replicas
+    diagnosis = diagnose_component(component, None, observed.now)
+    return f"{counted(count, component.noun)} {'is' if count == 1 else 'are'} not ready. {diagnosis.message}"

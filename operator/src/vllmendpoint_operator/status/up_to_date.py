@@ -1,95 +1,106 @@
-"""``UpToDate``: the newest revision is rolled out completely.
+"""``UpToDate``: the rollout of the newest revision is complete.
 
-A rollout is complete when ``kubectl rollout status`` says so: all replicas are updated and available, and the
-older pods are gone. A replica that is unavailable later does not undo that: ``Available`` and ``Generating``
-report it.
+It is complete when ``kubectl rollout status`` reports so: all replicas are updated and available, and the
+older pods are gone. A replica that becomes unavailable later does not change that; ``Available`` and
+``Generating`` report it.
 """
 
 from vllmendpoint_api import Condition, ConditionStatus, Reason
 from vllmendpoint_operator.components import is_rolled_out
+from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .available import not_created
-from .conditions import Finding, false, true
-from .diagnosis.pods import Cause, causes, worst
-from .diagnosis.sentences import counted, quantity
-from .parts import Part, parts, workers
+from .component import Component, components, worker_component
+from .component_diagnosis import diagnose_missing_pods
+from .conditions import Finding, false, true, unknown
+from .diagnosis.pod_diagnosis import PodDiagnosis, most_severe
+from .diagnosis.pods import diagnose_pods
+from .diagnosis.sentences import counted, quantity, sentence
 
 __all__ = ["up_to_date", "updated_replicas"]
 
 
 def updated_replicas(endpoint: Endpoint, observed: Observed) -> int:
-    part = workers(endpoint, observed)
-    if part.deployment is None or not part.seen:
+    """Number of worker pods of the newest template."""
+    workers = worker_component(endpoint, observed)
+    if workers.deployment is None or not workers.generation_observed:
         return 0
-    return int((part.deployment.get("status") or {}).get("updatedReplicas", 0))
+    return int((workers.deployment.get("status") or {}).get("updatedReplicas", 0))
 
 
-def up_to_date(endpoint: Endpoint, observed: Observed, revision: str | None) -> Finding:
-    """``revision``: name of the one to roll out; None where there is no plan."""
+def up_to_date(
+    endpoint: Endpoint, observed: Observed, revision: str | None, problem: ConditionError | None
+) -> Finding:
+    """``revision``: name of the planned revision; None without a plan. ``problem``: why it is not applied."""
+    if problem is not None:
+        return unknown(
+            Reason.PENDING, f"The operator could not apply the current revision: {sentence(problem.message)}"
+        )
     was_complete = _was_complete(endpoint, revision)
     found = [
         finding
-        for part in parts(endpoint, observed)
-        if (finding := _incomplete(part, was_complete)) is not None
+        for component in components(endpoint, observed)
+        if (finding := _incomplete_rollout(component, was_complete)) is not None
     ]
     if not found:
         return true(Reason.UP_TO_DATE, "All replicas run the current revision.")
-    # One that stopped is told although another goes on: it waits for somebody.
+    # A stopped rollout needs the user, so it goes before one in progress.
     found.sort(key=lambda finding: finding.reason is not Reason.ROLLOUT_STOPPED)
     return false(found[0].reason, " ".join(finding.message for finding in found))
 
 
-def _incomplete(part: Part, was_complete: bool) -> Finding | None:
-    """None where its rollout is complete."""
-    if part.deployment is None:
-        return false(Reason.ROLLING_OUT, f"The Deployment {part.name} does not exist yet.")
-    if part.asked_for == part.replicas and is_rolled_out(part.deployment, available=not was_complete):
+def _incomplete_rollout(component: Component, was_complete: bool) -> Finding | None:
+    """None if the rollout of the component is complete."""
+    if component.deployment is None:
+        return false(Reason.ROLLING_OUT, f"The Deployment {component.name} does not exist yet.")
+    if component.desired_replicas == component.replicas and is_rolled_out(
+        component.deployment, available=not was_complete
+    ):
         return None
-    counts = _counts(part)
-    if not part.seen or (stop := _stop(part)) is None:
+    counts = _counts(component)
+    if not component.generation_observed or (obstacle := _obstacle(component)) is None:
         return false(Reason.ROLLING_OUT, f"{counts}.")
-    if not part.ready:  # Available says it too, but where no replicas are asked for
-        return false(Reason.ROLLING_OUT, f"{counts}. {stop.message}")
+    ready = component.ready_replicas
+    if not ready:  # Available has the same cause, except for a frontend of an endpoint with 0 replicas.
+        return false(Reason.ROLLING_OUT, f"{counts}. {obstacle.message}")
+    serving = quantity(ready, component.replicas, component.noun, "continues", "continue")
     return false(
         Reason.ROLLOUT_STOPPED,
-        f"{counts}. The rollout is stopped, and {_serving(part)} {stop.message}",
+        f"{counts}. The rollout is stopped, and {serving} to serve. {obstacle.message}",
     )
 
 
 def _was_complete(endpoint: Endpoint, revision: str | None) -> bool:
-    """Whether the rollout of this revision has been complete before, as the status records it."""
-    before = endpoint.status
-    if before is None or before.revision is None or before.revision.name != revision:
+    """Whether the previous status records the rollout of this revision as complete."""
+    previous = endpoint.status
+    if previous is None or previous.revision is None or previous.revision.name != revision:
         return False
     return any(
         entry.type == Condition.UP_TO_DATE and entry.status == ConditionStatus.TRUE
-        for entry in before.conditions
+        for entry in previous.conditions
     )
 
 
-def _counts(part: Part) -> str:
-    status = (part.deployment or {}).get("status") or {}
+def _counts(component: Component) -> str:
+    status = (component.deployment or {}).get("status") or {}
     updated = int(status.get("updatedReplicas", 0))
     old = max(0, int(status.get("replicas", 0)) - updated)
-    text = f"{quantity(updated, part.replicas, part.what, 'runs', 'run')} the current revision"
+    text = f"{quantity(updated, component.replicas, component.noun, 'runs', 'run')} the current revision"
     if old:
-        text += f", and {counted(old, part.what)} of an older revision {'remains' if old == 1 else 'remain'}"
-    elif part.seen and updated >= part.replicas:
+        verb = "remains" if old == 1 else "remain"
+        return f"{text}, and {counted(old, component.noun)} of an older revision {verb}"
+    if component.generation_observed and updated >= component.replicas:
         available = int(status.get("availableReplicas", 0))
-        text += f", and {available} of them {'is' if available == 1 else 'are'} available"
+        return f"{text}, and {available} of them {'is' if available == 1 else 'are'} available"
     return text
 
 
-def _serving(part: Part) -> str:
-    return f"{quantity(part.ready, part.replicas, part.what, 'continues', 'continue')} to serve."
+def _obstacle(component: Component) -> PodDiagnosis | None:
+    """What keeps the newest pods from becoming ready; None if they are starting.
 
-
-def _stop(part: Part) -> Cause | None:
-    """What keeps the newest pods from being ready; None while they are on their way.
-
-    A replica that does not become ready takes up what ``maxUnavailable`` allows: no other is replaced.
+    A replica that does not become ready uses up ``maxUnavailable``, so no other replica is replaced.
     """
-    leaving = [pod for pod in part.pods if pod.terminating]
-    cause = worst([*causes([*(part.current or []), *leaving], part.budget).values(), not_created(part, None)])
-    return cause if cause is not None and cause.reason is not Reason.STARTING else None
+    leaving = [pod for pod in component.pods if pod.terminating]
+    pods = diagnose_pods([*(component.current_pods or []), *leaving], component.startup_timeout_seconds)
+    diagnosis = most_severe([*pods.values(), diagnose_missing_pods(component, None)])
+    return diagnosis if diagnosis is not None and diagnosis.reason is not Reason.STARTING else None

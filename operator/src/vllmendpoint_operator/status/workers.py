@@ -1,5 +1,6 @@
-"""``status.workers``: each replica, worst first."""
+"""``status.workers``: one entry per replica, the most severe problem first."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -8,6 +9,7 @@ from vllmendpoint_api import (
     LastProbe,
     Outcome,
     PingState,
+    ProbeReport,
     Reason,
     Stage,
     Verdict,
@@ -18,15 +20,20 @@ from vllmendpoint_api import (
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .conditions import timestamp
-from .diagnosis.pods import Cause, causes
+from .diagnosis.pod_diagnosis import PodDiagnosis
+from .diagnosis.pods import diagnose_pods
+from .diagnosis.sentences import sentence
 
-__all__ = ["GENERATING", "PROBE_FIGURES", "shown", "workers"]
+__all__ = ["GENERATING", "truncate", "worker_statuses"]
 
 GENERATING: Final = frozenset({Verdict.GENERATING, Verdict.BUSY})
-PROBE_FIGURES: Final = timedelta(minutes=5)
-"""How old the probe's figures in the status may grow while nothing else changes."""
 
-_WORST: Final = {
+_LAST_PROBE_INTERVAL: Final = timedelta(minutes=5)
+"""Minimum time between two updates of ``lastProbe`` while the rest of an entry does not change."""
+_MAX_MESSAGE: Final = 1024
+"""Characters, as the CRD allows."""
+
+_SEVERITY: Final = {
     verdict: rank
     for rank, verdict in enumerate(
         (
@@ -42,99 +49,113 @@ _WORST: Final = {
 }
 
 
-def workers(
-    pods: tuple[Pod, ...], before: VLLMEndpointStatus | None, now: datetime, startup_timeout_seconds: int
-) -> tuple[WorkerStatus, ...]:
-    """All replicas that are not on their way out; the caller cuts the list.
+@dataclass(frozen=True, slots=True)
+class _ReplicaState:
+    """The part of an entry that depends on the worker's report or on the pod's diagnosis."""
 
-    Nor records of pods: another has taken the place of each.
-    """
-    old = {worker.name: worker for worker in before.workers} if before else {}
-    stopped = causes(pods, startup_timeout_seconds)
+    verdict: Verdict | None = None
+    reason: str = ""
+    message: str = ""
+
+
+def worker_statuses(
+    pods: tuple[Pod, ...], previous: VLLMEndpointStatus | None, now: datetime, startup_timeout_seconds: int
+) -> tuple[WorkerStatus, ...]:
+    """All replicas except terminating and finished pods. The list may be longer than the status allows."""
+    entries = {worker.name: worker for worker in previous.workers} if previous else {}
+    diagnoses = diagnose_pods(pods, startup_timeout_seconds)
     found = [
-        _worker(pod, old.get(pod.name), now, stopped.get(pod.name))
+        _worker_status(pod, entries.get(pod.name), now, diagnoses.get(pod.name))
         for pod in pods
         if not pod.terminating and not pod.finished
     ]
-    return tuple(sorted(found, key=_badness))
+    return tuple(sorted(found, key=_sort_key))
 
 
-def _badness(worker: WorkerStatus) -> tuple[bool, int, str]:
+def truncate(workers: tuple[WorkerStatus, ...]) -> tuple[tuple[WorkerStatus, ...], int]:
+    """The entries that fit into the status, and the number of omitted ones."""
+    return workers[:MAX_WORKERS_IN_STATUS], max(0, len(workers) - MAX_WORKERS_IN_STATUS)
+
+
+def _sort_key(worker: WorkerStatus) -> tuple[bool, int, str]:
     verdict = Verdict(worker.verdict) if worker.verdict else Verdict.STARTING
-    return worker.ready, _WORST[verdict], worker.name
+    return worker.ready, _SEVERITY[verdict], worker.name
 
 
-def _worker(pod: Pod, old: WorkerStatus | None, now: datetime, cause: Cause | None) -> WorkerStatus:
-    stream = pod.stream
-    if not stream.grace_expired and old is not None and pod.running:
-        # A new leader has not heard this worker yet: what was known still stands.
-        return old.model_copy(update={"ready": pod.ready, "restart_count": pod.restarts})
-    verdict: Verdict | None = None
-    reason, message, probe = "", "", None
-    if pod.running and stream.report is not None and not stream.disconnected:
-        verdict, reason, message, probe = _said(stream.report)
-    elif pod.running and stream.grace_expired:
-        reason = Reason.WORKER_UNREACHABLE.value
-        message = (
-            f"The operator receives no report from port 9091 of pod {pod.name} "
-            f"({stream.error or 'the stream ended'})."
-        )
-    if not pod.ready and not message and cause is not None:
-        reason, message = cause.reason.value, cause.message
+def _worker_status(
+    pod: Pod, previous: WorkerStatus | None, now: datetime, diagnosis: PodDiagnosis | None
+) -> WorkerStatus:
+    if not pod.stream.grace_expired and previous is not None and pod.running:
+        # A new leader has no report of this worker yet, so the previous entry still holds.
+        return previous.model_copy(update={"ready": pod.ready, "restart_count": pod.restarts})
+    state = _replica_state(pod, diagnosis)
+    report = pod.stream.report
+    probe = _last_probe(report.last_probe) if report is not None and state.verdict else None
     since = timestamp(now)
-    if old is not None and (old.ready, old.verdict, old.reason) == (pod.ready, verdict, reason):
-        since = old.last_transition_time
-        if probe and old.last_probe and not _outdated(old.last_probe, probe):
-            probe = old.last_probe
+    if previous is not None and (previous.ready, previous.verdict, previous.reason) == (
+        pod.ready,
+        state.verdict,
+        state.reason,
+    ):
+        since = previous.last_transition_time
+        if probe and previous.last_probe and not _is_outdated(previous.last_probe, probe):
+            probe = previous.last_probe
     return WorkerStatus(
         name=pod.name,
         node_name=pod.node,
         ready=pod.ready,
-        verdict=verdict,
-        reason=reason,
-        message=message[:1024],
+        verdict=state.verdict,
+        reason=state.reason,
+        message=state.message[:_MAX_MESSAGE],
         restart_count=pod.restarts,
         last_transition_time=since,
         last_probe=probe,
     )
 
 
-def _said(report: WorkerReport) -> tuple[Verdict | None, str, str, LastProbe | None]:
+def _replica_state(pod: Pod, diagnosis: PodDiagnosis | None) -> _ReplicaState:
+    stream = pod.stream
+    state = _ReplicaState()
+    if pod.running and stream.report is not None and not stream.disconnected:
+        state = _reported_state(stream.report)
+    elif pod.running and stream.grace_expired:
+        state = _ReplicaState(
+            None,
+            Reason.WORKER_UNREACHABLE.value,
+            f"The operator receives no report from port 9091 of pod {pod.name} "
+            f"({stream.error or 'the stream ended'}).",
+        )
+    if not pod.ready and not state.message and diagnosis is not None:
+        return _ReplicaState(state.verdict, diagnosis.reason.value, diagnosis.message)
+    return state
+
+
+def _reported_state(report: WorkerReport) -> _ReplicaState:
     verdict = Verdict(report.verdict.state)
-    reason, message = report.verdict.reason, report.verdict.message
     if report.stage.name == Stage.REJECTED and report.configuration.problems:
         problem = report.configuration.problems[0]
-        reason, message = problem.reason, problem.message
-    elif (
-        report.custom_ping is not None
-        and report.custom_ping.state == PingState.FAILING
-        and verdict in GENERATING
-    ):
-        reason, message = Reason.PING_FAILED.value, report.custom_ping.message
-    elif verdict in GENERATING:
-        reason, message = "", message if verdict is Verdict.BUSY else ""
-    probe = report.last_probe
-    return (
-        verdict,
-        reason,
-        message,
-        None
-        if probe is None
-        else LastProbe(
-            time=timestamp(probe.time),
-            latency_milliseconds=round(probe.latency_milliseconds),
-            tokens=probe.tokens,
-            outcome=Outcome(probe.outcome),
-        ),
+        return _ReplicaState(verdict, problem.reason, problem.message)
+    if verdict not in GENERATING:
+        return _ReplicaState(verdict, report.verdict.reason, report.verdict.message)
+    ping = report.custom_ping
+    if ping is not None and ping.state == PingState.FAILING:
+        message = f"The custom ping handler fails: {sentence(ping.message)}"
+        return _ReplicaState(verdict, Reason.PING_FAILED.value, message)
+    return _ReplicaState(verdict, "", report.verdict.message if verdict is Verdict.BUSY else "")
+
+
+def _last_probe(probe: ProbeReport | None) -> LastProbe | None:
+    if probe is None:
+        return None
+    return LastProbe(
+        time=timestamp(probe.time),
+        latency_milliseconds=round(probe.latency_milliseconds),
+        tokens=probe.tokens,
+        outcome=Outcome(probe.outcome),
     )
 
 
-def _outdated(old: LastProbe, new: LastProbe) -> bool:
-    """Both times are of the worker's clock."""
-    between = datetime.fromisoformat(new.time) - datetime.fromisoformat(old.time)
-    return old.outcome != new.outcome or abs(between) >= PROBE_FIGURES
-
-
-def shown(all_workers: tuple[WorkerStatus, ...]) -> tuple[tuple[WorkerStatus, ...], int]:
-    """What fits into the status, and how many do not."""
-    return all_workers[:MAX_WORKERS_IN_STATUS], max(0, len(all_workers) - MAX_WORKERS_IN_STATUS)
+def _is_outdated(previous: LastProbe, probe: LastProbe) -> bool:
+    """Compares times of the worker's clock only."""
+    interval = datetime.fromisoformat(probe.time) - datetime.fromisoformat(previous.time)
+    return previous.outcome != probe.outcome or abs(interval) >= _LAST_PROBE_INTERVAL

@@ -130,16 +130,16 @@ def test_an_old_pod_made_anew_is_not_the_new_revision(
 def test_a_refused_rollout_is_not_the_revision_in_force(make_endpoint, make_plan, living, make_worker):
     from vllmendpoint_api import Reason
     from vllmendpoint_operator.errors import PlanError
-    from vllmendpoint_operator.status import status
+    from vllmendpoint_operator.status import endpoint_status
 
     endpoint = make_endpoint()
     observed = living(make_plan(endpoint), pods=[make_worker(settings=endpoint)])
-    before = status(endpoint, observed, make_plan(endpoint, observed), None)
+    before = endpoint_status(endpoint, observed, make_plan(endpoint, observed), None)
     changed = replace(make_endpoint(worker={"image": "registry.example/worker:next"}), status=before)
     problem = PlanError(Reason.INVALID_POD_TEMPLATE, "no")
-    after = status(changed, observed, make_plan(changed, observed), problem)
+    after = endpoint_status(changed, observed, make_plan(changed, observed), problem)
     assert after.revision == before.revision
-    taken = status(changed, observed, make_plan(changed, observed), None)
+    taken = endpoint_status(changed, observed, make_plan(changed, observed), None)
     assert taken.revision.image == "registry.example/worker:next"
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.status import status
+from vllmendpoint_operator.status import endpoint_status
 
 GOOD = {"payload": {"prompt": "good", "max_tokens": 1}}
 BAD = {"payload": {"prompt": "bad", "max_tokens": 1, "logprobs": 50}}
@@ -41,7 +41,7 @@ def world(make_endpoint, make_plan, living, make_worker):
             observed = living(self.planned, pods=pods) if self.planned else None
             self.planned = make_plan(endpoint, observed)
             observed = living(self.planned, pods=pods)
-            found = status(endpoint, observed, self.planned, None)
+            found = endpoint_status(endpoint, observed, self.planned, None)
             self.condition = next(
                 entry for entry in found.conditions if entry.type == "ConfigurationResolved"
             )

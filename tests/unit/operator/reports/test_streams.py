@@ -15,7 +15,7 @@ import vllmendpoint_operator.reports.streams as reports_module
 from vllmendpoint_operator.observe.snapshot import Observed
 from vllmendpoint_operator.reports.state import ReportTarget, StreamState
 from vllmendpoint_operator.reports.streams import MAX_REPORT_BYTES, ReportStreams, parse
-from vllmendpoint_operator.status import status
+from vllmendpoint_operator.status import endpoint_status
 
 OWNER = ("ns", "e")
 TARGET = ReportTarget("u", "127.0.0.1", OWNER)
@@ -155,7 +155,7 @@ def test_what_is_let_in_makes_a_status_that_can_be_written(make_endpoint, make_p
         return
     for ready in (True, False):
         pod = make_pod("w-1", StreamState(report, True, True), ready=ready)
-        found = status(make_endpoint(), Observed(now=noon, workers=(pod,)), None, None).wire()
+        found = endpoint_status(make_endpoint(), Observed(now=noon, workers=(pod,)), None, None).wire()
         assert len(json.dumps(found, allow_nan=False)) < 200_000
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.observe.snapshot import Pod
-from vllmendpoint_operator.status.diagnosis.pods import why
+from vllmendpoint_operator.status.diagnosis.pods import diagnose_pod
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "recorded.json").read_text())
 BUDGET = 10
@@ -214,7 +214,7 @@ def test_every_record_is_expected() -> None:
 def test_the_sentence(name: str) -> None:
     reason, part = EXPECTED[name]
     pod = recorded(name)
-    cause = why(pod, BUDGET)
+    cause = diagnose_pod(pod, BUDGET)
     assert cause is not None
     assert cause.reason is reason
     assert part in cause.message
@@ -265,7 +265,7 @@ def test_what_the_worker_said_last(message: str) -> None:
         **pod.status,
         "containerStatuses": [{**main, "restartCount": 2, "lastState": {"terminated": last}}],
     }
-    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), 1800)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), 1800)
     assert cause is not None
     assert cause.reason is reason
     assert part in cause.message
@@ -278,7 +278,7 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
         "message": "It was ended in the stage Importing, reached at 06:20:40 UTC."
     }
     changed = {**pod.status, "containerStatuses": [{**main, "lastState": {"terminated": last}}]}
-    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
     assert cause is not None
     assert (
         "within 10 s. Its last message was: It was ended in the stage Importing, reached at 06:20:40 UTC. "
@@ -323,7 +323,7 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
 def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) -> None:
     pod = recorded("gpus-busy")
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": scheduler}
-    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": {"conditions": [condition]}}), BUDGET)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": {"conditions": [condition]}}), BUDGET)
     assert cause is not None
     assert cause.reason is Reason.INSUFFICIENT_GPU
     assert told in cause.message
@@ -355,6 +355,6 @@ def test_answers_of_other_registries_and_kubelets(message: str, told: str) -> No
     (main,) = pod.status["containerStatuses"]
     state = {"waiting": {"reason": "ImagePullBackOff", "message": message}}
     changed = {**pod.status, "containerStatuses": [{**main, "state": state}]}
-    cause = why(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
     assert cause is not None
     assert told in cause.message

@@ -3,7 +3,7 @@
 import pytest
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.status.diagnosis.pods import why
+from vllmendpoint_operator.status.diagnosis.pods import diagnose_pod
 
 BUDGET = 600
 FRONTEND = {"metadata": {"labels": {"app.kubernetes.io/component": "frontend"}}}
@@ -95,7 +95,7 @@ ROLES = {"init container": "fetch", "sidecar container": "proxy", "container": "
 def test_what_keeps_a_container_from_starting_is_told_with_its_name(make_pod, role, trouble, component):
     status, reason, text = {**TROUBLES, **LASTING}[trouble]
     name, labels = ROLES[role], FRONTEND if component == "frontend" else {}
-    found = why(make_pod("w-1", ready=False, **of(role, name, status), **labels), BUDGET)
+    found = diagnose_pod(make_pod("w-1", ready=False, **of(role, name, status), **labels), BUDGET)
     assert found.reason is reason
     expected = text.format(title=f"{role} {name}", name=name, where=f"{component}.podTemplate")
     assert expected in found.message
@@ -107,7 +107,7 @@ def test_what_keeps_a_container_from_starting_is_told_with_its_name(make_pod, ro
 @pytest.mark.parametrize("role", ["sidecar container", "container"])
 def test_one_that_ends_without_an_error_is_told_where_it_is_to_stay(make_pod, role):
     ended = {"ready": False, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
-    found = why(make_pod("w-1", ready=False, **of(role, ROLES[role], ended)), BUDGET)
+    found = diagnose_pod(make_pod("w-1", ready=False, **of(role, ROLES[role], ended)), BUDGET)
     assert found.reason is Reason.CRASH_LOOPING
     assert f"In pod w-1, the {role} {ROLES[role]} terminated with exit code 0" in found.message
 
@@ -115,7 +115,7 @@ def test_one_that_ends_without_an_error_is_told_where_it_is_to_stay(make_pod, ro
 def test_a_sidecar_whose_startup_probe_does_not_succeed(make_pod):
     """The main container waits for it; the kubelet calls the sidecar running."""
     proxy = {"name": "proxy", "ready": False, "started": False, "state": RUNNING}
-    found = why(make_pod("w-1", ready=False, **of("sidecar container", "proxy", proxy)), BUDGET)
+    found = diagnose_pod(make_pod("w-1", ready=False, **of("sidecar container", "proxy", proxy)), BUDGET)
     assert (found.reason, found.message) == (
         Reason.STARTING,
         (
@@ -130,7 +130,7 @@ def test_a_sidecar_that_starts_again_is_not_given_the_workers_stage(make_worker)
     proxy = {"name": "proxy", "ready": False, "started": False, "state": RUNNING, **CRASHED}
     status = of("sidecar container", "proxy", proxy) | {"containerStatuses": [LOADING]}
     pod = make_worker("w-1", "Starting", ready=False, said={"stage__name": "LoadingWeights"}, **status)
-    assert why(pod, BUDGET).message == (
+    assert diagnose_pod(pod, BUDGET).message == (
         "In pod w-1, the sidecar container proxy terminated with exit code 3 (4 restarts). "
         "See `kubectl logs w-1 -c proxy --previous`. It is restarting."
     )
@@ -163,7 +163,7 @@ def test_what_the_main_container_waits_for(make_pod, statuses, told):
         containerStatuses=[INITIALIZING],
         spec=NATIVE,
     )
-    found = why(pod, BUDGET)
+    found = diagnose_pod(pod, BUDGET)
     assert found.reason is Reason.STARTING
     assert found.message.endswith(told)
 
@@ -174,14 +174,14 @@ def test_a_frontend_that_waits_for_a_container_beside_the_main_one(make_pod, rol
     one = {"name": ROLES[role], "ready": False, "started": True, "state": RUNNING}
     status = of(role, ROLES[role], one)
     status["containerStatuses"] = [SERVING, *[s for s in status["containerStatuses"] if s["name"] != "main"]]
-    found = why(make_pod("f-1", ready=False, **status, **FRONTEND), BUDGET)
+    found = diagnose_pod(make_pod("f-1", ready=False, **status, **FRONTEND), BUDGET)
     assert found.reason is Reason.STARTING
     assert found.message == f"Pod f-1 is starting: its {role} {ROLES[role]} is not ready."
 
 
 def test_each_of_several_is_named_the_worst_first(make_pod):
     statuses = [LOADING, {"name": "a", **LASTING["it crashes"][0]}, {"name": "b", **TROUBLES["its image"][0]}]
-    found = why(make_pod("w-1", ready=False, containerStatuses=statuses), BUDGET)
+    found = diagnose_pod(make_pod("w-1", ready=False, containerStatuses=statuses), BUDGET)
     assert found.reason is Reason.IMAGE_PULL_FAILED
     assert found.message.startswith("Pod w-1 cannot pull the image p:1 of container b: 404.")
     assert " In pod w-1, the container a terminated with exit code 3" in found.message
@@ -196,11 +196,13 @@ def test_an_ephemeral_container_is_named_and_explains_nothing(make_pod, trouble)
     told = text.format(title="ephemeral container debugger", where="the options of kubectl debug")
     ephemeral = [{**DEBUGGER, **status}]
     loading = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
-    found = why(loading, BUDGET)
+    found = diagnose_pod(loading, BUDGET)
     assert found.reason is Reason.STARTING
     assert found.message.startswith("Pod w-1 is starting")
     assert f" Pod w-1 {told}" in found.message
-    assert why(make_pod("w-1", ephemeralContainerStatuses=ephemeral), BUDGET) is None, "the pod is ready"
+    assert diagnose_pod(make_pod("w-1", ephemeralContainerStatuses=ephemeral), BUDGET) is None, (
+        "the pod is ready"
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,4 +217,4 @@ def test_an_ephemeral_container_is_named_and_explains_nothing(make_pod, trouble)
 def test_an_ephemeral_container_that_ran_is_no_fault(make_pod, state, told):
     ephemeral = [{**DEBUGGER, "state": state}]
     pod = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
-    assert ("debugger" in why(pod, BUDGET).message) is told
+    assert ("debugger" in diagnose_pod(pod, BUDGET).message) is told

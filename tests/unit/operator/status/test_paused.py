@@ -7,7 +7,7 @@ import pytest
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Observed
-from vllmendpoint_operator.status import status
+from vllmendpoint_operator.status import endpoint_status
 
 
 def test_one_that_serves_goes_on_and_says_that_nothing_changes(
@@ -16,10 +16,10 @@ def test_one_that_serves_goes_on_and_says_that_nothing_changes(
     running = make_endpoint()
     first = make_plan(running)
     observed = living(first, pods=[make_worker(settings=running)])
-    before = status(running, observed, first, None)
+    before = endpoint_status(running, observed, first, None)
     assert condition(before, "Ready").status == "True"
     held = replace(make_endpoint(paused=True, engine={"args": ["--seed", "1"]}), status=before, generation=2)
-    found = status(held, observed, make_plan(held, observed), None)
+    found = endpoint_status(held, observed, make_plan(held, observed), None)
     assert condition(found, "Available").status == condition(found, "Generating").status == "True"
     for kind, said in (("UpToDate", "False"), ("Ready", "False"), ("Reconciling", "False")):
         assert (condition(found, kind).status, condition(found, kind).reason) == (said, "Paused"), kind
@@ -37,7 +37,7 @@ def test_pods_that_are_not_made_since_it_is_paused(
 ):
     endpoint = make_endpoint(paused=True, replicas=replicas)
     observed = Observed(now=noon) if made is None else living(make_plan(make_endpoint(replicas=made)))
-    found = condition(status(endpoint, observed, make_plan(endpoint), None), "Available")
+    found = condition(endpoint_status(endpoint, observed, make_plan(endpoint), None), "Available")
     assert found.reason == reason
     if reason == "Paused":
         count = "0 of 1 replica is" if replicas == 1 else f"0 of {replicas} replicas are"
@@ -54,7 +54,7 @@ def test_pods_that_are_not_made_since_it_is_paused(
 
 def test_a_spec_that_is_refused_is_told_while_paused(make_endpoint, condition, noon):
     problem = PlanError(Reason.INVALID_SPEC, "engine.args: no")
-    found = status(make_endpoint(paused=True), Observed(now=noon), None, problem)
+    found = endpoint_status(make_endpoint(paused=True), Observed(now=noon), None, problem)
     assert (condition(found, "Accepted").reason, condition(found, "UpToDate").reason) == (
         "InvalidSpec",
         "Paused",
@@ -69,7 +69,7 @@ def test_a_frontend_that_is_not_made_since_it_is_paused(
     without = make_endpoint(frontend={"mode": "None"})
     observed = replace(living(make_plan(without), pods=[make_worker(settings=without)]), frontends=())
     endpoint = make_endpoint(paused=True)
-    found = status(endpoint, observed, make_plan(endpoint, observed), None)
+    found = endpoint_status(endpoint, observed, make_plan(endpoint, observed), None)
     said = condition(found, "Available")
     assert said.reason == "Paused"
     assert said.message.startswith(
@@ -83,12 +83,12 @@ def test_what_was_not_verified_is_not_called_valid(make_endpoint, make_plan, liv
     running = make_endpoint()
     observed = living(make_plan(running))
     held = make_endpoint(paused=True, worker={"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})
-    found = status(held, observed, make_plan(held, observed), None)
+    found = endpoint_status(held, observed, make_plan(held, observed), None)
     assert (
         "The API server validates the pods once spec.paused is false." in condition(found, "Accepted").message
     )
     still = make_endpoint(paused=True)
-    found = status(still, observed, make_plan(still, observed), None)
+    found = endpoint_status(still, observed, make_plan(still, observed), None)
     assert condition(found, "Accepted").message == "The spec is valid."
 
 
@@ -100,5 +100,5 @@ def test_workers_that_load_are_not_held_up_by_frontend_pods_that_are_not_made(
         make_plan(running), pods=[make_worker("w-1", "Starting", settings=running, ready=False)]
     )
     endpoint = make_endpoint(paused=True, frontend={"replicas": 2})
-    found = status(endpoint, observed, make_plan(endpoint, observed), None)
+    found = endpoint_status(endpoint, observed, make_plan(endpoint, observed), None)
     assert condition(found, "Available").reason == "Starting"

@@ -20,14 +20,14 @@ NOT_THERE = (
 def test_a_service_account_that_is_not_there(
     make_endpoint, make_plan, living, condition, named, message, reason
 ):
-    from vllmendpoint_operator.status import status
+    from vllmendpoint_operator.status import endpoint_status
 
     endpoint = make_endpoint(worker={"serviceAccountName": named} if named else {})
     planned = make_plan(endpoint)
     observed = living(planned)
     failure = {"type": "ReplicaFailure", "status": "True", "message": message}
     observed.children["Deployment", "smollm-workers"]["status"]["conditions"] = [failure]
-    found = condition(status(endpoint, observed, planned, None), "ResolvedRefs")
+    found = condition(endpoint_status(endpoint, observed, planned, None), "ResolvedRefs")
     assert found.reason == reason
     if reason != "Resolved":
         assert found.message == (

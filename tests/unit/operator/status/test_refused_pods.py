@@ -5,7 +5,7 @@ import pytest
 
 from vllmendpoint_operator.kube.object_meta import keep_pod_template
 from vllmendpoint_operator.observe.snapshot import replica_failure
-from vllmendpoint_operator.status.diagnosis.refused_pods import remedy
+from vllmendpoint_operator.status.diagnosis.rejected_pods import remedy
 
 FORBIDDEN = 'pods "e-workers-7d-x" is forbidden: '
 RAISE = "Raise the ResourceQuota, or"

@@ -9,7 +9,7 @@ from vllmendpoint_api import CONDITION_REASONS, Condition, ConditionStatus, Reas
 from vllmendpoint_operator.components import min_ready_replicas
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.reports.state import StreamState
-from vllmendpoint_operator.status import invalid_status, unread_status
+from vllmendpoint_operator.status import invalid_spec_status, partial_spec_status
 
 
 def told(status) -> dict[str, tuple[str, str]]:
@@ -327,11 +327,11 @@ def test_a_missing_secret_is_seen_from_the_kubelet(make_endpoint, make_status, m
 def test_a_spec_that_cannot_be_read_leaves_the_rest_as_it_was(make_endpoint, make_status, make_worker, noon):
     endpoint = make_endpoint()
     before = make_status(endpoint, make_worker(settings=endpoint))
-    found = invalid_status(replace(endpoint, generation=2, status=before), "spec.x: no", noon)
+    found = invalid_spec_status(replace(endpoint, generation=2, status=before), "spec.x: no", noon)
     assert told(found)["Accepted"] == told(found)["Ready"] == ("False", "InvalidSpec")
     assert told(found)["Stalled"] == ("True", "InvalidSpec")
     assert (found.ready_replicas, found.observed_generation) == (1, 2)
-    assert set(told(invalid_status(endpoint, "m", noon))) == {c.value for c in Condition}
+    assert set(told(invalid_spec_status(endpoint, "m", noon))) == {c.value for c in Condition}
 
 
 def test_of_a_spec_that_is_read_in_part_what_runs_is_reported(
@@ -342,12 +342,12 @@ def test_of_a_spec_that_is_read_in_part_what_runs_is_reported(
     read = replace(make_endpoint(replicas=2), generation=2, status=before)
     pods = [make_worker(f"w-{number}", settings=endpoint) for number in (1, 2)]
     observed = living(make_plan(make_endpoint(replicas=2)), pods=pods)
-    found = unread_status(read, observed, PlanError(Reason.INVALID_SPEC, "model.name: no"))
+    found = partial_spec_status(read, observed, PlanError(Reason.INVALID_SPEC, "model.name: no"))
     assert told(found)["Ready"] == told(found)["Accepted"] == ("False", "InvalidSpec")
     assert told(found)["Available"] == ("True", "Available")
     assert (found.replicas, found.ready_replicas, found.observed_generation) == (2, 2, 2)
     assert (found.model_name, found.url) == ("mine", before.url), "what was not read is as it was"
-    assert unread_status(replace(read, status=None), observed, PlanError(Reason.INVALID_SPEC, "m")).url
+    assert partial_spec_status(replace(read, status=None), observed, PlanError(Reason.INVALID_SPEC, "m")).url
 
 
 def test_last_transition_moves_only_with_the_status(make_endpoint, make_status, make_worker, condition, noon):

@@ -3,7 +3,8 @@
 import pytest
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.status.diagnosis.pods import why, worst
+from vllmendpoint_operator.status.diagnosis.pod_diagnosis import most_severe
+from vllmendpoint_operator.status.diagnosis.pods import diagnose_pod
 
 BUDGET = 600
 
@@ -254,7 +255,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_pod(make_pod, case):
     status, reason, parts = CASES[case]
-    found = why(make_pod("w-1", ready=False, **status), BUDGET)
+    found = diagnose_pod(make_pod("w-1", ready=False, **status), BUDGET)
     assert found.reason is reason
     for part in parts:
         assert part in found.message
@@ -297,38 +298,38 @@ def test_pod(make_pod, case):
     ],
 )
 def test_worker_that_speaks(make_worker, verdict, said, reason, parts):
-    found = why(make_worker("w-1", verdict, ready=False, said=said), BUDGET)
+    found = diagnose_pod(make_worker("w-1", verdict, ready=False, said=said), BUDGET)
     assert found.reason is reason
     for part in parts:
         assert part in found.message
 
 
 def test_ready_and_going_need_no_reason(make_pod):
-    assert why(make_pod("w-1"), BUDGET) is None
-    assert why(make_pod("w-1", ready=False, metadata={"deletionTimestamp": "x"}), BUDGET) is None
+    assert diagnose_pod(make_pod("w-1"), BUDGET) is None
+    assert diagnose_pod(make_pod("w-1", ready=False, metadata={"deletionTimestamp": "x"}), BUDGET) is None
 
 
 def test_what_only_the_user_can_mend_goes_first(make_pod):
     causes = [
-        why(make_pod(case, ready=False, **CASES[case][0]), BUDGET)
+        diagnose_pod(make_pod(case, ready=False, **CASES[case][0]), BUDGET)
         for case in ("creating", "no cpu", "crash with a message", "image pull")
     ]
-    assert worst(causes).reason is Reason.IMAGE_PULL_FAILED
-    assert worst(causes[:3]).reason is Reason.CRASH_LOOPING
-    assert worst(causes[:2]).reason is Reason.UNSCHEDULABLE
-    assert worst([]) is None
+    assert most_severe(causes).reason is Reason.IMAGE_PULL_FAILED
+    assert most_severe(causes[:3]).reason is Reason.CRASH_LOOPING
+    assert most_severe(causes[:2]).reason is Reason.UNSCHEDULABLE
+    assert most_severe([]) is None
 
 
 def test_a_failing_custom_ping_is_named(make_worker):
     said = "model:f answers 503 instead of 200"
     ping = {"state": "Failing", "message": said, "since": "2026-01-01T12:00:00Z"}
     pod = make_worker("w-1", ready=False, said={"ready": False, "customPing": ping})
-    cause = why(pod, 1800)
+    cause = diagnose_pod(pod, 1800)
     assert cause is not None
     assert cause.reason is Reason.PING_FAILED
     assert said in cause.message
     stalled = make_worker("w-1", "Stalled", said={"customPing": ping})
-    cause = why(stalled, 1800)
+    cause = diagnose_pod(stalled, 1800)
     assert cause is not None
     assert cause.reason is Reason.ENGINE_STALLED, "the engine's own trouble goes first"
 
@@ -336,19 +337,19 @@ def test_a_failing_custom_ping_is_named(make_worker):
 def test_one_that_hangs_is_not_what_it_said_last(make_worker):
     """The stream went silent, the kubelet's probes time out, and nothing restarts it."""
     hung = make_worker("w-1", ready=False, connected=False, error="silent for 15 s")
-    found = why(hung, BUDGET)
+    found = diagnose_pod(hung, BUDGET)
     assert found.reason is Reason.NOT_READY
     assert "is not ready, and the operator receives no report from it (silent for 15 s)" in found.message
     # Cut for a moment only, it is what it was.
     assert (
-        why(make_worker("w-1", ready=False, connected=False, grace_expired=False), BUDGET).reason
+        diagnose_pod(make_worker("w-1", ready=False, connected=False, grace_expired=False), BUDGET).reason
         is Reason.STARTING
     )
     loading = make_worker("w-1", "Starting", connected=False, container={"started": False})
-    assert why(loading, BUDGET).reason is Reason.STARTING
+    assert diagnose_pod(loading, BUDGET).reason is Reason.STARTING
     # The kubelet does reach it, and something else holds it up.
     answers = make_worker("w-1", ready=False, connected=False, container={"ready": True})
-    assert why(answers, BUDGET).reason is Reason.STARTING
+    assert diagnose_pod(answers, BUDGET).reason is Reason.STARTING
 
 
 @pytest.mark.parametrize(
@@ -382,12 +383,12 @@ def test_one_that_hangs_is_not_what_it_said_last(make_worker):
     ],
 )
 def test_what_holds_up_one_that_generates(make_worker, pod, told):
-    found = why(make_worker("w-1", ready=False, **pod), BUDGET)
+    found = diagnose_pod(make_worker("w-1", ready=False, **pod), BUDGET)
     assert (found.reason, found.message) == (Reason.STARTING, f"Pod w-1 {told}")
 
 
 def test_one_that_generates_and_takes_no_requests(make_worker):
-    found = why(make_worker("w-1", ready=False, said={"ready": False}), BUDGET)
+    found = diagnose_pod(make_worker("w-1", ready=False, said={"ready": False}), BUDGET)
     assert (found.reason, found.message) == (
         Reason.NOT_READY,
         "Pod w-1 is not accepting requests: it is warming up or shutting down.",
@@ -398,4 +399,6 @@ def test_the_stage_of_one_that_starts_again(make_worker):
     pod = make_worker(
         "w-1", "Starting", said={"stage__name": "LoadingWeights"}, ready=False, **again(ended(3))
     )
-    assert why(pod, BUDGET).message.endswith("It is restarting: stage LoadingWeights since 11:50:00 UTC.")
+    assert diagnose_pod(pod, BUDGET).message.endswith(
+        "It is restarting: stage LoadingWeights since 11:50:00 UTC."
+    )

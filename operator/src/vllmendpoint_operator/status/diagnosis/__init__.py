@@ -1,4 +1,4 @@
-"""Why a pod does not start or stopped: one module per kind of cause. Pure.
+"""Explain why a pod is not ready, from its status and its worker's report. One module per kind of cause.
 
-Imports ``observe.snapshot`` only.
+Pure. Imports ``components`` and ``observe`` only.
 """

@@ -1,4 +1,4 @@
-"""The containers of a pod, of every kind, in the order in which they start."""
+"""The containers of a pod, of every kind, in the order in which they start, and their resources."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from typing import Any
 from vllmendpoint_api import names
 from vllmendpoint_operator.observe.snapshot import Pod
 
-__all__ = ["Container", "Role", "containers", "debuggers"]
+__all__ = ["Container", "Role", "containers", "ephemeral_containers", "resource_amount"]
 
 
 class Role(StrEnum):
-    """As it is named in a message."""
+    """The value is the name of the role in messages."""
 
     INIT = "init container"
     SIDECAR = "sidecar container"
-    """An init container with ``restartPolicy: Always``: the main container waits until it has started."""
+    """An init container with ``restartPolicy: Always``. The main container starts after it."""
     MAIN = "main container"
     OTHER = "container"
-    """Beside the main one: of a podTemplate, or of a webhook."""
+    """Another regular container, from a podTemplate or a webhook."""
     EPHEMERAL = "ephemeral container"
-    """Of ``kubectl debug``: the pod is ready without it."""
+    """From ``kubectl debug``. It does not affect the pod's readiness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Container:
     name: str
     role: Role
     status: dict[str, Any]
-    """As the kubelet reports it."""
+    """The kubelet's ContainerStatus."""
 
     @property
     def is_main(self) -> bool:
@@ -40,9 +40,9 @@ class Container:
         return f"{self.role} {self.name}"
 
     def field(self, pod: Pod) -> str:
-        """Where its image and the rest of it are set."""
+        """The field that sets its image."""
         if self.is_main:
-            # The frontend runs the workers' image.
+            # The frontend uses the same image.
             return "worker.image"
         if self.role is Role.EPHEMERAL:
             return "the options of kubectl debug"
@@ -65,33 +65,49 @@ class Container:
 
     @property
     def completed(self) -> bool:
-        """An init container that has done its work. Any other container that ends is started again."""
+        """Whether an init container has succeeded. Kubernetes restarts any other container that ends."""
         return self.role is Role.INIT and bool(self.terminated) and not self.terminated.get("exitCode", 0)
 
     @property
     def started(self) -> bool:
-        """It does not keep the containers after it from starting."""
+        """Whether the containers after this one can start."""
         if self.role is Role.INIT:
             return self.completed
         return "running" in self.state and self.status.get("started") is not False
 
 
 def containers(pod: Pod) -> Iterator[Container]:
-    """Those without which the pod is not ready."""
-    always = {
-        one.get("name")
-        for one in (pod.obj.get("spec") or {}).get("initContainers") or []
-        if one.get("restartPolicy") == "Always"
+    """The containers that the pod's readiness depends on."""
+    sidecars = {
+        container.get("name")
+        for container in (pod.obj.get("spec") or {}).get("initContainers") or []
+        if container.get("restartPolicy") == "Always"
     }
     for status in pod.status.get("initContainerStatuses") or []:
         name = str(status.get("name", ""))
-        yield Container(name, Role.SIDECAR if name in always else Role.INIT, status)
+        yield Container(name, Role.SIDECAR if name in sidecars else Role.INIT, status)
     for status in pod.status.get("containerStatuses") or []:
         name = str(status.get("name", ""))
         yield Container(name, Role.MAIN if name == names.MAIN_CONTAINER else Role.OTHER, status)
 
 
-def debuggers(pod: Pod) -> Iterator[Container]:
-    """Ephemeral containers: what is wrong with one does not concern the pod's readiness."""
+def ephemeral_containers(pod: Pod) -> Iterator[Container]:
     for status in pod.status.get("ephemeralContainerStatuses") or []:
         yield Container(str(status.get("name", "")), Role.EPHEMERAL, status)
+
+
+def resource_amount(pod: Pod, resource: str, *kinds: str, container: str | None = None) -> str | None:
+    """Amount of a resource under the first of ``kinds`` ("requests", "limits") that has it.
+
+    Of the named container, or else of the first container with such an entry.
+    """
+    spec = pod.obj.get("spec") or {}
+    found: list[dict[str, Any]] = [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]
+    for each in found:
+        if container not in (None, each.get("name")):
+            continue
+        for kind in kinds:
+            amounts = (each.get("resources") or {}).get(kind) or {}
+            if resource in amounts:
+                return str(amounts[resource])
+    return None

@@ -1,4 +1,4 @@
-"""Why an image cannot be pulled: the registry's own answer, as containerd hands it on, and what to do."""
+"""Why an image cannot be pulled: the registry's answer, as containerd reports it, and the remedy."""
 
 import re
 from typing import Final
@@ -7,12 +7,12 @@ from vllmendpoint_api import Reason
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container
-from .diagnosis import Cause
+from .pod_diagnosis import PodDiagnosis
 from .sentences import one_line
 
-__all__ = ["PULL", "cannot_pull"]
+__all__ = ["PULL_REASONS", "image_pull_cause"]
 
-PULL: Final = frozenset(
+PULL_REASONS: Final = frozenset(
     {
         "ErrImagePull",
         "ImagePullBackOff",
@@ -24,11 +24,11 @@ PULL: Final = frozenset(
     }
 )
 
-_WRAPPING: Final = re.compile(
+_PREFIX: Final = re.compile(
     r"^(Back-off pulling image \S+: \w+|rpc error: code = \w+ desc =|failed to pull and unpack image \S+|"
     r"failed to resolve image|failed to resolve reference \S+|failed to do request):? "
 )
-_ADVICE: Final = (
+_REMEDIES: Final = (
     (re.compile(r"no match for platform"), "The image is not built for this node's platform."),
     (
         re.compile(r"authorization failed|no basic auth|pull access denied|\b401\b|unauthorized"),
@@ -55,18 +55,20 @@ _ADVICE: Final = (
 )
 
 
-def cannot_pull(pod: Pod, container: Container, reason: str, message: str) -> Cause:
+def image_pull_cause(pod: Pod, container: Container, reason: str, message: str) -> PodDiagnosis:
     """``reason`` and ``message``: of the waiting container."""
-    said = one_line(message)
-    while (shorter := _WRAPPING.sub("", said)) != said:
-        said = shorter
-    if said.startswith("Back-off pulling image"):  # kubelets before 1.32 keep the answer to themselves
-        said = f"{reason} (see `kubectl describe pod {pod.name}` for the registry's answer)"
-    advice = next(
-        (text for pattern, text in _ADVICE if pattern.search(said.lower())),
+    answer = one_line(message)
+    while (shorter := _PREFIX.sub("", answer)) != answer:
+        answer = shorter
+    if answer.startswith("Back-off pulling image"):  # kubelets before 1.32 do not report the answer
+        answer = f"{reason} (see `kubectl describe pod {pod.name}` for the registry's answer)"
+    remedy = next(
+        (text for pattern, text in _REMEDIES if pattern.search(answer.lower())),
         "Check {image} and worker.imagePullSecrets.",
     )
-    advice = advice.format(image=container.field(pod))
     image = str(container.status.get("image") or f"of container {container.name}")
     what = f"the image {image}" + ("" if container.is_main else f" of {container.title}")
-    return Cause(Reason.IMAGE_PULL_FAILED, f"Pod {pod.name} cannot pull {what}: {said or reason}. {advice}")
+    return PodDiagnosis(
+        Reason.IMAGE_PULL_FAILED,
+        f"Pod {pod.name} cannot pull {what}: {answer or reason}. {remedy.format(image=container.field(pod))}",
+    )

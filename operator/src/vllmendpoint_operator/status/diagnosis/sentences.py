@@ -1,4 +1,4 @@
-"""RawObject of the sentences that messages consist of: counts with their verb, and quoted texts."""
+"""Parts of the sentences that messages consist of: counts with their verb, and quoted texts."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -1,4 +1,4 @@
-"""Why a container ended: its exit code, who ended it, and what it said last."""
+"""Why a container terminated: its exit code, its last message, and whether the kubelet terminated it."""
 
 import re
 from datetime import datetime
@@ -8,98 +8,96 @@ from vllmendpoint_api import Reason
 from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS
 from vllmendpoint_operator.observe.snapshot import Pod
 
-from .containers import Container
-from .diagnosis import Cause, wanted
+from .containers import Container, resource_amount
+from .pod_diagnosis import PodDiagnosis
 from .sentences import counted, one_line
 
-__all__ = ["ended", "failed"]
+__all__ = ["failed_cause", "terminated_cause"]
 
-_SLACK_SECONDS: Final = 10
-_BY_SIGNAL: Final = frozenset({0, 137, 143})
-"""How a worker ends that the kubelet ends; one that ends itself has other codes, and may have served long."""
-_DOWNLOAD: Final = f"{Reason.MODEL_DOWNLOAD_FAILED}: "
-"""How the worker's termination message begins where the model could not be fetched."""
+_TOLERANCE_SECONDS: Final = 10
+_TERMINATED_BY_KUBELET: Final = frozenset({0, 137, 143})
+"""Exit codes of a worker that the kubelet terminated. A worker that exits by itself has other codes."""
+_DOWNLOAD_PREFIX: Final = f"{Reason.MODEL_DOWNLOAD_FAILED}: "
+"""Start of the worker's termination message if the model could not be downloaded."""
 _ERROR_LINE: Final = re.compile(r"\b\w*(Error|Exception)\b: |\bFATAL\b|\bCRITICAL\b")
 
 
-def ended(pod: Pod, container: Container, state: dict[str, Any], restarts: int, budget: int) -> Cause:
-    """``state``: the container's ``terminated``; ``budget``: worker.startupTimeoutSeconds."""
+def terminated_cause(
+    pod: Pod, container: Container, state: dict[str, Any], restarts: int, startup_timeout_seconds: int
+) -> PodDiagnosis:
+    """``state``: the ContainerStateTerminated of the container."""
     code = int(state.get("exitCode", 0))
     times = counted(restarts, "restart")
-    last = _last_words(str(state.get("message", "")))
-    what, log = f"Pod {pod.name}", f"`kubectl logs {pod.name} --previous`"
-    if not container.is_main:
-        what, log = (
-            f"In pod {pod.name}, the {container.title}",
-            log.replace(" --", f" -c {container.name} --"),
-        )
+    last = _last_message(str(state.get("message", "")))
+    if container.is_main:
+        subject, log = f"Pod {pod.name}", f"`kubectl logs {pod.name} --previous`"
+    else:
+        subject = f"In pod {pod.name}, the {container.title}"
+        log = f"`kubectl logs {pod.name} -c {container.name} --previous`"
     if state.get("reason") == "OOMKilled":
-        limit = wanted(pod, "memory", "limits", container=container.name)
+        limit = resource_amount(pod, "memory", "limits", container=container.name)
         memory = f"limit {limit}" if limit else "no limit except the node's memory"
-        return Cause(
+        return PodDiagnosis(
             Reason.OOM_KILLED,
-            f"{what} ran out of memory and was killed (OOMKilled, exit code {code}, {memory}, {times}). "
+            f"{subject} ran out of memory and was killed (OOMKilled, exit code {code}, {memory}, {times}). "
             f"{_more_memory(pod, container)}",
         )
-    if last.startswith(_DOWNLOAD):
-        return Cause(
-            Reason.MODEL_DOWNLOAD_FAILED,
-            f"{what} terminated ({times}): {last.removeprefix(_DOWNLOAD)}.",
-        )
-    said = f" Its last message was: {last}." if last else ""
-    if container.is_main and code in _BY_SIGNAL and _used_up(state, budget, _grace(pod)):
-        return Cause(
+    if last.startswith(_DOWNLOAD_PREFIX):
+        message = f"{subject} terminated ({times}): {last.removeprefix(_DOWNLOAD_PREFIX)}."
+        return PodDiagnosis(Reason.MODEL_DOWNLOAD_FAILED, message)
+    quoted = f" Its last message was: {last}." if last else ""
+    if (
+        container.is_main
+        and code in _TERMINATED_BY_KUBELET
+        and _reached_startup_timeout(pod, state, startup_timeout_seconds)
+    ):
+        remedy = "Raise worker.startupTimeoutSeconds, or see" if pod.component == WORKER else "See"
+        return PodDiagnosis(
             Reason.STARTUP_TIMEOUT,
-            f"{what} was terminated by the kubelet (exit code {code}, {times}), because it did not start "
-            f"within {budget} s.{said} "
-            + (
-                f"Raise worker.startupTimeoutSeconds, or see {log}."
-                if pod.component == WORKER
-                else f"See {log}."
-            ),
+            f"{subject} was terminated by the kubelet (exit code {code}, {times}), because it did not start "
+            f"within {startup_timeout_seconds} s.{quoted} {remedy} {log}.",
         )
-    return Cause(Reason.CRASH_LOOPING, f"{what} terminated with exit code {code} ({times}).{said} See {log}.")
+    return PodDiagnosis(
+        Reason.CRASH_LOOPING, f"{subject} terminated with exit code {code} ({times}).{quoted} See {log}."
+    )
 
 
-def failed(pod: Pod) -> Cause:
-    """Of a pod that is over: it was taken off its node, and another takes its place."""
-    # Where its containers ended well, the phase is Succeeded and the condition alone says why.
+def failed_cause(pod: Pod) -> PodDiagnosis:
+    """For a finished pod: it was removed from its node, and its controller replaces it."""
+    # If all containers succeeded, the phase is Succeeded and only the condition has the reason.
     target = pod.condition("DisruptionTarget")
     reason = one_line(str(pod.status.get("reason") or target.get("reason") or pod.phase))
     message = one_line(str(pod.status.get("message") or target.get("message") or ""))
+    outcome = "terminated" if pod.phase == "Succeeded" else "failed"
     where = f" on node {pod.node}" if pod.node else ""
-    advice = (
+    detail = f": {message}" if message else ""
+    remedy = (
         f" Set {pod.component}.resources.requests to what the pod uses, and raise the limits of its volumes."
         if reason == "Evicted"
         else ""
     )
-    detail = f": {message}" if message else ""
-    how = "terminated" if pod.phase == "Succeeded" else "failed"
-    return Cause(Reason.POD_FAILED, f"Pod {pod.name} {how}{where} ({reason}){detail}.{advice}")
+    return PodDiagnosis(Reason.POD_FAILED, f"Pod {pod.name} {outcome}{where} ({reason}){detail}.{remedy}")
 
 
-def _grace(pod: Pod) -> int:
-    return int((pod.obj.get("spec") or {}).get("terminationGracePeriodSeconds", WORKER_GRACE_SECONDS))
-
-
-def _last_words(message: str) -> str:
-    """The worker writes one sentence; where the kubelet fell back to the log, its last error or last line."""
+def _last_message(message: str) -> str:
+    """The worker's sentence or, if the kubelet fell back to the log, its last error or its last line."""
     lines = [line for raw in message.splitlines() if (line := one_line(raw))]
     errors = [line for line in lines if _ERROR_LINE.search(line)]
     return (errors or lines or [""])[-1]
 
 
-def _used_up(state: dict[str, Any], budget: int, grace: int) -> bool:
-    """It lived just as long as the start-up budget allows, and the time to end in: the kubelet ended it.
+def _reached_startup_timeout(pod: Pod, state: dict[str, Any], startup_timeout_seconds: int) -> bool:
+    """Whether the container ran for as long as the start-up timeout, plus at most the grace period.
 
-    The exit code does not tell: 137 is any kill, and a worker that heeds SIGTERM has its own.
+    The exit code is no evidence: 137 is any kill, and a worker that handles SIGTERM has a code of its own.
     """
+    grace = int((pod.obj.get("spec") or {}).get("terminationGracePeriodSeconds", WORKER_GRACE_SECONDS))
     try:
-        lived = datetime.fromisoformat(state["finishedAt"]) - datetime.fromisoformat(state["startedAt"])
+        lifetime = datetime.fromisoformat(state["finishedAt"]) - datetime.fromisoformat(state["startedAt"])
     except (KeyError, TypeError, ValueError):
         return False
-    over = lived.total_seconds() - budget
-    return -_SLACK_SECONDS <= over <= grace + _SLACK_SECONDS
+    excess = lifetime.total_seconds() - startup_timeout_seconds
+    return -_TOLERANCE_SECONDS <= excess <= grace + _TOLERANCE_SECONDS
 
 
 def _more_memory(pod: Pod, container: Container) -> str:

@@ -1,9 +1,8 @@
-"""Why the scheduler finds no node: read from its own message, the only evidence that namespaced mode has.
+"""Why the scheduler finds no node, from its message.
 
-The operator may not read nodes. Whether a resource is in use or not there at all is told by what the
-scheduler says of preemption (kube-scheduler's NodeResourcesFit and DefaultPreemption, since 1.31): a node
-whose whole allocatable is too small is one where "Preemption is not helpful"; one where it is only taken
-is one with "No preemption victims found".
+The operator may not read nodes. The scheduler's text on preemption (NodeResourcesFit and DefaultPreemption of
+kube-scheduler, since 1.31) shows whether a resource is in use or does not exist: "Preemption is not helpful"
+counts the nodes whose allocatable is too small, "No preemption victims found" those where it is in use.
 """
 
 import re
@@ -12,10 +11,11 @@ from typing import Any, Final
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.observe.snapshot import Pod
 
-from .diagnosis import Cause, wanted
+from .containers import resource_amount
+from .pod_diagnosis import PodDiagnosis
 from .sentences import counted, one_line
 
-__all__ = ["unscheduled"]
+__all__ = ["unscheduled_cause"]
 
 _NODES: Final = re.compile(r"0/(\d+) nodes")
 _INSUFFICIENT: Final = re.compile(r"(\d+) Insufficient ([^,\s]*[^,.\s])")
@@ -26,45 +26,49 @@ _PREEMPTION: Final = re.compile(r"\.?\s*(no new claims to deallocate,?\s*)?(pree
 _UNBOUND: Final = re.compile(r"unbound immediate PersistentVolumeClaims|find available persistent volumes")
 
 
-def unscheduled(pod: Pod, condition: dict[str, Any]) -> Cause:
-    """``condition``: the pod's PodScheduled, which is False."""
+def unscheduled_cause(pod: Pod, condition: dict[str, Any]) -> PodDiagnosis:
+    """``condition``: the pod's PodScheduled condition, which is False."""
     message = one_line(str(condition.get("message", "")))
     nodes = _NODES.search(message)
     total = int(nodes[1]) if nodes else None
-    said = f"The scheduler reports: {_PREEMPTION.sub('', message)}."
+    report = f"The scheduler reports: {_PREEMPTION.sub('', message)}."
     if condition.get("reason") == "SchedulingGated":
-        return Cause(
+        return PodDiagnosis(
             Reason.UNSCHEDULABLE, f"Pod {pod.name} is waiting for its scheduling gates to be removed."
         )
     if _UNBOUND.search(message):
-        claims = _claims(pod)
-        listed = f" ({', '.join(claims)})" if claims else ""
-        which = (
-            f"its PersistentVolumeClaim{listed}"
-            if len(claims) == 1
-            else f"one of its PersistentVolumeClaims{listed}"
-        )
-        return Cause(
-            Reason.CLAIM_NOT_BOUND,
-            f"Pod {pod.name} is waiting for a volume: {which} is not bound. Run `kubectl describe pvc`, and "
-            f"check the storage class, the provisioner and the capacity. {said}",
-        )
+        return _unbound_claim_cause(pod, report)
     lacking = {name: int(count) for count, name in _INSUFFICIENT.findall(message)}
     gpu = next((name for name in lacking if _GPU.match(name)), None)
     name = gpu or next(iter(lacking), None)
     if name is None:
-        return Cause(
-            Reason.UNSCHEDULABLE, f"Pod {pod.name} cannot be scheduled: none of {_nodes(total)} fits. {said}"
+        return PodDiagnosis(
+            Reason.UNSCHEDULABLE,
+            f"Pod {pod.name} cannot be scheduled: none of {_nodes(total)} fits. {report}",
         )
-    amount = wanted(pod, name, "requests", "limits")
+    amount = resource_amount(pod, name, "requests", "limits")
     what = f"{amount} {name}" if amount else name
-    where, advice = _supply(message, total, lacking[name], gpu is not None)
+    supply, remedy = _supply(message, total, lacking[name], gpu is not None)
     reason = Reason.UNSCHEDULABLE if gpu is None else Reason.INSUFFICIENT_GPU
-    return Cause(reason, f"Pod {pod.name} is waiting for {what}: {where}. {advice} {said}")
+    return PodDiagnosis(reason, f"Pod {pod.name} is waiting for {what}: {supply}. {remedy} {report}")
+
+
+def _unbound_claim_cause(pod: Pod, report: str) -> PodDiagnosis:
+    claims = _claims(pod)
+    listed = f" ({', '.join(claims)})" if claims else ""
+    which = "its PersistentVolumeClaim" if len(claims) == 1 else "one of its PersistentVolumeClaims"
+    return PodDiagnosis(
+        Reason.CLAIM_NOT_BOUND,
+        f"Pod {pod.name} is waiting for a volume: {which}{listed} is not bound. Run `kubectl describe pvc`, "
+        f"and check the storage class, the provisioner and the capacity. {report}",
+    )
 
 
 def _supply(message: str, total: int | None, short: int, gpu: bool) -> tuple[str, str]:
-    """Whether what lacks on ``short`` nodes is in use, or not there: only as far as the message proves it."""
+    """Where the resource is, and the remedy. ``short``: number of nodes with too little of it.
+
+    Distinguishes a resource in use from a missing one only if the message proves it.
+    """
     in_use = sum(int(count) for count in _IN_USE.findall(message))
     nodes = _nodes(total)
     plugin = "check its driver and its device plugin: without these, a node offers no GPU"

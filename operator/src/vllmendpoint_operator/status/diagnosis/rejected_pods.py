@@ -1,6 +1,6 @@
-"""What to do about pods that an admission plugin refuses: the field of the spec that it means. Pure.
+"""The remedy for pods that an admission plugin rejects: which field of the spec to change.
 
-The sentences are those of Kubernetes 1.30 to 1.36: ``quota/v1/evaluator/core/pods.go`` ("must specify"),
+Reads the messages of Kubernetes 1.30 to 1.36: ``quota/v1/evaluator/core/pods.go`` ("must specify"),
 ``admission/plugin/resourcequota`` ("exceeded quota"), ``admission/limitranger`` and the plugins named below.
 """
 
@@ -29,24 +29,25 @@ _TEMPLATE_FIELDS: Final = (
     (re.compile(r"pod node label selector|runtimeClass\.scheduling\.nodeSelector"), "nodeSelector"),
     (re.compile(r"pod tolerations .*conflict"), "tolerations"),
 )
-_BY_RULE: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy")
+_POLICY: Final = re.compile(r"admission webhook|ValidatingAdmissionPolicy")
 
 
 def remedy(message: str, component: str, containers: Sequence[str] = ()) -> str:
-    """``message``: the API server's; ``containers``: of the pod template, in its order."""
+    """``message``: the API server's; ``containers``: names of the pod template's containers, in order."""
     return (
-        _of_quota(message, component, containers)
-        or _of_limit_range(message, component, containers)
-        or _of_template(message, component, containers)
+        _quota_remedy(message, component, containers)
+        or _limit_range_remedy(message, component, containers)
+        or _template_remedy(message, component, containers)
         or "Kubernetes retries."
     )
 
 
-def _of_quota(message: str, component: str, containers: Sequence[str]) -> str:
+def _quota_remedy(message: str, component: str, containers: Sequence[str]) -> str:
     if found := _UNSPECIFIED.search(message):
-        return f"The ResourceQuota {found[1]} requires these fields: set {_unspecified(found[2], component)}."
+        fields = _unspecified_fields(found[2], component)
+        return f"The ResourceQuota {found[1]} requires these fields: set {fields}."
     if found := _NO_QUOTA.search(message):
-        fields = _all_of(_exceeded(found[1], component))
+        fields = _conjunction(_requested_fields(found[1], component))
         return f"Create a ResourceQuota that allows {fields}, or remove these fields."
     if found := _SCOPES.search(message):
         field = "podTemplate.spec.priorityClassName" if "PriorityClass" in found[1] else "resources"
@@ -55,20 +56,20 @@ def _of_quota(message: str, component: str, containers: Sequence[str]) -> str:
         return ""
     if (found := _EXCEEDED.search(message)) is None:
         return "Raise the ResourceQuota, or request less."
-    fields = " or ".join(dict.fromkeys(_exceeded(found[2], component)))
-    beside = _beside(containers, f", or the resources of {{}} in {component}.podTemplate")
-    return f"Raise the ResourceQuota, or lower {fields}{beside if '.resources.' in fields else ''}."
+    fields = " or ".join(dict.fromkeys(_requested_fields(found[2], component)))
+    others = _other_containers(containers, f", or the resources of {{}} in {component}.podTemplate")
+    return f"Raise the ResourceQuota, or lower {fields}{others if '.resources.' in fields else ''}."
 
 
-def _of_limit_range(message: str, component: str, containers: Sequence[str]) -> str:
-    fields = [*_range_fields(message, component)]
+def _limit_range_remedy(message: str, component: str, containers: Sequence[str]) -> str:
+    fields = [*_limited_fields(message, component)]
     if not fields:
         return ""
-    beside = _beside(containers, f"; for {{}}, set it in {component}.podTemplate")
-    return f"The namespace has a LimitRange: set {_all_of(fields)}{beside}."
+    others = _other_containers(containers, f"; for {{}}, set it in {component}.podTemplate")
+    return f"The namespace has a LimitRange: set {_conjunction(fields)}{others}."
 
 
-def _of_template(message: str, component: str, containers: Sequence[str]) -> str:
+def _template_remedy(message: str, component: str, containers: Sequence[str]) -> str:
     template = f"{component}.podTemplate"
     if "violates PodSecurity" in message:
         return f"Change {template}, or lower the Pod Security level of the namespace."
@@ -78,25 +79,29 @@ def _of_template(message: str, component: str, containers: Sequence[str]) -> str
         if pattern.search(message):
             return f"Change {field} in {template}.spec."
     if found := _INVALID.search(message):
-        return f"Change {_resources(component, found[3], _at(containers, found))}."
-    if _BY_RULE.search(message):
+        return f"Change {_resource_field(component, found[3], _container_at(containers, found))}."
+    if _POLICY.search(message):
         return f"Change {template} to satisfy the policy, or change the policy. Kubernetes retries."
     return ""
 
 
-def _unspecified(said: str, component: str) -> str:
-    """Of ``requests.cpu for: main,proxy; limits.memory for: main``."""
+def _unspecified_fields(text: str, component: str) -> str:
+    """``text``: ``requests.cpu for: main,proxy; limits.memory for: main``."""
     fields: list[str] = []
-    for part in said.split(";"):
-        listed, _, owners = part.strip(" .]").partition(" for: ")
-        # Before 1.25 several resources stood in one list, without the containers.
-        named = [owner.strip() for owner in owners.split(",")] if owners else [names.MAIN_CONTAINER]
-        fields += [_resources(component, item, owner) for item in listed.split(",") for owner in named]
-    return _all_of(fields)
+    for item in text.split(";"):
+        resources, _, containers = item.strip(" .]").partition(" for: ")
+        # Kubernetes before 1.25 lists the resources without containers.
+        listed = [name.strip() for name in containers.split(",")] if containers else [names.MAIN_CONTAINER]
+        fields += [
+            _resource_field(component, resource, container)
+            for resource in resources.split(",")
+            for container in listed
+        ]
+    return _conjunction(fields)
 
 
-def _exceeded(requested: str, component: str) -> list[str]:
-    """Of ``limits.cpu=2,pods=1``."""
+def _requested_fields(requested: str, component: str) -> list[str]:
+    """``requested``: ``limits.cpu=2,pods=1``."""
     fields = []
     for item in requested.split(","):
         resource = item.partition("=")[0]
@@ -105,26 +110,29 @@ def _exceeded(requested: str, component: str) -> list[str]:
             if component == WORKER:
                 fields.append("strategy.rollingUpdate.maxSurge")
         else:
-            fields.append(_resources(component, resource, names.MAIN_CONTAINER))
+            fields.append(_resource_field(component, resource, names.MAIN_CONTAINER))
     return fields
 
 
-def _range_fields(message: str, component: str) -> Iterable[str]:
+def _limited_fields(message: str, component: str) -> Iterable[str]:
     for bound, resource, _, amount, which in _RANGE.findall(message):
-        field = _resources(component, f"{which}s.{resource}", names.MAIN_CONTAINER)
+        field = _resource_field(component, f"{which}s.{resource}", names.MAIN_CONTAINER)
         yield f"{field} to at {'least' if bound == 'minimum' else 'most'} {amount}"
     for resource, ratio in _RATIO.findall(message):
-        limit = _resources(component, f"limits.{resource}", names.MAIN_CONTAINER)
-        request = _resources(component, f"requests.{resource}", names.MAIN_CONTAINER)
+        limit = _resource_field(component, f"limits.{resource}", names.MAIN_CONTAINER)
+        request = _resource_field(component, f"requests.{resource}", names.MAIN_CONTAINER)
         yield f"{limit} to at most {ratio} times {request}"
 
 
-def _resources(component: str, resource: str, container: str | None) -> str:
-    """The field of the spec, as ``worker.resources.requests.cpu``. A quota may leave ``requests.`` out."""
+def _resource_field(component: str, resource: str, container: str | None) -> str:
+    """``worker.resources.requests.cpu`` for ``requests.cpu`` or, as quotas write it, ``cpu``.
+
+    ``container``: None for an unknown init container.
+    """
     kind, _, name = resource.strip().partition(".")
     if kind not in ("requests", "limits"):
         kind, name = "requests", resource.strip()
-    if "/" in name:  # a device, which is asked for by its limit
+    if "/" in name:  # an extended resource: Kubernetes copies its limit to its request
         path = f'resources.limits["{name}"]'
     else:
         path = f"resources.{kind}.{name}" if name else f"resources.{kind}"
@@ -134,20 +142,20 @@ def _resources(component: str, resource: str, container: str | None) -> str:
     return f"{path} of {of} in {component}.podTemplate"
 
 
-def _at(containers: Sequence[str], found: re.Match[str]) -> str | None:
+def _container_at(containers: Sequence[str], found: re.Match[str]) -> str | None:
     index = int(found[2])
     if found[1] == "containers" and index < len(containers):
         return containers[index]
     return None
 
 
-def _beside(containers: Sequence[str], text: str) -> str:
-    """``text`` about the containers beside the main one; empty where there are none."""
+def _other_containers(containers: Sequence[str], text: str) -> str:
+    """``text`` with the containers except the main one; empty if there are none."""
     others = [name for name in containers if name != names.MAIN_CONTAINER]
     if not others:
         return ""
     return text.format(f"the container{'s' if len(others) > 1 else ''} {', '.join(others)}")
 
 
-def _all_of(fields: Sequence[str]) -> str:
+def _conjunction(fields: Sequence[str]) -> str:
     return " and ".join(dict.fromkeys(fields))
