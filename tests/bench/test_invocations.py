@@ -1,10 +1,9 @@
-"""``/invocations`` of our worker against vLLM's own server: same engine settings, same model, same machine.
+"""``/invocations`` of the worker compared with vLLM's server: same engine settings, same model, same machine.
 
-Both engines are loaded; only one is asked at a time. Blocks of questions alternate, each block with its
-neighbour is a pair; the interval of the median ratio is a bootstrap over the pairs, so that what drifts on
-the machine drifts for both, and what hits one block alone counts as one. "Within 5 %" is the upper end of the
-interval: with too few pairs, or on a machine too restless, it is not shown.
-"""
+Both engines are loaded, and one at a time receives requests. Blocks of requests alternate, and two adjacent
+blocks are a pair. The confidence interval of the median ratio is a bootstrap over the pairs, so that drift of
+the machine affects both servers, and a disturbance of one block counts once. "Within 5 %" refers to the upper
+end of the interval, so the test fails with too few pairs or on a busy machine."""
 
 import contextlib
 import http.client
@@ -26,17 +25,17 @@ from tests.worker.conftest import ENGINE_ARGUMENTS, LOOPBACK, START_SECONDS, Wor
 
 pytestmark = pytest.mark.timeout(1800)
 FLOAT32 = ["--dtype", "float32"]
-"""In bfloat16 vLLM's own server dies of an illegal instruction at its first request, on a CPU with AMX."""
+"""In bfloat16, vLLM's server crashes with an illegal instruction at its first request on CPUs with AMX."""
 PAIRS = 160
-GOAL = 0.05
+MAX_OVERHEAD = 0.05
 BODY = {"model": "toy", "prompt": "hello", "max_tokens": 32, "temperature": 0.0, "ignore_eos": True}
 Block = Callable[[int], float]
-"""Asks on that port; the figure of one block, of which less is better."""
+"""Sends one block of requests to a port and returns a measurement, of which less is better."""
 
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[int]:
-    """The port of vLLM's own server, without the access log, which our worker has not either."""
+    """The port of vLLM's server, without the access log, which the worker does not have either."""
     folder, port = tmp_path_factory.mktemp("vllm"), free_port()
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("DYN_", "VLLM", "SAGEMAKER"))
@@ -51,7 +50,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[
         ) as process,
     ):
         try:
-            wait(lambda: answers(port) or process.poll() is not None, START_SECONDS)
+            wait(lambda: serves(port) or process.poll() is not None, START_SECONDS)
             assert process.poll() is None, (folder / "vllm.log").read_text()[-2000:]
             yield port
         finally:
@@ -68,17 +67,17 @@ def ours(make_worker: Callable[..., WorkerProcess]) -> int:
     return worker.ports["http"]
 
 
-def answers(port: int) -> bool:
+def serves(port: int) -> bool:
     with contextlib.suppress(OSError, http.client.HTTPException):
-        return asked(port, 1)[0] > 0
+        return request_seconds(port, 1)[0] > 0
     return False
 
 
-def asked(port: int, questions: int) -> list[float]:
-    """Seconds of each question, one after the other on one connection."""
+def request_seconds(port: int, count: int) -> list[float]:
+    """Seconds of each of ``count`` sequential requests on one connection."""
     seconds = []
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        for _ in range(questions):
+        for _ in range(count):
             began = time.perf_counter()
             connection.request("POST", "/invocations", json.dumps(BODY), {"content-type": "application/json"})
             answer = connection.getresponse()
@@ -90,13 +89,13 @@ def asked(port: int, questions: int) -> list[float]:
 
 
 def latency(port: int) -> float:
-    """Median seconds of a question, one user."""
-    return statistics.median(asked(port, 5))
+    """Median seconds of a request, one user."""
+    return statistics.median(request_seconds(port, 5))
 
 
 def seconds_for_eight(port: int) -> float:
-    """Seconds that eight users need for four questions each: throughput, inverted."""
-    users = [threading.Thread(target=asked, args=(port, 4)) for _ in range(8)]
+    """Seconds of eight users for four requests each: the inverse of throughput."""
+    users = [threading.Thread(target=request_seconds, args=(port, 4)) for _ in range(8)]
     began = time.perf_counter()
     for user in users:
         user.start()
@@ -106,14 +105,16 @@ def seconds_for_eight(port: int) -> float:
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Median of the ratios, and its 95 % interval."""
-    dice = random.Random(0)
-    medians = sorted(statistics.median(dice.choices(ratios, k=len(ratios))) for _ in range(5000))
+    """Median of the ratios, and its 95 % confidence interval."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(5000))
     return statistics.median(ratios), medians[124], medians[4875]
 
 
 @pytest.mark.parametrize("block", [latency, seconds_for_eight], ids=["latency-1", "throughput-8"])
-def test_invocations_cost_no_more_than_vllms_own(ours: int, vllm: int, block: Block) -> None:
+def test_invocations_take_at_most_5_percent_longer_than_in_vllms_server(
+    ours: int, vllm: int, block: Block
+) -> None:
     for port in (ours, vllm, ours, vllm):
         block(port)
     pairs = []
@@ -129,4 +130,4 @@ def test_invocations_cost_no_more_than_vllms_own(ours: int, vllm: int, block: Bl
         f"\n{block.__doc__}\n  ours {1000 * mine:.1f} ms, vLLM's {1000 * theirs:.1f} ms, medians of {PAIRS} "
         f"blocks; ours / vLLM's {ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}"
     )
-    assert high < 1 + GOAL, "not shown to be within 5 %"
+    assert high < 1 + MAX_OVERHEAD, "not shown to be within 5 %"

@@ -1,4 +1,4 @@
-"""What the operator costs: API calls, CPU and memory, at rest and for one endpoint's life."""
+"""Cost of the operator: API calls, CPU and memory, at rest and for the lifecycle of one endpoint."""
 
 import collections
 import json
@@ -90,7 +90,7 @@ def measured(cluster: Cluster, name: str) -> Iterator[list[Cost]]:
     print("  " + ", ".join(f"{request} {count}" for request, count in sorted(cost.requests.items())))
 
 
-def test_cost_at_rest_and_for_one_life(cluster: Cluster) -> None:
+def test_the_cost_at_rest_and_of_a_lifecycle_stays_within_its_ratios(cluster: Cluster) -> None:
     """Fails on a regression of the ratios: writes per child, and CPU of each phase relative to creation."""
     with measured(cluster, "at rest") as rest:
         time.sleep(REST_SECONDS)

@@ -1,8 +1,8 @@
-"""Probing's share of the tokens that the engine schedules, at the default settings: idle, under light load,
-and where ``healthCheck.expect`` makes the probes run in spite of the load.
+"""Share of probes in the tokens that the engine schedules, at the default settings: idle, under light load,
+and with ``healthCheck.expect``, which makes the probes run despite the load.
 
-Tokens are vLLM's own counters (prompt and generation, on Dynamo's system port); a probe's are found while
-nobody else asks.
+Tokens are vLLM's counters (prompt and generation, on Dynamo's system port); those of a probe are measured
+without users.
 """
 
 import json
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.timeout(1800)
 SECONDS = 120.0
 SHARE = 0.005
 TOKENS = 64
-"""What a user of the light load is answered, from a prompt of about as many."""
+"""Generated tokens of a user request, whose prompt has about as many."""
 _TOKENS = re.compile(r"^vllm:(?:prompt|generation)_tokens_total\{.*\} (\S+)$", re.MULTILINE)
 _PROBES = re.compile(r'^vllmendpoint_probes_total\{.*outcome="\w+".*\} (\S+)$', re.MULTILINE)
 _SECONDS = re.compile(r"^vllmendpoint_probe_latency_seconds_sum\{.*\} (\S+)$", re.MULTILINE)
 
 
 class Figures(NamedTuple):
-    """Counters at one moment, or between two: tokens of the engine, probes, and seconds they took."""
+    """Counters at one moment, or their increase: tokens of the engine, probes, and seconds of the probes."""
 
     tokens: float
     probes: float
@@ -59,17 +59,17 @@ def idle(worker: WorkerProcess) -> Figures:
 
 
 def measured(worker: WorkerProcess, every: float | None) -> Figures:
-    """While one user asks every so many seconds, or nobody does."""
+    """Counters over SECONDS, while one user sends a request every ``every`` seconds; None: without a user."""
     stop = threading.Event()
 
-    def ask() -> None:
+    def send() -> None:
         body = {"model": "toy", "prompt": "the sky is blue " * 14, "max_tokens": TOKENS, "ignore_eos": True}
         while not stop.wait(every):
             status, answer = worker.ask("http", "/v1/completions", body)
             assert status == 200, answer
             assert json.loads(answer)["usage"]["completion_tokens"] == TOKENS
 
-    user = threading.Thread(target=ask, daemon=True)
+    user = threading.Thread(target=send, daemon=True)
     before = Figures.of(worker)
     if every is not None:
         user.start()
@@ -80,7 +80,7 @@ def measured(worker: WorkerProcess, every: float | None) -> Figures:
     return Figures.of(worker).since(before)
 
 
-def test_idle(worker: WorkerProcess, idle: Figures) -> None:
+def test_an_idle_engine_is_probed(worker: WorkerProcess, idle: Figures) -> None:
     health_check = worker.report().health_check
     assert health_check is not None
     assert idle.probes, "nothing was probed"
@@ -93,25 +93,31 @@ def test_idle(worker: WorkerProcess, idle: Figures) -> None:
 
 
 @pytest.mark.parametrize("every", [1.0, 10.0])
-def test_share_under_a_light_load(worker: WorkerProcess, idle: Figures, every: float) -> None:
-    """Users' answers spare the probes, as good as all of them."""
+def test_probes_use_a_small_share_of_the_tokens_under_light_load(
+    worker: WorkerProcess, idle: Figures, every: float
+) -> None:
+    """Successful user requests replace almost all probes."""
     assert share(measured(worker, every), idle, every) < SHARE
 
 
-def test_share_where_users_spare_no_probe(worker: WorkerProcess, idle: Figures) -> None:
-    """A question every second, some 120 tokens; every probe that an idle engine would be asked."""
+def test_probes_use_a_small_share_of_the_tokens_if_user_requests_replace_none(
+    worker: WorkerProcess, idle: Figures
+) -> None:
+    """One request of about 120 tokens per second, and as many probes as for an idle engine."""
     before = worker.report().last_probe
     worker.settings({"expect": {"regex": ".*"}})
-    worker.until(lambda report: report.last_probe != before, 30.0)  # a new question is asked at once
+    worker.until(
+        lambda report: report.last_probe != before, 30.0
+    )  # a changed health check is probed immediately
     found = measured(worker, 1.0)
-    assert found.probes >= idle.probes - 1, "the probes were spared"
+    assert found.probes >= idle.probes - 1, "user requests replaced probes"
     assert share(found, idle, 1.0) < SHARE
 
 
 def share(found: Figures, idle: Figures, every: float) -> float:
     spent = found.probes * idle.tokens / idle.probes
     print(
-        f"\none user, a question every {every:g} s for {SECONDS:.0f} s: {found.tokens:.0f} tokens, of them "
+        f"\none user, a request every {every:g} s for {SECONDS:.0f} s: {found.tokens:.0f} tokens, of them "
         f"{spent:.0f} for {found.probes:.0f} probes: {spent / found.tokens:.3%} "
         f"({SHARE:.1%} would be {spent / SHARE / SECONDS:.0f} tokens a second)"
     )

@@ -1,6 +1,6 @@
 """Seconds from SIGSTOP of the engine core to the condition, idle and under traffic: five runs each.
 
-The figures are of the machine; what does not move is their relation to period and timeout.
+The figures depend on the machine; their relation to period and timeout does not.
 """
 
 import statistics
@@ -30,26 +30,26 @@ def freeze(cluster: Cluster, pod: str) -> tuple[float, float]:
         eventually(
             lambda: cluster.condition(NAME, "Generating"), lambda c: c["reason"] == "EngineStalled", 60, 0.1
         )
-        noticed = time.monotonic() - frozen
+        detected = time.monotonic() - frozen
     finally:
         cluster.signal_engine(pod, "SIGCONT")
     thawed = time.monotonic()
     eventually(lambda: cluster.condition(NAME, "Ready"), lambda c: c["status"] == "True", 60, 0.1)
-    return noticed, time.monotonic() - thawed
+    return detected, time.monotonic() - thawed
 
 
 @pytest.mark.parametrize("traffic", [False, True], ids=["idle", "traffic"])
-def test_seconds_to_notice_a_stall(cluster: Cluster, pod: str, traffic: bool) -> None:
+def test_a_stall_is_detected_without_a_restart(cluster: Cluster, pod: str, traffic: bool) -> None:
     stop = threading.Event()
 
-    def ask(base: str) -> None:
+    def send(base: str) -> None:
         while not stop.is_set():
             chat(base, NAME, "Write a long story about a bridge.", max_tokens=200)
             stop.wait(0.05)
 
     rows = []
     with cluster.forward(f"service/{NAME}", 8000) as base:
-        users = [threading.Thread(target=ask, args=(base,), daemon=True) for _ in range(2 if traffic else 0)]
+        users = [threading.Thread(target=send, args=(base,), daemon=True) for _ in range(2 if traffic else 0)]
         for user in users:
             user.start()
         try:
@@ -61,11 +61,11 @@ def test_seconds_to_notice_a_stall(cluster: Cluster, pod: str, traffic: bool) ->
         for user in users:
             user.join(90)
     bound = TIMEOUT + 1 if traffic else PERIOD + TIMEOUT + 1
-    noticed = [row[0] for row in rows]
+    detected = [row[0] for row in rows]
     print(
-        f"\n{'traffic' if traffic else 'idle'}: noticed after "
-        + ", ".join(f"{seconds:.1f}" for seconds in noticed)
-        + f" s (median {statistics.median(noticed):.1f}, longest {max(noticed) / bound:.2f} of the bound, "
+        f"\n{'traffic' if traffic else 'idle'}: detected after "
+        + ", ".join(f"{seconds:.1f}" for seconds in detected)
+        + f" s (median {statistics.median(detected):.1f}, longest {max(detected) / bound:.2f} of the bound, "
         + f"{bound} s); Ready again after "
         + ", ".join(f"{row[1]:.1f}" for row in rows)
         + " s"

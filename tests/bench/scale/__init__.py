@@ -1,4 +1,4 @@
-"""What a thousand endpoints cost, next to the least that an operator of the same children can be.
+"""Cost of a thousand endpoints, compared with a minimal operator that creates the same children.
 
-``python -m tests.bench.scale`` measures; nodes, pods and workers are simulated, all else is real.
+Run ``python -m tests.bench.scale``. Nodes, pods and workers are simulated, everything else is real.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.bench.scale``: see ``--help``. Needs root, for a network namespace of its own."""
+"""``python -m tests.bench.scale``: see ``--help``. Requires root to create a network namespace."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from .control_plane import ControlPlane
 from .machine import enter_network_namespace
-from .plane import Plane
 from .scenarios import Bench, Figures
 from .subjects import SUBJECTS
 
@@ -22,11 +22,11 @@ def measured(name: str, arguments: argparse.Namespace) -> Figures:
         for what, value in found.items():
             print(f"[{time.monotonic() - started:4.0f}s] {name}: {what:28} {value:10.2f}", flush=True)
 
-    with Plane() as plane:
+    with ControlPlane() as plane:
         bench = Bench(plane, SUBJECTS[name], arguments.endpoints, frontend=arguments.frontend)
-        note(bench.base())
+        note(bench.without_endpoints())
         note(bench.burst(arguments.burst_seconds))
-        for what, count in sorted(bench.last.counts.items()):
+        for what, count in sorted(bench.burst_requests.counts.items()):
             print(f"    {what:40} {count:7}")
         note(bench.rest(arguments.rest_seconds))
         if name == "ours":
@@ -40,14 +40,18 @@ def measured(name: str, arguments: argparse.Namespace) -> Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.bench.scale", description=__doc__)
-    parser.add_argument("--endpoints", type=int, default=1000, help="how many (default: %(default)s)")
-    parser.add_argument("--only", choices=list(SUBJECTS), help="one operator, not ours and ideal")
+    parser.add_argument(
+        "--endpoints", type=int, default=1000, help="number of endpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", choices=list(SUBJECTS), help="measure one operator instead of ours and ideal"
+    )
     parser.add_argument("--no-frontend", dest="frontend", action="store_false", help="frontend.mode: None")
     parser.add_argument("--burst-seconds", type=float, default=500, help="(default: %(default)s)")
     parser.add_argument("--rest-seconds", type=float, default=60, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # with all that was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # stops all child processes
     enter_network_namespace("tests.bench.scale", sys.argv[1:])
     names = [arguments.only] if arguments.only else ["ours", "ideal"]
     figures = {name: measured(name, arguments) for name in names}

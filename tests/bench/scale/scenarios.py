@@ -1,4 +1,4 @@
-"""What is measured, one function a question. Each prints nothing and returns its figures by name."""
+"""The measured scenarios, one method each. A method prints nothing and returns its figures by name."""
 
 import concurrent.futures
 import json
@@ -8,10 +8,10 @@ import time
 import urllib.request
 from typing import Final
 
+from .control_plane import GROUP, ControlPlane
 from .machine import Process, until
-from .plane import GROUP, Plane
 from .subjects import SYSTEM, Subject, body, settings_hash
-from .timeline import Requests, Watch, percentile, requests
+from .timeline import ConditionWatch, Requests, percentile, requests
 from .workers import CONTROL_PORT
 
 __all__ = ["Bench", "Figures"]
@@ -21,12 +21,12 @@ NAMESPACES: Final = [f"team-{number}" for number in range(10)]
 
 
 class Bench:
-    """One operator on one control plane, empty at first."""
+    """One operator on one control plane, initially without endpoints."""
 
-    def __init__(self, plane: Plane, subject: Subject, count: int, *, frontend: bool) -> None:
+    def __init__(self, plane: ControlPlane, subject: Subject, count: int, *, frontend: bool) -> None:
         self.plane, self.subject, self.count, self.frontend = plane, subject, count, frontend
-        self.calm = 0.1 + count / 20_000
-        """CPU seconds in a second that count as quiet: every worker sends a heartbeat every 5 s."""
+        self.idle_cpu = 0.1 + count / 20_000
+        """CPU seconds per second that count as idle: every worker sends a heartbeat every 5 s."""
         plane.namespaces([SYSTEM, *NAMESPACES])
         workers = plane.start(
             "workers",
@@ -34,31 +34,30 @@ class Bench:
             f"--kubeconfig={plane.kubeconfig}",
             f"--settings-hash={settings_hash()}",
         )
-        until(lambda: workers.said("ready"), "the simulated workers listen")
-        self.watch = Watch(plane.api)
+        until(lambda: workers.has_logged("ready"), "the simulated workers listen")
+        self.watch = ConditionWatch(plane.api)
         self.operator = self._start()
 
     def _start(self, number: int = 0) -> Process:
         process = self.subject.start(self.plane, frontend=self.frontend, number=number)
-        self.subject.working(process, number)
+        self.subject.until_working(process, number)
         return process
 
-    def _mark(self) -> int:
+    def _audit_offset(self) -> int:
         return self.plane.audit.stat().st_size
 
-    def _requests(self, mark: int) -> Requests:
-        time.sleep(1)  # the log is written behind
-        return requests(self.plane.audit, self.subject.agents, mark)
+    def _requests(self, offset: int) -> Requests:
+        time.sleep(1)  # the log is written with a delay
+        return requests(self.plane.audit, self.subject.agents, offset)
 
-    def base(self) -> Figures:
-        """Without any endpoint."""
-        self.operator.quiet()
+    def without_endpoints(self) -> Figures:
+        self.operator.until_idle()
         self.base_memory, _ = self.operator.memory()
         return {"base RSS MB": self.base_memory}
 
     def burst(self, seconds: float) -> Figures:
-        """All endpoints at once, until every one is ready."""
-        mark, cpu, began = self._mark(), self.operator.cpu(), time.time()
+        """Create all endpoints simultaneously, until every one is ready."""
+        offset, cpu, began = self._audit_offset(), self.operator.cpu(), time.time()
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             created = list(pool.map(self._create, range(self.count)))
         created_at = time.time()
@@ -66,15 +65,15 @@ class Bench:
         until(lambda: time.time() - self.watch.changed > 2, "no status changes any more", 60, 0.2)
         now, peak = self.operator.memory()
         used = self.operator.cpu() - cpu
-        found = self._requests(mark)
-        made = [max(moments) - began for moments in found.made.values()]
+        found = self._requests(offset)
+        written = [max(moments) - began for moments in found.child_writes.values()]
         ready = [moment - began for moment in self.watch.ready.values()]
-        self.last = found
+        self.burst_requests = found
         return {
             "created s": created_at - began,
-            "children each": sum(map(len, found.made.values())) / len(created),
-            "child p50 s": percentile(made, 0.5),
-            "child p99 s": percentile(made, 0.99),
+            "children each": sum(map(len, found.child_writes.values())) / len(created),
+            "child p50 s": percentile(written, 0.5),
+            "child p99 s": percentile(written, 0.99),
             "ready p50 s": percentile(ready, 0.5),
             "ready p99 s": percentile(ready, 0.99),
             "settled s": max(*ready, found.last_write - began),
@@ -98,12 +97,12 @@ class Bench:
         return f"{len(self.watch.ready)} of {self.count} are ready"
 
     def rest(self, seconds: float) -> Figures:
-        """Nothing happens, but that every worker sends its heartbeats."""
-        self.operator.quiet(most=self.calm)
-        mark, cpu, began = self._mark(), self.operator.cpu(), time.monotonic()
+        """No changes; every worker sends its heartbeats."""
+        self.operator.until_idle(max_cpu=self.idle_cpu)
+        offset, cpu, began = self._audit_offset(), self.operator.cpu(), time.monotonic()
         time.sleep(seconds)
         used, passed = self.operator.cpu() - cpu, time.monotonic() - began
-        found = self._requests(mark)
+        found = self._requests(offset)
         now, _ = self.operator.memory()
         return {
             "rest writes": found.writes,
@@ -117,25 +116,25 @@ class Bench:
         return {"stop s": self.operator.stop()}
 
     def restart(self, times: int = 3) -> Figures:
-        """From the process's start until it uses no CPU any more, with every endpoint looked at: the median,
-        since in some the API server collects its garbage. Memory, writes and reads are the last one's.
-        """
-        listed, quiet, cpu = [], [], []
+        """From the start of the process until it is idle and has reconciled every endpoint. The median of
+        several restarts, because the API server collects garbage in some. Memory, writes and reads are of the
+        last one."""
+        listed, idle, cpu = [], [], []
         for number in range(times):
             if number:
                 self.operator.stop()
-            mark = self._mark()
+            offset = self._audit_offset()
             self.operator = self._start()
             listed.append(time.monotonic() - self.operator.started)
-            quiet.append(self.operator.quiet(most=self.calm))
+            idle.append(self.operator.until_idle(max_cpu=self.idle_cpu))
             cpu.append(self.operator.cpu())
-            until(lambda: self.subject.reconciles() >= self.count, "every endpoint was looked at", 60, 1)
-        found = self._requests(mark)
+            until(lambda: self.subject.reconciles() >= self.count, "every endpoint was reconciled", 60, 1)
+        found = self._requests(offset)
         now, peak = self.operator.memory()
         return {
             "restart listed s": statistics.median(listed),
-            "restart quiet s": statistics.median(quiet),
-            "restart quiet most s": max(quiet),
+            "restart idle s": statistics.median(idle),
+            "restart idle max s": max(idle),
             "restart CPU s": statistics.median(cpu),
             "restart writes": found.writes,
             "restart reads": found.reads,
@@ -145,48 +144,51 @@ class Bench:
         }
 
     def stalls(self, times: int = 10) -> Figures:
-        """One of all workers stalls: until its endpoint says so, and until it is mended."""
+        """One worker stalls: until its endpoint reports it, and after it recovers, until the endpoint is
+        Ready."""
         pods = self.plane.api.call("GET", "/api/v1/pods?labelSelector=app.kubernetes.io/component=worker")
-        noticed, mended = [], []
+        stalled, recovered = [], []
         for number in range(times):
             pod = pods["items"][number * len(pods["items"]) // times]["metadata"]
             endpoint = pod["labels"]["app.kubernetes.io/instance"]
-            noticed.append(self._say(pod["name"], "Stalled", endpoint, "False"))
-            mended.append(self._say(pod["name"], "Generating", endpoint, "True"))
+            stalled.append(self._set_verdict(pod["name"], "Stalled", endpoint, "False"))
+            recovered.append(self._set_verdict(pod["name"], "Generating", endpoint, "True"))
         return {
-            "stall noticed p50 s": statistics.median(noticed),
-            "stall noticed most s": max(noticed),
-            "mended noticed most s": max(mended),
+            "stall p50 s": statistics.median(stalled),
+            "stall max s": max(stalled),
+            "recovery max s": max(recovered),
         }
 
-    def _say(self, pod: str, verdict: str, endpoint: str, wanted: str) -> float:
+    def _set_verdict(self, pod: str, verdict: str, endpoint: str, ready: str) -> float:
+        """Seconds until the Ready condition of the endpoint has the status ``ready``."""
         began = time.monotonic()
-        _control("POST", f"/say/{pod}/{verdict}")
+        _control("POST", f"/verdict/{pod}/{verdict}")
 
-        def told() -> bool:
-            return self.watch.conditions[endpoint].get("Ready", ("", ""))[0] == wanted
+        def is_reported() -> bool:
+            return self.watch.conditions[endpoint].get("Ready", ("", ""))[0] == ready
 
-        until(told, f"{endpoint} is told to be {verdict}", 30, 0.005)
+        until(is_reported, f"{endpoint} reports {verdict}", 30, 0.005)
         return time.monotonic() - began
 
     def failover(self) -> Figures:
-        """A second one waits, the first is asked to end: until all streams stand again; what is written."""
+        """The leader stops while a second operator waits: seconds until all streams are open again, and
+        writes."""
         standby = self.subject.start(self.plane, frontend=self.frontend, number=1)
-        until(lambda: standby.said("waiting for the lease"), "the second one waits")
+        until(lambda: standby.has_logged("waiting for the lease"), "the second operator waits")
         time.sleep(2)
-        mark, opened, cpu = self._mark(), _control()["opened"], standby.cpu()
+        offset, opened, cpu = self._audit_offset(), _control()["opened"], standby.cpu()
         stopped = self.operator.stop()
         began = time.monotonic()
-        until(lambda: _control()["opened"] >= opened + self.count, "all streams stand again", 60)
+        until(lambda: _control()["opened"] >= opened + self.count, "all streams are open again", 60)
         connected = time.monotonic() - began
-        standby.quiet(most=self.calm)
+        standby.until_idle(max_cpu=self.idle_cpu)
         used = standby.cpu() - cpu
         self.operator = standby
         return {
             "failover stop s": stopped,
             "failover streams s": connected,
             "failover CPU s": used,
-            "failover writes": self._requests(mark).writes,
+            "failover writes": self._requests(offset).writes,
         }
 
 

@@ -1,4 +1,4 @@
-"""The operators that are measured: ours, and the least one possible, by creates or by applies, as ours."""
+"""The measured operators: ours, and a minimal one that uses creates, or server-side applies as ours does."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan import Options, plan
 
+from .control_plane import BIN, ControlPlane
 from .machine import Process, until
-from .plane import BIN, Plane
 
 __all__ = ["SUBJECTS", "SYSTEM", "Subject", "body", "settings_hash"]
 
@@ -24,7 +24,7 @@ _METRICS_PORT: Final = 8080
 
 
 def body(namespace: str, name: str, *, frontend: bool = True) -> dict[str, Any]:
-    """One endpoint of the burst."""
+    """The manifest of an endpoint."""
     spec: dict[str, Any] = {"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}}
     if not frontend:
         spec["frontend"] = {"mode": "None"}
@@ -37,8 +37,8 @@ def body(namespace: str, name: str, *, frontend: bool = True) -> dict[str, Any]:
 
 
 def _plan(*, frontend: bool) -> Plan:
-    wanted = body("namespace-placeholder", "name-placeholder", frontend=frontend)
-    spec = VLLMEndpointSpec.model_validate(wanted["spec"])
+    manifest = body("namespace-placeholder", "name-placeholder", frontend=frontend)
+    spec = VLLMEndpointSpec.model_validate(manifest["spec"])
     endpoint = Endpoint("namespace-placeholder", "name-placeholder", "", 1, spec, None)
     labels = {"app.kubernetes.io/name": "vllmendpoint-operator"}
     options = Options(worker_image=_IMAGE, operator_namespace=SYSTEM, operator_labels=labels)
@@ -46,12 +46,12 @@ def _plan(*, frontend: bool) -> Plan:
 
 
 def settings_hash() -> str:
-    """What a worker of such an endpoint reports."""
+    """The settings hash that a worker of the endpoint reports."""
     return _plan(frontend=True).settings.hash
 
 
 def children(*, frontend: bool) -> list[dict[str, Any]]:
-    """What the operator makes of such an endpoint, without owner."""
+    """The children that the operator creates for the endpoint, without owner references."""
     found = []
     for child in _plan(frontend=frontend).children:
         metadata = {key: value for key, value in child["metadata"].items() if key != "ownerReferences"}
@@ -60,30 +60,30 @@ def children(*, frontend: bool) -> list[dict[str, Any]]:
 
 
 class Subject:
-    """``agents``: how its requests are known in the audit log."""
+    """An operator. ``agents``: prefixes of its user agents in the audit log."""
 
     def __init__(self, name: str, agents: tuple[str, ...], command: Callable[..., list[str | Path]]) -> None:
         self.name, self.agents, self._command = name, agents, command
 
-    def start(self, plane: Plane, *, frontend: bool = True, number: int = 0) -> Process:
-        """``number``: of several that run at the same time."""
+    def start(self, plane: ControlPlane, *, frontend: bool = True, number: int = 0) -> Process:
+        """``number`` distinguishes processes that run at the same time."""
         return plane.start(self.name, *self._command(plane, frontend, number))
 
     @staticmethod
     def reconciles(number: int = 0) -> float:
-        """So far, from its metrics, which cost it something to tell."""
+        """Number of reconciles so far, from its metrics. A scrape uses CPU of the process."""
         with urllib.request.urlopen(f"http://127.0.0.1:{_METRICS_PORT + 2 * number}/metrics") as answer:
             text = answer.read().decode()
         found = re.findall(r"^\w+_reconcile_total{.*} (\S+)$", text, re.MULTILINE)
         return sum(map(float, found))
 
-    def working(self, process: Process, number: int = 0) -> None:
-        """Wait until it leads, and has listed all that it watches."""
-        said = "every watched kind is listed" if self.name == "ours" else "Starting workers"
-        until(lambda: process.said(said), f"{self.name} works")
+    def until_working(self, process: Process, number: int = 0) -> None:
+        """Wait until the operator leads, and has listed all watched objects."""
+        message = "every watched kind is listed" if self.name == "ours" else "Starting workers"
+        until(lambda: process.has_logged(message), f"{self.name} works")
 
 
-def _ours(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
+def _ours(plane: ControlPlane, frontend: bool, number: int) -> list[str | Path]:
     flags = {
         "worker-image": _IMAGE,
         "namespace": SYSTEM,
@@ -101,11 +101,11 @@ def _ours(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
     ]
 
 
-def _applying(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
+def _ideal_apply(plane: ControlPlane, frontend: bool, number: int) -> list[str | Path]:
     return [*_ideal(plane, frontend, number), "--apply"]
 
 
-def _ideal(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
+def _ideal(plane: ControlPlane, frontend: bool, number: int) -> list[str | Path]:
     described = plane.folder / "children.json"
     described.write_text(json.dumps(children(frontend=frontend)))
     return [
@@ -119,5 +119,5 @@ def _ideal(plane: Plane, frontend: bool, number: int) -> list[str | Path]:
 SUBJECTS: Final = {
     "ours": Subject("ours", ("Python/", "kopf/"), _ours),
     "ideal": Subject("ideal", ("ideal",), _ideal),
-    "ideal-apply": Subject("ideal-apply", ("ideal",), _applying),
+    "ideal-apply": Subject("ideal-apply", ("ideal",), _ideal_apply),
 }

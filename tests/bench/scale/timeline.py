@@ -1,4 +1,4 @@
-"""When what happened: conditions from a watch, requests from the audit log."""
+"""Times of events: conditions from a watch, requests from the audit log."""
 
 import json
 import threading
@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from .plane import GROUP, Api
+from .control_plane import GROUP, Api
 
-__all__ = ["Requests", "Watch", "percentile", "requests"]
+__all__ = ["ConditionWatch", "Requests", "percentile", "requests"]
 
 CHILDREN: Final = frozenset(
     {
@@ -34,8 +34,9 @@ def percentile(values: Sequence[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
 
 
-class Watch:
-    """The endpoints' conditions as they change; ``ready`` is name -> time.time() of its first Ready."""
+class ConditionWatch:
+    """The current conditions of all endpoints. ``ready``: ``time.time()`` of the first Ready by endpoint
+    name."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -55,12 +56,12 @@ class Watch:
 
 
 class Requests:
-    """The requests of one operator in a stretch of the audit log, without its lease and its watches."""
+    """The requests of one operator in a part of the audit log, without its lease and its watches."""
 
     def __init__(self, entries: Iterator[dict[str, Any]]) -> None:
         self.counts: Counter[str] = Counter()
-        self.made: dict[str, list[float]] = {}
-        """endpoint -> moments at which its children were written."""
+        self.child_writes: dict[str, list[float]] = {}
+        """Times of the writes of children, by endpoint."""
         self.last_write = 0.0
         for entry in entries:
             reference = entry.get("objectRef", {})
@@ -74,7 +75,7 @@ class Requests:
                 self.last_write = datetime.fromisoformat(entry["stageTimestamp"]).timestamp()
                 if resource in CHILDREN and not failed:
                     endpoint = "-".join(reference["name"].split("-")[:2])
-                    self.made.setdefault(endpoint, []).append(self.last_write)
+                    self.child_writes.setdefault(endpoint, []).append(self.last_write)
 
     def of(self, verbs: frozenset[str]) -> int:
         return sum(count for what, count in self.counts.items() if what.split()[0] in verbs)
@@ -93,7 +94,7 @@ class Requests:
 
 
 def requests(audit: Path, agents: Sequence[str], start: int) -> Requests:
-    """From that byte of the log on; ``agents``: beginnings of the user agent."""
+    """The requests after byte ``start`` of the log; ``agents``: prefixes of the user agent."""
 
     def entries() -> Iterator[dict[str, Any]]:
         with audit.open("rb") as log:

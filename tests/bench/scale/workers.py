@@ -1,10 +1,10 @@
-"""Every worker's report port, in one process: a listener on all addresses of the pod range.
+"""The report ports of all workers, in one process: a listener on all addresses of the pod range.
 
-``python -m tests.bench.scale.workers --kubeconfig FILE --settings-hash H``. It learns from a watch which pod
-has which address. On 127.0.0.1:9099 it is told what to say:
+``python -m tests.bench.scale.workers --kubeconfig FILE --settings-hash H``. It watches pods to find the pod
+of an address. A control server listens on 127.0.0.1:9099:
 
-``GET /streams``       how many streams are open, and how many were opened so far
-``POST /say/POD/V``    the worker POD has the verdict V from now on
+``GET /streams``             number of open streams, and of streams opened so far
+``POST /verdict/POD/V``      set the verdict of the worker POD to V
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Final
 
 from vllmendpoint_api import names
 
-from .plane import Api
+from .control_plane import Api
 
 __all__ = ["CONTROL_PORT"]
 
@@ -27,27 +27,28 @@ HEARTBEAT_SECONDS: Final = 5.0
 _HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n"
 
 
-class Workers:
+class SimulatedWorkers:
     def __init__(self, settings_hash: str) -> None:
         report = json.loads((Path(__file__).parents[2] / "integration/report.json").read_text())
         report["configuration"]["settingsHash"] = settings_hash
         self._report = report
         self._pods: dict[str, dict[str, str]] = {}
-        """address -> name, uid"""
+        """Name and UID of a pod by address."""
         self._verdicts: dict[str, str] = {}
-        self._news: dict[str, asyncio.Event] = {}
-        self._known = asyncio.Event()
+        self._changed: dict[str, asyncio.Event] = {}
+        """Set when the verdict of a pod changes; by pod name."""
+        self._pod_added = asyncio.Event()
         self.open = self.opened = 0
 
-    def seen(self, pod: dict[str, str], address: str) -> None:
+    def add_pod(self, pod: dict[str, str], address: str) -> None:
         self._pods[address] = pod
-        self._known.set()
-        self._known = asyncio.Event()
+        self._pod_added.set()
+        self._pod_added = asyncio.Event()
 
-    def say(self, pod: str, verdict: str) -> None:
+    def set_verdict(self, pod: str, verdict: str) -> None:
         self._verdicts[pod] = verdict
-        if pod in self._news:
-            self._news[pod].set()
+        if pod in self._changed:
+            self._changed[pod].set()
 
     async def stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = writer.get_extra_info("sockname")[0]
@@ -55,16 +56,16 @@ class Workers:
         try:
             await reader.readuntil(b"\r\n\r\n")
             while address not in self._pods:
-                await self._known.wait()
+                await self._pod_added.wait()
             pod = self._pods[address]
-            news = self._news[pod["name"]] = asyncio.Event()
+            changed = self._changed[pod["name"]] = asyncio.Event()
             writer.write(_HEAD)
             while not writer.is_closing():
-                news.clear()
+                changed.clear()
                 writer.write(self._line(pod))
                 await writer.drain()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), HEARTBEAT_SECONDS)
+                    await asyncio.wait_for(changed.wait(), HEARTBEAT_SECONDS)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -82,27 +83,27 @@ class Workers:
         method, path, _ = (await reader.readuntil(b"\r\n\r\n")).decode().split(" ", 2)
         if method == "POST":
             _, _, pod, verdict = path.split("/")
-            self.say(pod, verdict)
+            self.set_verdict(pod, verdict)
         body = json.dumps({"open": self.open, "opened": self.opened}).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await writer.drain()
         writer.close()
 
 
-def _follow(api: Api, workers: Workers, loop: asyncio.AbstractEventLoop) -> None:
+def _watch_pods(api: Api, workers: SimulatedWorkers, loop: asyncio.AbstractEventLoop) -> None:
     for event in api.watch("/api/v1/pods"):
         pod = event["object"]
         address = pod.get("status", {}).get("podIP")
         if address and pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == "worker":
-            told = {key: pod["metadata"][key] for key in ("name", "uid")}
-            loop.call_soon_threadsafe(workers.seen, told, address)
+            identity = {key: pod["metadata"][key] for key in ("name", "uid")}
+            loop.call_soon_threadsafe(workers.add_pod, identity, address)
 
 
 async def _serve(kubeconfig: Path, settings_hash: str) -> None:
-    workers = Workers(settings_hash)
+    workers = SimulatedWorkers(settings_hash)
     loop = asyncio.get_running_loop()
-    follow = (Api(kubeconfig), workers, loop)
-    threading.Thread(target=_follow, args=follow, daemon=True).start()
+    arguments = (Api(kubeconfig), workers, loop)
+    threading.Thread(target=_watch_pods, args=arguments, daemon=True).start()
     reports = await asyncio.start_server(workers.stream, "0.0.0.0", names.REPORT_PORT, backlog=8192)
     control = await asyncio.start_server(workers.control, "127.0.0.1", CONTROL_PORT)
     print("ready", flush=True)

@@ -105,14 +105,14 @@ func (r *reconciler) writeStatus(ctx context.Context, endpoint *Endpoint, ready 
 	before := endpoint.DeepCopyObject().(*Endpoint).Status
 	status := &endpoint.Status
 	status.ObservedGeneration, status.Replicas, status.ReadyReplicas = endpoint.Generation, endpoint.Spec.Replicas, 0
-	said, reason, message := metav1.ConditionFalse, "Starting", "Not every Deployment is available yet."
+	conditionStatus, reason, message := metav1.ConditionFalse, "Starting", "Not every Deployment is available yet."
 	if ready {
-		said, reason, message = metav1.ConditionTrue, "Ready", "Every Deployment is available."
+		conditionStatus, reason, message = metav1.ConditionTrue, "Ready", "Every Deployment is available."
 		status.ReadyReplicas = endpoint.Spec.Replicas
 	}
 	for _, kind := range conditionTypes {
 		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
-			Type: kind, Status: said, Reason: reason, Message: message, ObservedGeneration: endpoint.Generation,
+			Type: kind, Status: conditionStatus, Reason: reason, Message: message, ObservedGeneration: endpoint.Generation,
 		})
 	}
 	if equality.Semantic.DeepEqual(before, *status) {

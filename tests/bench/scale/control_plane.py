@@ -1,4 +1,4 @@
-"""A real control plane with a scheduler, ten simulated nodes, and pods that turn ready by themselves."""
+"""A real control plane with a scheduler, ten simulated nodes, and simulated pods that become ready."""
 
 import base64
 import contextlib
@@ -16,7 +16,7 @@ import yaml
 
 from .machine import Process, until
 
-__all__ = ["GROUP", "ROOT", "Api", "Plane"]
+__all__ = ["GROUP", "ROOT", "Api", "ControlPlane"]
 
 Object = dict[str, Any]
 
@@ -28,7 +28,7 @@ BIN: Final = Path(os.environ.get("VLLMENDPOINT_CACHE") or _CACHE / "vllmendpoint
 
 
 class Api:
-    """A client of the API server; safe to use from several threads."""
+    """A thread-safe client of the API server."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -58,7 +58,7 @@ class Api:
         return found
 
     def watch(self, path: str) -> Iterator[Object]:
-        """Events from now on, until the server ends it."""
+        """Yields new watch events until the server ends the watch."""
         url = f"{self._url}{path}?watch=true&timeoutSeconds=3600"
         answer = self._http.request("GET", url, preload_content=False, timeout=3600)
         buffer = b""
@@ -69,10 +69,10 @@ class Api:
                     yield json.loads(line)
 
 
-class Plane:
-    """Starts with ``with``; ends with all that it started, by SIGKILL: the data is thrown away."""
+class ControlPlane:
+    """Runs for the duration of the ``with``; then all its processes are killed and the data is deleted."""
 
-    def __enter__(self) -> "Plane":
+    def __enter__(self) -> "ControlPlane":
         self._started = 0
         with contextlib.ExitStack() as stack:
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vllmendpoint-bench-")))
@@ -113,19 +113,19 @@ class Plane:
 
     @property
     def audit(self) -> Path:
-        """Its log: one line of JSON a request."""
+        """The audit log: one line of JSON per request."""
         return self.folder / "audit.log"
 
     def start(self, name: str, *command: str | Path) -> Process:
-        """A process that ends with the plane at the latest."""
+        """Start a process that ends with the control plane at the latest."""
         return self._start(name, *command, stack=self._stack)
 
     def _start(self, name: str, *command: str | Path, stack: contextlib.ExitStack) -> Process:
         if not Path(command[0]).exists():
-            raise SystemExit(f"{command[0]} is not there: `make bench-scale` builds it")
+            raise SystemExit(f"{command[0]} does not exist: `make bench-scale` builds it")
         self._started += 1
         process = Process(command, self.folder / f"{name}-{self._started}.log")
-        # The control plane ends its own children, if it is asked.
+        # At SIGTERM, the control plane ends its own children.
         stack.callback(process.stop if name == "controlplane" else process.kill)
         return process
 
@@ -149,9 +149,9 @@ class Plane:
         for name in names:
             self.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
             account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-            until(partial(self._there, account), f"{account} is made")
+            until(partial(self._exists, account), f"{account} exists")
 
-    def _there(self, path: str) -> bool:
+    def _exists(self, path: str) -> bool:
         with contextlib.suppress(LookupError):
             return bool(self.api.call("GET", path))
         return False
@@ -162,7 +162,7 @@ class Plane:
 
 
 def _node(number: int) -> Object:
-    """Addresses for 4,094 pods each: kwok takes them from the node's range."""
+    """A node with addresses for 4,094 pods: kwok assigns them from the node's range."""
     return {
         "metadata": {"name": f"node-{number}", "labels": {"kubernetes.io/hostname": f"node-{number}"}},
         "spec": {"podCIDR": f"10.244.{number * 16}.0/20", "podCIDRs": [f"10.244.{number * 16}.0/20"]},
