@@ -1,22 +1,22 @@
-"""Ports for what the tests start."""
+"""Free ports for the servers of tests."""
 
 import contextlib
 import random
 import socket
 
-_given: set[int] = set()
+_used: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, never the same twice.
+    """A free port of 127.0.0.1, different in each call.
 
-    Below those that the kernel hands out: what asks it for any port cannot take one in between. Also below
-    32768: Dynamo reads its system port as a signed 16-bit number.
+    It is below the kernel's ephemeral ports, so no other process gets it meanwhile, and below 32768, because
+    Dynamo reads its system port as a signed 16-bit number.
     """
     while True:
         port = random.randrange(20000, 32000)
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
+            if port not in _used:
+                _used.add(port)
                 return port

@@ -1,4 +1,4 @@
-"""A model hub on loopback: ``team/toy`` at several revisions, as huggingface_hub asks for them."""
+"""A model hub on loopback with the API that huggingface_hub uses: ``team/toy`` at several revisions."""
 
 import json
 import re
@@ -21,7 +21,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def model_hub(revisions: Mapping[str, Files]) -> Iterator[str]:
-    """Its address. ``revisions``: branch or tag -> path -> content. ``team/gated`` is for nobody."""
+    """URL of the hub. ``revisions``: branch or tag -> path -> content. ``team/gated`` returns 403."""
     with _Server(revisions) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
@@ -48,8 +48,8 @@ class _Hub(BaseHTTPRequestHandler):
                 r"/team/toy/resolve/(\w+)/(.+)",
             )
         )
-        asked = next((found[1] for found in (about, tree, file) if found), "")
-        name = next((name for name, commit in commits.items() if asked in (name, commit)), None)
+        revision = next((found[1] for found in (about, tree, file) if found), "")
+        name = next((name for name, commit in commits.items() if revision in (name, commit)), None)
         if name is None:
             return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         files = self.server.revisions[name]

@@ -1,7 +1,7 @@
-"""Network namespaces with the addresses that a test chooses. Each one is removed at the end of its ``with``.
+"""Network namespaces with given addresses. Each one is removed at the end of its ``with``.
 
-They need the programs ip, unshare and nsenter, and root or user namespaces. Where one of these is missing the
-test fails: a test that is skipped would show nothing.
+They require the programs ip, unshare and nsenter, and root or user namespaces. Without one of these the test
+fails, because a skipped test would prove nothing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 POD = "fd00:1::5"
-"""The address of the pod that :func:`ipv6_only` stands for."""
+"""The address of the simulated pod of :func:`ipv6_only`."""
 
 _USER = [] if os.geteuid() == 0 else ["--user"]
 _PROGRAMS = ("ip", "unshare", "nsenter")
@@ -28,7 +28,7 @@ ip link set peer0 up
 ip link set eth0 up
 """
 _HOLD = "echo created; exec cat"
-_ASK = """
+_REQUEST = """
 import json, sys, urllib.error, urllib.request
 url, data = json.load(sys.stdin)
 headers = {"content-type": "application/json"}
@@ -44,12 +44,12 @@ except OSError as error:
 
 
 class Namespace(NamedTuple):
-    """``inside`` is what a command starts with to run in it; the process is the command's own."""
+    """``inside`` is the prefix of a command that runs in the namespace; it executes the command in place."""
 
     inside: list[str]
 
     def run(self, *command: str, text: str = "", environ: dict[str, str] | None = None) -> str:
-        """The output of a command that succeeds."""
+        """Run a command that must succeed; returns its standard output."""
         done = subprocess.run(
             [*self.inside, *command],
             check=False,
@@ -63,16 +63,16 @@ class Namespace(NamedTuple):
         return done.stdout
 
     def ask(self, address: str, port: int, path: str, data: Any = None) -> tuple[int, str]:
-        """The status and the body that a URL answers; status 0 where nobody answers."""
+        """Status and body of a response; status 0 without a response."""
         host = f"[{address}]" if ":" in address else address
         question = json.dumps([f"http://{host}:{port}{path}", data])
-        status, body = json.loads(self.run(sys.executable, "-S", "-c", _ASK, text=question))
+        status, body = json.loads(self.run(sys.executable, "-S", "-c", _REQUEST, text=question))
         return status, body
 
 
 @contextlib.contextmanager
 def network_namespace(*addresses: str, loopback_ipv4: bool = True, ipv6: bool = True) -> Iterator[Namespace]:
-    """``addresses`` with their prefix lengths are those of eth0. ``ipv6``: False turns it off."""
+    """``addresses`` of eth0, with their prefix lengths. ``ipv6``: False disables IPv6."""
     if missing := [name for name in _PROGRAMS if shutil.which(name) is None]:
         pytest.fail(f"a network namespace needs {', '.join(missing)} (packages iproute2 and util-linux)")
     commands = [_CREATE]
@@ -104,5 +104,5 @@ def network_namespace(*addresses: str, loopback_ipv4: bool = True, ipv6: bool = 
 
 
 def ipv6_only(*, loopback_ipv4: bool = True) -> contextlib.AbstractContextManager[Namespace]:
-    """As in a pod of a cluster that has IPv6 alone; its loopback interface usually has 127.0.0.1 as well."""
+    """As in a pod of an IPv6-only cluster, whose loopback interface usually has 127.0.0.1 as well."""
     return network_namespace(f"{POD}/64", loopback_ipv4=loopback_ipv4)

@@ -20,7 +20,7 @@ SECRET_KEY = "hunter2-of-the-store"
 
 @contextmanager
 def object_store(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str, str]]:
-    """Gives the environment with which boto3 finds it; ``folder`` is an empty one for its data."""
+    """Yields the environment variables for boto3. ``folder``: an empty folder for the data."""
     subprocess.run([ROOT / "hack" / "tools.sh", "s3"], timeout=600, check=True)
     with socket.socket() as free:
         free.bind((address, 0))
@@ -41,7 +41,7 @@ def object_store(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str,
         stderr=subprocess.DEVNULL,
     )
     try:
-        _listening(address, port)
+        _wait_until_listening(address, port)
         yield environ
     finally:
         server.terminate()
@@ -53,7 +53,7 @@ def client(environ: dict[str, str]) -> Any:
     return session.client("s3", endpoint_url=environ["AWS_ENDPOINT_URL"], region_name="us-east-1")
 
 
-def _listening(address: str, port: int, seconds: float = 20.0) -> None:
+def _wait_until_listening(address: str, port: int, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while True:
         try:

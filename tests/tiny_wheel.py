@@ -1,4 +1,4 @@
-"""Writes a wheel of one module, so that nothing has to be downloaded to install something."""
+"""Writes a wheel with one module, for installations without a download."""
 
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def write_wheel(
     tag: str = "py3-none-any",
     module: str = "",
 ) -> Path:
-    """``import NAME`` gives ``version``; ``module`` is appended to it."""
+    """The module ``name`` has the attribute ``version``, followed by the source code ``module``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
