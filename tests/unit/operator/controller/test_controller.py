@@ -106,6 +106,17 @@ async def test_nothing_is_reconciled_before_every_kind_is_listed(api_and_control
     assert controller.ready
 
 
+async def test_an_endpoint_waits_while_its_namespace_is_not_served(api_and_controller, monkeypatch):
+    api, controller, start = api_and_controller
+    await start()
+    monkeypatch.setattr(controller.namespaces, "serves", lambda namespace: namespace != "lost")
+    for namespace in ("lost", "ns"):
+        metadata = {**ENDPOINT["metadata"], "namespace": namespace, "name": namespace, "uid": namespace}
+        controller.on_upsert({**ENDPOINT, "metadata": metadata})
+    await until(lambda: len(api.requests) > 12)
+    assert not [name for _, name in api.requests if name.startswith("lost")]
+
+
 @pytest.mark.parametrize(("error", "status"), [(Throttled, 429), (KubeError, 503)])
 async def test_a_change_does_not_shorten_retry_after(api_and_controller, error, status):
     api, controller, start = api_and_controller
