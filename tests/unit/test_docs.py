@@ -147,3 +147,25 @@ def test_every_alert_is_told():
 def test_every_reason_is_told(condition):
     told = [reason for reason, of, *_ in rows_of("reasons") if condition in of.split(", ")]
     assert sorted(told) == sorted(CONDITION_REASONS[condition])
+
+
+PACKAGES = (
+    ROOT / "operator/src/vllmendpoint_operator",
+    ROOT / "worker/src/vllmendpoint_worker",
+    ROOT / "crds/src",
+)
+
+
+@pytest.mark.parametrize("page", ["follow-a-field.md", "follow-a-payload.md"])
+def test_every_step_of_a_walkthrough_names_an_existing_symbol(page: str) -> None:
+    text = (ROOT / "docs/contributing" / page).read_text()
+    steps = re.findall(r"^\| \d+ \|[^|]*\| `([^`]+)` `([^`]+)` \|", text, re.MULTILINE)
+    assert len(steps) > 10
+    for module, symbol in steps:
+        files = [package / module for package in PACKAGES if (package / module).exists()]
+        assert files, module
+        assert any(
+            re.search(rf"^ *(async def|def|class) {symbol}\b", f.read_text(), re.MULTILINE) for f in files
+        ), symbol
+    named = set(re.findall(r"`([a-z_/]+\.py)`", text))
+    assert [path for path in named if not any((package / path).exists() for package in PACKAGES)] == []
