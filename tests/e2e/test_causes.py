@@ -221,7 +221,10 @@ CASES = [
         {"worker": worker(startupTimeoutSeconds=10)},
         "Available",
         Reason.STARTUP_TIMEOUT,
-        ("did not start within 10 s. Its last message was: It was ended in the stage ", ", reached at "),
+        (
+            "did not start within 10 s. Its last message was: The worker was terminated in the stage ",
+            ", reached at ",
+        ),
     ),
     Case(
         "bad-argument",

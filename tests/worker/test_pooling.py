@@ -311,7 +311,7 @@ def test_a_token_classifier_is_asked_for_its_labels(tagger: Spied) -> None:
     assert field.startswith("healthCheck.payload")
     field, message = refusal(tagger, {"query": "a", "documents": ["b"]})
     assert field == "healthCheck.payload.query"
-    assert "because vLLM has no scores with this model" in message
+    assert "because vLLM computes no scores with this model" in message
     never_healthy_while_frozen(tagger)
 
 

@@ -1,6 +1,6 @@
 """``python -m vllmendpoint_worker <engine arguments>``.
 
-vLLM's spawned children import this file again: it imports nothing at module level.
+Imports nothing at module level, because vLLM's child processes import this module again.
 """
 
 if __name__ == "__main__":

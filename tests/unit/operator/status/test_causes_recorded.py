@@ -275,14 +275,14 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
     pod = recorded("budget")
     (main,) = pod.status["containerStatuses"]
     last = main["lastState"]["terminated"] | {
-        "message": "It was ended in the stage Importing, reached at 06:20:40 UTC."
+        "message": "The worker was terminated in the stage Importing, reached at 06:20:40 UTC."
     }
     changed = {**pod.status, "containerStatuses": [{**main, "lastState": {"terminated": last}}]}
     cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
     assert cause is not None
     assert (
-        "within 10 s. Its last message was: It was ended in the stage Importing, reached at 06:20:40 UTC. "
-        "Raise" in cause.message
+        "within 10 s. Its last message was: The worker was terminated in the stage Importing, reached at "
+        "06:20:40 UTC. Raise" in cause.message
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from vllmendpoint_api import Stage
 from vllmendpoint_worker import start
 from vllmendpoint_worker.engine import engine_errors, stages
-from vllmendpoint_worker.engine.engine_errors import EngineErrors, download_failed, sentence
+from vllmendpoint_worker.engine.engine_errors import EngineErrors, describe_error, download_failure
 from vllmendpoint_worker.engine.stages import ENV_STAGE_SOCKET, StageReceiver
 from vllmendpoint_worker.errors import EngineStartError
 from vllmendpoint_worker.process import shutdown
@@ -44,26 +44,29 @@ POINTER = RuntimeError(
         (f"{FETCH}HTTP status client error (403 Forbidden) for url ({URL})", ["403 Forbidden", "gated"]),
         (FILE, ["config.json answered 401 Unauthorized", "gated"]),
         (f"{FETCH}HTTP status client error (404 Not Found) for url ({URL})", ["404 Not Found", "model.uri"]),
-        (f"{FETCH}HTTP status client error (429 Too Many Requests) for url ({URL})", ["limits this address"]),
+        (
+            f"{FETCH}HTTP status client error (429 Too Many Requests) for url ({URL})",
+            ["limits the requests"],
+        ),
         (
             f"{FETCH}HTTP status server error (500 Internal Server Error) for url ({URL})",
-            ["a problem of its own"],
+            ["The hub failed. The worker retries."],
         ),
         (f"{FETCH}error sending request for url ({URL})", [f"{URL} cannot be reached", "HF_ENDPOINT"]),
         ("No space left on device (os error 28)", ["Exception: No space left on device"]),
     ],
 )
 def test_a_download_that_fails(text: str, parts: list[str]) -> None:
-    told = download_failed("team/gated", Exception(text))
-    assert told is not None
-    assert told.startswith("ModelDownloadFailed: the model 'team/gated' cannot be downloaded: ")
+    message = download_failure("team/gated", Exception(text))
+    assert message is not None
+    assert message.startswith("ModelDownloadFailed: the model 'team/gated' cannot be downloaded: ")
     for part in parts:
-        assert part in told
-    assert "\n" not in told
+        assert part in message
+    assert "\n" not in message
 
 
 def test_an_error_of_our_own_is_no_failed_download() -> None:
-    assert download_failed("m", EngineStartError("--x is refused")) is None
+    assert download_failure("m", EngineStartError("--x is refused")) is None
 
 
 def test_one_line_and_no_value_of_what_was_given() -> None:
@@ -72,10 +75,10 @@ def test_one_line_and_no_value_of_what_was_given() -> None:
 
     with pytest.raises(ValidationError) as refused:
         Strict.model_validate({"port": "s3cret"})
-    assert sentence(refused.value).startswith("Strict: port: Input should be a valid integer")
-    assert "s3cret" not in sentence(refused.value)
-    assert sentence(ValueError("two\n  lines")) == "ValueError: two lines"
-    assert sentence(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert describe_error(refused.value).startswith("Strict: port: Input should be a valid integer")
+    assert "s3cret" not in describe_error(refused.value)
+    assert describe_error(ValueError("two\n  lines")) == "ValueError: two lines"
+    assert describe_error(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
 def test_the_engines_own_error_stands_for_one_that_points_at_it() -> None:
@@ -132,13 +135,13 @@ def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch,
     state = WorkerState(worker_version="1")
     state.enter_stage(Stage.LOADING_WEIGHTS)
     try:
-        start._end_on_signals(state)
+        start._exit_on_signals(state)
         signal.raise_signal(signal.SIGTERM)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert codes == [0]
-    assert log.read_text().startswith("It was ended in the stage LoadingWeights, reached at ")
+    assert log.read_text().startswith("The worker was terminated in the stage LoadingWeights, reached at ")
     assert state.snapshot.stage.name == Stage.STOPPING
 
 
@@ -148,7 +151,7 @@ def test_the_cause_is_told_by_the_stage_it_came_in(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(start, "ENGINE_ERRORS", errors)
     state = WorkerState(worker_version="1")
     state.enter_stage(Stage.DOWNLOADING, "team/gated")
-    assert start._cause(state, Exception("x")).startswith("ModelDownloadFailed: the model 'team/gated' ")
-    assert start._cause(state, EngineStartError("x")) == "EngineStartError: x"
+    assert start._root_cause(state, Exception("x")).startswith("ModelDownloadFailed: the model 'team/gated' ")
+    assert start._root_cause(state, EngineStartError("x")) == "EngineStartError: x"
     state.enter_stage(Stage.STARTING_ENGINE)
-    assert start._cause(state, POINTER) == "The engine failed: ValueError: no memory for the cache"
+    assert start._root_cause(state, POINTER) == "The engine failed: ValueError: no memory for the cache"

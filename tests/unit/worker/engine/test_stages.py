@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vllmendpoint_api import Stage
-from vllmendpoint_worker.engine.stages import ENV_STAGE_SOCKET, StageReceiver, recognise
+from vllmendpoint_worker.engine.stages import ENV_STAGE_SOCKET, StageReceiver, stage_of
 
 CHILD = """
 import logging, sys
@@ -33,7 +33,7 @@ log.info("GPU KV cache size: %s tokens", "1")
     ],
 )
 def test_recognised_lines(line: str, stage: Stage | None) -> None:
-    assert recognise(line) is stage
+    assert stage_of(line) is stage
 
 
 def test_a_child_sends_its_stages() -> None:

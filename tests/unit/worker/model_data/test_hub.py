@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.model_hub import model_hub
-from vllmendpoint_worker.engine.engine_errors import download_failed
+from vllmendpoint_worker.engine.engine_errors import download_failure
 
 FILES = {
     "main": {"config.json": b'{"of": "main"}', "pytorch_model.bin": b"pickled"},
@@ -67,7 +67,7 @@ def test_weights_of_another_format_are_fetched_where_there_are_no_others(hub: st
 @pytest.mark.parametrize(
     ("model", "revision", "says"),
     [
-        ("team/toy", "v3", "answered 404 Not Found. Check model.uri, and model.revision."),
+        ("team/toy", "v3", "answered 404 Not Found. Check model.uri and model.revision."),
         ("team/gated", "main", "answered 403 Forbidden. The model is gated or private"),
     ],
 )
@@ -75,12 +75,12 @@ def test_what_the_hub_refuses_is_told_as_for_any_model(
     hub: str, tmp_path: Path, model: str, revision: str, says: str
 ) -> None:
     _, error = fetch(hub, tmp_path, model, revision)
-    assert says in (download_failed(model, OSError(error)) or ""), error
+    assert says in (download_failure(model, OSError(error)) or ""), error
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     _, error = fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2")
-    said = download_failed("team/toy", OSError(error)) or ""
+    said = download_failure("team/toy", OSError(error)) or ""
     assert "http://127.0.0.1:9/api/models/team/toy/tree/v2 cannot be reached. Check DNS" in said, error
 
 

@@ -1,4 +1,4 @@
-"""Composes Dynamo's and vLLM's building blocks with ours, and supervises the running engine.
+"""The worker's lifecycle: prepare, start, serve, reload, shut down (docs/decisions, decision 36).
 
-Imports every other folder; only ``start`` imports it.
+Imports every other folder. Only ``start`` imports it.
 """

@@ -13,7 +13,7 @@ __all__ = ["HotReload"]
 
 
 class HotReload:
-    """A rejected change leaves the previous configuration in force."""
+    """If a change is rejected, the previous configuration stays active."""
 
     def __init__(self, configuration: Configuration, resolver: Resolver, prober: RankProbers) -> None:
         self._configuration = configuration

@@ -1,7 +1,7 @@
 """The SageMaker port: vLLM's own app (``/ping``, ``/invocations``, ``/v1/...``) over Dynamo's engine client.
 
-Two things are put in front of it: nothing is served over a dead engine (invariant 8), and no health check of
-vLLM's own (``/ping``, ``/health``) is answered over a stalled or dead one, which vLLM does not notice.
+A middleware in front of it serves nothing over a dead engine, and answers vLLM's own health checks
+(``/ping``, ``/health``) with 503 over a stalled engine, which vLLM does not detect.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class ReadinessMiddleware:
 
 async def _refuse(kind: str, send: Any, body: str) -> None:
     if kind == "websocket":
-        await send({"type": "websocket.close", "code": 1013})  # before it is accepted: a 403 for the client
+        await send({"type": "websocket.close", "code": 1013})  # before it is accepted: the client gets a 403
         return
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
@@ -66,9 +66,9 @@ async def _refuse(kind: str, send: Any, body: str) -> None:
 
 
 def bind_port(host: str, port: int) -> list[socket.socket]:
-    """Sockets that hold the port and do not listen yet, so that a taken port is known before the load.
+    """Sockets that do not listen yet. Binding them early reports a port that is in use before the load.
 
-    ``host``: as :func:`listeners` takes it. Raises EngineStartError.
+    ``host``: as for :func:`listeners`. Raises EngineStartError.
     """
     try:
         return listeners(host, port)
@@ -87,21 +87,21 @@ class HttpServer:
         )
         config.h11_max_incomplete_event_size = http.max_event_bytes
         self._server = NoSignalServer(config)
-        http.app.state.server = self._server  # vLLM stops it where the engine died under a stream
+        http.app.state.server = self._server  # vLLM stops it if the engine dies during a stream
         self._listeners = listeners
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve; returns when the port answers."""
+        """Return when the port answers."""
         self._task = asyncio.create_task(self._server.serve(sockets=list(self._listeners)), name="http")
         async with asyncio.timeout(START_SECONDS):
             while not self._server.started:
                 if self._task.done():
-                    raise EngineStartError("the HTTP server ended while it started")
+                    raise EngineStartError("the HTTP server stopped while it started")
                 await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Let what is being answered end (20 s at most), then close."""
+        """Wait for the requests in flight, at most 20 s, then close."""
         if self._task is None:
             return
         self._server.should_exit = True

@@ -1,6 +1,6 @@
 """Resolves a loaded configuration: load its handlers, merge its settings, translate its payload.
 
-A configuration is checked as a whole and comes into force as a whole.
+A configuration is checked as a whole and activated as a whole.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ __all__ = ["AcceptedConfiguration", "HandlerLoader", "Resolver"]
 
 @dataclass(frozen=True, slots=True)
 class AcceptedConfiguration:
-    """A configuration that may come into force."""
+    """A configuration that can be activated."""
 
     loaded: LoadedConfiguration
     resolved: Resolved
@@ -95,14 +95,14 @@ class Resolver:
         return await self._translator.translate(payload)
 
     def activate(self, accepted: AcceptedConfiguration) -> None:
-        """Put an accepted configuration into force, except for the prober's settings."""
+        """Activate handlers and settings. The caller configures the prober."""
         self._handlers.activate(accepted.handlers)
         self._configuration.publish_accepted(accepted.resolved, accepted.loaded, accepted.translated.notes)
 
     @property
     def resolved(self) -> Resolved:
-        """The configuration in force. Raises EngineStartError before the first."""
+        """The active configuration. Raises EngineStartError before the first."""
         resolved = self._configuration.resolved
         if resolved is None:
-            raise EngineStartError("no configuration is in force yet")
+            raise EngineStartError("no configuration is active yet")
         return resolved

@@ -1,8 +1,9 @@
-"""Start-up stages and errors, told by vLLM's child processes: their log lines never reach the parent.
+"""Receives start-up stages and errors from vLLM's child processes, whose log lines do not reach the parent.
 
-:func:`install` is vLLM's ``vllm.general_plugins`` entry point. vLLM runs it in every process it starts;
-there a logging handler sends the stages it recognises, and errors, as datagrams to a unix socket, named in
-the environment, on which :class:`StageReceiver` listens in the worker. Inert outside our worker.
+vLLM runs :func:`install`, an entry point of ``vllm.general_plugins``, in every process that it starts. There,
+a logging handler sends recognized stages and errors as datagrams to a Unix socket, whose path is in the
+environment. :class:`StageReceiver` reads the socket in the worker. Outside a worker, ``install`` does
+nothing.
 """
 
 import ctypes
@@ -21,15 +22,15 @@ from typing import Final
 
 from vllmendpoint_api import Stage
 
-from .engine_errors import ENGINE_ERRORS, sentence
+from .engine_errors import ENGINE_ERRORS, describe_error
 
-__all__ = ["ENV_STAGE_SOCKET", "PLUGINS", "StageReceiver", "install", "recognise"]
+__all__ = ["ENV_STAGE_SOCKET", "PLUGINS", "StageReceiver", "install", "stage_of"]
 
 ENV_STAGE_SOCKET: Final = "VLLMENDPOINT_STAGE_SOCKET"
-"""Set by the worker for its children: ``<parent's pid>:<path of the socket>``."""
+"""Set by the worker for its child processes: ``<parent's pid>:<path of the socket>``."""
 
 PLUGINS: Final = ("vllmendpoint_stages", "vllmendpoint_progress")
-"""Names of our entry points, for an allow-list in ``VLLM_PLUGINS``."""
+"""Names of this package's entry points, for an allow list in ``VLLM_PLUGINS``."""
 
 _PATTERNS: Final = (
     (Stage.STARTING_ENGINE, re.compile(r"^Initializing a V1 LLM engine")),
@@ -42,29 +43,29 @@ _PATTERNS: Final = (
 )
 _PR_SET_PDEATHSIG: Final = 1
 _ERROR: Final = b"!"
-"""First byte of a datagram that tells an error; a stage begins with a letter."""
-_DATAGRAM: Final = 8192
+"""First byte of a datagram with an error. A stage starts with a letter."""
+MAX_DATAGRAM_BYTES: Final = 8192
 
 
-def recognise(template: str) -> Stage | None:
-    """The stage that a log line of vLLM announces. ``template`` is the unformatted message."""
+def stage_of(template: str) -> Stage | None:
+    """The stage that starts with a log line of vLLM. ``template``: the message before formatting."""
     return next((stage for stage, pattern in _PATTERNS if pattern.search(template)), None)
 
 
 def install() -> None:
-    """In a child of our worker: send stages, and die with the parent, which vLLM's children would outlive."""
+    """In a child process of the worker: send stages and errors, and exit when the worker exits."""
     parent, _, path = os.environ.get(ENV_STAGE_SOCKET, "").partition(":")
     if not path or parent == str(os.getpid()):
         return
-    _die_with_parent()
+    _exit_with_parent()
     logger = logging.getLogger("vllm")
     if not any(isinstance(handler, _StageHandler) for handler in logger.handlers):
         logger.addHandler(_StageHandler(path))
 
 
-def _die_with_parent() -> None:
-    """Linux: SIGKILL when the parent dies; the end now where it is dead already, for a child imports for
-    seconds before it comes here. Elsewhere nothing: the pod's end takes the children along.
+def _exit_with_parent() -> None:
+    """Linux: request SIGKILL for the parent's exit, and exit if it has exited already, because a child
+    process imports for seconds before it gets here. Elsewhere the end of the pod ends the child processes.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -74,7 +75,7 @@ def _die_with_parent() -> None:
 
 
 class _StageHandler(logging.Handler):
-    """One datagram a stage or an exception; the worker may be gone or slow, and logging must not care."""
+    """Sends one datagram per stage or exception. A slow or missing worker must not affect logging."""
 
     def __init__(self, path: str) -> None:
         super().__init__(logging.INFO)
@@ -85,19 +86,19 @@ class _StageHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if record.levelno >= logging.ERROR and error is not None:
-            self._send(_ERROR + sentence(error).encode(errors="replace"))
-        elif (stage := recognise(str(record.msg))) is not None:
+            self._send(_ERROR + describe_error(error).encode(errors="replace"))
+        elif (stage := stage_of(str(record.msg))) is not None:
             self._send(stage.value.encode())
 
     def _send(self, data: bytes) -> None:
         with suppress(OSError):
-            self._socket.sendto(data[:_DATAGRAM], self._path)
+            self._socket.sendto(data[:MAX_DATAGRAM_BYTES], self._path)
 
 
 class StageReceiver:
-    """Listens on a private unix socket, on a daemon thread; ``on_stage`` is called there.
+    """Listens on a private Unix socket, on a daemon thread, which calls ``on_stage``.
 
-    Errors go to :data:`vllmendpoint_worker.engine.engine_errors.ENGINE_ERRORS`.
+    Errors are recorded in :data:`.engine_errors.ENGINE_ERRORS`.
     """
 
     def __init__(self, on_stage: Callable[[Stage], None]) -> None:
@@ -123,26 +124,26 @@ class StageReceiver:
         if self._thread.is_alive():
             self._thread.join(2.0)
         self._socket.setblocking(False)
-        with suppress(OSError):  # what came last says why it ends
+        with suppress(OSError):  # the last datagrams contain the error that ended the engine
             while True:
-                self._take(self._socket.recv(_DATAGRAM))
+                self._receive(self._socket.recv(MAX_DATAGRAM_BYTES))
         self._socket.close()
         self._folder.cleanup()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                data = self._socket.recv(_DATAGRAM)
+                data = self._socket.recv(MAX_DATAGRAM_BYTES)
             except TimeoutError:
                 continue
             except OSError:
                 return
-            self._take(data)
+            self._receive(data)
 
-    def _take(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         text = data.decode(errors="replace")
         if data.startswith(_ERROR):
             ENGINE_ERRORS.record(text[1:])
             return
-        with suppress(ValueError):  # not one of ours
+        with suppress(ValueError):  # another process wrote to the socket
             self._on_stage(Stage(text))

@@ -1,8 +1,8 @@
-"""From a health-check payload to what Dynamo's request handler takes, with vLLM's own models and renderers.
+"""Translates a health-check payload for Dynamo's request handler, with vLLM's own models and renderers.
 
-Chat templates, tokenizer and sampling rules are vLLM's, so that a probe asks what a user with the same body
-would ask. Every sampling field is carried: the handler sets whatever attribute of ``SamplingParams`` it is
-given.
+Chat template, tokenizer and sampling rules are vLLM's, so a probe requests the same as a user with the same
+body. All sampling fields are passed on: the handler sets every attribute of ``SamplingParams`` that it
+receives.
 """
 
 import logging
@@ -39,17 +39,25 @@ logger = logging.getLogger(__name__)
 
 _BY_VLLM: Final = "is refused by vLLM"
 
-_OWN_FIELDS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
+_STOP_CONDITIONS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
 """Fields of ``SamplingParams`` that the handler reads from ``stop_conditions``."""
 
-_LEFT_OUT: Final = frozenset({"stop", "output_kind", "detokenize", "skip_clone", "stream_interval"})
-"""Dynamo's handler sets these itself: it streams token deltas and never detokenizes."""
+_SET_BY_HANDLER: Final = frozenset({"stop", "output_kind", "detokenize", "skip_clone", "stream_interval"})
+"""Fields that Dynamo's handler sets itself: it streams token deltas and never detokenizes."""
+
+_EXPLICIT: Final = ("temperature", "top_p", "top_k", "min_p")
+"""Fields that are always passed on. The handler would replace a missing one by the model's own default."""
+
+_MARKED: Final = {"_health_check": True, HEALTH_CHECK_KEY: True}
+"""Marks a request as a health check for Dynamo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """``request`` for the handler; ``warm_up`` the same with sampling on; ``expect`` what the text of the
-    answer must be; ``notes`` for the report's warnings.
+    """A payload as the request handler takes it.
+
+    ``warm_up``: the same request with sampling on if it is off, and off if it is on. ``notes``: warnings for
+    the report. ``expect``: the condition on the generated text.
     """
 
     request: Mapping[str, Any]
@@ -59,8 +67,8 @@ class Translated:
 
 
 class Translator:
-    """``renderer``: vLLM's ``OnlineRenderer``; ``defaults``: the model's default sampling parameters;
-    ``pooled``: the type of a model that vLLM pools; ``scores``: whether vLLM has scores with it.
+    """``renderer``: vLLM's ``OnlineRenderer``. ``defaults``: the model's default sampling parameters.
+    ``pooled``: the type of a model that vLLM pools. ``scores``: whether vLLM computes scores with the model.
     """
 
     def __init__(
@@ -81,29 +89,29 @@ class Translator:
         self._scores = scores
 
     async def model_type(self) -> ModelType:
-        """Of a model that generates: chat where vLLM can use its chat template, else completion."""
+        """The type of a model that generates: chat if vLLM can use its chat template, else completion."""
         request = ChatCompletionRequest(
             model=self._model_names[0], messages=[{"role": "user", "content": "Hi"}]
         )
         try:
             rendered = await self._renderer.render_chat(request)
-        except Exception as error:  # noqa: BLE001  (whatever the template is, it is none to chat with)
-            logger.info("The model has no chat template that vLLM can use (%s)", type(error).__name__)
+        except Exception as error:  # noqa: BLE001  (a template may raise anything)
+            logger.info("The model has no chat template that vLLM can use: error=%s", type(error).__name__)
             return ModelType.COMPLETION
         return ModelType.CHAT if isinstance(rendered, tuple) else ModelType.COMPLETION
 
     async def translate(self, payload: Mapping[str, Any], expect: str | None = None) -> Translated:
-        """``expect``: an RE2 expression that the generated text must match, checked already.
+        """``expect``: a valid RE2 expression that the generated text must match.
 
-        Raises TranslationError where vLLM itself refuses the payload.
+        Raises TranslationError if vLLM rejects the payload.
         """
         translated = await self._translate(payload)
         if expect is None:
             return translated
-        return replace(translated, expect=Expectation(expect, self._text))
+        return replace(translated, expect=Expectation(expect, self._decode))
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        """As vLLM's own detokenizer gives it to a user: without special tokens."""
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """The text as vLLM's detokenizer returns it to a user, without special tokens."""
         return str(self._renderer.renderer.get_tokenizer().decode(list(tokens), skip_special_tokens=True))
 
     async def _translate(self, payload: Mapping[str, Any]) -> Translated:
@@ -112,17 +120,15 @@ class Translator:
             raise TranslationError("model", "names a model that this worker does not serve")
         body["model"] = self._model_names[0]
         form = form_of(payload)
+        if form is None:
+            raise TranslationError("", "has no messages, prompt or input")
         if form is Form.INPUT:
             return self._pooling(body)
         if form in SCORE_FORMS:
-            if not self._scores:
-                raise TranslationError(
-                    form.value, "cannot be asked, because vLLM has no scores with this model"
-                )
-            _validated(score_request, body)
-            return _asked_as_it_is(body)
-        if form is None:
-            raise TranslationError("", "has no question")
+            return self._scoring(form, body)
+        return await self._generation(form, body)
+
+    async def _generation(self, form: Form, body: Mapping[str, Any]) -> Translated:
         model = ChatCompletionRequest if form is Form.MESSAGES else CompletionRequest
         request = _validated(model.model_validate, body)
         tokens = await self._render(request, form)
@@ -138,79 +144,86 @@ class Translator:
                 form.value,
                 f"takes {len(tokens)} tokens and the model's context is {self._max_model_len}: shorten it",
             )
-        with _refusals():
+        with _as_translation_error():
             params = request.to_sampling_params(maximum, self._defaults)
-        return self._generation(tokens, params)
+        return _generation_request(tokens, params)
 
     async def _render(self, request: Any, form: Form) -> list[int]:
-        with _refusals():
+        """The token ids of the prompt."""
+        with _as_translation_error():
             if form is Form.MESSAGES:
                 rendered = await self._renderer.render_chat(request)
                 inputs = rendered[1] if isinstance(rendered, tuple) else None
             else:
                 rendered = await self._renderer.render_completion(request)
                 inputs = rendered if isinstance(rendered, list) else None
-        if (refused := rejection_in_response(rendered)) is not None:
-            raise TranslationError("", _BY_VLLM, refused)
+        if (rejection := rejection_in_response(rendered)) is not None:
+            raise TranslationError("", _BY_VLLM, rejection)
         if not inputs or len(inputs) != 1:
             raise TranslationError(form.value, "is not rendered by vLLM as one prompt")
         if inputs[0].get("type", "token") not in ("token", "tokens"):
-            raise TranslationError(form.value, "holds more than text, and a probe asks with text only")
+            raise TranslationError(form.value, "contains more than text, which probes do not support")
         return list(inputs[0]["prompt_token_ids"])
 
-    def _generation(self, tokens: list[int], params: Any) -> Translated:
-        plain = SamplingParams()
-        options = {
-            name: value
-            for name in params.__struct_fields__
-            if not name.startswith("_")
-            and name not in _OWN_FIELDS | _LEFT_OUT
-            and (value := getattr(params, name)) is not None
-            and value != getattr(plain, name)
-        }
-        # Said outright where they equal vLLM's defaults too: the model's own defaults must not come in
-        # instead.
-        options |= {name: getattr(params, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-        request = {
-            "token_ids": tokens,
-            "sampling_options": options,
-            "stop_conditions": {
-                "max_tokens": params.max_tokens,
-                "min_tokens": params.min_tokens,
-                "ignore_eos": params.ignore_eos,
-                "stop_token_ids": list(params.stop_token_ids or []),
-            },
-            "output_options": {},
-            "_health_check": True,
-            HEALTH_CHECK_KEY: True,
-        }
-        warm_up = request | {
-            "sampling_options": options | {"temperature": 0.0 if params.temperature > 0 else 0.7},
-            "stop_conditions": {"max_tokens": 1},
-        }
-        notes: tuple[str, ...] = ()
-        if params.stop:
-            notes = ("stop of the payload ends no probe, max_tokens does: Dynamo's worker sees no text.",)
-        return Translated(request, warm_up, notes)
+    def _scoring(self, form: Form, body: Mapping[str, Any]) -> Translated:
+        if not self._scores:
+            raise TranslationError(
+                form.value, "cannot be used, because vLLM computes no scores with this model"
+            )
+        _validated(score_request, body)
+        return _unchanged(body)
 
     def _pooling(self, body: dict[str, Any]) -> Translated:
-        """Dynamo's classify handler tells a request to pool by its encoding, which its frontend fills in."""
+        """Dynamo's classify handler recognizes a request to pool by its encoding, which its frontend sets."""
         if self._pooled is ModelType.POOLING:
             _validated(PoolingCompletionRequest.model_validate, body)
-            return _asked_as_it_is({"encoding_format": "float"} | body)
+            return _unchanged({"encoding_format": "float"} | body)
         classifies = self._pooled in (ModelType.CLASSIFY, ModelType.SCORE)
         request = ClassificationCompletionRequest if classifies else EmbeddingCompletionRequest
         _validated(request.model_validate, body)
-        return _asked_as_it_is(body)
+        return _unchanged(body)
 
 
-def _asked_as_it_is(body: Mapping[str, Any]) -> Translated:
+def _generation_request(tokens: list[int], params: Any) -> Translated:
+    default = SamplingParams()
+    options = {
+        name: value
+        for name in params.__struct_fields__
+        if not name.startswith("_")
+        and name not in _STOP_CONDITIONS | _SET_BY_HANDLER
+        and (value := getattr(params, name)) is not None
+        and value != getattr(default, name)
+    }
+    options |= {name: getattr(params, name) for name in _EXPLICIT}
+    request = {
+        "token_ids": tokens,
+        "sampling_options": options,
+        "stop_conditions": {
+            "max_tokens": params.max_tokens,
+            "min_tokens": params.min_tokens,
+            "ignore_eos": params.ignore_eos,
+            "stop_token_ids": list(params.stop_token_ids or []),
+        },
+        "output_options": {},
+        **_MARKED,
+    }
+    warm_up = request | {
+        "sampling_options": options | {"temperature": 0.0 if params.temperature > 0 else 0.7},
+        "stop_conditions": {"max_tokens": 1},
+    }
+    notes: tuple[str, ...] = ()
+    if params.stop:
+        notes = ("The payload's stop ends no probe, because Dynamo's worker has no text. max_tokens does.",)
+    return Translated(request, warm_up, notes)
+
+
+def _unchanged(body: Mapping[str, Any]) -> Translated:
     request = {name: value for name, value in body.items() if name != "user" and value is not None}
-    return Translated(request | {"_health_check": True, HEALTH_CHECK_KEY: True}, None)
+    return Translated(request | _MARKED, None)
 
 
 def _validated(validate: Callable[[dict[str, Any]], Any], body: Mapping[str, Any]) -> Any:
-    with _refusals():
+    with _as_translation_error():
         try:
             return validate(dict(body))
         except ValidationError as error:
@@ -221,15 +234,14 @@ def _validated(validate: Callable[[dict[str, Any]], Any], body: Mapping[str, Any
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """vLLM's validators, renderers and the model's own template raise what they like: a payload must be
-    refused by it and never end the worker.
+def _as_translation_error() -> Iterator[None]:
+    """vLLM's validators, its renderers and the model's template may raise anything. It must reject the
+    payload and not end the worker.
     """
     try:
         yield
     except TranslationError:
         raise
     except Exception as error:
-        raise TranslationError(
-            "", _BY_VLLM, rejection_of(error) or VLLMRejection(type(error).__name__)
-        ) from error
+        rejection = rejection_of(error) or VLLMRejection(type(error).__name__)
+        raise TranslationError("", _BY_VLLM, rejection) from error

@@ -40,7 +40,7 @@ class WarmUp:
         self._accepted: AcceptedConfiguration | None = None
 
     async def run(self) -> AcceptedConfiguration:
-        """The accepted configuration, in force. Waits while the configuration is rejected."""
+        """Returns the accepted configuration, which is active. Waits while the configuration is rejected."""
         await self._configuration.wait_until_accepted(self._check)
         assert self._accepted is not None, "the check sets it"
         self._state.enter_stage(Stage.WARMING)

@@ -1,4 +1,4 @@
-"""Probes the engine and decides whether it generates.
+"""Probes the engine and decides whether it generates tokens.
 
 Imports ``payload`` and ``serving``.
 """

@@ -160,7 +160,7 @@ class Prober:
         return self._settings.mode is not Mode.DISABLED and self._settings.request == settings.request
 
     async def run_trial(self, request: Mapping[str, Any], timeout: float) -> ProbeResult:  # noqa: ASYNC109
-        """Send a request that is not in force. Its result does not change the verdict."""
+        """Send a request that is not active yet. Its result does not change the verdict."""
         async with self._lock:
             result = await run_probe(self._target, request, timeout, self._clock)
         self._on_result(result)

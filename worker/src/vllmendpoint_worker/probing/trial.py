@@ -1,8 +1,8 @@
-"""Sends a changed probe request to the engine once before it comes into force.
+"""Sends a changed probe request to the engine once before it is activated.
 
 A payload may satisfy vLLM's request models and still be rejected by the engine: more log probabilities than
-the engine allows, token ids that the model lacks, a grammar that does not compile. In force, such a payload
-would make every replica unready. A timeout or a dead engine shows nothing about the payload.
+the engine allows, token ids that the model lacks, a grammar that does not compile. If it were activated, such
+a payload would make every replica unready. A timeout or a dead engine shows nothing about the payload.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The operating-system process: addresses, threads, logging, shutdown.
+"""The operating-system process: addresses, threads, background tasks, logging, shutdown.
 
-Imports nothing of the other folders.
+Imports none of the other folders.
 """

@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again. Pure, but for the jitter."""
+"""Exponential backoff with jitter."""
 
 import random
 from typing import Final
@@ -10,6 +10,6 @@ LONGEST_PAUSE_SECONDS: Final = 60.0
 
 
 def pause(failures: int) -> float:
-    """Seconds until the next attempt: doubling, about a minute at most, a fifth of it by chance."""
+    """Seconds until the next attempt: doubled with each failure, at most a minute, with a jitter of 20 %."""
     doubled = FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16)
     return min(doubled, LONGEST_PAUSE_SECONDS) * random.uniform(0.8, 1.2)

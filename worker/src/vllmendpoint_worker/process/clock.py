@@ -1,4 +1,4 @@
-"""The clock that decisions take as an argument, so that tests control it."""
+"""The clock that time-dependent code receives as an argument, so that tests control it."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -7,7 +7,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Monotonic seconds for decisions, wall time for people."""
+    """Monotonic seconds for decisions, wall time for reports."""
 
     def monotonic(self) -> float:
         return time.monotonic()
@@ -16,5 +16,5 @@ class Clock:
         return datetime.now(UTC)
 
     def wall_of(self, moment: float) -> datetime:
-        """The wall time of a monotonic moment."""
+        """The wall time of a monotonic time."""
         return self.wall() - timedelta(seconds=self.monotonic() - moment)

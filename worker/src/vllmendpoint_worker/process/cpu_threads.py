@@ -1,9 +1,9 @@
-"""How many threads an engine on a CPU computes with.
+"""Number of threads that an engine on a CPU computes with.
 
-vLLM's own default binds the threads of every engine to the same cores, beginning with the first, since it
-sees the whole node and not the other pods: a starting engine then gets next to no time beside a busy one. So
-the CPU image turns binding off (``VLLM_CPU_OMP_THREADS_BIND=nobind``), and the number of threads follows the
-CPU request: the node's scheduler shares its cores by the requests.
+By default, vLLM binds the threads of every engine to the same cores, starting with the first, because it sees
+the whole node and not the other pods. An engine that starts next to a busy one then gets almost no CPU time.
+The CPU image therefore turns binding off (``VLLM_CPU_OMP_THREADS_BIND=nobind``), and the number of threads
+follows the CPU request, by which the node's scheduler divides its cores.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,10 @@ _ENV_BIND: Final = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 def omp_threads(environ: Mapping[str, str], available: int) -> int | None:
-    """What ``OMP_NUM_THREADS`` is to be; None where it is the user's or vLLM's to decide.
+    """The value for ``OMP_NUM_THREADS``; None if the user or vLLM decides.
 
-    ``available``: CPUs that the process may run on, the number where the container has no CPU request.
+    ``available``: the CPUs that the process may run on, which is the value if the container has no CPU
+    request.
     """
     if environ.get(_ENV_BIND) != "nobind" or environ.get(ENV_THREADS, "").strip():
         return None

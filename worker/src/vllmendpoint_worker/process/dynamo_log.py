@@ -1,4 +1,4 @@
-"""What Dynamo logs. Pure."""
+"""Reduces the log output of Dynamo. Pure."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -13,17 +13,18 @@ _QUIET: Final = ("info", "warn")
 
 
 def log_filter(environ: Mapping[str, str]) -> dict[str, str]:
-    """What is added to the environment before Dynamo reads it.
+    """Variables to add to the environment before Dynamo reads it.
 
-    While a worker is unhealthy, Dynamo's canary logs a warning every second, which says no more than the
-    worker's own line when the verdict changes. Its errors stay. A filter of the user's that asks for details,
-    or that names the canary, is left alone, and so is a file that configures the log.
+    While a worker is unhealthy, Dynamo's canary logs a warning every second, which adds nothing to the
+    worker's own line for the changed verdict. The canary's errors are still logged. A filter of the user that
+    names the canary or requests more detail is not changed, and neither is a configuration file for the log.
     """
-    given = environ.get(ENV_DYNAMO_LOG, "").strip()
-    directives = [directive.strip().lower() for directive in given.split(",") if directive.strip()]
+    value = environ.get(ENV_DYNAMO_LOG, "").strip()
+    directives = [directive.strip().lower() for directive in value.split(",") if directive.strip()]
     levels = [directive for directive in directives if "=" not in directive and "::" not in directive]
-    named = any(directive.startswith(_TARGET) for directive in directives)
-    if environ.get(ENV_DYNAMO_LOG_CONFIG, "").strip() or named or any(it not in _QUIET for it in levels):
+    names_canary = any(directive.startswith(_TARGET) for directive in directives)
+    detailed = any(level not in _QUIET for level in levels)
+    if environ.get(ENV_DYNAMO_LOG_CONFIG, "").strip() or names_canary or detailed:
         return {}
-    # Dynamo's own default is info; a filter that names only modules has none.
-    return {ENV_DYNAMO_LOG: f"{given if directives else 'info'},{_TARGET}=error"}
+    # Dynamo's default is info; a filter that names only modules has no default.
+    return {ENV_DYNAMO_LOG: f"{value if directives else 'info'},{_TARGET}=error"}

@@ -1,4 +1,4 @@
-"""A fingerprint of a file that changes when the file does."""
+"""Detects changes of a file."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ __all__ = ["file_fingerprint"]
 
 
 def file_fingerprint(path: Path) -> object:
-    """Changes when the file does: identity, time and size of what the name now leads to."""
+    """Identity, modification time and size of the file at ``path``. A changed file has another."""
     try:
         stat = path.stat()
     except OSError as error:
         return error.errno
-    except ValueError:  # no name that a file can have
+    except ValueError:  # no file can have this name
         return None
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,7 +1,7 @@
-"""The addresses that the worker listens on, and those that Dynamo is to use: IPv4 and IPv6.
+"""The addresses that the worker listens on, and those that Dynamo uses: IPv4 and IPv6.
 
-Dynamo listens on one address per port, and publishes an address of the family that this one has. What it is
-given therefore depends on the pod: see :func:`dynamo_hosts`.
+Dynamo listens on one address per port and publishes an address of the same family. Its addresses therefore
+depend on the pod: see :func:`dynamo_hosts`.
 """
 
 import contextlib
@@ -21,28 +21,28 @@ _NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, e
 _ATTEMPTS: Final = 10
 _INTERFACES: Final = Path("/proc/net/if_inet6")
 _GLOBAL: Final = "00"
-"""The scope of an address in that file that other machines may use; private ones (fc00::/7) included."""
+"""Scope in that file of addresses that other machines can reach, including private ones (fc00::/7)."""
 
 _ADVERTISED_HOSTS: Final = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
-"""Dynamo's request, response and event planes: each publishes the address that it is given."""
+"""Addresses that Dynamo's request, response and event planes publish."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What the kernel of this pod has."""
+    """Properties of the pod's network."""
 
     dual_stack: bool
-    """A socket on ``::`` accepts IPv4 as well, without a socket option, which Dynamo does not set."""
+    """A socket on ``::`` also accepts IPv4 without a socket option, because Dynamo sets none."""
     global_ipv6: bool
-    """An interface has an IPv6 address that other machines may use."""
+    """An interface has an IPv6 address that other machines can reach."""
 
 
 def network() -> Network:
-    """Ask the kernel."""
+    """Detect the properties with a socket and ``/proc``."""
     try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as asked:
-            asked.bind((ANY_IPV6, 0))
-            dual_stack = not asked.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind((ANY_IPV6, 0))
+            dual_stack = not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     except OSError:
         dual_stack = False
     try:
@@ -53,11 +53,11 @@ def network() -> Network:
 
 
 def dynamo_hosts(environ: Mapping[str, str], network: Network) -> dict[str, str]:
-    """The variables to add, so that Dynamo serves the address that the pod has. Pure; what is set stays.
+    """The variables to add so that Dynamo serves the pod's address. Pure. Variables that are set are kept.
 
-    In a pod whose address is IPv6, Dynamo's own search would prefer an IPv4 address, which may be valid on
-    the node only (as on Amazon EKS). In a pod whose address is IPv4, the system port listens on ``::`` unless
-    an IPv6 address exists as well: Dynamo would publish that one, and not every other pod need have IPv6.
+    In a pod with an IPv6 address, Dynamo would prefer an IPv4 address, which may be valid only on the node
+    (as on Amazon EKS). In a pod with an IPv4 address, the system port listens on ``::`` unless the pod also
+    has an IPv6 address: Dynamo would publish that one, and other pods may have no IPv6.
     """
     address = environ.get("POD_IP", "").strip()
     hosts: dict[str, str] = {}
@@ -71,36 +71,36 @@ def dynamo_hosts(environ: Mapping[str, str], network: Network) -> dict[str, str]
 
 
 def listeners(host: str, port: int) -> list[socket.socket]:
-    """Bound sockets that do not listen yet: all addresses of both families where ``host`` is empty or ``::``.
+    """Bound sockets that do not listen yet: all addresses of both families if ``host`` is empty or ``::``.
 
-    There is one socket per family, not one for both: over the latter an IPv4 client would have the address
-    ``::ffff:10.0.0.1``, which handlers and uvicorn's trusted proxies would see. A family that the kernel
-    lacks is left out. Port 0 is one free port for all. Raises OSError.
+    There is one socket per family instead of one for both, through which an IPv4 client would have the
+    address ``::ffff:10.0.0.1`` in handlers and for uvicorn's trusted proxies. A family that the kernel lacks
+    is skipped. Port 0: one free port for all sockets. Raises OSError.
     """
     bare = host.strip().removeprefix("[").removesuffix("]")
-    addresses = [ANY_IPV4, ANY_IPV6] if bare in ("", ANY_IPV6) else _resolved(bare)
+    addresses = [ANY_IPV4, ANY_IPV6] if bare in ("", ANY_IPV6) else _resolve(bare)
     for attempt in range(_ATTEMPTS):
         try:
-            return _bound(addresses, port)
+            return _bind_all(addresses, port)
         except OSError as error:
-            taken = not port and len(addresses) > 1 and error.errno == errno.EADDRINUSE
-            if not taken or attempt == _ATTEMPTS - 1:
+            in_use = not port and len(addresses) > 1 and error.errno == errno.EADDRINUSE
+            if not in_use or attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
 
 
-def _resolved(host: str) -> list[str]:
+def _resolve(host: str) -> list[str]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def _bound(addresses: list[str], port: int) -> list[socket.socket]:
+def _bind_all(addresses: list[str], port: int) -> list[socket.socket]:
     missing: OSError | None = None
     with contextlib.ExitStack() as opened:
         sockets: list[socket.socket] = []
         for address in addresses:
             try:
-                listener = _socket(address, port)
+                listener = _bind(address, port)
             except OSError as error:
                 if error.errno not in _NO_SUCH_FAMILY:
                     raise
@@ -114,7 +114,7 @@ def _bound(addresses: list[str], port: int) -> list[socket.socket]:
     return sockets
 
 
-def _socket(address: str, port: int) -> socket.socket:
+def _bind(address: str, port: int) -> socket.socket:
     ipv6 = ":" in address
     listener = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_STREAM)
     try:

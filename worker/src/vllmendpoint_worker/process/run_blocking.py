@@ -1,4 +1,4 @@
-"""Blocking calls of ours, off the event loop: on threads that no handler's own calls can use up."""
+"""Runs blocking calls of the worker outside the event loop, on threads that custom handlers cannot occupy."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,6 +15,6 @@ _THREADS: Final = ThreadPoolExecutor(4, thread_name_prefix="run-blocking")
 
 
 async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As ``asyncio.to_thread``, whose threads hung handlers may hold, all of them."""
+    """Like ``asyncio.to_thread``, whose threads may all be occupied by handlers that hang."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_THREADS, partial(function, *args, **kwargs))

@@ -1,4 +1,4 @@
-"""The worker's state, the report server that shows it, and the health routes of the SageMaker port.
+"""The worker's state, the report server that publishes it, and the health routes of the SageMaker port.
 
 Imports ``process``.
 """

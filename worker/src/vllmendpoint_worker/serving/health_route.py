@@ -1,7 +1,7 @@
-"""Which routes of the SageMaker port mean "healthy", and whether a request reaches one of them.
+"""The health checks of the SageMaker port: which routes they are, and whether a request reaches one.
 
-The route decides, not the text of the path: a root path, a percent-encoded path and trailing slashes all lead
-to the same route.
+The router decides, not the text of the path: a root path, percent-encoding and trailing slashes lead to the
+same route.
 """
 
 import functools
@@ -18,7 +18,7 @@ Scope = MutableMapping[str, Any]
 
 
 class SlashRoute(APIRoute):  # type: ignore[misc]  # mypy does not follow FastAPI
-    """A route that answers with trailing slashes too.
+    """A route that also answers paths with trailing slashes.
 
     Starlette redirects them (307), and most load balancers count a redirect as a success.
     """
@@ -31,20 +31,20 @@ class SlashRoute(APIRoute):  # type: ignore[misc]  # mypy does not follow FastAP
 
 
 class HealthRoute(SlashRoute):
-    """One of vLLM's own health checks, which do not notice a stalled engine."""
+    """One of vLLM's own health checks, which do not detect a stalled engine."""
 
     def is_of(self, function: Callable[..., Any]) -> bool:
-        """Whether ``function`` is vLLM's own function behind this route."""
+        """Whether ``function`` is vLLM's function behind this route."""
         return getattr(self.endpoint, "__wrapped__", None) is function
 
 
-def guarded(route: APIRoute, fit: Callable[[], bool]) -> HealthRoute:
-    """``route`` with the same answer, and 503 while ``fit`` is false."""
+def guarded(route: APIRoute, is_healthy: Callable[[], bool]) -> HealthRoute:
+    """``route`` that answers 503 while ``is_healthy`` is false."""
     answer: Callable[[Request], Awaitable[Response]] = route.endpoint
 
     @functools.wraps(answer)
     async def endpoint(raw_request: Request) -> Response:
-        return await answer(raw_request) if fit() else Response(status_code=503)
+        return await answer(raw_request) if is_healthy() else Response(status_code=503)
 
     return HealthRoute(
         route.path,
@@ -57,10 +57,10 @@ def guarded(route: APIRoute, fit: Callable[[], bool]) -> HealthRoute:
 
 
 def reaches_health(app: FastAPI, scope: Scope) -> bool:
-    """Whether vLLM's own health check answers the request, as Starlette's router decides it."""
-    seen = {**scope, "root_path": app.root_path or scope.get("root_path", "")}
+    """Whether one of vLLM's own health checks answers the request, as Starlette's router decides it."""
+    routed = {**scope, "root_path": app.root_path or scope.get("root_path", "")}
     for route in app.router.routes:
-        match, _ = route.matches(seen)
+        match, _ = route.matches(routed)
         if match is Match.FULL:
             return isinstance(route, HealthRoute)
     return False

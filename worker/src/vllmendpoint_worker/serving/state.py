@@ -29,7 +29,7 @@ from vllmendpoint_worker.process.clock import Clock
 __all__ = ["LOOP_GRACE_SECONDS", "StateSnapshot", "WorkerState"]
 
 LOOP_GRACE_SECONDS: Final = 3.0
-"""The main loop is called blocked when it has not beaten for the probe's timeout and this."""
+"""The main loop counts as blocked without a heartbeat for the probe's timeout and this."""
 
 _LOAD_STAGES: Final = (
     Stage.STARTING_ENGINE,
@@ -41,7 +41,7 @@ _LOAD_STAGES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class StateSnapshot:
-    """Everything that the report is made of."""
+    """The content of a report."""
 
     stage: StageReport
     verdict: VerdictReport
@@ -60,7 +60,7 @@ class StateSnapshot:
 class WorkerState:
     """Thread-safe holder of the current :class:`StateSnapshot`.
 
-    ``subscribe`` callbacks are called from whichever thread changed something: they must only hand over to
+    Callbacks of ``subscribe`` are called on the thread that changes the state, and must only schedule work on
     their own loop.
     """
 
@@ -68,12 +68,12 @@ class WorkerState:
         self._clock = clock or Clock()
         self._worker_version = worker_version[:128]
         self._pod_uid = pod_uid[:128]
-        self._lock = threading.RLock()  # the handler of a signal updates too, in the middle of anything
+        self._lock = threading.RLock()  # a signal handler may update the state during another update
         self._subscribers: list[Callable[[], None]] = []
         self._last_heartbeat: float | None = None
         self._starting = False
         self.blocking_frame: Callable[[], str] = str
-        """Where the main thread is, if it is in a custom handler's code: asked where the loop is blocked."""
+        """Returns the location of the main thread in a custom handler's code, or ""."""
         now = self._clock.wall()
         self._snapshot = StateSnapshot(
             stage=StageReport(name=Stage.IMPORTING, since=now),
@@ -86,7 +86,7 @@ class WorkerState:
 
     @property
     def stage(self) -> Stage:
-        """The phase of the worker's lifecycle. Everything that depends on the phase reads this."""
+        """The phase of the worker's lifecycle, and the only record of it."""
         return Stage(self._snapshot.stage.name)
 
     @property
@@ -109,7 +109,7 @@ class WorkerState:
             callback()
 
     def enter_stage(self, name: Stage, detail: str = "") -> None:
-        """Enter a stage; ``since`` moves only with the name."""
+        """Enter a stage. ``since`` changes only if the stage does."""
         current = self._snapshot.stage
         since = current.since if current.name == name else self._clock.wall()
         self.update(stage=StageReport(name=name, since=since, detail=detail[:2048]))
@@ -123,18 +123,20 @@ class WorkerState:
                 self.enter_stage(stage)
 
     def heartbeat(self, *, starting: bool = False) -> None:
-        """The main loop lives. Called several times a second once customer code may run on it. While it is
-        ``starting``, the worker's own code may block it: only a custom handler that blocks it is reported.
+        """Record that the main loop runs. Called several times per second once custom handlers may run on it.
+
+        While the worker is ``starting``, its own code may block the loop, and only a custom handler that does
+        so is reported.
         """
         self._starting = starting
         self._last_heartbeat = self._clock.monotonic()
 
     def stop_heartbeat(self) -> None:
-        """The main loop beats no more, on purpose: the worker is stopping."""
+        """The worker is stopping: missing heartbeats no longer count."""
         self._last_heartbeat = None
 
     def blocked_for(self) -> float:
-        """Seconds since the last heartbeat of the main loop, where that is too long; else 0."""
+        """Seconds since the last heartbeat of the main loop if the loop counts as blocked, else 0."""
         last = self._last_heartbeat
         if last is None:
             return 0.0
@@ -147,7 +149,7 @@ class WorkerState:
 
     def readiness(self) -> tuple[bool, str]:
         if self.blocked_for():
-            return False, "the worker's own event loop is blocked"
+            return False, "the worker's event loop is blocked"
         snapshot = self._snapshot
         return snapshot.ready, snapshot.not_ready_reason
 
@@ -155,18 +157,11 @@ class WorkerState:
         snapshot = self._snapshot
         ready, verdict, stage = snapshot.ready, snapshot.verdict, snapshot.stage
         if blocked := self.blocked_for():
-            ready, where = False, self.blocking_frame()
-            if where and self._starting:
-                stage = stage.model_copy(update={"detail": f"a custom handler blocks the worker, {where}"})
+            ready, frame = False, self.blocking_frame()
+            if frame and self._starting:
+                stage = stage.model_copy(update={"detail": f"a custom handler blocks the worker, {frame}"})
             if verdict.state != Verdict.DEAD:
-                verdict = VerdictReport(
-                    state=Verdict.STALLED,
-                    reason=Reason.ENGINE_STALLED,
-                    message="The worker's own event loop is blocked"
-                    f"{f' by a custom handler, {where}' if where else ''}: nothing can be asked or answered.",
-                    since=self._clock.wall_of(self._clock.monotonic() - blocked).replace(microsecond=0),
-                    last_proof_of_life=verdict.last_proof_of_life,
-                )
+                verdict = self._blocked_verdict(verdict, blocked, frame)
         return WorkerReport(
             worker_version=self._worker_version,
             pod_uid=self._pod_uid,
@@ -184,7 +179,17 @@ class WorkerState:
             ranks=snapshot.ranks,
         )
 
+    def _blocked_verdict(self, verdict: VerdictReport, seconds: float, frame: str) -> VerdictReport:
+        cause = f" by a custom handler, {frame}" if frame else ""
+        return VerdictReport(
+            state=Verdict.STALLED,
+            reason=Reason.ENGINE_STALLED,
+            message=f"The worker's event loop is blocked{cause}. The worker cannot probe or answer requests.",
+            since=self._clock.wall_of(self._clock.monotonic() - seconds).replace(microsecond=0),
+            last_proof_of_life=verdict.last_proof_of_life,
+        )
+
 
 def _without_volatile(snapshot: StateSnapshot) -> StateSnapshot:
-    """The snapshot without what changes with every user request: that goes out with the next line."""
+    """The snapshot without what changes with every user request. The next line of a stream includes it."""
     return replace(snapshot, verdict=snapshot.verdict.model_copy(update={"last_proof_of_life": None}))
