@@ -184,7 +184,7 @@ async def test_a_missing_package_is_named_and_the_installation_retried(
     (problem,) = problems
     assert "No matching distribution found for tinymissing>=2; the index was not reached" in problem.message
     assert "Connection refused" in problem.message
-    assert "mend the code" not in problem.message
+    assert "correct the code" not in problem.message
     assert version_of("tinymissing") == "2.0"
 
 

@@ -44,14 +44,17 @@ class Blocked:
         self.served = served
         self.beat = time.monotonic()
         self.interrupter = HandlerInterrupter(
-            served.manager, blocked=self.seconds, serving=lambda: serving, wanted=self.wanted
+            served.manager,
+            blocked_for=self.seconds,
+            is_serving=lambda: serving,
+            pending_config=self.pending_config,
         )
 
     def seconds(self) -> float:
         silent = time.monotonic() - self.beat
         return silent * 10 if silent > 0.3 else 0.0
 
-    def wanted(self) -> HandlerConfig | None:
+    def pending_config(self) -> HandlerConfig | None:
         wanted, problems = read_handler_config(
             self.served.settings, self.served.settings_dir, self.served.environ
         )
@@ -65,7 +68,7 @@ class Blocked:
 
 @pytest.fixture
 async def blocked(served: Served, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Blocked]:
-    monkeypatch.setattr(_interrupter, "_SECONDS", 0.05)
+    monkeypatch.setattr(_interrupter, "_POLL_SECONDS", 0.05)
     before = signal.getsignal(signal.SIGURG)
     state = Blocked(served)
     beating = asyncio.create_task(state.run())
@@ -83,7 +86,7 @@ def watch_of(served: Served) -> PingProber:
         address=lambda: ("127.0.0.1", 8080),
         timeout=lambda: 5.0,
         thresholds=lambda: (1, 1),
-        changed=lambda report: None,
+        on_change=lambda report: None,
     )
 
 
@@ -102,7 +105,7 @@ async def test_a_ping_that_blocks_the_loop_ends_when_the_script_is_mended(
     watch = watch_of(served)
     timer = later(served, MENDED)
     began = time.monotonic()
-    await watch.ask()
+    await watch.run_probe()
     timer.join()
     assert 0.6 <= time.monotonic() - began < 10
     assert watch.report is not None
@@ -112,11 +115,11 @@ async def test_a_ping_that_blocks_the_loop_ends_when_the_script_is_mended(
     assert "blocked the worker's event loop at model.py line" in error.message
     assert "interrupted to be replaced" in error.message
     began = time.monotonic()
-    await watch.ask()  # the old handler is not asked again
+    await watch.run_probe()  # the old handler is not asked again
     assert time.monotonic() - began < 0.3
     assert watch.report.message.endswith("blocked the worker's event loop and was interrupted")
     await served.start()
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report.state == PingState.PASSING
 
 
@@ -169,7 +172,7 @@ async def test_without_another_script_nothing_is_interrupted(served: Served, blo
     served.script(f"{PING}    import time\n    time.sleep(1)\n    return 1\n")
     await served.start()
     watch = watch_of(served)
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING
 
@@ -177,7 +180,7 @@ async def test_without_another_script_nothing_is_interrupted(served: Served, blo
 async def test_a_handler_that_serves_is_given_time(
     served: Served, blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked.interrupter, "_serving", lambda: True)
+    monkeypatch.setattr(blocked.interrupter, "_is_serving", lambda: True)
     served.script(f"{PING}    import time\n    time.sleep(1.5)\n    return 1\n")
     await served.start()
     timer = later(served, MENDED, 0.2)
@@ -192,7 +195,7 @@ async def test_a_handler_that_serves_is_given_time(
 async def test_what_is_no_code_of_the_customers_is_not_interrupted(served: Served, blocked: Blocked) -> None:
     served.script(MENDED)
     await served.start()
-    served.manager.give_up()
+    served.manager.mark_interrupted()
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGURG])
     timer.start()
     time.sleep(0.4)

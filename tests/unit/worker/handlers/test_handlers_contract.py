@@ -55,7 +55,7 @@ def test_registries_are_what_is_emptied_and_put_back() -> None:
     assert hasattr(_standards.SageMakerFunctionLoader, "_default_function_loader")
     _standards.handler_registry._decorator_handlers["ping"] = before = object()
     try:
-        with _standards.emptied_registries():
+        with _standards.empty_registries():
             assert not _standards.handler_registry._decorator_handlers
             _standards.handler_registry._decorator_handlers["ping"] = object()
         assert _standards.handler_registry._decorator_handlers == {"ping": before}
@@ -67,7 +67,7 @@ def test_what_a_load_registers_is_seen_by_no_other_context() -> None:
     registry = _standards.handler_registry
     registry.set_handler("create_session", print)
     try:
-        with _standards.emptied_registries():
+        with _standards.empty_registries():
             assert registry.list_handlers() == []
             assert registry.get_handler("create_session") is None
             assert not registry.has_handler("create_session")
@@ -88,7 +88,7 @@ def test_what_a_load_registers_is_seen_by_no_other_context() -> None:
 def test_a_load_that_is_given_up_elsewhere_is_put_back() -> None:
     """Another thread closes what the load's thread has opened."""
     stack = ExitStack()
-    opening = threading.Thread(target=lambda: stack.enter_context(_standards.emptied_registries()))
+    opening = threading.Thread(target=lambda: stack.enter_context(_standards.empty_registries()))
     opening.start()
     opening.join()
     stack.close()

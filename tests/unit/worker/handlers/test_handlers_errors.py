@@ -64,7 +64,7 @@ async def test_a_result_that_cannot_be_sent_is_the_handlers_fault(
     line = above.count("\n") + 2
     error = newest(served)
     assert error.route == "/invocations"
-    assert f"(model.py line {line}) returned what JSON cannot hold, " in error.message
+    assert f"(model.py line {line}) returned a value that JSON cannot represent, " in error.message
     assert says in error.message
     assert error.message in log.text
 
@@ -193,7 +193,7 @@ async def test_an_answer_that_vllms_exception_handler_fails_on(served: Served) -
     async def as_vllm(request: Any, error: Any) -> Any:
         raise TypeError("expected string or bytes-like object")
 
-    served.manager._core.add_exception_handler(fastapi.HTTPException, as_vllm)  # type: ignore[union-attr]
+    served.manager._vllm_app.add_exception_handler(fastapi.HTTPException, as_vllm)  # type: ignore[union-attr]
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = "model:detailed"
     await served.start()
@@ -288,12 +288,12 @@ async def dependency(request: Request, x=Depends(needed)):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("stream", "raised KeyError at model.py line 8 while its answer was sent."),
-        ("stream_in_a_thread", "raised KeyError at model.py line 8 while its answer was sent."),
-        ("stream_that_exits", "raised SystemExit at model.py line 25 while its answer was sent."),
-        ("stream_of_objects", "(model.py line 28) raised AttributeError while its answer was sent."),
-        ("background", "raised KeyError at model.py line 8 after its answer was sent."),
-        ("background_of_fastapi", "raised KeyError at model.py line 8 after its answer was sent."),
+        ("stream", "raised KeyError at model.py line 8 while its response was sent."),
+        ("stream_in_a_thread", "raised KeyError at model.py line 8 while its response was sent."),
+        ("stream_that_exits", "raised SystemExit at model.py line 25 while its response was sent."),
+        ("stream_of_objects", "(model.py line 28) raised AttributeError while its response was sent."),
+        ("background", "raised KeyError at model.py line 8 after its response was sent."),
+        ("background_of_fastapi", "raised KeyError at model.py line 8 after its response was sent."),
         ("task", "A task of the handlers raised KeyError at model.py line 8."),
         ("no_file", "(model.py line 48) returned a FileResponse that cannot be sent: RuntimeError."),
         ("odd_status", "(model.py line 51) returned a Response that cannot be sent: ValueError."),
@@ -307,7 +307,7 @@ async def test_what_fails_after_the_handler_has_returned(served: Served, name: s
     transport = httpx.ASGITransport(app=served.manager, raise_app_exceptions=True)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
         if name.startswith("stream"):
-            with pytest.raises(RuntimeError, match="broke off"):
+            with pytest.raises(RuntimeError, match="is incomplete"):
                 await client.post("/invocations", json={})
         else:
             answer = await client.post("/invocations", json={})
@@ -342,7 +342,7 @@ async def test_a_ping_that_fails_again_and_again_is_logged_once_a_minute(
         for _ in range(times):
             clock.now += 2.0
             assert (await served.ask(path, {})).status_code == 500
-        return log.text.count("The middleware failed" if middleware else "The handler of")
+        return log.text.count("The middleware failed" if middleware else "The custom handler failed")
 
     assert await lines("/ping", 10) == 1
     assert await lines("/ping", 30) == 1
@@ -428,7 +428,7 @@ async def throttle(request, call_next):
     async def broken() -> None:
         raise KeyError("x")
 
-    served.manager._core.add_api_route("/v1/broken", broken)  # type: ignore[union-attr]
+    served.manager._vllm_app.add_api_route("/v1/broken", broken)  # type: ignore[union-attr]
     await served.start()
     assert (await served.ask("/v1/broken", method="GET")).status_code == 500
     assert served.manager.report().last_error is None
@@ -443,7 +443,7 @@ class Throttle:
         self.app = app
 """)
     problem = await served.refused()
-    assert problem.message.startswith("The middleware cannot be made: TypeError")
+    assert problem.message.startswith("The middleware cannot be created: TypeError")
 
 
 async def test_ping_has_a_report_of_its_own(served: Served) -> None:

@@ -1,4 +1,4 @@
-"""Scripts that load upstream, on the main thread under the running loop, load here too."""
+"""ScriptLoader that load upstream, on the main thread under the running loop, load here too."""
 
 import asyncio
 import gc
@@ -237,12 +237,12 @@ async def test_what_is_no_coroutine_is_no_task(served: Served) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("signal.signal(signal.SIGTERM, print)", "sets a handler of SIGTERM (model.py line 3)"),
-        ("asyncio.get_event_loop().add_signal_handler(signal.SIGINT, print)", "sets a handler of SIGINT"),
+        ("signal.signal(signal.SIGTERM, print)", "signal=SIGTERM location=model.py line 3"),
+        ("asyncio.get_event_loop().add_signal_handler(signal.SIGINT, print)", "signal=SIGINT"),
         ("asyncio.get_event_loop().set_default_executor(ThreadPoolExecutor(1))",
-         "calls set_default_executor() of the worker's event loop (model.py line 3)"),
-        ("asyncio.get_event_loop().set_exception_handler(print)", "calls set_exception_handler()"),
-        ("asyncio.get_event_loop().stop()", "calls stop()"),
+         "method=set_default_executor location=model.py line 3"),
+        ("asyncio.get_event_loop().set_exception_handler(print)", "method=set_exception_handler"),
+        ("asyncio.get_event_loop().stop()", "method=stop "),
     ],
 )  # fmt: skip
 async def test_what_is_the_workers_stays_and_the_log_says_so(
@@ -272,7 +272,7 @@ async def test_what_is_the_workers_stays_and_the_log_says_so(
         ("asyncio.new_event_loop().run_until_complete(work())", "runs an event loop while the worker's is"),
         (
             "signal.set_wakeup_fd(-1)",
-            "calls what only the main thread may call, and scripts are imported on another",
+            "calls a function that needs the main thread, but is imported on another thread",
         ),
     ],
 )

@@ -185,4 +185,4 @@ async def test_no_name_is_left_behind(served: Served) -> None:
     assert "helper" not in sys.modules
     assert "model" not in sys.modules
     assert json.loads((await served.ask()).text) == 1
-    assert _modules.names_of(served.folder / "no-name.py") == []
+    assert _modules.import_names(served.folder / "no-name.py") == []

@@ -69,9 +69,9 @@ async def test_the_internal_ping_is_as_one_over_the_network(served: Served, host
                 address=lambda: listener.getsockname()[:2],
                 timeout=lambda: 5.0,
                 thresholds=lambda: (1, 1),
-                changed=lambda report: None,
+                on_change=lambda report: None,
             )
-            await watch.ask()
+            await watch.run_probe()
         finally:
             server.should_exit = True
             await serving

@@ -76,7 +76,7 @@ def test_told_before_anything_is_run(
         ("raise ValueError('the secret token')\n", Reason.HANDLER_IMPORT_FAILED, "line 1: ValueError:"),
         ("import sys\nsys.exit(3)\n", Reason.HANDLER_IMPORT_FAILED,
          "calls sys.exit() while it is imported (model.py line 2)"),
-        ("def g(request):\n    pass\n", Reason.HANDLER_NOT_FOUND, "names a function that is not there"),
+        ("def g(request):\n    pass\n", Reason.HANDLER_NOT_FOUND, "names a function that does not exist"),
         ("f = 3\n", Reason.INVALID_HANDLER, "is not callable (a int)"),
         ("class f:\n    def m(self, r):\n        pass\n\nf = f.m\n",
          Reason.INVALID_HANDLER, "is a method that needs an instance"),
@@ -101,22 +101,22 @@ async def test_a_module_that_is_not_there_is_to_be_installed(served: Served, env
     served.environ |= environ
     message = (await served.refused()).message
     assert "name its package in requirements.txt in $SAGEMAKER_MODEL_PATH" in message
-    assert "mend the code" not in message
+    assert "correct the code" not in message
 
 
 @pytest.mark.parametrize(
     ("path", "reason", "says"),
     [
-        ("gone.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put it in "),
-        ("/gone/away.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put it there."),
+        ("gone.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put the file in "),
+        ("/gone/away.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: create the file."),
         (
             "no_such_module_here:f",
             Reason.HANDLER_NOT_FOUND,
-            "a module that is not there: correct the name, or",
+            "a module that does not exist: correct the name, or",
         ),
-        ("json.gone.away:f", Reason.HANDLER_NOT_FOUND, "a module that is not there: correct the name, or"),
-        ("json:gone", Reason.HANDLER_NOT_FOUND, "a function that is not there: define it or correct"),
-        ("json:A.b", Reason.HANDLER_NOT_FOUND, "a function that is not there: define it or correct"),
+        ("json.gone.away:f", Reason.HANDLER_NOT_FOUND, "a module that does not exist: correct the name, or"),
+        ("json:gone", Reason.HANDLER_NOT_FOUND, "a function that does not exist: define it or correct"),
+        ("json:A.b", Reason.HANDLER_NOT_FOUND, "a function that does not exist: define it or correct"),
     ],
 )
 @pytest.mark.parametrize("where", ["environment", "spec"])

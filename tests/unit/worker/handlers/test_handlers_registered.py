@@ -345,7 +345,10 @@ async def test_what_a_registered_handler_returns_wrongly_is_reported(
     assert (await vllm.ask(path, body)).status_code == 500
     error = served.manager.report().last_error
     assert error is not None
-    assert "is no coroutine function, or returned what the standards package does not take" in error.message
+    assert (
+        "is not a coroutine function, or returned a value that SageMaker's package does not accept"
+        in error.message
+    )
 
 
 @pytest.mark.parametrize("status", [409, 503])

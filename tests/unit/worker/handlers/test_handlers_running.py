@@ -30,7 +30,7 @@ async def custom_sagemaker_invocation_handler(request):
     return "VERSION"
 """
     gates: list[tuple[asyncio.Event, asyncio.Event]] = []
-    served.manager._core.state.gates = gates  # type: ignore[union-attr]
+    served.manager._vllm_app.state.gates = gates  # type: ignore[union-attr]
     served.script(code.replace("VERSION", "one"))
     await served.start()
     first = served.manager.report().script_digest
@@ -155,7 +155,8 @@ async def test_a_handler_that_hangs_is_told_until_it_returns(
     assert error is not None
     assert error.route == "/invocations"
     assert error.message == (
-        f"model:{name} has not returned from a request for more than 600 s; the server and the probes go on."
+        f"model:{name} has not returned from a request for more than 600 s. "
+        "The server and the probes continue."
     )
     served.manager.check_hanging()
     assert served.changes == changes + 1, "told once"
@@ -210,7 +211,7 @@ def watched(served: Served) -> Callable[..., PingProber]:
             address=lambda: ("0.0.0.0", 8080),
             timeout=timeout,
             thresholds=lambda: (2, 1),
-            changed=changed,
+            on_change=changed,
         )
 
     return make
@@ -231,25 +232,25 @@ async def test_a_failing_ping(
     seconds = 5.0
     watch = watched(lambda: seconds)
     await served.start()
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING
     served.script(f"def custom_sagemaker_ping_handler(request):\n    {body}\n")
     await served.start()
     seconds = 0.2 if "sleep" in body else 5.0
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report.state == PingState.PASSING, "one failure is below the threshold"
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report.state == PingState.FAILING
     assert says in watch.report.message or "does not return" in watch.report.message
     seconds = 5.0
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
     await served.start()
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report.state == PingState.PASSING
     served.script("x = 1\n")
     await served.start()
-    await watch.ask()
+    await watch.run_probe()
     assert watch.report is None, "vLLM's own ping is the verdict's to answer"
 
 
@@ -267,7 +268,7 @@ def custom_sagemaker_ping_handler(request):
     await served.start()
     watch = watched(lambda: 0.2)
     for _ in range(5):
-        await watch.ask()
+        await watch.run_probe()
         await asyncio.sleep(0.1)
     module = next(m for name, m in sys.modules.items() if name.startswith("vllmendpoint_handlers"))
     assert len(module.calls) <= 2
@@ -288,7 +289,7 @@ async def custom_sagemaker_ping_handler(request):
 """)
     await served.start()
     watch, began = watched(), time.monotonic()
-    await asyncio.wait_for(watch.ask(), 10)
+    await asyncio.wait_for(watch.run_probe(), 10)
     assert time.monotonic() - began < 10, "the loop is not held up"
     assert watch.report is not None
     assert watch.report.state == PingState.PASSING
@@ -320,7 +321,7 @@ async def test_a_ping_that_would_end_its_watch(
     )
     await served.start()
     watch = watched(lambda: 0.2 if "sleep" in body else 5.0)
-    await asyncio.wait_for(watch.ask(), 10)
+    await asyncio.wait_for(watch.run_probe(), 10)
     assert watch.report is not None
     assert watch.report.state == PingState.FAILING
     assert says in watch.report.message or "raised" in watch.report.message

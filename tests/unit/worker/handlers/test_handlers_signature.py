@@ -140,7 +140,9 @@ handler = {handler}
     )
     if answer is None:
         assert told.status_code == 500, "what it returns is no JSON, but it is called"
-        assert "returned what JSON cannot hold, object" in str(served.manager.report().last_error)
+        assert "returned a value that JSON cannot represent, object" in str(
+            served.manager.report().last_error
+        )
     else:
         assert (told.status_code, told.json()) == (200, answer)
         assert served.manager.report().last_error is None
@@ -159,17 +161,17 @@ NOT_SENT = "which a request of /{} from SageMaker does not have"
 @pytest.mark.parametrize(
     ("handler", "says"),
     [
-        ("two", "takes context besides the request and does not say what it is"),
-        ("hiding(two)", "takes context besides the request and does not say what it is"),
-        ("transparent(two)", "takes context besides the request and does not say what it is"),
+        ("two", "takes context besides the request, without a type"),
+        ("hiding(two)", "takes context besides the request, without a type"),
+        ("transparent(two)", "takes context besides the request, without a type"),
         ("lambda **kwargs: 1", "takes keyword arguments of any name"),
         ("Model", "is a class"),
         ("Model.method", "is a method that needs an instance"),
         ("Model.decorated", "is a method that needs an instance"),
         ("named", f"needs context, {NOT_SENT}"),
         ("listed", "needs context"),
-        ("twice", "takes first, which FastAPI fills in for no HTTP request"),
-        ("socket", "takes socket, which FastAPI fills in for no HTTP request"),
+        ("twice", "takes first, which FastAPI provides for no HTTP request"),
+        ("socket", "takes socket, which FastAPI provides for no HTTP request"),
         ("mismatched", "does not take the parameters of the function that it wraps (payload, again)"),
         ("odd", "has parameters that FastAPI refuses"),
     ],
@@ -216,7 +218,7 @@ async def test_a_ping_asks_for_nothing_that_a_get_does_not_have(served: Served, 
     problem = await served.refused()
     assert problem.reason == Reason.INVALID_HANDLER
     assert NOT_SENT.format("ping") in problem.message
-    assert "give it a default, or take the request alone" in problem.message
+    assert "give it a default, or take only the request" in problem.message
 
 
 async def test_what_a_handler_is_found_by_has_the_same_rules(served: Served) -> None:

@@ -87,7 +87,7 @@ class Startup:
         prober = await self._start_prober(engine, accepted)
         self.state.enter_stage(Stage.REGISTERING)
         ping = self._create_ping(resolver)
-        await ping.ask()
+        await ping.run_probe()
         self.http = HttpServer(app, self._readiness_middleware(), self.listeners)
         await self.http.start()
         self.tasks.start("configuration", HotReload(self.configuration, resolver, prober).run())
@@ -143,9 +143,9 @@ class Startup:
         self.tasks.start("liveness", self.liveness.run())
         interrupter = HandlerInterrupter(
             self.handlers,
-            blocked=self.state.blocked_for,
-            serving=lambda: self.state.is_registered,
-            wanted=self.configuration.pending_handlers,
+            blocked_for=self.state.blocked_for,
+            is_serving=lambda: self.state.is_registered,
+            pending_config=self.configuration.pending_handlers,
         )
         interrupter.start()
         self.handlers.report_thread_errors()
@@ -176,7 +176,7 @@ class Startup:
             address=lambda: self.listeners[0].getsockname()[:2],
             timeout=lambda: resolver.resolved.timeout_seconds,
             thresholds=lambda: (resolver.resolved.failure_threshold, resolver.resolved.success_threshold),
-            changed=self.publisher.publish_ping,
+            on_change=self.publisher.publish_ping,
             clock=self.clock,
         )
 

@@ -4,8 +4,9 @@ Imports ``config``, ``serving``, ``packages`` and ``process``; only ``loading`` 
 ``model_hosting_container_standards``. The page docs/guide/custom-handlers.md describes what users write.
 """
 
+from ._generation import Generation
 from ._interrupter import HandlerInterrupter
-from ._manager import Generation, HandlerManager
+from ._manager import HandlerManager
 from ._ping_prober import PingProber
 from ._sagemaker_routes import install_sagemaker_routes
 from .loading._loader import LoadedHandlers

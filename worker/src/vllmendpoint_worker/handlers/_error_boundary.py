@@ -1,24 +1,20 @@
-"""Whose fault an error around customer code is, and what the client is answered.
+"""ASGI applications around customer code, which turn its errors into a 500 that is logged and reported.
 
-vLLM's app answers 400 to every ``ValueError`` and ``TypeError``, because its own routes raise them for bad
-requests. A custom handler raises them because it is wrong: around one, only an error that is certainly the
-client's keeps its answer, and every other is a 500 that is logged and reported.
+vLLM's application answers 400 to every ``ValueError`` and ``TypeError``, because its own routes raise them
+for invalid requests. A custom handler raises them because of a bug, so around a handler only an error that
+the client certainly caused keeps its response.
 """
 
 import asyncio
 import inspect
-import json
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial, wraps
-from itertools import chain
+from functools import partial
 from typing import Any, Final
 
 from fastapi import Request
-from fastapi.encoders import jsonable_encoder
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -26,36 +22,32 @@ from starlette.requests import ClientDisconnect
 
 from vllmendpoint_worker.errors import HandlerAbortedError
 
+from ._error_origin import is_from_vllm, is_raised_below_middleware, root_error
+from .loading._error_reporting import report_errors_to
+
 __all__ = [
-    "EXITS",
+    "EXIT_ERRORS",
     "App",
     "ExchangeStage",
     "HandlerApp",
     "MiddlewareApp",
     "Scope",
-    "StreamExitError",
-    "from_the_standards_package",
-    "from_vllm",
     "internal_error",
-    "invalid_body",
-    "leaf",
-    "reported",
-    "returned",
-    "unencodable",
+    "set_result",
 ]
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
-Failed = Callable[[BaseException, "ExchangeStage", Any], None]
+OnError = Callable[[BaseException, "ExchangeStage", Any], None]
 
-_HANDLERS: Final = "starlette.exception_handlers"
+_EXCEPTION_HANDLERS: Final = "starlette.exception_handlers"
 
-EXITS: Final = (SystemExit, KeyboardInterrupt, HandlerAbortedError)
-"""What customer code raises, or what is raised in it, that is no Exception and must not go further."""
+EXIT_ERRORS: Final = (SystemExit, KeyboardInterrupt, HandlerAbortedError)
+"""Errors in customer code that are no ``Exception`` and must not end the worker."""
 
 
 class ExchangeStage(StrEnum):
-    """How far an exchange had come when it failed."""
+    """The progress of a request and its response when an error occurred."""
 
     CALL = "Call"
     RESULT = "Result"
@@ -65,7 +57,7 @@ class ExchangeStage(StrEnum):
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request of a custom handler, on its way."""
+    """One request to customer code and the response to it."""
 
     stage: ExchangeStage = ExchangeStage.CALL
     result: Any = None
@@ -85,220 +77,116 @@ class _Exchange:
 _EXCHANGE: Final[ContextVar[_Exchange | None]] = ContextVar("handler_exchange", default=None)
 
 
-def returned(result: Any) -> None:
-    """The handler has returned: what fails from now on is its result."""
+def set_result(result: Any) -> None:
+    """Record that the handler has returned ``result``: it causes the errors that follow."""
     if (exchange := _EXCHANGE.get()) is not None:
         exchange.stage, exchange.result = ExchangeStage.RESULT, result
 
 
 class HandlerApp:
-    """The ASGI app of a custom handler's route. ``failed`` gets every error that is the handler's, the stage
-    that it came in, and the handler's result.
+    """The ASGI application of a custom handler's route.
+
+    ``on_error`` receives every error that the handler caused, its stage and the handler's result.
     """
 
-    def __init__(self, app: App, route: str, failed: Failed) -> None:
+    def __init__(self, app: App, route: str, on_error: OnError) -> None:
         self._app = app
         self._route = route
-        self._failed = failed
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         exchange = _Exchange()
-        handlers = scope.get(_HANDLERS)
+        handlers = scope.get(_EXCEPTION_HANDLERS)
         if handlers is not None:
-            scope[_HANDLERS] = _specific(*handlers)
+            scope[_EXCEPTION_HANDLERS] = _without_builtin_errors(*handlers)
         token = _EXCHANGE.set(exchange)
         try:
             await self._app(scope, receive, partial(exchange.send, send))
-        except (Exception, *EXITS) as error:  # noqa: BLE001  (told by _answer)
-            await self._answer(error, exchange, scope, receive, send)
+        except (Exception, *EXIT_ERRORS) as error:  # noqa: BLE001  (_respond reports it)
+            await self._respond(error, exchange, scope, receive, send)
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if _is_request_cancelled():
                 raise
-            await self._answer(error, exchange, scope, receive, send)
+            await self._respond(error, exchange, scope, receive, send)
         finally:
             _EXCHANGE.reset(token)
-            scope[_HANDLERS] = handlers
+            scope[_EXCEPTION_HANDLERS] = handlers
 
-    async def _answer(
+    async def _respond(
         self, error: BaseException, exchange: _Exchange, scope: Scope, receive: Any, send: Any
     ) -> None:
-        cause = leaf(error)
+        cause = root_error(error)
         if isinstance(cause, ClientDisconnect):
             return
-        if not exchange.started and from_vllm(cause):
+        if not exchange.started and is_from_vllm(cause):
             raise cause
-        self._failed(cause, exchange.stage, exchange.result)
+        self._on_error(cause, exchange.stage, exchange.result)
         if not exchange.started:
             await internal_error(f"handler of {self._route}")(scope, receive, send)
         elif exchange.stage is ExchangeStage.STREAM:
-            # The server closes the connection, so that the client sees that its answer is not whole.
-            raise RuntimeError(f"the answer of {self._route} broke off") from cause
+            # The server then closes the connection, which shows the client that the response is incomplete.
+            raise RuntimeError(f"the response of {self._route} is incomplete") from cause
 
 
-def _is_cancelled() -> bool:
-    """Whether the request itself is cancelled: a handler also raises CancelledError where it awaits a task
-    that was cancelled.
+def _is_request_cancelled() -> bool:
+    """Whether the request itself is cancelled. A handler also raises CancelledError if it awaits a task that
+    was cancelled.
     """
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
-_REPORT: Final[ContextVar[Callable[[BaseException], None] | None]] = ContextVar("report", default=None)
-
-
 class MiddlewareApp:
-    """The ASGI app around customer middleware. ``failed`` gets every error that is the middleware's, and not
-    one of what it calls, and the request's path.
+    """The ASGI application around customer middleware.
+
+    ``on_error`` receives every error of the middleware and the request's path, but no error of the
+    application below it.
     """
 
-    def __init__(self, app: App, failed: Callable[[BaseException, str], None]) -> None:
+    def __init__(self, app: App, on_error: Callable[[BaseException, str], None]) -> None:
         self._app = app
-        self._failed = failed
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         path, exchange = scope["path"], _Exchange()
-        token = _REPORT.set(lambda error: self._failed(error, path))
-        try:
-            await self._app(scope, receive, partial(exchange.send, send))
-        except (Exception, *EXITS) as error:
-            cause = leaf(error)
-            if isinstance(cause, ClientDisconnect) or _of_the_app(cause):
-                raise
-            self._failed(cause, path)
-            if exchange.started:
-                raise RuntimeError(f"the answer of {path} broke off") from cause
-            await internal_error("middleware")(scope, receive, send)
-        finally:
-            _REPORT.reset(token)
-
-
-def reported(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """A function that the standards package calls before or after a handler, and whose errors it turns into
-    an answer without a trace: they are reported first.
-    """
-    if function is None:
-        return None
-
-    @wraps(function)
-    async def call(subject: Any) -> Any:
-        try:
-            return await function(subject)
-        except Exception as error:
-            if (report := _REPORT.get()) is not None:
-                report(error)
-            raise
-
-    return call
-
-
-def _of_the_app(error: BaseException) -> bool:
-    """Whether it comes from what the middleware calls: that is behind Starlette's own."""
-    return "starlette.middleware.exceptions" in _modules(error)
-
-
-def _modules(error: BaseException) -> list[str]:
-    """The modules that the error came through, the innermost last."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
+        with report_errors_to(lambda error: self._on_error(error, path)):
+            try:
+                await self._app(scope, receive, partial(exchange.send, send))
+            except (Exception, *EXIT_ERRORS) as error:
+                cause = root_error(error)
+                if isinstance(cause, ClientDisconnect) or is_raised_below_middleware(cause):
+                    raise
+                self._on_error(cause, path)
+                if exchange.started:
+                    raise RuntimeError(f"the response of {path} is incomplete") from cause
+                await internal_error("middleware")(scope, receive, send)
 
 
 def internal_error(what: str) -> Any:
-    """A 500 in the form of vLLM's own errors. The error's text may hold data, and is in the log only."""
-    message = f"The custom {what} failed. The worker's log says where."
-    said = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
-    return JSONResponse({"error": said}, status_code=500)
+    """A 500 in the form of vLLM's errors, without the error's text, which may contain data."""
+    message = f"The custom {what} failed. The worker's log has the traceback."
+    error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+    return JSONResponse({"error": error}, status_code=500)
 
 
-def _specific(exception_handlers: Mapping[Any, Any], status_handlers: Any) -> tuple[Any, Any]:
-    """vLLM's exception handlers without those for Python's own exceptions."""
+def _without_builtin_errors(exception_handlers: Mapping[Any, Any], status_handlers: Any) -> tuple[Any, Any]:
+    """vLLM's exception handlers without those for Python's built-in exceptions."""
     kept = {kind: handle for kind, handle in exception_handlers.items() if kind.__module__ != "builtins"}
     for kind, handle in kept.items():
         if issubclass(kind, HTTPException):
-            kept[kind] = partial(_http_exception, handle)
+            kept[kind] = partial(_handle_http_exception, handle)
     return kept, status_handlers
 
 
-async def _http_exception(handle: Callable[..., Any], request: Request, error: HTTPException) -> Any:
-    """vLLM's answer; FastAPI's for a detail that is no text and a status that has no name, on which vLLM's
-    handler fails.
+async def _handle_http_exception(handle: Callable[..., Any], request: Request, error: HTTPException) -> Any:
+    """vLLM's response, or FastAPI's if vLLM's exception handler fails: it does not support a detail that is
+    no string or a status without a name.
     """
     try:
         answer = handle(request, error)
         return await answer if inspect.isawaitable(answer) else answer
     except (TypeError, ValueError):
         return await http_exception_handler(request, error)
-
-
-class StreamExitError(RuntimeError):
-    """Carries what would end the process: a stream is iterated in a task of its own, where it would."""
-
-
-def leaf(error: BaseException) -> BaseException:
-    """The error itself, where a group or Starlette's own error only carries it."""
-    while True:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        elif error.__cause__ is not None and (
-            isinstance(error, StreamExitError) or str(error).startswith("Caught handled exception")
-        ):
-            error = error.__cause__
-        else:
-            return error
-
-
-def from_vllm(error: BaseException) -> bool:
-    """Whether vLLM refuses a value that the handler passed on: vLLM answers it as on its own routes."""
-    if not isinstance(error, ValueError):
-        return False
-    return _modules(error)[-1:] != [] and _modules(error)[-1].partition(".")[0] == "vllm"
-
-
-def from_the_standards_package(error: BaseException) -> bool:
-    """Whether SageMaker's package has raised it, in the place of another error or because of an answer."""
-    return _modules(error)[-1:] != [] and _modules(error)[-1].startswith("model_hosting_container_standards")
-
-
-def invalid_body(error: BaseException, request: Request | None) -> str | None:
-    """What is wrong with the request's body, where that is what the handler failed on."""
-    body = vars(request).get("_body") if request is not None else None
-    if not isinstance(body, bytes):
-        return None
-    if isinstance(error, json.JSONDecodeError):
-        text = body.decode(json.detect_encoding(body), "replace")
-        if str(error.doc).strip() == text.strip():
-            return f"The request's body is not JSON: {error.msg} (char {error.pos})."
-    if isinstance(error, UnicodeDecodeError) and error.object == body:
-        return f"The request's body is not {error.encoding}: {error.reason} (byte {error.start})."
-    return None
-
-
-def unencodable(result: Any, depth: int = 8) -> str:
-    """The type of what keeps a result from being sent as JSON; ``""`` where all of it can be."""
-    if isinstance(result, Mapping) and depth:
-        keys = (_kind(key) for key in result if not _encodable({key: None}))
-        return next(chain(keys, filter(None, (unencodable(item, depth - 1) for item in result.values()))), "")
-    if isinstance(result, list | tuple | set) and depth:
-        return next(filter(None, (unencodable(item, depth - 1) for item in result)), "")
-    return "" if _encodable(result) else _kind(result)
-
-
-def _encodable(value: Any) -> bool:
-    try:
-        JSONResponse(jsonable_encoder(value))
-    except Exception:  # noqa: BLE001  (whatever a customer's class raises)
-        return False
-    return True
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, float):
-        return "a number that is not finite"
-    if isinstance(value, bytes):
-        return "bytes that are not UTF-8"
-    if isinstance(value, str):
-        return "text with half of a character (a lone surrogate)"
-    kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -1,9 +1,9 @@
 """Interrupts customer code that blocks the worker's event loop, once the handlers have been changed.
 
-While the loop is blocked, nothing on it can take up the changed script. So a thread compares the handlers
-that are wanted with those in force, and sends the main thread a signal, whose handler raises in the
-customer's code. That ends Python code, ``time.sleep()``, locks and sockets; a call into C that ignores
-signals goes on.
+While the event loop is blocked, no task on it can load the changed script. Therefore a thread compares the
+desired handlers with the loaded ones and sends a signal to the main thread, whose signal handler raises in
+the customer's code. This ends Python code, ``time.sleep()``, locks and sockets. It does not end a call into C
+that ignores signals. See docs/handlers.md, "Troubleshooting".
 """
 
 import logging
@@ -17,67 +17,67 @@ from vllmendpoint_worker.config.handler_config import HandlerConfig
 from vllmendpoint_worker.errors import HandlerAbortedError
 
 from ._manager import HandlerManager
-from .loading._script_loop import INTERRUPT
+from .loading._script_loop import INTERRUPT_SIGNAL
 
 __all__ = ["HandlerInterrupter"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
-_SECONDS: Final = 1.0
-"""Time between two looks."""
+_POLL_SECONDS: Final = 1.0
 
 PATIENCE_SECONDS: Final = 60.0
-"""Once the worker serves, a handler that blocks the loop may be answering a request: it has this time."""
+"""Time that a handler may block the event loop of a serving worker: it may be answering a request."""
 
 
 class HandlerInterrupter:
-    """``blocked`` gives the seconds for which the loop has been blocked too long, else 0; ``wanted`` the
-    handlers that are wanted by a change which the loop has not taken up, else None. All are called on a
-    thread of its own.
+    """The thread that interrupts, and its signal handler. The thread calls all three functions.
+
+    ``blocked_for`` returns the seconds that the event loop has been blocked beyond its limit, otherwise 0.
+    ``pending_config`` returns the desired handlers, or None if they are invalid or already loaded.
     """
 
     def __init__(
         self,
         manager: HandlerManager,
         *,
-        blocked: Callable[[], float],
-        serving: Callable[[], bool],
-        wanted: Callable[[], HandlerConfig | None],
+        blocked_for: Callable[[], float],
+        is_serving: Callable[[], bool],
+        pending_config: Callable[[], HandlerConfig | None],
     ) -> None:
         self._manager = manager
-        self._blocked = blocked
-        self._serving = serving
-        self._wanted = wanted
+        self._blocked_for = blocked_for
+        self._is_serving = is_serving
+        self._pending_config = pending_config
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="unblocker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="handler-interrupter", daemon=True)
 
     def start(self) -> None:
-        """On the main thread, which alone may set a signal's handler."""
-        signal.signal(INTERRUPT, self._interrupt)
+        """Call on the main thread, because Python sets signal handlers only there."""
+        signal.signal(INTERRUPT_SIGNAL, self._interrupt)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.wait(_SECONDS):
-            seconds = self._blocked()
-            if not seconds or (self._serving() and seconds < PATIENCE_SECONDS):
+        while not self._stopped.wait(_POLL_SECONDS):
+            seconds = self._blocked_for()
+            if not seconds or (self._is_serving() and seconds < PATIENCE_SECONDS):
                 continue
-            if (where := self._manager.blocking_frame()) and self._changed():
-                logger.warning("The handlers that block the event loop at %s are interrupted", where)
-                self._manager.give_up()
-                signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+            if (location := self._manager.blocking_frame()) and self._is_replaced():
+                logger.warning("Interrupting handlers that block the event loop: location=%s", location)
+                self._manager.mark_interrupted()
+                signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT_SIGNAL)
 
-    def _changed(self) -> bool:
+    def _is_replaced(self) -> bool:
         try:
-            wanted = self._wanted()
-            return wanted is not None and self._manager.differs(wanted)
-        except Exception:  # else nobody would look again
-            logger.exception("The wanted handlers cannot be read")
+            config = self._pending_config()
+            return config is not None and self._manager.has_changed(config)
+        except Exception:  # the thread must continue
+            logger.exception("Cannot read the desired handlers")
             return False
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         del number
-        if self._manager.given_up and self._manager.in_customer_code(frame):
+        if self._manager.is_interrupted and self._manager.in_customer_code(frame):
             raise HandlerAbortedError

@@ -1,4 +1,4 @@
-"""How loudly a failure is logged: the worker asks for a ping every two seconds, which may fail each time."""
+"""Limits how often the same failure of the ping handler is logged: the worker probes it every two seconds."""
 
 import logging
 from typing import Final
@@ -9,23 +9,23 @@ from vllmendpoint_worker.process.clock import Clock
 __all__ = ["REPEAT_SECONDS", "LogLimit"]
 
 REPEAT_SECONDS: Final = 60.0
-"""A ping that fails in the same way again is logged this often."""
+"""Time between two warnings about the same failure."""
 
 
 class LogLimit:
-    """Of one generation of handlers."""
+    """The limit of one generation of handlers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last = ""
         self._logged = 0.0
 
-    def level(self, path: str, sentence: str) -> int:
-        """WARNING, and DEBUG for a ping that has failed so a moment ago."""
+    def level(self, path: str, message: str) -> int:
+        """WARNING, or DEBUG if the same failure of a ping was logged less than REPEAT_SECONDS ago."""
         if path != Route.PING:
             return logging.WARNING
         now = self._clock.monotonic()
-        if sentence == self._last and now - self._logged < REPEAT_SECONDS:
+        if message == self._last and now - self._logged < REPEAT_SECONDS:
             return logging.DEBUG
-        self._last, self._logged = sentence, now
+        self._last, self._logged = message, now
         return logging.WARNING

@@ -1,5 +1,6 @@
-"""Asks the custom ping handler, since it takes part in readiness: anything but 200 is a failure. Looks for
-handlers that hang, too.
+"""Probes the custom ping handler, which takes part in readiness: every status except 200 is a failure.
+
+Also checks periodically for handlers that hang.
 """
 
 import asyncio
@@ -20,15 +21,15 @@ __all__ = ["PING_SECONDS", "PingProber"]
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 PING_SECONDS: Final = 2.0
-"""Time between two pings. SageMaker itself asks every few seconds, and wants an answer within two."""
+"""Time between two pings. SageMaker itself pings every few seconds and expects an answer within two."""
 
 _CANCEL_SECONDS: Final = 1.0
-"""For a handler to heed that it is given up."""
+"""Time that a cancelled handler has to end."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answers:
-    """The newest answers, counted."""
+class _ProbeCounts:
+    """Consecutive failures or successes up to now."""
 
     failures: int = 0
     successes: int = 0
@@ -36,9 +37,11 @@ class _Answers:
 
 
 class PingProber:
-    """``address`` gives where the server listens; ``timeout`` the seconds a ping may take; ``thresholds`` the
-    failures and successes in a row that it takes to change the state. ``changed`` is called with every new
-    :class:`PingReport`, None where the ping handler is the framework's.
+    """The periodic probe of the custom ping handler.
+
+    ``address`` returns where the server listens; ``timeout`` the seconds that a ping may take; ``thresholds``
+    the consecutive failures and successes that change the state. ``on_change`` receives every new
+    :class:`PingReport`, or None if vLLM's own ping is active.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class PingProber:
         *,
         timeout: Callable[[], float],
         thresholds: Callable[[], tuple[int, int]],
-        changed: Callable[[PingReport | None], None],
+        on_change: Callable[[PingReport | None], None],
         address: Callable[[], Address] = lambda: ("127.0.0.1", names.SAGEMAKER_PORT),
         clock: Clock | None = None,
     ) -> None:
@@ -55,56 +58,57 @@ class PingProber:
         self._address = address
         self._timeout = timeout
         self._thresholds = thresholds
-        self._changed = changed
+        self._on_change = on_change
         self._clock = clock or Clock()
-        self._answers = _Answers()
+        self._counts = _ProbeCounts()
         self.report: PingReport | None = None
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Probe until cancelled."""
         while True:
-            await self.ask()
+            await self.run_probe()
             self._manager.check_hanging()
             await asyncio.sleep(PING_SECONDS)
 
-    async def ask(self) -> None:
-        """One ping, where there is a custom handler."""
+    async def run_probe(self) -> None:
+        """Send one ping if there is a custom handler."""
         endpoint = self._manager.custom_endpoint(Route.PING)
         if endpoint is None:
-            self._answers = _Answers()
-            self._show(None)
+            self._counts = _ProbeCounts()
+            self._publish(None)
             return
         timeout = self._timeout()
         running = endpoint.running_for()
-        if self._manager.given_up:  # it would block the loop again before that takes up its replacement
-            wrong = f"{endpoint.handler.name} blocked the worker's event loop and was interrupted"
+        if (
+            self._manager.is_interrupted
+        ):  # another call would block the event loop before the replacement loads
+            failure = f"{endpoint.handler.name} blocked the worker's event loop and was interrupted"
         elif running > timeout:
-            wrong = f"{endpoint.handler.name} does not return"
+            failure = f"{endpoint.handler.name} does not return"
         else:
-            wrong = await self._wrong(endpoint.handler.name, timeout)
-        answers = self._answers
-        if wrong:
-            self._answers = _Answers(failures=answers.failures + 1, message=wrong)
+            failure = await self._check(endpoint.handler.name, timeout)
+        if failure:
+            self._counts = _ProbeCounts(failures=self._counts.failures + 1, message=failure)
         else:
-            self._answers = _Answers(successes=answers.successes + 1)
-        self._decide()
+            self._counts = _ProbeCounts(successes=self._counts.successes + 1)
+        self._update_state()
 
-    async def _wrong(self, name: str, seconds: float) -> str:
-        """What is wrong with the answer, "" where it is 200. In process: no port, no proxy in between."""
+    async def _check(self, name: str, seconds: float) -> str:
+        """Why the ping failed, or ``""``. It runs in this process, without a port or a proxy."""
         request = InternalRequest(self._address())
-        # As a task: customer code may not heed a cancellation, or may cancel itself.
-        answered = self._manager(request.scope, request.receive, request.send)
-        asking = asyncio.create_task(answered, name="ping")
+        # In a task of its own, because customer code may ignore a cancellation or cancel itself.
+        call = self._manager(request.scope, request.receive, request.send)
+        task = asyncio.create_task(call, name="ping")
         try:
-            done, _ = await asyncio.wait({asking}, timeout=seconds)
+            done, _ = await asyncio.wait({task}, timeout=seconds)
         finally:
-            if not asking.done():
-                asking.cancel()
-                asking.add_done_callback(lambda late: late.cancelled() or late.exception())
-                await asyncio.wait({asking}, timeout=_CANCEL_SECONDS)
+            if not task.done():
+                task.cancel()
+                task.add_done_callback(lambda late: late.cancelled() or late.exception())
+                await asyncio.wait({task}, timeout=_CANCEL_SECONDS)
         if not done:
             return f"{name} did not answer within {seconds:g} s"
-        error = asyncio.CancelledError() if asking.cancelled() else asking.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             logger.debug("The ping handler failed", exc_info=error)
             if request.status is None:
@@ -113,16 +117,16 @@ class PingProber:
             return f"{name} did not answer"
         return "" if request.status == 200 else f"{name} answers {request.status} instead of 200"
 
-    def _decide(self) -> None:
+    def _update_state(self) -> None:
         failure_threshold, success_threshold = self._thresholds()
-        answers, before = self._answers, self.report
+        counts, before = self._counts, self.report
         passing = before is None or before.state == PingState.PASSING
-        if answers.failures and (not passing or before is None or answers.failures >= failure_threshold):
-            self._show(PingState.FAILING, answers.message)
-        elif answers.successes and (passing or answers.successes >= success_threshold):
-            self._show(PingState.PASSING)
+        if counts.failures and (not passing or before is None or counts.failures >= failure_threshold):
+            self._publish(PingState.FAILING, counts.message)
+        elif counts.successes and (passing or counts.successes >= success_threshold):
+            self._publish(PingState.PASSING)
 
-    def _show(self, state: PingState | None, message: str = "") -> None:
+    def _publish(self, state: PingState | None, message: str = "") -> None:
         before = self.report
         if state is None:
             report = None
@@ -131,12 +135,8 @@ class PingProber:
         else:
             since = self._clock.wall().replace(microsecond=0)
             report = PingReport(state=state, message=message, since=since)
-            logger.log(
-                logging.INFO if state is PingState.PASSING else logging.WARNING,
-                "Custom ping: %s %s",
-                state,
-                message,
-            )
+            level = logging.INFO if state is PingState.PASSING else logging.WARNING
+            logger.log(level, "The state of the custom ping changed: state=%s message=%s", state, message)
         if report is not before:
             self.report = report
-            self._changed(report)
+            self._on_change(report)

@@ -1,5 +1,6 @@
-"""A ping in process that a handler cannot tell from one over the network: scope and messages are those of
-the HTTP server.
+"""A ping without network, with the scope and the messages that the HTTP server would create.
+
+A handler cannot distinguish it from a request over the network.
 """
 
 import asyncio
@@ -11,13 +12,11 @@ from typing import Any
 __all__ = ["Address", "InternalRequest"]
 
 Address = tuple[str, int]
-"""Where the server listens."""
+"""Host and port that the server listens on."""
 
 
 class InternalRequest:
-    """``GET /ping`` to the server that listens on ``address``. ``status`` is that of the answer, once it has
-    begun.
-    """
+    """``GET /ping`` to the server that listens on ``address``. ``status`` is set when the response begins."""
 
     def __init__(self, address: Address) -> None:
         self.scope = _scope(*address)
@@ -40,7 +39,7 @@ class InternalRequest:
 
 
 def _scope(host: str, port: int) -> dict[str, Any]:
-    """What uvicorn makes of ``curl http://HOST:PORT/ping`` on the same machine."""
+    """The scope that uvicorn creates for ``curl http://HOST:PORT/ping`` on the same machine."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if address.is_unspecified:
         address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")

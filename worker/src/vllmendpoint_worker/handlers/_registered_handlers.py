@@ -1,7 +1,7 @@
-"""Handlers of sessions and adapters that a script has registered, watched: what they raise is their fault.
+"""Wraps the handlers of sessions and adapters that a script registers, and reports their errors.
 
-vLLM's app would answer 400 to a ``ValueError`` of theirs, and the standards package turns what a session
-handler raises into a 500 without a trace.
+Without this, vLLM's application would answer 400 to a ``ValueError`` of theirs, and SageMaker's package would
+turn an error of a session handler into a 500 without a log line.
 """
 
 import functools
@@ -14,44 +14,47 @@ from starlette.exceptions import HTTPException
 
 from vllmendpoint_worker.config.handler_config import Route
 
-from ._error_boundary import EXITS, from_the_standards_package, from_vllm, internal_error, leaf
-from .loading._load_problems import failed_at
+from ._error_boundary import EXIT_ERRORS, internal_error
+from ._error_origin import is_from_standards_package, is_from_vllm, root_error
+from .loading._load_problems import error_location
 from .loading._loader import LoadedHandlers
 from .loading._signature import is_async
 from .loading._standards_registry import ADAPTER_TYPES, SESSION_TYPES
 
-__all__ = ["watched"]
+__all__ = ["wrap_registered_handlers"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
-_WATCHED: Final = (*SESSION_TYPES, *ADAPTER_TYPES)
+_WRAPPED_TYPES: Final = (*SESSION_TYPES, *ADAPTER_TYPES)
+
+OnError = Callable[[str, BaseException], None]
 
 
-def watched(loaded: LoadedHandlers, failed: Callable[[Route, str], None]) -> Mapping[str, Callable[..., Any]]:
-    """``loaded.registered``, of which every error goes to ``failed``, too."""
+def wrap_registered_handlers(
+    loaded: LoadedHandlers, on_error: Callable[[Route, str], None]
+) -> Mapping[str, Callable[..., Any]]:
+    """``loaded.registered``, whose errors are logged and passed to ``on_error``."""
 
-    def told(type_: str, error: BaseException) -> None:
+    def report(type_: str, error: BaseException) -> None:
         kind = type(error).__name__
-        sentence = (
-            f"The script's handler {type_} raised {kind} at {where}."
-            if (where := failed_at(error, loaded.wanted))
-            else f"The script's handler {type_} is no coroutine function, or returned what the standards "
-            f"package does not take ({kind})."
+        message = (
+            f"The script's handler {type_} raised {kind} at {location}."
+            if (location := error_location(error, loaded.config))
+            else f"The script's handler {type_} is not a coroutine function, or returned a value that "
+            f"SageMaker's package does not accept ({kind})."
         )
-        logger.warning("A registered handler failed: %s", sentence, exc_info=error)
-        failed(Route.INVOCATIONS, sentence)
+        logger.warning("A registered handler failed: type=%s error=%s", type_, message, exc_info=error)
+        on_error(Route.INVOCATIONS, message)
 
-    calls = {
-        type_: _watch(type_, loaded.registered[type_], told)
-        for type_ in _WATCHED
+    wrapped = {
+        type_: _wrap(type_, loaded.registered[type_], report)
+        for type_ in _WRAPPED_TYPES
         if type_ in loaded.registered
     }
-    return {**loaded.registered, **calls}
+    return {**loaded.registered, **wrapped}
 
 
-def _watch(
-    type_: str, handler: Callable[..., Any], told: Callable[[str, BaseException], None]
-) -> Callable[..., Any]:
+def _wrap(type_: str, handler: Callable[..., Any], report: OnError) -> Callable[..., Any]:
     @functools.wraps(handler)
     async def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -59,14 +62,14 @@ def _watch(
                 return await handler(*args, **kwargs)
             return await anyio.to_thread.run_sync(functools.partial(handler, *args, **kwargs))
         except HTTPException as error:
-            if error.status_code < 500 or not from_the_standards_package(error):
-                raise  # an answer that the handler has chosen, or the client's fault
-            told(type_, error.__context__ or error)
-        except (Exception, *EXITS) as error:
-            cause = leaf(error)
-            if from_vllm(cause):
+            if error.status_code < 500 or not is_from_standards_package(error):
+                raise  # the handler chose this response, or the client caused the error
+            report(type_, error.__context__ or error)
+        except (Exception, *EXIT_ERRORS) as error:
+            cause = root_error(error)
+            if is_from_vllm(cause):
                 raise
-            told(type_, cause)
+            report(type_, cause)
         return internal_error(f"handler {type_}")
 
     return call

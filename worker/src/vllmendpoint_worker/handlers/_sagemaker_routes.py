@@ -1,5 +1,6 @@
-"""vLLM's own SageMaker routes, as the standards package documents them: the model of ``/invocations``, and
-``/adapters`` for SageMaker's adapter components.
+"""vLLM's SageMaker routes, as SageMaker's package documents them.
+
+``/invocations`` honors the ``model`` of the body, and ``/adapters`` serves SageMaker's adapter components.
 """
 
 import inspect
@@ -21,9 +22,9 @@ from .loading._standards_registry import (
     with_sessions,
 )
 
-__all__ = ["LOADING_CLOSED", "adapter_routes", "install_sagemaker_routes"]
+__all__ = ["LOADING_DISABLED", "adapter_routes", "install_sagemaker_routes"]
 
-LOADING_CLOSED: Final = (
+LOADING_DISABLED: Final = (
     "Loading and unloading of LoRA adapters at run time is turned off: add --enable-lora to the engine's "
     "arguments and set VLLM_ALLOW_RUNTIME_LORA_UPDATING=true in the worker's environment, which opens "
     "/adapters and /v1/load_lora_adapter to everybody who reaches this port."
@@ -31,29 +32,30 @@ LOADING_CLOSED: Final = (
 
 
 def install_sagemaker_routes(app: FastAPI, *, loading: bool) -> None:
-    """Correct vLLM's ``/invocations`` and add ``/adapters``, which answers 404 with the reason unless
-    ``loading`` of adapters is turned on.
+    """Correct vLLM's ``/invocations`` and add ``/adapters``.
+
+    Unless ``loading`` of adapters is turned on, ``/adapters`` answers 404 with the reason.
     """
     routes = app.router.routes
-    at, route = next(
-        (at, route)
-        for at, route in enumerate(routes)
+    index, route = next(
+        (index, route)
+        for index, route in enumerate(routes)
         if isinstance(route, APIRoute) and route.endpoint is default_handler(Route.INVOCATIONS)
     )
-    routes[at] = APIRoute(
+    routes[index] = APIRoute(
         route.path,
-        with_sessions(_by_model()),
+        with_sessions(_dispatch_by_model()),
         methods=route.methods,
         dependencies=route.dependencies,
         responses=route.responses,
         name=route.name,
     )
     defaults = {type_: registered_default(type_) for type_ in ADAPTER_TYPES} if loading else {}
-    routes += adapter_routes({type_: defaults.get(type_) or _closed for type_ in ADAPTER_TYPES})
+    routes += adapter_routes({type_: defaults.get(type_) or _loading_disabled for type_ in ADAPTER_TYPES})
 
 
 def adapter_routes(handlers: Mapping[str, Callable[..., Any]]) -> list[APIRoute]:
-    """One route for each handler of adapters among ``handlers``."""
+    """One route for each handler of adapters in ``handlers``, which has MHCS's handler types as keys."""
     routes = []
     for type_ in ADAPTER_TYPES:
         if type_ in handlers:
@@ -62,11 +64,11 @@ def adapter_routes(handlers: Mapping[str, Callable[..., Any]]) -> list[APIRoute]
     return routes
 
 
-def _by_model() -> Callable[..., Any]:
-    """vLLM's dispatch by the form of the body, with the body's ``model``.
+def _dispatch_by_model() -> Callable[..., Any]:
+    """vLLM's dispatch by the form of the body, which keeps the body's ``model``.
 
-    vLLM wraps it in ``@inject_adapter_id("model")``, which replaces ``model`` by the header's adapter, and by
-    null where there is no such header. Without the header, the function inside is called as it is.
+    vLLM wraps the dispatch in ``@inject_adapter_id("model")``, which replaces ``model`` by the adapter of the
+    header, or by null if the header is missing. Without the header, the wrapped function is called directly.
     """
     injecting = registered_default("inject_adapter_id")
     dispatch = inspect.getclosurevars(injecting).nonlocals["func"]
@@ -77,7 +79,7 @@ def _by_model() -> Callable[..., Any]:
     return invocations
 
 
-async def _closed(raw_request: Request) -> Response:
+async def _loading_disabled(raw_request: Request) -> Response:
     del raw_request
-    error = {"message": LOADING_CLOSED, "type": "NotFoundError", "param": None, "code": 404}
+    error = {"message": LOADING_DISABLED, "type": "NotFoundError", "param": None, "code": 404}
     return JSONResponse({"error": error}, status_code=404)

@@ -1,4 +1,4 @@
-"""What is wrong with handlers that cannot be loaded, as a sentence with file, line and fix."""
+"""Builds the problem that is reported for handlers that cannot be loaded, with file, line and fix."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ from vllmendpoint_worker.config.handler_path import HandlerPath
 from vllmendpoint_worker.errors import HandlerAbortedError, HandlerTimeoutError
 from vllmendpoint_worker.packages.requirements import MISSING_MODULE
 
-from ._signature import UnfitHandlerError
+from ._signature import UnsupportedSignatureError
 from ._standards import (
     HandlerFileNotFoundError,
     HandlerNotCallableError,
@@ -24,26 +24,34 @@ from ._standards import (
     ModuleLoadError,
 )
 
-__all__ = ["failed_at", "folders_of", "line_of", "problem_of", "stands_at", "unnamed_problem"]
+__all__ = [
+    "code_folders",
+    "error_location",
+    "load_problem",
+    "stack_location",
+    "thread_location",
+    "unexpected_problem",
+]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
-_SHOWN: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError, MiddlewareError)
-"""Errors whose own text names code; that of others may hold data, and is in the worker's log only."""
+_PUBLIC_ERRORS: Final = (ImportError, SyntaxError, NameError, AttributeError, TypeError, MiddlewareError)
+"""Errors whose text contains only code. The text of other errors may contain data, so only the log has it."""
+
+_TIMEOUT_ERRORS: Final = (HandlerTimeoutError, HandlerAbortedError)
 
 
-_TIMEOUTS: Final = (HandlerTimeoutError, HandlerAbortedError)
-
-
-def problem_of(failed: LoadFailedError, wanted: HandlerConfig, seconds: float) -> Problem:
+def load_problem(failed: LoadFailedError, config: HandlerConfig, seconds: float) -> Problem:
+    """The problem of a setting that cannot be loaded. ``seconds``: how long the load took."""
     error = failed.__cause__ or failed
-    named = next((choice.path for choice in wanted.references.values() if choice.field == failed.field), None)
-    reason, what, fix = _said(error, wanted, named, seconds)
-    if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUTS):
-        logger.error("The handlers' code failed", exc_info=error)
+    references = config.references.values()
+    path = next((reference.path for reference in references if reference.field == failed.field), None)
+    reason, what, fix = _describe(error, config, path, seconds)
+    if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUT_ERRORS):
+        logger.error("The code of the handlers failed", exc_info=error)
     source = SCRIPT_SOURCE if failed.source is HandlerSource.DEFAULT else failed.source.value
-    # What the environment says may be secret, what the spec says is not.
-    text = f" ({named.text[:256]})" if named is not None and failed.source is HandlerSource.SPEC else ""
+    # The value of an environment variable may be secret; the spec is not.
+    text = f" ({path.text[:256]})" if path is not None and failed.source is HandlerSource.SPEC else ""
     return Problem(
         reason=reason,
         source=source,
@@ -52,51 +60,47 @@ def problem_of(failed: LoadFailedError, wanted: HandlerConfig, seconds: float) -
     )
 
 
-def unnamed_problem(error: BaseException, wanted: HandlerConfig, seconds: float) -> Problem:
-    """Of an error that no setting named. Where no code of the customer's was in it, they can mend nothing."""
-    if isinstance(error, _TIMEOUTS) or failed_at(error, wanted):
+def unexpected_problem(error: BaseException, config: HandlerConfig, seconds: float) -> Problem:
+    """The problem of an error that no setting caused. If it did not pass through the customer's code, the
+    customer cannot correct it.
+    """
+    if isinstance(error, _TIMEOUT_ERRORS) or error_location(error, config):
         failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
         failed.__cause__ = error
-        return problem_of(failed, wanted, seconds)
+        return load_problem(failed, config, seconds)
     return Problem(
         reason=Reason.HANDLER_IMPORT_FAILED,
         source=SCRIPT_SOURCE,
         field="handlers",
         message=f"The worker failed while it loaded the handlers ({type(error).__name__}). Its log has the "
-        "traceback; restart the worker, and report it if it happens again.",
+        "traceback; restart the worker, and report the error if it happens again.",
     )
 
 
-def _lacks(error: BaseException, path: HandlerPath) -> bool:
-    """The module that the path names, or a package that it would be in, is not there."""
-    if not isinstance(error, ModuleNotFoundError) or not error.name:
-        return False
-    return f"{path.where}.".startswith(f"{error.name}.")
-
-
-def _said(
-    error: BaseException, wanted: HandlerConfig, named: HandlerPath | None, seconds: float
+def _describe(
+    error: BaseException, config: HandlerConfig, path: HandlerPath | None, seconds: float
 ) -> tuple[Reason, str, str]:
-    where = failed_at(error, wanted)
-    if isinstance(error, UnfitHandlerError):
+    """Reason, cause and fix. Cause and fix complete a sentence that begins with the setting."""
+    location = error_location(error, config)
+    if isinstance(error, UnsupportedSignatureError):
         return Reason.INVALID_HANDLER, error.what, error.fix
-    if (misplaced := _misplaced(error, where, seconds)) is not None:
-        return Reason.HANDLER_IMPORT_FAILED, *misplaced
-    if not where and (absent := _absent(error, wanted)) is not None:
-        return absent
+    if (unsupported := _unsupported_at_import(error, location, seconds)) is not None:
+        return Reason.HANDLER_IMPORT_FAILED, *unsupported
+    if not location and (missing := _missing_target(error, config)) is not None:
+        return missing
     if isinstance(error, ModuleLoadError) and error.__context__ is not None:
         error = error.__context__
-    if not where and named is not None and _lacks(error, named):
+    if not location and path is not None and _is_module_missing(error, path):
         fix = f"correct the name, or {MISSING_MODULE}"
-        return Reason.HANDLER_NOT_FOUND, "names a module that is not there", fix
+        return Reason.HANDLER_NOT_FOUND, "names a module that does not exist", fix
     kind = type(error).__name__
-    fix = MISSING_MODULE if isinstance(error, ModuleNotFoundError) else "mend the code"
+    fix = MISSING_MODULE if isinstance(error, ModuleNotFoundError) else "correct the code"
     text = (
         f"{kind}: {error.msg if isinstance(error, SyntaxError) else error}"
-        if isinstance(error, _SHOWN)
+        if isinstance(error, _PUBLIC_ERRORS)
         else kind
     )
-    at = f" at {where}" if where else ""
+    at = f" at {location}" if location else ""
     return (
         Reason.HANDLER_IMPORT_FAILED,
         f"failed{at}: {text[:300]}",
@@ -104,63 +108,72 @@ def _said(
     )
 
 
-def _misplaced(error: BaseException, where: str, seconds: float) -> tuple[str, str] | None:
-    """Of code that does not belong on the module's level: what is wrong, and the way to write it."""
-    if isinstance(error, _TIMEOUTS):
-        where = where or str(error)
-        line = f" ({where})" if where else ""
-        return f"were not imported within {seconds:.0f} s{line}", "keep long work out of the module's level"
+def _unsupported_at_import(error: BaseException, location: str, seconds: float) -> tuple[str, str] | None:
+    """Cause and fix if a script does something at module level that only works elsewhere."""
+    if isinstance(error, _TIMEOUT_ERRORS):
+        location = location or str(error)
+        line = f" ({location})" if location else ""
+        return f"were not imported within {seconds:.0f} s{line}", "move long work out of the module level"
     if isinstance(error, SystemExit):
-        return f"calls sys.exit() while it is imported ({where})", "remove that"
+        return f"calls sys.exit() while it is imported ({location})", "remove the call"
     text = str(error)
     if isinstance(error, RuntimeError) and "event loop" in text and "running" in text:
-        what = f"runs an event loop while the worker's is running ({where})"
-        return what, "use asyncio.create_task(), or do it in the handler"
+        what = f"runs an event loop while the worker's is running ({location})"
+        return what, "use asyncio.create_task(), or move the call to the handler"
     if isinstance(error, ValueError) and "main thread" in text:
-        what = f"calls what only the main thread may call, and scripts are imported on another ({where})"
-        return what, "do it in a handler that is a coroutine"
+        what = f"calls a function that needs the main thread, but is imported on another thread ({location})"
+        return what, "move the call to a handler that is a coroutine function"
     return None
 
 
-def _absent(error: BaseException, wanted: HandlerConfig) -> tuple[Reason, str, str] | None:
-    """Of a path that leads to nothing that can be called."""
+def _missing_target(error: BaseException, config: HandlerConfig) -> tuple[Reason, str, str] | None:
+    """Reason, cause and fix if a path does not lead to a function."""
     if isinstance(error, HandlerFileNotFoundError):
-        fix = "put it there" if Path(error.file_path).is_absolute() else f"put it in {wanted.folder}"
+        absolute = Path(error.file_path).is_absolute()
+        fix = "create the file" if absolute else f"put the file in {config.folder}"
         return Reason.SCRIPT_NOT_FOUND, "names a file that does not exist", fix
     if isinstance(error, HandlerNotFoundError | AttributeError):
         fix = "define it or correct the name"
-        return Reason.HANDLER_NOT_FOUND, "names a function that is not there", fix
+        return Reason.HANDLER_NOT_FOUND, "names a function that does not exist", fix
     if isinstance(error, HandlerNotCallableError):
         return Reason.INVALID_HANDLER, f"is not callable (a {error.handler_type})", "name a function"
     return None
 
 
-def failed_at(error: BaseException, wanted: HandlerConfig) -> str:
-    """``model.py line 3``: where in the customer's code ``error`` came from, or ``""``."""
+def _is_module_missing(error: BaseException, path: HandlerPath) -> bool:
+    """Whether the module that the path names, or a package around it, does not exist."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return False
+    return f"{path.where}.".startswith(f"{error.name}.")
+
+
+def error_location(error: BaseException, config: HandlerConfig) -> str:
+    """``model.py line 3``: the customer's code that raised ``error``; ``""`` if other code did."""
     chain = error.__context__ if isinstance(error, ModuleLoadError) and error.__context__ else error
-    folders = folders_of(wanted)
-    if isinstance(chain, SyntaxError) and chain.filename and _inside(chain.filename, folders):
+    folders = code_folders(config)
+    if isinstance(chain, SyntaxError) and chain.filename and _is_inside(chain.filename, folders):
         return f"{Path(chain.filename).name} line {chain.lineno}"
-    return line_of(traceback.extract_tb(chain.__traceback__), wanted)
+    return stack_location(traceback.extract_tb(chain.__traceback__), config)
 
 
-def line_of(stack: Iterable[traceback.FrameSummary], wanted: HandlerConfig) -> str:
-    """The innermost frame of the customer's code, or ``""``."""
-    folders = folders_of(wanted)
-    frames = [frame for frame in stack if _inside(frame.filename, folders)]
+def stack_location(stack: Iterable[traceback.FrameSummary], config: HandlerConfig) -> str:
+    """``model.py line 3``: the innermost frame of the customer's code; ``""`` if there is none."""
+    folders = code_folders(config)
+    frames = [frame for frame in stack if _is_inside(frame.filename, folders)]
     return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
 
 
-def _inside(file: str, folders: tuple[Path, ...]) -> bool:
-    return any(Path(file).is_relative_to(folder) for folder in folders)
-
-
-def stands_at(thread: threading.Thread, wanted: HandlerConfig) -> str:
-    """``model.py line 3``: the line of the customer's code that a thread is in, or ``""``."""
+def thread_location(thread: threading.Thread, config: HandlerConfig) -> str:
+    """``model.py line 3``: the customer's code that ``thread`` runs; ``""`` if it runs other code."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return line_of(traceback.extract_stack(frame), wanted) if frame is not None else ""
+    return stack_location(traceback.extract_stack(frame), config) if frame is not None else ""
 
 
-def folders_of(wanted: HandlerConfig) -> tuple[Path, ...]:
-    script = wanted.script
-    return tuple(dict.fromkeys([wanted.folder, *([script.path.parent] if script is not None else [])]))
+def code_folders(config: HandlerConfig) -> tuple[Path, ...]:
+    """Folders of the customer's code."""
+    script = config.script
+    return tuple(dict.fromkeys([config.folder, *([script.path.parent] if script is not None else [])]))
+
+
+def _is_inside(file: str, folders: tuple[Path, ...]) -> bool:
+    return any(Path(file).is_relative_to(folder) for folder in folders)

@@ -1,8 +1,8 @@
-"""Runs the customer's code: imports the script and the named functions, on a thread, within a bound.
+"""Imports the script and the named functions, on a thread and within a time limit.
 
-A load that fails changes nothing: registries, modules and log levels are put back. A load that hangs is
-given up after :data:`IMPORT_SECONDS`; its thread is asked to end and then left alone. What it changed is put
-back at once, and not when its thread wakes, perhaps in the middle of a newer load.
+A load that fails changes nothing: registries, modules and log levels are restored. A load that hangs is given
+up after :data:`IMPORT_SECONDS`. Its thread is asked to end and is not waited for. Its changes are reverted
+immediately, not when the thread continues, which may be during a newer load.
 """
 
 import asyncio
@@ -10,15 +10,13 @@ import ctypes
 import functools
 import importlib
 import logging
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 from vllmendpoint_api import HandlerSource
@@ -28,28 +26,28 @@ from vllmendpoint_worker.errors import ConfigurationRejectedError, HandlerAborte
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 from vllmendpoint_worker.process.run_blocking import run_blocking
 
-from ._load_problems import folders_of, line_of, problem_of, stands_at, unnamed_problem
-from ._modules import PREFIX, others
-from ._process_state import Lasting, kept
+from ._import_transaction import ImportTransaction
+from ._load_problems import load_problem, stack_location, thread_location, unexpected_problem
+from ._modules import imported_module_names
+from ._process_state import ScriptChanges
 from ._script_loop import ScriptLoop, ScriptTasks
-from ._signature import Binding, UnfitHandlerError, binding_of
-from ._standards import LoadFailedError, Resolution, Scripts, emptied_registries, resolve
+from ._signature import Binding, UnsupportedSignatureError, bind_signature
+from ._standards import LoadFailedError, Resolution, resolve
 
 __all__ = ["IMPORT_SECONDS", "Handler", "LoadedHandlers", "Loader"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 IMPORT_SECONDS: Final = 120.0
-"""Bound on the import of the script and all that it imports."""
-
+"""Limit of the import of the script and everything that it imports."""
 
 CHANGE_SECONDS: Final = 5.0
-"""How often it is compared, during an import, whether what is imported has been replaced."""
+"""Time between checks, during an import, of whether the imported files have been replaced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A custom handler: ``name`` as the report shows it."""
+    """A custom handler. ``name``: as the report shows it."""
 
     source: HandlerSource
     name: str
@@ -59,181 +57,153 @@ class Handler:
 
 @dataclass(frozen=True, slots=True)
 class LoadedHandlers:
-    """What answers, once it is bound. ``files``: all of the customer's code that was imported;
-    ``custom_default``: the health check's payload that it has set.
+    """Handlers that are loaded, but not yet bound to the application.
+
+    ``files``: all files of the customer's code that were imported; ``custom_default``: the health check's
+    payload that the script has set.
     """
 
-    wanted: HandlerConfig
+    config: HandlerConfig
     handlers: Mapping[Route, Handler] = field(default_factory=dict)
     middleware: Mapping[str, Any] = field(default_factory=dict)
     registered: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """Handlers of sessions and adapters, by the standards package's names."""
+    """Handlers of sessions and adapters, by the names of SageMaker's package."""
     files: frozenset[Path] = frozenset()
     custom_default: Mapping[str, Any] | None = None
     tasks: ScriptTasks | None = None
 
 
 class Loader:
-    """Loads one generation after another; one at a time. ``seconds``: the bound on an import."""
+    """Loads one generation after another, one at a time. ``seconds``: limit of an import."""
 
     def __init__(self, seconds: float = IMPORT_SECONDS) -> None:
         self._seconds = seconds
         self._generation = 0
-        self._before = others()
-        self._lasting = Lasting()
-        """What the import of the handlers in force has changed."""
+        self._other_modules = imported_module_names()
+        self._script_changes = ScriptChanges()
+        """Changes by the import of the active handlers."""
 
-    async def load(self, wanted: HandlerConfig) -> LoadedHandlers:
+    async def load(self, config: HandlerConfig) -> LoadedHandlers:
         """Raises ConfigurationRejectedError."""
         self._generation += 1
         loop = asyncio.get_running_loop()
         done: asyncio.Future[LoadedHandlers] = loop.create_future()
-        changes = _Changes(wanted, self._generation, self._before, self._lasting)
-        shared = ScriptLoop(lambda: line_of(traceback.extract_stack(), wanted))
-
+        transaction = ImportTransaction(config, self._generation, self._other_modules, self._script_changes)
+        script_loop = ScriptLoop(lambda: stack_location(traceback.extract_stack(), config))
         began = time.monotonic()
-
-        def waited() -> float:
-            return min(time.monotonic() - began, self._seconds)
 
         def work() -> None:
             outcome: LoadedHandlers | ConfigurationRejectedError
             try:
-                with shared.entered():
-                    outcome = _load(wanted, changes)
+                with script_loop.use_as_running_loop():
+                    outcome = _load(transaction)
             except LoadFailedError as error:
-                outcome = ConfigurationRejectedError([problem_of(error, wanted, waited())])
+                outcome = ConfigurationRejectedError([load_problem(error, config, self._elapsed(began))])
             except (
                 Exception,
                 HandlerAbortedError,
-            ) as error:  # our own, the standards package's, or it came late
-                logger.exception("Handlers cannot be loaded")
-                outcome = ConfigurationRejectedError([unnamed_problem(error, wanted, waited())])
-            loop.call_soon_threadsafe(_settle, done, outcome)
+            ) as error:  # ours, SageMaker's, or an interrupt after the end
+                logger.exception("Cannot load the handlers")
+                problem = unexpected_problem(error, config, self._elapsed(began))
+                outcome = ConfigurationRejectedError([problem])
+            loop.call_soon_threadsafe(_set_outcome, done, outcome)
 
         thread = threading.Thread(target=work, name="handlers", daemon=True)
-        shared.open()
+        script_loop.open()
         try:
             thread.start()
-            loaded = replace(await self._finished(done, thread, changes), tasks=shared.tasks)
+            loaded = await self._wait(done, thread, transaction)
+            loaded = replace(loaded, tasks=script_loop.tasks)
         except BaseException:
-            shared.tasks.cancel()
+            script_loop.tasks.cancel()
             raise
         finally:
-            shared.close(running=done.cancelled() or not done.done())
-        self._lasting = changes.lasting
+            script_loop.close(running=done.cancelled() or not done.done())
+        self._script_changes = transaction.script_changes
         return loaded
 
-    async def _finished(
-        self, done: "asyncio.Future[LoadedHandlers]", thread: threading.Thread, changes: "_Changes"
+    def _elapsed(self, began: float) -> float:
+        return min(time.monotonic() - began, self._seconds)
+
+    async def _wait(
+        self, done: "asyncio.Future[LoadedHandlers]", thread: threading.Thread, transaction: ImportTransaction
     ) -> LoadedHandlers:
-        """What the thread has loaded, or why not; given up where it takes too long."""
-        wanted, began = changes.wanted, time.monotonic()
-        await self._whether_done(done, wanted)
+        """Wait for the thread's result. Give the import up if it takes too long."""
+        config, began = transaction.config, time.monotonic()
+        await self._wait_for_import(done, config)
         if not done.done():
-            waited = min(time.monotonic() - began, self._seconds)
-            at = stands_at(thread, wanted)
+            seconds = self._elapsed(began)
+            location = thread_location(thread, config)
             _interrupt(thread)
             await asyncio.wait({done}, timeout=1.0)
         if not done.done():
             done.cancel()
-            await run_blocking(changes.end, failed=True)
-            hung = LoadFailedError(HandlerSource.DEFAULT, "handlers")
-            hung.__cause__ = HandlerTimeoutError(at)
-            raise ConfigurationRejectedError([problem_of(hung, wanted, waited)])
+            await run_blocking(transaction.end, failed=True)
+            failed = LoadFailedError(HandlerSource.DEFAULT, "handlers")
+            failed.__cause__ = HandlerTimeoutError(location)
+            raise ConfigurationRejectedError([load_problem(failed, config, seconds)])
         return done.result()
 
-    async def _whether_done(self, done: "asyncio.Future[LoadedHandlers]", wanted: HandlerConfig) -> None:
-        """Wait until the import has ended, takes too long, or imports what has been replaced."""
-        files = wanted.files
-        before = await run_blocking(_stamps, files)
+    async def _wait_for_import(self, done: "asyncio.Future[LoadedHandlers]", config: HandlerConfig) -> None:
+        """Return when the import has ended, takes too long, or imports files that have been replaced."""
+        files = config.files
+        before = await run_blocking(_fingerprints, files)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._seconds):
                 while not done.done():
                     await asyncio.wait({done}, timeout=CHANGE_SECONDS)
-                    if not done.done() and await run_blocking(_stamps, files) != before:
+                    if not done.done() and await run_blocking(_fingerprints, files) != before:
                         return
 
 
-class _Changes:
-    """What a load changes in the process; put back once, by the load itself or by who gives it up."""
-
-    def __init__(self, wanted: HandlerConfig, generation: int, before: frozenset[str], last: Lasting) -> None:
-        self.wanted = wanted
-        self.lasting = Lasting()
-        self._last = last
-        self.folders = folders_of(wanted)
-        self.before = before
-        self.scripts = Scripts(wanted, generation)
-        self._pruned: dict[str, ModuleType] = {}
-        self._stack = ExitStack()
-        self._lock = threading.Lock()
-        self._over = False
-
-    def begin(self) -> None:
-        """Raises HandlerTimeoutError where the load was given up before that."""
-        with self._lock:
-            if self._over:
-                raise HandlerTimeoutError
-            self._pruned = _prune(self.folders, self.before)
-            self._last.back()
-            for folder in self.folders:
-                if str(folder) not in sys.path:
-                    sys.path.append(str(folder))  # last: a neighbour's name must not hide a library's
-            self._stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
-            sys.dont_write_bytecode = True  # a .pyc goes by the second; a swap may be quicker
-            self._stack.enter_context(kept())
-            self._stack.enter_context(emptied_registries())
-            self.lasting.begin()
-
-    def end(self, *, failed: bool) -> bool:
-        """False where the load was given up: it must touch nothing any more, a newer one may have begun."""
-        with self._lock:
-            if self._over:
-                return False
-            self._over = True
-            self.lasting.end()
-            self._stack.close()
-            if failed:
-                self.lasting.back()
-                self._last.again()
-                _prune(self.folders, self.before)
-                for name in list(self.scripts.modules):
-                    sys.modules.pop(name, None)
-                sys.modules.update(self._pruned)
-        return True
-
-
-def _load(wanted: HandlerConfig, changes: _Changes) -> LoadedHandlers:
-    changes.begin()
+def _load(transaction: ImportTransaction) -> LoadedHandlers:
+    transaction.begin()
     importlib.invalidate_caches()
-    scripts = changes.scripts
+    config = transaction.config
     try:
         with CUSTOM_DEFAULT.capture_import() as imported:
-            resolution = resolve(wanted, scripts)
+            resolution = resolve(config, transaction.scripts)
             loaded = LoadedHandlers(
-                wanted,
-                _handlers(wanted, resolution),
+                config,
+                _handlers(config, resolution),
                 resolution.middleware,
                 resolution.registered,
-                frozenset(_files(changes.folders, changes.before)) | frozenset(_own(scripts)),
+                transaction.imported_files(),
                 imported.payload,
             )
     except BaseException:
-        changes.end(failed=True)
+        transaction.end(failed=True)
         raise
-    if not changes.end(failed=False):
+    if not transaction.end(failed=False):
         raise HandlerTimeoutError
-    _set_level(wanted)
-    _tell(loaded, resolution)
+    _set_log_level(config)
+    _log_selection(loaded, resolution)
     return loaded
 
 
-def _stamps(files: tuple[Path, ...]) -> list[object]:
+def _handlers(config: HandlerConfig, resolution: Resolution) -> dict[Route, Handler]:
+    handlers = {}
+    for route, (source, function) in resolution.handlers.items():
+        reference = config.references.get(route)
+        if source not in (HandlerSource.SPEC, HandlerSource.ENVIRONMENT):
+            reference = None
+        plain = function.func if isinstance(function, functools.partial) else function
+        name = getattr(plain, "__qualname__", type(plain).__qualname__)
+        field_ = reference.field if reference is not None else f"the {source.value.lower()} {name}"
+        try:
+            binding = bind_signature(function, route)
+        except UnsupportedSignatureError as error:
+            raise LoadFailedError(source, field_) from error
+        shown = reference.path.text if reference is not None else f"model:{name}"
+        handlers[route] = Handler(source, shown[:512], function, binding)
+    return handlers
+
+
+def _fingerprints(files: tuple[Path, ...]) -> list[object]:
     return [file_fingerprint(path) for path in files]
 
 
-def _settle(
+def _set_outcome(
     done: "asyncio.Future[LoadedHandlers]", outcome: LoadedHandlers | ConfigurationRejectedError
 ) -> None:
     if done.done():
@@ -245,78 +215,33 @@ def _settle(
 
 
 def _interrupt(thread: threading.Thread) -> None:
-    """Raise in the thread, so that an endless loop ends and import locks are given back; a call into C that
-    never returns stays.
+    """Raise in the thread, so that an endless loop ends and import locks are released. A call into C that
+    never returns is not interrupted.
     """
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(thread.ident or 0), ctypes.py_object(HandlerAbortedError)
     )
 
 
-def _prune(folders: tuple[Path, ...], before: frozenset[str]) -> dict[str, ModuleType]:
-    """Forget the customer's modules, so that the next import sees what is in the files now."""
-    found = {
-        name: module for name, module in list(sys.modules.items()) if _theirs(name, module, folders, before)
-    }
-    for name in found:
-        del sys.modules[name]
-    return found
-
-
-def _theirs(
-    name: str, module: ModuleType | None, folders: tuple[Path, ...], before: frozenset[str]
-) -> Path | None:
-    """The file of a module that was imported from one of the folders, and is no installed library."""
-    file = getattr(module, "__file__", None)
-    if name in before or not isinstance(file, str) or name.startswith(PREFIX):
-        return None
-    path = Path(file)
-    if "site-packages" in path.parts or "dist-packages" in path.parts:
-        return None
-    return path if any(path.is_relative_to(folder) for folder in folders) else None
-
-
-def _files(folders: tuple[Path, ...], before: frozenset[str]) -> list[Path]:
-    modules = list(sys.modules.items())
-    return [path for name, module in modules if (path := _theirs(name, module, folders, before))]
-
-
-def _own(scripts: Scripts) -> list[Path]:
-    return [Path(str(module.__file__)) for module in scripts.modules.values() if module.__file__]
-
-
-def _set_level(wanted: HandlerConfig) -> None:
-    """``SAGEMAKER_CONTAINER_LOG_LEVEL`` is that of the standards package and of our own lines on handlers."""
-    if wanted.log_level:
-        level = wanted.log_level
+def _set_log_level(config: HandlerConfig) -> None:
+    """``SAGEMAKER_CONTAINER_LOG_LEVEL`` applies to SageMaker's package and to the worker's lines on
+    handlers.
+    """
+    if config.log_level:
+        level = config.log_level
         logger.setLevel(int(level) if level.isdecimal() else level)
 
 
-def _handlers(wanted: HandlerConfig, resolution: Resolution) -> dict[Route, Handler]:
-    handlers = {}
-    for route, (source, function) in resolution.handlers.items():
-        choice = wanted.references.get(route)
-        named = source in (HandlerSource.SPEC, HandlerSource.ENVIRONMENT) and choice is not None
-        plain = function.func if isinstance(function, functools.partial) else function
-        name = getattr(plain, "__qualname__", type(plain).__qualname__)
-        field_ = choice.field if named and choice is not None else f"the {source.value.lower()} {name}"
-        try:
-            binding = binding_of(function, route)
-        except UnfitHandlerError as error:
-            raise LoadFailedError(source, field_) from error
-        shown = choice.path.text if named and choice is not None else f"model:{name}"
-        handlers[route] = Handler(source, shown[:512], function, binding)
-    return handlers
-
-
-def _tell(loaded: LoadedHandlers, resolution: Resolution) -> None:
-    """The guide's troubleshooting: which handler was selected, and at DEBUG why."""
-    for route, lines in resolution.considered.items():
-        logger.debug("Handler of %s: %s", route, "; ".join(lines))
+def _log_selection(loaded: LoadedHandlers, resolution: Resolution) -> None:
+    """Log the selected handlers, and at DEBUG the reason (docs/guide/custom-handlers.md,
+    "Troubleshooting").
+    """
+    for route, steps in resolution.steps.items():
+        logger.debug("Handler of %s: %s", route, "; ".join(steps))
     for route in Route:
         handler = loaded.handlers.get(route)
-        what = f"{handler.name} ({handler.source})" if handler else "vLLM's own (Default)"
-        logger.info("Handler of %s: %s", route, what)
+        shown = f"{handler.name} ({handler.source})" if handler else "vLLM's own (Default)"
+        logger.info("Handler of %s: %s", route, shown)
     if loaded.middleware:
         logger.info("Middleware: %s", ", ".join(loaded.middleware))
     if loaded.registered:

@@ -1,7 +1,7 @@
-"""Modules of the customer's files: each file runs once a load, by whatever name it is asked for.
+"""Modules of the customer's files: each file runs once in a load, under every name that imports it.
 
-A handler's path loads a file as a module of its own. An ``import`` in a neighbouring file would load it
-again, as another module, with its decorators and its state.
+A handler's path loads a file as a module. Without this module, an ``import`` in another file would load the
+file a second time, as another module with decorators and state of its own.
 """
 
 import sys
@@ -10,14 +10,16 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Final
 
-__all__ = ["PREFIX", "Source", "imported", "names_of", "others"]
+__all__ = ["MODULE_PREFIX", "UncachedSourceLoader", "find_imported", "import_names", "imported_module_names"]
 
-PREFIX: Final = "vllmendpoint_handlers_"
-"""Begins the names of modules that a path has loaded."""
+MODULE_PREFIX: Final = "vllmendpoint_handlers_"
+"""Start of the names of modules that a path has loaded."""
 
 
-class Source(SourceFileLoader):
-    """Compiles what is in the file now: a ``.pyc`` goes by the second, and a swap may be quicker."""
+class UncachedSourceLoader(SourceFileLoader):
+    """Compiles the given content. A ``.pyc`` file is matched by the second, and a script may change
+    faster.
+    """
 
     def __init__(self, name: str, path: str, content: bytes) -> None:
         super().__init__(name, path)
@@ -32,36 +34,39 @@ class Source(SourceFileLoader):
         return self._content if path == self.path else super().get_data(path)
 
 
-def others() -> frozenset[str]:
-    """The names of the modules that no path has loaded."""
+def imported_module_names() -> frozenset[str]:
+    """Names of the modules that an ``import``, and no handler's path, has loaded."""
     modules = list(sys.modules.items())
-    return frozenset(name for name, it in modules if not getattr(it, "__name__", "").startswith(PREFIX))
+    return frozenset(
+        name for name, module in modules if not getattr(module, "__name__", "").startswith(MODULE_PREFIX)
+    )
 
 
-def names_of(file: Path, replaced: Path | None = None) -> list[str]:
-    """The names by which ``import`` would load this file, or the one that it has replaced, which need not
-    exist. A library's name stays the library's.
+def import_names(file: Path, replaced: Path | None = None) -> list[str]:
+    """The names by which ``import`` would load ``file``, or the file that it replaces, which need not exist.
+
+    A name that a library has remains the library's.
     """
-    ours = {path.resolve() for path in (file, replaced) if path is not None}
+    files = {path.resolve() for path in (file, replaced) if path is not None}
     found = []
     for name in dict.fromkeys(path.stem for path in (file, replaced) if path is not None):
-        if not name.isidentifier() or name in sys.builtin_module_names or name in others():
+        if not name.isidentifier() or name in sys.builtin_module_names or name in imported_module_names():
             continue
         spec = PathFinder.find_spec(name)
         if spec is None:
-            mine = replaced is not None and name == replaced.stem
+            matches = replaced is not None and name == replaced.stem
         else:
-            mine = spec.origin is not None and Path(spec.origin).resolve() in ours
-        if mine:
+            matches = spec.origin is not None and Path(spec.origin).resolve() in files
+        if matches:
             found.append(name)
     return found
 
 
-def imported(file: Path, before: frozenset[str]) -> ModuleType | None:
-    """The module that an ``import`` has made of this file since there were the modules of ``before``."""
+def find_imported(file: Path, before: frozenset[str]) -> ModuleType | None:
+    """The module that an ``import`` has created from ``file``. ``before``: modules to ignore, by name."""
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
-        if name in before or name.startswith(PREFIX) or not isinstance(path, str):
+        if name in before or name.startswith(MODULE_PREFIX) or not isinstance(path, str):
             continue
         if Path(path).resolve() == file.resolve():
             return module

@@ -1,8 +1,9 @@
-"""State of the process that a script changes while it is imported.
+"""Restores the process state that a script changes while it is imported.
 
-What the worker itself depends on is put back as soon as the import ends (:func:`kept`). The rest may be meant
-for the handlers and lasts as long as they are in force: :class:`Lasting` takes it back before the next script
-is imported, and puts it in place again where that one is refused. docs/handlers.md has the table.
+State that the worker itself needs is restored as soon as the import ends (:func:`preserve_process_state`).
+Other changes may be intended for the handlers, so they last as long as the handlers are active.
+:class:`ScriptChanges` reverts them before the next script is imported, and reapplies them if that script is
+refused. docs/handlers.md, "What a script changes in the process", has the table.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from prometheus_client import REGISTRY
 
-__all__ = ["Lasting", "kept", "logging_kept"]
+__all__ = ["ScriptChanges", "preserve_logging", "preserve_process_state"]
 
 _HOOKS: Final = (
     (sys, "excepthook"),
@@ -38,24 +39,24 @@ _HOOKS: Final = (
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Warning filters, logging, hooks, standard streams, the event loop policy and the sockets' default
-    timeout are the same afterwards.
+def preserve_process_state() -> Iterator[None]:
+    """Restore warning filters, logging, hooks, standard streams, the event loop policy and the sockets'
+    default timeout.
     """
     with ExitStack() as stack:
         for owner, name in _HOOKS:
             stack.callback(setattr, owner, name, getattr(owner, name))
         stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
         stack.callback(asyncio.set_event_loop_policy, asyncio.get_event_loop_policy())
-        stack.enter_context(_filters_kept())
-        stack.enter_context(logging_kept())
+        stack.enter_context(_preserve_warning_filters())
+        stack.enter_context(preserve_logging())
         yield
 
 
 @contextmanager
-def _filters_kept() -> Iterator[None]:
-    """Not ``warnings.catch_warnings``: it would put back another list, perhaps one that another thread has
-    put in place meanwhile, for the time of its own.
+def _preserve_warning_filters() -> Iterator[None]:
+    """Restore the filters in their list. ``warnings.catch_warnings`` would restore the list itself, possibly
+    one that another thread had installed only temporarily.
     """
     filters, content = warnings.filters, list(warnings.filters)
     try:
@@ -64,14 +65,14 @@ def _filters_kept() -> Iterator[None]:
         current: Any = warnings.filters
         current[:] = content if current is filters else [item for item in current if item in content]
         with warnings.catch_warnings():
-            pass  # Python forgets what it has looked up by the filters of before
+            pass  # invalidates the results that Python cached with the former filters
 
 
 @contextmanager
-def logging_kept() -> Iterator[None]:
-    """Loggers and their handlers are as they were: a customer's import must not silence or flood the rest.
+def preserve_logging() -> Iterator[None]:
+    """Restore the loggers and their handlers: a customer's import must not change the worker's logging.
 
-    Loggers that are new keep what they were given: they are the script's own, or a library's.
+    New loggers keep their settings: they belong to the script or to a library.
     """
     root = logging.getLogger()
     loggers = [root, *(item for item in root.manager.loggerDict.values() if isinstance(item, logging.Logger))]
@@ -98,8 +99,10 @@ def logging_kept() -> Iterator[None]:
         logging.setLogRecordFactory(factory)
 
 
-class _Value:
-    """One thing of the process: how to read it, and how to set it."""
+class _StateValue:
+    """One value of the process state: how to read and to write it, and its value before and after an
+    import.
+    """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None]) -> None:
         self._read = read
@@ -113,34 +116,39 @@ class _Value:
     def end(self) -> None:
         self.after = self._read()
 
-    def back(self) -> None:
+    def revert(self) -> None:
         self._change(self.after, self.before)
 
-    def again(self) -> None:
+    def reapply(self) -> None:
         self._change(self.before, self.after)
 
     def _change(self, old: Any, new: Any) -> None:
-        """Not where somebody else has changed it since."""
+        """Write ``new``, unless other code has changed the value since."""
         if old != new and self._read() == old:
             with suppress(OSError, ValueError, RuntimeError, locale.Error):
                 self._write(new)
 
 
-class _Entries(_Value):
-    """A mapping, entry by entry: others may change theirs meanwhile. ``scripts`` says of an entry's value
-    before and after whether the script has changed it.
+class _MappingEntries(_StateValue):
+    """The entries of a mapping, each by itself, because other code may change other entries meanwhile.
+
+    ``is_script_change`` decides from an entry's value before and after whether the script has changed it.
     """
 
-    def __init__(self, mapping: Any, scripts: Callable[[Any, Any], bool] = lambda old, new: True) -> None:
+    def __init__(
+        self, mapping: Any, is_script_change: Callable[[Any, Any], bool] = lambda old, new: True
+    ) -> None:
         super().__init__(lambda: dict(mapping), lambda value: None)
         self._mapping = mapping
-        self._scripts = scripts
+        self._is_script_change = is_script_change
         self.before = self.after = {}
 
     def _change(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         for name in old.keys() | new.keys():
             was, value = old.get(name), new.get(name)
-            changed = not _same(was, value) and self._scripts(self.before.get(name), self.after.get(name))
+            changed = not _same(was, value) and self._is_script_change(
+                self.before.get(name), self.after.get(name)
+            )
             if not changed or not _same(self._mapping.get(name), was):
                 continue
             if value is None:
@@ -153,50 +161,50 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or (isinstance(one, str) and bool(one == other))
 
 
-class _SearchPath(_Value):
-    """``sys.path``: what a script has put there is looked for by its handlers too."""
+class _SearchPath(_StateValue):
+    """``sys.path``: the handlers import from the entries that a script adds."""
 
     def __init__(self) -> None:
         super().__init__(lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value))
 
 
-class _Collectors(_Value):
-    """Metrics that a script has made: Prometheus refuses to make them twice."""
+class _PrometheusCollectors(_StateValue):
+    """Metrics that a script creates: Prometheus refuses to register them twice."""
 
     def __init__(self) -> None:
         super().__init__(list, lambda value: None)
-        self._made: list[Any] = []
+        self._created: list[Any] = []
 
     def begin(self) -> None:
         register = REGISTRY.register
         thread = threading.get_ident()
 
-        def noting(collector: Any) -> None:
+        def register_and_record(collector: Any) -> None:
             register(collector)
             if threading.get_ident() == thread:
-                self._made.append(collector)
+                self._created.append(collector)
 
-        REGISTRY.register = noting  # type: ignore[method-assign]
+        REGISTRY.register = register_and_record  # type: ignore[method-assign]
 
     def end(self) -> None:
         REGISTRY.__dict__.pop("register", None)
 
-    def back(self) -> None:
-        for collector in self._made:
+    def revert(self) -> None:
+        for collector in self._created:
             with suppress(KeyError):
                 REGISTRY.unregister(collector)
 
-    def again(self) -> None:
-        for collector in self._made:
+    def reapply(self) -> None:
+        for collector in self._created:
             with suppress(ValueError):
                 REGISTRY.register(collector)
 
 
-class _Signals(_Value):
-    """Signal handlers, set through ``signal.signal``, which the main thread carries out meanwhile."""
+class _SignalHandlers(_StateValue):
+    """Signal handlers. The script calls ``signal.signal``, which the main thread runs during the import."""
 
     def __init__(self) -> None:
-        super().__init__(_signals, lambda value: None)
+        super().__init__(_signal_handlers, lambda value: None)
         self.before = self.after = {}
 
     def _change(self, old: Mapping[int, Any], new: Mapping[int, Any]) -> None:
@@ -207,37 +215,37 @@ class _Signals(_Value):
                     signal.signal(number, handler)
 
 
-def _signals() -> dict[int, Any]:
+def _signal_handlers() -> dict[int, Any]:
     return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
 
-def _replaced(old: Any, new: Any) -> bool:
-    """Of ``sys.modules``: what stands for another module, or was imported from nowhere. What Python has
-    imported stays.
+def _is_module_replaced(old: Any, new: Any) -> bool:
+    """Whether an entry of ``sys.modules`` replaces a module or is not an imported module. Imported modules
+    remain.
     """
     return old is not None or getattr(new, "__spec__", None) is None
 
 
-class Lasting:
-    """What one import has changed, to be taken back and put in place again.
+class ScriptChanges:
+    """The changes of one import that last as long as its handlers are active.
 
     ``begin`` and ``end`` are called on the thread of the import.
     """
 
     def __init__(self) -> None:
         self._begun = False
-        self._values: list[_Value] = [
-            _Entries(os.environ),
-            _Value(_folder, lambda value: os.chdir(value) if value else None),
+        self._values: list[_StateValue] = [
+            _MappingEntries(os.environ),
+            _StateValue(_working_directory, lambda value: os.chdir(value) if value else None),
             _SearchPath(),
-            _Entries(sys.modules, _replaced),
-            _Value(lambda: locale.setlocale(locale.LC_ALL), _set_locale),
-            _Value(lambda: multiprocessing.get_start_method(allow_none=True), _set_start_method),
-            _Value(sys.getrecursionlimit, sys.setrecursionlimit),
-            _Value(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
-            _Value(gc.get_threshold, lambda value: gc.set_threshold(*value)),
-            _Signals(),
-            _Collectors(),
+            _MappingEntries(sys.modules, _is_module_replaced),
+            _StateValue(lambda: locale.setlocale(locale.LC_ALL), _set_locale),
+            _StateValue(lambda: multiprocessing.get_start_method(allow_none=True), _set_start_method),
+            _StateValue(sys.getrecursionlimit, sys.setrecursionlimit),
+            _StateValue(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+            _StateValue(gc.get_threshold, lambda value: gc.set_threshold(*value)),
+            _SignalHandlers(),
+            _PrometheusCollectors(),
         ]
 
     def begin(self) -> None:
@@ -249,19 +257,20 @@ class Lasting:
         for value in self._values if self._begun else ():
             value.end()
 
-    def back(self) -> None:
-        """As before the import, but for what somebody else has changed since."""
+    def revert(self) -> None:
+        """Restore the values from before the import, except those that other code has changed since."""
         for value in reversed(self._values):
-            value.back()
+            value.revert()
         time.tzset()
 
-    def again(self) -> None:
+    def reapply(self) -> None:
+        """Restore the values from after the import, with the same exception."""
         for value in self._values:
-            value.again()
+            value.reapply()
         time.tzset()
 
 
-def _folder() -> str:
+def _working_directory() -> str:
     try:
         return os.getcwd()  # noqa: PTH109  (Path.cwd() is no shorter)
     except FileNotFoundError:  # it was removed

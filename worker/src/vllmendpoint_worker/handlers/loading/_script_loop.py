@@ -1,9 +1,9 @@
-"""What a script finds while it is imported: the worker's event loop, running, as upstream.
+"""Lets a script use the worker's running event loop while it is imported.
 
-Upstream imports scripts on the main thread, under the running loop. Here they are imported on another thread,
-so that a slow import does not stop the engine. For that time the loop can be used there as on its own thread:
-``get_running_loop()``, ``create_task()``, ``aiohttp.ClientSession()`` and ``signal.signal()`` work. The calls
-are made on the loop's own thread, because asyncio's loops are not thread-safe.
+Upstream imports scripts on the main thread, under the running loop. The worker imports them on another
+thread, so that a slow import does not stop the engine. During the import the loop works there as on its own
+thread: ``get_running_loop()``, ``create_task()``, ``aiohttp.ClientSession()`` and ``signal.signal()``. The
+calls run on the loop's own thread, because asyncio's loops are not thread-safe.
 """
 
 import asyncio
@@ -17,35 +17,34 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
-__all__ = ["INTERRUPT", "ScriptLoop", "ScriptTasks"]
+__all__ = ["INTERRUPT_SIGNAL", "ScriptLoop", "ScriptTasks"]
 
 logger = logging.getLogger("vllmendpoint_worker.handlers")
 
 CALL_SECONDS: Final = 5.0
-"""Bound on one call on the loop's thread, which may itself wait for a module that is being imported."""
+"""Limit of one call on the loop's thread, which may itself wait for a module that is being imported."""
 
-_CALLS: Final = (
+_FORWARDED_METHODS: Final = (
     "call_soon", "call_later", "call_at", "add_reader", "remove_reader", "add_writer", "remove_writer",
 )  # fmt: skip
-_WITHOUT_EFFECT: Final = (
+_IGNORED_METHODS: Final = (
     "set_default_executor", "set_exception_handler", "set_task_factory", "set_debug", "stop", "close",
 )  # fmt: skip
-"""Of the loop, which is not the script's alone."""
+"""Methods that have no effect, because they would change the loop for the whole worker."""
 
-INTERRUPT: Final = signal.SIGURG
-"""The signal that interrupts code which blocks the loop. Nothing happens where no handler is set for it."""
+INTERRUPT_SIGNAL: Final = signal.SIGURG
+"""The signal that interrupts code which blocks the loop. By default, a process ignores it."""
 
-_WORKERS: Final = (signal.SIGTERM, signal.SIGINT, INTERRUPT)
-"""The worker's own signals: their handlers stay."""
-
+_WORKER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, INTERRUPT_SIGNAL)
+"""Signals whose handlers a script cannot replace."""
 
 _ORIGINAL: Final = "vllmendpoint_original"
-"""Attribute of a function that stands for another: an import that was given up may still hold one."""
+"""Attribute of a function that replaces another. An import that was given up may still refer to one."""
 
 
 class ScriptTasks:
-    """Tasks that a script creates while it is imported. They begin when its handlers come into force:
-    upstream, too, a task does not begin before the script is completely imported.
+    """Tasks that a script creates while it is imported. They begin when its handlers become active. Upstream,
+    too, a task begins only after the script is completely imported.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -58,19 +57,19 @@ class ScriptTasks:
             self._released.set_result(None)
 
     def cancel(self) -> None:
-        """Those that have begun, and those that have not."""
+        """Cancel all tasks, including those that have not begun."""
         for task in self._tasks:
             task.cancel()
 
     def create(
         self, create: Callable[..., asyncio.Task[Any]], work: Coroutine[Any, Any, Any], **kwargs: Any
     ) -> asyncio.Task[Any]:
-        task = create(self._held(work), **kwargs)
-        task.add_done_callback(self._failed)
+        task = create(self._wait_for_release(work), **kwargs)
+        task.add_done_callback(self._report_error)
         self._tasks.append(task)
         return task
 
-    async def _held(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _wait_for_release(self, work: Coroutine[Any, Any, Any]) -> Any:
         try:
             await asyncio.shield(self._released)
         except BaseException:
@@ -78,52 +77,51 @@ class ScriptTasks:
             raise
         return await work
 
-    def _failed(self, task: "asyncio.Task[Any]") -> None:
+    def _report_error(self, task: "asyncio.Task[Any]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            told = {"message": "A task of the handlers' script failed", "exception": error, "task": task}
-            self._loop.call_exception_handler(told)
+            context = {"message": "A task of the handlers' script failed", "exception": error, "task": task}
+            self._loop.call_exception_handler(context)
 
 
 class ScriptLoop:
-    """The running loop, for one import. Made on the loop's own thread, like every call but ``entered``.
+    """The running loop, for one import.
 
-    ``where`` says which line of the script runs now on the calling thread.
+    Create it on the loop's own thread, and call every method there except ``use_as_running_loop``.
+    ``script_line`` returns the line of the script that the calling thread runs.
     """
 
-    def __init__(self, where: Callable[[], str]) -> None:
+    def __init__(self, script_line: Callable[[], str]) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._where = where
+        self._script_line = script_line
         self._closed = False
         self._given_up = False
         self._stack = ExitStack()
         self.tasks = ScriptTasks(self._loop)
 
     def open(self) -> None:
-        """From now on the loop and ``signal.signal`` can be used on other threads."""
-        for name in _CALLS:
-            self._replace(self._loop, name, self._on_loop)
-        for name in _WITHOUT_EFFECT:
-            self._replace(self._loop, name, self._ignored)
+        """Make the loop and ``signal.signal`` usable on other threads."""
+        for name in _FORWARDED_METHODS:
+            self._replace(self._loop, name, self._run_on_loop)
+        for name in _IGNORED_METHODS:
+            self._replace(self._loop, name, self._ignore_call)
         for name in ("run_forever", "run_until_complete"):
-            self._replace(self._loop, name, self._refused)
+            self._replace(self._loop, name, self._reject_run)
         self._replace(self._loop, "create_task", self._create_task)
         self._replace(self._loop, "add_signal_handler", self._set_signal)
         self._replace(self._loop, "remove_signal_handler", self._set_signal)
         self._replace(signal, "signal", self._set_signal)
 
     def close(self, *, running: bool) -> None:
-        """The import is over. A thread that was given up and is still ``running`` cannot use the loop any
-        more.
-        """
+        """End the import. A thread that was given up and is still ``running`` can no longer use the loop."""
         self._given_up = running
         self._closed = True
         if not running:
             self._stack.close()
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """On the thread of the import: the loop is its running one."""
+    def use_as_running_loop(self) -> Iterator[None]:
+        """Inside, on the thread of the import, the loop is the running one."""
         asyncio._set_running_loop(self._loop)
         asyncio.set_event_loop(self._loop)
         try:
@@ -131,11 +129,11 @@ class ScriptLoop:
         finally:
             asyncio.set_event_loop(None)
             asyncio._set_running_loop(None)
-            if self._given_up:  # it has woken at last
+            if self._given_up:  # the thread has ended after all
                 with suppress(RuntimeError):  # the loop is closed
                     self._loop.call_soon_threadsafe(partial(self.close, running=False))
 
-    def _replace(self, owner: Any, name: str, elsewhere: Callable[..., Any]) -> None:
+    def _replace(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
         current = getattr(owner, name)
         original = vars(current).get(_ORIGINAL, current) if inspect.isfunction(current) else current
 
@@ -143,10 +141,10 @@ class ScriptLoop:
             # After the import, a module may still hold this function: ``from signal import signal``.
             if threading.get_ident() == self._thread or (self._closed and not self._given_up):
                 return original(*args, **kwargs)
-            return elsewhere(original, *args, **kwargs)
+            return replacement(original, *args, **kwargs)
 
         def restore() -> None:
-            if vars(owner).get(name) is call:  # no newer import's
+            if vars(owner).get(name) is call:  # not the replacement of a newer import
                 del vars(owner)[name]
                 if owner is not self._loop:
                     setattr(owner, name, original)
@@ -157,7 +155,7 @@ class ScriptLoop:
 
     # --- on other threads ---
 
-    def _on_loop(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run_on_loop(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._closed:
             raise RuntimeError("the import of this script was given up")
         done: Future[Any] = Future()
@@ -167,7 +165,7 @@ class ScriptLoop:
                 return
             try:
                 done.set_result(function(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  (it is the script's, on its own thread)
+            except BaseException as error:  # noqa: BLE001  (raised on the script's thread)
                 done.set_exception(error)
 
         self._loop.call_soon_threadsafe(call)
@@ -180,25 +178,29 @@ class ScriptLoop:
     def _create_task(self, create: Callable[..., Any], work: Any, **kwargs: Any) -> Any:
         if not asyncio.iscoroutine(work):
             raise TypeError(f"a coroutine was expected, got {work!r}")
-        return self._on_loop(self.tasks.create, create, work, **kwargs)
+        return self._run_on_loop(self.tasks.create, create, work, **kwargs)
 
     def _set_signal(self, function: Callable[..., Any], number: Any, *args: Any) -> Any:
-        if number in _WORKERS:
+        if number in _WORKER_SIGNALS:
             name = signal.Signals(number).name
             logger.warning(
-                "The script sets a handler of %s (%s): the worker keeps its own", name, self._where()
+                "The script sets a signal handler, which the worker ignores: signal=%s location=%s",
+                name,
+                self._script_line(),
             )
             return signal.getsignal(number)
-        return self._on_loop(function, number, *args)
+        return self._run_on_loop(function, number, *args)
 
-    def _ignored(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _ignore_call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         del args, kwargs
         name = getattr(function, "__name__", "")
         logger.warning(
-            "The script calls %s() of the worker's event loop (%s): it has no effect", name, self._where()
+            "The script calls a method of the worker's event loop, without effect: method=%s location=%s",
+            name,
+            self._script_line(),
         )
 
-    def _refused(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _reject_run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         del function, kwargs
         for work in args:
             if asyncio.iscoroutine(work):

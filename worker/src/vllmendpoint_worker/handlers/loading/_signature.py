@@ -1,8 +1,8 @@
-"""How a custom handler is called: the parameters that FastAPI fills in, and how they are passed on. Pure.
+"""Determines how a custom handler is called: the parameters that FastAPI provides, and how they are passed.
 
-Every example of the guide works as printed: an unannotated parameter is the request, where FastAPI itself
-would take a query parameter and answer 422. A handler that no request of SageMaker's could ever satisfy is
-refused when it is loaded.
+Every example of docs/guide/custom-handlers.md works as printed: an unannotated parameter is the request,
+which FastAPI itself would treat as a query parameter and answer 422. A handler that no request of SageMaker
+can satisfy is rejected when it is loaded. Pure.
 """
 
 import functools
@@ -19,16 +19,16 @@ from starlette.requests import HTTPConnection
 from vllmendpoint_worker.config.handler_config import Route
 from vllmendpoint_worker.errors import WorkerError
 
-__all__ = ["Binding", "UnfitHandlerError", "accepts", "binding_of", "defined_in", "is_async"]
+__all__ = ["Binding", "UnsupportedSignatureError", "accepts", "bind_signature", "is_async", "source_location"]
 
 _REQUEST_NAMES: Final = ("request", "req", "raw_request")
-"""An unannotated parameter of such a name is the request even where it has a default."""
+"""An unannotated parameter with one of these names is the request, even if it has a default."""
 
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class UnfitHandlerError(WorkerError):
-    """No request could satisfy the handler's parameters. ``what`` and ``fix`` finish a sentence that begins
+class UnsupportedSignatureError(WorkerError):
+    """No request can satisfy the handler's parameters. ``what`` and ``fix`` complete a sentence that begins
     with the handler.
     """
 
@@ -40,26 +40,28 @@ class UnfitHandlerError(WorkerError):
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """``signature``: for FastAPI, keyword-only; ``positional``: the parameters that are passed by position,
-    the others are passed by name.
+    """How a handler is called.
+
+    ``signature``: for FastAPI, keyword-only; ``positional``: the parameters that are passed by position. The
+    others are passed by name.
     """
 
     signature: inspect.Signature
     positional: tuple[str, ...] = ()
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments of the call, from what FastAPI has filled in."""
+        """Positional and keyword arguments of a call. ``values``: from FastAPI, by parameter."""
         named = {name: value for name, value in values.items() if name not in self.positional}
         return [values[name] for name in self.positional], named
 
 
-def binding_of(function: Callable[..., Any], route: Route) -> Binding:
-    """Raises UnfitHandlerError."""
+def bind_signature(function: Callable[..., Any], route: Route) -> Binding:
+    """The binding of a handler. Raises UnsupportedSignatureError."""
     if inspect.isclass(function):
-        raise UnfitHandlerError("is a class", "name a function, or an instance that can be called")
-    described, signature = _described(function)
-    parameters = _typed(described, signature)
-    _refuse_unsatisfiable(parameters, route)
+        raise UnsupportedSignatureError("is a class", "name a function, or an instance that can be called")
+    described, signature = _find_declaration(function)
+    parameters = _resolve_parameters(described, signature)
+    _reject_unsatisfiable(parameters, route)
     names = [parameter.name for parameter in parameters]
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     positional = tuple(parameter.name for parameter in parameters if parameter.kind is not keyword_only)
@@ -67,23 +69,23 @@ def binding_of(function: Callable[..., Any], route: Route) -> Binding:
         if accepts(function, len(passed), [name for name in names if name not in passed]):
             shown = [parameter.replace(kind=keyword_only) for parameter in parameters]
             return Binding(inspect.Signature(shown), passed)
-    raise UnfitHandlerError(
+    raise UnsupportedSignatureError(
         f"does not take the parameters of the function that it wraps ({', '.join(names)})",
-        "give the wrapper the parameters that it takes, the request for instance",
+        "declare the parameters that the wrapper takes, for example the request",
     )
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether a call returns at once, and what it returns is to be awaited."""
+    """Whether a call returns an awaitable immediately."""
     plain = function.func if isinstance(function, functools.partial) else function
     return inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(type(plain).__call__)
 
 
-def defined_in(function: Callable[..., Any]) -> tuple[str, int] | None:
-    """File and line of the handler's own code; None for a builtin."""
+def source_location(function: Callable[..., Any]) -> tuple[str, int] | None:
+    """File and line of the handler's own code; None for a built-in function."""
     plain = function.func if isinstance(function, functools.partial) else function
     plain = inspect.unwrap(plain)
-    hidden = _hidden(plain) if _only_variadic(plain) else None
+    hidden = _wrapped_function(plain) if _has_only_variadic(plain) else None
     code = _code(hidden) or _code(plain)
     return (code.co_filename, code.co_firstlineno) if code is not None else None
 
@@ -96,92 +98,99 @@ def _code(function: Any) -> types.CodeType | None:
     return None
 
 
-# --- which parameters there are ---
+# --- find the parameters ---
 
 
 def _signature(function: Callable[..., Any], *, follow: bool) -> inspect.Signature | None:
     try:
         return inspect.signature(function, follow_wrapped=follow)
-    except ValueError:  # a builtin that has none
+    except ValueError:  # a built-in function without a signature
         return None
 
 
-def _described(function: Callable[..., Any]) -> tuple[Callable[..., Any], inspect.Signature]:
-    """The function that says which parameters there are, and these.
+def _find_declaration(function: Callable[..., Any]) -> tuple[Callable[..., Any], inspect.Signature]:
+    """The function that declares the parameters, and its signature.
 
-    A wrapper that names its parameters is believed. One that takes anything passes it on: to what
-    ``functools.wraps`` names, else to the one function that it holds.
+    This is the handler itself if it names its parameters. A wrapper with variadic parameters passes them on
+    to the function that ``functools.wraps`` names, otherwise to the only function that it refers to.
     """
     own = _signature(function, follow=False)
-    if own is not None and not _variadic(own):
-        return function, _free(function, own)
+    if own is not None and not _has_variadic(own):
+        return function, _without_bound_arguments(function, own)
     followed = _signature(function, follow=True)
     if own is not None and followed is not None and followed != own:
-        return inspect.unwrap(function), _free(function, followed)
+        return inspect.unwrap(function), _without_bound_arguments(function, followed)
     if own is None or all(parameter.kind in _VARIADIC for parameter in own.parameters.values()):
-        if (hidden := _hidden(function)) is not None:
-            return _of_hidden(function, *_described(hidden))
+        if (hidden := _wrapped_function(function)) is not None:
+            return _without_instance(function, *_find_declaration(hidden))
         takes = [parameter.kind for parameter in own.parameters.values()] if own is not None else []
         if own is not None and inspect.Parameter.VAR_POSITIONAL not in takes:
-            raise UnfitHandlerError(
-                "takes keyword arguments of any name, so that it does not say which one is the request",
+            raise UnsupportedSignatureError(
+                "takes keyword arguments of any name, so the request cannot be passed",
                 "name the parameter, or put functools.wraps on the decorator",
             )
         return function, inspect.Signature(
             [inspect.Parameter("request", inspect.Parameter.POSITIONAL_ONLY, annotation=Request)]
         )
-    return function, _free(function, own)
+    return function, _without_bound_arguments(function, own)
 
 
-def _of_hidden(
+def _without_instance(
     wrapper: Callable[..., Any], function: Callable[..., Any], signature: inspect.Signature
 ) -> tuple[Callable[..., Any], inspect.Signature]:
-    """A bound method passes its instance on as the first argument."""
+    """``signature`` without the first parameter if ``wrapper`` is a bound method, which passes its
+    instance.
+    """
     parameters = list(signature.parameters.values())
     return function, signature.replace(parameters=parameters[1 if inspect.ismethod(wrapper) else 0 :])
 
 
-def _variadic(signature: inspect.Signature) -> bool:
+def _has_variadic(signature: inspect.Signature) -> bool:
     return any(parameter.kind in _VARIADIC for parameter in signature.parameters.values())
 
 
-def _only_variadic(function: Callable[..., Any]) -> bool:
+def _has_only_variadic(function: Callable[..., Any]) -> bool:
     signature = _signature(function, follow=False)
     return signature is not None and all(
         parameter.kind in _VARIADIC for parameter in signature.parameters.values()
     )
 
 
-def _free(function: Callable[..., Any], signature: inspect.Signature) -> inspect.Signature:
-    """Without what ``functools.partial`` has bound by name: a client must not be able to set it."""
+def _without_bound_arguments(function: Callable[..., Any], signature: inspect.Signature) -> inspect.Signature:
+    """``signature`` without the arguments that ``functools.partial`` has bound: a client must not set
+    them.
+    """
     bound = function.keywords if isinstance(function, functools.partial) else {}
     kept = [parameter for name, parameter in signature.parameters.items() if name not in bound]
     return signature.replace(parameters=kept)
 
 
-def _hidden(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """The function that a wrapper without ``functools.wraps`` passes the request on to: the one that it holds
-    in its closure, or as an attribute of an object that can be called. Of several, the one that takes
-    parameters, or the one of these that is a coroutine function.
+def _wrapped_function(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function that a wrapper without ``functools.wraps`` passes the request on to.
+
+    The wrapper refers to it in its closure or, if it is a callable object, in an attribute. Of several
+    functions, the one that takes parameters, or else the one of these that is a coroutine function.
     """
     cells = getattr(function, "__closure__", None) or ()
-    held = [cell.cell_contents for cell in cells if _filled(cell)] or list(_attributes(function).values())
+    held = [cell.cell_contents for cell in cells if _has_content(cell)] or list(
+        _attributes(function).values()
+    )
     kinds = (types.FunctionType, types.MethodType, functools.partial)
     found = [item for item in held if isinstance(item, kinds) and item is not function]
-    for fits in (_takes_something, is_async):
+    for fits in (_has_parameters, is_async):
         found = found if len(found) == 1 else [item for item in found if fits(item)]
     return found[0] if len(found) == 1 else None
 
 
-def _takes_something(function: Callable[..., Any]) -> bool:
+def _has_parameters(function: Callable[..., Any]) -> bool:
     signature = _signature(function, follow=False)
     return signature is None or bool(signature.parameters)
 
 
-def _filled(cell: types.CellType) -> bool:
+def _has_content(cell: types.CellType) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:  # empty
+    except ValueError:  # an empty cell
         return False
 
 
@@ -189,11 +198,13 @@ def _attributes(function: Callable[..., Any]) -> dict[str, Any]:
     return {} if inspect.isroutine(function) else dict(getattr(function, "__dict__", {}))
 
 
-# --- what they are ---
+# --- resolve their types ---
 
 
-def _typed(function: Callable[..., Any], signature: inspect.Signature) -> list[inspect.Parameter]:
-    """Postponed annotations resolved; what is the request is annotated so."""
+def _resolve_parameters(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> list[inspect.Parameter]:
+    """Parameters with resolved annotations. The request's parameter is annotated as ``Request``."""
     hints = _hints(function)
     parameters = [
         parameter.replace(annotation=_without_none(hints.get(parameter.name, parameter.annotation)))
@@ -204,7 +215,7 @@ def _typed(function: Callable[..., Any], signature: inspect.Signature) -> list[i
     for index, parameter in enumerate(parameters):
         if _is_request(parameter.annotation):
             parameters[index] = parameter.replace(default=inspect.Parameter.empty)
-        elif _says_nothing(parameter) and not _declared(parameter):
+        elif _is_untyped(parameter) and not _has_declared_source(parameter):
             required = parameter.default is inspect.Parameter.empty
             if not takes_request and (required or parameter.name in _REQUEST_NAMES):
                 takes_request = True
@@ -212,8 +223,8 @@ def _typed(function: Callable[..., Any], signature: inspect.Signature) -> list[i
     return parameters
 
 
-def _says_nothing(parameter: inspect.Parameter) -> bool:
-    """Whether nothing says what a parameter is: it may be the request."""
+def _is_untyped(parameter: inspect.Parameter) -> bool:
+    """Whether a parameter has no type, so that it may be the request."""
     if parameter.annotation in (Any, object):
         return parameter.name in _REQUEST_NAMES
     return parameter.annotation is inspect.Parameter.empty
@@ -225,11 +236,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(target, include_extras=True)
     except (NameError, TypeError, AttributeError):
-        return {}  # FastAPI says what it cannot make of them
+        return {}  # FastAPI reports annotations that it does not support
 
 
 def _without_none(annotation: Any) -> Any:
-    """``Request | None`` is the request."""
+    """``Request | None`` as ``Request``."""
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [argument for argument in get_args(annotation) if argument is not type(None)]
         if len(rest) == 1 and _is_request(rest[0]):
@@ -243,64 +254,64 @@ def _is_request(annotation: Any) -> bool:
     return inspect.isclass(annotation) and issubclass(annotation, HTTPConnection)
 
 
-def _declared(parameter: inspect.Parameter) -> bool:
-    """Whether it says itself where FastAPI is to take it from: ``Query()``, ``Header()``, ``Depends()``."""
+def _has_declared_source(parameter: inspect.Parameter) -> bool:
+    """Whether it declares its source for FastAPI: ``Query()``, ``Header()``, ``Depends()``."""
     annotated = get_args(parameter.annotation)[1:] if get_origin(parameter.annotation) is Annotated else ()
     kinds = (params.Param, params.Body, params.Depends)
     return any(isinstance(item, kinds) for item in (parameter.default, *annotated))
 
 
-# --- which of them nothing could fill in ---
+# --- reject parameters that no request provides ---
 
 
-def _refuse_unsatisfiable(parameters: list[inspect.Parameter], route: Route) -> None:
+def _reject_unsatisfiable(parameters: list[inspect.Parameter], route: Route) -> None:
     first = parameters[0] if parameters else None
     if first is not None and first.name in ("self", "cls") and len(parameters) > 1:
-        raise UnfitHandlerError(
+        raise UnsupportedSignatureError(
             "is a method that needs an instance", "make it a staticmethod or a plain function"
         )
     for parameter in parameters:
         required = parameter.default is inspect.Parameter.empty
         if required and parameter.annotation is inspect.Parameter.empty:
-            raise UnfitHandlerError(
-                f"takes {parameter.name} besides the request and does not say what it is",
-                "annotate it, give it a default, or take the request alone",
+            raise UnsupportedSignatureError(
+                f"takes {parameter.name} besides the request, without a type",
+                "annotate it, give it a default, or take only the request",
             )
-    dependant = _read_by_fastapi(parameters, route)
-    filled = _filled_in(dependant)
-    if lacking := [parameter.name for parameter in parameters if parameter.name not in filled]:
-        raise UnfitHandlerError(
-            f"takes {', '.join(lacking)}, which FastAPI fills in for no HTTP request",
-            "take one parameter, the request",
+    dependant = _build_dependant(parameters, route)
+    filled = _provided_names(dependant)
+    if unknown := [parameter.name for parameter in parameters if parameter.name not in filled]:
+        raise UnsupportedSignatureError(
+            f"takes {', '.join(unknown)}, which FastAPI provides for no HTTP request",
+            "take only the request",
         )
-    declared = {parameter.name for parameter in parameters if _declared(parameter)}
-    needed = _needed(dependant)
+    declared = {parameter.name for parameter in parameters if _has_declared_source(parameter)}
+    needed = _required_names(dependant)
     if route is not Route.PING:
         own = {field.name for field in (*dependant.query_params, *dependant.path_params)}
         needed = [name for name in needed if name in own - declared]
     if needed:
         either = "" if route is Route.PING else ", declare it with fastapi.Query()"
-        raise UnfitHandlerError(
+        raise UnsupportedSignatureError(
             f"needs {', '.join(needed)}, which a request of {route.value} from SageMaker does not have",
-            f"give it a default{either}, or take the request alone",
+            f"give it a default{either}, or take only the request",
         )
 
 
-def _read_by_fastapi(parameters: list[inspect.Parameter], route: Route) -> Any:
+def _build_dependant(parameters: list[inspect.Parameter], route: Route) -> Any:
     async def endpoint() -> None: ...
 
     keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     endpoint.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
     try:
         return APIRoute(route.value, endpoint, response_model=None).dependant
-    except Exception as error:  # what FastAPI and pydantic make of a customer's annotations
+    except Exception as error:  # FastAPI and pydantic may raise any error for a customer's annotations
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UnfitHandlerError(
-            f"has parameters that FastAPI refuses ({first})", "take one, the request"
+        raise UnsupportedSignatureError(
+            f"has parameters that FastAPI refuses ({first})", "take only the request"
         ) from error
 
 
-def _filled_in(dependant: Any) -> set[str]:
+def _provided_names(dependant: Any) -> set[str]:
     names = {
         dependant.request_param_name,
         dependant.http_connection_param_name,
@@ -322,14 +333,16 @@ def _fields(dependant: Any) -> list[Any]:
     ]
 
 
-def _needed(dependant: Any) -> list[str]:
-    """What must be in a request for this to be called, for its dependencies too."""
+def _required_names(dependant: Any) -> list[str]:
+    """Names of the fields that a request must have, including those of dependencies."""
     own = [field.name for field in _fields(dependant) if field.field_info.is_required()]
-    return own + [name for dependency in dependant.dependencies for name in _needed(dependency)]
+    return own + [name for dependency in dependant.dependencies for name in _required_names(dependency)]
 
 
 def accepts(function: Callable[..., Any], positional: int, named: Iterable[str] = ()) -> bool:
-    """Whether the function itself, not what it wraps, can be called so."""
+    """Whether the function itself, not one that it wraps, accepts these arguments. ``positional``: their
+    number.
+    """
     own = _signature(function, follow=False)
     if own is None:
         return True

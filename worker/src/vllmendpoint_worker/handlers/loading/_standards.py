@@ -1,10 +1,10 @@
-"""``model_hosting_container_standards`` (MHCS), SageMaker's own package: only this module and
-``_standards_registry`` import it.
+"""Resolves handlers with SageMaker's package ``model_hosting_container_standards`` (MHCS).
 
-Its resolver decides between environment, decorator and function name; what it gets wrong for a server that
-swaps handlers is corrected from outside: its registries are process-global, so they are emptied before a load
-and put back where the load fails; importing it sets the root logger's level, so levels are put back too.
-The names used are held by ``tests/unit/worker/handlers/test_handlers_contract.py``.
+Only this module and ``_standards_registry`` import MHCS. Its resolver decides between environment, decorator
+and function name. It is not written for handlers that change, so this module corrects it from outside: its
+registries are global to the process, so they are emptied before a load and restored afterwards. Its import
+sets the root logger's level, which is restored too. The names of MHCS that this module uses are checked by
+``tests/unit/worker/handlers/test_handlers_contract.py``.
 """
 
 import importlib.util
@@ -20,14 +20,14 @@ from vllmendpoint_api import HandlerSource
 from vllmendpoint_worker.config.handler_config import ENV_SCRIPT, HandlerConfig, HandlerReference, Route
 from vllmendpoint_worker.config.handler_path import HandlerPath, PathKind
 from vllmendpoint_worker.errors import WorkerError
-from vllmendpoint_worker.handlers._error_boundary import reported
 
-from ._modules import PREFIX, Source, imported, names_of
-from ._process_state import logging_kept
-from ._signature import UnfitHandlerError, accepts
-from ._standards_registry import in_force
+from ._error_reporting import report_errors
+from ._modules import MODULE_PREFIX, UncachedSourceLoader, find_imported, import_names
+from ._process_state import preserve_logging
+from ._signature import UnsupportedSignatureError, accepts
+from ._standards_registry import use_registered
 
-with logging_kept():
+with preserve_logging():
     from model_hosting_container_standards.common.custom_code_ref_resolver.file_loader import FileLoader
     from model_hosting_container_standards.common.custom_code_ref_resolver.function_loader import (
         FunctionLoader,
@@ -64,40 +64,40 @@ __all__ = [
     "MiddlewareError",
     "ModuleLoadError",
     "Resolution",
-    "Scripts",
+    "ScriptLoader",
     "create_middleware_object",
     "default_handler",
-    "emptied_registries",
+    "empty_registries",
     "resolve",
 ]
 
 MIDDLEWARES: Final = ("throttle", "pre_post_process")
-"""MHCS's two, the first outermost: throttle, vLLM's own, pre and post processing."""
+"""MHCS's middlewares. The first is outermost, then follow vLLM's own, then pre- and post-processing."""
 
 _TYPES: Final = {Route.PING: "ping", Route.INVOCATIONS: "invoke"}
-"""MHCS's names of the two handlers."""
+"""MHCS's names for the two handlers."""
 
 FUNCTION_NAMES: Final = {
     route: SageMakerHandlerConfig.HANDLER_TYPE_TO_FUNCTION_NAME[type_] for route, type_ in _TYPES.items()
 }
 
-MOVED: Final = {
+MOVED_FUNCTIONS: Final = {
     ("vllm.entrypoints.openai.api_server", "health"): (
         "vllm.entrypoints.serve.instrumentator.health",
         "health",
     ),
 }
-"""What the guide names and vLLM has moved since."""
+"""Functions that docs/guide/custom-handlers.md names and vLLM has renamed since."""
 
 
 def default_handler(route: Route) -> Any:
-    """vLLM's own handler of a route, None where vLLM's app has not been built."""
+    """vLLM's own handler of a route; None before vLLM's application is built."""
     return handler_registry.get_framework_default(_TYPES[route])
 
 
 @contextmanager
-def emptied_registries() -> Iterator[None]:
-    """MHCS's global registries are empty inside, and as they were afterwards."""
+def empty_registries() -> Iterator[None]:
+    """Empty MHCS's global registries, and restore them afterwards."""
     held: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (store, dict(store))
         for store in (
@@ -111,7 +111,7 @@ def emptied_registries() -> Iterator[None]:
     middleware_registry.clear_middlewares()
     decorator_loader.clear()
     try:
-        with in_force({}):
+        with use_registered({}):
             yield
     finally:
         SageMakerFunctionLoader._default_function_loader = loader
@@ -120,75 +120,79 @@ def emptied_registries() -> Iterator[None]:
             store.update(content)
 
 
-class _Files(FileLoader):  # type: ignore[misc]  # MHCS is not typed
-    """Registers what it loads in ``sys.modules``, as dataclasses with postponed annotations need it."""
+class _ScriptFileLoader(FileLoader):  # type: ignore[misc]  # MHCS is not typed
+    """Adds the modules that it loads to ``sys.modules``, which dataclasses with postponed annotations
+    need.
+    """
 
-    def __init__(self, wanted: HandlerConfig, generation: int) -> None:
-        super().__init__([str(wanted.folder)])
-        self._wanted = wanted
+    def __init__(self, config: HandlerConfig, generation: int) -> None:
+        super().__init__([str(config.folder)])
+        self._config = config
         self._generation = generation
         self._before: frozenset[str] = frozenset()
-        """The modules that were there when the first file was loaded."""
+        """Names of the modules that existed when the first file was loaded."""
         self.loaded: dict[str, ModuleType] = {}
 
     def _find_file(self, filename: str) -> Path | None:
-        script = self._wanted.script
-        path = Path(filename) if Path(filename).is_absolute() else self._wanted.folder / filename
-        if script is not None and path in (script.path, self._wanted.script_path):
+        script = self._config.script
+        path = Path(filename) if Path(filename).is_absolute() else self._config.folder / filename
+        if script is not None and path in (script.path, self._config.script_path):
             return script.path
         return path if path.is_file() else None
 
     def _load_regular_module(self, file_path: Path) -> ModuleType:
-        script = self._wanted.script
-        mine = script is not None and file_path == script.path
+        script = self._config.script
+        is_script = script is not None and file_path == script.path
         self._before = self._before or frozenset(sys.modules)
-        if not mine and (found := imported(file_path, self._before)) is not None:
+        if not is_script and (found := find_imported(file_path, self._before)) is not None:
             return found
-        content = script.content if mine and script is not None else file_path.read_bytes()
-        name = f"{PREFIX}{self._generation}_{len(self.loaded)}_{file_path.stem}"
-        spec = importlib.util.spec_from_loader(name, Source(name, str(file_path), content))
+        content = script.content if is_script and script is not None else file_path.read_bytes()
+        name = f"{MODULE_PREFIX}{self._generation}_{len(self.loaded)}_{file_path.stem}"
+        spec = importlib.util.spec_from_loader(name, UncachedSourceLoader(name, str(file_path), content))
         if spec is None or spec.loader is None:
-            raise ModuleLoadError(str(file_path), "no module can be made of it")
+            raise ModuleLoadError(str(file_path), "it has no module loader")
         module = importlib.util.module_from_spec(spec)
-        names = names_of(file_path, self._wanted.script_path if mine else None)
+        names = import_names(file_path, self._config.script_path if is_script else None)
         sys.modules.update(dict.fromkeys([name, *names], module))
         self.loaded[name] = module
         spec.loader.exec_module(module)
         return module
 
 
-class Scripts(FunctionLoader):  # type: ignore[misc]  # MHCS is not typed
+class ScriptLoader(FunctionLoader):  # type: ignore[misc]  # MHCS is not typed
     """Loads functions by their path; the script is the module ``model``."""
 
-    def __init__(self, wanted: HandlerConfig, generation: int) -> None:
-        script = wanted.script.path if wanted.script is not None else wanted.script_path
-        super().__init__([str(wanted.folder)], {"model": str(script)})
-        self.file_loader = _Files(wanted, generation)
+    def __init__(self, config: HandlerConfig, generation: int) -> None:
+        script = config.script.path if config.script is not None else config.script_path
+        super().__init__([str(config.folder)], {"model": str(script)})
+        self.file_loader = _ScriptFileLoader(config, generation)
 
     @property
     def modules(self) -> Mapping[str, ModuleType]:
-        """What was loaded from files, by the names in ``sys.modules``."""
+        """Modules that were loaded from files, by their names in ``sys.modules``."""
         loaded: dict[str, ModuleType] = self.file_loader.loaded
         return loaded
 
-    def function(self, choice: HandlerReference) -> Callable[..., Any]:
+    def function(self, reference: HandlerReference) -> Callable[..., Any]:
         """Raises LoadFailedError."""
-        with _failing(choice.source, choice.field):
-            return self._function(choice.path)
+        with _convert_errors(reference.source, reference.field):
+            return self._function(reference.path)
 
     def _function(self, path: HandlerPath) -> Callable[..., Any]:
         try:
             found: Callable[..., Any] = self.load_function(path.text)
         except HandlerNotFoundError:
-            moved = MOVED.get((path.where, path.attribute)) if path.kind is PathKind.MODULE else None
-            if moved is None:
+            renamed = (
+                MOVED_FUNCTIONS.get((path.where, path.attribute)) if path.kind is PathKind.MODULE else None
+            )
+            if renamed is None:
                 raise
-            found = self.load_function(":".join(moved))
+            found = self.load_function(":".join(renamed))
         return found
 
 
 class LoadFailedError(WorkerError):
-    """What was named at ``field`` cannot be loaded; ``__cause__`` is what was raised."""
+    """The object that the setting ``field`` names cannot be loaded. ``__cause__`` is the original error."""
 
     def __init__(self, source: HandlerSource, field_: str) -> None:
         self.source = source
@@ -197,49 +201,49 @@ class LoadFailedError(WorkerError):
 
 
 @contextmanager
-def _failing(source: HandlerSource, field_: str) -> Iterator[None]:
+def _convert_errors(source: HandlerSource, field_: str) -> Iterator[None]:
     try:
         yield
-    except BaseException as error:  # sys.exit() in a script must not end its thread unseen
+    except BaseException as error:  # sys.exit() in a script must not end its thread without a report
         raise LoadFailedError(source, field_) from error
 
 
 @dataclass(slots=True)
 class Resolution:
-    """What MHCS's resolver chose, and from where."""
+    """The result of MHCS's resolver."""
 
     handlers: dict[Route, tuple[HandlerSource, Callable[..., Any]]] = field(default_factory=dict)
     middleware: dict[str, Any] = field(default_factory=dict)
-    """Name to MHCS's ``MiddlewareInfo``."""
+    """MHCS's ``MiddlewareInfo`` by name."""
     registered: dict[str, Callable[..., Any]] = field(default_factory=dict)
     """Handlers of sessions and adapters that the script has registered, by MHCS's names."""
-    considered: dict[Route, list[str]] = field(default_factory=dict)
-    """For the log at DEBUG: one line a level that was looked at."""
+    steps: dict[Route, list[str]] = field(default_factory=dict)
+    """For the log at DEBUG: one entry for each level that was considered."""
 
 
-class _Config(StandardHandlerConfig):  # type: ignore[misc]  # MHCS is not typed
-    """CR above environment, in the place that MHCS gives to the environment."""
+class _ResolverConfig(StandardHandlerConfig):  # type: ignore[misc]  # MHCS is not typed
+    """Resolves references of the spec before those of the environment, at MHCS's level of the environment."""
 
-    def __init__(self, wanted: HandlerConfig, scripts: Scripts, decorated: Mapping[str, Any]) -> None:
-        self._wanted = wanted
+    def __init__(self, config: HandlerConfig, scripts: ScriptLoader, decorated: Mapping[str, Any]) -> None:
+        self._config = config
         self._scripts = scripts
         self._decorated = decorated
         self.chosen: dict[Route, HandlerReference] = {}
 
     def get_env_handler(self, handler_type: str) -> Callable[..., Any] | None:
         route = _route(handler_type)
-        choice = self._wanted.references.get(route)
-        if choice is None:
+        reference = self._config.references.get(route)
+        if reference is None:
             return None
-        found = self._scripts.function(choice)
-        # Only the script's decorators count: the guide's "only loads and scans this file".
+        found = self._scripts.function(reference)
+        # Only the script's decorators count (docs/guide/custom-handlers.md, "Decorators").
         handler_registry._decorator_handlers.clear()
         handler_registry._decorator_handlers.update(self._decorated)
-        self.chosen[route] = choice
+        self.chosen[route] = reference
         return found
 
     def get_customer_script_handler(self, handler_type: str) -> Callable[..., Any] | None:
-        script = self._wanted.script
+        script = self._config.script
         if script is None:
             return None
         name = FUNCTION_NAMES[_route(handler_type)]
@@ -250,56 +254,54 @@ class _Config(StandardHandlerConfig):  # type: ignore[misc]  # MHCS is not typed
         return found
 
 
-def resolve(wanted: HandlerConfig, scripts: Scripts) -> Resolution:
-    """Load and choose, by MHCS's own resolver. Call inside :func:`emptied_registries`.
+def resolve(config: HandlerConfig, scripts: ScriptLoader) -> Resolution:
+    """Load the functions and select handlers with MHCS's own resolver. Call inside :func:`empty_registries`.
 
-    Raises LoadFailedError from what MHCS or the customer's code raised, ``SystemExit`` too.
+    Raises LoadFailedError from every error of MHCS or of the customer's code, including ``SystemExit``.
     """
-    if (script := wanted.script) is not None:
+    if (script := config.script) is not None:
         named = {HandlerSource.SPEC: "handlers.script", HandlerSource.ENVIRONMENT: ENV_SCRIPT}
-        with _failing(script.source, named.get(script.source, "the script")):
+        with _convert_errors(script.source, named.get(script.source, "the script")):
             scripts.load_module_from_file(str(script.path))
     decorated = dict(handler_registry._decorator_handlers)
     registered = dict(handler_registry._handlers)
-    for choice in wanted.middleware:
-        scripts.function(choice)  # MHCS logs a bad one and goes on; here it is an error
+    for reference in config.middleware:
+        scripts.function(reference)  # MHCS only logs an invalid one
     SageMakerFunctionLoader._default_function_loader = scripts
-    config = _Config(wanted, scripts, decorated)
-    resolver = GenericHandlerResolver(config, handler_registry)
+    resolver_config = _ResolverConfig(config, scripts, decorated)
+    resolver = GenericHandlerResolver(resolver_config, handler_registry)
     result = Resolution(registered=registered)
     for route, type_ in _TYPES.items():
         found = resolver.resolve_handler(type_)
         source = HandlerSource.DEFAULT
-        if route in config.chosen:
-            source = config.chosen[route].source
+        if route in resolver_config.chosen:
+            source = resolver_config.chosen[route].source
         elif found is not None:
             source = HandlerSource.DECORATOR if type_ in decorated else HandlerSource.FUNCTION
         if found is not None:
             result.handlers[route] = (source, found)
-        result.considered[route] = _considered(wanted, route, source, decorated=type_ in decorated)
-    with _reporting():
+        result.steps[route] = _explain_selection(config, route, source, decorated=type_ in decorated)
+    with _report_processing_errors():
         middleware_registry.load_middlewares(scripts)
     result.middleware = {
         name: info for name in MIDDLEWARES if (info := middleware_registry.get_middleware(name)) is not None
     }
     for name, info in result.middleware.items():
         if not info.is_class:
-            _refuse_other_parameters(
-                info.middleware, f"the middleware {name}", "the request and call_next", 2
-            )
+            _check_parameters(info.middleware, f"the middleware {name}", "the request and call_next", 2)
     return result
 
 
 @contextmanager
-def _reporting() -> Iterator[None]:
-    """MHCS answers 500 where pre- or post-processing fails, and leaves no trace: its errors are reported."""
+def _report_processing_errors() -> Iterator[None]:
+    """Report errors of pre- and post-processing, for which MHCS answers 500 without a log line."""
     combine = BaseMiddlewareLoader._create_pre_post_middleware
 
     def combined(self: Any, before: Any, after: Any, name: str, prefix: str) -> Any:
         for function, subject in ((before, "the request"), (after, "the response")):
             if function is not None:
-                _refuse_other_parameters(function, f"the processing of {subject}", subject, 1)
-        return combine(self, reported(before), reported(after), name, prefix)
+                _check_parameters(function, f"the processing of {subject}", subject, 1)
+        return combine(self, report_errors(before), report_errors(after), name, prefix)
 
     BaseMiddlewareLoader._create_pre_post_middleware = combined
     try:
@@ -308,16 +310,22 @@ def _reporting() -> Iterator[None]:
         BaseMiddlewareLoader._create_pre_post_middleware = combine
 
 
-def _refuse_other_parameters(function: Callable[..., Any], what: str, takes: str, count: int) -> None:
+def _check_parameters(function: Callable[..., Any], what: str, takes: str, count: int) -> None:
     if not accepts(function, count):
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        error = UnfitHandlerError(f"({name}) has other parameters", f"take {takes}")
+        error = UnsupportedSignatureError(f"({name}) has other parameters", f"take {takes}")
         raise LoadFailedError(HandlerSource.DECORATOR, what) from error
 
 
-def _considered(wanted: HandlerConfig, route: Route, source: HandlerSource, *, decorated: bool) -> list[str]:
-    choice = wanted.references.get(route)
-    named = f"{choice.field} names {choice.path.text}" if choice else "neither the spec nor the environment"
+def _explain_selection(
+    config: HandlerConfig, route: Route, source: HandlerSource, *, decorated: bool
+) -> list[str]:
+    reference = config.references.get(route)
+    named = (
+        f"{reference.field} names {reference.path.text}"
+        if reference
+        else "neither the spec nor the environment names a handler"
+    )
     lines = [named, f"decorator in the script: {'found' if decorated else 'none'}"]
     if source in (HandlerSource.FUNCTION, HandlerSource.DEFAULT):
         found = "found" if source is HandlerSource.FUNCTION else "none"

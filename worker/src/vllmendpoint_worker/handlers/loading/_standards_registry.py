@@ -1,7 +1,8 @@
-"""MHCS's handlers of sessions and adapters, which it looks up while a request runs.
+"""The registry of SageMaker's package (MHCS) for handlers of sessions and adapters.
 
-Its registry is process-global. Here it depends on the context, so that they change with the script that has
-registered them. The names used are held by ``tests/unit/worker/handlers/test_handlers_contract.py``.
+MHCS looks these handlers up while a request runs, in a registry of the whole process. Here the registry
+depends on the context, so each request uses the handlers that its own script has registered. The names of
+MHCS that this module uses are checked by ``tests/unit/worker/handlers/test_handlers_contract.py``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -9,9 +10,9 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
-from ._process_state import logging_kept
+from ._process_state import preserve_logging
 
-with logging_kept():
+with preserve_logging():
     from model_hosting_container_standards.common.handler.registry import handler_registry
     from model_hosting_container_standards.common.transforms.base_factory import create_transform_decorator
     from model_hosting_container_standards.sagemaker.lora.constants import (
@@ -26,27 +27,27 @@ __all__ = [
     "ADAPTER_TYPES",
     "SESSION_TYPES",
     "adapter_route",
-    "in_force",
     "registered_default",
+    "use_registered",
     "with_sessions",
 ]
 
 ADAPTER_TYPES: Final = (LoRAHandlerType.REGISTER_ADAPTER.value, LoRAHandlerType.UNREGISTER_ADAPTER.value)
-"""MHCS's names of the handlers of ``POST /adapters`` and ``DELETE /adapters/{adapter_name}``."""
+"""MHCS's names for the handlers of ``POST /adapters`` and ``DELETE /adapters/{adapter_name}``."""
 
 SESSION_TYPES: Final = ("create_session", "close_session")
-"""MHCS's names of the handlers of ``NEW_SESSION`` and ``CLOSE``, requests to ``/invocations``."""
+"""MHCS's names for the handlers of ``NEW_SESSION`` and ``CLOSE``, requests to ``/invocations``."""
 
 ADAPTER_HEADER: Final[str] = SageMakerLoRAApiHeader.ADAPTER_IDENTIFIER
 
-_IN_FORCE: ContextVar[Mapping[str, Any]] = ContextVar("registered handlers")
+_ACTIVE: ContextVar[Mapping[str, Any]] = ContextVar("registered handlers")
 
 
-class _Registered(MutableMapping[str, Any]):
-    """MHCS's registry of the handlers of sessions and adapters.
+class _ContextRegistry(MutableMapping[str, Any]):
+    """MHCS's registry of handlers, by context.
 
-    In the context of a request it holds what that request's generation has registered, in the context of a
-    load what the load registers, and elsewhere what vLLM registers.
+    In a request it contains the handlers that the request's generation has registered, in a load those that
+    the load registers, and otherwise those that vLLM registers.
     """
 
     def __init__(self, default: dict[str, Any]) -> None:
@@ -54,7 +55,7 @@ class _Registered(MutableMapping[str, Any]):
 
     @property
     def _current(self) -> Any:
-        return _IN_FORCE.get(self.default)
+        return _ACTIVE.get(self.default)
 
     def __getitem__(self, name: str) -> Any:
         return self._current[name]
@@ -72,24 +73,24 @@ class _Registered(MutableMapping[str, Any]):
         return len(self._current)
 
 
-_REGISTERED: Final = _Registered(handler_registry._handlers)
-handler_registry._handlers = _REGISTERED
+_REGISTRY: Final = _ContextRegistry(handler_registry._handlers)
+handler_registry._handlers = _REGISTRY
 
 
 @contextmanager
-def in_force(registered: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, MHCS finds these handlers of sessions and adapters."""
-    token = _IN_FORCE.set(registered)
+def use_registered(registered: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, MHCS uses these handlers of sessions and adapters."""
+    token = _ACTIVE.set(registered)
     try:
         yield
     finally:
-        with suppress(ValueError):  # a load that hangs is given up in another context than its own
-            _IN_FORCE.reset(token)
+        with suppress(ValueError):  # a load that hangs is given up in another context
+            _ACTIVE.reset(token)
 
 
 def registered_default(type_: str) -> Any:
-    """The handler that vLLM has registered, None where there is none."""
-    return _REGISTERED.default.get(type_)
+    """The handler that vLLM has registered; None if there is none."""
+    return _REGISTRY.default.get(type_)
 
 
 def adapter_route(type_: str) -> tuple[str, str]:
@@ -99,8 +100,8 @@ def adapter_route(type_: str) -> tuple[str, str]:
 
 
 class _Sessions(SessionApiTransform):  # type: ignore[misc]  # MHCS is not typed
-    """MHCS's, which remembers from its first request whether a script has handlers of sessions; here the
-    next generation may have others.
+    """MHCS's transform, which caches at its first request whether a script has handlers of sessions. The next
+    generation may have others, so this class does not cache.
     """
 
     def _check_use_default_manager(self) -> bool:
@@ -109,7 +110,7 @@ class _Sessions(SessionApiTransform):  # type: ignore[misc]  # MHCS is not typed
 
 
 def with_sessions(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """What MHCS's ``@stateful_session_manager()`` makes of an invocation handler."""
+    """``handler`` of ``/invocations`` as MHCS's ``@stateful_session_manager()`` decorates it."""
     decorate = create_transform_decorator("stateful_session_manager", lambda _: _Sessions)
     wrapped: Callable[..., Any] = decorate({}, {})(handler)
     return wrapped
