@@ -1,4 +1,4 @@
-"""An engine made of Python, a prober over it, and waiting: on the time of the running loop."""
+"""A fake engine, a prober for it, and waiting in the time of the running loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,8 +19,8 @@ def now() -> float:
 
 
 class FakeEngine:
-    """``behaviour``: "answer", "hang", "raise", "cancelled", "wait" (for ``go``); ``users``: requests in
-    flight that are not ours.
+    """``behaviour``: "answer", "hang", "raise", "cancelled" or "wait" (for ``go``). ``users``: number of user
+    requests in flight.
     """
 
     def __init__(self, progress: RankProgress | None = None) -> None:
@@ -86,13 +86,13 @@ async def probing(engine: FakeEngine, given: ProbeSettings) -> AsyncIterator[Pro
 
 
 async def until(condition: Any, seconds: float = 5.0) -> float:
-    began = now()
+    started = now()
     while not condition():
-        assert now() - began < seconds, "did not come about in time"
+        assert now() - started < seconds, "the condition did not become true in time"
         await asyncio.sleep(0.01)
-    return now() - began
+    return now() - started
 
 
 def letters(tokens: Sequence[int]) -> str:
-    """A tokenizer: 5 is "e", 6 is "f"."""
+    """A tokenizer's decoder: token 5 is "e", token 6 is "f"."""
     return "".join(chr(96 + token) for token in tokens)

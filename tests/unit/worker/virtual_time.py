@@ -1,6 +1,6 @@
-"""An event loop on which waiting takes no time: what is scheduled for later comes when nothing else is to do.
+"""An event loop on which waiting takes no time: if nothing is ready, its clock jumps to the next timer.
 
-Bounds on time are exact then, however loaded the machine is. Not for threads and sockets.
+Time bounds in tests are exact, independent of the load of the machine. Not for threads and sockets.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ P = ParamSpec("P")
 
 
 class _Selector(selectors.DefaultSelector):
-    """Passes the time that it is asked to wait."""
+    """Advances the clock instead of waiting."""
 
     now = 0.0
 
@@ -38,7 +38,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def on_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Decorator of a test: runs it on such a loop of its own."""
+    """Decorator that runs a test on a new loop with virtual time."""
 
     @wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -49,7 +49,7 @@ def on_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
 
 
 class LoopClock(Clock):
-    """The running loop's time."""
+    """The time of the running loop."""
 
     def monotonic(self) -> float:
         return asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""What ended the worker, in one sentence: from errors as Dynamo and vLLM raise them."""
+"""The termination message from errors as Dynamo and vLLM raise them."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ FILE = (
     "Failed to download file 'config.json' from model 'team/gated': request error: HTTP status client error "
     "(401 Unauthorized) for url (http://127.0.0.1:37977/team/gated/resolve/aa/config.json)"
 )
-"""Recorded from Dynamo 1.3's downloader against a loopback hub that answers so (HF_ENDPOINT)."""
+"""Recorded from the downloader of Dynamo 1.3 with a hub on loopback (HF_ENDPOINT)."""
 POINTER = RuntimeError(
     "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore_DP0': 1}"
 )
@@ -56,7 +56,7 @@ POINTER = RuntimeError(
         ("No space left on device (os error 28)", ["Exception: No space left on device"]),
     ],
 )
-def test_a_download_that_fails(text: str, parts: list[str]) -> None:
+def test_a_failed_download_reports_cause_and_remedy(text: str, parts: list[str]) -> None:
     message = download_failure("team/gated", Exception(text))
     assert message is not None
     assert message.startswith("ModelDownloadFailed: the model 'team/gated' cannot be downloaded: ")
@@ -65,11 +65,11 @@ def test_a_download_that_fails(text: str, parts: list[str]) -> None:
     assert "\n" not in message
 
 
-def test_an_error_of_our_own_is_no_failed_download() -> None:
+def test_an_error_of_the_worker_is_no_download_failure() -> None:
     assert download_failure("m", EngineStartError("--x is refused")) is None
 
 
-def test_one_line_and_no_value_of_what_was_given() -> None:
+def test_a_description_is_one_line_without_input_values() -> None:
     class Strict(BaseModel):
         port: Annotated[int, Field(gt=0)]
 
@@ -81,7 +81,7 @@ def test_one_line_and_no_value_of_what_was_given() -> None:
     assert describe_error(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
-def test_the_engines_own_error_stands_for_one_that_points_at_it() -> None:
+def test_an_error_that_refers_to_the_engine_is_replaced_by_the_engines_error() -> None:
     errors = EngineErrors()
     assert errors.root_cause(POINTER).startswith("RuntimeError: Engine core initialization failed")
     assert not errors.latest()
@@ -108,11 +108,11 @@ except ValueError:
 """
 
 
-def test_the_error_of_a_child_process_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_child_processes_are_received(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = EngineErrors()
     monkeypatch.setattr(stages, "ENGINE_ERRORS", errors)
     receiver = StageReceiver(lambda stage: None)
-    try:  # never started: what waits in the socket is read when it stops
+    try:  # not started: stop reads the datagrams in the socket
         environ = {**os.environ, ENV_STAGE_SOCKET: receiver.address.replace(str(os.getpid()), "1")}
         subprocess.run([sys.executable, "-c", CHILD], env=environ, check=True, timeout=30)
     finally:
@@ -124,8 +124,10 @@ def test_the_error_of_a_child_process_arrives(monkeypatch: pytest.MonkeyPatch) -
     assert engine_errors.ENGINE_ERRORS is not errors
 
 
-def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As the kubelet does when worker.startupTimeoutSeconds is used up."""
+def test_a_signal_during_the_start_writes_the_stage_to_the_termination_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kubelet sends SIGTERM after worker.startupTimeoutSeconds."""
     log = tmp_path / "termination-log"
     log.touch()
     codes: list[int] = []
@@ -145,7 +147,7 @@ def test_a_start_that_is_ended_leaves_its_stage(monkeypatch: pytest.MonkeyPatch,
     assert state.snapshot.stage.name == Stage.STOPPING
 
 
-def test_the_cause_is_told_by_the_stage_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_cause_depends_on_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = EngineErrors()
     errors.record("ValueError: no memory for the cache")
     monkeypatch.setattr(start, "ENGINE_ERRORS", errors)

@@ -1,4 +1,4 @@
-"""Stages through a real unix socket, from a real child process."""
+"""Stages from a real child process over a real Unix socket."""
 
 import subprocess
 import sys
@@ -32,11 +32,11 @@ log.info("GPU KV cache size: %s tokens", "1")
         ("Using max model len 512", None),
     ],
 )
-def test_recognised_lines(line: str, stage: Stage | None) -> None:
+def test_log_lines_of_vllm_map_to_stages(line: str, stage: Stage | None) -> None:
     assert stage_of(line) is stage
 
 
-def test_a_child_sends_its_stages() -> None:
+def test_a_child_process_sends_its_stages() -> None:
     seen: list[Stage] = []
     receiver = StageReceiver(seen.append)
     receiver.start()
@@ -52,13 +52,13 @@ def test_a_child_sends_its_stages() -> None:
     assert not Path(receiver.address.partition(":")[2]).exists()
 
 
-def test_outside_our_worker_the_plugin_does_nothing() -> None:
+def test_the_plugin_does_nothing_outside_a_worker() -> None:
     subprocess.run(
         [sys.executable, "-c", CHILD], env={"PYTHONPATH": ":".join(sys.path)}, check=True, timeout=30
     )
 
 
-def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+def test_a_child_process_exits_with_its_parent(tmp_path: Path) -> None:
     child = (
         "from vllmendpoint_worker.engine.stages import install; install()\n"
         "import time; print('up', flush=True); time.sleep(60)"
@@ -75,11 +75,11 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
         process.kill()
         deadline = time.monotonic() + 20
         while not ended(pid):
-            assert time.monotonic() < deadline, "the child outlived its parent"
+            assert time.monotonic() < deadline, "the child process did not exit with its parent"
             time.sleep(0.02)
 
 
-def test_a_child_whose_parent_is_dead_already_ends(tmp_path: Path) -> None:
+def test_a_child_process_exits_if_its_parent_has_already_exited(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(
         "import multiprocessing, os, pathlib, time\n"
         "from vllmendpoint_worker.engine.stages import install\n"
@@ -112,5 +112,5 @@ def ended(pid: int) -> bool:
 def wait(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < deadline, "did not come about"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)

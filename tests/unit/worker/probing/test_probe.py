@@ -1,4 +1,4 @@
-"""One probe: what is an answer, when it is given up, and what is told of it."""
+"""One probe: what counts as an answer, its timeout and its detail."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,9 @@ UNEXPECTED = Outcome.UNEXPECTED_ANSWER
     ],
 )  # fmt: skip
 @on_virtual_time
-async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome, tokens: int) -> None:
+async def test_a_stream_is_an_answer_if_it_has_tokens_and_finish_reasons(
+    chunks: list[dict[str, Any]], outcome: Outcome, tokens: int
+) -> None:
     engine = FakeEngine()
     engine.chunks = chunks
     result = await run_probe(engine, {}, 1.0, LoopClock())
@@ -58,7 +60,7 @@ async def test_what_is_an_answer(chunks: list[dict[str, Any]], outcome: Outcome,
     ],
 )
 @on_virtual_time
-async def test_the_text_must_match_what_is_expected(
+async def test_the_text_must_match_the_expected_expression(
     regex: str, chunks: list[dict[str, Any]], outcome: Outcome
 ) -> None:
     engine = FakeEngine()
@@ -68,7 +70,7 @@ async def test_the_text_must_match_what_is_expected(
 
 
 @on_virtual_time
-async def test_an_answer_that_does_not_match_is_told_without_its_text() -> None:
+async def test_an_answer_that_does_not_match_is_reported_without_its_text() -> None:
     engine = FakeEngine()
     result = await run_probe(
         engine, {}, 1.0, LoopClock(), Expectation("hunter2", lambda tokens: "the secret")
@@ -103,7 +105,7 @@ async def test_a_probe_is_aborted_at_its_timeout() -> None:
 
 
 @on_virtual_time
-async def test_an_error_is_named_by_its_type_only() -> None:
+async def test_an_error_is_reported_by_its_type_only() -> None:
     engine = FakeEngine()
     engine.behaviour = "raise"
     result = await run_probe(engine, {}, 1.0, LoopClock())

@@ -1,4 +1,4 @@
-"""The prober against an engine made of Python: when it asks, what it aborts, what it makes of it."""
+"""The prober with a fake engine: when it probes, what it aborts, which verdict follows."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(30)
 
 
 @on_virtual_time
-async def test_with_an_expected_text_users_answers_do_not_spare_the_probe() -> None:
+async def test_finished_user_requests_do_not_postpone_a_probe_with_an_expected_text() -> None:
     engine = FakeEngine()
     given = replace(settings(period=0.4), expect=Expectation("ef", letters))
     async with probing(engine, given) as prober:
@@ -38,7 +38,7 @@ async def test_with_an_expected_text_users_answers_do_not_spare_the_probe() -> N
 
 
 @on_virtual_time
-async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
+async def test_a_new_expression_is_probed_immediately() -> None:
     engine = FakeEngine()
     given = settings(period=60.0)
     async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
@@ -51,7 +51,7 @@ async def test_garbage_fails_and_a_new_expression_is_asked_at_once() -> None:
 
 
 @on_virtual_time
-async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
+async def test_a_result_for_old_settings_does_not_change_the_verdict() -> None:
     engine = FakeEngine()
     engine.behaviour = "wait"
     given = replace(settings(period=60.0, timeout=20.0), rules=VerdictRules(20.0, failure_threshold=1))
@@ -66,7 +66,7 @@ async def test_an_answer_to_what_is_no_longer_asked_is_no_verdict() -> None:
 
 
 @on_virtual_time
-async def test_every_probe_that_ended_is_counted_once() -> None:
+async def test_every_result_is_counted_once() -> None:
     engine = FakeEngine()
     ended: list[Any] = []
     prober = Prober(
@@ -82,18 +82,20 @@ async def test_every_probe_that_ended_is_counted_once() -> None:
     engine.behaviour = "hang"
     probe = asyncio.create_task(prober.probe_now())
     await until(lambda: engine.running == 1)
-    prober.configure(settings(period=60.0, token_ids=[9]))  # while the old question is being asked
+    prober.configure(
+        settings(period=60.0, token_ids=[9])
+    )  # while the probe with the old request is in flight
     engine.behaviour = "answer"
     await until(lambda: len(ended) == 2)
     assert [result.outcome for result in ended] == [Outcome.COMPLETE, Outcome.COMPLETE]
-    assert (len(engine.asked), engine.aborted) == (3, 1), "nobody waits for an answer to the old one"
+    assert (len(engine.asked), engine.aborted) == (3, 1), "the probe with the old request is aborted"
     assert (await probe).outcome is Outcome.COMPLETE
     task.cancel()
     await asyncio.wait({task}, timeout=5)
 
 
 @on_virtual_time
-async def test_idle_it_asks_once_a_period_and_one_at_a_time() -> None:
+async def test_an_idle_engine_is_probed_once_per_period_by_one_probe_at_a_time() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4)) as prober:
         await until(lambda: len(engine.asked) >= 4)
@@ -104,7 +106,7 @@ async def test_idle_it_asks_once_a_period_and_one_at_a_time() -> None:
 
 
 @on_virtual_time
-async def test_a_stall_is_seen_within_period_and_timeout_and_probes_do_not_pile_up() -> None:
+async def test_a_stall_is_detected_within_period_and_timeout_by_one_probe_at_a_time() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.5, timeout=0.3)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -117,12 +119,12 @@ async def test_a_stall_is_seen_within_period_and_timeout_and_probes_do_not_pile_
 
 
 @on_virtual_time
-async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None:
+async def test_stopped_progress_under_traffic_starts_a_probe_immediately() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=0.3)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         engine.users = 3
-        for _ in range(10):  # they are being served
+        for _ in range(10):  # the engine serves them
             engine.progress.record_step(3, 0.01)
             await asyncio.sleep(0.1)
         assert len(engine.asked) == 1
@@ -131,7 +133,7 @@ async def test_under_traffic_a_stop_of_progress_starts_a_probe_at_once() -> None
 
 
 @on_virtual_time
-async def test_users_answers_spare_the_probe() -> None:
+async def test_finished_user_requests_postpone_the_probe() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -144,14 +146,14 @@ async def test_users_answers_spare_the_probe() -> None:
 
 
 @on_virtual_time
-async def test_our_own_probes_and_bad_ends_are_no_users_answers() -> None:
+async def test_probes_and_failed_requests_are_not_finished_user_requests() -> None:
     progress = RankProgress()
     progress.record_finished([(f"{PROBE_PREFIX}1", True), ("user", False)])
     assert (progress.user_requests_finished, progress.last_user_request_finished) == (0, None)
 
 
 @on_virtual_time
-async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -> None:
+async def test_an_engine_is_busy_while_it_schedules_tokens_and_stalled_when_it_stops() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4, timeout=0.4)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -167,7 +169,7 @@ async def test_busy_while_the_scheduler_schedules_then_stalled_when_it_stops() -
 
 
 @on_virtual_time
-async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_probe() -> None:
+async def test_busy_turns_into_stalled_without_another_probe() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=2.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -175,7 +177,7 @@ async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_pr
         probe = asyncio.create_task(prober.probe_now())
         began = now()
         while not probe.done():
-            if now() - began < 1.5:  # the last tokens come before the probe ends
+            if now() - began < 1.5:  # the last tokens are scheduled before the probe ends
                 engine.progress.record_step(8, 0.02)
             await asyncio.sleep(0.02)
         assert prober.state.verdict is Verdict.BUSY
@@ -185,7 +187,7 @@ async def test_busy_turns_into_stalled_by_the_passing_of_time_without_another_pr
 
 @pytest.mark.parametrize("stay", [True, False], ids=["users-wait", "users-hang-up"])
 @on_virtual_time
-async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool) -> None:
+async def test_a_busy_engine_without_user_requests_is_probed_before_it_counts_as_stalled(stay: bool) -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=1.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -204,7 +206,7 @@ async def test_an_engine_that_all_users_left_is_not_stalled_but_asked(stay: bool
 
 
 @on_virtual_time
-async def test_a_changed_question_is_asked_at_once() -> None:
+async def test_a_changed_request_is_probed_immediately() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: len(engine.requests) == 1)
@@ -214,7 +216,7 @@ async def test_a_changed_question_is_asked_at_once() -> None:
 
 
 @on_virtual_time
-async def test_an_engine_that_cancels_its_own_stream_is_an_error_and_asked_again() -> None:
+async def test_a_stream_that_the_engine_cancels_is_an_error() -> None:
     engine = FakeEngine()
     engine.behaviour = "cancelled"
     async with probing(engine, settings(period=5.0)) as prober:
@@ -225,7 +227,7 @@ async def test_an_engine_that_cancels_its_own_stream_is_an_error_and_asked_again
 
 @asynccontextmanager
 async def hanging() -> AsyncIterator[tuple[FakeEngine, Prober, "asyncio.Task[ProbeResult]"]]:
-    """A probe that somebody asked for, and that may hang for five minutes."""
+    """A probe on demand that hangs, with a timeout of five minutes."""
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0, timeout=300.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -239,19 +241,19 @@ async def hanging() -> AsyncIterator[tuple[FakeEngine, Prober, "asyncio.Task[Pro
 @pytest.mark.parametrize(
     "changed",
     [settings(period=60.0, timeout=300.0, token_ids=[9]), settings(period=60.0, timeout=1.0)],
-    ids=["another question", "a shorter time"],
+    ids=["another request", "a shorter timeout"],
 )
-async def test_a_probe_that_hangs_does_not_hold_up_other_settings(changed: ProbeSettings) -> None:
+async def test_a_hanging_probe_does_not_delay_new_settings(changed: ProbeSettings) -> None:
     async with hanging() as (engine, prober, asked):
         engine.behaviour = "answer"
         prober.configure(changed)
         assert await until(asked.done) < 3.0
-        assert (await asked).outcome is Outcome.COMPLETE, "who waited is answered with the new ones"
+        assert (await asked).outcome is Outcome.COMPLETE, "the caller gets a result of the new settings"
         assert engine.aborted == 1
 
 
 @on_virtual_time
-async def test_a_probe_that_hangs_ends_when_probing_is_turned_off() -> None:
+async def test_a_hanging_probe_is_aborted_when_probing_is_turned_off() -> None:
     async with hanging() as (engine, prober, asked):
         prober.configure(settings(mode=Mode.DISABLED))
         with pytest.raises(ProbeUnavailableError):
@@ -260,7 +262,7 @@ async def test_a_probe_that_hangs_ends_when_probing_is_turned_off() -> None:
 
 
 @on_virtual_time
-async def test_disabled_asks_nothing() -> None:
+async def test_no_probe_is_sent_while_probing_is_off() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(mode=Mode.DISABLED)) as prober:
         with pytest.raises(ProbeUnavailableError):
@@ -273,30 +275,30 @@ async def test_disabled_asks_nothing() -> None:
 
 
 @asynccontextmanager
-async def beating(
+async def checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[tuple[HealthPublisher, WorkerState, list[str]]]:
-    """A worker that serves and beats, and the ends that liveness made of it."""
-    ends: list[str] = []
-    monkeypatch.setattr(liveness, "terminate", lambda code, why: ends.append(why))
+    """A serving worker with a liveness check, and the messages with which it would exit."""
+    exits: list[str] = []
+    monkeypatch.setattr(liveness, "terminate", lambda code, message: exits.append(message))
     state = WorkerState(worker_version="1.2.3", clock=LoopClock())
     publisher = HealthPublisher(state, LoopClock())
     state.enter_stage(Stage.SERVING)
-    beats = asyncio.create_task(liveness.Liveness(state, publisher, lambda: 1.0, LoopClock()).run())
+    check = asyncio.create_task(liveness.Liveness(state, publisher, lambda: 1.0, LoopClock()).run())
     try:
-        yield publisher, state, ends
+        yield publisher, state, exits
     finally:
-        beats.cancel()
-        await asyncio.wait({beats}, timeout=5)
+        check.cancel()
+        await asyncio.wait({check}, timeout=5)
 
 
 @on_virtual_time
-async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
+async def test_a_stall_from_before_probing_was_off_does_not_exit_the_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = FakeEngine()
     engine.behaviour = "hang"
-    async with beating(monkeypatch) as (publisher, state, left), probing(engine, settings()) as prober:
+    async with checked(monkeypatch) as (publisher, state, exits), probing(engine, settings()) as prober:
         publisher.prober = prober
         await until(lambda: prober.state.verdict is Verdict.STALLED)
         prober.configure(settings(mode=Mode.DISABLED))
@@ -315,11 +317,11 @@ async def test_a_stall_from_before_probing_was_off_does_not_end_the_worker(
         await asyncio.sleep(2 * liveness.HEARTBEAT_SECONDS)
         engine.go.set()
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        assert left == []
+        assert exits == []
 
 
 @on_virtual_time
-async def test_probing_that_was_off_takes_no_healthy_worker_out_of_service() -> None:
+async def test_turning_probing_on_keeps_a_healthy_worker_ready() -> None:
     engine = FakeEngine()
     async with probing(engine, settings()) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -329,7 +331,7 @@ async def test_probing_that_was_off_takes_no_healthy_worker_out_of_service() -> 
 
 
 @on_virtual_time
-async def test_probe_now_is_shared_by_those_who_ask_together() -> None:
+async def test_concurrent_callers_share_a_probe_on_demand() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: len(engine.asked) == 1)
@@ -339,7 +341,7 @@ async def test_probe_now_is_shared_by_those_who_ask_together() -> None:
 
 
 @on_virtual_time
-async def test_a_dead_engine_is_seen_while_a_probe_hangs() -> None:
+async def test_a_dead_engine_is_detected_while_a_probe_hangs() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(timeout=20.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -350,7 +352,7 @@ async def test_a_dead_engine_is_seen_while_a_probe_hangs() -> None:
 
 
 @on_virtual_time
-async def test_errors_fail_after_the_threshold_one_second_apart() -> None:
+async def test_failed_probes_repeat_after_one_second_until_the_threshold() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -363,7 +365,7 @@ async def test_errors_fail_after_the_threshold_one_second_apart() -> None:
         assert 0.9 <= gap <= 1.4
 
 
-def test_schedule() -> None:
+def test_the_next_probe_depends_on_the_verdict() -> None:
     given = settings(period=30.0, timeout=5.0)
     assert next_probe_at(VerdictState.start(0.0), None, None, given) == 0.0
     assert next_probe_at(VerdictState(Verdict.GENERATING, 0), 100.0, None, given) == 130.0

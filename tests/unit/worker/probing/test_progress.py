@@ -1,4 +1,4 @@
-"""What counts as a recent step of the engine."""
+"""Which engine steps count as recent."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from vllmendpoint_worker.probing.progress import RankProgress
 from vllmendpoint_worker.probing.verdict import CRITICAL_STEPS
 
 
-def test_progress_forgets_old_steps() -> None:
+def test_steps_older_than_a_minute_do_not_count() -> None:
     now = [1000.0]
     progress = RankProgress(lambda: now[0])
     progress.record_step(0, 9.0)
@@ -20,7 +20,7 @@ def test_progress_forgets_old_steps() -> None:
     assert progress.snapshot().longest_step == 0.0
 
 
-def test_a_long_step_is_remembered_for_a_minute_however_many_short_ones_follow() -> None:
+def test_the_longest_step_counts_for_a_minute() -> None:
     now = [1000.9]
     progress = RankProgress(lambda: now[0])
     progress.record_step(1, 4.0)
@@ -32,15 +32,15 @@ def test_a_long_step_is_remembered_for_a_minute_however_many_short_ones_follow()
     assert progress.snapshot().longest_step == 0.01
 
 
-def test_the_step_of_a_stall_makes_the_window_its_length_and_not_three_of_it() -> None:
+def test_the_step_of_a_stall_does_not_triple_the_window() -> None:
     now = [1000.0]
     progress = RankProgress(lambda: now[0])
     progress.record_step(1, 0.1)
     now[0] += 4.0
     progress.mark_stalled()
     now[0] += 1.0
-    progress.record_step(1, 5.0)  # began before the verdict: it is the stall
+    progress.record_step(1, 5.0)  # started before the verdict: it is the stall
     assert progress.snapshot().longest_step == pytest.approx(5.0 / CRITICAL_STEPS)
     now[0] += 2.0
-    progress.record_step(1, 1.9)  # began after it
+    progress.record_step(1, 1.9)  # started after the verdict
     assert progress.snapshot().longest_step == 1.9

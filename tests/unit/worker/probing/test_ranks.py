@@ -1,4 +1,4 @@
-"""Data parallelism: progress and probes of each rank; a frozen one is named and hides behind no other."""
+"""Data parallelism: each rank has its own progress, probes and verdict."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -22,18 +22,18 @@ pytestmark = pytest.mark.timeout(30)
 
 
 class Engines:
-    """One engine for each rank; ``asked_for``: the names by which they were asked for."""
+    """One fake engine for each rank. ``requested``: the ranks that were requested."""
 
     def __init__(self, *ranks: int) -> None:
         self.progress = EngineProgress(now)
-        self.asked_for: list[int | None] = []
+        self.requested: list[int | None] = []
         self.of: dict[int, FakeEngine] = {}
         for rank in ranks:
             self.progress.add_rank(rank)
             self.of[rank] = FakeEngine(self.progress.rank(rank))
 
     def rank(self, rank: int | None) -> ProbeTarget:
-        self.asked_for.append(rank)
+        self.requested.append(rank)
         return self.of[rank] if rank is not None else next(iter(self.of.values()))
 
 
@@ -58,7 +58,7 @@ async def probing(
 
 
 @on_virtual_time
-async def test_a_frozen_rank_is_named_while_the_other_makes_progress() -> None:
+async def test_a_stalled_rank_is_named_while_another_makes_progress() -> None:
     engines = Engines(0, 1)
     async with probing(engines, settings(period=0.5, timeout=0.3)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
@@ -78,7 +78,7 @@ async def test_a_frozen_rank_is_named_while_the_other_makes_progress() -> None:
 
 
 async def keep_busy(engines: Engines, rank: int) -> None:
-    """Users' requests, answered by one rank."""
+    """One rank answers user requests."""
     while True:
         engines.progress.rank(rank).record_step(1, 0.01)
         engines.progress.rank(rank).record_finished([("cmpl-1", True)])
@@ -86,7 +86,7 @@ async def keep_busy(engines: Engines, rank: int) -> None:
 
 
 @on_virtual_time
-async def test_users_answers_of_one_rank_spare_no_other_its_probe() -> None:
+async def test_finished_user_requests_postpone_only_the_probe_of_their_rank() -> None:
     engines = Engines(0, 1)
     async with probing(engines, settings(period=0.4)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
@@ -99,7 +99,7 @@ async def test_users_answers_of_one_rank_spare_no_other_its_probe() -> None:
 
 
 @on_virtual_time
-async def test_the_worst_of_several_is_shown_with_how_many_are_like_it() -> None:
+async def test_the_most_severe_verdict_is_published_with_the_number_of_ranks() -> None:
     engines = Engines(2, 3, 4)
     async with probing(engines, settings(period=0.3, timeout=0.2)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
@@ -110,19 +110,19 @@ async def test_the_worst_of_several_is_shown_with_how_many_are_like_it() -> None
 
 
 @on_virtual_time
-async def test_one_rank_is_asked_and_reported_as_before() -> None:
+async def test_a_single_rank_is_not_named() -> None:
     engines = Engines(0)
     async with probing(engines, settings(period=0.3, timeout=0.2)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
         engines.of[0].behaviour = "hang"
         await until(lambda: ranks.state.verdict is Verdict.STALLED)
         assert ranks.state.message.startswith("The probe got no answer")
-        assert engines.asked_for == [None]
+        assert engines.requested == [None]
         assert ranks.report() == ()
 
 
 @on_virtual_time
-async def test_a_probe_that_is_asked_for_asks_every_rank_and_tells_of_the_worst() -> None:
+async def test_a_probe_on_demand_probes_every_rank_and_returns_the_most_severe_result() -> None:
     engines = Engines(0, 1)
     async with probing(engines, settings(period=60.0)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
@@ -134,7 +134,7 @@ async def test_a_probe_that_is_asked_for_asks_every_rank_and_tells_of_the_worst(
 
 
 @on_virtual_time
-async def test_a_trial_asks_a_healthy_rank() -> None:
+async def test_a_trial_uses_a_healthy_rank() -> None:
     engines = Engines(0, 1)
     async with probing(engines, settings(period=0.3, timeout=0.2)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
@@ -155,7 +155,7 @@ async def test_new_settings_reach_every_rank() -> None:
 
 
 @on_virtual_time
-async def test_the_proof_of_life_is_that_of_the_rank_that_has_been_silent_longest() -> None:
+async def test_the_proof_of_life_is_the_oldest_of_all_ranks() -> None:
     engines = Engines(0, 1)
     async with probing(engines, settings(period=0.4, timeout=0.3)) as ranks:
         await until(lambda: ranks.last_proof is not None)
@@ -201,7 +201,7 @@ async def test_every_rank_is_warmed_up() -> None:
     assert [engine.requests for engine in both] == [[first, other], [first, other]]
 
 
-def test_steps_of_one_rank_are_no_progress_of_another() -> None:
+def test_each_rank_has_its_own_progress() -> None:
     progress = EngineProgress(lambda: 5.0)
     progress.add_rank(1)
     assert progress.request_ranks == [None]

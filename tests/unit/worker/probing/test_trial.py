@@ -1,4 +1,4 @@
-"""A changed question comes into force only once the engine has answered it."""
+"""A changed request is activated only after the engine has answered it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,7 +15,7 @@ from vllmendpoint_worker.vllm_rejections import VLLMRejection
 
 pytestmark = pytest.mark.timeout(30)
 
-REFUSED = VLLMRejection("no", "logprobs")
+REJECTED = VLLMRejection("no", "logprobs")
 
 
 def result(outcome: Outcome, tokens: int = 0, error: BaseException | None = None) -> ProbeResult:
@@ -23,10 +23,10 @@ def result(outcome: Outcome, tokens: int = 0, error: BaseException | None = None
 
 
 def read_rejection(error: BaseException | None) -> VLLMRejection | None:
-    return REFUSED if isinstance(error, ValueError) else None
+    return REJECTED if isinstance(error, ValueError) else None
 
 
-def playing(*results: ProbeResult) -> Callable[[], Awaitable[ProbeResult]]:
+def responses(*results: ProbeResult) -> Callable[[], Awaitable[ProbeResult]]:
     left = list(results)
 
     async def send() -> ProbeResult:
@@ -49,30 +49,32 @@ EMPTY = result(Outcome.UNEXPECTED_ANSWER)
         ([result(Outcome.TIMEOUT, tokens=3)], [], TrialResult.ACCEPTED),
         ([TIMEOUT], [], TrialResult.UNKNOWN),
         ([DEAD], [], TrialResult.UNKNOWN),
-        ([result(Outcome.ERROR, error=ValueError())], [], REFUSED),
+        ([result(Outcome.ERROR, error=ValueError())], [], REJECTED),
         ([ERROR], [ERROR], TrialResult.UNKNOWN),
         ([ERROR], [TIMEOUT], TrialResult.UNKNOWN),
         ([ERROR, COMPLETE], [COMPLETE], TrialResult.ACCEPTED),
         ([ERROR, TIMEOUT], [COMPLETE], TrialResult.UNKNOWN),
-        ([ERROR, result(Outcome.ERROR, error=ValueError())], [COMPLETE], REFUSED),
+        ([ERROR, result(Outcome.ERROR, error=ValueError())], [COMPLETE], REJECTED),
         ([EMPTY], [EMPTY], TrialResult.UNKNOWN),
     ],
 )
-async def test_only_the_payloads_own_fault_refuses_it(
+async def test_a_payload_is_rejected_only_if_it_causes_the_error(
     asked: list[ProbeResult], control: list[ProbeResult], expected: TrialResult | VLLMRejection
 ) -> None:
-    assert await run_trial(playing(*asked), playing(*control), read_rejection) == expected
+    assert await run_trial(responses(*asked), responses(*control), read_rejection) == expected
 
 
 @pytest.mark.parametrize("error", [ERROR, EMPTY])
-async def test_an_error_that_comes_twice_beside_a_good_answer_is_the_payloads(error: ProbeResult) -> None:
-    found = await run_trial(playing(error, error), playing(COMPLETE), read_rejection)
+async def test_an_error_that_occurs_twice_while_the_engine_answers_rejects_the_payload(
+    error: ProbeResult,
+) -> None:
+    found = await run_trial(responses(error, error), responses(COMPLETE), read_rejection)
     assert isinstance(found, VLLMRejection)
     assert "(detail)" in found.sentence
 
 
-class Picky(FakeEngine):
-    """Treats requests with token 9 as ``nine`` says, others as ``behaviour``."""
+class SelectiveEngine(FakeEngine):
+    """``nine`` is the behaviour for requests with token 9, ``behaviour`` for others."""
 
     nine = "raise"
 
@@ -95,20 +97,20 @@ async def never() -> None:
 
 
 @on_virtual_time
-async def test_a_refused_question_leaves_the_verdict_and_the_question_in_force() -> None:
-    engine = Picky()
+async def test_a_rejected_request_does_not_change_verdict_or_settings() -> None:
+    engine = SelectiveEngine()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         before = prober.state, prober.last_result
         given = settings(period=60.0, token_ids=[9])
-        assert await wait_for_trial(prober, given, read_rejection, never, lambda: None) == REFUSED
+        assert await wait_for_trial(prober, given, read_rejection, never, lambda: None) == REJECTED
         assert (prober.state, prober.last_result) == before
         assert prober.settings.request == {"token_ids": [1]}
 
 
 @on_virtual_time
-async def test_what_is_asked_already_or_not_asked_at_all_needs_no_trial() -> None:
-    engine = Picky()
+async def test_the_active_request_and_disabled_probing_need_no_trial() -> None:
+    engine = SelectiveEngine()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         asked = len(engine.asked)
@@ -119,18 +121,18 @@ async def test_what_is_asked_already_or_not_asked_at_all_needs_no_trial() -> Non
 
 
 @on_virtual_time
-async def test_what_was_taken_up_while_probing_was_off_is_tried_when_it_is_on() -> None:
-    engine = Picky()
+async def test_a_request_that_was_set_while_probing_was_off_is_tried_when_it_is_on() -> None:
+    engine = SelectiveEngine()
     async with probing(engine, settings(mode=Mode.DISABLED, token_ids=[9])) as prober:
         assert (
             await wait_for_trial(prober, settings(token_ids=[9]), read_rejection, never, lambda: None)
-            == REFUSED
+            == REJECTED
         )
 
 
 @on_virtual_time
-async def test_a_stalled_engine_refuses_nothing_and_the_trial_is_repeated_until_it_answers() -> None:
-    engine = Picky()
+async def test_a_trial_is_repeated_until_a_stalled_engine_answers() -> None:
+    engine = SelectiveEngine()
     postponed: list[float] = []
     async with probing(engine, settings(period=60.0, timeout=0.5)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
@@ -146,8 +148,8 @@ async def test_a_stalled_engine_refuses_nothing_and_the_trial_is_repeated_until_
 
 
 @on_virtual_time
-async def test_newer_settings_end_the_wait() -> None:
-    engine = Picky()
+async def test_newer_settings_end_the_wait_for_a_trial() -> None:
+    engine = SelectiveEngine()
     engine.nine = "hang"
 
     async def soon() -> None:
@@ -161,8 +163,8 @@ async def test_newer_settings_end_the_wait() -> None:
 
 
 @on_virtual_time
-async def test_one_question_at_a_time_and_a_trial_counts_as_a_probe() -> None:
-    engine = Picky()
+async def test_a_trial_and_a_probe_do_not_overlap_and_both_are_counted() -> None:
+    engine = SelectiveEngine()
     engine.nine = "wait"
     async with probing(engine, settings(period=0.2, timeout=2.0)) as prober:
         ended: list[ProbeResult] = []

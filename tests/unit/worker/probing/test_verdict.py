@@ -1,4 +1,4 @@
-"""next_state: the table of the design, section 5, with an injected clock."""
+"""The transitions of the verdict, as docs/health-checks.md defines them."""
 
 import pytest
 from hypothesis import given
@@ -96,7 +96,9 @@ DEAD = run(GENERATING, EngineDied(50.0))
         (DEAD, UserRequestFinished(100.0), V.DEAD),
     ],
 )  # fmt: skip
-def test_table(before: VerdictState, event: Event, after: Verdict) -> None:
+def test_each_event_leads_to_the_documented_verdict(
+    before: VerdictState, event: Event, after: Verdict
+) -> None:
     assert next_state(before, event, RULES).verdict is after
 
 
@@ -110,7 +112,7 @@ def test_reasons_are_those_of_the_generating_condition() -> None:
 
 
 def test_an_unexpected_answer_keeps_its_reason_until_a_probe_is_complete() -> None:
-    """Garbage under load: timeouts and users' answers in between do not make it ready."""
+    """Under load: timeouts and finished user requests in between do not make the worker ready."""
     state = run(
         WRONG, probe(Outcome.TIMEOUT, last=99.0), UserRequestFinished(101.0), probe(Outcome.TIMEOUT, 102.0)
     )
@@ -128,7 +130,7 @@ def test_failures_must_be_in_a_row() -> None:
 
 
 @pytest.mark.parametrize("trouble", [STALLED, FAILING])
-def test_back_only_after_the_success_threshold(trouble: VerdictState) -> None:
+def test_a_failed_engine_recovers_only_after_the_success_threshold(trouble: VerdictState) -> None:
     state = trouble
     for _ in range(2):
         state = next_state(state, probe(Outcome.COMPLETE), STEADY)
@@ -136,19 +138,21 @@ def test_back_only_after_the_success_threshold(trouble: VerdictState) -> None:
     assert next_state(state, probe(Outcome.COMPLETE), STEADY).verdict is V.GENERATING
 
 
-def test_a_relapse_counts_successes_anew() -> None:
+def test_a_failure_resets_the_count_of_successes() -> None:
     state = run(
         STALLED, probe(Outcome.COMPLETE), probe(Outcome.COMPLETE), probe(Outcome.TIMEOUT), rules=STEADY
     )
     assert run(state, probe(Outcome.COMPLETE), probe(Outcome.COMPLETE), rules=STEADY).verdict is V.STALLED
 
 
-def test_since_moves_only_with_the_verdict() -> None:
+def test_since_changes_only_with_the_verdict() -> None:
     again = next_state(STALLED, probe(Outcome.TIMEOUT, 80.0, last=10.0), RULES)
     assert again.since == STALLED.since == 50.0
     assert stalled_seconds(again, 90.0) == 40.0
     assert stalled_seconds(GENERATING, 90.0) == 0.0
-    assert again.message == STALLED.message  # a line is streamed at every change: the sentence must not tick
+    assert (
+        again.message == STALLED.message
+    )  # every change sends a line, so the message must not count seconds
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_since_moves_only_with_the_verdict() -> None:
         (DEAD, V.DEAD),
     ],
 )
-def test_what_was_found_before_probing_was_off_is_not_found_now(before: VerdictState, after: Verdict) -> None:
+def test_findings_from_before_probing_was_off_do_not_count(before: VerdictState, after: Verdict) -> None:
     state = reset_after_disabled(before, 300.0)
     assert state.verdict is after
     assert (state.failures, state.successes, state.timed_out, state.unexpected_message) == (0, 0, False, "")
@@ -173,7 +177,9 @@ def test_what_was_found_before_probing_was_off_is_not_found_now(before: VerdictS
 @pytest.mark.parametrize("stage", list(Stage))
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_readiness(verdict: Verdict, mode: Mode, stage: Stage) -> None:
+def test_only_a_serving_worker_with_a_healthy_engine_is_ready(
+    verdict: Verdict, mode: Mode, stage: Stage
+) -> None:
     fit = verdict is not V.DEAD and (mode is not Mode.ENFORCE or verdict in (V.GENERATING, V.BUSY))
     ready, reason = readiness(verdict, mode, stage)
     assert ready is (fit and stage is Stage.SERVING)
@@ -200,7 +206,7 @@ events = st.one_of(
 
 
 @given(st.lists(events, max_size=30))
-def test_stalled_only_where_two_signals_agree(history: list[Event]) -> None:
+def test_an_engine_is_stalled_only_if_two_signals_agree(history: list[Event]) -> None:
     state = START
     for event in history:
         before, state = state, next_state(state, event, RULES)

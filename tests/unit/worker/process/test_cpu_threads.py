@@ -1,4 +1,4 @@
-"""How many threads an engine on a CPU gets."""
+"""Number of threads of an engine on a CPU."""
 
 import pytest
 

@@ -25,12 +25,12 @@ CANARY = "dynamo_runtime::health_check=error"
         ("info, dynamo_runtime::health_check", None),
     ],
 )
-def test_the_canarys_warnings_are_filtered_unless_the_user_wants_them(
+def test_the_canarys_warnings_are_filtered_unless_the_user_requests_them(
     given: str | None, filters: str | None
 ) -> None:
     environ = {} if given is None else {"DYN_LOG": given}
     assert log_filter(environ).get("DYN_LOG") == filters
 
 
-def test_a_file_that_configures_the_log_is_left_alone() -> None:
+def test_a_configuration_file_for_the_log_is_not_changed() -> None:
     assert log_filter({"DYN_LOGGING_CONFIG_PATH": "/etc/dynamo/logging.toml"}) == {}

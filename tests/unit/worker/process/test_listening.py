@@ -52,7 +52,7 @@ ALL = ("127.0.0.1", "::1", "10.0.0.5", POD)
     ],
     ids=["ipv6", "no-ipv4-at-all", "::", "[::]", "0.0.0.0", "one", "both", "ipv4", "ipv6-disabled"],
 )
-def test_the_report_port_answers_over_each_family_that_there_is(namespace, host, answered, global_ipv6):
+def test_the_report_port_answers_over_each_available_family(namespace, host, answered, global_ipv6):
     with namespace() as inside:
         found = json.loads(inside.run(sys.executable, "-c", REPORT_SERVER, host, *ALL))
     assert found[0] == answered
@@ -85,16 +85,16 @@ def bound(opened: ExitStack, host: str, port: int = 0) -> list[tuple[str, int]]:
         ("[::1]", ["::1"]),
     ],
 )
-def test_which_addresses_a_host_means(opened, host, addresses):
+def test_a_host_resolves_to_addresses(opened, host, addresses):
     assert [address for address, _ in bound(opened, host)] == addresses
 
 
-def test_a_name_means_each_of_its_addresses(opened):
+def test_a_name_resolves_to_all_its_addresses(opened):
     assert {address for address, _ in bound(opened, "localhost")} <= {"127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-def test_a_kernel_without_ipv6(opened, monkeypatch, code):
+def test_a_family_that_the_kernel_lacks_is_skipped(opened, monkeypatch, code):
     class Ipv4Socket(socket.socket):
         def bind(self, address):
             if ":" in address[0]:
@@ -108,7 +108,7 @@ def test_a_kernel_without_ipv6(opened, monkeypatch, code):
 
 
 @pytest.mark.parametrize(("taken", "host"), [("0.0.0.0", ""), ("::", ""), ("::1", "::")])
-def test_a_port_that_one_family_has_taken_is_refused(opened, taken, host):
+def test_a_port_in_use_in_one_family_is_an_error(opened, taken, host):
     with socket.socket(socket.AF_INET6 if ":" in taken else socket.AF_INET) as other:
         if ":" in taken:
             other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -164,17 +164,17 @@ DUAL, IPV4_ONLY, NO_IPV6 = Network(True, True), Network(True, False), Network(Fa
         ({"DYN_SYSTEM_HOST": ""}, DUAL, "::"),
     ],
 )
-def test_dynamos_hosts_where_the_pod_has_ipv4(environ, network, system):
+def test_dynamos_hosts_in_a_pod_with_an_ipv4_address(environ, network, system):
     assert dynamo_hosts(environ, network) == {"DYN_SYSTEM_HOST": system}
 
 
 @pytest.mark.parametrize("network", [DUAL, Network(False, True)])
-def test_dynamos_hosts_where_the_pod_has_ipv6(network):
+def test_dynamos_hosts_in_a_pod_with_an_ipv6_address(network):
     planes = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
     expected = {"DYN_SYSTEM_HOST": "::", **dict.fromkeys(planes, POD)}
     assert dynamo_hosts({"POD_IP": POD}, network) == expected
 
 
-def test_what_is_set_stays():
+def test_variables_that_are_set_are_not_changed():
     own = {"DYN_SYSTEM_HOST": "127.0.0.1", "DYN_TCP_RPC_HOST": "eth1", "POD_IP": POD}
     assert dynamo_hosts(own, DUAL).keys() == {"DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST"}

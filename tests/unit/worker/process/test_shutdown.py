@@ -6,7 +6,7 @@ from vllmendpoint_worker.process import shutdown
 from vllmendpoint_worker.process.clock import Clock
 
 
-class Fast(Clock):
+class FastClock(Clock):
     """One hour passes with each call."""
 
     now = 0.0
@@ -30,5 +30,5 @@ async def test_the_drain_gives_up_on_an_engine_that_cannot_answer(caplog: pytest
 
 
 async def test_the_drain_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    await shutdown.wait_for_drain(lambda: 1, lambda: False, Fast())
+    await shutdown.wait_for_drain(lambda: 1, lambda: False, FastClock())
     assert "aborted: count=1" in caplog.text

@@ -1,4 +1,4 @@
-"""A worker's report as the operator reads it, drawn at random: it is hostile input."""
+"""Random reports as the operator parses them: a report is untrusted input."""
 
 import json
 from typing import Any
@@ -48,7 +48,7 @@ def places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     value=values | st.text(st.characters(exclude_categories=[]), max_size=20) | st.just("x" * 3000),
 )
 @fuzz(600)
-def test_a_report_is_read_or_refused_and_never_carries_control_characters(
+def test_a_report_is_parsed_or_rejected_and_never_contains_control_characters(
     place: tuple[str, ...], value: Any
 ) -> None:
     report = json.loads(json.dumps(REPORT))
@@ -59,20 +59,20 @@ def test_a_report_is_read_or_refused_and_never_carries_control_characters(
     line = json.dumps(report).encode()
     try:
         read = parse(line, "uid")
-    except ValueError as refusal:
-        said = str(refusal)
+    except ValueError as error:
+        rejection = str(error)
     else:
-        said = ""
-    assert SECRET not in said
-    assert "\n" not in said
-    if said:
+        rejection = ""
+    assert SECRET not in rejection
+    assert "\n" not in rejection
+    if rejection:
         return
     assert isinstance(read, WorkerReport)
     assert read.pod_uid == "uid"
     text = json.dumps(read.wire(), allow_nan=False)
     for control in ("\\u0000", "\\u001b", "\\n", "\\r", "\\u2028", "\\u007f", "\\u0085"):
         assert control not in text
-    json.dumps(read.wire(), ensure_ascii=False).encode()  # fit for the API server
+    json.dumps(read.wire(), ensure_ascii=False).encode()  # valid for the API server
 
 
 @given(line=st.binary(max_size=80) | values.map(lambda value: json.dumps(value).encode()))
@@ -80,10 +80,10 @@ def test_a_report_is_read_or_refused_and_never_carries_control_characters(
 @example(line=b'{"a":' * 10_000)
 @example(line=b"\xff")
 @fuzz(200)
-def test_a_line_that_is_no_report_is_refused(line: bytes) -> None:
+def test_a_line_that_is_no_report_is_rejected(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(line, "uid")
 
 
-def test_the_report_that_is_varied_is_one() -> None:
+def test_the_unchanged_report_is_valid() -> None:
     assert parse(json.dumps(REPORT).encode(), "uid").health_check is not None

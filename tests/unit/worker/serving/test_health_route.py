@@ -1,4 +1,4 @@
-"""Every path that leads to a health check of vLLM's is recognised, whatever it looks like."""
+"""Every form of a path that leads to one of vLLM's health checks is recognized."""
 
 import httpx
 import pytest
@@ -12,10 +12,10 @@ from vllmendpoint_worker.serving.health_route import guarded, reaches_health
 
 
 class Health:
-    """vLLM's health checks, guarded, below a root path. ``fit`` is what the verdict says."""
+    """vLLM's health checks, guarded, below a root path. ``healthy`` stands for the verdict."""
 
     def __init__(self, root_path: str = "") -> None:
-        self.fit = True
+        self.healthy = True
         self.app = app = FastAPI()
         app.root_path = root_path
 
@@ -31,20 +31,20 @@ class Health:
         routes = app.router.routes
         for at, route in enumerate(routes):
             if isinstance(route, APIRoute) and route.path != "/v1/models":
-                routes[at] = guarded(route, lambda: self.fit)
+                routes[at] = guarded(route, lambda: self.healthy)
 
     async def ask(self, method: str, path: str) -> tuple[int, bool]:
-        """The status, and whether the request is recognised as a health check."""
-        recognised: list[bool] = []
+        """The status, and whether the request is recognized as a health check."""
+        recognized: list[bool] = []
 
         async def app(scope: dict[str, object], receive: object, send: object) -> None:
-            recognised.append(reaches_health(self.app, dict(scope)))
+            recognized.append(reaches_health(self.app, dict(scope)))
             await self.app(scope, receive, send)  # type: ignore[arg-type]
 
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
             status = (await client.request(method, path)).status_code
-        return status, recognised[0]
+        return status, recognized[0]
 
 
 @pytest.mark.parametrize("root_path", ["", "/prod", "/a/b"])
@@ -67,27 +67,25 @@ async def test_every_form_of_a_health_path_follows_the_verdict(
 ) -> None:
     health = Health(root_path)
     for prefix in {"", root_path}:
-        health.fit = True
+        health.healthy = True
         assert await health.ask(method, prefix + path) == (200, True)
-        health.fit = False
+        health.healthy = False
         assert await health.ask(method, prefix + path) == (503, True)
 
 
 @pytest.mark.parametrize("path", ["/pingx", "/x/ping", "//ping", "/ping/x", "/v1/models", "/metrics/ping"])
-async def test_other_paths_are_no_health_checks(path: str) -> None:
+async def test_other_paths_are_not_health_checks(path: str) -> None:
     health = Health("/prod")
-    health.fit = False
+    health.healthy = False
     for prefix in ("", "/prod"):
-        status, recognised = await health.ask("GET", prefix + path)
-        assert (status, recognised) == (200 if path == "/v1/models" else 404, False)
+        status, recognized = await health.ask("GET", prefix + path)
+        assert (status, recognized) == (200 if path == "/v1/models" else 404, False)
 
 
 @pytest.mark.parametrize(("method", "path"), [("HEAD", "/ping"), ("POST", "/health"), ("HEAD", "/health/")])
-async def test_a_method_that_vllm_does_not_take_is_not_answered_with_a_success(
-    method: str, path: str
-) -> None:
+async def test_a_method_that_vllm_does_not_allow_is_not_a_success(method: str, path: str) -> None:
     health = Health()
-    health.fit = False
+    health.healthy = False
     assert await health.ask(method, path) == (405, False)
 
 
@@ -102,12 +100,12 @@ def behind(served: Served) -> Health:
 
 
 @pytest.mark.parametrize("path", ["/ping", "/ping/", "/prod/ping"])
-async def test_a_custom_ping_answers_for_itself_on_every_form_of_its_path(
+async def test_a_custom_ping_handler_answers_every_form_of_its_path(
     served: Served, behind: Health, path: str
 ) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'custom'\n")
     await served.start()
-    behind.fit = False
+    behind.healthy = False
     answer = await served.ask(path, method="GET")
     assert (answer.status_code, answer.json()) == (200, "custom")
     assert (await served.ask("/health", method="GET")).status_code == 503
@@ -124,7 +122,7 @@ async def test_vllms_own_health_function_as_the_ping_handler_follows_the_verdict
     assert served.manager.report().ping.handler == "handlers_served:health"
     assert served.manager.custom_endpoint(Route.PING) is None
     for path in ("/ping", "/prod/ping/"):
-        behind.fit = True
+        behind.healthy = True
         assert (await served.ask(path, method="GET")).text == "vLLM's own"
-        behind.fit = False
+        behind.healthy = False
         assert (await served.ask(path, method="GET")).status_code == 503

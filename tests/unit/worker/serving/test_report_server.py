@@ -65,7 +65,7 @@ def raw(server: ReportServer, data: bytes) -> bytes:
         return connection.recv(65536)
 
 
-def test_from_the_first_second_it_says_that_it_starts(server: ReportServer) -> None:
+def test_a_new_worker_reports_that_it_starts(server: ReportServer) -> None:
     status, body = ask(server, "/status")
     report = WorkerReport.model_validate_json(body)
     assert status == 200
@@ -90,7 +90,7 @@ def test_ready_and_started_follow_the_worker_state(server: ReportServer, state: 
     assert ask(server, "/ready") == (503, b"the verdict is Stalled\n")
 
 
-def test_probe_answers_the_outcome(server: ReportServer) -> None:
+def test_post_probe_answers_the_outcome(server: ReportServer) -> None:
     def probe() -> Future[dict[str, Any]]:
         future: Future[dict[str, Any]] = Future()
         future.set_result({"outcome": "Complete"})
@@ -112,7 +112,9 @@ def test_probe_answers_the_outcome(server: ReportServer) -> None:
     ("path", "method", "status"),
     [("/nothing", "GET", 404), ("/status", "POST", 405), ("/probe", "GET", 405), ("/metrics", "GET", 200)],
 )
-def test_routes(server: ReportServer, path: str, method: str, status: int) -> None:
+def test_other_routes_and_methods_are_rejected(
+    server: ReportServer, path: str, method: str, status: int
+) -> None:
     assert ask(server, path, method)[0] == status
 
 
@@ -137,14 +139,16 @@ def test_a_bad_request_is_rejected_and_the_server_goes_on(
     assert ask(server, "/live")[0] == 200
 
 
-def test_a_client_that_says_nothing_is_dropped(server: ReportServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_no_request_is_disconnected(
+    server: ReportServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report_server, "REQUEST_SECONDS", 0.2)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
         connection.sendall(b"GET /sta")
         assert connection.recv(100) == b""
 
 
-def test_clients_are_bounded(server: ReportServer) -> None:
+def test_the_number_of_clients_is_bounded(server: ReportServer) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(report_server.MAX_CLIENTS):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5))
@@ -153,9 +157,11 @@ def test_clients_are_bounded(server: ReportServer) -> None:
         began = time.monotonic()
         with contextlib.suppress(ConnectionResetError):
             assert extra.recv(1) == b""
-        assert time.monotonic() - began < 4.0  # at once, not when it has said nothing for too long
+        assert (
+            time.monotonic() - began < 4.0
+        )  # immediately, not after the timeout of a client without a request
     deadline = time.monotonic() + 10
-    while not live(server):  # it has yet to see them go
+    while not live(server):  # the server has not noticed the disconnects yet
         assert time.monotonic() < deadline
 
 
@@ -181,7 +187,7 @@ class Watch:
         self._socket.close()
 
 
-def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
+def test_watch_sends_the_report_immediately_at_every_change_and_as_a_heartbeat(
     server: ReportServer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 3.0)
@@ -198,7 +204,7 @@ def test_watch_gives_the_report_at_once_at_every_change_and_as_a_heartbeat(
     watch.close()
 
 
-def test_a_proof_of_life_alone_sends_no_line(
+def test_a_new_proof_of_life_alone_sends_no_line(
     server: ReportServer, state: WorkerState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_server, "HEARTBEAT_SECONDS", 1.0)
@@ -209,11 +215,11 @@ def test_a_proof_of_life_alone_sends_no_line(
     for _ in range(20):
         state.update(verdict=verdict.model_copy(update={"last_proof_of_life": datetime.now(UTC)}))
     assert watch.line().verdict.last_proof_of_life is not None
-    assert time.monotonic() - began > 0.5  # nothing came before the heartbeat
+    assert time.monotonic() - began > 0.5  # no line before the heartbeat
     watch.close()
 
 
-def test_many_changes_between_two_lines_are_one_line(server: ReportServer, state: WorkerState) -> None:
+def test_changes_between_two_lines_are_sent_as_one_line(server: ReportServer, state: WorkerState) -> None:
     watch = Watch(server)
     watch.line()
     for number in range(200):
@@ -225,7 +231,7 @@ def test_many_changes_between_two_lines_are_one_line(server: ReportServer, state
     watch.close()
 
 
-def test_a_main_loop_that_no_longer_beats_is_a_stall(
+def test_a_main_loop_without_heartbeats_is_reported_as_stalled(
     server: ReportServer, state: WorkerState, clock: ManualClock
 ) -> None:
     blocked: list[float] = []
@@ -255,12 +261,14 @@ def test_a_main_loop_that_no_longer_beats_is_a_stall(
     watch.close()
 
 
-def test_before_it_serves_the_main_loop_may_be_busy(state: WorkerState, clock: ManualClock) -> None:
+def test_a_main_loop_that_has_sent_no_heartbeat_is_not_blocked(
+    state: WorkerState, clock: ManualClock
+) -> None:
     clock.now += 1000.0
     assert state.blocked_for() == 0.0
 
 
-def test_a_port_that_is_taken_is_an_error(server: ReportServer, state: WorkerState) -> None:
+def test_a_port_in_use_is_an_error(server: ReportServer, state: WorkerState) -> None:
     second = ReportServer(state, "127.0.0.1", server.port)
     with pytest.raises(OSError, match="in use"):
         second.start()

@@ -1,4 +1,4 @@
-"""What vLLM says of a payload: which field it names, and how much of its sentence a report may show."""
+"""vLLM's rejections of a payload: the field they name, and how much of the message a report may contain."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
 
 @pytest.mark.parametrize(
-    ("payload", "refusal", "field"),
+    ("payload", "rejection", "field"),
     [
         (PROMPT | {"logprobs": 50}, VLLMRejection("Requested sample logprobs of 50", "logprobs"), "logprobs"),
         (
@@ -86,10 +86,10 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         (PROMPT | {"model": "m"}, VLLMRejection("the model refuses"), ""),
     ],
 )
-def test_the_field_is_the_one_that_the_user_wrote(
-    payload: dict[str, Any], refusal: VLLMRejection, field: str
+def test_a_rejection_names_the_field_of_the_payload(
+    payload: dict[str, Any], rejection: VLLMRejection, field: str
 ) -> None:
-    assert find_rejected_field(refusal, payload) == field
+    assert find_rejected_field(rejection, payload) == field
 
 
 SECRET = "hunter2-is-secret"
@@ -108,13 +108,11 @@ SECRET = "hunter2-is-secret"
         ({"prompt": "the"}, "the others are theirs", "*** others are theirs"),
     ],
 )
-def test_nothing_of_a_confidential_payload_is_repeated(
-    payload: dict[str, Any], sentence: str, expected: str
-) -> None:
+def test_a_confidential_payload_is_masked(payload: dict[str, Any], sentence: str, expected: str) -> None:
     assert publishable_message(VLLMRejection(sentence), payload, confidential=True) == expected
 
 
-def test_a_payload_that_may_be_shown_keeps_vllms_own_sentence() -> None:
+def test_a_payload_that_is_not_confidential_keeps_vllms_message() -> None:
     sentence = "Requested sample logprobs of 50,\n which is greater than max allowed: 20."
     expected = "Requested sample logprobs of 50, which is greater than max allowed: 20"
     assert (
@@ -123,14 +121,14 @@ def test_a_payload_that_may_be_shown_keeps_vllms_own_sentence() -> None:
     )
 
 
-def test_a_sentence_is_bounded() -> None:
+def test_a_message_is_bounded() -> None:
     assert (
         len(publishable_message(VLLMRejection("x" * 10_000), {}, confidential=False))
         <= MAX_MESSAGE_CHARACTERS + 4
     )
 
 
-class Asked(BaseModel):
+class Payload(BaseModel):
     stop: str | list[str] = ""
     tools: list[dict[str, dict[str, str]]] = []
     limit: int = 1
@@ -154,15 +152,13 @@ class Asked(BaseModel):
         ),
     ],
 )
-def test_what_pydantic_says_names_the_place_and_every_type(
-    body: dict[str, Any], field: str, sentence: str
-) -> None:
+def test_validation_errors_name_location_and_types(body: dict[str, Any], field: str, sentence: str) -> None:
     with pytest.raises(ValidationError) as raised:
-        Asked.model_validate(body)
+        Payload.model_validate(body)
     assert describe_validation_errors(raised.value.errors(), body) == (field, sentence)
 
 
-def test_a_missing_field_is_named() -> None:
+def test_validation_errors_name_a_missing_field() -> None:
     class Inner(BaseModel):
         name: str
 
