@@ -291,17 +291,17 @@ def test_vllms_invocations_are_wrapped_as_they_are_taken_apart() -> None:
     assert parameters(dispatch) == ["raw_request"]
 
 
-@pytest.mark.parametrize(("verdict", "fit", "statuses"), [
+@pytest.mark.parametrize(("verdict", "healthy", "statuses"), [
     (Verdict.GENERATING, True, (200, 200, 200)),
     (Verdict.STALLED, False, (503, 200, 200)),
     (Verdict.DEAD, False, (503, 503, 1013)),
 ])  # fmt: skip
-async def test_the_guard_stands_before_a_middleware_that_answers_everything(
-    verdict: Verdict, fit: bool, statuses: tuple[int, int, int]
+async def test_the_readiness_middleware_precedes_the_users_middleware(
+    verdict: Verdict, healthy: bool, statuses: tuple[int, int, int]
 ) -> None:
     app = FastAPI(openapi_url=None)
     app.add_api_route("/ping", lambda raw_request: None, methods=["GET"])
-    upstream._http.guard_health(app, lambda: fit)
+    upstream._http.guard_health(app, lambda: healthy)
     sent: list[int] = []
 
     async def middleware(scope: Any, receive: Any, send: Any) -> None:
@@ -310,14 +310,14 @@ async def test_the_guard_stands_before_a_middleware_that_answers_everything(
     async def send(message: Any) -> None:
         sent.extend(message[name] for name in ("status", "code") if name in message)
 
-    guard = ReadinessMiddleware(
+    readiness = ReadinessMiddleware(
         middleware,
-        fit=lambda: fit,
-        is_health=lambda scope: reaches_health(app, scope),
+        is_healthy=lambda: healthy,
+        is_health_check=lambda scope: reaches_health(app, scope),
         verdict=lambda: verdict,
     )
     for kind, path in (("http", "/ping"), ("http", "/v1/models"), ("websocket", "/v1/realtime")):
-        await guard({"type": kind, "method": "GET", "path": path}, None, send)
+        await readiness({"type": kind, "method": "GET", "path": path}, None, send)
     assert tuple(sent) == statuses
 
 
