@@ -14,7 +14,7 @@ from tests.integration.operator_effects import children, events, leftovers, writ
 from tests.integration.operator_process import Operator
 from tests.integration.polling import until
 from tests.integration.simulated_node import SimulatedNode
-from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS
+from vllmendpoint_operator.controller.publish.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 Object = dict[str, Any]
 NAME: Final = "e"

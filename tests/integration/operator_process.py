@@ -1,5 +1,6 @@
 """The operator as a process of its own."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -43,6 +44,13 @@ class Operator:
 
     def text(self) -> str:
         return self.log.read_text()
+
+    def logged(self, message: str, **fields: Any) -> list[dict[str, Any]]:
+        """The log lines that begin with ``message`` and have these fields."""
+        lines = [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+        return [
+            line for line in lines if line["message"].startswith(message) and fields.items() <= line.items()
+        ]
 
     def leads(self, seconds: float = 30) -> "Operator":
         until(

@@ -178,8 +178,8 @@ def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror,
     said = {event["message"] for event in endpoint.events("AdmissionChangeAccepted")}
     assert any(
         text.startswith(
-            "The API server stores spec.template.spec.containers[main].image of the Deployment "
-            f"{endpoint.name}-workers otherwise than the operator applies it"
+            "The API server stores another value for spec.template.spec.containers[main].image of the "
+            f"Deployment {endpoint.name}-workers than the operator applied"
         )
         for text in said
     )

@@ -51,7 +51,7 @@ def test_writes_that_fail_for_long_are_told(proxied, make_endpoint, api):
     endpoint.create()
     said = endpoint.until("Ready", "False", "Starting")["message"]
     assert f"The operator cannot create the Deployment {endpoint.name}-workers yet: " in said
-    assert 'failed calling webhook "x": connection refused; it is tried' in said
+    assert 'failed calling webhook "x": connection refused. The operator retries.' in said
     fault.times = 0
     ready_with_each_child_written_once(proxied, endpoint, mark)
 

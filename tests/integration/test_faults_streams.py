@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.integration.simulated_node import SimulatedNode
-from vllmendpoint_operator.controller.status_write_limiter import BURST, WRITE_INTERVAL_SECONDS
+from vllmendpoint_operator.controller.publish.status_write_limiter import BURST, WRITE_INTERVAL_SECONDS
 
 
 @pytest.fixture

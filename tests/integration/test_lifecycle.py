@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from vllmendpoint_operator.controller.status_write_limiter import WRITE_INTERVAL_SECONDS
+from vllmendpoint_operator.controller.publish.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 
 def test_creates_all_and_becomes_ready(shared, make_endpoint, api, until):

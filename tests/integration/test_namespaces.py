@@ -86,15 +86,18 @@ def test_a_deleted_namespace_stops_nothing_in_the_other(release, operate, make_e
     reconciles(make_endpoint, release.x, until)
     assert (served(metrics, release.x), served(metrics, release.y)) == (1, 0)
     assert "vllmendpoint_operator_leader 1.0" in answer(metrics, "/metrics")[1]
-    said = f"the namespace {release.y} is not served"
-    until(lambda: said in operator.text(), operator.text)
+
+    def failures():
+        return operator.logged("a watched namespace is not served", watched_namespace=release.y)
+
+    until(failures, operator.text)
 
     api.kubectl("create", "namespace", release.y)
     release.install()
     until(lambda: served(metrics, release.y) == 1, operator.text, seconds=60)
     reconciles(make_endpoint, release.y, until)
     reconciles(make_endpoint, release.x, until)
-    assert operator.text().count(said) == 1, operator.text()
+    assert len(failures()) == 1, operator.text()
     assert answer(health) == (200, "ok\n")
 
 
@@ -146,6 +149,6 @@ def test_a_replica_without_rights_is_not_ready(release, operate, api, until, tmp
     flags = release.flags()
     operate(release.ops, identity="first", **flags).leads()
     second = operate(release.ops, identity="second", health_port=health, **{**flags, "kubeconfig": bare})
-    until(lambda: second.text().count("is not served") == 2, second.text)
+    until(lambda: len(second.logged("a watched namespace is not served")) == 2, second.text)
     status, text = answer(health)
     assert (status, "No watched namespace is reconciled yet." in text) == (503, True)

@@ -29,7 +29,7 @@ def test_lines_name_their_endpoint_and_hold_no_content(operate, make_endpoint, a
     for content in (PAYLOAD, SECRET, SCRIPT, CONFIG, EXPECTED, LIE):
         assert content not in text
     lines = [json.loads(line) for line in text.splitlines()]
-    failing = [line for line in lines if line["message"].startswith("ProbeFailed: ")]
+    failing = [line for line in lines if line.get("reason") == "ProbeFailed"]
     assert {line["endpoint"] for line in failing} == {f"{namespace}/{endpoint.name}"}
     assert all(line["reconcile"] for line in failing)
     runs = {line["reconcile"] for line in lines if "reconcile" in line}

@@ -161,7 +161,7 @@ def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, make_endpoin
         ]
 
     (warned,) = until(warnings, "an Event")
-    about = f"the API server warns of the Deployment {endpoint.name}-workers: "
+    about = f"The API server returned a warning for the Deployment {endpoint.name}-workers: "
     told = "spec.template.spec.terminationGracePeriodSeconds: must be >= 0"
     assert warned[:2] == (endpoint.name, "Warning")
     assert warned[2].startswith(about + told)

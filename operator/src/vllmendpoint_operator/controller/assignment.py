@@ -1,7 +1,7 @@
-"""Which operator manages an endpoint, where several watch its namespace. Pure.
+"""Decides which operator manages an endpoint if several operators watch its namespace. Pure.
 
-The annotation decides, then ``status.operator``, which stays with the first operator that writes it. An
-operator that does not manage an endpoint writes nothing but one condition.
+The annotation decides, then ``status.operator``, which the first operator writes. An operator that does not
+manage an endpoint writes only the condition ``OperatorConflict``.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,6 @@ from vllmendpoint_operator.status.conditions import timestamp
 
 __all__ = [
     "CONFLICT_FIELD_MANAGER",
-    "assigned_operator",
     "conflict_condition",
     "existing_conflict",
     "managing_operator",
@@ -22,56 +21,51 @@ __all__ = [
 ]
 
 CONFLICT_FIELD_MANAGER: Final = "vllmendpoint-operator-stepped-back"
-"""Field manager of the one condition, for all operators alike: what one of them wrote another may replace."""
+"""Field manager of the condition. All operators share it, so that each may replace another's condition."""
 
 Object = dict[str, Any]
 
 
-def assigned_operator(metadata: Object) -> str:
-    """The operator that the annotation names; empty: none."""
-    return str((metadata.get("annotations") or {}).get(names.ANNOTATION_OPERATOR, "")).strip()
-
-
 def managing_operator(metadata: Object, status: Object) -> str:
-    """The operator that manages the endpoint; empty: the first to claim it."""
-    return assigned_operator(metadata) or str(status.get("operator") or "")
+    """Name of the operator that manages the endpoint; empty if the first operator may claim it."""
+    return _assigned_operator(metadata) or str(status.get("operator") or "")
 
 
-def conflict_condition(obj: Object, me: str, now: datetime) -> Object | None:
-    """The condition that ``me`` writes, which does not manage ``obj``; None where it stands already.
+def conflict_condition(obj: Object, operator: str, now: datetime) -> Object | None:
+    """The condition that ``operator``, which does not manage ``obj``, must write.
 
-    Whoever wrote it: of several that step back, the first one speaks for all.
+    None if a condition names the managing operator already: one is enough, whichever operator wrote it.
     """
-    owner = managing_operator(obj["metadata"], obj["status"])
-    how = "annotation" if assigned_operator(obj["metadata"]) else "status.operator"
-    before = existing_conflict(obj["status"])
-    if before is not None and _names(before, owner):
+    manager = managing_operator(obj["metadata"], obj["status"])
+    source = "annotation" if _assigned_operator(obj["metadata"]) else "status.operator"
+    existing = existing_conflict(obj["status"])
+    if existing is not None and names_manager(existing, manager):
         return None
     return {
         "type": names.CONDITION_OPERATOR_CONFLICT,
         "status": ConditionStatus.TRUE.value,
         "reason": Reason.MANAGED_BY_ANOTHER_OPERATOR.value,
-        "message": f"The operator {me} watches this namespace too. It leaves the endpoint alone, since "
-        f"{_managed_by(owner)} ({how}). To hand the endpoint over, annotate it with "
-        f"{names.ANNOTATION_OPERATOR}={me}.",
-        "lastTransitionTime": before["lastTransitionTime"] if before is not None else timestamp(now),
+        "message": f"The operator {operator} also watches this namespace. It does not change the endpoint, "
+        f"because {_managed_by(manager)} ({source}). To transfer the endpoint, set its annotation "
+        f"{names.ANNOTATION_OPERATOR}={operator}.",
+        "lastTransitionTime": existing["lastTransitionTime"] if existing is not None else timestamp(now),
         "observedGeneration": obj["metadata"]["generation"],
     }
 
 
-def names_manager(entry: Object, me: str) -> bool:
-    """The condition says that another operator leaves the endpoint to ``me``, which manages it."""
-    return _names(entry, me)
-
-
 def existing_conflict(status: Object) -> Object | None:
-    """The condition of an operator that stepped back, if there is one."""
+    """The condition ``OperatorConflict`` of a status, if it has one."""
     conditions: Iterable[Object] = status.get("conditions") or ()
-    return next((one for one in conditions if one["type"] == names.CONDITION_OPERATOR_CONFLICT), None)
+    return next((entry for entry in conditions if entry["type"] == names.CONDITION_OPERATOR_CONFLICT), None)
+
+
+def names_manager(condition: Object, operator: str) -> bool:
+    """Whether a condition ``OperatorConflict`` names ``operator`` as the managing operator."""
+    return f"{_managed_by(operator)} (" in condition["message"]
 
 
 def without_conflict(status: Object) -> Object:
-    """``status`` as the operator writes it that manages the endpoint."""
+    """``status`` without the condition ``OperatorConflict``: the part that the managing operator writes."""
     conditions = status.get("conditions")
     if not conditions:
         return status
@@ -79,9 +73,11 @@ def without_conflict(status: Object) -> Object:
     return {**status, "conditions": own}
 
 
-def _names(entry: Object, owner: str) -> bool:
-    return f"{_managed_by(owner)} (" in entry["message"]
+def _assigned_operator(metadata: Object) -> str:
+    """The operator that the annotation names; empty without one."""
+    return str((metadata.get("annotations") or {}).get(names.ANNOTATION_OPERATOR, "")).strip()
 
 
-def _managed_by(owner: str) -> str:
-    return f"it is managed by {owner}"
+def _managed_by(operator: str) -> str:
+    """Part of the message that operators of all versions must write alike: they compare it."""
+    return f"it is managed by {operator}"

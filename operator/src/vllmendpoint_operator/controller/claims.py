@@ -1,4 +1,4 @@
-"""Claims endpoints for this operator, and leaves alone those that another one manages."""
+"""Claims endpoints for this operator, and reports conflicts with other operators."""
 
 import logging
 from datetime import UTC, datetime
@@ -15,8 +15,8 @@ from .assignment import (
     names_manager,
     without_conflict,
 )
-from .endpoint_store import EndpointStore
-from .status_writer import CONFLICT_RETRY_SECONDS, StatusWriter
+from .endpoint_store import EndpointStore, endpoint_key
+from .publish.status_writer import CONFLICT_RETRY_SECONDS, StatusWriter
 
 __all__ = ["EndpointClaims"]
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class EndpointClaims:
-    """``operator`` is the name by which endpoints are claimed; all replicas of one have it."""
+    """``operator`` is the name in the claims; all replicas of an operator share it."""
 
     def __init__(
         self, endpoints: EndpointStore, writer: StatusWriter, metrics: Metrics, operator: str
@@ -33,80 +33,77 @@ class EndpointClaims:
         self._writer = writer
         self._metrics = metrics
         self._operator = operator
-        self._reported: dict[Key, str] = {}
-        """Endpoints that are left to another operator, and to which; that was logged."""
-        self._removed_conflicts: dict[Key, str] = {}
-        """Message of the last condition of another operator that was removed; empty: there was none."""
+        self._logged_managers: dict[Key, str] = {}
+        """Endpoint -> managing operator in the last log line about it."""
+        self._removed_messages: dict[Key, str] = {}
+        """Endpoint -> message of the last conflict that this process removed; empty if there was none."""
 
     def manages(self, key: Key) -> bool:
-        """Unless another one does."""
+        """Whether no other operator manages the endpoint."""
         return self._endpoints.managing_operator(key) in ("", self._operator)
 
-    def is_reported(self, key: Key) -> bool:
-        """It is left to the operator that manages it now, and that was said."""
-        return self._reported.get(key) == self._endpoints.managing_operator(key)
+    def is_conflict_logged(self, key: Key) -> bool:
+        """Whether the log names the operator that manages the endpoint now."""
+        return self._logged_managers.get(key) == self._endpoints.managing_operator(key)
 
     async def claim(self, obj: Object) -> float | None:
-        """Before anything else is written. Returns seconds after which to look again before that is done, and
-        None where the endpoint is this operator's.
+        """Claim the endpoint, before anything else is written.
+
+        Return None if the endpoint is claimed; otherwise the seconds after which to try again.
         """
-        key = _key(obj)
-        self._reported.pop(key, None)
+        key = endpoint_key(obj)
+        self._logged_managers.pop(key, None)
         self._metrics.foreign.discard(key)
         if obj["status"].get("operator") != self._operator:
-            # Of two operators that see it at one time, one succeeds: it is written over what was looked at.
+            # Of two operators that claim it at the same time, one succeeds: the write is conditional on the
+            # version that was read.
             claimed = {**without_conflict(obj["status"]), "operator": self._operator}
-            again = await self._writer.write(obj, claimed)
-            if again is not None:
-                return again
-            log.info("the operator %s manages it", self._operator)
+            requeue_after = await self._writer.write(obj, claimed)
+            if requeue_after is not None:
+                return requeue_after
+            log.info("endpoint claimed", extra={"operator": self._operator})
             obj = self._endpoints.get(key) or obj
         return await self._remove_stale_conflict(obj)
 
     async def report_conflict(self, obj: Object) -> float | None:
-        """Leave the endpoint to the operator that manages it, and say so once."""
-        key = _key(obj)
-        owner = self._endpoints.managing_operator(key)
-        if self._reported.get(key) != owner:
-            self._reported[key] = owner
+        """Report once, in the log and in a condition, that another operator manages the endpoint."""
+        key = endpoint_key(obj)
+        manager = self._endpoints.managing_operator(key)
+        if self._logged_managers.get(key) != manager:
+            self._logged_managers[key] = manager
             log.warning(
-                "the operator %s manages it, so %s leaves it alone; to hand it over, annotate it with %s=%s",
-                owner,
-                self._operator,
-                names.ANNOTATION_OPERATOR,
-                self._operator,
+                "another operator manages the endpoint; set the annotation to transfer it to this operator",
+                extra={
+                    "managing_operator": manager,
+                    "operator": self._operator,
+                    "annotation": names.ANNOTATION_OPERATOR,
+                },
             )
         self._metrics.foreign.add(key)
-        entry = conflict_condition(obj, self._operator, datetime.now(UTC))
-        if entry is None:
+        condition = conflict_condition(obj, self._operator, datetime.now(UTC))
+        if condition is None:
             return None
-        return await self._writer.write(obj, {"conditions": [entry]}, CONFLICT_FIELD_MANAGER)
+        return await self._writer.write(obj, {"conditions": [condition]}, CONFLICT_FIELD_MANAGER)
 
     def forget(self, key: Key) -> None:
-        self._reported.pop(key, None)
-        self._removed_conflicts.pop(key, None)
+        self._logged_managers.pop(key, None)
+        self._removed_messages.pop(key, None)
 
     async def _remove_stale_conflict(self, obj: Object) -> float | None:
-        """Remove the condition of an operator that stepped back, where it names another than this one.
+        """Remove the condition of another operator if it names another manager than this operator.
 
-        Once after a start in any case: an operator that still watches writes it again, one that is gone does
-        not. Never the same one twice: whoever else owns it would keep it.
+        Also remove it once after each start: another operator that still watches the namespace writes it
+        again, one that no longer exists does not. Do not remove the same condition twice, because a field
+        manager other than the operators' may own it.
         """
-        key = _key(obj)
-        entry = existing_conflict(obj["status"])
-        message = "" if entry is None else entry["message"]
-        before = self._removed_conflicts.get(key)
-        if (
-            entry is None
-            or (before is not None and names_manager(entry, self._operator))
-            or before == message
-        ):
-            self._removed_conflicts.setdefault(key, "")
+        key = endpoint_key(obj)
+        condition = existing_conflict(obj["status"])
+        message = "" if condition is None else condition["message"]
+        removed = self._removed_messages.get(key)
+        is_current = condition is not None and names_manager(condition, self._operator)
+        if condition is None or (removed is not None and is_current) or removed == message:
+            self._removed_messages.setdefault(key, "")
             return None
-        self._removed_conflicts[key] = message
-        again = await self._writer.write(obj, {}, CONFLICT_FIELD_MANAGER)
-        return CONFLICT_RETRY_SECONDS if again is None else again
-
-
-def _key(obj: Object) -> Key:
-    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+        self._removed_messages[key] = message
+        requeue_after = await self._writer.write(obj, {}, CONFLICT_FIELD_MANAGER)
+        return CONFLICT_RETRY_SECONDS if requeue_after is None else requeue_after

@@ -1,7 +1,7 @@
-"""One leader, by a Lease, that stops writing before the Lease runs out.
+"""Elects one leader by a Lease; the leader stops writing before its Lease expires.
 
-kopf's peering is no lock. The official client's election bounds neither a hanging request nor the
-moment of the last write, hence this one.
+kopf's peering is not a lock. ``leaderelection`` of the package ``kubernetes`` bounds neither a request that
+hangs nor the time of the last write, so two leaders could write at the same time.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from vllmendpoint_operator.errors import KubeError, LeaseLost, NotFound
 from vllmendpoint_operator.kube.client import Kube
@@ -20,13 +20,23 @@ __all__ = ["LeaderElection"]
 
 log = logging.getLogger(__name__)
 
+_RELEASE_SECONDS: Final = 2.0
+"""Maximum time for the release of the lease when the process ends."""
+
 
 class LeaderElection:
     """``async with LeaderElection(...) as election`` waits for the lease; :meth:`renew` renews it.
 
-    Times are seconds of a monotonic clock: of others' leases only the moment at which a record was
-    seen to change counts, never the time written in it. ``while_waiting`` is entered while another holds the
-    lease.
+    Times are seconds of ``clock``, which must be monotonic. The times that another holder writes into the
+    lease are ignored, because clocks of machines differ: its lease expires a duration after the last change
+    that this process observed.
+
+    Args:
+        namespace: namespace of the Lease.
+        name: name of the Lease.
+        identity: unique name of this process.
+        duration: seconds until a lease that is not renewed expires.
+        while_waiting: context that is entered while another process holds the lease.
     """
 
     def __init__(
@@ -48,35 +58,36 @@ class LeaderElection:
         self._clock = clock
         self._while_waiting = while_waiting
         self.lease_reachable = False
-        """The lease could be looked at, the last time."""
+        """Whether the last request for the lease succeeded."""
         self._valid_until = 0.0
         self._observed_record: tuple[str, float] = ("", 0.0)
-        """Of another's lease: its record, and when it was seen to change."""
+        """(contents of another holder's lease, time at which they were first observed)."""
 
     @property
     def _retry_seconds(self) -> float:
         return self._duration / 6
 
     def remaining_seconds(self) -> float:
-        """Seconds that a write begun now may take, so that it cannot land after the lease has run out.
+        """Maximum duration of a write that starts now, so that it ends before the lease expires.
 
-        Raises LeaseLost where that is too short to begin one.
+        Raises LeaseLost if too little time remains to start a write.
         """
         self.check_valid()
         return self._valid_until - self._clock()
 
     def check_valid(self) -> None:
-        """Raises LeaseLost when the lease is about to run out."""
+        """Raises LeaseLost if less than a third of the duration remains."""
         if self._clock() >= self._valid_until - self._duration / 3:
-            raise LeaseLost("the lease was not renewed in time: nothing is written any more")
+            raise LeaseLost("The lease was not renewed in time. This process stops writing and must restart.")
 
     async def __aenter__(self) -> "LeaderElection":
-        log.info("waiting for the lease %s/%s", self._namespace, self._name)
+        lease = {"lease": f"{self._namespace}/{self._name}", "identity": self._identity}
+        log.info("waiting for the lease", extra=lease)
         if not await self._try_acquire_or_renew():
             async with self._while_waiting():
-                while not await self._try_acquire_or_renew():  # noqa: ASYNC110  (nothing could wake us)
+                while not await self._try_acquire_or_renew():  # noqa: ASYNC110  (a lease sends no events)
                     await asyncio.sleep(self._retry_seconds)
-        log.info("leading as %s", self._identity)
+        log.info("this process leads", extra=lease)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,7 +95,7 @@ class LeaderElection:
             await self._release()
 
     async def renew(self) -> None:
-        """Renew for ever. Raises LeaseLost when it cannot, before another may lead."""
+        """Renew the lease until cancelled. Raises LeaseLost before another process may lead."""
         while True:
             await asyncio.sleep(self._retry_seconds)
             await self._try_acquire_or_renew()
@@ -94,18 +105,22 @@ class LeaderElection:
         started = self._clock()
         try:
             async with asyncio.timeout(self._retry_seconds * 2):
-                won = await self._acquire_or_renew()
+                is_holder = await self._acquire_or_renew()
         except (KubeError, TimeoutError) as error:
-            log.warning("lease: %s", error or type(error).__name__)
+            log.warning(
+                "cannot acquire or renew the lease", extra={"error": str(error) or type(error).__name__}
+            )
             self.lease_reachable = False
             return False
         self.lease_reachable = True
-        if won:
-            # From before the request: the server may have counted from any moment since.
+        if is_holder:
+            # From the time before the request: other processes may count from any time after it.
             self._valid_until = started + self._duration
         elif self._valid_until > started:
-            raise LeaseLost("another operator took the lease")
-        return won
+            raise LeaseLost(
+                "Another process has taken the lease. This process stops writing and must restart."
+            )
+        return is_holder
 
     async def _acquire_or_renew(self) -> bool:
         try:
@@ -118,24 +133,23 @@ class LeaderElection:
             record = f"{holder} {spec.get('renewTime')} {spec.get('leaseTransitions')}"
             if record != self._observed_record[0]:
                 self._observed_record = (record, self._clock())
-            if self._clock() < self._observed_record[1] + float(
-                spec.get("leaseDurationSeconds") or self._duration
-            ):
+            duration = float(spec.get("leaseDurationSeconds") or self._duration)
+            if self._clock() < self._observed_record[1] + duration:
                 return False
         return await self._write_lease(lease)
 
     async def _write_lease(self, lease: dict[str, Any] | None) -> bool:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         old = (lease or {}).get("spec") or {}
-        same = old.get("holderIdentity") == self._identity
+        is_renewal = old.get("holderIdentity") == self._identity
         spec = {
             "holderIdentity": self._identity,
             "leaseDurationSeconds": round(self._duration),
-            "acquireTime": old.get("acquireTime") if same else now,
+            "acquireTime": old.get("acquireTime") if is_renewal else now,
             "renewTime": now,
-            "leaseTransitions": int(old.get("leaseTransitions") or 0) + (0 if same else 1),
+            "leaseTransitions": int(old.get("leaseTransitions") or 0) + (0 if is_renewal else 1),
         }
-        # A Conflict is no loss: whoever wrote in between, the next look tells who holds the lease.
+        # A Conflict does not end the leadership: the next attempt reads who holds the lease.
         if lease is None:
             await self._create_lease(spec)
         else:
@@ -152,13 +166,13 @@ class LeaderElection:
         await self._kube.create(LEASE, body)
 
     async def _release(self) -> None:
-        """Let the next one lead at once rather than after the lease's whole time."""
+        """Clear the holder, so that the next process need not wait until the lease expires."""
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(_RELEASE_SECONDS):
                 lease = await self._kube.get(LEASE, self._namespace, self._name)
                 if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
                     lease["spec"]["holderIdentity"] = ""
                     await self._kube.replace(LEASE, lease)
         except (KubeError, TimeoutError) as error:
-            log.warning("the lease could not be released: %s", error)
+            log.warning("cannot release the lease", extra={"error": str(error) or type(error).__name__})
         self._valid_until = 0.0

@@ -1,4 +1,4 @@
-"""The VLLMEndpoints as last seen."""
+"""Keeps the newest known version of each VLLMEndpoint in memory."""
 
 import sys
 from collections.abc import Iterator
@@ -11,33 +11,33 @@ from pydantic import ValidationError
 from vllmendpoint_api import VLLMEndpointSpec
 from vllmendpoint_operator.cache.caches import Key
 from vllmendpoint_operator.cache.compression import ObjectCompressor
+from vllmendpoint_operator.kube.kinds import CLAIM, CONFIG_MAP
 from vllmendpoint_operator.observe.references import claim_references, config_map_references
 
 from .assignment import managing_operator
 
-__all__ = ["EndpointStore"]
+__all__ = ["EndpointStore", "endpoint_key"]
 
 Object = dict[str, Any]
 Reference = tuple[str, str, str]
-"""(kind, namespace, name) of what a spec refers to."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    version: int
-    uid: str
-    deleting: bool
-    compressed: bytes
-    references: frozenset[Reference]
-    operator: str
-    """That manages it; empty: the first to claim it."""
-
+"""(kind, namespace, name) of an object that a spec refers to."""
 
 _NO_REFERENCES: frozenset[Reference] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    resource_version: int
+    uid: str
+    is_terminating: bool
+    compressed: bytes
+    references: frozenset[Reference]
+    managing_operator: str
+    """Empty: not claimed yet."""
+
+
 class EndpointStore:
-    """Fed by kopf's watch and by the answers to our own writes."""
+    """Updated by the events of the watch and by the responses to this operator's own status writes."""
 
     def __init__(self) -> None:
         self._compressor = ObjectCompressor()
@@ -54,7 +54,7 @@ class EndpointStore:
         return key in self._entries
 
     def get(self, key: Key) -> Object | None:
-        """Metadata, spec and status; a new object each time."""
+        """Metadata, spec and status. Each call returns a new object."""
         entry = self._entries.get(key)
         return None if entry is None else json.decode(self._compressor.decompress(entry.compressed))
 
@@ -63,18 +63,33 @@ class EndpointStore:
         return None if entry is None else entry.uid
 
     def resource_version(self, key: Key) -> int:
-        """0 where it is not entry."""
+        """0 if the endpoint is unknown."""
         entry = self._entries.get(key)
-        return 0 if entry is None else entry.version
+        return 0 if entry is None else entry.resource_version
+
+    def managing_operator(self, key: Key) -> str:
+        """Name of the operator that manages the endpoint; empty if no operator has claimed it."""
+        entry = self._entries.get(key)
+        return "" if entry is None else entry.managing_operator
+
+    def is_active(self, key: Key, uid: str) -> bool:
+        """Whether the endpoint with this UID exists and is not being deleted, as far as is known."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.uid == uid and not entry.is_terminating
+
+    def referencing(self, kind: str, namespace: str, name: str) -> list[Key]:
+        """Endpoints whose spec refers to this ConfigMap or PersistentVolumeClaim."""
+        return list(self._by_reference.get((kind, namespace, name), ()))
 
     def upsert(self, obj: Object) -> bool:
-        """False where what is entry is as new."""
+        """Store an endpoint. Return False if the stored version is as new."""
         metadata = obj["metadata"]
-        key = (sys.intern(metadata["namespace"]), sys.intern(metadata["name"]))
+        key = endpoint_key(obj)
         version = int(metadata["resourceVersion"])
         old = self._entries.get(key)
-        # Across UIDs too: kopf may bring the last news of the one before after the one made anew.
-        if old is not None and old.version >= version:
+        # Also if the UIDs differ: kopf may deliver the last event of an endpoint after the first one of its
+        # successor with the same name.
+        if old is not None and old.resource_version >= version:
             return False
         kept = {
             "metadata": {k: v for k, v in metadata.items() if k != "managedFields"},
@@ -84,17 +99,17 @@ class EndpointStore:
         references = _references(key[0], kept["spec"])
         self._update_references(key, old.references if old is not None else _NO_REFERENCES, references)
         self._entries[key] = _Entry(
-            version,
-            metadata["uid"],
-            "deletionTimestamp" in metadata,
-            self._compressor.compress(json.encode(kept), ""),
-            references,
-            sys.intern(managing_operator(metadata, kept["status"])),
+            resource_version=version,
+            uid=metadata["uid"],
+            is_terminating="deletionTimestamp" in metadata,
+            compressed=self._compressor.compress(json.encode(kept), ""),
+            references=references,
+            managing_operator=sys.intern(managing_operator(metadata, kept["status"])),
         )
         return True
 
     def delete(self, key: Key, uid: str) -> bool:
-        """Forget that very object; one made anew under the name stays."""
+        """Remove the endpoint. Return False if it is unknown, or if it has another UID."""
         old = self._entries.get(key)
         if old is None or old.uid != uid:
             return False
@@ -102,38 +117,30 @@ class EndpointStore:
         self._update_references(key, old.references, _NO_REFERENCES)
         return True
 
-    def is_active(self, key: Key, uid: str) -> bool:
-        """That very object stands and is not being deleted, as far as is entry."""
-        entry = self._entries.get(key)
-        return entry is not None and entry.uid == uid and not entry.deleting
-
-    def managing_operator(self, key: Key) -> str:
-        """The operator that manages it; empty: none yet."""
-        entry = self._entries.get(key)
-        return "" if entry is None else entry.operator
-
-    def referencing(self, kind: str, namespace: str, name: str) -> list[Key]:
-        """Endpoints whose spec names that ConfigMap or PersistentVolumeClaim."""
-        return list(self._by_reference.get((kind, namespace, name), ()))
-
-    def _update_references(self, key: Key, before: frozenset[Reference], now: frozenset[Reference]) -> None:
-        for reference in before - now:
+    def _update_references(self, key: Key, old: frozenset[Reference], new: frozenset[Reference]) -> None:
+        for reference in old - new:
             keys = self._by_reference[reference]
             keys.discard(key)
             if not keys:
                 del self._by_reference[reference]
-        for reference in now - before:
+        for reference in new - old:
             self._by_reference.setdefault(reference, set()).add(key)
+
+
+def endpoint_key(obj: Object) -> Key:
+    """(namespace, name). The strings are interned, because many indexes keep them."""
+    metadata = obj["metadata"]
+    return sys.intern(metadata["namespace"]), sys.intern(metadata["name"])
 
 
 def _references(namespace: str, spec: Object) -> frozenset[Reference]:
     try:
-        read = VLLMEndpointSpec.model_validate(spec)
+        parsed = VLLMEndpointSpec.model_validate(spec)
     except ValidationError:
         return _NO_REFERENCES
-    named = {
-        "ConfigMap": config_map_references(read),
-        "PersistentVolumeClaim": claim_references(read),
+    found = {
+        (kind.kind, namespace, name)
+        for kind, names in ((CONFIG_MAP, config_map_references(parsed)), (CLAIM, claim_references(parsed)))
+        for name in names
     }
-    found = {(kind, namespace, name) for kind, names in named.items() for name in names}
     return frozenset(found) if found else _NO_REFERENCES

@@ -3,7 +3,7 @@
 import pytest
 
 from vllmendpoint_operator.apply.edits import Edit, field_managers
-from vllmendpoint_operator.controller.events import edit_events, event_body
+from vllmendpoint_operator.controller.publish.events import edit_events, event_body
 
 OURS = "vllmendpoint-operator"
 MAIN = ("spec", "template", "spec", "containers", "[main]")

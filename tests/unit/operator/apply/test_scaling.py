@@ -1,5 +1,7 @@
 """Replicas apply to what exists, whatever is wrong with the rest of a spec."""
 
+import itertools
+
 import pytest
 
 from tests.unit.operator.applying import apply_plan, apply_scaling
@@ -215,11 +217,11 @@ async def operated():
             metrics=metrics,
             reporting_instance="test",
             operator="ops/vllm",
+            clock=itertools.count(0, 3600).__next__,
         )
 
         async def change(**spec):
             kube.change(**spec)
-            reconciler._limiters.clear()
             again = await reconciler.reconcile(("team-a", "smollm"))
             return kube, again
 

@@ -1,6 +1,7 @@
-"""Two operators that watch one namespace: one manages an endpoint, the other one leaves it alone."""
+"""If two operators watch one namespace, one manages an endpoint and the other one does not change it."""
 
 import contextlib
+import itertools
 from collections import Counter
 
 import pytest
@@ -21,21 +22,23 @@ FIRST, SECOND, THIRD = "a/vllm", "b/vllm", "c/vllm"
 
 
 class Server:
-    """One endpoint as the API server keeps it: a status apply needs the newest version, and each field
-    manager has its own conditions."""
+    """An API server with one endpoint.
+
+    A status write needs the newest resourceVersion. Each field manager owns its conditions.
+    """
 
     def __init__(self):
         self.version = 5
         self.annotations = {}
         self.spec = {"model": {"uri": "hf://o/n"}}
-        self.by_manager = {}
+        self.status_by_manager = {}
         self.writes = Counter()
         self.children = {}
 
     @property
     def object(self):
         status, conditions = {}, {}
-        for part in self.by_manager.values():
+        for part in self.status_by_manager.values():
             status |= part
             conditions |= {entry["type"]: entry for entry in part.get("conditions", [])}
         if conditions:
@@ -58,10 +61,10 @@ CONFLICT = names.CONDITION_OPERATOR_CONFLICT
 
 
 class Client:
-    """The API as one operator has it."""
+    """The client of one operator."""
 
-    def __init__(self, server, who):
-        self.server, self.who = server, who
+    def __init__(self, server, operator):
+        self.server, self.operator = server, operator
 
     async def list(self, kind, namespace, **options):
         return [self.server.object], "1"
@@ -72,28 +75,28 @@ class Client:
     async def apply(self, kind, body, *, subresource=None, manager="", dry_run=False, on_warning=None):
         server = self.server
         if kind is not ENDPOINT:
-            server.writes[self.who, "children"] += 1
+            server.writes[self.operator, "children"] += 1
             server.version += 1
             metadata = {**body["metadata"], "uid": body["metadata"]["name"]}
             return {**body, "metadata": metadata | {"resourceVersion": str(server.version)}}
         assert subresource == "status"
-        server.writes[self.who, "status"] += 1
+        server.writes[self.operator, "status"] += 1
         if body["metadata"]["resourceVersion"] != str(server.version):
             raise Conflict(409, "the object has been modified")
         before = server.object
-        server.by_manager[manager] = body["status"]
+        server.status_by_manager[manager] = body["status"]
         if server.object != before:
             server.version += 1
         return server.object
 
     async def create(self, kind, body):
-        self.server.writes[self.who, "events"] += 1
+        self.server.writes[self.operator, "events"] += 1
 
 
 class Operator:
-    def __init__(self, server, who, streams, cache=None):
+    def __init__(self, server, name, streams, cache=None):
         self.server, self.endpoints, self.metrics = server, EndpointStore(), Metrics()
-        api = Client(server, who)
+        api = Client(server, name)
         self.cache = cache = cache or Cache(
             api, (), on_change=lambda *_: None, on_reference_change=lambda *_: None
         )
@@ -104,178 +107,180 @@ class Operator:
             endpoints=self.endpoints,
             options=Options("image"),
             metrics=self.metrics,
-            reporting_instance=who,
-            operator=who,
+            reporting_instance=name,
+            operator=name,
+            clock=itertools.count(0, 3600).__next__,
         )
 
-    def see(self):
+    def receive(self):
         self.endpoints.upsert(self.server.object)
 
-    async def look(self):
-        self.see()
+    async def reconcile(self):
+        self.receive()
         return await self.reconciler.reconcile(KEY)
 
     @property
-    def foreign(self):
+    def foreign_endpoints(self):
         return self.metrics.registry.get_sample_value("vllmendpoint_operator_foreign_endpoints")
 
     @property
-    def shows(self):
+    def exports_conditions(self):
         return b'name="e"' in b"".join(self.metrics.exposition())
 
 
 @pytest.fixture
-async def world():
+async def server_and_start():
     async with contextlib.AsyncExitStack() as stack:
         server = Server()
 
-        async def start(who, cache=None):
+        async def start(name, cache=None):
             streams = await stack.enter_async_context(ReportStreams(lambda *_: None))
-            return Operator(server, who, streams, cache)
+            return Operator(server, name, streams, cache)
 
         yield server, start
 
 
-async def settle(server, *operators):
-    """Every look of each, until none writes anything more."""
+async def reconcile_until_stable(server, *operators):
+    """Reconcile with each operator until none of them writes."""
     for _ in range(10):
         before = server.writes.total()
         for operator in operators:
-            await operator.look()
-            operator.reconciler._limiters.clear()
+            await operator.reconcile()
         if server.writes.total() == before:
             return
     raise AssertionError(server.writes)
 
 
-async def test_the_first_to_claim_it_manages_it(world):
-    server, start = world
+async def test_the_first_operator_that_claims_an_endpoint_manages_it(server_and_start):
+    server, start = server_and_start
     first, second = await start(FIRST), await start(SECOND)
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     assert server.object["status"]["operator"] == FIRST
     assert server.writes[FIRST, "children"] > 5
     assert server.writes[SECOND, "children"] == server.writes[SECOND, "events"] == 0
     assert server.writes[SECOND, "status"] == 1, "one condition, once"
     assert f"it is managed by {FIRST} (status.operator)" in server.conflict["message"]
-    assert f"annotate it with serving.vllmendpoint.dev/operator={SECOND}" in server.conflict["message"]
-    assert (first.foreign, second.foreign) == (0, 1)
-    assert (first.shows, second.shows) == (True, False), "one of them exports the endpoint's conditions"
+    assert f"set its annotation serving.vllmendpoint.dev/operator={SECOND}" in server.conflict["message"]
+    assert (first.foreign_endpoints, second.foreign_endpoints) == (0, 1)
+    assert (first.exports_conditions, second.exports_conditions) == (True, False), (
+        "only the managing operator exports the conditions"
+    )
 
 
-async def test_of_two_that_see_a_new_endpoint_at_one_time_one_makes_its_children(world):
-    server, start = world
+async def test_of_two_operators_that_claim_a_new_endpoint_one_creates_its_children(server_and_start):
+    server, start = server_and_start
     first, second = await start(FIRST), await start(SECOND)
-    first.see()
-    second.see()
+    first.receive()
+    second.receive()
     await first.reconciler.reconcile(KEY)
-    assert await second.reconciler.reconcile(KEY) is not None, "it looks again: its claim conflicts"
+    assert await second.reconciler.reconcile(KEY) is not None, "the claim conflicts and is tried again"
     assert server.writes[SECOND, "children"] == 0
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     assert server.object["status"]["operator"] == FIRST
     assert server.writes[SECOND, "children"] == 0
 
 
-async def test_an_endpoint_of_an_earlier_version_is_claimed_with_the_status_that_it_has(world):
-    server, start = world
+async def test_a_claim_keeps_the_status_that_an_earlier_version_wrote(server_and_start):
+    server, start = server_and_start
     first = await start(FIRST)
-    await settle(server, first)
-    (status,) = server.by_manager.values()
+    await reconcile_until_stable(server, first)
+    (status,) = server.status_by_manager.values()
     conditions = status["conditions"]
-    server.by_manager = {"vllmendpoint-operator": {k: v for k, v in status.items() if k != "operator"}}
+    server.status_by_manager = {"vllmendpoint-operator": {k: v for k, v in status.items() if k != "operator"}}
     server.writes.clear()
     again = await start(FIRST, first.cache)
-    await settle(server, again)
+    await reconcile_until_stable(server, again)
     assert server.object["status"]["operator"] == FIRST
     assert server.object["status"]["conditions"] == conditions
 
 
-async def test_the_first_status_of_a_refused_spec_is_the_claim(world):
-    server, start = world
+async def test_the_first_status_of_an_invalid_spec_is_the_claim(server_and_start):
+    server, start = server_and_start
     server.spec = {**server.spec, "novelty": 1}
     first, second = await start(FIRST), await start(SECOND)
-    first.see()
-    second.see()
+    first.receive()
+    second.receive()
     await first.reconciler.reconcile(KEY)
     assert server.writes[FIRST, "status"] == 1
     await second.reconciler.reconcile(KEY)
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     assert server.object["status"]["operator"] == FIRST
     assert f"it is managed by {FIRST}" in server.conflict["message"]
     assert server.writes[FIRST, "children"] == server.writes[SECOND, "children"] == 0
 
 
-async def test_the_annotation_hands_it_over_and_back(world):
-    server, start = world
+async def test_the_annotation_transfers_an_endpoint_and_back(server_and_start):
+    server, start = server_and_start
     first, second = await start(FIRST), await start(SECOND)
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     for owner, other in ((SECOND, FIRST), (FIRST, SECOND)):
         server.annotate(owner)
         server.writes.clear()
-        await settle(server, first, second)
+        await reconcile_until_stable(server, first, second)
         assert server.object["status"]["operator"] == owner
         assert server.writes[other, "children"] == 0
-        assert f"The operator {other} watches this namespace too" in server.conflict["message"]
+        assert f"The operator {other} also watches this namespace" in server.conflict["message"]
         assert f"it is managed by {owner} (annotation)" in server.conflict["message"]
     server.annotate("")
     server.writes.clear()
-    await settle(server, first, second)
-    assert server.object["status"]["operator"] == FIRST, "it stays with the one that has it"
+    await reconcile_until_stable(server, first, second)
+    assert server.object["status"]["operator"] == FIRST, "it stays with the operator that manages it"
     assert server.writes.total() == 0
 
 
-async def test_handed_over_to_the_one_that_is_left_the_old_condition_goes(world):
-    server, start = world
+async def test_the_new_manager_removes_the_conflict_of_an_operator_that_is_gone(server_and_start):
+    server, start = server_and_start
     first, second = await start(FIRST), await start(SECOND)
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     server.annotate(SECOND)
-    await settle(server, second)
+    await reconcile_until_stable(server, second)
     assert server.object["status"]["operator"] == SECOND
     assert server.conflict is None
 
 
-async def test_assigned_from_the_beginning(world):
-    server, start = world
+async def test_the_annotation_of_a_new_endpoint_decides(server_and_start):
+    server, start = server_and_start
     server.annotate(SECOND)
     first, second = await start(FIRST), await start(SECOND)
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     assert server.object["status"]["operator"] == SECOND
     assert server.writes[FIRST, "children"] == 0
 
 
-async def test_assigned_to_nobody_it_says_so_and_nobody_fights(world):
-    server, start = world
+async def test_an_unknown_operator_in_the_annotation_is_reported_once(server_and_start):
+    server, start = server_and_start
     server.annotate("typo/vllm")
-    operators = [await start(who) for who in (FIRST, SECOND, THIRD)]
-    await settle(server, *operators)
-    assert server.writes == {(FIRST, "status"): 1}, "the first one speaks for all"
+    operators = [await start(name) for name in (FIRST, SECOND, THIRD)]
+    await reconcile_until_stable(server, *operators)
+    assert server.writes == {(FIRST, "status"): 1}, "one condition is enough"
     assert "it is managed by typo/vllm (annotation)" in server.conflict["message"]
     assert "operator" not in server.object["status"]
 
 
-async def test_the_condition_goes_at_the_next_start_when_the_other_operator_is_gone(world):
-    server, start = world
+async def test_a_start_removes_the_conflict_until_another_operator_reports_it_again(server_and_start):
+    server, start = server_and_start
     first, second = await start(FIRST), await start(SECOND)
-    await settle(server, first, second)
+    await reconcile_until_stable(server, first, second)
     again = await start(FIRST, first.cache)
-    await settle(server, again)
+    await reconcile_until_stable(server, again)
     assert server.conflict is None
-    await settle(server, again, second)
-    assert server.conflict is not None, "one that watches still says so again"
+    await reconcile_until_stable(server, again, second)
+    assert server.conflict is not None, "the second operator still watches the namespace"
 
 
-async def test_a_condition_that_cannot_be_removed_is_tried_once(world):
-    """Somebody edited the status by hand, and owns it now."""
-    server, start = world
+async def test_a_conflict_owned_by_another_field_manager_is_removed_only_once(server_and_start):
+    """A user edited the status, so that the user's field manager owns the condition."""
+    server, start = server_and_start
     first, second = await start(FIRST), await start(SECOND)
-    await settle(server, first, second)
-    server.by_manager["kubectl-edit"] = {"conditions": [{**server.conflict, "message": "edited"}]}
+    await reconcile_until_stable(server, first, second)
+    server.status_by_manager["kubectl-edit"] = {"conditions": [{**server.conflict, "message": "edited"}]}
     server.version += 1
-    await settle(server, first)
+    await reconcile_until_stable(server, first)
     assert server.conflict["message"] == "edited"
 
 
-async def test_a_reconcile_under_way_writes_no_child_after_it_was_handed_over(world):
-    server, start = world
+async def test_a_running_reconcile_writes_nothing_after_a_transfer(server_and_start):
+    server, start = server_and_start
     first = await start(FIRST)
     apply = Client.apply
     done = []
@@ -285,10 +290,10 @@ async def test_a_reconcile_under_way_writes_no_child_after_it_was_handed_over(wo
         if kind is not ENDPOINT:
             done.append(body["kind"])
             server.annotate(SECOND)
-            first.see()
+            first.receive()
         return answer
 
     first.reconciler._kube.apply = apply_then_annotate.__get__(first.reconciler._kube)
-    await first.look()
+    await first.reconcile()
     assert len(done) == 1
     assert server.writes[FIRST, "events"] == 0

@@ -1,4 +1,4 @@
-"""A key waits at most once, runs at most once at a time, and backs off alone."""
+"""A key waits at most once, runs at most once at a time, and has a backoff of its own."""
 
 import asyncio
 
@@ -10,145 +10,135 @@ from vllmendpoint_operator.controller.queue import WorkQueue
 
 @pytest.fixture
 async def queue():
-    made = WorkQueue()
-    yield made
-    made.close()
+    created = WorkQueue()
+    yield created
+    created.close()
 
 
-async def take(queue):
+async def get_key(queue):
     async with asyncio.timeout(2):
         key, _ = await queue.get()
     return key
 
 
-async def nothing(queue):
+async def assert_nothing_due(queue):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await queue.get()
 
 
-async def test_a_key_waits_once(queue):
+async def test_a_key_waits_at_most_once(queue):
     for key in "aabab":
         queue.add(key)
-    assert [await take(queue), await take(queue)] == ["a", "b"]
-    await nothing(queue)
+    assert [await get_key(queue), await get_key(queue)] == ["a", "b"]
+    await assert_nothing_due(queue)
 
 
-async def test_a_key_added_while_it_runs_runs_once_more_afterwards(queue):
+async def test_a_key_added_while_it_runs_runs_once_more(queue):
     queue.add("a")
-    assert await take(queue) == "a"
+    assert await get_key(queue) == "a"
     queue.add("a")
     queue.add("a", urgent=True)
-    await nothing(queue)
+    await assert_nothing_due(queue)
     queue.done("a")
-    assert await take(queue) == "a"
+    assert await get_key(queue) == "a"
     queue.done("a")
-    await nothing(queue)
+    await assert_nothing_due(queue)
 
 
-async def test_urgent_goes_first_and_takes_its_waiting_twin_along(queue):
+async def test_an_urgent_key_goes_first_and_replaces_its_normal_entry(queue):
     for key in "abc":
         queue.add(key)
     queue.add("c", urgent=True)
     queue.add("c")
-    assert [await take(queue) for _ in range(3)] == ["c", "a", "b"]
-    await nothing(queue)
+    assert [await get_key(queue) for _ in range(3)] == ["c", "a", "b"]
+    await assert_nothing_due(queue)
 
 
-async def test_urgency_while_running_is_kept(queue):
+async def test_a_key_added_urgently_while_it_runs_stays_urgent(queue):
     queue.add("a")
-    await take(queue)
+    await get_key(queue)
     queue.add("b")
     queue.add("a", urgent=True)
     queue.done("a")
-    assert [await take(queue), await take(queue)] == ["a", "b"]
+    assert [await get_key(queue), await get_key(queue)] == ["a", "b"]
 
 
-async def test_a_waiting_consumer_is_woken(queue):
-    waiting = asyncio.create_task(take(queue))
+async def test_adding_a_key_wakes_a_waiting_consumer(queue):
+    waiting = asyncio.create_task(get_key(queue))
     await asyncio.sleep(0)
     queue.add("a")
     assert await waiting == "a"
 
 
-async def test_the_wait_is_told(queue):
+async def test_get_returns_the_time_in_the_queue(queue):
     queue.add("a")
     await asyncio.sleep(0.05)
     _, waited = await queue.get()
     assert 0.04 < waited < 1
 
 
-async def test_a_key_that_waits_needs_no_timer(queue):
+async def test_add_after_sets_no_timer_for_a_waiting_key(queue):
     queue.add("a")
     queue.add("b", urgent=True)
     for key in "ab":
         queue.add_after(key, 0.01)
     assert not queue._timers
-    assert [await take(queue), await take(queue)] == ["b", "a"]
-    await nothing(queue)
+    assert [await get_key(queue), await get_key(queue)] == ["b", "a"]
+    await assert_nothing_due(queue)
 
 
-async def test_of_several_delays_the_earliest_holds(queue):
+async def test_the_earliest_of_several_delays_applies(queue):
     queue.add_after("a", 30)
     queue.add_after("a", 0.02)
     queue.add_after("a", 40)
-    assert await take(queue) == "a"
+    assert await get_key(queue) == "a"
     queue.done("a")
-    await nothing(queue)
+    await assert_nothing_due(queue)
 
 
-async def test_backoff_grows_with_jitter_up_to_a_minute_and_is_forgotten(queue, monkeypatch):
+async def test_the_backoff_grows_with_jitter_to_a_minute_and_can_be_reset(queue):
     delays = [queue.add_rate_limited("a") for _ in range(12)]
     for number, delay in enumerate(delays):
         ceiling = min(60, 0.5 * 2**number)
         assert ceiling / 2 <= delay <= ceiling
-    assert 0.25 <= queue.add_rate_limited("b") <= 0.5, "keys back off alone"
+    assert 0.25 <= queue.add_rate_limited("b") <= 0.5, "each key has its own backoff"
     queue.reset_backoff("a")
     assert queue.add_rate_limited("a") <= 0.5
-    for _ in range(5000):
-        queue._failures["a"] = 5000
+    queue._failures["a"] = 5000
     assert queue.add_rate_limited("a") <= queue_module.BACKOFF_MAX_SECONDS
 
 
-async def test_a_key_that_rests_does_not_run_whatever_is_added(queue):
+async def test_a_key_does_not_run_during_its_cooldown(queue):
     queue.add("a")
-    await take(queue)
+    await get_key(queue)
     queue.add("a")
     queue.done("a", cooldown=0.2)
     queue.add("a", urgent=True)
     queue.add("b")
-    assert await take(queue) == "b", "others do not wait for it"
-    await nothing(queue)
-    assert await take(queue) == "a"
+    assert await get_key(queue) == "b", "the cooldown of a does not delay b"
+    await assert_nothing_due(queue)
+    assert await get_key(queue) == "a"
     queue.done("a")
     queue.add("a")
-    assert await take(queue) == "a", "it has rested"
+    assert await get_key(queue) == "a", "the cooldown has ended"
     queue.done("a", cooldown=0.05)
-    await nothing(queue)
-    await nothing(queue)
+    await assert_nothing_due(queue)
+    await assert_nothing_due(queue)
 
 
-async def test_forget_drops_all(queue):
-    queue.add("a")
-    queue.add_rate_limited("a")
-    queue.add_after("a", 0.01)
-    queue.forget("a")
-    await nothing(queue)
-    assert len(queue) == 0
-
-
-async def test_close_ends_the_timers(queue):
+async def test_close_cancels_all_timers(queue):
     queue.add_after("a", 0.02)
     queue.add("b")
-    await take(queue)
+    await get_key(queue)
     queue.add("b")
     queue.done("b", cooldown=0.02)
     queue.close()
-    await nothing(queue)
+    await assert_nothing_due(queue)
 
 
-async def test_many_consumers_never_run_a_key_twice_at_a_time(queue):
-    running, seen = set(), []
+async def test_concurrent_consumers_never_run_a_key_twice_at_a_time(queue):
+    running, finished = set(), []
 
     async def consume():
         while True:
@@ -157,7 +147,7 @@ async def test_many_consumers_never_run_a_key_twice_at_a_time(queue):
             running.add(key)
             await asyncio.sleep(0.001)
             running.discard(key)
-            seen.append(key)
+            finished.append(key)
             queue.done(key)
 
     tasks = [asyncio.create_task(consume()) for _ in range(4)]
@@ -171,15 +161,14 @@ async def test_many_consumers_never_run_a_key_twice_at_a_time(queue):
     for task in tasks:
         assert not task.done()
         task.cancel()
-    assert set(seen) == set(range(7))
+    assert set(finished) == set(range(7))
 
 
-async def test_a_run_covers_what_was_due_later():
-    queue = WorkQueue()
+async def test_a_run_cancels_the_timer_of_its_key(queue):
     queue.add_after("a", 0.05)
     queue.add("a")
     await queue.get()
     queue.add_after("b", 0.1)
     queue.done("a")
     key, _ = await queue.get()
-    assert key == "b", "nothing more of a"
+    assert key == "b"

@@ -1,4 +1,6 @@
-"""What a reconcile does with news that come in while it waits for an answer."""
+"""Reconciles of one endpoint: conditional status writes, missed events, Events, and retries."""
+
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,14 +30,19 @@ def endpoint(**spec):
 
 
 class Api:
-    """Takes everything; ``meanwhile`` is called while a status is on its way."""
+    """Accepts all writes.
+
+    ``listed``: the endpoints; ``events``: the created Events; ``status_write``: body of the last status
+    write. Tests set ``on_status_write``, which is called during a status write, ``warn``, which receives the
+    callback for warnings about Deployments, and ``fail``, which is called with the kind of each object.
+    """
 
     def __init__(self):
         self.version = 10
         self.events = []
-        self.status = None
-        self.meanwhile = lambda: None
+        self.status_write = None
         self.listed = [endpoint()]
+        self.on_status_write = lambda: None
         self.warn = lambda warned: None
         self.fail = lambda kind: None
 
@@ -51,226 +58,236 @@ class Api:
             self.warn(on_warning)
         self.version += 1
         if subresource == "status":
-            self.status = body
-            self.meanwhile()
+            self.status_write = body
+            self.on_status_write()
             body = {**endpoint(), "status": body["status"]}
         metadata = {"uid": body["metadata"]["name"], **body["metadata"], "resourceVersion": str(self.version)}
         return {**body, "metadata": metadata}
 
     async def create(self, kind, body):
-        self.events.append(body["reason"])
-        self.event = body
+        self.events.append(body)
+
+    @property
+    def conditions(self):
+        """The conditions of the last status write, by type."""
+        return {entry["type"]: entry for entry in self.status_write["status"]["conditions"]}
+
+    @property
+    def event_reasons(self):
+        return [event["reason"] for event in self.events]
 
 
 @pytest.fixture
-async def world():
+async def setup():
+    """The reconciler and its collaborators; ``now`` is its clock."""
     api, endpoints, metrics = Api(), EndpointStore(), Metrics()
     cache = Cache(api, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     async with ReportStreams(lambda owner, urgent: None) as streams:
+        made = SimpleNamespace(
+            now=1000.0,
+            api=api,
+            endpoints=endpoints,
+            metrics=metrics,
+            cache=cache,
+            observer=Observer(api, cache, streams),
+        )
         reconciler = Reconciler(
             kube=api,
             cache=cache,
-            observer=Observer(api, cache, streams),
+            observer=made.observer,
             endpoints=endpoints,
             options=Options("image"),
             metrics=metrics,
             reporting_instance="test",
             operator=OPERATOR,
+            clock=lambda: made.now,
         )
-        yield api, endpoints, metrics, reconciler
+        made.reconcile = lambda: reconciler.reconcile(KEY)
+        yield made
 
 
 def series(metrics):
+    """The exported series of endpoints."""
     return [line for line in b"".join(metrics.exposition()).splitlines() if b'name="' in line]
 
 
-async def test_status_is_written_over_what_was_looked_at(world):
-    api, endpoints, _, reconciler = world
-    endpoints.upsert(endpoint())
-    assert await reconciler.reconcile(KEY) is None
-    metadata = api.status["metadata"]
+async def test_a_status_write_is_conditional_on_the_version_that_was_read(setup):
+    setup.endpoints.upsert(endpoint())
+    assert await setup.reconcile() is None
+    metadata = setup.api.status_write["metadata"]
     assert (metadata["uid"], metadata["resourceVersion"]) == ("u", "5")
-    api.status = None
-    await reconciler.reconcile(KEY)
-    assert api.status is None, "the second one writes nothing"
+    setup.api.status_write = None
+    await setup.reconcile()
+    assert setup.api.status_write is None, "an unchanged status is not written"
 
 
-async def test_deleted_while_its_status_is_on_its_way_it_stays_deleted(world):
-    api, endpoints, metrics, reconciler = world
-    endpoints.upsert(endpoint(engine={"args": ["--model"]}))
-    api.meanwhile = lambda: endpoints.delete(KEY, "u")
-    await reconciler.reconcile(KEY)
-    assert endpoints.get(KEY) is None
-    assert api.events == []
-    assert series(metrics)
-    await reconciler.reconcile(KEY)
-    assert series(metrics) == []
+async def test_an_endpoint_deleted_during_its_status_write_stays_deleted(setup):
+    setup.endpoints.upsert(endpoint(engine={"args": ["--model"]}))
+    setup.api.on_status_write = lambda: setup.endpoints.delete(KEY, "u")
+    await setup.reconcile()
+    assert setup.endpoints.get(KEY) is None
+    assert setup.api.events == []
+    assert series(setup.metrics)
+    await setup.reconcile()
+    assert series(setup.metrics) == []
 
 
-@pytest.mark.parametrize("answer", [Conflict(409, "changed"), NotFound(404, "the CRD is not served")])
-async def test_changed_while_its_status_is_on_its_way_is_no_failure(world, answer):
-    api, endpoints, _, reconciler = world
-    endpoints.upsert(endpoint())
+@pytest.mark.parametrize("error", [Conflict(409, "changed"), NotFound(404, "the CRD is not served")])
+async def test_a_conflicting_status_write_is_retried_after_a_second(setup, error):
+    setup.endpoints.upsert(endpoint())
 
-    def refuse():
-        raise answer
+    def raise_error():
+        raise error
 
-    api.meanwhile = refuse
-    assert await reconciler.reconcile(KEY) == 1
-    assert endpoints.get(KEY) is not None, "it stands, and the watch brings what is newer"
+    setup.api.on_status_write = raise_error
+    assert await setup.reconcile() == 1
+    assert setup.endpoints.get(KEY) is not None
 
 
-async def test_what_changed_in_a_gap_of_the_watch_is_fetched_at_the_second_refusal(world):
-    api, endpoints, _, reconciler = world
-    endpoints.upsert(endpoint())
+async def test_a_change_that_the_watch_missed_is_fetched_after_the_second_conflict(setup):
+    setup.endpoints.upsert(endpoint())
     newest = endpoint(replicas=4)
     newest["metadata"]["resourceVersion"] = "900"
-    api.listed = [newest]
+    setup.api.listed = [newest]
 
-    def refuse():
+    def conflict():
         raise Conflict(409, "changed")
 
-    api.meanwhile = refuse
-    assert await reconciler.reconcile(KEY) == 1
-    assert endpoints.resource_version(KEY) == 5, "as a rule the watch brings it"
-    assert await reconciler.reconcile(KEY) == 1
-    assert endpoints.get(KEY)["spec"]["replicas"] == 4
+    setup.api.on_status_write = conflict
+    assert await setup.reconcile() == 1
+    assert setup.endpoints.resource_version(KEY) == 5, "as a rule, the watch delivers it"
+    assert await setup.reconcile() == 1
+    assert setup.endpoints.get(KEY)["spec"]["replicas"] == 4
 
 
-@pytest.mark.parametrize("now", [[], ["another"]])
-async def test_what_went_in_a_gap_of_the_watch_is_forgotten(world, now):
-    api, endpoints, metrics, reconciler = world
-    endpoints.upsert(endpoint())
+@pytest.mark.parametrize("uids", [[], ["another"]])
+async def test_a_deletion_that_the_watch_missed_is_found_by_a_status_write(setup, uids):
+    setup.endpoints.upsert(endpoint())
 
-    def refuse():
-        api.listed = [endpoint() | {"metadata": endpoint()["metadata"] | {"uid": uid}} for uid in now]
-        raise NotFound(404, "gone")
+    def not_found():
+        setup.api.listed = [endpoint() | {"metadata": endpoint()["metadata"] | {"uid": uid}} for uid in uids]
+        raise NotFound(404, "deleted")
 
-    api.meanwhile = refuse
-    assert await reconciler.reconcile(KEY) == (1 if now else None)
-    assert [endpoints.uid(key) for key in endpoints] == now
-    assert series(metrics) == []
-
-
-async def test_a_warning_of_the_api_server_is_an_event(world):
-    api, endpoints, _, reconciler = world
-    api.warn = lambda warned: warned("spec.template.spec.x: odd")
-    endpoints.upsert(endpoint())
-    await reconciler.reconcile(KEY)
-    said = "the API server warns of the Deployment e-frontend: spec.template.spec.x: odd"
-    assert (api.event["type"], api.event["message"]) == ("Warning", said)
-    await reconciler.reconcile(KEY)
-    assert api.events == ["APIServerWarning"] * 2, "one for each of the two, and no more"
+    setup.api.on_status_write = not_found
+    assert await setup.reconcile() == (1 if uids else None)
+    assert [setup.endpoints.uid(key) for key in setup.endpoints] == uids
+    assert series(setup.metrics) == []
 
 
-async def test_what_fails_for_long_is_told(world):
-    api, endpoints, _, reconciler = world
+async def test_a_warning_of_the_api_server_is_recorded_as_an_event_once(setup):
+    setup.api.warn = lambda warned: warned("spec.template.spec.x: odd")
+    setup.endpoints.upsert(endpoint())
+    await setup.reconcile()
+    message = "The API server returned a warning for the Deployment e-frontend: spec.template.spec.x: odd"
+    assert (setup.api.events[-1]["type"], setup.api.events[-1]["message"]) == ("Warning", message)
+    await setup.reconcile()
+    assert setup.api.event_reasons == ["APIServerWarning"] * 2, "one for each Deployment"
+
+
+async def test_an_error_that_persists_is_reported_in_the_status_once(setup):
+    api = setup.api
 
     def fail(kind):
         if kind is DEPLOYMENT:
-            raise KubeError(500, "failed calling webhook: refused")
+            raise KubeError(500, "failed calling webhook: connection refused")
 
     api.fail = fail
-    endpoints.upsert(endpoint())
+    setup.endpoints.upsert(endpoint())
     for _ in range(2):
         with pytest.raises(KubeError):
-            await reconciler.reconcile(KEY)
-    assert api.status is None, "one or two are weather"
+            await setup.reconcile()
+    assert api.status_write is None, "two failures are not reported"
     with pytest.raises(KubeError):
-        await reconciler.reconcile(KEY)
-    conditions = {c["type"]: c for c in api.status["status"]["conditions"]}
-    assert conditions["Ready"]["status"] == "False"
-    assert "failed calling webhook: refused; it is tried again" in conditions["Ready"]["message"]
-    assert conditions["UpToDate"]["status"] == "Unknown"
-    api.status = None
+        await setup.reconcile()
+    assert api.conditions["Ready"]["status"] == "False"
+    expected = "failed calling webhook: connection refused. The operator retries."
+    assert expected in api.conditions["Ready"]["message"]
+    assert api.conditions["UpToDate"]["status"] == "Unknown"
+    api.status_write = None
     with pytest.raises(KubeError):
-        await reconciler.reconcile(KEY)
-    assert api.status is None, "it is told once"
+        await setup.reconcile()
+    assert api.status_write is None
     api.fail = lambda kind: None
-    reconciler._limiters.clear()
-    await reconciler.reconcile(KEY)
-    assert "webhook" not in str(api.status["status"]["conditions"])
-    api.fail, api.status = fail, None
-    reconciler._cache.informer(DEPLOYMENT, "ns").apply_local_delete(("ns", "e-workers"))
+    setup.now += 3600
+    await setup.reconcile()
+    assert "webhook" not in str(api.conditions)
+    api.fail, api.status_write = fail, None
+    setup.cache.informer(DEPLOYMENT, "ns").apply_local_delete(("ns", "e-workers"))
     with pytest.raises(KubeError):
-        await reconciler.reconcile(KEY)
-    assert api.status is None, "failures count from the last success"
+        await setup.reconcile()
+    assert api.status_write is None, "a success resets the number of failures"
 
 
-async def test_nothing_for_what_is_being_deleted(world):
-    api, endpoints, _, reconciler = world
-    going = endpoint()
-    going["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
-    endpoints.upsert(going)
-    await reconciler.reconcile(KEY)
-    assert api.version == 10
+async def test_nothing_is_written_for_an_endpoint_that_is_being_deleted(setup):
+    terminating = endpoint()
+    terminating["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    setup.endpoints.upsert(terminating)
+    await setup.reconcile()
+    assert setup.api.version == 10
 
 
-async def test_a_spec_of_another_version_is_told(world):
-    api, endpoints, _, reconciler = world
-    endpoints.upsert(endpoint(novelty=1))
-    await reconciler.reconcile(KEY)
-    (accepted,) = [c for c in api.status["status"]["conditions"] if c["type"] == "Accepted"]
+async def test_a_spec_of_another_version_is_reported(setup):
+    setup.endpoints.upsert(endpoint(novelty=1))
+    await setup.reconcile()
+    accepted = setup.api.conditions["Accepted"]
     assert (accepted["status"], accepted["reason"]) == ("False", "InvalidSpec")
     assert "novelty" in accepted["message"]
-    assert "the operator and the CRD to the same version" in accepted["message"]
-    assert api.events == ["InvalidSpec", "NotReady"]
+    assert "install the same version of the operator and of the CRD" in accepted["message"]
+    assert setup.api.event_reasons == ["InvalidSpec", "NotReady"]
 
 
-async def test_paused_applies_nothing_and_reports(world):
-    api, endpoints, _, reconciler = world
-    endpoints.upsert(endpoint(paused=True))
-    assert await reconciler.reconcile(KEY) is None
-    assert api.version == 11, "the status, and nothing else"
-    conditions = {c["type"]: c for c in api.status["status"]["conditions"]}
+async def test_a_paused_endpoint_is_reported_and_not_applied(setup):
+    setup.endpoints.upsert(endpoint(paused=True))
+    assert await setup.reconcile() is None
+    assert setup.api.version == 11, "only the status is written"
+    conditions = setup.api.conditions
     assert (conditions["UpToDate"]["status"], conditions["UpToDate"]["reason"]) == ("False", "Paused")
     assert conditions["Reconciling"]["status"] == conditions["Stalled"]["status"] == "False"
-    assert "revision" not in api.status["status"], "no revision is in force"
+    assert "revision" not in setup.api.status_write["status"], "no revision is in effect"
 
 
-def child(name, owner, *, version, **more):
-    """An object of the endpoint's, made by the object of the UID ``owner``."""
+def child(name, owner_uid, *, version, **more):
+    """An object that the object with the UID ``owner_uid`` controls."""
     labels = {
         names.LABEL_INSTANCE: "e",
         names.LABEL_COMPONENT: "worker",
         names.LABEL_MANAGED_BY: names.MANAGED_BY,
     }
-    owners = [{"kind": "x", "name": "x", "uid": owner, "controller": True}]
+    owners = [{"kind": "x", "name": "x", "uid": owner_uid, "controller": True}]
     metadata = {"namespace": "ns", "name": name, "uid": name, "resourceVersion": version, "labels": labels}
     return {"metadata": {**metadata, "ownerReferences": owners}, **more}
 
 
-async def test_a_worker_that_has_just_been_asked_is_waited_for(world, monkeypatch):
-    """One look with its report, not one without it before: after a start that is so for every endpoint."""
-    api, endpoints, _, reconciler = world
+async def test_a_reconcile_waits_for_the_first_report_of_a_worker(setup, monkeypatch):
+    """After a start, each endpoint is then reconciled once, with its reports, and not also without them."""
+    api, endpoints = setup.api, setup.endpoints
     endpoints.upsert(endpoint())
-    await reconciler.reconcile(KEY)
+    await setup.reconcile()
     spec = {"replicas": 1, "template": {"spec": {}}}
-    reconciler._cache.informer(REPLICA_SET, "ns").apply_local_write(
+    setup.cache.informer(REPLICA_SET, "ns").apply_local_write(
         child("rs", "e-workers", version="900", spec=spec)
     )
     main = {"name": "main", "state": {"running": {}}}
     status = {"phase": "Running", "podIP": "127.0.0.1", "containerStatuses": [main]}
-    reconciler._cache.informer(POD, "ns").apply_local_write(child("pod", "rs", version="901", status=status))
-    api.status, version = None, api.version
+    setup.cache.informer(POD, "ns").apply_local_write(child("pod", "rs", version="901", status=status))
+    api.status_write, version = None, api.version
     for _ in range(2):
-        assert await reconciler.reconcile(KEY) == 0.5
-        assert (api.status, api.version) == (None, version)
+        assert await setup.reconcile() == 0.5
+        assert (api.status_write, api.version) == (None, version)
     edited = endpoint(replicas=2)
     edited["metadata"] |= {"generation": 2, "resourceVersion": "902"}
     endpoints.upsert(edited | {"status": endpoints.get(KEY)["status"]})
-    await reconciler.reconcile(KEY)
-    assert api.version > version, "what the user changes waits for no worker"
+    await setup.reconcile()
+    assert api.version > version, "a change of the spec does not wait"
     monkeypatch.setattr(reports, "FIRST_REPORT_SECONDS", 0)
-    await reconciler.reconcile(KEY)
-    assert endpoints.get(KEY)["status"]["replicas"] == 0, "a step that waits"
-    reconciler._limiters.clear()
-    await reconciler.reconcile(KEY)
-    assert api.status["status"]["replicas"] == 1
+    await setup.reconcile()
+    assert endpoints.get(KEY)["status"]["replicas"] == 0, "a change of a count is not urgent"
+    setup.now += 3600
+    await setup.reconcile()
+    assert api.status_write["status"]["replicas"] == 1
 
 
-async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_to(world):
-    api, endpoints, _, reconciler = world
+async def test_each_version_of_a_config_map_is_read_once_and_kept_while_it_is_referenced(setup):
     script = {"script": {"configMapKeyRef": {"name": "h", "key": "model.py"}}}
     read = []
 
@@ -278,22 +295,22 @@ async def test_a_config_map_is_read_once_and_kept_for_as_long_as_it_is_referred_
         read.append(name)
         return {"data": {"model.py": f"x = {len(read)}"}}
 
-    api.get = get
-    references = reconciler._cache.informers[-2]
+    setup.api.get = get
+    references = setup.cache.informers[-2]
     assert references.kind is CONFIG_MAP
-    contents = reconciler._observer._contents
+    contents = setup.observer._contents
     for version, name in ((1, "h"), (2, "h"), (3, "i")):
         script["script"]["configMapKeyRef"]["name"] = name
-        named = endpoint(handlers=script)
-        named["metadata"]["resourceVersion"] = str(100 + version)
-        endpoints.upsert(named)
+        changed = endpoint(handlers=script)
+        changed["metadata"]["resourceVersion"] = str(100 + version)
+        setup.endpoints.upsert(changed)
         references.apply_local_write(
             {"metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": str(version)}}
         )
-        await reconciler.reconcile(KEY)
-        await reconciler.reconcile(KEY)
-        assert len(read) == version, "each version is read once"
-        assert [key[:2] for key in contents] == [("ns", name)], "and what nobody refers to is let go"
-    endpoints.delete(KEY, "u")
-    await reconciler.reconcile(KEY)
+        await setup.reconcile()
+        await setup.reconcile()
+        assert len(read) == version
+        assert [key[:2] for key in contents] == [("ns", name)], "the content of other ConfigMaps is dropped"
+    setup.endpoints.delete(KEY, "u")
+    await setup.reconcile()
     assert not contents

@@ -1,4 +1,4 @@
-"""Watched namespaces: one that is gone, or closed to the operator, stops no other."""
+"""A watched namespace that is deleted or forbidden does not affect the other ones."""
 
 import asyncio
 import contextlib
@@ -16,38 +16,38 @@ from vllmendpoint_operator.metrics import Metrics
 
 
 class Api:
-    """Empty namespaces. ``answers``: what lists and watches of a namespace raise, by namespace and kind."""
+    """Empty namespaces. ``errors``: what lists and watches raise, by (namespace, kind or None for all)."""
 
     def __init__(self):
-        self.answers = {}
-        self.asked = []
-        self.broken = asyncio.Event()
+        self.errors = {}
+        self.requests = []
+        self.watches_end = asyncio.Event()
 
-    def close(self, namespace, error, *kinds):
+    def deny(self, namespace, error, *kinds):
         for kind in kinds or (None,):
-            self.answers[namespace, kind] = error
-        self.broken.set()
+            self.errors[namespace, kind] = error
+        self.watches_end.set()
 
-    def open(self, namespace):
-        self.answers = {key: error for key, error in self.answers.items() if key[0] != namespace}
+    def allow(self, namespace):
+        self.errors = {key: error for key, error in self.errors.items() if key[0] != namespace}
 
-    def _answer(self, kind, namespace):
+    def _raise_error(self, kind, namespace):
         for key in ((namespace, None), (namespace, kind)):
-            if key in self.answers:
-                raise self.answers[key]
+            if key in self.errors:
+                raise self.errors[key]
 
     @contextlib.asynccontextmanager
     async def list_stream(self, kind, namespace, **options):
-        self.asked.append((kind, namespace))
-        self._answer(kind, namespace)
+        self.requests.append((kind, namespace))
+        self._raise_error(kind, namespace)
         async with list_stream() as found:
             yield found
 
     async def watch(self, kind, namespace, version, **options):
-        self._answer(kind, namespace)
-        self.broken.clear()
-        await self.broken.wait()
-        self._answer(kind, namespace)
+        self._raise_error(kind, namespace)
+        self.watches_end.clear()
+        await self.watches_end.wait()
+        self._raise_error(kind, namespace)
         await asyncio.Event().wait()
         yield
 
@@ -56,32 +56,32 @@ FORBIDDEN = Rejected(403, 'pods is forbidden: User "x" cannot list resource "pod
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch):
+def short_delays(monkeypatch):
     for name in ("_RECHECK_MIN_SECONDS", "_RECHECK_MAX_SECONDS"):
         monkeypatch.setattr(watched_namespaces, name, 0.02)
     for name in ("_FIRST_RETRY_SECONDS", "_MAX_RETRY_SECONDS"):
         monkeypatch.setattr(store_module, name, 0.01)
 
 
-class World:
+class Setup:
     def __init__(self, *names):
-        self.api, self.metrics, self.heard = Api(), Metrics(), []
+        self.api, self.metrics, self.callbacks = Api(), Metrics(), []
         self.cache = Cache(self.api, names, on_change=lambda *_: None, on_reference_change=lambda *_: None)
         self.namespaces = WatchedNamespaces(
             self.api,
             self.cache,
             self.metrics,
             names,
-            on_workload_synced=self.hear("workload"),
-            on_synced=lambda namespace: self.heard.append(("served", namespace.name)),
-            on_access_lost=self.hear("lost"),
+            on_workload_synced=self.record("workload"),
+            on_synced=lambda namespace: self.callbacks.append(("served", namespace.name)),
+            on_access_lost=self.record("lost"),
         )
 
-    def hear(self, what):
-        async def heard(namespace):
-            self.heard.append((what, namespace.name))
+    def record(self, event):
+        async def callback(namespace):
+            self.callbacks.append((event, namespace.name))
 
-        return heard
+        return callback
 
     def gauge(self, namespace):
         labels = {"watched_namespace": namespace}
@@ -89,100 +89,110 @@ class World:
 
 
 @pytest.fixture
-async def world():
+async def start():
     tasks = []
 
-    def make(*names, before=lambda world: None):
-        made = World(*names)
-        before(made)
-        tasks.append(asyncio.create_task(made.namespaces.run()))
-        return made
+    def create(*names, before=lambda setup: None):
+        setup = Setup(*names)
+        before(setup)
+        tasks.append(asyncio.create_task(setup.namespaces.run()))
+        return setup
 
-    yield make
+    yield create
     for task in tasks:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
 
-async def until(holds):
+async def until(condition):
     async with asyncio.timeout(5):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
+def logged_failures(caplog):
+    """The namespaces in the log lines about a namespace that is not served."""
+    lines = [
+        record for record in caplog.records if record.message.startswith("a watched namespace is not served")
+    ]
+    return [record.watched_namespace for record in lines]
+
+
 @pytest.mark.parametrize("error", [FORBIDDEN, NotFound(404, "the namespace was not found")])
-async def test_a_namespace_that_is_gone_at_the_start_stops_no_other(world, caplog, error):
-    made = world("x", "y", before=lambda made: made.api.close("y", error))
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert made.namespaces.served == ("x",)
-    assert made.namespaces.serves("x")
-    assert not made.namespaces.serves("y")
-    assert (made.gauge("x"), made.gauge("y")) == (1, 0)
-    assert error.message in made.namespaces.failures["y"]
-    asked = len(made.api.asked)
-    await until(lambda: len(made.api.asked) > asked + 2)
-    assert caplog.text.count("the namespace y is not served") == 1, "said once, whatever is asked meanwhile"
+async def test_an_inaccessible_namespace_does_not_delay_the_others(start, caplog, error):
+    setup = start("x", "y", before=lambda setup: setup.api.deny("y", error))
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert setup.namespaces.served == ("x",)
+    assert setup.namespaces.serves("x")
+    assert not setup.namespaces.serves("y")
+    assert (setup.gauge("x"), setup.gauge("y")) == (1, 0)
+    assert error.message in setup.namespaces.failures["y"]
+    requests = len(setup.api.requests)
+    await until(lambda: len(setup.api.requests) > requests + 2)
+    assert logged_failures(caplog) == ["y"], "repeated checks log nothing more"
 
 
-async def test_it_is_served_again_when_it_returns(world):
-    made = world("x", "y", before=lambda made: made.api.close("y", FORBIDDEN))
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert await made.namespaces.wait_until_accessible() == ("x",)
-    made.api.open("y")
-    await asyncio.wait_for(made.namespaces.wait_for_other_than(("x",)), 5)
-    assert made.namespaces.served == ("x", "y")
-    assert made.gauge("y") == 1
-    assert made.namespaces.failures == {}
+async def test_a_namespace_is_served_when_it_becomes_accessible(start):
+    setup = start("x", "y", before=lambda setup: setup.api.deny("y", FORBIDDEN))
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert await setup.namespaces.wait_until_accessible() == ("x",)
+    setup.api.allow("y")
+    await asyncio.wait_for(setup.namespaces.wait_for_other_than(("x",)), 5)
+    assert setup.namespaces.served == ("x", "y")
+    assert setup.gauge("y") == 1
+    assert setup.namespaces.failures == {}
 
 
-async def test_one_that_is_lost_while_it_is_served_is_forgotten(world, caplog):
-    made = world("x", "y")
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert await made.namespaces.wait_until_accessible() == ("x", "y")
-    made.api.close("y", FORBIDDEN)
-    await asyncio.wait_for(made.namespaces.wait_for_other_than(("x", "y")), 5)
-    assert await made.namespaces.wait_until_accessible() == ("x",)
-    await until(lambda: ("lost", "y") in made.heard)
-    assert made.namespaces.ready, "the rest is served"
-    assert not any(store.has_synced.is_set() for store in made.cache.informers_of("y"))
-    made.api.open("y")
-    await until(lambda: made.heard.count(("served", "y")) == 2)
-    assert caplog.text.count("the namespace y is not served") == 1
+async def test_losing_access_clears_the_caches_of_the_namespace(start, caplog):
+    setup = start("x", "y")
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert await setup.namespaces.wait_until_accessible() == ("x", "y")
+    setup.api.deny("y", FORBIDDEN)
+    await asyncio.wait_for(setup.namespaces.wait_for_other_than(("x", "y")), 5)
+    assert await setup.namespaces.wait_until_accessible() == ("x",)
+    await until(lambda: ("lost", "y") in setup.callbacks)
+    assert setup.namespaces.ready, "x is served"
+    assert not any(informer.has_synced.is_set() for informer in setup.cache.informers_of("y"))
+    setup.api.allow("y")
+    await until(lambda: setup.callbacks.count(("served", "y")) == 2)
+    assert logged_failures(caplog) == ["y"]
 
 
-async def test_one_kind_that_is_refused_is_enough(world):
-    """A reconcile that does not see it would make what is there already."""
-    made = world("x", "y", before=lambda made: made.api.close("y", FORBIDDEN, SERVICE))
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert made.namespaces.served == ("x",)
-    assert made.namespaces.failures["y"].startswith("services: 403")
+async def test_a_namespace_is_inaccessible_if_one_kind_is_forbidden(start):
+    """A reconcile that cannot see a kind would create objects that exist."""
+    setup = start("x", "y", before=lambda setup: setup.api.deny("y", FORBIDDEN, SERVICE))
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert setup.namespaces.served == ("x",)
+    assert setup.namespaces.failures["y"].startswith("services: 403")
 
 
-async def test_it_is_not_ready_where_nothing_can_be_served(world):
-    made = world(before=lambda made: made.api.close(None, FORBIDDEN, SERVICE))
-    await until(lambda: made.namespaces.failures)
-    assert not made.namespaces.ready
-    assert made.gauge("*") == 0
-    made.api.open(None)
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert made.gauge("*") == 1
-    assert made.namespaces.serves("any")
+async def test_not_ready_if_no_namespace_is_accessible(start):
+    setup = start(before=lambda setup: setup.api.deny(None, FORBIDDEN, SERVICE))
+    await until(lambda: setup.namespaces.failures)
+    assert not setup.namespaces.ready
+    assert setup.gauge("*") == 0
+    setup.api.allow(None)
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert setup.gauge("*") == 1
+    assert setup.namespaces.serves("any")
 
 
-async def test_one_whose_lists_fail_is_not_waited_for(world, monkeypatch):
-    """An object that cannot be decoded fails the lists of its namespace, and of no other."""
+async def test_a_namespace_whose_lists_fail_does_not_delay_the_others_forever(start, monkeypatch):
+    """An object that the API server cannot decode fails the lists of its namespace only."""
     monkeypatch.setattr(watched_namespaces, "_SYNC_TIMEOUT_SECONDS", 0.1)
-    made = world("x", "y", before=lambda made: made.api.close("y", KubeError(500, "x"), SERVICE, DEPLOYMENT))
-    await until(lambda: made.namespaces.served == ("x",))
-    assert not made.namespaces.ready, "it may be listed in a moment"
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert "deployments, services could not be listed" in made.namespaces.failures["y"]
-    made.api.open("y")
-    await until(lambda: made.namespaces.served == ("x", "y"))
+    setup = start(
+        "x", "y", before=lambda setup: setup.api.deny("y", KubeError(500, "x"), SERVICE, DEPLOYMENT)
+    )
+    await until(lambda: setup.namespaces.served == ("x",))
+    assert not setup.namespaces.ready, "the lists of y may still succeed"
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert "deployments, services could not be listed" in setup.namespaces.failures["y"]
+    setup.api.allow("y")
+    await until(lambda: setup.namespaces.served == ("x", "y"))
 
 
-async def test_a_crd_that_is_missing_says_nothing_of_the_namespace(world):
-    made = world("x", before=lambda made: made.api.close("x", NotFound(404, "no such resource"), ENDPOINT))
-    await asyncio.wait_for(made.namespaces.wait_until_ready(), 5)
-    assert made.namespaces.served == ("x",)
+async def test_a_missing_crd_does_not_make_a_namespace_inaccessible(start):
+    setup = start("x", before=lambda setup: setup.api.deny("x", NotFound(404, "no such resource"), ENDPOINT))
+    await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
+    assert setup.namespaces.served == ("x",)

@@ -1,48 +1,50 @@
-"""Writes an endpoint's status over the very object that was looked at, and takes in what was missed."""
+"""Writes the status of an endpoint, on condition that the version that was read is still the newest."""
 
 from collections.abc import Callable
 from typing import Final
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Key
+from vllmendpoint_operator.controller.endpoint_store import EndpointStore, endpoint_key
 from vllmendpoint_operator.errors import Conflict, NotFound
 from vllmendpoint_operator.kube.client import FIELD_MANAGER, Kube, Object
 from vllmendpoint_operator.kube.kinds import ENDPOINT
 
-from .endpoint_store import EndpointStore
-
 __all__ = ["CONFLICT_RETRY_SECONDS", "StatusWriter"]
 
 CONFLICT_RETRY_SECONDS: Final = 1.0
-"""What is newer comes by the watch, as a rule sooner; this does not depend on it."""
+"""Time until the next attempt. As a rule, the event of the newer version triggers one earlier."""
 
 
 class StatusWriter:
-    """``on_gone`` is called with the key of an endpoint that turns out to be gone."""
+    """Fetches an endpoint whose newer version, or whose deletion, the watch has missed.
 
-    def __init__(self, kube: Kube, endpoints: EndpointStore, on_gone: Callable[[Key], None]) -> None:
+    ``on_deleted`` is called with the key of an endpoint that does not exist any more.
+    """
+
+    def __init__(self, kube: Kube, endpoints: EndpointStore, on_deleted: Callable[[Key], None]) -> None:
         self._kube = kube
         self._endpoints = endpoints
-        self._on_gone = on_gone
+        self._on_deleted = on_deleted
         self._conflicts: dict[Key, str] = {}
-        """The resourceVersion with which a status was last refused."""
+        """Endpoint -> resourceVersion of its last write that the API server answered with a conflict."""
 
     async def write(self, obj: Object, status: Object, manager: str = FIELD_MANAGER) -> float | None:
-        """Seconds after which to look again where it was not written, because ``obj`` is not the newest."""
+        """Apply ``status`` to ``obj``, and store the response.
+
+        Return None if it is written, or if the endpoint does not exist any more; otherwise the seconds after
+        which to try again.
+        """
         metadata = obj["metadata"]
-        key, uid, version = (
-            (metadata["namespace"], metadata["name"]),
-            metadata["uid"],
-            metadata["resourceVersion"],
-        )
+        key, uid, version = endpoint_key(obj), metadata["uid"], metadata["resourceVersion"]
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.KIND,
             "metadata": {
                 "namespace": metadata["namespace"],
                 "name": metadata["name"],
+                # A conflict if the endpoint has changed or has been recreated since it was read.
                 "uid": uid,
-                # Of the very object that was looked at: one changed or deleted since is looked at again.
                 "resourceVersion": version,
             },
             "status": status,
@@ -51,13 +53,13 @@ class StatusWriter:
             written = await self._kube.apply(ENDPOINT, body, subresource="status", manager=manager)
         except Conflict:
             if self._conflicts.get(key) == version:
-                await self._fetch(key, uid)  # the watch has not brought what is newer
+                await self._fetch(key, uid)  # the watch has not delivered the newer version
             self._conflicts[key] = version
             return CONFLICT_RETRY_SECONDS
         except NotFound:
             await self._fetch(key, uid)
             return CONFLICT_RETRY_SECONDS if key in self._endpoints else None
-        # Deleted while the answer was on its way, it must not come back to life here.
+        # Do not store an endpoint that was deleted while the response was on its way.
         if self._endpoints.is_active(key, uid):
             self._endpoints.upsert(written)
             self._conflicts.pop(key, None)
@@ -67,12 +69,13 @@ class StatusWriter:
         self._conflicts.pop(key, None)
 
     async def _fetch(self, key: Key, uid: str) -> None:
-        """A change, or its end, was lost in a gap of the watch. A 404 alone may mean that the CRD is not
-        served.
+        """Store the newest version, or the deletion.
+
+        Uses a list, because a get also returns 404 if the CRD is missing.
         """
         found, _ = await self._kube.list(ENDPOINT, key[0], name=key[1])
-        stands = any(item["metadata"]["uid"] == uid for item in found)
-        if not stands and self._endpoints.delete(key, uid):
-            self._on_gone(key)
+        exists = any(item["metadata"]["uid"] == uid for item in found)
+        if not exists and self._endpoints.delete(key, uid):
+            self._on_deleted(key)
         for newest in found:
             self._endpoints.upsert(newest)

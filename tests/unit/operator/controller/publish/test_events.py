@@ -1,9 +1,9 @@
-"""One Event a transition: what broke, what was mended, and Ready."""
+"""Events report failures and recoveries of the parts of Ready, and when Ready becomes True."""
 
 import pytest
 
 from vllmendpoint_api import ConditionEntry, HandlersStatus, HandlerStatus, VLLMEndpointStatus
-from vllmendpoint_operator.controller.events import condition_events, event_body, handler_events
+from vllmendpoint_operator.controller.publish.events import condition_events, event_body, handler_events
 
 
 def entry(kind, status, reason):
@@ -44,17 +44,17 @@ def entry(kind, status, reason):
         ("Reconciling", ("False", "Settled"), ("True", "RollingOut"), None),
     ],
 )
-def test_transition(kind, before, after, expected):
+def test_condition_events(kind, before, after, expected):
     old = [entry(kind, *before)] if before else []
-    found = condition_events(old, [entry(kind, *after)])
-    assert [(t.type, t.reason, t.message) for t in found] == (
+    events = condition_events(old, [entry(kind, *after)])
+    assert [(event.type, event.reason, event.message) for event in events] == (
         [] if expected is None else [(*expected, f"{expected[1]}!")]
     )
 
 
-def test_event_speaks_of_the_endpoint(make_endpoint, noon):
-    (transition,) = condition_events([], [entry("Accepted", "False", "NameTaken")])
-    body = event_body(make_endpoint(), transition, noon, "operator-1")
+def test_an_event_refers_to_its_endpoint(make_endpoint, noon):
+    (pending,) = condition_events([], [entry("Accepted", "False", "NameTaken")])
+    body = event_body(make_endpoint(), pending, noon, "operator-1")
     assert body["involvedObject"]["uid"] == "uid-1"
     assert body["metadata"]["namespace"] == "team-a"
     assert (body["type"], body["reason"], body["firstTimestamp"]) == (
@@ -62,7 +62,7 @@ def test_event_speaks_of_the_endpoint(make_endpoint, noon):
         "NameTaken",
         "2026-01-01T12:00:00Z",
     )
-    other = event_body(make_endpoint(), transition, noon, "operator-1")
+    other = event_body(make_endpoint(), pending, noon, "operator-1")
     assert body["metadata"]["name"] != other["metadata"]["name"]
 
 
@@ -74,7 +74,7 @@ def with_script(digest):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "says"),
+    ("before", "after", "text"),
     [
         (with_script("aaa"), with_script("bbb"), "from aaa to bbb"),
         (with_script(""), with_script("bbb"), "from none to bbb"),
@@ -84,9 +84,9 @@ def with_script(digest):
         (with_script("aaa"), VLLMEndpointStatus(), None),
     ],
 )
-def test_a_swapped_script_is_told_with_both_digests(before, after, says):
-    found = handler_events(before, after)
-    assert [says in it.message for it in found] == ([True] if says else [])
+def test_a_changed_script_is_reported_with_both_digests(before, after, text):
+    events = handler_events(before, after)
+    assert [text in event.message for event in events] == ([True] if text else [])
 
 
 def with_ping(source, handler, digest="aaa"):
@@ -96,19 +96,19 @@ def with_ping(source, handler, digest="aaa"):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "says"),
+    ("before", "after", "text"),
     [
         (with_ping("Spec", "model:a"), with_ping("Spec", "model:b"),
          "The handler of /ping changed from model:a (Spec) to model:b (Spec)."),
         (with_ping("Spec", "model:a"), with_ping("Decorator", "model:a"),
          "The handler of /ping changed from model:a (Spec) to model:a (Decorator)."),
         (with_script("aaa"), with_ping("Environment", "model:a"),
-         "The handler of /ping changed from vLLM's own (Default) to model:a (Environment)."),
+         "The handler of /ping changed from vLLM's handler (Default) to model:a (Environment)."),
         (with_ping("Function", "model:a"), with_ping("Function", "model:b", "bbb"),
-         ("The handlers' script changed from aaa to bbb; no worker was restarted. "
+         ("The handler script changed from aaa to bbb. No worker was restarted. "
           "The handler of /ping changed from model:a (Function) to model:b (Function).")),
         (with_ping("Spec", "model:a"), with_ping("Spec", "model:a"), None),
     ],
 )  # fmt: skip
-def test_a_changed_path_is_told_with_both_handlers_in_one_event(before, after, says):
-    assert [it.message for it in handler_events(before, after)] == ([says] if says else [])
+def test_changed_handlers_are_reported_in_one_event(before, after, text):
+    assert [event.message for event in handler_events(before, after)] == ([text] if text else [])
