@@ -1,4 +1,4 @@
-"""As much of an API server as kopf needs to watch VLLMEndpoints."""
+"""The part of an API server that kopf needs to watch VLLMEndpoints."""
 
 import asyncio
 import json
@@ -12,11 +12,10 @@ CRDS = "apiextensions.k8s.io"
 
 
 class ApiStub:
-    """``watches`` holds what each watch says, line by line; one that has said all stays open."""
+    """``watches``: the lines of each watch. A watch stays open after its last line."""
 
     def __init__(self, *watches: list[bytes]) -> None:
         self.watches = list(watches)
-        self.begun = 0
 
     async def __aenter__(self) -> "ApiStub":
         app = web.Application()
@@ -50,7 +49,6 @@ class ApiStub:
         return web.json_response(found.get(request.path, {"items": [], "metadata": {"resourceVersion": "1"}}))
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        self.begun += 1
         response = web.StreamResponse()
         await response.prepare(request)
         for line in self.watches.pop(0) if self.watches else []:

@@ -1,4 +1,4 @@
-"""Runs reconciles: work queue, leader election, watched namespaces, status writes and Events.
+"""Runs reconciles: work queue, leader election, watched namespaces, and claims of endpoints.
 
-Imports every folder below it; only ``main`` imports it.
+The subfolder ``publish`` writes statuses and Events. Imports every folder below it; only ``main`` imports it.
 """
