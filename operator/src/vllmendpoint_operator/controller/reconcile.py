@@ -42,7 +42,8 @@ _FAILURES_BEFORE_REPORT: Final = 3
 
 
 class Reconciler:
-    """
+    """Reconciles one endpoint at each call, without a task of its own.
+
     Args:
         reporting_instance: name of this process in Events.
         operator: name in claims; all replicas of the operator share it.

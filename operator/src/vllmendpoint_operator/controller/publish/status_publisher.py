@@ -17,7 +17,8 @@ __all__ = ["StatusPublisher"]
 
 
 class StatusPublisher:
-    """
+    """Publishes the statuses of all endpoints; each has its own rate limit.
+
     Args:
         may_write: whether this operator may still write for an endpoint.
         operator: value of ``status.operator``.
