@@ -83,9 +83,9 @@ class LeaderElection:
     async def __aenter__(self) -> "LeaderElection":
         lease = {"lease": f"{self._namespace}/{self._name}", "identity": self._identity}
         log.info("waiting for the lease", extra=lease)
-        if not await self._try_acquire_or_renew():
+        if not await self.try_acquire_or_renew():
             async with self._while_waiting():
-                while not await self._try_acquire_or_renew():  # noqa: ASYNC110  (a lease sends no events)
+                while not await self.try_acquire_or_renew():  # noqa: ASYNC110  (a lease sends no events)
                     await asyncio.sleep(self._retry_seconds)
         log.info("this process leads", extra=lease)
         return self
@@ -98,10 +98,14 @@ class LeaderElection:
         """Renew the lease until cancelled. Raises LeaseLost before another process may lead."""
         while True:
             await asyncio.sleep(self._retry_seconds)
-            await self._try_acquire_or_renew()
+            await self.try_acquire_or_renew()
             self.check_valid()
 
-    async def _try_acquire_or_renew(self) -> bool:
+    async def try_acquire_or_renew(self) -> bool:
+        """Make one attempt. Return whether this process holds the lease; False also if a request fails.
+
+        Raises LeaseLost if another process has taken the lease while it was valid.
+        """
         started = self._clock()
         try:
             async with asyncio.timeout(self._retry_seconds * 2):

@@ -79,7 +79,7 @@ async def test_the_first_process_leads(api, candidate):
     a = candidate("a")
     with pytest.raises(LeaseLost):
         a.check_valid()
-    assert await a._try_acquire_or_renew()
+    assert await a.try_acquire_or_renew()
     a.check_valid()
     assert api.holder == "a"
     assert api.lease["spec"]["leaseTransitions"] == 1
@@ -87,7 +87,7 @@ async def test_the_first_process_leads(api, candidate):
 
 async def test_never_writes_at_the_end_of_its_lease(api, candidate):
     a = candidate("a")
-    await a._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
     api.now += 9.9
     a.check_valid()
     api.now += 0.2
@@ -103,24 +103,24 @@ async def test_the_lease_is_valid_from_before_the_request(api, candidate):
         api.now += 4
         await original(kind, body)
 
-    await a._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
     api.replace = slow
     api.now += 1
-    assert await a._try_acquire_or_renew()
+    assert await a.try_acquire_or_renew()
     assert a.remaining_seconds() == pytest.approx(15 - 4)
 
 
 async def test_another_holders_lease_must_expire_first(api, candidate):
     a, b = candidate("a"), candidate("b")
-    await a._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
     for _ in range(14):
-        assert not await b._try_acquire_or_renew()
+        assert not await b.try_acquire_or_renew()
         api.now += 1
-    await a._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
     for _ in range(15):
-        assert not await b._try_acquire_or_renew(), "the lease is valid from when the renewal was observed"
+        assert not await b.try_acquire_or_renew(), "the lease is valid from when the renewal was observed"
         api.now += 1
-    assert await b._try_acquire_or_renew()
+    assert await b.try_acquire_or_renew()
     assert api.holder == "b"
     with pytest.raises(LeaseLost):
         a.check_valid()
@@ -131,13 +131,13 @@ async def test_two_processes_never_lead_at_the_same_time(api, candidate):
     for death in range(15):
         api.lease = None
         a, b = candidate(f"a{death}"), candidate(f"b{death}")
-        await a._try_acquire_or_renew()
-        await b._try_acquire_or_renew()
+        await a.try_acquire_or_renew()
+        await b.try_acquire_or_renew()
         for second in range(40):
             api.now += 1
             if second < death and second % 2 == 0:
-                await a._try_acquire_or_renew()
-            if await b._try_acquire_or_renew():
+                await a.try_acquire_or_renew()
+            if await b.try_acquire_or_renew():
                 break
             assert second < 35
         with pytest.raises(LeaseLost):
@@ -146,28 +146,28 @@ async def test_two_processes_never_lead_at_the_same_time(api, candidate):
 
 async def test_one_of_two_candidates_takes_an_expired_lease(api, candidate):
     a, b, c = candidate("a"), candidate("b"), candidate("c")
-    await a._try_acquire_or_renew()
-    await b._try_acquire_or_renew()
-    await c._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
+    await b.try_acquire_or_renew()
+    await c.try_acquire_or_renew()
     api.now += 16
-    assert [await b._try_acquire_or_renew(), await c._try_acquire_or_renew()] == [True, False]
+    assert [await b.try_acquire_or_renew(), await c.try_acquire_or_renew()] == [True, False]
 
 
 async def test_a_leader_stops_when_it_reads_another_holder(api, candidate):
     a = candidate("a")
-    await a._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
     api.lease["spec"]["holderIdentity"] = "b"
     with pytest.raises(LeaseLost):
-        await a._try_acquire_or_renew()
+        await a.try_acquire_or_renew()
 
 
 async def test_a_change_by_another_client_does_not_lose_the_lease(api, candidate):
     a = candidate("a")
-    await a._try_acquire_or_renew()
+    await a.try_acquire_or_renew()
     api.modified = True
-    assert not await a._try_acquire_or_renew()
+    assert not await a.try_acquire_or_renew()
     a.check_valid()
-    assert await a._try_acquire_or_renew()
+    assert await a.try_acquire_or_renew()
 
 
 @pytest.mark.parametrize("failure", ["etcd is down", "hang"])
@@ -176,7 +176,7 @@ async def test_renew_raises_before_the_lease_expires(api, candidate, failure):
     loop = asyncio.get_running_loop()
     a = LeaderElection(api, namespace="n", name="l", identity="a", duration=1.2, clock=loop.time)
     started = loop.time()
-    assert await a._try_acquire_or_renew()
+    assert await a.try_acquire_or_renew()
     api.failure = failure
     async with asyncio.timeout(5):
         with pytest.raises(LeaseLost):
@@ -186,9 +186,9 @@ async def test_renew_raises_before_the_lease_expires(api, candidate, failure):
 
 async def test_after_a_release_another_process_leads_without_delay(api, candidate):
     async with candidate("a"):
-        assert not await candidate("b")._try_acquire_or_renew()
+        assert not await candidate("b").try_acquire_or_renew()
     assert api.holder == ""
-    assert await candidate("b")._try_acquire_or_renew()
+    assert await candidate("b").try_acquire_or_renew()
 
 
 async def test_release_does_not_change_another_holders_lease(api, candidate):
