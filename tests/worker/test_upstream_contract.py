@@ -228,8 +228,8 @@ def test_wherever_upstream_ends_the_process_over_a_dead_engine_it_asks_the_runti
 
 
 def test_upstreams_embedding_worker_is_the_one_that_ours_stands_for() -> None:
-    """``_Factory`` has steps of its own in their place: where upstream's change, ours must be looked at."""
-    ours, theirs = upstream._dynamo_worker._Factory, upstream._dynamo_worker.WorkerFactory
+    """``_HookedFactory`` replaces upstream's steps. When they change, compare its own steps with them."""
+    ours, theirs = upstream._dynamo_worker._HookedFactory, upstream._dynamo_worker.WorkerFactory
     assert parameters(ours._create_embedding_worker) == parameters(theirs._create_embedding_worker)
     assert "self._create_embedding_worker(" in inspect.getsource(theirs.create)
     _, _, steps = inspect.getsource(theirs._create_embedding_worker).split('"""')  # without the docstring
@@ -364,7 +364,7 @@ async def test_a_download_has_ended_before_vllm_looks_at_the_model(monkeypatch: 
         return upstream.ModelInspection("generate")
 
     monkeypatch.setattr(upstream._arguments, "_fetch", fetch)
-    monkeypatch.setattr(upstream._arguments, "_look", inspect_model)
+    monkeypatch.setattr(upstream._arguments, "_inspect_model", inspect_model)
 
     class Config(str):
         embedding_worker = False
@@ -516,9 +516,9 @@ def test_dynamos_routers_are_told_when_the_number_changes() -> None:
 @pytest.mark.parametrize("dead", [None, "vLLM reports EngineDeadError"])
 def test_upstreams_end_over_a_dead_engine_has_our_last_words(dead: str | None) -> None:
     called: list[str] = []
-    engine = types.SimpleNamespace(dead=lambda: dead, died=lambda: called.append("died"))
+    engine = types.SimpleNamespace(dead=lambda: dead, on_died=lambda: called.append("died"))
     runtime = types.SimpleNamespace(shutdown=lambda: called.append("shutdown"), endpoint="theirs")
-    words = upstream._dynamo_worker.ShutdownInterceptor(runtime, engine)
+    words = upstream._engine.ShutdownInterceptor(runtime, engine)
     assert words.endpoint == "theirs"
     words.shutdown()
     assert called == (["died", "shutdown"] if dead else ["shutdown"])

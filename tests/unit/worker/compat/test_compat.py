@@ -24,7 +24,7 @@ from vllmendpoint_worker.compat import (
     set_custom_health_check_payload,
 )
 from vllmendpoint_worker.compat._model_type import detect_model_type
-from vllmendpoint_worker.compat._payloads import sent
+from vllmendpoint_worker.compat._payloads import payload_to_send
 from vllmendpoint_worker.config.sources import REMOVED_VARIABLES
 from vllmendpoint_worker.errors import WorkerError
 
@@ -148,8 +148,8 @@ def test_payload_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_disabled_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD_DISABLED", value)
     assert get_health_check_payload(Config, "generate") is None
-    assert sent(None, "e") is None
-    assert sent(PAYLOAD, "e") is None  # a payload alone does not turn it on again
+    assert payload_to_send(None, "e") is None
+    assert payload_to_send(PAYLOAD, "e") is None  # a payload alone does not turn it on again
 
 
 def test_not_enabled_is_dynamos_to_obey(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_what_a_vllmendpoint_says_outranks_all(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "settings/settings.json").write_text('{"healthCheck": {"level": "Standard"}, "hash": "h"}')
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(PAYLOAD))
     assert get_health_check_payload(Config, "completion") == STANDARD
-    assert sent(PAYLOAD, "e") == STANDARD | MARKERS
+    assert payload_to_send(PAYLOAD, "e") == STANDARD | MARKERS
 
 
 def test_in_the_worker_the_environment_that_it_took_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,9 +214,9 @@ def test_in_the_worker_the_environment_that_it_took_still_counts(monkeypatch: py
             {},
             Plain,
             "secret",
-            "Runtime: model_type is no type of model: use one of generate, chat, completion, embedding",
+            "Runtime: model_type is not a model type: use one of generate, chat, completion, embedding",
         ),
-        ({}, Plain, 7, "Runtime: model_type is no type of model"),
+        ({}, Plain, 7, "Runtime: model_type is not a model type"),
     ],
 )
 def test_refused_with_source_field_and_fix(

@@ -28,8 +28,8 @@ from vllmendpoint_worker.compat import (
     set_custom_health_check_payload,
 )
 from vllmendpoint_worker.compat._environment import dynamo_environment, dynamo_variables
-from vllmendpoint_worker.compat._payloads import sent
-from vllmendpoint_worker.compat.runtime import _callable
+from vllmendpoint_worker.compat._payloads import payload_to_send
+from vllmendpoint_worker.compat.runtime import _with_named_context
 from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.config.handler_config import read_handler_config as read_handlers
@@ -142,21 +142,21 @@ def test_a_payload_passed_outranks_all_and_carries_both_markers(monkeypatch: pyt
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", "not even JSON")
     set_custom_health_check_payload(OTHER)
     mine = dict(PAYLOAD)
-    assert sent(mine, "e") == PAYLOAD | MARKERS
+    assert payload_to_send(mine, "e") == PAYLOAD | MARKERS
     assert mine == PAYLOAD
 
 
 def test_none_passed_the_other_levels_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sent(None, "e") == MINIMAL | MARKERS
+    assert payload_to_send(None, "e") == MINIMAL | MARKERS
     monkeypatch.setenv("DYN_HEALTH_CHECK_LEVEL", "standard")
-    assert sent(None, "e") == STANDARD | MARKERS
+    assert payload_to_send(None, "e") == STANDARD | MARKERS
     monkeypatch.setenv("VLLMENDPOINT_MODEL_TYPE", "Embedding")
-    assert sent(None, "e") == {"input": "test"} | MARKERS
+    assert payload_to_send(None, "e") == {"input": "test"} | MARKERS
     monkeypatch.delenv("VLLMENDPOINT_MODEL_TYPE")
     set_custom_health_check_payload(OTHER)
-    assert sent(None, "e") == OTHER | MARKERS
+    assert payload_to_send(None, "e") == OTHER | MARKERS
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(PAYLOAD))
-    assert sent(None, "e") == PAYLOAD | MARKERS
+    assert payload_to_send(None, "e") == PAYLOAD | MARKERS
 
 
 def test_dynamos_own_form_passes() -> None:
@@ -164,9 +164,9 @@ def test_dynamos_own_form_passes() -> None:
 
     theirs = VllmHealthCheckPayload().to_dict()
     assert "token_ids" in theirs
-    assert sent(theirs, "e") == theirs | MARKERS
+    assert payload_to_send(theirs, "e") == theirs | MARKERS
     theirs = VllmEmbeddingHealthCheckPayload("m").to_dict()
-    assert sent(theirs, "e") == theirs | MARKERS
+    assert payload_to_send(theirs, "e") == theirs | MARKERS
 
 
 @pytest.mark.parametrize(
@@ -179,13 +179,13 @@ def test_dynamos_own_form_passes() -> None:
             {"prompt": "1", "max_tokens": "1"},
             "Runtime: health_check_payload.max_tokens is not a whole number",
         ),
-        ({"token_ids": []}, "Runtime: health_check_payload.token_ids is no list of token ids: give"),
+        ({"token_ids": []}, "Runtime: health_check_payload.token_ids is not a list of token ids: give"),
         ({"token_ids": [1], "x": {1, 2}}, "Runtime: health_check_payload holds something that JSON cannot"),
     ],
 )
 def test_a_bad_payload_is_refused_before_anything_is_served(payload: object, sentence: str) -> None:
     with pytest.raises(HealthCheckRejectedError) as refused:
-        sent(payload, "e")
+        payload_to_send(payload, "e")
     assert str(refused.value).startswith(sentence)
 
 
@@ -233,16 +233,16 @@ async def test_handlers_of_one_and_of_two_arguments(handler: Any, expected: obje
     """As Dynamo calls: the context by name, and only where the handler has a parameter of that name."""
     import inspect
 
-    served = _callable(handler)
+    served = _with_named_context(handler)
     named = "context" in inspect.signature(served).parameters
     answer = served("r", context="c") if named else served("r")
     assert [item async for item in answer] == [expected]
 
 
 def test_a_handler_that_dynamo_can_call_is_not_wrapped() -> None:
-    assert _callable(_one) is _one
-    assert _callable(_named) is _named
-    assert _callable(print) is print
+    assert _with_named_context(_one) is _one
+    assert _with_named_context(_named) is _named
+    assert _with_named_context(print) is print
 
 
 # --- the environment

@@ -1,10 +1,12 @@
-"""The guide's Python API on Dynamo as it is today: ``import vllmendpoint_worker.compat``, once.
+"""Provides the Python API of docs/guide/health-check-payloads.md ("Python", "Complete example") on Dynamo.
 
-The health-check payload guide ("Python Code (Runtime)", "Complete Example") imports ``DistributedRuntime``
-from ``dynamo`` and two functions from ``dynamo.vllm.health_check``; Dynamo 1.6 has neither. After this import
-both lines work. Nothing of Dynamo's is changed: the names are entries of ours in ``sys.modules``, where
-``from package import name`` looks when the package itself has no such attribute; what
-``dynamo.vllm.health_check`` holds upstream is still found there. No engine is needed: vLLM is not imported.
+Imports ``config``, ``payload`` and Dynamo's runtime, but not vLLM: it needs no engine.
+
+The guide imports ``DistributedRuntime`` from ``dynamo`` and two functions from ``dynamo.vllm.health_check``.
+Dynamo 1.6 has neither. After ``import vllmendpoint_worker.compat`` both imports work. Dynamo is not changed:
+the names are entries in ``sys.modules``, which ``from package import name`` uses if the package has no such
+attribute. The other names of ``dynamo.vllm.health_check`` remain available. See
+docs/decisions/0032-python-api-wraps-dynamo.md.
 """
 
 import sys
@@ -25,9 +27,9 @@ __all__ = [
     "set_custom_health_check_payload",
 ]
 
-_STANDS_FOR: Final[dict[str, object]] = {
+_GUIDE_MODULES: Final[dict[str, object]] = {
     "dynamo.DistributedRuntime": DistributedRuntime,
     "dynamo.vllm.health_check": health_check,
 }
 
-sys.modules.update(_STANDS_FOR)  # type: ignore[arg-type]  # any object may stand there
+sys.modules.update(_GUIDE_MODULES)  # type: ignore[arg-type]  # any object may be an entry

@@ -1,6 +1,6 @@
-"""The only importer of Dynamo in this package: its runtime, and never vLLM.
+"""Imports Dynamo's runtime for this package, without vLLM.
 
-Apart from :mod:`vllmendpoint_worker.upstream`, whose import takes vLLM and 10-25 s.
+Separate from :mod:`vllmendpoint_worker.upstream`, which imports vLLM and takes 10-25 s.
 """
 
 import importlib
@@ -14,25 +14,25 @@ from typing import Any, Final
 
 from ._environment import dynamo_environment
 
-# At its import already, Dynamo reads the runtime's configuration and warns of one that it cannot take.
+# Dynamo reads the runtime's configuration when it is imported, and warns if it is not valid.
 with dynamo_environment(lenient=True):
     from dynamo._core import log_message
     from dynamo.health_check import HEALTH_CHECK_KEY
     from dynamo.runtime import DistributedRuntime
 
-with suppress(ModuleNotFoundError):  # the wheel of the runtime alone has no dynamo.vllm
-    import dynamo.vllm  # noqa: F401  (a version, no engine; lets ``import dynamo.vllm.health_check as`` work)
+with suppress(ModuleNotFoundError):  # the runtime's wheel does not contain dynamo.vllm
+    import dynamo.vllm  # noqa: F401  (no engine; makes ``import dynamo.vllm.health_check as`` work)
 
 __all__ = ["HEALTH_CHECK_KEY", "DistributedRuntime", "log_message", "upstream_health_check"]
 
 _NAME: Final = "dynamo.vllm.health_check"
 _LOADED: Final = sys.modules.get(_NAME)
-"""Upstream's module, where somebody imported it before us."""
+"""Upstream's module, if it was imported before this one."""
 
 
 @cache
 def upstream_health_check() -> Any:
-    """Upstream's own ``dynamo.vllm.health_check``; raises ImportError where it is not installed."""
+    """Upstream's own ``dynamo.vllm.health_check``. Raises ImportError if it is not installed."""
     if _LOADED is not None and _LOADED.__name__ == _NAME:
         return _LOADED
     package = importlib.import_module(_NAME.rpartition(".")[0])

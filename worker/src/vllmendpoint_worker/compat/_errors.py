@@ -1,4 +1,4 @@
-"""What the guide's functions raise."""
+"""The error of the guide's functions."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ __all__ = ["HealthCheckRejectedError"]
 
 
 class HealthCheckRejectedError(ConfigurationRejectedError, ValueError):
-    """A health-check setting is refused: each sentence gives source, field, what is wrong and the fix.
+    """A health-check setting is rejected. Each sentence names source, field, cause and fix.
 
-    The content of an environment variable or of a file is never repeated.
+    It never repeats the value of an environment variable or of a file.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:

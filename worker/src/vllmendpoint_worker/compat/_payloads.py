@@ -1,4 +1,4 @@
-"""Which payload the guide's functions give and send: the worker's own precedence, seen from code."""
+"""Resolves the payloads that the guide's functions return and send, with the worker's own precedence."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from ._dynamo import HEALTH_CHECK_KEY, log_message
 from ._errors import HealthCheckRejectedError
 from ._model_type import detect_model_type
 
-__all__ = ["announce", "configured", "sent"]
+__all__ = ["configured_payload", "log_info", "payload_to_send"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,74 +28,77 @@ _TYPES: Final = {model_type.value.lower(): model_type for model_type in ModelTyp
 _TOKENS: Final = "token_ids"
 
 
-def configured(config: object, model_type: str | None) -> dict[str, Any] | None:
-    """``get_health_check_payload()``: levels 2 to 5, and 1 where a VLLMEndpoint says something."""
-    sources, _ = _read(config)
-    told = _model_type(config, model_type)
-    resolved = _resolve(sources, told)
+def configured_payload(config: object, model_type: str | None) -> dict[str, Any] | None:
+    """The result of ``get_health_check_payload()``: levels 2 to 5, and 1 if a VLLMEndpoint sets a payload.
+
+    The levels are those of docs/guide/health-check-payloads.md, "Configuration priority".
+    """
+    sources, _ = _read_sources(config)
+    resolved = _resolve(sources, _parse_model_type(config, model_type))
     if resolved is None:
-        announce("Health check payload: disabled")
+        log_info("Health check payload: disabled")
         return None
-    _announce(resolved, "")
+    _log_resolved(resolved, "")
     return copy.deepcopy(dict(resolved.payload))
 
 
-def sent(payload: object, endpoint: str) -> dict[str, Any] | None:
-    """What ``serve_endpoint()`` gives to Dynamo: ``payload`` at level 1, else the other levels; or none.
+def payload_to_send(payload: object, endpoint: str) -> dict[str, Any] | None:
+    """The payload that ``serve_endpoint()`` passes to Dynamo: ``payload`` at level 1, otherwise the other
+    levels.
 
-    Both markers are set: the guide's, and the one that Dynamo's own handlers look for.
+    It has both markers: the guide's, and that of Dynamo's own handlers. None if payloads are disabled.
     """
-    sources, model_type = _read(None)
+    sources, model_type = _read_sources(None)
     runtime = ABSENT if payload is None else payload
-    resolved = _resolve(replace(sources, runtime=_as_prompt(runtime)), model_type)
+    resolved = _resolve(replace(sources, runtime=_to_prompt(runtime)), model_type)
     if resolved is None:
-        announce("Health check payload: disabled, endpoint=%s", endpoint)
+        log_info("Health check payload: disabled, endpoint=%s", endpoint)
         return None
-    _announce(resolved, f" endpoint={endpoint}")
-    # Dynamo's own form, which is checked as a prompt, is sent as it is.
+    _log_resolved(resolved, f" endpoint={endpoint}")
+    # Dynamo's own form is checked as a prompt, but sent unchanged.
     chosen: Any = runtime if resolved.source is PayloadSource.RUNTIME else resolved.payload
     chosen = with_token_limit(chosen)
-    # Through JSON: a copy of our own, of nothing that Dynamo's Rust side does not take.
+    # Copied through JSON, so that it has only types that Dynamo's Rust code accepts.
     return {**json.loads(json.dumps(chosen)), "_health_check": True, HEALTH_CHECK_KEY: True}
 
 
-def announce(text: str, *values: object) -> None:
-    """Log at INFO; through Dynamo's own log where the program has set up none, as the guide's example."""
+def log_info(text: str, *values: object) -> None:
+    """Log at INFO. A program that sets up no logging, such as the guide's example, uses Dynamo's log."""
     if logger.hasHandlers():
         logger.info(text, *values)
     else:
         log_message("info", text % values, __package__, __file__, 0)
 
 
-def _announce(resolved: Resolved, where: str) -> None:
+def _log_resolved(resolved: Resolved, endpoint: str) -> None:
     shown = "not shown, it may hold a secret" if resolved.confidential else dict(resolved.payload)
-    announce(
+    log_info(
         "Health check payload: source=%s level=%s%s payload=%s",
         resolved.source,
         resolved.level,
-        where,
+        endpoint,
         shown,
     )
     for ignored in resolved.ignored:
-        announce("Health check payload: ignored %s: %s", ignored.source, ignored.reason)
+        log_info("Health check payload: ignored %s: %s", ignored.source, ignored.reason)
 
 
-def _read(config: object) -> tuple[PayloadSources, ModelType | None]:
-    """What is set now, and ``VLLMENDPOINT_MODEL_TYPE``. ``config`` stands in the place of the config file."""
+def _read_sources(config: object) -> tuple[PayloadSources, ModelType | None]:
+    """The current settings, and ``VLLMENDPOINT_MODEL_TYPE``. ``config`` replaces the config file."""
     reader = ConfigSources({**REMOVED_VARIABLES, **os.environ})
     sources = reader.load().sources
     if config is not None:
         sources = replace(
             sources,
-            config_level=_setting(config, "health_check_level"),
-            config_payload=_setting(config, "health_check_payload"),
+            config_level=_config_field(config, "health_check_level"),
+            config_payload=_config_field(config, "health_check_payload"),
             config_problems=(),
         )
     return sources, reader.model_type()[0]
 
 
-def _setting(config: object, name: str) -> object:
-    """A field of the guide's Config object, where None says nothing, or of a mapping like a config file's."""
+def _config_field(config: object, name: str) -> object:
+    """A field of the guide's Config object, in which None means unset, or of a mapping like a config file."""
     if isinstance(config, Mapping):
         return config.get(name, config.get(name.replace("_", "-"), ABSENT))
     if isinstance(config, str | bytes | os.PathLike | int | float | list | tuple | set):
@@ -107,8 +110,8 @@ def _setting(config: object, name: str) -> object:
     return ABSENT if value is None else value
 
 
-def _model_type(config: object, model_type: str | None) -> ModelType | None:
-    """The guide's ``model_type``; None where it cannot be told, which means the generic default."""
+def _parse_model_type(config: object, model_type: str | None) -> ModelType | None:
+    """The guide's ``model_type``. None, for the generic default, if it is not set or cannot be detected."""
     if model_type is None:
         return None
     word = model_type.lower() if isinstance(model_type, str) else ""
@@ -120,28 +123,28 @@ def _model_type(config: object, model_type: str | None) -> ModelType | None:
         return _TYPES[word]
     origin = SettingOrigin(PayloadSource.RUNTIME, "model_type")
     known = ", ".join([_GENERATE, *_TYPES])
-    raise HealthCheckRejectedError([origin.violation("is no type of model", f"use one of {known}")])
+    raise HealthCheckRejectedError([origin.violation("is not a model type", f"use one of {known}")])
 
 
 def _resolve(sources: PayloadSources, model_type: ModelType | None) -> Resolved | None:
-    """None where payloads are turned off: by ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED``, or by a VLLMEndpoint."""
+    """None if ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED`` or a VLLMEndpoint turns payloads off."""
     resolved = merge(sources, None, model_type)
     if isinstance(resolved, Rejected):
         raise HealthCheckRejectedError(resolved.problems)
-    # DYN_HEALTH_CHECK_ENABLED=false is Dynamo's to obey: it then asks nothing, and calls an endpoint ready
-    # that has a payload.
+    # Dynamo itself obeys DYN_HEALTH_CHECK_ENABLED=false: it then sends no request, and reports an endpoint
+    # that has a payload as ready.
     others = {name: value for name, value in sources.environment.items() if name != ENV_ENABLED}
-    switched = merge(replace(sources, environment=others), None, model_type)
-    return None if isinstance(switched, Resolved) and switched.mode is Mode.DISABLED else resolved
+    without_switch = merge(replace(sources, environment=others), None, model_type)
+    return None if isinstance(without_switch, Resolved) and without_switch.mode is Mode.DISABLED else resolved
 
 
-def _as_prompt(payload: object) -> object:
-    """Dynamo's own form (``VllmHealthCheckPayload(...).to_dict()``) is checked as a prompt of tokens."""
+def _to_prompt(payload: object) -> object:
+    """Dynamo's own form (``VllmHealthCheckPayload(...).to_dict()``) as a prompt of tokens, to be checked."""
     if not isinstance(payload, Mapping) or _TOKENS not in payload or any(form in payload for form in Form):
         return payload
     tokens = payload[_TOKENS]
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
         origin = SettingOrigin(PayloadSource.RUNTIME, "health_check_payload")
-        what, fix = "is no list of token ids", "give at least one whole number"
+        what, fix = "is not a list of token ids", "give at least one whole number"
         raise HealthCheckRejectedError([origin.violation(what, fix, field=_TOKENS)])
     return {**{name: value for name, value in payload.items() if name != _TOKENS}, Form.PROMPT.value: tokens}

@@ -1,4 +1,4 @@
-"""Stands for ``dynamo.vllm.health_check``: the guide's two functions, and all that upstream has there."""
+"""Replaces ``dynamo.vllm.health_check``: the guide's two functions, and all names of upstream's module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from ._dynamo import upstream_health_check
 from ._errors import HealthCheckRejectedError
-from ._payloads import configured
+from ._payloads import configured_payload
 
 __all__ = ["get_health_check_payload", "set_custom_health_check_payload"]
 
@@ -18,24 +18,25 @@ __all__ = ["get_health_check_payload", "set_custom_health_check_payload"]
 def get_health_check_payload(
     config: object = None, model_type: str | None = "generate"
 ) -> dict[str, Any] | None:
-    """The payload in force by the guide's "Configuration Priority", a new dict, to the letter.
+    """The active payload, as docs/guide/health-check-payloads.md, "Configuration priority", defines it.
 
     ``config``: the guide's Config (an object, a class or a mapping) with ``model``, ``health_check_level``,
-    ``health_check_payload``, all optional; None: the file that ``VLLMENDPOINT_CONFIG_FILE`` names, if any.
-    ``model_type``: ``generate`` (chat where the model, found on this machine, has a chat template), ``chat``,
-    ``completion`` or ``embedding``; None: the generic default. None is returned where
-    ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED`` is true; ``serve_endpoint()`` then sends none either. Names of
-    fields are checked by the worker, not here, where no vLLM is needed. Raises HealthCheckRejectedError, a
-    ValueError. Reads small files and blocks for that long.
+    ``health_check_payload``, all optional. Default: the file that ``VLLMENDPOINT_CONFIG_FILE`` names, if any.
+    ``model_type``: ``generate`` (chat if the model is on this machine and has a chat template), ``chat``,
+    ``completion`` or ``embedding``; None for the generic default.
+
+    Returns a new dict, without checking the names of its fields, which needs vLLM; the worker checks them.
+    Returns None if ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED`` is true; ``serve_endpoint()`` then sends no payload
+    either. Raises HealthCheckRejectedError, a ValueError. Blocks while it reads small files.
     """
-    return configured(config, model_type)
+    return configured_payload(config, model_type)
 
 
 def set_custom_health_check_payload(payload: Mapping[str, Any] | None) -> None:
-    """A default for all endpoints of this process, instead of the model's; None takes it back.
+    """Set a default for all endpoints of this process, which replaces the model's default. None removes it.
 
-    In the worker (a handler script) it is in force within seconds, where nothing stronger is set. Raises
-    HealthCheckRejectedError, a ValueError, and leaves what was set before.
+    In a handler script, it becomes active within seconds, unless a level with a higher priority is set.
+    Raises HealthCheckRejectedError, a ValueError, and keeps the former default.
     """
     if payload is not None:
         origin = SettingOrigin(PayloadSource.CUSTOM_DEFAULT, "set_custom_health_check_payload()")

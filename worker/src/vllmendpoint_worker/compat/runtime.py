@@ -1,7 +1,7 @@
-"""The guide's ``DistributedRuntime`` and what hangs from it, around Dynamo's own objects.
+"""Wraps Dynamo's runtime and endpoint in the classes of docs/guide/health-check-payloads.md, "Python".
 
-Dynamo's classes cannot be subclassed. Each wrapper passes on what it does not have, and ``upstream`` is
-Dynamo's own object, for functions of Dynamo that want one (``register_model``).
+Dynamo's classes cannot be subclassed. Each wrapper delegates other attributes to Dynamo's own object, which
+is ``upstream``. Functions of Dynamo such as ``register_model`` need that object.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 
 from . import _dynamo
 from ._environment import dynamo_environment
-from ._payloads import sent
+from ._payloads import payload_to_send
 
 __all__ = ["Component", "DistributedRuntime", "Endpoint", "Namespace"]
 
@@ -23,7 +23,7 @@ class _Wrapper:
     upstream: Any
 
     def __getattr__(self, name: str) -> Any:
-        if name == "upstream" or name.startswith("__"):  # not there yet, or asked for by copy and pickle
+        if name == "upstream" or name.startswith("__"):  # not set yet, or requested by copy and pickle
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.upstream, name)
 
@@ -32,11 +32,11 @@ class _Wrapper:
 
 
 class DistributedRuntime(_Wrapper):
-    """Dynamo's, with the guide's ``from_settings()`` and ``namespace()``.
+    """Dynamo's runtime with the guide's ``from_settings()`` and ``namespace()``.
 
-    The guide's variables take effect when a runtime is made, in whatever form the guide's user gives them.
-    Arguments and errors are those of ``dynamo.runtime.DistributedRuntime``; HealthCheckRejectedError where
-    ``DYN_HEALTH_CHECK_ENABLED`` or ``DYN_HEALTH_CHECK_INTERVAL`` is malformed.
+    The guide's environment variables are read when a runtime is created. Arguments and errors are those of
+    ``dynamo.runtime.DistributedRuntime``. Raises HealthCheckRejectedError if ``DYN_HEALTH_CHECK_ENABLED`` or
+    ``DYN_HEALTH_CHECK_INTERVAL`` is not valid.
     """
 
     def __init__(self, event_loop: Any, discovery_backend: str, request_plane: str, **options: Any) -> None:
@@ -47,7 +47,7 @@ class DistributedRuntime(_Wrapper):
 
     @classmethod
     async def from_settings(cls) -> "DistributedRuntime":
-        """From the environment, with the defaults of Dynamo's command line.
+        """Create a runtime from the environment, with the defaults of Dynamo's command line.
 
         ``DYN_DISCOVERY_BACKEND`` (etcd), ``DYN_REQUEST_PLANE`` (tcp), ``DYN_RESPONSE_PLANE`` (tcp),
         ``DYN_EVENT_PLANE`` (Dynamo's choice).
@@ -64,12 +64,12 @@ class DistributedRuntime(_Wrapper):
         return Namespace(self, name)
 
     def endpoint(self, path: str) -> "Endpoint":
-        """``path``: ``namespace.component.endpoint``, as Dynamo takes it. Raises ValueError."""
+        """``path``: ``namespace.component.endpoint``, as in Dynamo. Raises ValueError."""
         return Endpoint(self.upstream.endpoint(path), path)
 
 
 class Namespace:
-    """``runtime.namespace(name)``; only a name until there is an endpoint."""
+    """The result of ``runtime.namespace(name)``. It only has a name; Dynamo creates an endpoint."""
 
     def __init__(self, runtime: DistributedRuntime, name: str) -> None:
         self._runtime = runtime
@@ -80,7 +80,7 @@ class Namespace:
 
 
 class Component:
-    """``namespace.component(name)``; only a name until there is an endpoint."""
+    """The result of ``namespace.component(name)``. It only has a name; Dynamo creates an endpoint."""
 
     def __init__(self, runtime: DistributedRuntime, namespace: Namespace, name: str) -> None:
         self._runtime = runtime
@@ -88,12 +88,12 @@ class Component:
         self.name = name
 
     def endpoint(self, name: str) -> "Endpoint":
-        """Raises Dynamo's ValueError where one of the three names is none."""
+        """Raises Dynamo's ValueError if one of the three names is not valid."""
         return self._runtime.endpoint(f"{self._namespace.name}.{self.name}.{name}")
 
 
 class Endpoint(_Wrapper):
-    """Dynamo's, with the guide's health-check payloads."""
+    """Dynamo's endpoint with the guide's health-check payloads."""
 
     def __init__(self, upstream: Any, path: str) -> None:
         self.upstream = upstream
@@ -106,25 +106,27 @@ class Endpoint(_Wrapper):
         metrics_labels: list[tuple[str, str]] | None = None,
         health_check_payload: Any = None,
     ) -> Awaitable[None]:
-        """Serve until shutdown; from the call on, as Dynamo's own.
+        """Serve until shutdown. Like Dynamo's method, it begins with the call, before it is awaited.
 
         ``handler``: an async generator function of the request, or of the request and Dynamo's context.
-        ``health_check_payload`` outranks every other level; without it they decide. Raises
-        HealthCheckRejectedError, a ValueError, before anything is served. To serve without health checks,
-        call ``upstream.serve_endpoint``.
+        ``health_check_payload`` has priority over every other level. Raises HealthCheckRejectedError, a
+        ValueError, before the endpoint is served. To serve without health checks, call
+        ``upstream.serve_endpoint``.
         """
-        payload = sent(health_check_payload, self._path)
+        payload = payload_to_send(health_check_payload, self._path)
         served: Awaitable[None] = self.upstream.serve_endpoint(
-            _callable(handler), graceful_shutdown, metrics_labels, payload
+            _with_named_context(handler), graceful_shutdown, metrics_labels, payload
         )
         return served
 
 
-def _callable(handler: Handler) -> Handler:
-    """Dynamo passes the context by the name ``context``, and only where the handler has that name."""
+def _with_named_context(handler: Handler) -> Handler:
+    """``handler`` with a parameter ``context``: Dynamo passes the context by this name, and only if it
+    exists.
+    """
     try:
         parameters = inspect.signature(handler).parameters.values()
-    except (TypeError, ValueError):  # a builtin that does not say
+    except (TypeError, ValueError):  # a built-in function without a signature
         return handler
     positional = [
         parameter

@@ -68,7 +68,7 @@ class Startup:
     """Set when the worker may be registered."""
 
     def engine_loaded(self, engine: upstream.WorkerEngine) -> None:
-        engine.died = self.liveness.on_engine_died
+        engine.on_died = self.liveness.on_engine_died
 
     async def before_register(self, engine: upstream.WorkerEngine, shutdown: upstream.Shutdown) -> None:
         """Resolve the configuration, warm up, probe and serve HTTP: the router sends no requests yet."""

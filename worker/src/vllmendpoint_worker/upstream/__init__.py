@@ -1,8 +1,9 @@
-"""The only importer of ``dynamo.*`` and of vLLM's launchers, request models and renderers.
+"""Composes Dynamo's worker and vLLM's HTTP server, and is the only importer of ``dynamo.*`` and vLLM's parts.
 
-Most of what is named here is no public interface of theirs. The versions are pinned, nothing of theirs is
-rebound, and ``tests/worker/test_upstream_contract.py`` holds every name and signature used, so that an
-upgrade fails there and not in a pod. Importing this package takes 10-25 s: it is imported late.
+Imports ``payload``, ``probing``, ``options``, ``model_data`` and ``serving``; its own import takes 10-25 s,
+so it is imported late. Most names are not public in Dynamo and vLLM. Their versions are pinned, and
+``tests/worker/test_upstream_contract.py`` checks every name and signature, so an incompatible upgrade fails
+there. See docs/decisions/0026-composition-of-dynamo-and-vllm.md.
 """
 
 from vllm.entrypoints.launchers.launcher import NoSignalServer
@@ -25,7 +26,8 @@ from ._arguments import (
     request_fields,
     split_frontend,
 )
-from ._dynamo_worker import HEALTH_CHECK_KEY, Gate, Hooks, Shutdown, WorkerEngine, grace_seconds, serve
+from ._dynamo_worker import HEALTH_CHECK_KEY, Hooks, Shutdown, grace_seconds, serve
+from ._engine import WorkerEngine
 from ._http import HttpApp, build_http_app
 from ._progress import ProgressLogger
 from ._rejections import rejection_in_response, rejection_of
@@ -38,7 +40,6 @@ __all__ = [
     "ClassificationCompletionRequest",
     "CompletionRequest",
     "EmbeddingCompletionRequest",
-    "Gate",
     "Hooks",
     "HttpApp",
     "ModelInspection",

@@ -1,4 +1,7 @@
-"""The engine's arguments: parsed by Dynamo's and vLLM's own parsers, split between engine and HTTP server."""
+"""Parses the engine's arguments with Dynamo's and vLLM's parsers, and prepares the model.
+
+The arguments are split between the engine and the HTTP server.
+"""
 
 import asyncio
 import contextlib
@@ -65,7 +68,7 @@ EMBEDDING_FIELDS: Final = frozenset(
         "user",
     }
 )
-"""What Dynamo's embedding handler reads; it drops the rest of vLLM's fields in silence."""
+"""Fields that Dynamo's embedding handler reads. It ignores other fields of vLLM without an error."""
 
 CLASSIFICATION_FIELDS: Final = frozenset(
     {
@@ -81,13 +84,13 @@ CLASSIFICATION_FIELDS: Final = frozenset(
         "user",
     }
 )
-"""What Dynamo's classify handler reads."""
+"""Fields that Dynamo's classify handler reads."""
 
 POOLING_FIELDS: Final = CLASSIFICATION_FIELDS | {"task", "encoding_format", "embed_dtype", "endianness"}
 
 
 def request_fields() -> RequestFields:
-    """Names that vLLM's own request models know."""
+    """Names of the fields of vLLM's request models, by form of the request."""
     return RequestFields(
         completion=_names(CompletionRequest),
         chat=_names(ChatCompletionRequest),
@@ -106,24 +109,27 @@ def _names(model: Any) -> frozenset[str]:
 
 
 def config_arguments(config: Mapping[str, Any]) -> list[str]:
-    """The config file as arguments, the way vLLM's own ``--config`` turns it into them."""
+    """The config file as arguments, converted as vLLM's ``--config`` does."""
     return arguments.config_to_arguments(config, _flags(make_arg_parser))
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """``dynamo``: the parsed worker configuration; ``frontend``: the arguments of vLLM's HTTP server;
-    ``given``: what both were parsed from; ``more``: what the server gets besides.
+    """Parsed arguments.
+
+    ``dynamo``: the configuration of Dynamo's worker; ``frontend``: the arguments of vLLM's HTTP server;
+    ``argv``: the arguments that both were parsed from; ``extra_frontend``: additional arguments of the
+    server.
     """
 
     dynamo: Any
     frontend: list[str]
-    given: Sequence[str]
-    more: Sequence[str] = ()
+    argv: Sequence[str]
+    extra_frontend: Sequence[str] = ()
 
 
 def parsers() -> tuple[ParserNames, ParserNames]:
-    """vLLM's parsers of tool calls and reasoning, and Dynamo's."""
+    """Names of vLLM's parsers of tool calls and reasoning, and of Dynamo's."""
     return (
         ParserNames(
             frozenset(ToolParserManager.list_registered()),
@@ -134,22 +140,22 @@ def parsers() -> tuple[ParserNames, ParserNames]:
 
 
 async def parse_arguments(
-    argv: Sequence[str], model_type: ModelType | None, more: Sequence[str] = ()
+    argv: Sequence[str], model_type: ModelType | None, extra_frontend: Sequence[str] = ()
 ) -> Arguments:
-    """Split off vLLM's frontend flags, which Dynamo's parser refuses, and parse the rest. ``more``: what
-    vLLM's HTTP server gets besides.
+    """Remove vLLM's frontend flags, which Dynamo's parser rejects, and parse the rest.
 
-    Raises EngineStartError with the parser's own sentence.
+    ``extra_frontend``: additional arguments of vLLM's HTTP server. Raises EngineStartError with the parser's
+    message.
     """
     engine_argv, frontend = split_frontend(argv)
     if model_type is ModelType.EMBEDDING and "--embedding-worker" not in engine_argv:
         engine_argv.append("--embedding-worker")
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             config = await parse_args_with_model_fetch(engine_argv)
     except SystemExit as exit_:
-        lines = [line for line in said.getvalue().splitlines() if line.strip()]
+        lines = [line for line in errors.getvalue().splitlines() if line.strip()]
         message = lines[-1].partition("error: ")[2] or lines[-1] if lines else f"exit {exit_.code}"
         raise EngineStartError(message[:512]) from None
     except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
@@ -157,20 +163,20 @@ async def parse_arguments(
             str(error).splitlines()[0][:512] if str(error) else type(error).__name__
         ) from error
     _refuse_unsupported(config)
-    # The verdict's second signal; without it vLLM does not say what the scheduler schedules.
+    # The verdict needs the scheduled tokens, which vLLM counts only with this option.
     config.engine_args.enable_logging_iteration_details = True
-    return Arguments(config, [*frontend, *more], tuple(argv), tuple(more))
+    return Arguments(config, [*frontend, *extra_frontend], tuple(argv), tuple(extra_frontend))
 
 
 def split_frontend(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The engine's arguments and the HTTP server's; a flag that both know (a few are) goes to both."""
+    """The engine's arguments and the HTTP server's. A flag that both have is passed to both."""
     frontend = _flags(FrontendArgs.add_cli_args)
     engine = frozenset(_engine_names())
     return arguments.split_by_server(argv, engine, frontend)
 
 
 def option_names() -> dict[str, str]:
-    """Every option of engine and HTTP server, ``-tp`` and ``--no-...`` too -> the parser's name for it."""
+    """The parser's name for every option of engine and HTTP server, including ``-tp`` and ``--no-...``."""
     return _names_of(FrontendArgs.add_cli_args) | _engine_names()
 
 
@@ -209,59 +215,62 @@ def _refuse_unsupported(config: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModelInspection:
-    """What vLLM tells of a model before it loads it. ``runner``: ``generate`` or ``pooling``."""
+    """vLLM's inspection of a model's configuration. ``runner``: ``generate`` or ``pooling``."""
 
     runner: str
     only_transcribes: bool = False
 
 
 async def prepare_engine(
-    parsed: Arguments, downloaded: Callable[[], None], looked: Callable[[ModelInspection], None]
+    parsed: Arguments, on_downloaded: Callable[[], None], on_inspected: Callable[[ModelInspection], None]
 ) -> Arguments:
-    """What ``dynamo.vllm.main.worker`` does between parsing and the runtime: names, model download.
+    """The steps of ``dynamo.vllm.main.worker`` between parsing and the runtime: names and model download.
 
-    ``downloaded`` is called once the model is on this machine: vLLM's look at it takes ten seconds, and what
-    fails in it is no download. ``looked`` is called with what vLLM tells, and may raise. Returns the
-    arguments to go on with: a model that vLLM pools is given Dynamo's embedding worker, which upstream wants
-    to be told of (``--embedding-worker``). Raises EngineStartError.
+    ``on_downloaded`` is called when the model is on this machine, before vLLM inspects it, which takes ten
+    seconds. ``on_inspected`` is called with the result, unless vLLM has none, and may raise. Returns the
+    arguments to continue with: a model that vLLM pools needs Dynamo's ``--embedding-worker``. Raises
+    EngineStartError.
     """
     folder = await _fetch(parsed.dynamo)
-    downloaded()
-    look = await asyncio.to_thread(_look, parsed.dynamo.engine_args)
-    if look is not None:
-        looked(look)
-    if not parsed.dynamo.embedding_worker and look is not None and look.runner == RUNNER_POOLING:
-        logger.info("vLLM pools this model: it is served by one of Dynamo's pooling workers")
-        parsed = await parse_arguments(parsed.given, ModelType.EMBEDDING, parsed.more)
+    on_downloaded()
+    inspection = await asyncio.to_thread(_inspect_model, parsed.dynamo.engine_args)
+    if inspection is not None:
+        on_inspected(inspection)
+    pools = inspection is not None and inspection.runner == RUNNER_POOLING
+    if pools and not parsed.dynamo.embedding_worker:
+        logger.info("vLLM pools this model, so a pooling worker of Dynamo serves it")
+        parsed = await parse_arguments(parsed.argv, ModelType.EMBEDDING, parsed.extra_frontend)
         folder = await _fetch(parsed.dynamo)
     await _join_worker_set(parsed, folder)
     return parsed
 
 
 async def _join_worker_set(parsed: Arguments, folder: str) -> None:
-    """Below the revision's Dynamo namespace, which the operator has set, one for workers with equal cards."""
+    """Extend the revision's Dynamo namespace, so that only workers with an equal model card share it. The
+    operator turns this on.
+    """
     if not os.environ.get("DYN_NAMESPACE_WORKER_SUFFIX"):
         return
     config = parsed.dynamo
     templates = [Path(config.custom_jinja_template)] if config.custom_jinja_template else []
-    suffix = await asyncio.to_thread(worker_set, Path(folder), parsed.given, *templates)
+    suffix = await asyncio.to_thread(worker_set, Path(folder), parsed.argv, *templates)
     config.namespace = f"{config.namespace}-{suffix}"
-    logger.info("The worker's Dynamo namespace is %s", config.namespace)
+    logger.info("Joined a worker set: dynamo_namespace=%s", config.namespace)
 
 
-def _look(engine_args: AsyncEngineArgs) -> ModelInspection | None:
-    """vLLM's own choice of runner, told from the model's configuration."""
+def _inspect_model(engine_args: AsyncEngineArgs) -> ModelInspection | None:
+    """The runner that vLLM selects from the model's configuration; None if the configuration is not valid."""
     try:
         config = engine_args.create_model_config()
         transcribes = config.registry.is_transcription_only_model(config.architectures, config)
         return ModelInspection(config.runner_type, config.runner_type == RUNNER_GENERATE and transcribes)
-    except Exception as error:  # noqa: BLE001  (of whatever kind: it is the engine's start that fails of it)
-        logger.info("vLLM tells no runner before the engine's start (%s)", type(error).__name__)
+    except Exception as error:  # noqa: BLE001  (the engine reports this error when it starts)
+        logger.info("vLLM cannot inspect the model before the engine starts: error=%s", type(error).__name__)
         return None
 
 
 async def _fetch(config: Config) -> str:
-    """The folder of the model on this machine."""
+    """Download the model if needed. Returns its folder on this machine."""
     dump_config(config.dump_config_to, config)
     if not config.served_model_name:
         config.served_model_name = config.engine_args.served_model_name = config.model
@@ -272,7 +281,7 @@ async def _fetch(config: Config) -> str:
     if dynamo_main.should_prefetch_model(config):
         if (revision := config.engine_args.revision) is None:
             return str(await fetch_model(config.model))
-        # The folder, and not the name: the frontend's tokenizer comes from what is registered.
+        # The folder instead of the name, because the frontend loads the tokenizer of the registered model.
         config.model = await asyncio.to_thread(download_snapshot, config.model, revision)
         config.engine_args.model = config.model
     return str(config.model)

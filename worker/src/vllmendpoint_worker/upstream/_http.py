@@ -1,4 +1,4 @@
-"""vLLM's own HTTP app over Dynamo's engine client."""
+"""Builds vLLM's own HTTP application over Dynamo's engine client."""
 
 import dataclasses
 import re
@@ -21,18 +21,20 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllmendpoint_worker.serving.health_route import guarded
 
-from ._dynamo_worker import WorkerEngine
+from ._engine import WorkerEngine
 
 __all__ = ["HEALTH_PATHS", "HttpApp", "build_http_app", "guard_health"]
 
 HEALTH_PATHS: Final = ("/health", "/ping")
-"""vLLM's routes that mean "healthy". Others (``/load``, ``/version``, ``/v1/models``) give information."""
+"""vLLM's health checks. Other routes (``/load``, ``/version``, ``/v1/models``) only return information."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpApp:
-    """``app``: vLLM's routes; ``renderer``: vLLM's own, for the probe's prompt; ``loads_adapters``: loading
-    of LoRA adapters at run time is turned on.
+    """vLLM's HTTP application.
+
+    ``renderer``: vLLM's own, for the probe's prompt; ``loads_adapters``: whether LoRA adapters can be loaded
+    at run time.
     """
 
     app: Any
@@ -45,13 +47,13 @@ async def build_http_app(
     engine: WorkerEngine,
     frontend_argv: Sequence[str],
     metrics: CollectorRegistry,
-    fit: Callable[[], bool],
+    is_healthy: Callable[[], bool],
 ) -> HttpApp:
-    """vLLM's routes, middleware and exception handlers around Dynamo's engine client; ``metrics`` next to
-    vLLM's own at ``/metrics``; vLLM's health checks answer 503 while ``fit`` is false.
+    """vLLM's routes, middleware and exception handlers around Dynamo's engine client.
 
-    Built from the parts of ``vllm.entrypoints.launchers.app.build_app`` without the SageMaker bootstrap,
-    whose override of ``/ping`` and ``/invocations`` depends on FastAPI's version.
+    ``/metrics`` also serves ``metrics``, and vLLM's health checks answer 503 while ``is_healthy`` returns
+    false. Built from the functions that ``vllm.entrypoints.launchers.app.build_app`` calls, without the
+    SageMaker bootstrap, whose override of ``/ping`` and ``/invocations`` depends on FastAPI's version.
     """
     args = _http_arguments(engine, frontend_argv)
     tasks: Any = await engine.tasks()
@@ -59,43 +61,43 @@ async def build_http_app(
     app = FastAPI(**documented)
     app.state.args = args
     app.root_path = args.root_path or ""
-    # The process's own: vLLM's get_prometheus_registry() would read files, since Dynamo sets
-    # PROMETHEUS_MULTIPROC_DIR, but after prometheus_client has been imported, so that nobody writes them.
-    route = Mount("/metrics", make_asgi_app(_Both(REGISTRY, metrics)))
+    # The process's own registry. vLLM's get_prometheus_registry() would read files, because Dynamo sets
+    # PROMETHEUS_MULTIPROC_DIR, but only after the import of prometheus_client, so the files are not written.
+    route = Mount("/metrics", make_asgi_app(_CombinedRegistry(REGISTRY, metrics)))
     route.path_regex = re.compile("^/metrics(?P<path>.*)$")  # as vLLM does: no redirect to /metrics/
-    app.router.routes.append(route)  # before vLLM's: the first that matches answers
+    app.router.routes.append(route)  # before vLLM's routes: the first match answers
     register_api_routers(args, app, tasks, engine.client.model_config)
     attach_endpoint_plugins(app, tasks)
-    guard_health(app, fit)
+    guard_health(app, is_healthy)
     init_exception_handler(app)
     init_entrypoints_middleware(args, app, tasks)
     await init_app_state(engine.client, app.state, args, tasks)
-    engine.use_scores(getattr(app.state, "serving_scores", None))
+    engine.set_scores(getattr(app.state, "serving_scores", None))
     loads_adapters = bool(args.enable_lora and envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
     return HttpApp(app, app.state.online_renderer, args.h11_max_incomplete_event_size, loads_adapters)
 
 
-def guard_health(app: FastAPI, fit: Callable[[], bool]) -> None:
-    """Replace vLLM's health checks by guarded ones, each in its place."""
+def guard_health(app: FastAPI, is_healthy: Callable[[], bool]) -> None:
+    """Replace vLLM's health checks by guarded ones."""
     routes = app.router.routes
-    for at, route in enumerate(routes):
+    for index, route in enumerate(routes):
         if isinstance(route, APIRoute) and route.path in HEALTH_PATHS:
-            routes[at] = guarded(route, fit)
+            routes[index] = guarded(route, is_healthy)
 
 
-class _Both(CollectorRegistry):
-    """Two registries as one, to be read."""
+class _CombinedRegistry(CollectorRegistry):
+    """Several registries, read as one."""
 
-    def __init__(self, *parts: Any) -> None:
+    def __init__(self, *registries: Any) -> None:
         super().__init__()
-        self._parts = parts
+        self._registries = registries
 
     def collect(self) -> Iterable[Metric]:
-        for part in self._parts:
-            yield from part.collect()
+        for registry in self._registries:
+            yield from registry.collect()
 
     def restricted_registry(self, names: Iterable[str]) -> Any:
-        return _Both(*(part.restricted_registry(names) for part in self._parts))
+        return _CombinedRegistry(*(registry.restricted_registry(names) for registry in self._registries))
 
 
 def _http_arguments(engine: WorkerEngine, frontend_argv: Sequence[str]) -> Any:
@@ -105,7 +107,7 @@ def _http_arguments(engine: WorkerEngine, frontend_argv: Sequence[str]) -> Any:
     for field in dataclasses.fields(config.engine_args):
         setattr(args, field.name, getattr(config.engine_args, field.name))
     args.served_model_name = engine.model_names
-    if reasoning:  # given to this server alone
+    if reasoning:  # only the HTTP server has this option
         args.structured_outputs_config = dataclasses.replace(
             args.structured_outputs_config, reasoning_parser=reasoning
         )

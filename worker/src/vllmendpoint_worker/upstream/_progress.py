@@ -1,4 +1,4 @@
-"""What vLLM's scheduler does, for :mod:`vllmendpoint_worker.probing.progress`."""
+"""Records the progress of vLLM's scheduler for :mod:`vllmendpoint_worker.probing.progress`."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from vllmendpoint_worker.probing.progress import PROGRESS
 
 __all__ = ["ProgressLogger"]
 
-_ENDED_WELL = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
+_SUCCESSFUL = frozenset({FinishReason.STOP, FinishReason.LENGTH, FinishReason.REPETITION})
 
 
 class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
-    """vLLM's ``vllm.stat_logger_plugins`` entry point, loaded where the engine client is.
+    """Entry point of vLLM's ``vllm.stat_logger_plugins``, loaded in the process of the engine client.
 
-    Hands over the tokens of each step (``--enable-logging-iteration-details``) and the requests that
-    ended. One is made for each data-parallel rank.
+    Records the tokens of each step (``--enable-logging-iteration-details``) and the requests that ended.
+    vLLM creates one for each data-parallel rank.
     """
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
@@ -38,11 +38,11 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
                 details.num_ctx_tokens + details.num_generation_tokens + details.num_encoder_output_tokens
             )
             progress.record_step(tokens, details.elapsed_ms / 1000.0)
-            # vLLM's own logger comes after us, and would log a line for every engine step.
+            # vLLM's own logger is called later and would log a line for every engine step.
             scheduler_stats.iteration_details = None
         if iteration_stats is not None and iteration_stats.finished_requests:
             progress.record_finished(
-                (request.request_id or "", request.finish_reason in _ENDED_WELL)
+                (request.request_id or "", request.finish_reason in _SUCCESSFUL)
                 for request in iteration_stats.finished_requests
             )
 

@@ -1,4 +1,4 @@
-"""Asking one data-parallel rank of vLLM's engine."""
+"""Sends requests to one data-parallel rank of vLLM's engine."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
@@ -6,26 +6,26 @@ from typing import Any, Final, Protocol
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["ROUTING", "OneRank", "RankedClient", "asking"]
+__all__ = ["ROUTING", "EngineRank", "RankedClient", "set_request_id"]
 
 ROUTING: Final = "routing"
-"""The field in which a request to Dynamo's handlers names its rank."""
+"""The field of a request to Dynamo's handlers that names its rank."""
 
 _RANK: Final[ContextVar[int | None]] = ContextVar("rank", default=None)
-"""The rank that the current task asks; None: vLLM chooses."""
+"""The rank of the current task's requests; None if vLLM chooses it."""
 
 _REQUEST: Final[ContextVar[str | None]] = ContextVar("request", default=None)
-"""The id of the request that the current task makes, where what it calls makes up ids of its own."""
+"""Prefix of the ids of the current task's requests, if the called code creates ids of its own."""
 
 
-def asking(request_id: str) -> None:
-    """What the current task asks of vLLM from now on bears this id at the front of its own."""
+def set_request_id(request_id: str) -> None:
+    """Prefix the ids of the current task's later requests to vLLM with ``request_id``."""
     _REQUEST.set(request_id)
 
 
 class RankedClient:
-    """vLLM's client for Dynamo's pooling handlers and vLLM's own, which cannot name a rank: it comes from the
-    context.
+    """vLLM's client for handlers that cannot name a rank: Dynamo's pooling handlers and vLLM's own. The
+    context names it.
     """
 
     def __init__(self, client: Any) -> None:
@@ -40,10 +40,10 @@ class RankedClient:
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         if (request := _REQUEST.get()) is not None:
             kwargs["request_id"] = f"{request}-{kwargs['request_id']}"
-        return AsyncLLM.encode(self, *args, **kwargs)  # by way of our add_request
+        return AsyncLLM.encode(self, *args, **kwargs)  # calls add_request of this class
 
 
-class _Engine(Protocol):
+class _RankedEngine(Protocol):
     client: Any
 
     def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]: ...
@@ -53,15 +53,15 @@ class _Engine(Protocol):
     def dead(self) -> str | None: ...
 
 
-class OneRank:
-    """The engine as one of its ranks. ``rank`` counts over all workers of the group, as vLLM's own does."""
+class EngineRank:
+    """One rank of the engine. ``rank`` is an index over all workers of the group, as in vLLM."""
 
-    def __init__(self, engine: _Engine, rank: int) -> None:
+    def __init__(self, engine: _RankedEngine, rank: int) -> None:
         self._engine = engine
         self._rank = rank
 
     async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        """A probe is read by a task of its own, so that the rank is its alone."""
+        """Send a request. Iterate it in a task of its own, because the context of the task holds the rank."""
         core = self._engine.client.engine_core
         _RANK.set(core.engine_ranks_managed.index(self._rank))
         routed = {**request, ROUTING: {"dp_rank": self._rank}}
@@ -69,7 +69,7 @@ class OneRank:
             yield chunk
 
     def in_flight(self) -> int:
-        """vLLM's own count of the rank's unfinished requests; without one, that of all."""
+        """vLLM's number of unfinished requests of the rank; of the engine if vLLM does not count by rank."""
         core = self._engine.client.engine_core
         counts = getattr(core, "engine_inflight", None)
         if counts is None:

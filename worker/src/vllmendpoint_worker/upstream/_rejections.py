@@ -1,4 +1,4 @@
-"""What vLLM says of a request that it does not take: the sentence that a user of the API gets."""
+"""vLLM's message for a request that it rejects, as its API returns it."""
 
 from dynamo.llm.exceptions import HttpError
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
@@ -9,9 +9,9 @@ __all__ = ["rejection_in_response", "rejection_of"]
 
 
 def rejection_of(error: BaseException | None) -> VLLMRejection | None:
-    """The refusal in ``error``; None where the engine or the worker is at fault, not the request.
+    """The rejection in ``error``; None if the engine or the worker caused it, not the request.
 
-    vLLM's own classification, by which its HTTP server answers 4xx or 5xx.
+    Uses vLLM's own classification, from which its HTTP server answers 4xx or 5xx.
     """
     cause = error.__cause__ if isinstance(error, HttpError) and error.__cause__ is not None else error
     if isinstance(cause, HttpError):
@@ -23,7 +23,7 @@ def rejection_of(error: BaseException | None) -> VLLMRejection | None:
 
 
 def rejection_in_response(answer: object) -> VLLMRejection | None:
-    """The refusal that vLLM's renderers return in the place of a rendered request."""
+    """The rejection that vLLM's renderers return instead of a rendered request; None if there is none."""
     info = getattr(answer, "error", None)
     message = getattr(info, "message", None)
     return None if message is None else VLLMRejection(str(message), getattr(info, "param", None))

@@ -1,4 +1,4 @@
-"""Scores, asked for as vLLM's own HTTP server asks for them: Dynamo's handlers know no such request."""
+"""Requests scores as vLLM's own HTTP server does, because Dynamo's handlers do not support scores."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreReques
 from vllmendpoint_worker.payload.forms import Form
 from vllmendpoint_worker.payload.validation import MARKERS
 
-from ._ranks import ROUTING, RankedClient, asking
+from ._ranks import ROUTING, RankedClient, set_request_id
 
 __all__ = ["Scorer", "score_request"]
 
@@ -26,16 +26,16 @@ def score_request(body: Mapping[str, Any]) -> Any:
 
 
 class Scorer:
-    """``serving``: vLLM's ``ServingScores``."""
+    """Scores of one engine. ``serving``: vLLM's ``ServingScores``."""
 
     def __init__(self, serving: Any, client: Any) -> None:
         self._serving = copy.copy(serving)
         self._serving.engine_client = RankedClient(client)
 
     async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        """One chunk, as Dynamo's pooling handlers have it."""
+        """One chunk, in the form of Dynamo's pooling handlers."""
         body = {name: value for name, value in request.items() if name not in MARKERS | {ROUTING}}
-        asking(request_id)
+        set_request_id(request_id)
         response = await self._serving(score_request(body))
         answer = json.loads(response.body)
         yield {"data": answer.get("data") or answer.get("results")}

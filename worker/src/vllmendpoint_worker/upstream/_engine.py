@@ -1,0 +1,137 @@
+"""vLLM's engine client and Dynamo's request handler, as the prober and the HTTP server use them."""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from dynamo._core import Context
+
+from vllmendpoint_api import ModelType
+from vllmendpoint_worker.payload.forms import SCORE_FORMS, form_of
+from vllmendpoint_worker.payload.model_type import pooled_type
+
+from ._ranks import EngineRank
+from ._scores import Scorer
+
+__all__ = ["ShutdownInterceptor", "WorkerEngine"]
+
+
+class WorkerEngine:
+    """The engine of this worker. ``shutdown_event`` is set once Dynamo's shutdown begins."""
+
+    def __init__(self, config: Any, shutdown_event: asyncio.Event) -> None:
+        self.config = config
+        self.client: Any = None
+        self.vllm_config: Any = None
+        self.default_sampling: dict[str, Any] = {}
+        self.on_died: Callable[[], None] = lambda: None
+        """Called when upstream is about to end the process because the engine is dead."""
+        self._served = 0
+        self._shutdown_event = shutdown_event
+        self._generate: Any = None
+        self._handler: Any = None
+        self._scorer: Scorer | None = None
+
+    def set_loaded(self, client: Any, vllm_config: Any, default_sampling: Any) -> None:
+        self.client = client
+        self.vllm_config = vllm_config
+        self.default_sampling = dict(default_sampling or {})
+
+    def set_handler(self, handler: Any) -> None:
+        """Keep Dynamo's handler and its own ``generate``, which does not answer the canary."""
+        self._handler = handler
+        self._generate = handler.generate
+        handler.runtime = handler.engine_monitor.runtime = ShutdownInterceptor(handler.runtime, self)
+
+    def set_scores(self, serving: Any) -> None:
+        """``serving``: vLLM's ``ServingScores``; None if vLLM does not serve scores with this model."""
+        self._scorer = Scorer(serving, self.client) if serving is not None else None
+
+    @property
+    def scores(self) -> bool:
+        """Whether vLLM serves ``/score`` and ``/rerank``. Known once the HTTP application is built."""
+        return self._scorer is not None
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.vllm_config.model_config.max_model_len)
+
+    @property
+    def model_names(self) -> list[str]:
+        return [self.config.served_model_name, *(self.config.served_model_aliases or [])]
+
+    def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Call Dynamo's handler as Dynamo does, or vLLM's for scores. Dynamo's handler may change the
+        request, so it receives a copy.
+        """
+        if self._scorer is not None and form_of(request) in SCORE_FORMS:
+            return self._scorer.generate(request, request_id)
+        stream: AsyncIterator[Mapping[str, Any]] = self._generate(
+            copy.deepcopy(dict(request)), Context(id=request_id)
+        )
+        return stream
+
+    def rank(self, rank: int | None) -> "WorkerEngine | EngineRank":
+        """One data-parallel rank of the engine; the engine itself for None, if it has only one rank."""
+        return self if rank is None else EngineRank(self, rank)
+
+    def in_flight(self) -> int:
+        """Number of unfinished requests of vLLM."""
+        return int(self.client.get_num_unfinished_requests()) if self.client is not None else 0
+
+    def count_requests(self, generate: Any) -> Any:
+        """``generate`` for Dynamo's frontends, whose requests :meth:`unfinished` counts."""
+
+        async def counting(request: Any, context: Any) -> AsyncIterator[Any]:
+            self._served += 1
+            try:
+                async for chunk in generate(request, context):
+                    yield chunk
+            finally:
+                self._served -= 1
+
+        return counting
+
+    def unfinished(self) -> int:
+        """Number of requests that a client waits for. A request of a frontend counts until its last chunk is
+        read.
+        """
+        return max(self._served, self.in_flight())
+
+    def dead(self) -> str | None:
+        """Why the engine is dead; None while it is alive. vLLM's ``errored`` is also true after the worker
+        has shut the engine down, so it is ignored then.
+        """
+        if self.client is None or self._shutdown_event.is_set() or not self.client.errored:
+            return None
+        return "vLLM reports EngineDeadError"
+
+    async def tasks(self) -> tuple[str, ...]:
+        """vLLM's tasks that the model supports."""
+        return tuple(await self.client.get_supported_tasks())
+
+    async def pooled_type(self) -> ModelType | None:
+        """The type of a model that vLLM pools; None if there is no probe for it."""
+        task = self.client.model_config.get_pooling_task(await self.tasks())
+        return pooled_type(task, scores=self.scores)
+
+
+class ShutdownInterceptor:
+    """Dynamo's runtime as Dynamo's handler and engine monitor receive it.
+
+    When they find a dead engine, they call ``shutdown()`` and end the process before the worker does. This
+    class first calls the engine's ``on_died``, so that the worker reports the cause.
+    """
+
+    def __init__(self, runtime: Any, engine: WorkerEngine) -> None:
+        self._runtime = runtime
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def shutdown(self) -> None:
+        if self._engine.dead() is not None:
+            self._engine.on_died()
+        self._runtime.shutdown()
