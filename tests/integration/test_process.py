@@ -114,7 +114,7 @@ def test_an_api_server_that_is_not_trusted_ends_it(operate, api, namespace, tmp_
     assert operator.process.wait(20) == 1
     last = operator.text().splitlines()[-1]
     assert "certificate verify failed" in last
-    assert "correct the certificate-authority of the kubeconfig" in last
+    assert "correct certificate-authority in the kubeconfig." in last
 
 
 def test_one_that_is_nested_as_deep_as_can_be_ends_nobody(

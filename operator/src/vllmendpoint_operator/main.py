@@ -14,10 +14,11 @@ from .controller.election import LeaderElection
 from .controller.standby import Standby
 from .errors import MissingCredentials, RestartRequired
 from .kube.client import Kube
+from .kube.configuration import Configuration, load_configuration
 from .logs import configure
 from .metrics import Metrics, serve
 from .settings import Settings
-from .source.credentials import login
+from .source.credentials import connection_info
 from .source.kopf_source import KopfSource
 
 __all__ = ["main", "run"]
@@ -68,8 +69,9 @@ async def run(settings: Settings) -> None:
         health_port=settings.health_port,
     )
     try:
-        async with Kube(partial(login, settings.kubeconfig), on_request=metrics.count_request) as kube:
-            await _operate(kube, settings, metrics, readiness)
+        configuration = await load_configuration(settings.kubeconfig)
+        async with Kube(configuration, on_request=metrics.count_request) as kube:
+            await _operate(kube, configuration, settings, metrics, readiness)
     except asyncio.CancelledError:
         log.info("the operator exits after a signal")
     finally:
@@ -87,7 +89,9 @@ class _Readiness:
         return self.check()
 
 
-async def _operate(kube: Kube, settings: Settings, metrics: Metrics, readiness: _Readiness) -> None:
+async def _operate(
+    kube: Kube, configuration: Configuration, settings: Settings, metrics: Metrics, readiness: _Readiness
+) -> None:
     """Wait for the lease, then reconcile for as long as it is held."""
     standby = Standby(kube, metrics, settings.watched_namespaces)
     election = LeaderElection(
@@ -106,7 +110,7 @@ async def _operate(kube: Kube, settings: Settings, metrics: Metrics, readiness: 
             kube,
             controller,
             controller.namespaces,
-            login=partial(login, settings.kubeconfig),
+            login=partial(connection_info, configuration),
             identity=settings.holder_identity,
             check_interval=settings.resync_seconds,
         )

@@ -1,130 +1,87 @@
-"""A thin client of the Kubernetes API: plain objects, server-side apply, streams.
+"""Sends requests to the API server: plain objects, server-side apply, lists and watches as streams.
 
-The official client costs three times the CPU of a request (measured: 0.55 ms against 1.7 to 2.0 ms for one
-server-side apply), and a tenth of a second of a start.
+Configuration, authentication, TLS, proxies and the HTTP session come from ``kubernetes.aio``. Requests use
+its REST client, and not its typed API. The typed API takes 1.4 ms of CPU per server-side apply of a
+Deployment instead of 0.5 ms, and 35 MB more memory (measured, 1,500 requests). It also decodes a list as a
+whole, and encodes an apply as JSON that is not YAML for all characters.
 """
 
 import asyncio
-import asyncio.sslproto
 import contextlib
 import re
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from time import monotonic
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import aiohttp
-from msgspec import Raw, Struct, json
+from kubernetes.aio.client.rest import RESTClientObject
+from msgspec import Raw, json
 
-from vllmendpoint_operator.errors import (
-    Conflict,
-    Gone,
-    KubeError,
-    NamespaceTerminating,
-    NotFound,
-    Rejected,
-    Throttled,
-    UntrustedCertificate,
-    WatchListUnsupported,
-)
+from vllmendpoint_operator.errors import Rejected, WatchListUnsupported
 
+from .configuration import Configuration, authorization
 from .kinds import Kind
 from .lists import RawObject, split_list
+from .responses import error_of, transport_errors, warning_text, watch_events
+from .tls_buffers import limit_tls_buffers
 
-__all__ = ["FIELD_MANAGER", "Kube", "Login", "Object"]
+__all__ = ["FIELD_MANAGER", "Kube", "Object"]
 
 Object = dict[str, Any]
 FIELD_MANAGER: Final = "vllmendpoint-operator"
 
-_SECONDS: Final = 30.0
-_LOGIN_SECONDS: Final = 60.0
-"""A pod's token is changed by the kubelet long before it runs out."""
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=_SECONDS, connect=10)
+_CONNECT_SECONDS: Final = 10
+_REQUEST_SECONDS: Final = 30.0
 _WATCH_SECONDS: Final = 300
-_LIST_TIMEOUT: Final = aiohttp.ClientTimeout(total=_WATCH_SECONDS, connect=10, sock_read=_SECONDS)
-"""It may be long, and is taken in as it comes."""
-_WATCH_SILENCE_SECONDS: Final = 130
-"""The API server sends a bookmark a minute: a stream that missed two is dead, whatever TCP says."""
-_WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_SILENCE_SECONDS)
+"""After this time the API server ends a watch."""
+_WATCH_READ_SECONDS: Final = 130
+"""The API server sends a bookmark every minute: a watch that misses two is dead, even if TCP reports no
+error."""
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=_REQUEST_SECONDS, connect=_CONNECT_SECONDS)
+_LIST_TIMEOUT: Final = aiohttp.ClientTimeout(
+    total=_WATCH_SECONDS, connect=_CONNECT_SECONDS, sock_read=_REQUEST_SECONDS
+)
+_WATCH_TIMEOUT: Final = aiohttp.ClientTimeout(
+    total=None, connect=_CONNECT_SECONDS, sock_read=_WATCH_READ_SECONDS
+)
 _METADATA: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
-_NO_SUCH_FIELD: Final = "failed to create typed patch object"
-"""A server-side apply with a field that the kind has not, or one key of a list twice: no fault of the
-server's, though it says 500."""
+_APPLY: Final = "application/apply-patch+yaml;charset=utf-8"
+"""With the charset, ``kubernetes.aio`` sends the body as it is; the API server ignores it."""
 _NOT_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-_ERRORS: Final[dict[int, type[KubeError]]] = {
-    400: Rejected,
-    403: Rejected,
-    404: NotFound,
-    409: Conflict,
-    410: Gone,
-    422: Rejected,
-    429: Throttled,
-}
-
-
-# By default 256 KB, and each watch keeps two buffers of that size once it has brought a long list.
-asyncio.sslproto.SSLProtocol.max_size = 64 * 1024
-
-
-class _Event(Struct):
-    type: str
-    object: RawObject
-
-
-_EVENT: Final = json.Decoder(_Event)
-
-
-class Login(Protocol):
-    """Where the API server is, and who asks: a ``kopf.ConnectionInfo`` is one."""
-
-    @property
-    def server(self) -> str: ...
-
-    def as_http_headers(self) -> dict[str, str]: ...
-
-    def as_ssl_context(self) -> ssl.SSLContext: ...
 
 
 class Kube:
-    """One connection pool to one API server.
+    """A pool of connections to one API server.
 
-    ``login`` is called at the beginning, and again for credentials that are older than a minute;
-    ``fence`` is called before every write: it gives the seconds that the write may take, and raises
-    when nothing may be written any more;
-    ``on_request`` is told of every request (verb, plural, HTTP status).
+    Args:
+        fence: called before every write. Returns the seconds that the write may take, and raises if no write
+        is
+            allowed, because the lease expired.
+        on_request: called once per request with the verb, the plural of the kind and the HTTP status; 0 if no
+            response arrived.
     """
 
     def __init__(
         self,
-        login: Callable[[], Login],
+        configuration: Configuration,
         *,
-        fence: Callable[[], float] = lambda: _SECONDS,
+        fence: Callable[[], float] = lambda: _REQUEST_SECONDS,
         on_request: Callable[[str, str, int], None] = lambda verb, plural, status: None,
     ) -> None:
-        self._login = login
-        self._authorization: dict[str, str] = {}
-        self._read = 0.0
-        self._session: aiohttp.ClientSession | None = None
+        self._configuration = configuration
+        self._rest: RESTClientObject | None = None
         self.fence = fence
         self._on_request = on_request
 
     async def __aenter__(self) -> Self:
-        login = self._login()
-        context = await asyncio.to_thread(login.as_ssl_context)
-        # No limit: every watch holds a connection, and the API server has its own fairness.
-        connector = aiohttp.TCPConnector(ssl=context, limit=0)
-        self._session = aiohttp.ClientSession(base_url=login.server, connector=connector, timeout=_TIMEOUT)
-        self._authorization, self._read = login.as_http_headers(), monotonic()
+        limit_tls_buffers()
+        # On a thread: it reads certificates from files.
+        self._rest = await asyncio.to_thread(RESTClientObject, self._configuration)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._session is not None
-        await self._session.close()
-
-    def _credentials(self) -> dict[str, str]:
-        if monotonic() - self._read > _LOGIN_SECONDS:
-            self._authorization, self._read = self._login().as_http_headers(), monotonic()
-        return self._authorization
+        assert self._rest is not None
+        await self._rest.close()
 
     @contextlib.asynccontextmanager
     async def _request(
@@ -135,37 +92,36 @@ class Kube:
         path: str,
         *,
         params: Mapping[str, str] | None = None,
-        body: object = None,
+        body: Object | bytes | None = None,
         headers: Mapping[str, str] | None = None,
         client_timeout: aiohttp.ClientTimeout = _TIMEOUT,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        assert self._session is not None, "use `async with Kube(...)`"
-        # A list unpacked costs the API server and us more CPU than its bytes cost the network.
-        all_headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            **self._credentials(),
-            **(headers or {}),
-        }
-        data = body if body is None or isinstance(body, bytes) else json.encode(body)
-        try:
-            async with self._session.request(
-                method, path, params=params, data=data, headers=all_headers, timeout=client_timeout
-            ) as response:
-                self._on_request(verb, kind.plural, response.status)
-                if response.status >= 400:
-                    raise await _error(response)
-                yield response
-        except aiohttp.ClientConnectorCertificateError as error:
-            # kopf has the authorities of its start too, and would ask in vain for ever.
-            raise UntrustedCertificate(
-                f"{error}; the certificate authorities known are those of the start. If a new start does not "
-                "help, correct the certificate-authority of the kubeconfig"
-            ) from error
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            # ValueError: what came is no JSON, so it is not the API server that answered.
-            self._on_request(verb, kind.plural, 0)
-            raise KubeError(0, f"{method} {path}: {type(error).__name__}: {error}") from error
+        """Yield the response to a request, whose body is not yet read. Raises KubeError."""
+        assert self._rest is not None, "use `async with Kube(...)`"
+        url = f"{self._configuration.host}{path}"
+        # Decompressing a list costs the API server and the operator more CPU than its transfer.
+        all_headers = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
+        if value := await authorization(self._configuration):
+            all_headers["Authorization"] = value
+        with transport_errors(method, path):
+            try:
+                sent = await self._rest.request(
+                    method,
+                    f"{url}?{urlencode(params)}" if params else url,
+                    headers=all_headers,
+                    body=body,
+                    _request_timeout=client_timeout,
+                )
+            except (aiohttp.ClientError, TimeoutError):
+                self._on_request(verb, kind.plural, 0)
+                raise
+        response: aiohttp.ClientResponse = sent.response
+        async with response:
+            self._on_request(verb, kind.plural, response.status)
+            if response.status >= 400:
+                with transport_errors(method, path):
+                    raise await error_of(response)
+            yield response
 
     async def _json(
         self,
@@ -178,10 +134,11 @@ class Kube:
         **kwargs: Any,
     ) -> Object:
         async with self._request(verb, kind, method, path, **kwargs) as response:
+            with transport_errors(method, path):
+                result: Object = json.decode(await response.read())
             if on_warning is not None:
                 for header in response.headers.getall("Warning", ()):
-                    on_warning(_warning(header))
-            result: Object = json.decode(await response.read())
+                    on_warning(warning_text(header))
             return result
 
     # Reads
@@ -200,30 +157,39 @@ class Kube:
         metadata_only: bool = False,
         limit: int = 0,
     ) -> AsyncIterator[tuple[str, AsyncIterator[RawObject]]]:
-        """The resourceVersion to watch from, and all objects, or the one of that name, as they arrive.
+        """Yield the resourceVersion to watch from, and an iterator over the objects as they arrive.
 
-        In one answer: it takes the API server half the CPU of many, or of the same objects by a watch.
-        ``limit``: so many at the most, for one who asks whether there are any.
+        The list is one response. The same objects in pages, or from a watch, cost the API server twice the
+        CPU.
+
+        Args:
+            namespace: None for all namespaces.
+            selector: label selector.
+            name: only the object of this name.
+            metadata_only: request ``PartialObjectMetadata``.
+            limit: maximum number of objects; 0 for all.
         """
+        path = kind.path(namespace)
         params = {"limit": str(limit)} if limit else {}
         if name:
             params["fieldSelector"] = f"metadata.name={name}"
         if selector:
             params["labelSelector"] = selector
         headers = {"Accept": _METADATA.format("List")} if metadata_only else None
-        # A list says once what its items are; whoever compares them wants it on each.
-        what = {"apiVersion": Raw(json.encode(kind.api_version)), "kind": Raw(json.encode(kind.kind))}
+        # The items of a list have no apiVersion and kind. Comparisons need them.
+        type_meta = {"apiVersion": Raw(json.encode(kind.api_version)), "kind": Raw(json.encode(kind.kind))}
+
+        async def objects(items: AsyncIterator[RawObject]) -> AsyncIterator[RawObject]:
+            with transport_errors("GET", path):
+                async for item in items:
+                    yield {**type_meta, **item}
+
         async with self._request(
-            "list",
-            kind,
-            "GET",
-            kind.path(namespace),
-            params=params,
-            headers=headers,
-            client_timeout=_LIST_TIMEOUT,
+            "list", kind, "GET", path, params=params, headers=headers, client_timeout=_LIST_TIMEOUT
         ) as response:
-            version, items = await split_list(response.content.iter_any())
-            yield version, ({**what, **item} async for item in items)
+            with transport_errors("GET", path):
+                version, items = await split_list(response.content.iter_any())
+            yield version, objects(items)
 
     async def list(
         self,
@@ -234,7 +200,7 @@ class Kube:
         name: str = "",
         metadata_only: bool = False,
     ) -> tuple[list[Object], str]:
-        """All objects, or the one of that name, and the resourceVersion to watch from."""
+        """Return the objects, and the resourceVersion to watch from. Arguments: see :meth:`list_stream`."""
         async with self.list_stream(
             kind, namespace, selector=selector, name=name, metadata_only=metadata_only
         ) as (version, items):
@@ -249,11 +215,12 @@ class Kube:
         selector: str = "",
         metadata_only: bool = False,
     ) -> AsyncGenerator[tuple[str, RawObject], None]:
-        """``(ADDED | MODIFIED | DELETED | BOOKMARK, object)`` until the server ends the stream.
+        """Iterate over (ADDED | MODIFIED | DELETED | BOOKMARK, object) until the API server ends the watch.
 
-        Without a resourceVersion all that is there comes first, as ADDED, and then a BOOKMARK. Raises
-        :class:`WatchListUnsupported` where the API server does not do that (as a rule before Kubernetes
-        1.34), and :class:`Gone` when the resourceVersion is too old: list then.
+        Without a ``resource_version``, all existing objects come first as ADDED, then a BOOKMARK.
+
+        Raises WatchListUnsupported if the API server cannot do that (by default before Kubernetes 1.34), and
+        Gone if the ``resource_version`` is too old: list again then.
         """
         params = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(_WATCH_SECONDS)}
         if resource_version is None:
@@ -268,11 +235,12 @@ class Kube:
             async with self._request(
                 "watch", kind, "GET", path, params=params, headers=headers, client_timeout=_WATCH_TIMEOUT
             ) as response:
-                async for event in _events(response):
-                    yield event
-        except Rejected as refused:
-            if refused.status == 422 and resource_version is None:
-                raise WatchListUnsupported(refused.status, refused.message) from refused
+                with transport_errors("GET", path):
+                    async for event in watch_events(response):
+                        yield event
+        except Rejected as error:
+            if error.status == 422 and resource_version is None:
+                raise WatchListUnsupported(error.status, error.message) from error
             raise
 
     # Writes
@@ -287,11 +255,13 @@ class Kube:
         dry_run: bool = False,
         on_warning: Callable[[str], None] | None = None,
     ) -> Object:
-        """Server-side apply, forced: what we send is ours. ``dry_run``: all but the writing of it.
+        """Send a server-side apply that takes the ownership of fields of other managers (``force``).
 
-        ``on_warning`` is called with each thing that the API server takes and warns of.
+        Args:
+            dry_run: validate without storing.
+            on_warning: called with each warning of the API server.
         """
-        timeout = self._write_timeout()
+        client_timeout = self._write_timeout()
         metadata = body["metadata"]
         return await self._json(
             "verify" if dry_run else "apply",
@@ -300,13 +270,13 @@ class Kube:
             kind.path(metadata["namespace"], metadata["name"], subresource),
             params={"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {}),
             body=_yaml(body),
-            headers={"Content-Type": "application/apply-patch+yaml"},
-            client_timeout=timeout,
+            headers={"Content-Type": _APPLY},
+            client_timeout=client_timeout,
             on_warning=on_warning,
         )
 
     async def create(self, kind: Kind, body: Object) -> Object:
-        timeout = self._write_timeout()
+        client_timeout = self._write_timeout()
         return await self._json(
             "create",
             kind,
@@ -314,12 +284,11 @@ class Kube:
             kind.path(body["metadata"]["namespace"]),
             params={"fieldManager": FIELD_MANAGER},
             body=body,
-            headers={"Content-Type": "application/json"},
-            client_timeout=timeout,
+            client_timeout=client_timeout,
         )
 
     async def replace(self, kind: Kind, body: Object) -> Object:
-        """Update; :class:`Conflict` unless the resourceVersion in ``body`` is the newest."""
+        """Update an object. Raises Conflict if the resourceVersion in ``body`` is not the current one."""
         metadata = body["metadata"]
         return await self._json(
             "update",
@@ -328,76 +297,31 @@ class Kube:
             kind.path(metadata["namespace"], metadata["name"]),
             params={"fieldManager": FIELD_MANAGER},
             body=body,
-            headers={"Content-Type": "application/json"},
         )
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
-        """Delete that very object: another one under the same name stays (:class:`Conflict`)."""
-        timeout = self._write_timeout()
+        """Delete the object with this UID. Raises Conflict if another object has the name."""
+        client_timeout = self._write_timeout()
         await self._json(
             "delete",
             kind,
             "DELETE",
             kind.path(namespace, name),
             body={"preconditions": {"uid": uid}, "propagationPolicy": "Background"},
-            headers={"Content-Type": "application/json"},
-            client_timeout=timeout,
+            client_timeout=client_timeout,
         )
 
     def _write_timeout(self) -> aiohttp.ClientTimeout:
-        """A write is given up before the lease runs out."""
-        return aiohttp.ClientTimeout(total=min(self.fence(), _SECONDS), connect=10)
-
-
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, RawObject]]:
-    text = b""
-    async for chunk in response.content.iter_any():
-        text += chunk
-        begin = 0
-        while (end := text.find(b"\n", begin)) >= 0:
-            line, begin = memoryview(text)[begin:end], end + 1
-            if not line:
-                continue
-            event = _EVENT.decode(line)
-            if event.type == "ERROR":
-                status = json.decode(json.encode(event.object))
-                raise _error_for(int(status.get("code", 0)), str(status.get("message", "")))
-            yield event.type, event.object
-        text = text[begin:]
-
-
-async def _error(response: aiohttp.ClientResponse) -> KubeError:
-    text = (await response.content.read(65_536)).decode(errors="replace")
-    try:
-        status = json.decode(text)
-        message = str(status.get("message", text))
-        causes = {cause.get("reason") for cause in (status.get("details") or {}).get("causes") or []}
-    except (ValueError, AttributeError):
-        message, causes = text[:500], set()
-    if "NamespaceTerminating" in causes:
-        return NamespaceTerminating(response.status, message)
-    retry_after = response.headers.get("Retry-After", "")
-    return _error_for(response.status, message, float(retry_after) if retry_after.isdigit() else None)
+        """A write ends before the lease expires."""
+        return aiohttp.ClientTimeout(total=min(self.fence(), _REQUEST_SECONDS), connect=_CONNECT_SECONDS)
 
 
 def _yaml(body: Object) -> bytes:
-    """JSON that reads the same as YAML, which the API server takes an apply for.
+    """Encode JSON that has the same meaning as YAML, which the API server parses an apply as.
 
-    Where a character is a line's end to YAML, or not printable, it would be changed or refused.
+    Characters that YAML treats as line ends, or that are not printable, are escaped.
     """
     data: bytes = json.encode(body)
     if data.isascii() and b"\x7f" not in data:
         return data
     return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode()).encode()
-
-
-def _warning(header: str) -> str:
-    """The text of ``299 - "text"``."""
-    _, _, quoted = header.partition('"')
-    return re.sub(r"\\(.)", r"\1", quoted.removesuffix('"'))
-
-
-def _error_for(status: int, message: str, retry_after: float | None = None) -> KubeError:
-    if status == 500 and message.startswith(_NO_SUCH_FIELD):
-        return Rejected(status, message)
-    return _ERRORS.get(status, KubeError)(status, message, retry_after=retry_after)

@@ -1,46 +1,22 @@
-"""Reads the credentials for the API server with kopf's functions."""
-
-import dataclasses
-import os
+"""Converts the configuration of the API server for kopf."""
 
 import kopf
-import yaml
 
-from vllmendpoint_operator.errors import MissingCredentials
+from vllmendpoint_operator.kube.configuration import Configuration, authorization
 
-__all__ = ["login"]
-
-
-def login(kubeconfig: str) -> kopf.ConnectionInfo:
-    """Return the credentials in ``kubeconfig``; if it is empty, those of the pod's service account.
-
-    Raises MissingCredentials if there are none, or if they cannot be read.
-    """
-    options = kopf.OperatorSettings()
-    try:
-        if kubeconfig:
-            os.environ["KUBECONFIG"] = kubeconfig  # kopf reads the path from this variable
-            found = kopf.login_with_kubeconfig(settings=options)
-        else:
-            found = kopf.login_with_service_account(settings=options)
-    except (OSError, ValueError, KeyError, kopf.LoginError, yaml.YAMLError) as error:
-        raise MissingCredentials(f"Cannot read {kubeconfig or 'the service account'}: {error}") from error
-    if found is None:
-        raise MissingCredentials(
-            "No service account token is mounted, so this process does not run in a pod. "
-            "Set --kubeconfig to the path of a kubeconfig file."
-        )
-    if not kubeconfig:
-        # Like client-go, use the address of the API server: it works without the cluster's DNS.
-        return dataclasses.replace(found, server=_in_cluster_url() or found.server)
-    if not found.as_http_headers() and not (found.certificate_path or found.certificate_data):
-        raise MissingCredentials(
-            f"The user in {kubeconfig} has no token, password or client certificate. Users with exec or "
-            "auth-provider are not supported: create a token with `kubectl create token`."
-        )
-    return found
+__all__ = ["connection_info"]
 
 
-def _in_cluster_url() -> str | None:
-    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
-    return f"https://{f'[{host}]' if ':' in host else host}:{port}" if host and port else None
+async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
+    """Return the connection with its current credentials. Raises MissingCredentials."""
+    scheme, _, token = (await authorization(configuration)).partition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+        proxy_url=configuration.proxy,
+    )

@@ -19,7 +19,7 @@ import itertools
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ class KopfSource:
     """Passes the events of the accessible namespaces to ``handler``.
 
     Args:
-        login: returns current credentials for the API server.
+        login: returns current credentials for the API server. It runs on the event loop of :meth:`run`.
         identity: name of this process; without one, kopf reads the user's name, which a pod does not have.
         check_interval: seconds between two searches for missed events.
     """
@@ -61,7 +61,7 @@ class KopfSource:
         handler: EndpointHandler,
         namespaces: Namespaces,
         *,
-        login: Callable[[], kopf.ConnectionInfo],
+        login: Callable[[], Coroutine[Any, Any, kopf.ConnectionInfo]],
         identity: str,
         check_interval: float,
     ) -> None:
@@ -136,7 +136,8 @@ class KopfSource:
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.ConnectionInfo:
-            return self._login()
+            # On the loop of the requests, which share the configuration and its refresh.
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._login(), loop))
 
         @kopf.on.event(ENDPOINT.group, ENDPOINT.version, ENDPOINT.plural, registry=registry)
         async def dispatch(event: Mapping[str, Any], **_: Any) -> None:

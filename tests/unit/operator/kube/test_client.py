@@ -3,16 +3,15 @@
 import asyncio
 import json
 
-import kopf
 import msgspec
 import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-import vllmendpoint_operator.kube.client as kube_module
-from vllmendpoint_operator.errors import Gone, Rejected, WatchListUnsupported
+from vllmendpoint_operator.errors import Gone, KubeError, Rejected, WatchListUnsupported
 from vllmendpoint_operator.kube.client import Kube
+from vllmendpoint_operator.kube.configuration import Configuration
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT
 
 BODY = {"metadata": {"namespace": "ns", "name": "d"}}
@@ -34,7 +33,7 @@ async def kube():
         client.asked.append(dict(request.query))
         if client.refusal is not None:
             return web.json_response({"kind": "Status", "message": "no"}, status=client.refusal)
-        body = b"".join(json.dumps(event).encode() + b"\n" for event in client.events)
+        body = client.text.encode() or b"".join(json.dumps(event).encode() + b"\n" for event in client.events)
         response = web.StreamResponse()
         await response.prepare(request)
         for at in range(0, len(body), client.part):
@@ -42,15 +41,18 @@ async def kube():
             await asyncio.sleep(0.001)
         return response
 
+    def count(*request):
+        client.requests.append(request)
+
     app = web.Application()
     app.router.add_route("PATCH", "/{path:.*}", answer)
     app.router.add_get("/{path:.*}", watch)
     async with (
         TestServer(app) as server,
-        Kube(lambda: kopf.ConnectionInfo(server=str(server.make_url("")))) as client,
+        Kube(Configuration(host=str(server.make_url("")).rstrip("/")), on_request=count) as client,
     ):
         client.warnings, client.events, client.refusal, client.asked = warnings, [], None, []
-        client.part = 10_000
+        client.part, client.requests, client.text = 10_000, [], ""
         yield client
 
 
@@ -125,29 +127,73 @@ async def test_who_refuses_a_watch_and_why(kube, status, version, error):
         await watched(kube, version)
 
 
-async def test_credentials_are_read_again_after_a_minute(monkeypatch):
-    """The kubelet changes a pod's token long before the old one runs out."""
-    clock, tokens, seen = [1000.0], iter(["a", "b"]), []
-    monkeypatch.setattr(kube_module, "monotonic", lambda: clock[0])
-
-    async def answer(request):
-        seen.append(request.headers["Authorization"])
-        return web.json_response({})
-
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    async with TestServer(app) as server:
-        url = str(server.make_url(""))
-        async with Kube(lambda: kopf.ConnectionInfo(server=url, token=next(tokens))) as client:
-            for seconds in (0, 59, 2):
-                clock[0] += seconds
-                await client.get(DEPLOYMENT, "ns", "d")
-    assert seen == ["Bearer a", "Bearer a", "Bearer b"]
-
-
 async def test_a_list_says_what_its_items_are(kube):
     """Once for all; whoever compares them wants it on each."""
     kube.events = [{"metadata": {"resourceVersion": "7"}, "items": [BODY, BODY]}]
     found, version = await kube.list(DEPLOYMENT, "ns")
     assert version == "7"
     assert found == [{"apiVersion": "apps/v1", "kind": "Deployment", **BODY}] * 2
+
+
+async def test_an_error_of_the_consumer_of_a_list_is_not_an_error_of_the_api_server(kube):
+    kube.events = [{"metadata": {"resourceVersion": "7"}, "items": [BODY, BODY]}]
+
+    async def consume():
+        async with kube.list_stream(DEPLOYMENT, "ns") as (_, items):
+            async for _ in items:
+                raise ValueError("defect")
+
+    with pytest.raises(ValueError, match="defect"):
+        await consume()
+    assert kube.requests == [("list", "deployments", 200)]
+
+
+async def test_an_error_of_the_consumer_of_warnings_is_not_an_error_of_the_api_server(kube):
+    def on_warning(text):
+        raise ValueError(f"defect: {text}")
+
+    kube.warnings.append('299 - "w"')
+    with pytest.raises(ValueError, match="defect: w"):
+        await kube.apply(DEPLOYMENT, BODY, on_warning=on_warning)
+    assert kube.requests == [("apply", "deployments", 200)]
+
+
+@pytest.mark.parametrize("body", ["<html>", '{"metadata":{},"items":[{"metadata":{}}'])
+async def test_a_response_that_is_no_list_is_an_error_and_one_request(kube, body):
+    kube.text = body
+    with pytest.raises(KubeError, match=r"^0: GET /apis/apps/v1/namespaces/ns/deployments: "):
+        await kube.list(DEPLOYMENT, "ns")
+    assert kube.requests == [("list", "deployments", 200)]
+
+
+async def test_a_request_without_a_response_is_counted_once():
+    requests = []
+    configuration = Configuration(host="http://127.0.0.1:1")
+    async with Kube(configuration, on_request=lambda *request: requests.append(request)) as kube:
+        with pytest.raises(KubeError, match=r"^0: GET .*: ClientConnectorError: "):
+            await kube.get(DEPLOYMENT, "ns", "d")
+    assert requests == [("get", "deployments", 0)]
+
+
+async def test_selectors_are_encoded(kube):
+    kube.events = [{"metadata": {"resourceVersion": "7"}, "items": []}]
+    await kube.list(DEPLOYMENT, "ns", selector="a.b/c!=d,e=f", name="d")
+    assert kube.asked == [{"labelSelector": "a.b/c!=d,e=f", "fieldSelector": "metadata.name=d"}]
+
+
+async def test_a_path_in_the_address_of_the_api_server_is_kept():
+    """Proxies such as Rancher serve each cluster below a path."""
+    paths = []
+
+    async def answer(request):
+        paths.append(request.path)
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with (
+        TestServer(app) as server,
+        Kube(Configuration(host=str(server.make_url("/clusters/c1")))) as client,
+    ):
+        await client.get(DEPLOYMENT, "ns", "d")
+    assert paths == ["/clusters/c1/apis/apps/v1/namespaces/ns/deployments/d"]

@@ -189,7 +189,9 @@ async def test_the_watch_continues_after_a_line_that_ends_kopf(start_source, las
     """With the real kopf, which without the cleanup handler never ends: it waits for its own thread."""
     async with ApiStub([added("a", 2), last_line], [added("b", 3)]) as api:
         handler = Handler()
-        start_source(
-            Kube(supports_watch_list=supported), handler, login=lambda: kopf.ConnectionInfo(server=api.url)
-        )
+
+        async def login():
+            return kopf.ConnectionInfo(server=api.url)
+
+        start_source(Kube(supports_watch_list=supported), handler, login=login)
         await until(lambda: handler.upserted == ["a", "b"], 15)
