@@ -85,9 +85,7 @@ def invoke(worker: WorkerProcess, body: dict[str, Any], **headers: str) -> tuple
 
 
 @pytest.mark.parametrize(("path", "body"), FORMS)
-def test_a_model_that_is_not_served_is_vllms_own_404(
-    worker: WorkerProcess, path: str, body: dict[str, Any]
-) -> None:
+def test_an_unknown_model_is_vllms_own_404(worker: WorkerProcess, path: str, body: dict[str, Any]) -> None:
     expected = worker.ask("http", path, body | {"model": "typo"})
     assert (expected[0], "The model `typo` does not exist." in expected[1].decode()) == (404, True)
     assert invoke(worker, body | {"model": "typo"})[:2] == expected
@@ -116,7 +114,7 @@ def test_an_adapter_is_loaded_by_sagemakers_route_and_answers_by_its_name(
         assert text(invoke(worker, body | {"model": "toy"}, **{HEADER: "sql"})[1]) == named
 
 
-def test_an_unloaded_adapter_is_not_served_any_more(worker: WorkerProcess) -> None:
+def test_an_unloaded_adapter_is_not_served(worker: WorkerProcess) -> None:
     assert worker.ask("http", "/adapters/sql", method="DELETE") == (200, b"Adapter sql unregistered")
     assert invoke(worker, FORMS[0][1] | {"model": "sql"})[0] == 404
     assert worker.ask("http", "/adapters/sql", method="DELETE")[0] == 404
@@ -131,7 +129,7 @@ def take(worker: WorkerProcess, script: str) -> None:
     worker.until(lambda report: report.configuration.settings_hash == digest, 30)
 
 
-def test_what_a_script_registers_is_swapped_with_it_and_kept_where_it_is_refused(
+def test_registered_handlers_change_with_the_script_and_remain_if_it_is_rejected(
     worker: WorkerProcess, adapter: Path
 ) -> None:
     for name in ("one", "two"):

@@ -52,7 +52,7 @@ def vector(answer: bytes) -> list[float]:
     return list(json.loads(answer)["data"][0]["embedding"])
 
 
-def test_the_type_is_told_from_the_model_and_so_is_the_payload(worker: WorkerProcess) -> None:
+def test_type_and_payload_are_detected_from_the_model(worker: WorkerProcess) -> None:
     report = worker.report()
     assert report.model_type == ModelType.EMBEDDING
     assert report.verdict.state == Verdict.GENERATING
@@ -89,7 +89,7 @@ def test_every_field_reaches_the_engine(worker: Spied, payload: dict[str, Any] |
     worker.until(lambda report: report.verdict.state == Verdict.GENERATING and report.ready, 20.0)
 
 
-def test_it_serves_embeddings_and_invocations(worker: WorkerProcess) -> None:
+def test_embeddings_and_invocations_are_served(worker: WorkerProcess) -> None:
     vectors = []
     for path in ("/v1/embeddings", "/invocations"):
         status, answer = worker.ask("http", path, BODY)
@@ -110,7 +110,7 @@ def test_it_serves_embeddings_and_invocations(worker: WorkerProcess) -> None:
         ("/score", {"queries": "a cat", "documents": ["a dog"]}),
     ],
 )
-def test_invocations_refuse_a_model_that_is_not_served_in_every_form(
+def test_invocations_reject_an_unknown_model_in_every_form(
     worker: WorkerProcess, path: str, body: dict[str, Any]
 ) -> None:
     for served in (body, body | {"model": "minilm"}):
@@ -120,7 +120,7 @@ def test_invocations_refuse_a_model_that_is_not_served_in_every_form(
     assert (refused[0], "The model `typo` does not exist." in refused[1].decode()) == (404, True)
 
 
-def test_it_serves_dynamos_frontend(worker: WorkerProcess) -> None:
+def test_dynamos_frontend_is_served(worker: WorkerProcess) -> None:
     port = free_port()
     environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
     with (worker.folder / "frontend.log").open("wb") as log:
@@ -149,7 +149,7 @@ def test_it_serves_dynamos_frontend(worker: WorkerProcess) -> None:
         frontend.wait(20)
 
 
-def test_its_metrics_stand_next_to_vllms(worker: WorkerProcess) -> None:
+def test_metrics_of_vllm_and_of_the_worker_are_served(worker: WorkerProcess) -> None:
     text = worker.ask("system", "/metrics")[1].decode()
     for name in ("vllmendpoint_probe_latency_seconds_bucket", "vllmendpoint_probes_total", "vllm:"):
         assert any(line.startswith(name) for line in text.splitlines()), name
@@ -176,7 +176,7 @@ def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerPr
         ),
     ],
 )
-def test_what_asks_for_text_is_refused(
+def test_a_payload_that_generates_text_is_rejected(
     worker: WorkerProcess, settings: dict[str, Any], field: str, says: str
 ) -> None:
     digest = worker.settings(QUICK | settings)
@@ -200,7 +200,7 @@ def test_what_asks_for_text_is_refused(
     ],
     ids=["too-long", "dimensions", "out-of-vocabulary", "truncation"],
 )
-def test_what_only_vllm_refuses_is_refused_while_the_replica_stays_ready(
+def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
     worker: WorkerProcess, payload: dict[str, Any], field: str, says: str
 ) -> None:
     before = worker.report().health_check
@@ -220,7 +220,7 @@ def test_what_only_vllm_refuses_is_refused_while_the_replica_stays_ready(
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
-def test_users_embeddings_spare_the_probe(worker: Spied) -> None:
+def test_embeddings_of_users_postpone_the_probe(worker: Spied) -> None:
     with Load(worker, 1, BODY, "/v1/embeddings") as load:
         wait(lambda: load.answers > 0)
         worker.ask("report", "/probe", {}, method="POST")
@@ -233,7 +233,7 @@ def test_users_embeddings_spare_the_probe(worker: Spied) -> None:
         assert (report.time - report.verdict.last_proof_of_life).total_seconds() < PERIOD
 
 
-def test_a_frozen_engine_is_stalled_and_comes_back(worker: WorkerProcess) -> None:
+def test_a_frozen_engine_is_stalled_and_recovers(worker: WorkerProcess) -> None:
     with stopped(worker.engine_core()):
         # The contract's bound (period + timeout + 1), and room for a slow machine.
         took = worker.until(lambda report: report.verdict.state == Verdict.STALLED, PERIOD + TIMEOUT + 6.0)
@@ -250,7 +250,7 @@ def test_dynamos_health_is_never_ready_over_a_frozen_engine(worker: WorkerProces
     assert_health_follows(worker)
 
 
-def test_sigterm_ends_it_with_zero(worker: WorkerProcess) -> None:
+def test_sigterm_ends_the_worker_with_exit_code_zero(worker: WorkerProcess) -> None:
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(40.0) == 0
     assert "Traceback" not in "".join(worker.log_lines())

@@ -122,7 +122,9 @@ def streamed(answer: tuple[int, str, str], least: int = 1) -> str:
     return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
 
 
-def test_a_script_that_cannot_be_imported_is_told_within_seconds(worker: WorkerProcess, folder: Path) -> None:
+def test_a_script_that_cannot_be_imported_is_reported_within_seconds(
+    worker: WorkerProcess, folder: Path
+) -> None:
     (folder / "model.py").write_text("def f(:\n")
     worker.start()
     # After the heavy imports; what is refused is told in three steps.
@@ -140,7 +142,7 @@ def test_a_script_that_cannot_be_imported_is_told_within_seconds(worker: WorkerP
     assert worker.report().stage.name == "Refused"
 
 
-def test_a_ping_that_blocks_the_start_is_named_and_its_mended_script_taken_up(
+def test_a_ping_that_blocks_the_start_is_named_and_its_corrected_script_is_loaded(
     worker: WorkerProcess, folder: Path
 ) -> None:
     (folder / "model.py").write_text(
@@ -189,7 +191,7 @@ def test_the_guides_complete_example_generates_on_the_live_engine(
     assert worker.ask("http", "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 2})[0] == 200
 
 
-def test_the_crs_script_is_taken_in_without_a_restart(worker: WorkerProcess) -> None:
+def test_a_script_in_the_spec_is_activated_without_a_restart(worker: WorkerProcess) -> None:
     pid, engine = worker.pid, worker.engine_core()
     slow: list[tuple[int, Any]] = []
 
@@ -216,7 +218,7 @@ def test_the_crs_script_is_taken_in_without_a_restart(worker: WorkerProcess) -> 
     assert report.ready
 
 
-def test_a_bad_change_keeps_the_last_good_handlers(worker: WorkerProcess) -> None:
+def test_a_rejected_change_keeps_the_last_valid_handlers(worker: WorkerProcess) -> None:
     take(worker, SWAPPED, ping="model:gone")
     worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30)
     report = worker.report()
@@ -226,7 +228,7 @@ def test_a_bad_change_keeps_the_last_good_handlers(worker: WorkerProcess) -> Non
     assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
 
 
-def test_handlers_and_the_health_check_that_they_set_are_in_force_together_or_not_at_all(
+def test_handlers_and_their_health_check_become_active_together(
     worker: WorkerProcess,
 ) -> None:
     before = worker.report()
@@ -251,7 +253,7 @@ def test_handlers_and_the_health_check_that_they_set_are_in_force_together_or_no
     assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "another"}
 
 
-def test_a_custom_ping_that_is_not_200_makes_it_unready(worker: WorkerProcess) -> None:
+def test_a_custom_ping_other_than_200_makes_the_worker_unready(worker: WorkerProcess) -> None:
     script = """
 from fastapi import Response
 def custom_sagemaker_ping_handler(request):
@@ -269,7 +271,7 @@ def custom_sagemaker_ping_handler(request):
     worker.until(lambda report: report.ready, 60)
 
 
-def test_a_handler_that_blocks_the_loop_is_named(worker: WorkerProcess) -> None:
+def test_the_report_names_a_handler_that_blocks_the_loop(worker: WorkerProcess) -> None:
     blocking = """
 import time
 async def custom_sagemaker_invocation_handler(request):
@@ -286,7 +288,7 @@ async def custom_sagemaker_invocation_handler(request):
     worker.until(lambda report: report.ready, 30)
 
 
-def test_hanging_and_raising_handlers_stop_nobody(worker: WorkerProcess) -> None:
+def test_hanging_and_failing_handlers_do_not_affect_other_requests(worker: WorkerProcess) -> None:
     script = """
 import time
 def custom_sagemaker_invocation_handler(request):
@@ -314,7 +316,7 @@ def custom_sagemaker_invocation_handler(request):
     assert "secret" not in error.message
 
 
-def test_without_handlers_it_is_vllms_own_again(worker: WorkerProcess, folder: Path) -> None:
+def test_removed_handlers_are_replaced_by_vllms_own(worker: WorkerProcess, folder: Path) -> None:
     (folder / "model.py").unlink()
     digest = worker.settings(CHECK)
     worker.until(
@@ -350,7 +352,7 @@ def test_pre_and_post_processing_around_vllms_own_routes(worker: WorkerProcess) 
 
 
 @pytest.mark.parametrize("ping", [None, "vllm.entrypoints.openai.api_server:health"])
-def test_invocations_stream_and_fail_as_vllms_own(worker: WorkerProcess, ping: str | None) -> None:
+def test_invocations_stream_and_fail_as_vllms_own_routes(worker: WorkerProcess, ping: str | None) -> None:
     digest = take(worker, None, ping=ping)
     worker.until(lambda report: report.configuration.settings_hash == digest, 30)
     report = worker.report()

@@ -157,7 +157,7 @@ def through_frontend(worker: Spied, path: str, body: dict[str, Any]) -> Any:
 # --- a classifier
 
 
-def test_a_classifier_is_asked_for_a_label(classifier: Spied) -> None:
+def test_a_classifier_is_probed_for_a_label(classifier: Spied) -> None:
     assert default(classifier) == (ModelType.CLASSIFY, {"input": "test", "_health_check": True})
     seen = classifier.probes_seen()[-1]
     assert (seen["pooling"]["task"], classifier.prompt(seen)) == ("classify", "[CLS] test [SEP]")
@@ -195,7 +195,7 @@ def test_a_classifier_takes_vllms_fields(classifier: Spied, payload: dict[str, A
         ({"input": "cat " * 100}, ".input", "is refused by vLLM: "),
     ],
 )
-def test_what_a_classifier_cannot_be_asked_is_refused(
+def test_an_unsuitable_payload_for_a_classifier_is_rejected(
     classifier: Spied, payload: dict[str, Any], field: str, says: str
 ) -> None:
     where, message = refusal(classifier, payload)
@@ -224,7 +224,7 @@ def test_a_frozen_classifier_is_never_healthy(classifier: Spied) -> None:
 # --- a reranker
 
 
-def test_a_reranker_is_asked_for_a_score(reranker: Spied) -> None:
+def test_a_reranker_is_probed_for_a_score(reranker: Spied) -> None:
     payload = {"query": "test", "documents": ["test"], "_health_check": True}
     assert default(reranker) == (ModelType.SCORE, payload)
     seen = reranker.probes_seen()[-1]
@@ -246,7 +246,7 @@ def test_a_reranker_is_asked_for_a_score(reranker: Spied) -> None:
     ],
     ids=["rerank", "one", "queries", "items", "text", "data", "truncated", "input"],
 )
-def test_a_reranker_takes_every_form_that_vllm_takes(reranker: Spied, payload: dict[str, Any]) -> None:
+def test_a_reranker_accepts_every_form_of_vllm(reranker: Spied, payload: dict[str, Any]) -> None:
     asked_with(reranker, payload)
 
 
@@ -262,7 +262,7 @@ def test_a_reranker_takes_every_form_that_vllm_takes(reranker: Spied, payload: d
         ({"query": "x", "documents": ["y"], "top_n": -1}, ".top_n", "is refused by vLLM: "),
     ],
 )
-def test_what_a_reranker_cannot_be_asked_is_refused(
+def test_an_unsuitable_payload_for_a_reranker_is_rejected(
     reranker: Spied, payload: dict[str, Any], field: str, says: str
 ) -> None:
     where, message = refusal(reranker, payload)
@@ -278,7 +278,7 @@ def test_a_reranker_serves_its_own_routes_and_invocations(reranker: Spied) -> No
         assert len(json.loads(answer)["results"]) == 2
 
 
-def test_users_of_a_reranker_spare_the_probe(reranker: Spied) -> None:
+def test_requests_of_users_postpone_the_probe_of_a_reranker(reranker: Spied) -> None:
     asked_with(reranker, None)
     body = {"model": "pooled", "query": "a cat", "documents": ["a kitten"]}
     with Load(reranker, 1, body, "/rerank") as load:
@@ -298,7 +298,7 @@ def test_a_frozen_reranker_is_never_healthy(reranker: Spied) -> None:
 # --- a label for every token
 
 
-def test_a_token_classifier_is_asked_for_its_labels(tagger: Spied) -> None:
+def test_a_token_classifier_is_probed_for_its_labels(tagger: Spied) -> None:
     assert default(tagger) == (ModelType.POOLING, {"input": "test", "_health_check": True})
     assert tagger.probes_seen()[-1]["pooling"]["task"] == "token_classify"
     status, answer = tagger.ask("http", "/pooling", {"model": "pooled", "input": "a cat"})
@@ -327,7 +327,7 @@ def refused_at_start(worker: WorkerProcess, seconds: float) -> tuple[str, str]:
     return problem.field, problem.message
 
 
-def test_a_model_that_only_transcribes_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+def test_a_transcription_model_is_rejected_before_it_is_loaded(tmp_path: Path) -> None:
     worker = WorkerProcess(
         tmp_path / "worker", make_whisper(tmp_path / "whisper"), {}, ["--max-model-len", "64"]
     )
@@ -347,7 +347,7 @@ def test_a_model_that_only_transcribes_is_refused_before_it_is_loaded(tmp_path: 
         ("Embedding", "model.type is Embedding, but the tasks that vLLM has for the model make it Classify"),
     ],
 )
-def test_a_declared_type_that_the_model_has_not_is_refused(
+def test_a_declared_type_that_differs_from_the_models_is_rejected(
     started: Callable[..., Spied], declared: str, says: str
 ) -> None:
     worker = started("BertForSequenceClassification", 3, {names.ENV_MODEL_TYPE: declared})

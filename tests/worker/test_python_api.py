@@ -180,7 +180,7 @@ def marked(payload: dict[str, Any]) -> dict[str, Any]:
     return payload | {"_health_check": True, "_HEALTH_CHECK": True}
 
 
-def test_the_complete_example_as_printed(run: Callable[..., Program]) -> None:
+def test_the_guides_complete_example_works_as_printed(run: Callable[..., Program]) -> None:
     """Its own settings of the environment reach Dynamo: probing is on, the first after 30 idle seconds."""
     program = run(COMPLETE_EXAMPLE)
     program.until(lambda: "Health check task started for: generate" in program.output())
@@ -202,7 +202,7 @@ def test_health_follows_the_handler(run: Callable[..., Program]) -> None:
     assert all(request == marked(MINIMAL) for request in program.requests())
 
 
-def test_the_documents_example_as_printed(run: Callable[..., Program]) -> None:
+def test_the_example_of_the_documentation_works_as_printed(run: Callable[..., Program]) -> None:
     """docs/health-checks.md, "From Python"."""
     section = (ROOT / "docs/health-checks.md").read_text().split("## From Python", 1)[1].split("\n## ", 1)[0]
     block = section.split("```python\n", 1)[1].split("```", 1)[0]
@@ -213,7 +213,7 @@ def test_the_documents_example_as_printed(run: Callable[..., Program]) -> None:
     )
 
 
-def test_users_requests_and_the_canarys_reach_the_same_handler(run: Callable[..., Program]) -> None:
+def test_requests_of_users_and_of_the_canary_reach_the_same_handler(run: Callable[..., Program]) -> None:
     """What Dynamo's endpoint has upstream works through ours: here ``client()``."""
     ask = """
 serving = endpoint.serve_endpoint(handler.generate, health_check_payload={"prompt": "1"})
@@ -231,14 +231,14 @@ await serving
 
 
 @pytest.mark.parametrize("signature", [", context", ", ctx"])
-def test_a_handler_with_the_context_gets_it(run: Callable[..., Program], signature: str) -> None:
+def test_a_handler_receives_the_context(run: Callable[..., Program], signature: str) -> None:
     program = run(CUSTOM_PAYLOAD, signature=signature, environ=EACH_SECOND)
     program.until_health(200, "ready")
     payload = {"prompt": "What is 1+1?", "max_tokens": 2, "temperature": 0.0}
     assert program.said()[0] == {"request": marked(payload), "with_context": True}
 
 
-def test_basic_usage_asks_a_chat_model_to_chat(run: Callable[..., Program], toy_model: Path) -> None:
+def test_basic_usage_sends_messages_to_a_chat_model(run: Callable[..., Program], toy_model: Path) -> None:
     program = run(BASIC_USAGE, model=str(toy_model), environ=EACH_SECOND)
     program.until_health(200, "ready")
     chat = {
@@ -281,7 +281,7 @@ def test_basic_usage_asks_a_chat_model_to_chat(run: Callable[..., Program], toy_
     ],
     ids=["custom default", "custom default, got", "config", "environment", "runtime", "model-specific"],
 )
-def test_the_other_blocks_as_printed(
+def test_the_guides_other_code_blocks_work_as_printed(
     run: Callable[..., Program], blocks: list[str], environ: dict[str, str], payload: dict[str, Any]
 ) -> None:
     program = run(*blocks, environ=EACH_SECOND | environ)
@@ -290,7 +290,7 @@ def test_the_other_blocks_as_printed(
 
 
 @pytest.mark.parametrize("environ", [{}, {"DYN_HEALTH_CHECK_ENABLED": "0"}], ids=["unset", "off"])
-def test_disabled_means_that_nobody_asks(run: Callable[..., Program], environ: dict[str, str]) -> None:
+def test_no_payload_is_sent_if_it_is_disabled(run: Callable[..., Program], environ: dict[str, str]) -> None:
     """Dynamo calls the endpoint ready once it is registered, as it does one that is not checked."""
     program = run(CUSTOM_PAYLOAD, environ=environ | {"DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true"})
     program.until_health(200, "ready")
@@ -298,7 +298,7 @@ def test_disabled_means_that_nobody_asks(run: Callable[..., Program], environ: d
     assert "Health check task started" not in program.output()
 
 
-def test_health_is_where_the_guide_asks_for_it(run: Callable[..., Program]) -> None:
+def test_health_is_served_at_the_guides_address(run: Callable[..., Program]) -> None:
     """Port 8082 of localhost, where nobody names a port; 127.0.0.1 only."""
     program = run(COMPLETE_EXAMPLE, environ={"DYN_SYSTEM_PORT": "", "DYN_SYSTEM_HOST": ""})
     found = program.until(
@@ -318,7 +318,7 @@ def test_health_is_where_the_guide_asks_for_it(run: Callable[..., Program]) -> N
         ),
     ],
 )
-def test_a_bad_value_ends_the_program_with_its_sentence(
+def test_an_invalid_value_ends_the_program_with_the_message(
     run: Callable[..., Program], environ: dict[str, str], sentence: str
 ) -> None:
     program = run(SERVE_WITHOUT, environ=environ)

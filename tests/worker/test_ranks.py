@@ -94,7 +94,7 @@ def test_a_frozen_rank_is_named_under_traffic_that_the_other_answers(
     assert {state for _, state in states(worker)} <= {Verdict.GENERATING, Verdict.BUSY}
 
 
-def test_a_frozen_rank_is_seen_while_the_worker_is_idle(worker: WorkerProcess) -> None:
+def test_a_frozen_rank_is_detected_while_the_worker_is_idle(worker: WorkerProcess) -> None:
     worker.until(lambda report: report.ready, 60.0)
     with stopped(core(worker, 1)):
         took = worker.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)
@@ -103,7 +103,7 @@ def test_a_frozen_rank_is_seen_while_the_worker_is_idle(worker: WorkerProcess) -
     worker.until(lambda report: report.ready, 60.0)
 
 
-def test_a_changed_payload_is_tried_on_the_rank_that_answers(worker: WorkerProcess) -> None:
+def test_a_changed_payload_is_tried_on_a_healthy_rank(worker: WorkerProcess) -> None:
     worker.until(lambda report: report.ready, 60.0)
     with stopped(core(worker, 0)):
         worker.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)
@@ -113,7 +113,7 @@ def test_a_changed_payload_is_tried_on_the_rank_that_answers(worker: WorkerProce
         assert problem.field == "healthCheck.payload.logprobs"
 
 
-def test_so_it_is_for_a_model_that_is_pooled(pooled: WorkerProcess) -> None:
+def test_a_frozen_rank_of_a_pooling_model_is_detected(pooled: WorkerProcess) -> None:
     wait(lambda: states(pooled) == [(0, Verdict.GENERATING), (1, Verdict.GENERATING)])
     with stopped(core(pooled, 1)):
         pooled.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)

@@ -56,7 +56,7 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.timeout(120)
 
 
-def test_vllm_tells_what_is_the_requests_fault_and_names_the_parameter() -> None:
+def test_vllm_classifies_rejected_requests_and_names_the_parameter() -> None:
     refused = VLLMValidationError("too many", parameter="logprobs", value=50)
     found = upstream.rejection_of(refused)
     assert found == upstream.rejection_of(vllm_client_error(refused))
@@ -177,7 +177,7 @@ def test_signatures(function: Any, needed: list[str]) -> None:
     assert [name for name in needed if name not in parameters(function)] == []
 
 
-def test_what_the_engine_client_and_its_stats_have() -> None:
+def test_members_of_the_engine_client_and_its_statistics() -> None:
     for name in ("get_num_unfinished_requests", "get_supported_tasks", "errored"):
         assert hasattr(AsyncLLM, name)
     for record, fields in (
@@ -208,7 +208,7 @@ def test_what_the_engine_client_and_its_stats_have() -> None:
     )
 
 
-def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered() -> None:
+def test_a_generating_worker_receives_its_handler_before_it_is_registered() -> None:
     """The factory calls register_engine_routes, then register_vllm_model, then serves handler.generate."""
     source = inspect.getsource(upstream._dynamo_worker.WorkerFactory._run_decode_worker)
     places = [
@@ -218,7 +218,7 @@ def test_a_worker_that_generates_is_handed_its_handler_before_it_is_registered()
     assert places == sorted(places)
 
 
-def test_wherever_upstream_ends_the_process_over_a_dead_engine_it_asks_the_runtime_first() -> None:
+def test_upstream_shuts_the_runtime_down_before_it_exits_over_a_dead_engine() -> None:
     """There we say why: ``ShutdownInterceptor`` stands for the runtime."""
     for module in (handlers, engine_monitor):
         source = inspect.getsource(module)
@@ -227,7 +227,7 @@ def test_wherever_upstream_ends_the_process_over_a_dead_engine_it_asks_the_runti
         assert 0 < len(ends) == len(told), module
 
 
-def test_upstreams_embedding_worker_is_the_one_that_ours_stands_for() -> None:
+def test_upstreams_embedding_worker_has_the_steps_that_ours_replaces() -> None:
     """``_HookedFactory`` replaces upstream's steps. When they change, compare its own steps with them."""
     ours, theirs = upstream._dynamo_worker._HookedFactory, upstream._dynamo_worker.WorkerFactory
     assert parameters(ours._create_embedding_worker) == parameters(theirs._create_embedding_worker)
@@ -236,14 +236,14 @@ def test_upstreams_embedding_worker_is_the_one_that_ours_stands_for() -> None:
     assert hashlib.sha256(" ".join(steps.split()).encode()).hexdigest()[:16] == "ead58c5fb7c4f081", steps
 
 
-def test_what_is_given_to_users_as_text_is_decoded_by_the_models_own_tokenizer() -> None:
+def test_text_for_users_is_decoded_by_the_models_own_tokenizer() -> None:
     source = inspect.getsource(OnlineRenderer)
     assert "self.renderer.get_tokenizer()" in source
     assert "skip_special_tokens" in parameters(TokenizerLike.decode)
     assert SamplingParams().skip_special_tokens is True
 
 
-def test_no_route_of_vllms_that_means_healthy_is_left_unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_health_check_of_vllm_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new GET route fails here: add it to HEALTH_PATHS where it means healthy, else to the list below."""
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     app = FastAPI(openapi_url=None)
@@ -275,7 +275,7 @@ def test_no_route_of_vllms_that_means_healthy_is_left_unguarded(monkeypatch: pyt
     )
 
 
-def test_vllms_invocations_are_wrapped_as_they_are_taken_apart() -> None:
+def test_vllms_invocations_route_has_the_expected_wrappers() -> None:
     app = FastAPI(openapi_url=None)
     app.state.args = types.SimpleNamespace()
     upstream._http.register_api_routers(app.state.args, app, ("generate",), None)
@@ -321,7 +321,7 @@ async def test_the_readiness_middleware_precedes_the_users_middleware(
     assert tuple(sent) == statuses
 
 
-def test_request_fields_hold_the_guides_payloads() -> None:
+def test_request_fields_contain_the_guides_payloads() -> None:
     fields = upstream.request_fields()
     origin = SettingOrigin(PayloadSource.SPEC, "payload")
     for level in Level:
@@ -330,11 +330,11 @@ def test_request_fields_hold_the_guides_payloads() -> None:
     assert len(check_payload({"prompt": "x", "promptt": "y"}, origin, fields, None)) == 1
 
 
-def test_canary_marker_is_upstreams() -> None:
+def test_the_canarys_marker_is_upstreams() -> None:
     assert upstream.HEALTH_CHECK_KEY == "_HEALTH_CHECK"
 
 
-async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engine() -> None:
+async def test_the_canary_is_answered_from_the_verdict_and_other_requests_by_the_engine() -> None:
     asked: list[Any] = []
 
     async def generate(request: Any, context: Any) -> Any:
@@ -353,7 +353,7 @@ async def test_the_canary_is_answered_from_the_verdict_and_users_reach_the_engin
     assert [chunk async for chunk in answer({"token_ids": [1]}, context="c")] == [{"token_ids": [7]}]
 
 
-async def test_a_download_has_ended_before_vllm_looks_at_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_download_ends_before_vllm_inspects_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     async def fetch(config: Any) -> None:
@@ -435,7 +435,7 @@ def test_the_config_file_becomes_arguments() -> None:
     ]
 
 
-async def test_what_stands_before_all_options_is_refused_and_no_name_of_the_model() -> None:
+async def test_a_positional_argument_is_rejected() -> None:
     """In the operator's order of arguments; the other way round vLLM would take it for one more name."""
     with pytest.raises(EngineStartError, match="unrecognized arguments: 512"):
         await upstream.parse_arguments(
@@ -443,7 +443,7 @@ async def test_what_stands_before_all_options_is_refused_and_no_name_of_the_mode
         )
 
 
-def test_the_environment_is_made_one_that_upstream_survives() -> None:
+def test_the_environment_is_converted_for_upstream() -> None:
     environ = {"DYN_HEALTH_CHECK_ENABLED": "1", "DYN_CANARY_WAIT_TIME": "0.5", "VLLM_PLUGINS": "a", "X": "y"}
     clear_environment(environ, ["DYN_HEALTH_CHECK_LEVEL"], ["ours"])
     assert environ["DYN_HEALTH_CHECK_ENABLED"] == "true"
@@ -453,7 +453,7 @@ def test_the_environment_is_made_one_that_upstream_survives() -> None:
     assert environ["X"] == "y"
 
 
-def test_the_stat_logger_hands_over_what_vllm_counts() -> None:
+def test_the_stat_logger_records_vllms_counts() -> None:
     logger = upstream.ProgressLogger(None)
     assert upstream.ProgressLogger(None, 1)
     assert PROGRESS.ranks == [0, 1]
@@ -483,25 +483,25 @@ def test_a_request_can_name_its_data_parallel_rank() -> None:
         assert name in clients
 
 
-def test_scores_are_asked_of_the_engine_client_under_the_probes_name() -> None:
+def test_scores_are_requested_with_the_probes_id() -> None:
     """``Scorer`` puts a client of its own in the place of vLLM's, and the request's id comes from it."""
     source = inspect.getsource(PoolingBaseServing._prepare_generators)
     assert "self.engine_client.encode(" in source
     assert "request_id=prompt_request_id" in source
 
 
-def test_a_request_to_pool_is_told_by_its_encoding() -> None:
+def test_a_pooling_request_is_recognized_by_its_encoding() -> None:
     assert 'if "encoding_format" in request:' in inspect.getsource(
         upstream._dynamo_worker.ClassifyWorkerHandler.generate
     )
 
 
-def test_our_stat_logger_comes_before_vllms_own() -> None:
+def test_the_workers_stat_logger_precedes_vllms_own() -> None:
     source = inspect.getsource(StatLoggerManager.__init__)
     assert source.index("extend(custom_stat_loggers)") < source.index("LoggingStatLogger")
 
 
-def test_dynamos_routers_are_told_when_the_number_changes() -> None:
+def test_used_blocks_are_published_only_when_they_change() -> None:
     assert "self.inner.publish(" in inspect.getsource(publisher.DynamoStatLoggerPublisher.record)
     assert publisher.StatLoggerFactory(None).created_loggers == {}
     told: list[tuple[Any, ...]] = []
@@ -514,7 +514,7 @@ def test_dynamos_routers_are_told_when_the_number_changes() -> None:
 
 
 @pytest.mark.parametrize("dead", [None, "vLLM reports EngineDeadError"])
-def test_upstreams_end_over_a_dead_engine_has_our_last_words(dead: str | None) -> None:
+def test_a_dead_engine_is_reported_before_upstream_ends_the_process(dead: str | None) -> None:
     called: list[str] = []
     engine = types.SimpleNamespace(dead=lambda: dead, on_died=lambda: called.append("died"))
     runtime = types.SimpleNamespace(shutdown=lambda: called.append("shutdown"), endpoint="theirs")

@@ -58,7 +58,7 @@ class Plain:
         (None, None),
     ],
 )
-def test_defaults_are_the_guides(
+def test_default_payloads_are_the_guides(
     monkeypatch: pytest.MonkeyPatch, level: Level, word: str | None, model_type: ModelType | None
 ) -> None:
     monkeypatch.setenv("DYN_HEALTH_CHECK_LEVEL", level.value.lower())
@@ -70,7 +70,7 @@ def test_minimal_without_any_setting() -> None:
     assert get_health_check_payload(config=None, model_type="chat") == CHAT
 
 
-def test_a_new_dict_every_time() -> None:
+def test_every_call_returns_a_new_dict() -> None:
     first = get_health_check_payload(Plain(), "chat")
     assert first is not None
     first["messages"][0]["content"] = "changed"
@@ -92,7 +92,9 @@ LEVELS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("stronger", "weaker"), [*itertools.combinations(LEVELS, 2)])
-def test_every_pair_of_levels(monkeypatch: pytest.MonkeyPatch, stronger: str, weaker: str) -> None:
+def test_the_level_with_the_higher_priority_is_used(
+    monkeypatch: pytest.MonkeyPatch, stronger: str, weaker: str
+) -> None:
     said = LEVELS[weaker] | LEVELS[stronger]
     config = {"model": "gpt2", "health_check_level": "standard"}
     if "env" in said:
@@ -109,11 +111,11 @@ def test_every_pair_of_levels(monkeypatch: pytest.MonkeyPatch, stronger: str, we
     [Config, Config(), {"health_check_payload": PAYLOAD}, {"health-check-payload": PAYLOAD}],
     ids=["class", "object", "mapping", "dashes"],
 )
-def test_forms_of_config(config: object) -> None:
+def test_all_forms_of_config_are_read(config: object) -> None:
     assert get_health_check_payload(config=config, model_type="generate") == PAYLOAD
 
 
-def test_level_of_the_config_and_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environments_level_has_priority_over_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     class Levelled:
         health_check_level = "standard"
         health_check_payload = None  # as Dynamo's own Config has it where nothing is set
@@ -123,7 +125,7 @@ def test_level_of_the_config_and_of_the_environment(monkeypatch: pytest.MonkeyPa
     assert get_health_check_payload(Levelled, "completion") == MINIMAL
 
 
-def test_config_file_where_no_config_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_config_the_config_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("model: gpt2\nhealth_check_level: standard\n")
     monkeypatch.setenv("VLLMENDPOINT_CONFIG_FILE", str(file))
@@ -135,7 +137,7 @@ def test_config_file_where_no_config_is_given(monkeypatch: pytest.MonkeyPatch, t
     assert get_health_check_payload(Plain(), "completion") == MINIMAL
 
 
-def test_payload_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_payload_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "health_check.json"
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", f"@{file}")
     with pytest.raises(HealthCheckRejectedError, match="names a file that does not exist: mount it"):
@@ -145,19 +147,21 @@ def test_payload_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1"])
-def test_disabled_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_disabled_payload_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD_DISABLED", value)
     assert get_health_check_payload(Config, "generate") is None
     assert payload_to_send(None, "e") is None
     assert payload_to_send(PAYLOAD, "e") is None  # a payload alone does not turn it on again
 
 
-def test_not_enabled_is_dynamos_to_obey(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turned_off_checks_still_return_a_payload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_HEALTH_CHECK_ENABLED", "false")
     assert get_health_check_payload(Config, "generate") == PAYLOAD
 
 
-def test_what_a_vllmendpoint_says_outranks_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_spec_of_a_vllmendpoint_has_the_highest_priority(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings/settings.json").write_text('{"healthCheck": {"level": "Standard"}, "hash": "h"}')
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(PAYLOAD))
@@ -165,7 +169,7 @@ def test_what_a_vllmendpoint_says_outranks_all(monkeypatch: pytest.MonkeyPatch, 
     assert payload_to_send(PAYLOAD, "e") == STANDARD | MARKERS
 
 
-def test_in_the_worker_the_environment_that_it_took_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_that_the_worker_removed_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REMOVED_VARIABLES, "DYN_HEALTH_CHECK_LEVEL", "standard")
     assert get_health_check_payload(Plain(), "completion") == STANDARD
 
@@ -219,7 +223,7 @@ def test_in_the_worker_the_environment_that_it_took_still_counts(monkeypatch: py
         ({}, Plain, 7, "Runtime: model_type is not a model type"),
     ],
 )
-def test_refused_with_source_field_and_fix(
+def test_an_invalid_setting_is_rejected_with_source_field_and_fix(
     monkeypatch: pytest.MonkeyPatch,
     environ: dict[str, str],
     config: object,
@@ -236,7 +240,7 @@ def test_refused_with_source_field_and_fix(
     assert "secret" not in str(refused.value)
 
 
-def test_the_log_says_level_and_source(
+def test_the_log_shows_level_and_source(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllmendpoint_worker"), "propagate", True)
@@ -270,7 +274,7 @@ def test_the_log_says_level_and_source(
         ({}, None),
     ],
 )
-def test_generate_is_told_by_the_chat_template(
+def test_generate_means_chat_if_the_model_has_a_chat_template(
     tmp_path: Path, files: dict[str, str], told: ModelType | None
 ) -> None:
     model = tmp_path / "model"
@@ -283,7 +287,7 @@ def test_generate_is_told_by_the_chat_template(
     assert payload == payload_for(Level.MINIMAL, told)
 
 
-def test_generate_looks_into_the_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_generate_finds_the_model_in_the_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert detect_model_type("org/model") is None
     revision = tmp_path / "models--org--model" / "snapshots" / "abc"
@@ -296,5 +300,5 @@ def test_generate_looks_into_the_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.parametrize("model", ["", None, 7, "a/b/c/d", "\0", "x" * 5000, "../..//"])
-def test_a_model_that_is_none_cannot_be_told(model: object) -> None:
+def test_the_type_of_an_invalid_model_is_unknown(model: object) -> None:
     assert detect_model_type(model) is None

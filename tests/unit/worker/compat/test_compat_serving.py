@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("nothing_set")
 # --- set_custom_health_check_payload
 
 
-async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
+async def test_the_worker_uses_the_custom_default(tmp_path: Path) -> None:
     sources = ConfigSources({"VLLMENDPOINT_SETTINGS_DIR": str(tmp_path)})
     assert sources.load().sources.custom_default is ABSENT
     configuration = Configuration(sources, WorkerState(worker_version="test"))
@@ -62,7 +62,7 @@ async def test_the_worker_takes_the_custom_default_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", [{}, [], "text", {"max_tokens": 1}, {"prompt": object()}, {"prompt": ""}])
-def test_a_bad_custom_default_is_refused_at_once_and_changes_nothing(payload: Any) -> None:
+def test_an_invalid_custom_default_is_rejected_and_changes_nothing(payload: Any) -> None:
     set_custom_health_check_payload(OTHER)
     with pytest.raises(
         HealthCheckRejectedError, match=r"^CustomDefault: set_custom_health_check_payload\(\)"
@@ -71,7 +71,7 @@ def test_a_bad_custom_default_is_refused_at_once_and_changes_nothing(payload: An
     assert CUSTOM_DEFAULT.value == OTHER
 
 
-def test_the_same_again_is_no_change() -> None:
+def test_an_equal_custom_default_is_not_a_change() -> None:
     """Or a script that is read again at every change would be one itself."""
     set_custom_health_check_payload(OTHER)
     version = CUSTOM_DEFAULT.version
@@ -79,7 +79,7 @@ def test_the_same_again_is_no_change() -> None:
     assert CUSTOM_DEFAULT.version == version
 
 
-def test_a_script_that_is_imported_takes_the_place_of_the_one_before() -> None:
+def test_an_imported_script_replaces_the_former_default() -> None:
     with CUSTOM_DEFAULT.capture_import() as first:
         set_custom_health_check_payload(OTHER)
         assert get_health_check_payload(None, "completion") == OTHER
@@ -109,7 +109,7 @@ async def ping():
 
 
 @pytest.mark.usefixtures("clean")
-async def test_a_handler_script_of_the_worker_sets_it(
+async def test_a_handler_script_sets_the_custom_default(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -138,7 +138,7 @@ async def test_a_handler_script_of_the_worker_sets_it(
 # --- serve_endpoint
 
 
-def test_a_payload_passed_outranks_all_and_carries_both_markers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_passed_payload_has_priority_and_both_markers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", "not even JSON")
     set_custom_health_check_payload(OTHER)
     mine = dict(PAYLOAD)
@@ -146,7 +146,7 @@ def test_a_payload_passed_outranks_all_and_carries_both_markers(monkeypatch: pyt
     assert mine == PAYLOAD
 
 
-def test_none_passed_the_other_levels_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_passed_payload_the_other_levels_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert payload_to_send(None, "e") == MINIMAL | MARKERS
     monkeypatch.setenv("DYN_HEALTH_CHECK_LEVEL", "standard")
     assert payload_to_send(None, "e") == STANDARD | MARKERS
@@ -159,7 +159,7 @@ def test_none_passed_the_other_levels_decide(monkeypatch: pytest.MonkeyPatch) ->
     assert payload_to_send(None, "e") == PAYLOAD | MARKERS
 
 
-def test_dynamos_own_form_passes() -> None:
+def test_dynamos_own_form_is_accepted() -> None:
     from dynamo.vllm.health_check import VllmEmbeddingHealthCheckPayload, VllmHealthCheckPayload
 
     theirs = VllmHealthCheckPayload().to_dict()
@@ -183,7 +183,7 @@ def test_dynamos_own_form_passes() -> None:
         ({"token_ids": [1], "x": {1, 2}}, "Runtime: health_check_payload holds something that JSON cannot"),
     ],
 )
-def test_a_bad_payload_is_refused_before_anything_is_served(payload: object, sentence: str) -> None:
+def test_an_invalid_payload_is_rejected_before_the_endpoint_is_served(payload: object, sentence: str) -> None:
     with pytest.raises(HealthCheckRejectedError) as refused:
         payload_to_send(payload, "e")
     assert str(refused.value).startswith(sentence)
@@ -229,7 +229,7 @@ class Methods:
         (Methods(), ("r", "c")),
     ],
 )
-async def test_handlers_of_one_and_of_two_arguments(handler: Any, expected: object) -> None:
+async def test_handlers_with_one_and_two_arguments_are_called(handler: Any, expected: object) -> None:
     """As Dynamo calls: the context by name, and only where the handler has a parameter of that name."""
     import inspect
 
@@ -239,7 +239,7 @@ async def test_handlers_of_one_and_of_two_arguments(handler: Any, expected: obje
     assert [item async for item in answer] == [expected]
 
 
-def test_a_handler_that_dynamo_can_call_is_not_wrapped() -> None:
+def test_a_handler_that_dynamo_calls_correctly_is_not_wrapped() -> None:
     assert _with_named_context(_one) is _one
     assert _with_named_context(_named) is _named
     assert _with_named_context(print) is print
@@ -284,7 +284,9 @@ def test_a_handler_that_dynamo_can_call_is_not_wrapped() -> None:
         ),
     ],
 )
-def test_what_dynamo_reads(environ: dict[str, str], variables: dict[str, str]) -> None:
+def test_the_guides_variables_are_converted_to_dynamos(
+    environ: dict[str, str], variables: dict[str, str]
+) -> None:
     assert dynamo_variables(environ) == variables
 
 
@@ -299,12 +301,12 @@ def test_what_dynamo_reads(environ: dict[str, str], variables: dict[str, str]) -
         ("PAYLOAD_DISABLED", "maybe"),
     ],
 )
-def test_what_dynamo_must_not_read(name: str, value: str) -> None:
+def test_invalid_variables_are_rejected(name: str, value: str) -> None:
     with pytest.raises(HealthCheckRejectedError, match=f"^Environment: DYN_HEALTH_CHECK_{name} is n"):
         dynamo_variables({f"DYN_HEALTH_CHECK_{name}": value})
 
 
-def test_the_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYN_HEALTH_CHECK_ENABLED", "1")
     monkeypatch.setenv("DYN_HEALTH_CHECK_INTERVAL", "30")
     before = dict(os.environ)

@@ -26,7 +26,7 @@ from vllmendpoint_worker.config.handler_config import Route
         ("functions.py", HandlerSource.FUNCTION, {"status": "healthy"}, {"result": "processed"}),
     ],
 )  # fmt: skip
-async def test_the_guides_scripts(
+async def test_the_guides_scripts_work(
     served: Served, example: str, source: HandlerSource, ping: Any, invocations: Any
 ) -> None:
     served.script((GUIDE / example).read_text())
@@ -58,7 +58,7 @@ async def test_the_guides_scripts(
         {PING: "an_installed_module:health_check", INVOCATIONS: "an_installed_module:Class.inference"},
     ],
 )
-async def test_the_four_path_formats(
+async def test_all_four_path_formats_resolve(
     served: Served, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = """
@@ -113,7 +113,7 @@ def script_with(present: set[HandlerSource]) -> str:
 @pytest.mark.parametrize("route", list(Route))
 @pytest.mark.parametrize("strong", LEVELS)
 @pytest.mark.parametrize("weak", [*LEVELS[1:], HandlerSource.DEFAULT])
-async def test_every_pair_of_sources(
+async def test_the_source_with_the_higher_priority_is_selected(
     served: Served, route: Route, strong: HandlerSource, weak: HandlerSource
 ) -> None:
     if strong in LEVELS and weak in LEVELS and LEVELS.index(strong) >= LEVELS.index(weak):
@@ -136,7 +136,7 @@ async def test_every_pair_of_sources(
     assert other.source == (in_script[0] if in_script else HandlerSource.DEFAULT)
 
 
-async def test_nothing_asked_for_is_vllms_own(served: Served) -> None:
+async def test_without_custom_handlers_vllms_own_answer(served: Served) -> None:
     await served.start()
     assert (await served.ask()).text == "vLLM's ping"
     report = served.manager.report()
@@ -144,7 +144,7 @@ async def test_nothing_asked_for_is_vllms_own(served: Served) -> None:
     assert served.manager.custom_endpoint(Route.PING) is None
 
 
-async def test_the_crs_script_takes_the_place_of_the_one_in_the_model(served: Served) -> None:
+async def test_the_script_of_the_spec_replaces_the_models_script(served: Served) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'of the model'\n")
     served.environ[INVOCATIONS] = f"{served.folder}/model.py:invoke"
     served.spec(
@@ -155,7 +155,7 @@ async def test_the_crs_script_takes_the_place_of_the_one_in_the_model(served: Se
     assert (await served.ask("/invocations", {})).json() == 1
 
 
-async def test_decorators_of_other_files_do_not_count(served: Served) -> None:
+async def test_decorators_in_other_files_are_ignored(served: Served) -> None:
     served.script("def plain(request):\n    return 'plain'\n")
     served.script((GUIDE / "decorators.py").read_text(), "others.py")
     served.environ |= {PING: "others.py:my_ping"}
@@ -164,7 +164,9 @@ async def test_decorators_of_other_files_do_not_count(served: Served) -> None:
     assert (await served.ask()).json() == {"status": "ok"}
 
 
-async def test_what_vllm_has_moved_still_resolves(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_functions_that_vllm_has_moved_resolve_by_the_guides_path(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = type(sys)("vllm.entrypoints.openai.api_server")
     new = type(sys)("vllm.entrypoints.serve.instrumentator.health")
 
@@ -185,7 +187,7 @@ async def test_what_vllm_has_moved_still_resolves(served: Served, monkeypatch: p
 # --- what a script may do ---
 
 
-async def test_neighbours_dataclasses_and_plain_functions(served: Served) -> None:
+async def test_a_script_imports_another_file_with_dataclasses_and_functions(served: Served) -> None:
     served.script("WORD = 'first'\n", "neighbour.py")
     served.script("""
 from __future__ import annotations
@@ -214,7 +216,7 @@ async def custom_sagemaker_invocation_handler(payload: dict, again: int = 2):
     assert (await served.ask()).json() == {"word": "other", "count": 1}
 
 
-async def test_log_levels_stay(served: Served) -> None:
+async def test_a_load_does_not_change_log_levels(served: Served) -> None:
     root, other = logging.getLogger(), logging.getLogger("some.library")
     other.setLevel(logging.WARNING)
     before = (root.level, [handler.level for handler in root.handlers], list(root.handlers))
@@ -265,7 +267,7 @@ def test_importing_the_standards_package_changes_no_log_level() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-async def test_debug_says_which_handler_and_why(
+async def test_the_log_shows_the_selected_handler_and_the_reason(
     served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = logging.getLogger("vllmendpoint_worker.handlers")
@@ -290,7 +292,7 @@ async def test_debug_says_which_handler_and_why(
         ({}, "input_formatter(pre)\noutput_formatter(post)\ncustom_middleware('throttle')(throttle)\n"),
     ],
 )  # fmt: skip
-async def test_processing_before_and_after(
+async def test_pre_and_post_processing_change_request_and_response(
     served: Served, environ: dict[str, str], decorated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environ.items():

@@ -97,7 +97,7 @@ def later(served: Served, script: str, seconds: float = 0.6) -> threading.Timer:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-async def test_a_ping_that_blocks_the_loop_ends_when_the_script_is_mended(
+async def test_a_ping_that_blocks_the_loop_is_interrupted_when_the_script_changes(
     served: Served, blocked: Blocked, name: str
 ) -> None:
     served.script(PING + BLOCKS[name])
@@ -123,7 +123,7 @@ async def test_a_ping_that_blocks_the_loop_ends_when_the_script_is_mended(
     assert watch.report.state == PingState.PASSING
 
 
-async def test_a_task_that_blocks_the_loop(served: Served, blocked: Blocked) -> None:
+async def test_a_task_that_blocks_the_loop_is_interrupted(served: Served, blocked: Blocked) -> None:
     served.script(
         f"import asyncio, time\nasync def poll():\n    time.sleep(60)\nasyncio.create_task(poll())\n{MENDED}"
     )
@@ -136,7 +136,9 @@ async def test_a_task_that_blocks_the_loop(served: Served, blocked: Blocked) -> 
     assert "raised HandlerAbortedError at model.py line 3" in str(served.manager.report().last_error)
 
 
-async def test_a_middleware_that_blocks_the_loop_while_it_is_made(served: Served, blocked: Blocked) -> None:
+async def test_a_middleware_that_blocks_the_loop_in_its_constructor_is_interrupted(
+    served: Served, blocked: Blocked
+) -> None:
     served.script("""
 import time
 from model_hosting_container_standards.common.fastapi.middleware import custom_middleware
@@ -153,7 +155,7 @@ class Throttle:
     assert (await served.ask()).json() == 1
 
 
-async def test_an_import_that_hangs_is_given_up_when_the_script_is_mended(
+async def test_an_import_that_hangs_is_abandoned_when_the_script_changes(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_loader, "CHANGE_SECONDS", 0.1)
@@ -168,7 +170,7 @@ async def test_an_import_that_hangs_is_given_up_when_the_script_is_mended(
     assert (await served.ask()).json() == 1
 
 
-async def test_without_another_script_nothing_is_interrupted(served: Served, blocked: Blocked) -> None:
+async def test_unchanged_handlers_are_not_interrupted(served: Served, blocked: Blocked) -> None:
     served.script(f"{PING}    import time\n    time.sleep(1)\n    return 1\n")
     await served.start()
     watch = watch_of(served)
@@ -177,7 +179,7 @@ async def test_without_another_script_nothing_is_interrupted(served: Served, blo
     assert watch.report.state == PingState.PASSING
 
 
-async def test_a_handler_that_serves_is_given_time(
+async def test_a_handler_of_a_serving_worker_is_interrupted_only_after_the_patience(
     served: Served, blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocked.interrupter, "_is_serving", lambda: True)
@@ -192,7 +194,7 @@ async def test_a_handler_that_serves_is_given_time(
     timer.join()
 
 
-async def test_what_is_no_code_of_the_customers_is_not_interrupted(served: Served, blocked: Blocked) -> None:
+async def test_code_that_is_not_the_customers_is_not_interrupted(served: Served, blocked: Blocked) -> None:
     served.script(MENDED)
     await served.start()
     served.manager.mark_interrupted()
@@ -214,7 +216,7 @@ def starting() -> tuple[WorkerState, ManualClock]:
     return state, clock
 
 
-def test_a_handler_that_blocks_the_start_is_named() -> None:
+def test_the_report_names_a_handler_that_blocks_the_start() -> None:
     state, clock = starting()
     state.blocking_frame = lambda: "model.py line 3"
     clock.now += 7.9
@@ -231,7 +233,7 @@ def test_a_handler_that_blocks_the_start_is_named() -> None:
     assert state.report().stage.detail == ""
 
 
-def test_a_start_that_blocks_the_loop_itself_is_no_stall() -> None:
+def test_a_start_that_blocks_the_loop_is_not_a_stall() -> None:
     state, clock = starting()
     clock.now += 1000.0
     assert state.blocked_for() == 0.0

@@ -15,7 +15,7 @@ from vllmendpoint_worker.config.handler_config import HANDLER_VARIABLES, MIDDLEW
 from vllmendpoint_worker.handlers.loading import _standards, _standards_registry
 
 
-def test_the_version_is_one_of_those_it_was_written_against() -> None:
+def test_the_version_of_the_standards_package_is_supported() -> None:
     assert version("model-hosting-container-standards").startswith("0.1.")
 
 
@@ -46,7 +46,7 @@ def test_signatures(function: object, parameters: list[str]) -> None:
     assert list(inspect.signature(function).parameters) == parameters  # type: ignore[arg-type]
 
 
-def test_registries_are_what_is_emptied_and_put_back() -> None:
+def test_all_registries_are_emptied_and_restored() -> None:
     assert isinstance(HandlerRegistry()._handlers, dict), "_Registered stands for it"
     assert isinstance(_standards.handler_registry._decorator_handlers, dict)
     assert isinstance(_standards.middleware_registry._middlewares, dict)
@@ -63,7 +63,7 @@ def test_registries_are_what_is_emptied_and_put_back() -> None:
         _standards.handler_registry._decorator_handlers.clear()
 
 
-def test_what_a_load_registers_is_seen_by_no_other_context() -> None:
+def test_handlers_that_a_load_registers_are_visible_only_in_its_context() -> None:
     registry = _standards.handler_registry
     registry.set_handler("create_session", print)
     try:
@@ -85,7 +85,7 @@ def test_what_a_load_registers_is_seen_by_no_other_context() -> None:
         registry.remove_handler("create_session")
 
 
-def test_a_load_that_is_given_up_elsewhere_is_put_back() -> None:
+def test_a_load_abandoned_in_another_context_is_reverted() -> None:
     """Another thread closes what the load's thread has opened."""
     stack = ExitStack()
     opening = threading.Thread(target=lambda: stack.enter_context(_standards.empty_registries()))
@@ -94,7 +94,7 @@ def test_a_load_that_is_given_up_elsewhere_is_put_back() -> None:
     stack.close()
 
 
-def test_how_sessions_and_adapters_are_reached() -> None:
+def test_routes_and_headers_of_sessions_and_adapters() -> None:
     assert {
         type_: _standards_registry.adapter_route(type_) for type_ in _standards_registry.ADAPTER_TYPES
     } == {
@@ -109,7 +109,7 @@ def test_how_sessions_and_adapters_are_reached() -> None:
     assert source.count("_use_default_manager = ") == 2, "set once, and remembered"
 
 
-def test_names_of_the_guide() -> None:
+def test_names_that_the_guide_uses_exist() -> None:
     assert _standards.FUNCTION_NAMES == {
         Route.PING: "custom_sagemaker_ping_handler",
         Route.INVOCATIONS: "custom_sagemaker_invocation_handler",

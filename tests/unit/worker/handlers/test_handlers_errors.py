@@ -51,7 +51,7 @@ BAD_RESULTS = {
 
 @pytest.mark.parametrize("name", BAD_RESULTS)
 @pytest.mark.parametrize("plain", [False, True], ids=["coroutine", "thread"])
-async def test_a_result_that_cannot_be_sent_is_the_handlers_fault(
+async def test_a_result_that_json_cannot_represent_is_a_500_with_its_type(
     served: Served, log: pytest.LogCaptureFixture, name: str, plain: bool
 ) -> None:
     above, body, says = BAD_RESULTS[name]
@@ -69,7 +69,7 @@ async def test_a_result_that_cannot_be_sent_is_the_handlers_fault(
     assert error.message in log.text
 
 
-async def test_an_async_generator_as_a_handler(served: Served) -> None:
+async def test_an_async_generator_as_a_handler_is_a_500_with_a_remedy(served: Served) -> None:
     served.script(INVOCATION + "    yield 1\n")
     await served.start()
     assert (await served.ask("/invocations", {})).status_code == 500
@@ -123,7 +123,7 @@ async def custom_sagemaker_invocation_handler(request):
 """
 
 
-async def test_a_handler_that_awaits_a_cancelled_task_is_at_fault(served: Served) -> None:
+async def test_awaiting_a_cancelled_task_is_reported_as_the_handlers_error(served: Served) -> None:
     served.script(AWAITS_A_CANCELLED_TASK)
     await served.start()
     assert (await served.ask("/invocations", {})).status_code == 500
@@ -131,7 +131,7 @@ async def test_a_handler_that_awaits_a_cancelled_task_is_at_fault(served: Served
     assert newest(served).message == f"{name} raised CancelledError at model.py line 6."
 
 
-async def test_a_request_that_is_cancelled_is_no_fault_of_the_handler(served: Served) -> None:
+async def test_a_cancelled_request_is_not_reported(served: Served) -> None:
     served.script(f"import asyncio\n{INVOCATION}    await asyncio.sleep(60)\n")
     await served.start()
     asking = asyncio.create_task(served.ask("/invocations", {}))
@@ -167,7 +167,9 @@ async def detailed(request):
 
 @pytest.mark.parametrize("name", ["read_json", "loads", "loads_text", "declared"])
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe{", b'{"count": "x"} x'], ids=["open", "bytes", "extra"])
-async def test_a_body_that_is_not_json_is_the_clients_fault(served: Served, name: str, body: bytes) -> None:
+async def test_a_body_that_is_not_json_is_a_400_and_not_reported(
+    served: Served, name: str, body: bytes
+) -> None:
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
@@ -178,7 +180,7 @@ async def test_a_body_that_is_not_json_is_the_clients_fault(served: Served, name
 
 
 @pytest.mark.parametrize("name", ["fastapis", "starlettes", "detailed"])
-async def test_an_answer_that_the_handler_raises_is_no_failure(served: Served, name: str) -> None:
+async def test_an_http_exception_of_the_handler_is_not_reported(served: Served, name: str) -> None:
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
@@ -186,7 +188,9 @@ async def test_an_answer_that_the_handler_raises_is_no_failure(served: Served, n
     assert served.manager.report().last_error is None
 
 
-async def test_an_answer_that_vllms_exception_handler_fails_on(served: Served) -> None:
+async def test_an_http_exception_that_vllms_exception_handler_does_not_support_is_answered(
+    served: Served,
+) -> None:
     """It takes a text and a status that Python has a name for."""
     import fastapi
 
@@ -202,7 +206,7 @@ async def test_an_answer_that_vllms_exception_handler_fails_on(served: Served) -
     assert served.manager.report().last_error is None
 
 
-async def test_a_wrong_parameter_is_the_clients_fault(served: Served) -> None:
+async def test_an_invalid_parameter_is_a_422_and_not_reported(served: Served) -> None:
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = "model:declared"
     await served.start()
@@ -211,7 +215,7 @@ async def test_a_wrong_parameter_is_the_clients_fault(served: Served) -> None:
     assert (await served.ask("/invocations", {"count": 2})).json() == 2
 
 
-async def test_what_vllm_refuses_is_answered_as_on_its_own_routes(
+async def test_a_value_that_vllm_rejects_is_answered_as_on_vllms_routes(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = type(sys)("vllm.sampling")
@@ -300,7 +304,9 @@ async def dependency(request: Request, x=Depends(needed)):
         ("dependency", "raised KeyError at model.py line 8."),
     ],
 )
-async def test_what_fails_after_the_handler_has_returned(served: Served, name: str, says: str) -> None:
+async def test_errors_after_the_handler_has_returned_are_reported(
+    served: Served, name: str, says: str
+) -> None:
     served.script(LATER)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
@@ -320,7 +326,7 @@ async def test_what_fails_after_the_handler_has_returned(served: Served, name: s
 
 
 @pytest.mark.parametrize("middleware", [False, True])
-async def test_a_ping_that_fails_again_and_again_is_logged_once_a_minute(
+async def test_a_repeated_failure_of_ping_is_logged_once_a_minute(
     served: Served, log: pytest.LogCaptureFixture, middleware: bool
 ) -> None:
     class ManualClock(Clock):
@@ -350,7 +356,7 @@ async def test_a_ping_that_fails_again_and_again_is_logged_once_a_minute(
     assert newest(served).route == "/invocations"
 
 
-async def test_a_task_of_a_script_that_has_only_middleware(served: Served) -> None:
+async def test_an_error_in_a_task_of_a_script_with_only_middleware_is_reported(served: Served) -> None:
     served.script(f"""{PROCESSING}
 del custom_sagemaker_invocation_handler
 custom_middleware("throttle")(throttle)
@@ -365,7 +371,7 @@ asyncio.create_task(poll())
 
 
 @pytest.mark.parametrize("where", ["import", "request"])
-async def test_a_thread_that_fails_is_reported(
+async def test_an_error_in_a_thread_is_reported(
     served: Served, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     printed: list[threading.ExceptHookArgs] = []
@@ -407,7 +413,7 @@ async def throttle(request, call_next):
 @pytest.mark.parametrize(
     "decorated", ["input_formatter(pre)", "output_formatter(post)", "custom_middleware('throttle')(throttle)"]
 )
-async def test_what_processing_raises_is_reported(
+async def test_errors_of_pre_and_post_processing_are_reported(
     served: Served, log: pytest.LogCaptureFixture, decorated: str
 ) -> None:
     served.script(f"{PROCESSING}{decorated}\n")
@@ -417,7 +423,7 @@ async def test_what_processing_raises_is_reported(
     assert newest(served).message in log.text
 
 
-async def test_the_middleware_is_not_blamed_for_what_it_calls(served: Served) -> None:
+async def test_an_error_below_the_middleware_is_not_reported_as_the_middlewares(served: Served) -> None:
     served.script("""
 from model_hosting_container_standards.common.fastapi.middleware import custom_middleware
 @custom_middleware("throttle")
@@ -434,7 +440,7 @@ async def throttle(request, call_next):
     assert served.manager.report().last_error is None
 
 
-async def test_a_middleware_that_cannot_be_made_is_refused(served: Served) -> None:
+async def test_a_middleware_that_cannot_be_created_is_rejected(served: Served) -> None:
     served.script("""
 from model_hosting_container_standards.common.fastapi.middleware import custom_middleware
 @custom_middleware("throttle")
@@ -446,7 +452,7 @@ class Throttle:
     assert problem.message.startswith("The middleware cannot be created: TypeError")
 
 
-async def test_ping_has_a_report_of_its_own(served: Served) -> None:
+async def test_an_error_of_ping_is_reported_with_its_route(served: Served) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return {'free': float('nan')}\n")
     await served.start()
     assert (await served.ask()).status_code == 500

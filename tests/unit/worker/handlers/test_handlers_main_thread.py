@@ -40,7 +40,7 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 
 @LOOPS
-async def test_a_session_of_aiohttp(served: Served, loop: str) -> None:
+async def test_a_script_creates_an_aiohttp_session(served: Served, loop: str) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"by": "the other service"})
 
@@ -71,7 +71,7 @@ async def custom_sagemaker_ping_handler(request):
 
 
 @LOOPS
-async def test_the_running_loop(served: Served, loop: str) -> None:
+async def test_a_script_uses_the_running_loop(served: Served, loop: str) -> None:
     async def scenario() -> None:
         served.script("""
 import asyncio
@@ -114,7 +114,7 @@ DEFINED_LATER = "whole"
 
 
 @LOOPS
-async def test_a_task_begins_once_the_script_is_whole(served: Served, loop: str) -> None:
+async def test_a_task_begins_after_the_import_of_the_script(served: Served, loop: str) -> None:
     async def scenario() -> None:
         handler = "async def custom_sagemaker_ping_handler(request):\n    return [seen, task.get_name()]\n"
         served.script(TASK + handler)
@@ -127,7 +127,7 @@ async def test_a_task_begins_once_the_script_is_whole(served: Served, loop: str)
     await under(loop, scenario)
 
 
-async def test_the_tasks_of_a_script_end_with_the_last_of_its_requests(served: Served) -> None:
+async def test_tasks_of_a_former_script_are_cancelled_after_its_last_request(served: Served) -> None:
     served.script(
         TASK + "go = asyncio.Event()\n"
         "async def custom_sagemaker_invocation_handler(request):\n    await go.wait()\n    return 1\n"
@@ -146,7 +146,7 @@ async def test_the_tasks_of_a_script_end_with_the_last_of_its_requests(served: S
     assert old.seen == ["whole", "cancelled"]
 
 
-async def test_the_tasks_of_a_script_end_at_once_where_nobody_asks(served: Served) -> None:
+async def test_tasks_of_a_former_script_without_requests_are_cancelled_immediately(served: Served) -> None:
     served.script(TASK + PING)
     await served.start()
     old = script_module()
@@ -157,7 +157,7 @@ async def test_the_tasks_of_a_script_end_at_once_where_nobody_asks(served: Serve
     assert old.seen == ["whole", "cancelled"]
 
 
-async def test_a_script_that_is_refused_leaves_no_task(served: Served) -> None:
+async def test_a_rejected_script_leaves_no_task(served: Served) -> None:
     before = asyncio.all_tasks()
     served.script(TASK + "raise KeyError\n")
     await served.refused()
@@ -166,7 +166,7 @@ async def test_a_script_that_is_refused_leaves_no_task(served: Served) -> None:
     gc.collect()  # no warning of a coroutine that was never awaited
 
 
-async def test_a_script_that_never_comes_into_force_leaves_no_task(served: Served) -> None:
+async def test_a_script_that_is_never_activated_leaves_no_task(served: Served) -> None:
     before = asyncio.all_tasks()
     served.script(TASK + PING)
     await served.manager.load(read_handler_config(served.settings, served.settings_dir, served.environ)[0])
@@ -189,7 +189,7 @@ async def test_a_task_that_fails_is_reported(served: Served) -> None:
     assert error.message == "A task of the handlers raised KeyError at model.py line 3."
 
 
-async def test_signals(served: Served) -> None:
+async def test_a_script_sets_signal_handlers(served: Served) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     code = """
 import asyncio, signal
@@ -211,7 +211,7 @@ old = signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
     assert signal.signal.__module__ == "signal"
 
 
-async def test_a_function_of_signal_that_the_script_has_imported_by_name_stays_usable(served: Served) -> None:
+async def test_signal_functions_imported_by_name_work_after_the_import(served: Served) -> None:
     before = signal.getsignal(signal.SIGUSR1)
     served.script("""
 import asyncio
@@ -228,7 +228,7 @@ def custom_sagemaker_invocation_handler(request):
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-async def test_what_is_no_coroutine_is_no_task(served: Served) -> None:
+async def test_create_task_rejects_an_object_that_is_not_a_coroutine(served: Served) -> None:
     served.script(f"import asyncio\nasync def work():\n    pass\nasyncio.create_task(work){PING}")
     problem = await served.refused()
     assert "failed at model.py line 4: TypeError: a coroutine was expected" in problem.message
@@ -245,7 +245,7 @@ async def test_what_is_no_coroutine_is_no_task(served: Served) -> None:
         ("asyncio.get_event_loop().stop()", "method=stop "),
     ],
 )  # fmt: skip
-async def test_what_is_the_workers_stays_and_the_log_says_so(
+async def test_a_script_cannot_replace_the_workers_own_signal_handlers_or_loop_settings(
     served: Served,
     line: str,
     says: str,
@@ -279,7 +279,7 @@ async def test_what_is_the_workers_stays_and_the_log_says_so(
 @LOOPS
 @pytest.mark.filterwarnings("ignore:coroutine 'work' was never awaited", "ignore:unclosed event loop")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_what_cannot_be_accepted_is_refused_with_the_way_to_write_it(
+async def test_unsupported_calls_at_import_are_rejected_with_a_remedy(
     served: Served, line: str, says: str, loop: str
 ) -> None:
     async def scenario() -> None:
@@ -293,7 +293,7 @@ async def test_what_cannot_be_accepted_is_refused_with_the_way_to_write_it(
     gc.collect()
 
 
-async def test_a_slow_import_stops_nobody(served: Served) -> None:
+async def test_a_slow_import_does_not_block_requests(served: Served) -> None:
     served.script(f"import asyncio, time\nloop = asyncio.get_event_loop()\ntime.sleep(0.5){PING}")
     loading = asyncio.create_task(served.start())
     longest = 0.0
@@ -305,9 +305,7 @@ async def test_a_slow_import_stops_nobody(served: Served) -> None:
     assert longest < 0.4
 
 
-async def test_a_loop_that_does_not_answer_is_waited_for_within_a_bound(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_call_on_a_blocked_loop_times_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_script_loop, "CALL_SECONDS", 0.2)
     served.script(f"import asyncio, time\ntime.sleep(0.1)\nasyncio.get_event_loop().call_soon(print){PING}")
     loading = asyncio.create_task(served.refused())
@@ -317,7 +315,7 @@ async def test_a_loop_that_does_not_answer_is_waited_for_within_a_bound(
     assert "failed at model.py line 3: RuntimeError" in problem.message
 
 
-async def test_an_import_that_was_given_up_uses_the_loop_no_more(
+async def test_an_abandoned_import_cannot_use_the_loop(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served.manager._loader, "_seconds", 0.3)

@@ -53,7 +53,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch, clean: None) -> Iterator[None]:
             del sys.modules[name]
 
 
-async def test_a_neighbour_that_imports_the_script_does_not_run_it_again(served: Served) -> None:
+async def test_another_file_that_imports_the_script_does_not_run_it_again(served: Served) -> None:
     served.script(SCRIPT)
     served.script(HELPER, "helper.py")
     await served.start()
@@ -63,7 +63,7 @@ async def test_a_neighbour_that_imports_the_script_does_not_run_it_again(served:
     assert (await served.ask("/invocations", {})).json() == [[[], 2, True], 2], "the changed script"
 
 
-async def test_after_a_refused_script_the_neighbour_still_has_the_last_good_one(served: Served) -> None:
+async def test_after_a_rejected_script_other_files_still_use_the_last_valid_one(served: Served) -> None:
     served.script(SCRIPT)
     served.script(HELPER, "helper.py")
     await served.start()
@@ -72,7 +72,7 @@ async def test_after_a_refused_script_the_neighbour_still_has_the_last_good_one(
     assert (await served.ask("/invocations", {})).json() == [[[], 1, True], 1]
 
 
-async def test_the_decorated_functions_are_those_of_the_script(served: Served) -> None:
+async def test_only_the_scripts_decorated_functions_are_used(served: Served) -> None:
     served.script("""
 import model_hosting_container_standards.sagemaker as standards
 calls = []
@@ -87,7 +87,7 @@ async def ping(request):
     assert (await served.ask()).json() is True
 
 
-async def test_the_script_of_the_resource_is_the_one_that_neighbours_import(served: Served) -> None:
+async def test_other_files_import_the_script_of_the_spec(served: Served) -> None:
     served.script("raise RuntimeError('it is replaced')\n")
     served.script(HELPER, "helper.py")
     served.spec(script=SCRIPT)
@@ -96,7 +96,7 @@ async def test_the_script_of_the_resource_is_the_one_that_neighbours_import(serv
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_a_script_of_another_name(served: Served, replaced: bool) -> None:
+async def test_other_files_import_a_script_with_another_name(served: Served, replaced: bool) -> None:
     served.environ["CUSTOM_SCRIPT_FILENAME"] = "my_handlers.py"
     served.script(HELPER.replace("model", "my_handlers"), "helper.py")
     if replaced:
@@ -108,7 +108,7 @@ async def test_a_script_of_another_name(served: Served, replaced: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["json", "fractions", "sys"])
-async def test_the_script_hides_no_library(served: Served, name: str) -> None:
+async def test_a_script_does_not_hide_a_library_of_the_same_name(served: Served, name: str) -> None:
     served.environ["CUSTOM_SCRIPT_FILENAME"] = f"{name}.py"
     served.script(
         "import helper\nasync def custom_sagemaker_ping_handler(r):\n    return helper.file\n", f"{name}.py"
@@ -118,7 +118,7 @@ async def test_the_script_hides_no_library(served: Served, name: str) -> None:
     assert str(served.folder) not in (await served.ask()).json()
 
 
-async def test_a_script_that_imports_itself(served: Served) -> None:
+async def test_a_script_can_import_itself(served: Served) -> None:
     served.script(
         "import model\nstate = []\nasync def custom_sagemaker_ping_handler(r):\n"
         "    return model.state is state\n"
@@ -141,7 +141,9 @@ async def invoke(request):
 
 @pytest.mark.parametrize("where", ["handlers", "sub.handlers"])
 @pytest.mark.parametrize("imports", [True, False], ids=["imported", "not imported"])
-async def test_a_file_that_is_named_and_imported_runs_once(served: Served, where: str, imports: bool) -> None:
+async def test_a_file_that_a_path_names_and_a_script_imports_runs_once(
+    served: Served, where: str, imports: bool
+) -> None:
     path = where.replace(".", "/") + ".py"
     served.script(f"import {where} as neighbour\n" if imports else "\n")
     served.script(NEIGHBOUR, path)
@@ -154,7 +156,7 @@ async def test_a_file_that_is_named_and_imported_runs_once(served: Served, where
     assert (await served.ask()).json() == [2, "n"], "changed, it runs anew"
 
 
-async def test_a_file_that_is_named_and_then_imported_by_a_named_neighbour(served: Served) -> None:
+async def test_a_file_that_a_path_names_and_another_named_file_imports_runs_once(served: Served) -> None:
     served.script(NEIGHBOUR, "one.py")
     served.script("import one\nasync def invoke(request):\n    return await one.invoke(request)\n", "two.py")
     served.environ |= {PING: "one.py:ping", INVOCATIONS: "two.py:invoke"}
@@ -163,7 +165,7 @@ async def test_a_file_that_is_named_and_then_imported_by_a_named_neighbour(serve
     assert (await served.ask("/invocations", {})).json() == [1, "n"]
 
 
-async def test_a_file_elsewhere_is_read_again_when_it_has_changed(served: Served) -> None:
+async def test_a_changed_file_in_another_folder_is_imported_again(served: Served) -> None:
     elsewhere = served.folder.parent / "elsewhere"
     served.script("import sys\nsys.path.append('../elsewhere')\n".replace("..", str(served.folder.parent)))
     served.script(NEIGHBOUR, str(elsewhere / "far.py"))
@@ -175,7 +177,7 @@ async def test_a_file_elsewhere_is_read_again_when_it_has_changed(served: Served
     assert (await served.ask()).json()[0] == 2
 
 
-async def test_no_name_is_left_behind(served: Served) -> None:
+async def test_modules_of_a_former_script_are_removed(served: Served) -> None:
     served.script(SCRIPT)
     served.script(HELPER, "helper.py")
     await served.start()

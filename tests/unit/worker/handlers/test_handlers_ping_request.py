@@ -49,7 +49,7 @@ async def custom_sagemaker_ping_handler(request):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
 @pytest.mark.parametrize("http", ["httptools", "h11"])
-async def test_the_internal_ping_is_as_one_over_the_network(served: Served, host: str, http: Any) -> None:
+async def test_the_internal_ping_equals_one_over_the_network(served: Served, host: str, http: Any) -> None:
     served.script(SCRIPT)
     await served.start()
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:

@@ -95,7 +95,7 @@ AT_ONCE: dict[str, tuple[str, Callable[[], Any]]] = {
 
 @pytest.mark.parametrize("name", AT_ONCE)
 @pytest.mark.parametrize("end", [PING, "\nraise KeyError\n"], ids=["accepted", "refused"])
-async def test_what_the_worker_depends_on_is_put_back_at_once(
+async def test_state_that_the_worker_needs_is_restored_after_the_import(
     served: Served, library: logging.Logger, name: str, end: str
 ) -> None:
     code, state = AT_ONCE[name]
@@ -110,7 +110,7 @@ async def test_what_the_worker_depends_on_is_put_back_at_once(
         assert state() == before
 
 
-async def test_warnings_as_errors_break_no_later_load(served: Served) -> None:
+async def test_warnings_as_errors_do_not_break_a_later_load(served: Served) -> None:
     """Compiling the second script warns of its escape."""
     served.script(f'import warnings\nwarnings.filterwarnings("error"){PING}')
     await served.start()
@@ -125,13 +125,13 @@ async def test_warnings_as_errors_break_no_later_load(served: Served) -> None:
     assert (await served.ask()).json() == "a\\d"
 
 
-async def test_warnings_of_the_scripts_own_import_are_errors_to_it(served: Served) -> None:
+async def test_a_script_can_turn_warnings_of_its_own_import_into_errors(served: Served) -> None:
     served.script('import warnings\nwarnings.filterwarnings("error")\nwarnings.warn("old")\n')
     problem = await served.refused()
     assert "failed at model.py line 3: UserWarning" in problem.message
 
 
-async def test_filters_that_another_thread_puts_in_place_meanwhile_are_its_own(served: Served) -> None:
+async def test_warning_filters_of_another_thread_are_kept(served: Served) -> None:
     before, content = warnings.filters, list(warnings.filters)
     go, done = threading.Event(), threading.Event()
 
@@ -205,7 +205,7 @@ LASTING: dict[str, tuple[str, Callable[[], Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", LASTING)
-async def test_what_may_be_meant_for_the_handlers_lasts_as_long_as_they_do(served: Served, name: str) -> None:
+async def test_changes_for_the_handlers_last_as_long_as_the_handlers(served: Served, name: str) -> None:
     code, state, expected = LASTING[name]
     before = state()
     assert before != expected
@@ -224,7 +224,7 @@ async def test_what_may_be_meant_for_the_handlers_lasts_as_long_as_they_do(serve
     assert state() == before
 
 
-async def test_a_refused_script_leaves_the_process_as_it_was(served: Served) -> None:
+async def test_a_rejected_script_does_not_change_the_process(served: Served) -> None:
     states = {name: state for name, (_, state, _) in LASTING.items()}
     before = {name: state() for name, state in states.items()}
     for name, (code, _, _) in LASTING.items():
@@ -233,7 +233,7 @@ async def test_a_refused_script_leaves_the_process_as_it_was(served: Served) -> 
         assert states[name]() == before[name], name
 
 
-async def test_what_others_change_meanwhile_is_theirs(
+async def test_changes_by_other_code_during_an_import_are_kept(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.script(f'import os; os.environ["A_NEW_ONE"] = "1"; os.environ["ANOTHER"] = "1"{PING}')
@@ -245,7 +245,7 @@ async def test_what_others_change_meanwhile_is_theirs(
     assert [os.environ.get(it) for it in ("A_NEW_ONE", "ANOTHER", "OF_OTHERS")] == ["theirs", None, "theirs"]
 
 
-async def test_what_libraries_bring_stays(
+async def test_imported_libraries_remain(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_library_of_the_test.py").write_text(
@@ -261,7 +261,7 @@ async def test_what_libraries_bring_stays(
     assert logging.getLogger("a_library_of_the_test").level == 10
 
 
-async def test_an_import_that_is_given_up_changes_nothing(
+async def test_an_abandoned_import_does_not_change_the_process(
     served: Served, library: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(served.manager._loader, "_seconds", 0.5)
@@ -278,7 +278,7 @@ async def test_an_import_that_is_given_up_changes_nothing(
     assert [state() for state in states] == before
 
 
-async def test_a_failure_of_the_worker_is_not_said_to_be_the_scripts(
+async def test_a_failure_of_the_worker_is_not_reported_as_the_scripts(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any) -> None:

@@ -26,7 +26,7 @@ from vllmendpoint_api import HandlerSource, Reason
     ],
 )
 @pytest.mark.parametrize("where", ["environment", "spec"])
-def test_malformed_paths(served: Served, text: str, says: str, where: str) -> None:
+def test_malformed_paths_are_rejected(served: Served, text: str, says: str, where: str) -> None:
     served.script((GUIDE / "decorators.py").read_text())
     if where == "spec":
         served.spec(ping=text)
@@ -56,7 +56,7 @@ def test_malformed_paths(served: Served, text: str, says: str, where: str) -> No
         ),
     ],
 )
-def test_told_before_anything_is_run(
+def test_problems_are_reported_before_any_code_runs(
     served: Served, environ: dict[str, str], script: str | None, reason: Reason, says: str
 ) -> None:
     served.environ |= environ
@@ -83,7 +83,9 @@ def test_told_before_anything_is_run(
         ("def f(*, request: 3):\n    pass\n", Reason.INVALID_HANDLER, "parameters that FastAPI refuses"),
     ],
 )  # fmt: skip
-async def test_told_from_running_it(served: Served, script: str, reason: Reason, says: str) -> None:
+async def test_problems_of_a_script_are_reported_when_it_runs(
+    served: Served, script: str, reason: Reason, says: str
+) -> None:
     served.script("def f(request):\n    return 'the last good one'\n")
     served.environ[PING] = "model:f"
     await served.start()
@@ -96,7 +98,7 @@ async def test_told_from_running_it(served: Served, script: str, reason: Reason,
 
 
 @pytest.mark.parametrize("environ", [{}, {PING: "no_such_module_here:f"}])
-async def test_a_module_that_is_not_there_is_to_be_installed(served: Served, environ: dict[str, str]) -> None:
+async def test_a_missing_module_has_the_remedy_to_install_it(served: Served, environ: dict[str, str]) -> None:
     served.script("import no_such_module_here\n")
     served.environ |= environ
     message = (await served.refused()).message
@@ -120,7 +122,7 @@ async def test_a_module_that_is_not_there_is_to_be_installed(served: Served, env
     ],
 )
 @pytest.mark.parametrize("where", ["environment", "spec"])
-async def test_what_a_path_names_is_not_there(
+async def test_a_path_to_a_missing_object_is_rejected(
     served: Served, path: str, reason: Reason, says: str, where: str
 ) -> None:
     if where == "spec":
@@ -133,7 +135,7 @@ async def test_what_a_path_names_is_not_there(
     assert problem.message.startswith(f"{field} names {says}"), "of the environment no value is told"
 
 
-async def test_a_module_that_lacks_another_is_not_itself_what_is_missing(
+async def test_a_missing_import_of_a_module_is_not_reported_as_the_module_itself(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "installed_elsewhere.py").write_text("import no_such_module_here\n")
@@ -144,7 +146,7 @@ async def test_a_module_that_lacks_another_is_not_itself_what_is_missing(
     assert "No module named 'no_such_module_here'" in problem.message
 
 
-async def test_a_script_that_nobody_named_is_told_by_what_it_is(served: Served) -> None:
+async def test_a_default_script_is_reported_as_the_script(served: Served) -> None:
     served.script("import no_such_module_here\n")
     problem = await served.refused()
     assert (problem.source, problem.field) == ("Script", "the script")
@@ -153,7 +155,7 @@ async def test_a_script_that_nobody_named_is_told_by_what_it_is(served: Served) 
     assert (problem.source, problem.field) == ("Environment", "CUSTOM_SCRIPT_FILENAME")
 
 
-async def test_function_found_by_name_that_is_no_function(served: Served) -> None:
+async def test_a_handler_name_that_is_not_a_function_is_rejected(served: Served) -> None:
     served.script("custom_sagemaker_ping_handler = 'yes'\n")
     problem = await served.refused()
     assert problem.reason == Reason.INVALID_HANDLER
@@ -183,7 +185,7 @@ for thread in threading.enumerate():
         "try:\n    time.sleep(5)\nexcept BaseException:\n    pass",
     ],
 )
-async def test_what_was_given_up_wakes_and_touches_nothing(
+async def test_an_abandoned_import_changes_nothing_when_it_continues(
     served: Served, monkeypatch: pytest.MonkeyPatch, hangs: str
 ) -> None:
     served.script("WORD = 'old'\n", "neighbour.py")
@@ -213,7 +215,7 @@ async def test_what_was_given_up_wakes_and_touches_nothing(
         "while True:\n    try:\n        int('x')\n    except Exception:\n        pass\n",
     ],
 )
-async def test_an_import_that_hangs_is_given_up(
+async def test_an_import_that_hangs_is_abandoned(
     served: Served, monkeypatch: pytest.MonkeyPatch, hangs: str
 ) -> None:
     monkeypatch.setattr(served.manager._loader, "_seconds", 2.0)
@@ -238,7 +240,7 @@ async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
     assert served.manager.report().ping.source == HandlerSource.DEFAULT
 
 
-async def test_a_bad_middleware_is_refused(served: Served) -> None:
+async def test_an_invalid_middleware_is_rejected(served: Served) -> None:
     served.script(MIDDLEWARE)
     served.environ["CUSTOM_PRE_PROCESS"] = "model:gone"
     problem = await served.refused()

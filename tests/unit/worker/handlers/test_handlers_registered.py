@@ -133,7 +133,7 @@ async def test_the_bodys_model_reaches_vllms_dispatch_unchanged(vllm: Vllm, mode
     assert await vllm.invoke({"model": model, "prompt": "x"}) == {"model": model, "prompt": "x"}
 
 
-async def test_a_body_without_a_model_gets_none(vllm: Vllm) -> None:
+async def test_a_body_without_a_model_stays_without(vllm: Vllm) -> None:
     assert await vllm.invoke({"prompt": "x"}) == {"prompt": "x"}
     assert (await vllm.invoke({"prompt": "x"}, **{HEADER: ""})) == {"prompt": "x"}
 
@@ -143,7 +143,7 @@ async def test_the_adapter_header_names_the_model(vllm: Vllm, body: dict[str, An
     assert (await vllm.invoke(body, **{HEADER: "sql"}))["model"] == "sql"
 
 
-async def test_a_broken_body_is_a_400_with_and_without_the_header(vllm: Vllm) -> None:
+async def test_an_invalid_body_is_a_400_with_and_without_the_header(vllm: Vllm) -> None:
     for headers in ({}, {HEADER: "sql"}):
         async with vllm.served.client() as client:
             answer = await client.post("/invocations", content=b'{"model": ', headers=headers)
@@ -153,7 +153,7 @@ async def test_a_broken_body_is_a_400_with_and_without_the_header(vllm: Vllm) ->
 # --- sessions ---
 
 
-async def test_a_scripts_session_handlers_answer_and_go_with_their_generation(vllm: Vllm) -> None:
+async def test_session_handlers_of_a_script_are_active_with_its_generation(vllm: Vllm) -> None:
     served = vllm.served
     disabled = await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})
     assert (disabled.status_code, "stateful sessions not enabled" in disabled.text) == (400, True)
@@ -195,7 +195,7 @@ async def test_a_request_keeps_the_session_handlers_of_its_generation(vllm: Vllm
     assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "two-1"
 
 
-async def test_session_handlers_answer_while_another_script_is_being_imported(vllm: Vllm) -> None:
+async def test_session_handlers_answer_during_the_import_of_another_script(vllm: Vllm) -> None:
     served = vllm.served
     served.script(SESSIONS.replace("NAME", "one"))
     await served.start()
@@ -208,7 +208,7 @@ async def test_session_handlers_answer_while_another_script_is_being_imported(vl
     assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "two-1"
 
 
-async def test_a_custom_invocation_handler_has_the_scripts_sessions_too(vllm: Vllm) -> None:
+async def test_session_handlers_work_with_a_custom_invocation_handler(vllm: Vllm) -> None:
     vllm.served.script(
         SESSIONS.replace("NAME", "one")
         + """
@@ -233,7 +233,7 @@ async def adapters(vllm: Vllm) -> tuple[httpx.Response, httpx.Response]:
 
 
 @pytest.mark.parametrize("offered", [False, True])
-async def test_adapters_are_closed_with_the_reason_unless_loading_is_turned_on(
+async def test_adapters_answers_404_with_the_reason_unless_loading_is_turned_on(
     served: Served, registry: None, offered: bool
 ) -> None:
     """``offered``: VLLM_ALLOW_RUNTIME_LORA_UPDATING without --enable-lora."""
@@ -245,7 +245,7 @@ async def test_adapters_are_closed_with_the_reason_unless_loading_is_turned_on(
     assert vllm.app.state.loaded == []
 
 
-async def test_adapters_are_vllms_own_where_loading_is_turned_on(served: Served, registry: None) -> None:
+async def test_vllm_answers_adapters_if_loading_is_turned_on(served: Served, registry: None) -> None:
     vllm = Vllm(served, loading=True)
     await served.start()
     load, unload = await adapters(vllm)
@@ -256,7 +256,7 @@ async def test_adapters_are_vllms_own_where_loading_is_turned_on(served: Served,
 
 
 @pytest.mark.parametrize("loading", [False, True])
-async def test_a_scripts_adapter_handlers_answer_and_go_with_their_generation(
+async def test_adapter_handlers_of_a_script_are_active_with_its_generation(
     served: Served, registry: None, loading: bool
 ) -> None:
     vllm = Vllm(served, loading=loading)
@@ -336,7 +336,7 @@ async def test_what_a_registered_handler_raises_is_a_500_with_its_line(
     ],
     ids=["session-id", "session-coroutine", "adapter-response", "adapter-coroutine"],
 )
-async def test_what_a_registered_handler_returns_wrongly_is_reported(
+async def test_an_invalid_result_of_a_registered_handler_is_reported(
     served: Served, registry: None, script: str, path: str, body: Any
 ) -> None:
     vllm = Vllm(served)
@@ -352,7 +352,7 @@ async def test_what_a_registered_handler_returns_wrongly_is_reported(
 
 
 @pytest.mark.parametrize("status", [409, 503])
-async def test_an_answer_that_a_registered_handler_has_chosen_is_no_failure(
+async def test_an_http_exception_of_a_registered_handler_is_not_reported(
     served: Served, registry: None, status: int
 ) -> None:
     vllm = Vllm(served)

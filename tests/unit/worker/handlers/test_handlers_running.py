@@ -48,7 +48,7 @@ async def custom_sagemaker_invocation_handler(request):
     assert ((await under_way).json(), (await second).json()) == ("one", "two")
 
 
-async def test_a_script_keeps_its_state_while_nothing_of_it_changes(served: Served) -> None:
+async def test_an_unchanged_script_keeps_its_state(served: Served) -> None:
     served.script(
         "calls = []\ndef custom_sagemaker_ping_handler(r):\n    calls.append(1)\n    return len(calls)\n"
     )
@@ -80,7 +80,7 @@ async def custom_sagemaker_invocation_handler(request):
     assert "secret" not in error.message
 
 
-async def test_hanging_threads_stop_nobody_else(served: Served) -> None:
+async def test_hanging_threads_do_not_block_other_routes(served: Served) -> None:
     served.script("""
 import threading
 release = threading.Event()
@@ -128,7 +128,7 @@ async def raising(request):
 
 
 @pytest.mark.parametrize("name", ["in_a_thread", "on_the_loop", "two_steps"])
-async def test_a_handler_that_hangs_is_told_until_it_returns(
+async def test_a_handler_that_hangs_is_reported_until_it_returns(
     served: Served, watched: Callable[..., PingProber], name: str
 ) -> None:
     served.manager._clock = clock = Ahead()
@@ -168,7 +168,7 @@ async def test_a_handler_that_hangs_is_told_until_it_returns(
     watching.cancel()
 
 
-async def test_the_newest_of_what_hangs_and_what_is_raised(served: Served) -> None:
+async def test_the_newest_of_hangs_and_errors_is_reported(served: Served) -> None:
     served.manager._clock = clock = Ahead()
     served.script(
         HANGING
@@ -225,7 +225,7 @@ def watched(served: Served) -> Callable[..., PingProber]:
         ("import time\n    time.sleep(1)", "did not answer within 0.2 s"),
     ],
 )
-async def test_a_failing_ping(
+async def test_a_failing_ping_is_reported_after_the_failure_threshold(
     served: Served, watched: Callable[..., PingProber], body: str, says: str
 ) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
@@ -254,7 +254,7 @@ async def test_a_failing_ping(
     assert watch.report is None, "vLLM's own ping is the verdict's to answer"
 
 
-async def test_a_ping_that_never_returns_is_not_asked_again(
+async def test_a_ping_that_never_returns_is_not_called_again(
     served: Served, watched: Callable[..., PingProber]
 ) -> None:
     served.script("""
@@ -278,7 +278,7 @@ def custom_sagemaker_ping_handler(request):
     module.release.set()
 
 
-async def test_a_ping_that_streams_its_answer(served: Served, watched: Callable[..., PingProber]) -> None:
+async def test_a_ping_may_stream_its_response(served: Served, watched: Callable[..., PingProber]) -> None:
     """The framework listens for the end of the client meanwhile."""
     served.script("""
 from fastapi.responses import StreamingResponse
@@ -312,7 +312,7 @@ DEAF = """while not released.is_set():
     ],
     ids=["sys.exit", "interrupt", "cancels itself", "heeds no cancellation"],
 )
-async def test_a_ping_that_would_end_its_watch(
+async def test_a_ping_cannot_end_its_prober(
     served: Served, watched: Callable[..., PingProber], body: str, says: str
 ) -> None:
     served.script(

@@ -119,7 +119,9 @@ PATH = {"path": "/invocations"}
         ("asked", ["/invocations", "x"]),
     ],
 )
-async def test_it_is_bound_right(served: Served, handler: str, answer: object) -> None:
+async def test_each_form_of_handler_is_called_with_the_request(
+    served: Served, handler: str, answer: object
+) -> None:
     served.script(f"""{ABOVE}
 async def optional(request: Optional[Request] = None):
     return request.url.path
@@ -148,7 +150,7 @@ handler = {handler}
         assert served.manager.report().last_error is None
 
 
-async def test_what_a_partial_has_bound_is_not_the_clients_to_set(served: Served) -> None:
+async def test_a_client_cannot_set_arguments_bound_by_a_partial(served: Served) -> None:
     served.script(f"{ABOVE}\nhandler = functools.partial(two, context='bound')\n")
     served.environ[INVOCATIONS] = "model:handler"
     await served.start()
@@ -177,7 +179,9 @@ NOT_SENT = "which a request of /{} from SageMaker does not have"
     ],
 )
 @pytest.mark.parametrize("variable", [PING, INVOCATIONS])
-async def test_it_is_refused(served: Served, variable: str, handler: str, says: str) -> None:
+async def test_a_handler_that_no_request_can_satisfy_is_rejected(
+    served: Served, variable: str, handler: str, says: str
+) -> None:
     served.script(f"""{ABOVE}
 async def named(request: Request, context: str):
     return 1
@@ -212,7 +216,9 @@ handler = {handler}
         "async def needed(x: int): ...\nasync def f(request: Request, x=Depends(needed)): ...",
     ],
 )
-async def test_a_ping_asks_for_nothing_that_a_get_does_not_have(served: Served, handler: str) -> None:
+async def test_a_ping_handler_cannot_require_data_that_a_get_request_does_not_have(
+    served: Served, handler: str
+) -> None:
     served.script(f"{ABOVE}\n{handler}\n")
     served.environ[PING] = "model:f"
     problem = await served.refused()
@@ -221,7 +227,7 @@ async def test_a_ping_asks_for_nothing_that_a_get_does_not_have(served: Served, 
     assert "give it a default, or take only the request" in problem.message
 
 
-async def test_what_a_handler_is_found_by_has_the_same_rules(served: Served) -> None:
+async def test_decorated_and_named_functions_have_the_same_rules(served: Served) -> None:
     served.script(f"{ABOVE}\ncustom_sagemaker_ping_handler = two\n")
     problem = await served.refused()
     assert (problem.reason, problem.field) == (Reason.INVALID_HANDLER, "the function two")
@@ -246,7 +252,7 @@ standards.custom_invocation_handler(two)
          "the processing of the response (f) has other parameters: take the response."),
     ],
 )  # fmt: skip
-async def test_middleware_that_no_request_could_pass(served: Served, code: str, says: str) -> None:
+async def test_middleware_with_other_parameters_is_rejected(served: Served, code: str, says: str) -> None:
     served.script(f"""
 from model_hosting_container_standards.common.fastapi.middleware import (
     custom_middleware, input_formatter, output_formatter,
