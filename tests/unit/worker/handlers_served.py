@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from vllmendpoint_api import HandlerSettings, Problem, script_digest
+from vllmendpoint_api import HandlerError, HandlerSettings, Problem, script_digest
 from vllmendpoint_worker.config.handler_config import read_handler_config
 from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.handlers import HandlerManager
@@ -16,6 +16,7 @@ from vllmendpoint_worker.handlers import HandlerManager
 GUIDE = Path(__file__).parents[2] / "guide"
 PING = "CUSTOM_FASTAPI_PING_HANDLER"
 INVOCATIONS = "CUSTOM_FASTAPI_INVOCATION_HANDLER"
+INVOCATION_HEAD = "async def custom_sagemaker_invocation_handler(request):\n"
 MIDDLEWARE = """
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -104,6 +105,11 @@ class Served:
         with pytest.raises(ConfigurationRejectedError) as caught:
             await self.start()
         return caught.value.problems[0]
+
+    def newest_error(self) -> HandlerError:
+        error = self.manager.report().last_error
+        assert error is not None
+        return error
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.manager, raise_app_exceptions=False)
