@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 Object = dict[str, Any]
 
 
-class Right(NamedTuple):
+class Permission(NamedTuple):
     verb: str
     group: str
     resource: str
     """The resource with its subresource, for example ``pods/log``."""
 
 
-def granted(rules: Iterable[Object]) -> set[Right]:
+def granted(rules: Iterable[Object]) -> set[Permission]:
     return {
-        Right(verb, group, resource)
+        Permission(verb, group, resource)
         for rule in rules
         for verb in rule["verbs"]
         for group in rule["apiGroups"]
@@ -38,7 +38,7 @@ def requests(log: Path, by: Callable[[str], bool]) -> list[Object]:
     return found
 
 
-def used(entries: Iterable[Object]) -> set[Right]:
+def used(entries: Iterable[Object]) -> set[Permission]:
     """The permissions that these requests needed. A server-side apply that creates needs `create` too."""
     found = set()
     for entry in entries:
@@ -46,8 +46,8 @@ def used(entries: Iterable[Object]) -> set[Right]:
         if about is None or "resource" not in about:
             continue  # discovery requests
         resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
-        right = Right(entry["verb"], about.get("apiGroup", ""), resource)
-        found.add(right)
+        permission = Permission(entry["verb"], about.get("apiGroup", ""), resource)
+        found.add(permission)
         if entry["verb"] == "patch" and entry.get("responseStatus", {}).get("code") == 201:
-            found.add(right._replace(verb="create"))
+            found.add(Permission("create", permission.group, permission.resource))
     return found

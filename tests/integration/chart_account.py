@@ -1,4 +1,5 @@
-"""The chart's ServiceAccount with its rules, for operators of tests: one that is missing turns them red."""
+"""The chart's ServiceAccount with its permissions, for operators of tests: a missing permission fails
+them."""
 
 import json
 import subprocess
@@ -26,17 +27,17 @@ def kubeconfig_of(kubectl: Kubectl, namespace: str, account: str, path: Path) ->
 
 
 def install_account(kubectl: Kubectl, helm: Path, path: Path) -> Path:
-    """Make the account; a kubeconfig for it. Its operators may have their lease in any namespace."""
+    """Create the account; returns its kubeconfig. Its operators can have their lease in any namespace."""
     kubectl("create", "namespace", "ops")
     only = [f"--show-only=templates/{name}.yaml" for name in ("rbac", "serviceaccount")]
     command: list[str | Path] = [helm, "template", NAME, CHART, "--namespace", "ops", *only]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    made = [_everywhere(found) for found in yaml.safe_load_all(done.stdout) if found]
-    kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
+    objects = [_cluster_wide(found) for found in yaml.safe_load_all(done.stdout) if found]
+    kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
     return kubeconfig_of(kubectl, "ops", NAME, path)
 
 
-def _everywhere(obj: dict[str, Any]) -> dict[str, Any]:
+def _cluster_wide(obj: dict[str, Any]) -> dict[str, Any]:
     if obj["kind"] not in ("Role", "RoleBinding"):
         return obj
     metadata = {key: value for key, value in obj["metadata"].items() if key != "namespace"}

@@ -1,7 +1,6 @@
-"""One change of an endpoint, with the operator killed at a request of its own; and what must hold then."""
+"""One change of an endpoint, with the operator killed at one of its requests; and the required end result."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 from tests.integration.api_server import Api, AuditOffset
 from tests.integration.endpoint_under_test import EndpointUnderTest
-from tests.integration.operator_effects import children, events, leftovers, writes
+from tests.integration.operator_effects import QuietPeriod, children, events, leftovers, writes
 from tests.integration.operator_process import Operator
 from tests.integration.polling import until
 from tests.integration.simulated_node import SimulatedNode
@@ -25,9 +24,9 @@ KILLABLE: Final = Path(__file__).parent / "killable_operator.py"
 @dataclass(frozen=True)
 class Change:
     spec: Object
-    """What is written: the spec of a new endpoint, or a patch of one that is Ready."""
+    """The spec of a new endpoint, or a patch of an endpoint that is Ready."""
     replicas: int | None = None
-    """Of the endpoint that stands before; None: there is none."""
+    """Replicas of the endpoint before the change; None: there is no endpoint."""
     deleted: bool = False
     """The endpoint is deleted while no operator runs."""
 
@@ -47,64 +46,66 @@ CHANGES: Final = {
 
 
 @dataclass(frozen=True)
-class Trace:
+class Effects:
+    """The effects of a change: children, writes of children, and Events."""
+
     children: dict[tuple[str, str], Object]
     writes: Counter[str]
     events: Counter[str]
 
 
-class Crashes:
-    """One operator after the other in one namespace, under one name in the lease.
+class CrashTest:
+    """Runs one operator after the other in one namespace, with the same identity in the lease.
 
-    So it is with a container that is started again in its pod, and so the next one leads at once.
+    As after a restart of the container in its pod, so the next operator leads immediately.
     """
 
     def __init__(self, api: Api, namespace: str, folder: Path) -> None:
         self.api, self.namespace = api, namespace
-        self._trap = folder / "trap"
+        self._kill_point = folder / "kill-point"
         self._folder = folder
         self._operators: list[Operator] = []
-        self._undisturbed: dict[str, Trace] = {}
+        self._uninterrupted: dict[str, Effects] = {}
 
     def close(self) -> None:
         for operator in self._operators:
             operator.kill()
             assert "a defect of the operator" not in operator.text(), operator.text()
 
-    def undisturbed(self, name: str) -> Trace:
-        """What the change comes to when nobody is killed."""
-        if name not in self._undisturbed:
+    def effects_without_a_kill(self, name: str) -> Effects:
+        if name not in self._uninterrupted:
             endpoint, node, offset = self._before(CHANGES[name])
             self._write(CHANGES[name], endpoint)
             node.run()
-            self._comes_to_rest(node)
-            found = Trace(children(endpoint), self._children_written(offset), events(endpoint))
-            self._undisturbed[name] = found
-            self._end(endpoint)
-        return self._undisturbed[name]
+            self._run_until_quiet(node)
+            found = Effects(children(endpoint), self._child_writes(offset), events(endpoint))
+            self._uninterrupted[name] = found
+            self._delete(endpoint)
+        return self._uninterrupted[name]
 
-    def killed(self, name: str, at: int, when: str) -> str:
-        """Make the change with the operator killed at that request; all must come to the same.
+    def kill(self, name: str, at: int, when: str) -> str:
+        """Make the change and kill the operator at request number ``at``; the next must reach the same
+        effects.
 
-        Returns what the operator was killed at; empty where it makes fewer requests.
+        Returns the request, or an empty string if the change causes fewer requests.
         """
         change = CHANGES[name]
-        expected = Trace({}, Counter(), Counter()) if change.deleted else self.undisturbed(name)
+        expected = Effects({}, Counter(), Counter()) if change.deleted else self.effects_without_a_kill(name)
         endpoint, node, offset = self._before(change)
-        self._trap.write_text(json.dumps({"at": at, "when": when}))
+        self._kill_point.write_text(json.dumps({"at": at, "when": when}))
         self._write(change, endpoint)
-        dead = self._operators[-1].process.poll
-        node.run(lambda: dead() is not None or node.is_ready())
-        self._comes_to_rest(node, lambda: dead() is not None, seconds=WRITE_INTERVAL_SECONDS + 1)
-        if dead() is None:
-            self._trap.unlink()
-            self._end(endpoint)
+        exit_code = self._operators[-1].process.poll
+        node.run(lambda: exit_code() is not None or node.is_ready())
+        self._run_until_quiet(node, lambda: exit_code() is not None, seconds=WRITE_INTERVAL_SECONDS + 1)
+        if exit_code() is None:
+            self._kill_point.unlink()
+            self._delete(endpoint)
             return ""
-        what = self._trap.with_suffix(".sprung").read_text()
-        # What was sent is still under way: the next one must not list before it has landed.
-        self._comes_to_rest(node)
+        what = self._kill_point.with_suffix(".killed").read_text()
+        # The last request may be in flight: the next operator must not list before the API server handled it.
+        self._run_until_quiet(node)
         if change.deleted:
-            self._deleted_meanwhile(endpoint, "Foreground" if at % 2 else "Background")
+            self._delete_without_operator(endpoint, "Foreground" if at % 2 else "Background")
             return what
         found = endpoint.get()
         if found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]:
@@ -113,15 +114,18 @@ class Crashes:
             )
         self._start()
         node.run(lambda: node.is_ready() and children(endpoint) == expected.children)
-        self._comes_to_rest(node)
+        self._run_until_quiet(node)
         assert node.is_ready()
         assert children(endpoint) == expected.children
-        written = self._children_written(offset)
+        written = self._child_writes(offset)
         assert written == expected.writes, (what, written - expected.writes, expected.writes - written)
-        # What is seen on the way is a matter of moments; but nothing is told twice.
-        told = events(endpoint)
-        assert all(count <= max(1, expected.events[event]) for event, count in told.items()), (what, told)
-        self._end(endpoint)
+        # Events of intermediate states depend on timing, but none is repeated.
+        emitted = events(endpoint)
+        assert all(count <= max(1, expected.events[event]) for event, count in emitted.items()), (
+            what,
+            emitted,
+        )
+        self._delete(endpoint)
         return what
 
     def _before(self, change: Change) -> tuple[EndpointUnderTest, SimulatedNode, AuditOffset]:
@@ -129,12 +133,12 @@ class Crashes:
             self._start()
         endpoint = EndpointUnderTest(self.api, self.namespace, NAME)
         if self.api.get("VLLMEndpoint", self.namespace, NAME):
-            self._end(endpoint)  # of a point that failed
+            self._delete(endpoint)  # left by a failed test
         node = SimulatedNode(endpoint)
         if change.replicas is not None:
             endpoint.create(**_SPEC, replicas=change.replicas)
             node.run()
-            self._comes_to_rest(node)
+            self._run_until_quiet(node)
         return endpoint, node, self.api.audit_offset()
 
     def _write(self, change: Change, endpoint: EndpointUnderTest) -> None:
@@ -150,47 +154,40 @@ class Crashes:
                 self.api.kubeconfig,
                 self.namespace,
                 log,
-                program=(KILLABLE, self._trap),
+                program=(KILLABLE, self._kill_point),
                 identity="operator",
             )
         )
-        self._operators[-1].leads()
+        self._operators[-1].until_leading()
 
-    def _comes_to_rest(
+    def _run_until_quiet(
         self, node: SimulatedNode, or_else: Callable[[], bool] = lambda: False, seconds: float = 0.5
     ) -> None:
-        """No request for a while."""
-        offset, since = self.api.audit_offset(), time.monotonic()
+        is_quiet = QuietPeriod(self.api, self.namespace, seconds)
+        node.run(lambda: is_quiet() or or_else())
 
-        def quiet() -> bool:
-            nonlocal offset, since
-            if self.api.requests(offset, namespace=self.namespace):
-                offset, since = self.api.audit_offset(), time.monotonic()
-            return or_else() or time.monotonic() - since > seconds
-
-        node.run(quiet)
-
-    def _children_written(self, offset: AuditOffset) -> Counter[str]:
-        """Not pods: one whose worker has taken in its settings meanwhile need not be told of them."""
+    def _child_writes(self, offset: AuditOffset) -> Counter[str]:
+        """Writes of children except pods: a pod whose worker already applied its settings is not
+        annotated."""
         found = writes(self.api, offset, self.namespace)
         other = ("vllmendpoints", "events", "pods")
         return Counter({what: count for what, count in found.items() if what.split()[1] not in other})
 
-    def _deleted_meanwhile(self, endpoint: EndpointUnderTest, propagation: str) -> None:
+    def _delete_without_operator(self, endpoint: EndpointUnderTest, propagation: str) -> None:
         self.api.delete("VLLMEndpoint", self.namespace, NAME, propagation)
         offset = self.api.audit_offset()
         self._start()
-        self._nothing_left()
+        self._until_no_leftovers()
         assert not self.api.writes(offset, namespace=self.namespace)
-        self._cut(endpoint)
+        self._stop_workers(endpoint)
 
-    def _end(self, endpoint: EndpointUnderTest) -> None:
+    def _delete(self, endpoint: EndpointUnderTest) -> None:
         self.api.delete("VLLMEndpoint", self.namespace, NAME)
-        self._nothing_left()
-        self._cut(endpoint)
+        self._until_no_leftovers()
+        self._stop_workers(endpoint)
 
-    def _nothing_left(self) -> None:
-        # The garbage collector learns of a new CRD within 30 s.
+    def _until_no_leftovers(self) -> None:
+        # The garbage collector discovers a new CRD within 30 s.
         until(
             lambda: not leftovers(self.api, self.namespace),
             lambda: leftovers(self.api, self.namespace),
@@ -198,6 +195,6 @@ class Crashes:
         )
 
     @staticmethod
-    def _cut(endpoint: EndpointUnderTest) -> None:
+    def _stop_workers(endpoint: EndpointUnderTest) -> None:
         for worker in endpoint.started:
             worker.close_streams()

@@ -37,14 +37,19 @@ class EndpointUnderTest:
         conditions = self.get().get("status", {}).get("conditions", [])
         return next((c for c in conditions if c["type"] == kind), {})
 
-    def until(self, kind: str, *wanted: str, seconds: float = 20) -> Object:
-        """Wait until the condition has that status and, where given, that reason."""
+    def worker_image(self) -> str:
+        """The image in the workers' Deployment, or an empty string without a Deployment."""
+        deployment = self.child("Deployment", "-workers")
+        return str(deployment["spec"]["template"]["spec"]["containers"][0]["image"]) if deployment else ""
+
+    def until(self, kind: str, *expected: str, seconds: float = 20) -> Object:
+        """Wait until the condition has this status and, if given, this reason."""
 
         def holds() -> Object | None:
             found = self.condition(kind)
-            return found if (found.get("status"), found.get("reason"))[: len(wanted)] == wanted else None
+            return found if (found.get("status"), found.get("reason"))[: len(expected)] == expected else None
 
-        found: Object = until(holds, lambda: f"{kind} {wanted}: {self.get().get('status')}", seconds)
+        found: Object = until(holds, lambda: f"{kind} {expected}: {self.get().get('status')}", seconds)
         return found
 
     def events(self, reason: str) -> list[Object]:

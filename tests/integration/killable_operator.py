@@ -7,7 +7,7 @@ except those of the lease and of watches, and exits at the third:
 - ``answered``: after the response was read, before it is processed;
 - ``sent``: two milliseconds after a write was sent. Only writes are counted.
 
-The file is then replaced by one with the suffix ``.sprung`` that holds the request.
+The file is then replaced by one with the suffix ``.killed`` that contains the request.
 """
 
 import asyncio
@@ -29,30 +29,35 @@ WRITES: Final = ("apply", "create", "delete", "update")
 class KillPoint:
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._laid = 0
+        self._written_at = 0
         self._count = 0
 
     def is_due(self, verb: str) -> str:
         """When to exit during this request, or an empty string."""
         try:
-            laid, text = self._path.stat().st_mtime_ns, self._path.read_text()
+            written_at, text = self._path.stat().st_mtime_ns, self._path.read_text()
         except FileNotFoundError:
             return ""
-        if laid != self._laid:
-            self._laid, self._count = laid, 0
-        set_for = json.loads(text)
-        if set_for["when"] == "sent" and verb not in WRITES:
+        if written_at != self._written_at:
+            self._written_at, self._count = written_at, 0
+        settings = json.loads(text)
+        if settings["when"] == "sent" and verb not in WRITES:
             return ""
         self._count += 1
-        return str(set_for["when"]) if self._count == set_for["at"] else ""
+        return str(settings["when"]) if self._count == settings["at"] else ""
 
-    def spring(self, what: str) -> None:
+    def kill(self, what: str) -> None:
         self._path.unlink()
-        self._path.with_suffix(".sprung").write_text(what)
+        self._path.with_suffix(".killed").write_text(what)
         os._exit(137)
 
 
-def lay(trap: KillPoint) -> None:
+def install(kill_point: KillPoint) -> None:
+    """Let the client of the API server check the kill point at each request.
+
+    It replaces a private method: no public method covers all requests, and a kill must hit between a response
+    and its processing.
+    """
     request = Kube._request
 
     @contextlib.asynccontextmanager
@@ -60,19 +65,19 @@ def lay(trap: KillPoint) -> None:
         self: Kube, verb: str, kind: Kind, method: str, path: str, **more: Any
     ) -> AsyncIterator[Any]:
         what = f"{verb} {path}"
-        due = "" if kind is LEASE or verb == "watch" else trap.is_due(verb)
+        due = "" if kind is LEASE or verb == "watch" else kill_point.is_due(verb)
         if due == "sent":
-            asyncio.get_running_loop().call_later(0.002, trap.spring, what)
+            asyncio.get_running_loop().call_later(0.002, kill_point.kill, what)
         try:
             async with request(self, verb, kind, method, path, **more) as response:
                 yield response
         finally:
             if due:
-                trap.spring(what)
+                kill_point.kill(what)
 
     Kube._request = killable  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    lay(KillPoint(Path(sys.argv.pop(1))))
+    install(KillPoint(Path(sys.argv.pop(1))))
     sys.exit(main())

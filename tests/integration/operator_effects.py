@@ -1,5 +1,6 @@
-"""Observable effects of an operator: objects, writes in the audit log, Events."""
+"""Observable effects of an operator: objects, writes in the audit log, Events, and their absence."""
 
+import time
 from collections import Counter
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,11 +9,27 @@ from tests.integration.api_server import MANAGED, Api, AuditOffset
 from tests.integration.endpoint_under_test import EndpointUnderTest
 
 Object = dict[str, Any]
-_OF_THE_NAMESPACE = ("ConfigMap kube-root-ca.crt", "ServiceAccount default")
+_OF_EVERY_NAMESPACE = ("ConfigMap kube-root-ca.crt", "ServiceAccount default")
 _WRITES = ("create", "update", "patch", "delete")
-_CROSSING = timedelta(seconds=0.5)
+_IN_FLIGHT = timedelta(seconds=0.5)
 """One write and its Event may be in flight while the operator receives the deletion."""
 _ASSIGNED = ("clusterIP", "clusterIPs")
+
+
+class QuietPeriod:
+    """Becomes true once operators have sent no request in the namespace for ``seconds``."""
+
+    def __init__(self, api: Api, namespace: str, seconds: float) -> None:
+        self._api, self._namespace, self._seconds = api, namespace, seconds
+        self._restart()
+
+    def _restart(self) -> None:
+        self._offset, self._since = self._api.audit_offset(), time.monotonic()
+
+    def __call__(self) -> bool:
+        if self._api.requests(self._offset, namespace=self._namespace):
+            self._restart()
+        return time.monotonic() - self._since > self._seconds
 
 
 def leftovers(api: Api, namespace: str) -> list[str]:
@@ -22,7 +39,7 @@ def leftovers(api: Api, namespace: str) -> list[str]:
         for kind in (*MANAGED, "ReplicaSet", "Pod", "VLLMEndpoint")
         for obj in api.all(kind, namespace)
     ]
-    return [name for name in found if name not in _OF_THE_NAMESPACE]
+    return [name for name in found if name not in _OF_EVERY_NAMESPACE]
 
 
 def children(endpoint: EndpointUnderTest) -> dict[tuple[str, str], Object]:
@@ -41,7 +58,7 @@ def writes(api: Api, since: AuditOffset, namespace: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for entry in api.requests(since, namespace=namespace):
         of = entry["objectRef"]
-        if entry["verb"] in _WRITES and _taken(entry):
+        if entry["verb"] in _WRITES and _is_accepted(entry):
             name = "" if of["resource"] == "pods" else of.get("name", "")
             found[f"{entry['verb']} {of['resource']} {name}"] += 1
     return found
@@ -60,7 +77,7 @@ def late_writes(api: Api, offset: AuditOffset, namespace: str) -> list[str]:
     One write that was in flight is allowed: the operator runs one reconcile per endpoint at a time.
     """
     deleted = None
-    late, crossed = [], 0
+    late, in_flight = [], 0
     for entry in api.log(offset, namespace.encode()):
         of = entry.get("objectRef", {})
         if of.get("namespace") != namespace:
@@ -73,15 +90,15 @@ def late_writes(api: Api, offset: AuditOffset, namespace: str) -> list[str]:
             and entry["verb"] in _WRITES
             and of["resource"] != "leases"
             and (received := datetime.fromisoformat(entry["requestReceivedTimestamp"])) > deleted
-            and _taken(entry)
+            and _is_accepted(entry)
         ):
-            crossed += of["resource"] != "events"
-            if received < deleted + _CROSSING and crossed <= 1:
+            in_flight += of["resource"] != "events"
+            if received < deleted + _IN_FLIGHT and in_flight <= 1:
                 continue
             late.append(f"{entry['verb']} {of['resource']} {of.get('name')}")
     assert deleted, "the endpoint was deleted"
     return late
 
 
-def _taken(entry: Object) -> bool:
+def _is_accepted(entry: Object) -> bool:
     return entry["responseStatus"]["code"] < 400 and "dryRun" not in entry["requestURI"]

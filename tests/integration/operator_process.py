@@ -1,4 +1,4 @@
-"""The operator as a process of its own."""
+"""The operator as a process."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ class Operator:
         self.log = log
         flags = {
             "worker-image": "registry.example/worker:1",
-            "worker-role-name": "vllmendpoint-operator-worker",  # the chart's account may bind no other
+            "worker-role-name": "vllmendpoint-operator-worker",  # the only one that the chart allows
             "namespaces": namespace,
             "namespace": namespace,
             "kubeconfig": kubeconfig,
@@ -52,7 +52,7 @@ class Operator:
             line for line in lines if line["message"].startswith(message) and fields.items() <= line.items()
         ]
 
-    def leads(self, seconds: float = 30) -> "Operator":
+    def until_leading(self, seconds: float = 30) -> "Operator":
         until(
             lambda: "every watched kind is listed" in self.text() or self.process.poll() is not None,
             self.text,

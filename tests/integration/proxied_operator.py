@@ -1,7 +1,6 @@
-"""An operator that reaches the API server through a fault_proxy that the test can jam."""
+"""An operator that reaches the API server through a proxy that injects faults."""
 
 import re
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from tests.free_port import free_port
 from tests.integration.api_server import Api, AuditOffset
 from tests.integration.endpoint_under_test import EndpointUnderTest
 from tests.integration.fault_proxy import FaultProxy
+from tests.integration.http_get import metrics_text
 from tests.integration.operator_effects import writes
 from tests.integration.operator_process import Operator
 
@@ -26,16 +26,15 @@ class ProxiedOperator:
         self._metrics_port = metrics_port
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
-            return str(answer.read().decode())
+        return metrics_text(self._metrics_port)
 
-    def applied(self, endpoint: EndpointUnderTest, mark: AuditOffset) -> dict[str, int]:
+    def applied(self, endpoint: EndpointUnderTest, offset: AuditOffset) -> dict[str, int]:
         """Count the successful writes of each child of the endpoint since the offset."""
-        mine = re.compile(rf"{endpoint.name}(-.*)?")
+        names = re.compile(rf"{endpoint.name}(-.*)?")
         found = {}
-        for what, count in writes(self.api, mark, NAMESPACE).items():
+        for what, count in writes(self.api, offset, NAMESPACE).items():
             _, resource, name = what.split(" ")
-            if resource not in ("vllmendpoints", "events") and mine.fullmatch(name):
+            if resource not in ("vllmendpoints", "events") and names.fullmatch(name):
                 found[what] = count
         return found
 
@@ -57,7 +56,7 @@ def proxied_operator(api: Api, folder: Path, **flags: Any) -> Iterator[ProxiedOp
         **{"metrics_port": port, "lease_seconds": 15, **flags},
     )
     try:
-        yield ProxiedOperator(api, fault_proxy, operator.leads(), port)
+        yield ProxiedOperator(api, fault_proxy, operator.until_leading(), port)
     finally:
         operator.kill()
         fault_proxy.close()

@@ -1,4 +1,4 @@
-"""The chart's additional ingress, on policies that exist already."""
+"""The additional ingress of the chart in existing network policies."""
 
 import json
 
@@ -17,10 +17,10 @@ def policies():
     return read
 
 
-def test_a_changed_value_reaches_existing_endpoints_and_no_pod(
+def test_a_changed_additional_ingress_updates_policies_and_no_pod(
     api, namespace, operate, make_endpoints, policies, until
 ):
-    first = operate(namespace).leads()
+    first = operate(namespace).until_leading()
     endpoint = make_endpoints(namespace).create()
     until(lambda: len(policies(endpoint)) == 2, "both policies")
     endpoint.until("Available", "False", "Starting")
@@ -28,22 +28,22 @@ def test_a_changed_value_reaches_existing_endpoints_and_no_pod(
     workers = endpoint.child("Deployment", "-workers")
     assert first.stop() == 0
 
-    operate(namespace, additional_ingress=json.dumps(RULES)).leads()
-    wanted = [[*rules, *STORED] for rules in before]
-    until(lambda: policies(endpoint) == wanted, lambda: policies(endpoint))
+    operate(namespace, additional_ingress=json.dumps(RULES)).until_leading()
+    expected = [[*rules, *STORED] for rules in before]
+    until(lambda: policies(endpoint) == expected, lambda: policies(endpoint))
     assert (
         endpoint.child("Deployment", "-workers")["metadata"]["generation"]
         == (workers["metadata"]["generation"])
     )
     assert not endpoint.get()["status"]["revision"]["upgradeAvailable"]
 
-    # What was applied is what is stored: nothing is applied again, and an edit is undone.
-    mark = api.audit_offset()
+    # The stored policy equals the applied one: it is not applied again, and an edit is reverted.
+    offset = api.audit_offset()
     policy = endpoint.child("NetworkPolicy", "-workers")
     policy["spec"]["ingress"] = before[0]
     api.call("PUT", api.path("NetworkPolicy", namespace, policy["metadata"]["name"]), policy)
-    until(lambda: policies(endpoint) == wanted, lambda: policies(endpoint))
+    until(lambda: policies(endpoint) == expected, lambda: policies(endpoint))
     endpoint.patch(spec={"replicas": 2})
     until(lambda: endpoint.child("Deployment", "-workers")["spec"]["replicas"] == 2, "2 replicas")
-    written = [write for write in api.writes(mark, namespace=namespace) if "networkpolicies" in write]
+    written = [write for write in api.writes(offset, namespace=namespace) if "networkpolicies" in write]
     assert written == [f"patch networkpolicies {endpoint.name}-workers"]

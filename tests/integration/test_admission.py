@@ -165,7 +165,7 @@ def test_defaults_and_the_status_before_the_first_reconciliation(api, make_endpo
 
 
 @pytest.fixture
-def earlier(api, until):
+def earlier_release(api, until):
     """The same schema under another group, first without the rules that do not apply to existing
     endpoints, as in an earlier release. Yields functions that create an endpoint and that add those rules.
     """
@@ -173,7 +173,7 @@ def earlier(api, until):
     spec = crd["spec"] | {"group": "earlier.example"}
     crd |= {"metadata": {"name": "vllmendpoints.earlier.example"}, "spec": spec}
     schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
-    whole = json.loads(json.dumps(schema))
+    complete = json.loads(json.dumps(schema))
     for node in (schema, schema["properties"]["spec"]):
         rules = node["x-kubernetes-validations"]
         node["x-kubernetes-validations"] = [rule for rule in rules if not rule.get("optionalOldSelf")]
@@ -184,13 +184,13 @@ def earlier(api, until):
         body = kind | {"metadata": {"name": name}, "spec": {"model": MODEL, **fields}}
         try:
             return api.call("POST", "/apis/earlier.example/v1alpha1/namespaces/default/vllmendpoints", body)
-        except (LookupError, ValueError) as error:  # text, no JSON, before the CRD is served
+        except (LookupError, ValueError) as error:  # the response is no JSON before the CRD is served
             return str(error)
 
     def upgrade():
-        spec["versions"][0]["schema"]["openAPIV3Schema"] = whole
+        spec["versions"][0]["schema"]["openAPIV3Schema"] = complete
         api.call("PATCH", f"{crds}/vllmendpoints.earlier.example", crd, as_="merge")
-        until(lambda: "must not end with -workers" in create("other-workers"), "the rule is in force")
+        until(lambda: "must not end with -workers" in create("other-workers"), "the rule is active")
 
     api.call("POST", crds, crd)
     try:
@@ -200,8 +200,8 @@ def earlier(api, until):
         api.call("DELETE", f"{crds}/vllmendpoints.earlier.example")
 
 
-def test_newer_rules_do_not_apply_to_existing_endpoints(api, earlier):
-    create, upgrade = earlier
+def test_newer_rules_do_not_apply_to_existing_endpoints(api, earlier_release):
+    create, upgrade = earlier_release
     args = ["--api-key", "x"]
     for name in ("pair-workers", "keyed"):
         assert isinstance(create(name, engine={"args": args}), dict)

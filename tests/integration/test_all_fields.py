@@ -1,4 +1,5 @@
-"""Every field of the spec, set, is in what the API server then holds; every field of the status is told."""
+"""Every field of the spec is in the child objects of an endpoint, and every field of the status is
+written."""
 
 import json
 
@@ -22,7 +23,7 @@ ENV_FROM = [
 ]
 TAINT = {"key": "gpu", "operator": "Exists"}
 SCRIPT = "\ufeffa = '\U0001f642 \x7f \x85 \u2028'\n"
-"""What is a character, and not one of YAML's, which an apply is read as."""
+"""Contains characters that YAML, the format of an apply, does not allow unescaped."""
 FIRST = {
     "model": {
         "uri": "hf://o/n",
@@ -76,7 +77,7 @@ SECOND = {
 THIRD = {"cache": {"emptyDir": {"sizeLimit": "4Gi"}}}
 
 MAIN = "spec.containers.[name=main]"
-SEEN = {
+EXPECTED = {
     "first": [
         ("model.uri", "worker", f"{MAIN}.args.3", "o/n"),
         ("model.revision", "worker", f"{MAIN}.args.5", "v1"),
@@ -175,15 +176,14 @@ SEEN = {
     ],
     "third": [("cache.emptyDir.sizeLimit", "worker", "spec.volumes.[name=cache].emptyDir.sizeLimit", "4Gi")],
 }
-ELSEWHERE = {"frontend.mode", "paused"}
-"""Both take something away: test_fields."""
+TESTED_ELSEWHERE = {"frontend.mode", "paused"}
+"""Both remove objects: test_fields tests them."""
 
 
 @pytest.fixture(scope="module")
-def made(shared, make_endpoints, api, until):
-    """``made["first"]["worker"]`` is an object as the API server and its controllers made it."""
-    given = {"c": "seed: 5\n", "s": "b = 2\n"}
-    api.create("ConfigMap", "shared", "given", data=given)
+def objects(shared, make_endpoints, api, until):
+    """``objects["first"]["worker"]`` is a worker pod of the endpoint with the spec FIRST, and so on."""
+    api.create("ConfigMap", "shared", "given", data={"c": "seed: 5\n", "s": "b = 2\n"})
     api.create("ServiceAccount", "shared", "mine")
     found = {}
     for name, spec in (("first", FIRST), ("second", SECOND), ("third", THIRD)):
@@ -207,12 +207,12 @@ def made(shared, make_endpoints, api, until):
     return found
 
 
-CASES = [(which, *case) for which, cases in SEEN.items() for case in cases]
+CASES = [(spec, *case) for spec, cases in EXPECTED.items() for case in cases]
 
 
-@pytest.mark.parametrize(("which", "field", "kind", "path", "value"), CASES, ids=[case[1] for case in CASES])
-def test_it_is_where_it_must_be(made, which, field, kind, path, value):
-    found = made[which][kind]
+@pytest.mark.parametrize(("spec", "field", "kind", "path", "value"), CASES, ids=[case[1] for case in CASES])
+def test_a_field_of_the_spec_is_in_the_child_objects(objects, spec, field, kind, path, value):
+    found = objects[spec][kind]
     assert (walk(found, path) if path else found) == value
 
 
@@ -227,21 +227,21 @@ def leaves(node, path=()):
 PROPERTIES = VERSION["schema"]["openAPIV3Schema"]["properties"]
 
 
-def test_no_field_of_the_spec_is_left_out():
-    assert {case[1] for case in CASES} | ELSEWHERE == leaves(PROPERTIES["spec"])
+def test_every_field_of_the_spec_has_a_case():
+    assert {case[1] for case in CASES} | TESTED_ELSEWHERE == leaves(PROPERTIES["spec"])
 
 
-def told(value, path=()):
-    """Paths at which ``value`` says something, lists by their items."""
+def paths_with_values(value, path=()):
+    """Paths of ``value`` that have a value; the items of a list have the path of the list."""
     if isinstance(value, dict) and value and path != ("healthCheck", "payload"):
-        return {leaf for name, inner in value.items() for leaf in told(inner, (*path, name))}
+        return {leaf for name, inner in value.items() for leaf in paths_with_values(inner, (*path, name))}
     if isinstance(value, list):
-        return {leaf for item in value for leaf in told(item, path)}
+        return {leaf for item in value for leaf in paths_with_values(item, path)}
     return set() if value in ("", None) else {".".join(path)}
 
 
-def test_no_field_of_the_status_is_left_out(made, until):
-    endpoint = made["first"]["endpoint"]
+def test_every_field_of_the_status_is_written(objects, until):
+    endpoint = objects["first"]["endpoint"]
     workers = endpoint.start_all(2)
     ignored = [{"source": "Environment", "reason": "outranked"}]
     handler = {"source": "Environment", "handler": "model:f"}
@@ -258,8 +258,8 @@ def test_no_field_of_the_status_is_left_out(made, until):
         path = endpoint.api.path("Pod", endpoint.namespace, pod["metadata"]["name"])
         endpoint.api.call("POST", f"{path}/binding", target)
     endpoint.until("Generating", "False")
-    wanted = leaves(PROPERTIES["status"])
+    expected = leaves(PROPERTIES["status"])
     until(
-        lambda: wanted == told(endpoint.get()["status"]) & wanted,
-        lambda: f"not told: {wanted - told(endpoint.get()['status'])}",
+        lambda: expected == paths_with_values(endpoint.get()["status"]) & expected,
+        lambda: f"missing: {expected - paths_with_values(endpoint.get()['status'])}",
     )

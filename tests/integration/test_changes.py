@@ -1,32 +1,32 @@
-"""What others, admission policies and autoscalers do to an endpoint's objects, on a real API server."""
+"""Changes of an endpoint's objects by other clients, admission policies and autoscalers."""
 
 import time
 
 import pytest
 
 
-def settle(endpoint, api):
-    """Wait until nothing is written any more: a step of a status waits for up to five seconds."""
+def wait_without_writes(endpoint, api):
+    """Wait for six seconds without a write of the operator: a status write may be delayed for five."""
     for _ in range(10):
-        mark = api.audit_offset()
+        offset = api.audit_offset()
         time.sleep(6)
-        if not [w for w in api.writes(mark, namespace=endpoint.namespace) if endpoint.name in w]:
+        if not [w for w in api.writes(offset, namespace=endpoint.namespace) if endpoint.name in w]:
             return
-    raise AssertionError("the operator writes without end")
+    raise AssertionError("the operator does not stop writing")
 
 
-def looked_at(endpoint, api, times=5):
-    """Writes of the operator while a label of the endpoint changes that often: a look each time."""
-    settle(endpoint, api)
-    mark = api.audit_offset()
+def writes_of_reconciles(endpoint, api, times=5):
+    """Writes of the operator in several reconciles, each after a change of a label of the endpoint."""
+    wait_without_writes(endpoint, api)
+    offset = api.audit_offset()
     for number in range(times):
-        endpoint.patch(metadata={"labels": {"look": str(number)}})
+        endpoint.patch(metadata={"labels": {"reconcile": str(number)}})
         time.sleep(0.3)
     time.sleep(1.5)
-    return [write for write in api.writes(mark, namespace=endpoint.namespace) if endpoint.name in write]
+    return [write for write in api.writes(offset, namespace=endpoint.namespace) if endpoint.name in write]
 
 
-REFUSED = {
+REJECTED = {
     "an argument of the podTemplate": {
         "worker": {"podTemplate": {"spec": {"containers": [{"name": "main", "args": ["x"]}]}}}
     },
@@ -39,26 +39,26 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("refused", REFUSED)
-def test_replicas_apply_while_the_spec_is_refused(shared, make_endpoint, api, until, refused):
+@pytest.mark.parametrize("rejected", REJECTED)
+def test_replicas_are_applied_while_the_spec_is_rejected(shared, make_endpoint, api, until, rejected):
     endpoint = make_endpoint().create(replicas=2)
     endpoint.start_all(2)
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
-    endpoint.patch(spec=REFUSED[refused])
+    endpoint.patch(spec=REJECTED[rejected])
     endpoint.until("Stalled", "True")
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=3")
     until(lambda: len(endpoint.pods()) == 3, "three pods")
     after = endpoint.child("Deployment", "-workers")
     assert after["spec"] == {**before["spec"], "replicas": 3}
     assert endpoint.child("PodDisruptionBudget", "-workers")
-    until(lambda: endpoint.get()["status"]["replicas"] == 3, "what the autoscaler reads")
+    until(lambda: endpoint.get()["status"]["replicas"] == 3, "the scale subresource follows")
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=0")
     endpoint.until("Available", "True", "ScaledToZero")
     assert [pod for pod in endpoint.pods() if "deletionTimestamp" not in pod["metadata"]] == []
-    assert endpoint.condition("Ready")["status"] == "False", "the spec is still refused"
-    until(lambda: endpoint.child("PodDisruptionBudget", "-workers") is None, "no budget for none")
-    # Mended, all of it is applied, and nothing is left of the field manager's part.
+    assert endpoint.condition("Ready")["status"] == "False", "the spec is still rejected"
+    until(lambda: endpoint.child("PodDisruptionBudget", "-workers") is None, "no budget without replicas")
+    # After the correction the whole spec is applied, and no field of the rejected one remains.
     endpoint.patch(spec={"worker": None, "handlers": None, "replicas": 1})
     endpoint.until("Accepted", "True")
     until(lambda: len(endpoint.pods()) == 1, "one pod")
@@ -67,7 +67,7 @@ def test_replicas_apply_while_the_spec_is_refused(shared, make_endpoint, api, un
     assert endpoint.events("ChangeReverted") == []
 
 
-def test_replicas_apply_while_another_object_is_refused(shared, make_endpoint, api, until):
+def test_replicas_are_applied_despite_a_name_conflict(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.until("Accepted", "True")
     until(endpoint.pods, "its pod")
@@ -78,14 +78,14 @@ def test_replicas_apply_while_another_object_is_refused(shared, make_endpoint, a
     api.create("Service", "shared", f"{endpoint.name}-workers", spec=spec)
     try:
         endpoint.patch(spec={"paused": False, "replicas": 2})
-        said = endpoint.until("Accepted", "False", "NameTaken")
-        assert "exists and is not this endpoint's" in said["message"]
+        conflict = endpoint.until("Accepted", "False", "NameTaken")
+        assert "exists and is not this endpoint's" in conflict["message"]
         until(lambda: len(endpoint.pods()) == 2, "two pods")
     finally:
         api.delete("Service", "shared", f"{endpoint.name}-workers")
 
 
-def test_quantities_are_compared_as_they_are_stored(shared, make_endpoint, api, until):
+def test_quantities_are_compared_in_their_stored_form(shared, make_endpoint, api, until):
     amounts = {"cpu": "1.5m", "memory": "0.5", "ephemeral-storage": "1e3"}
     sidecar = {"name": "s", "image": "x", "resources": {"requests": {"cpu": 0.0015, "memory": "100000001n"}}}
     scratch = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1.0005"}}}
@@ -108,16 +108,16 @@ def test_quantities_are_compared_as_they_are_stored(shared, make_endpoint, api, 
     )
     endpoint.until("Accepted", "True")
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
-    assert looked_at(endpoint, api) == []
+    assert writes_of_reconciles(endpoint, api) == []
     assert endpoint.events("AdmissionChangeAccepted") == []
 
 
 @pytest.fixture
 def mirror(api):
-    """A policy that rewrites the image of what carries the label ``mirror``, as a registry mirror's does."""
+    """A policy that replaces images ``mirrored/...`` in Deployments, as for a registry mirror."""
     names = ("mutatingadmissionpolicies", "mutatingadmissionpolicybindings")
     at = "/spec/template/spec/containers/0/image"
-    replaced = f"[JSONPatch{{op: 'replace', path: '{at}', value: 'mirror.example/worker:1'}}]"
+    replacement = f"[JSONPatch{{op: 'replace', path: '{at}', value: 'mirror.example/worker:1'}}]"
     root = "/apis/admissionregistration.k8s.io/v1"
     policy = {
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -145,7 +145,7 @@ def mirror(api):
             "mutations": [
                 {
                     "patchType": "JSONPatch",
-                    "jsonPatch": {"expression": replaced},
+                    "jsonPatch": {"expression": replacement},
                 }
             ],
         },
@@ -168,40 +168,42 @@ def image(endpoint, part="-workers"):
     return endpoint.child("Deployment", part)["spec"]["template"]["spec"]["containers"][0]["image"]
 
 
-def test_what_a_mutating_policy_rewrites_is_accepted(operate, namespace, mirror, make_endpoint, api, until):
-    operator = operate(namespace).leads()
+def test_the_change_of_a_mutating_policy_is_accepted_with_an_event(
+    operate, namespace, mirror, make_endpoint, api, until
+):
+    operator = operate(namespace).until_leading()
     endpoint = make_endpoint(namespace).create(worker={"image": "mirrored/worker:1"})
-    until(lambda: endpoint.child("Deployment", "-frontend"), "its Deployments, of which this one is the last")
+    until(lambda: endpoint.child("Deployment", "-frontend"), "its last Deployment")
     assert image(endpoint) == image(endpoint, "-frontend") == "mirror.example/worker:1"
     until(lambda: len(endpoint.events("AdmissionChangeAccepted")) == 2, "an Event for each Deployment")
-    assert looked_at(endpoint, api) == []
-    said = {event["message"] for event in endpoint.events("AdmissionChangeAccepted")}
+    assert writes_of_reconciles(endpoint, api) == []
+    messages = {event["message"] for event in endpoint.events("AdmissionChangeAccepted")}
     assert any(
         text.startswith(
             "The API server stores another value for spec.template.spec.containers[main].image of the "
             f"Deployment {endpoint.name}-workers than the operator applied"
         )
-        for text in said
+        for text in messages
     )
-    # The next operator knows it too.
+    # The next operator accepts the change, too.
     assert operator.stop() == 0
-    mark = api.audit_offset()
-    operate(namespace).leads()
-    until(lambda: api.requests(mark, namespace=namespace), "its first look")
+    offset = api.audit_offset()
+    operate(namespace).until_leading()
+    until(lambda: api.requests(offset, namespace=namespace), "its first reconcile")
     time.sleep(3)
-    assert [w for w in api.writes(mark, namespace=namespace) if endpoint.name in w] == []
-    # An edit of that very field to another value is put back by the apply, and told.
+    assert [w for w in api.writes(offset, namespace=namespace) if endpoint.name in w] == []
+    # Another value of the same field is reverted, with an Event.
     api.kubectl("set", "image", "-n", namespace, f"deployment/{endpoint.name}-workers", "main=other:1")
-    assert image(endpoint) == "other:1", "the policy leaves others' images alone"
+    assert image(endpoint) == "other:1", "the policy does not change other images"
     until(lambda: image(endpoint) == "mirror.example/worker:1", lambda: image(endpoint))
     (event,) = until(lambda: endpoint.events("ChangeReverted"), "an Event")
     assert event["message"].startswith(
         "Field manager kubectl-set changed spec.template.spec.containers[main]"
     )
-    assert looked_at(endpoint, api) == []
+    assert writes_of_reconciles(endpoint, api) == []
 
 
-def test_a_change_by_others_is_restored_and_told_once(shared, make_endpoint, api, until):
+def test_a_change_by_another_client_is_reverted_with_one_event(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     until(lambda: endpoint.child("Deployment", "-frontend"), "its Deployments")
     before = image(endpoint)
@@ -217,8 +219,8 @@ def test_a_change_by_others_is_restored_and_told_once(shared, make_endpoint, api
     )
 
 
-def test_an_autoscaler_of_the_deployment_is_named_once(shared, make_endpoint, api, until):
-    """The scale subresource of the Deployment, as a HorizontalPodAutoscaler writes it, again and again."""
+def test_repeated_changes_by_an_autoscaler_are_reverted_with_one_event(shared, make_endpoint, api, until):
+    """Writes to the scale subresource of the Deployment, as from a HorizontalPodAutoscaler."""
     endpoint = make_endpoint().create()
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
     path = f"{api.path('Deployment', 'shared', f'{endpoint.name}-workers')}/scale"
@@ -227,8 +229,8 @@ def test_an_autoscaler_of_the_deployment_is_named_once(shared, make_endpoint, ap
         return endpoint.child("Deployment", "-workers")["spec"]["replicas"]
 
     for _ in range(4):
-        asked = {"spec": {"replicas": 3}}
-        api.call("PATCH", f"{path}?fieldManager=kube-controller-manager", asked, as_="merge")
+        body = {"spec": {"replicas": 3}}
+        api.call("PATCH", f"{path}?fieldManager=kube-controller-manager", body, as_="merge")
         until(lambda: replicas() == 1, replicas)
     (event,) = until(lambda: endpoint.events("ChangeReverted"), "an Event")
     assert event["message"] == (
@@ -239,12 +241,14 @@ def test_an_autoscaler_of_the_deployment_is_named_once(shared, make_endpoint, ap
     )
 
 
-def test_a_field_that_was_removed_is_told_although_nobody_owns_it(shared, make_endpoint, api, until):
+def test_a_removed_field_is_reverted_with_an_event_although_it_has_no_manager(
+    shared, make_endpoint, api, until
+):
     endpoint = make_endpoint().create()
     path = api.path("PodDisruptionBudget", "shared", f"{endpoint.name}-workers")
     endpoint.patch(spec={"replicas": 2})
     until(lambda: endpoint.child("PodDisruptionBudget", "-workers"), "its budget")
     removed = {"spec": {"unhealthyPodEvictionPolicy": None}}
-    api.call("PATCH", f"{path}?fieldManager=somebody", removed, as_="merge")
+    api.call("PATCH", f"{path}?fieldManager=another-client", removed, as_="merge")
     (event,) = until(lambda: endpoint.events("ChangeReverted"), "an Event")
     assert event["message"].startswith("Another client changed spec.unhealthyPodEvictionPolicy of the Pod")

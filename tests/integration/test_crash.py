@@ -1,16 +1,16 @@
-"""The operator is killed at a request of its own, and the next one converges: a sample of tests/long's."""
+"""The operator is killed at one of its requests, and the next one converges: a sample of tests/long."""
 
 import pytest
 
-from tests.integration.crash_points import Crashes
+from tests.integration.crash_points import CrashTest
 
 
 @pytest.fixture(scope="module")
-def crashes(api, tmp_path_factory):
+def crash_test(api, tmp_path_factory):
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "crashes"}})
-    made = Crashes(api, "crashes", tmp_path_factory.mktemp("crashes"))
-    yield made
-    made.close()
+    crash_test = CrashTest(api, "crashes", tmp_path_factory.mktemp("crashes"))
+    yield crash_test
+    crash_test.close()
 
 
 @pytest.mark.parametrize(
@@ -23,5 +23,5 @@ def crashes(api, tmp_path_factory):
         ("delete", 9, "answered"),
     ],
 )
-def test_killed_at_a_request_it_converges(crashes, change, at, when):
-    assert crashes.killed(change, at, when), "it makes that many requests"
+def test_the_endpoint_converges_after_a_kill_at_a_request(crash_test, change, at, when):
+    assert crash_test.kill(change, at, when), "the change causes fewer requests"

@@ -1,4 +1,4 @@
-"""Streams of workers that lie, flood or end, all at once: what they cannot do."""
+"""Report streams with wrong reports, floods of reports or interruptions, and what they do not affect."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def serving(shared, make_endpoint):
     return make
 
 
-def test_a_worker_that_praises_itself_is_not_ready_by_that(serving, until):
+def test_a_replica_is_ready_by_its_pod_and_not_by_its_report(serving, until):
     endpoint = serving()
     (pod,) = endpoint.pods()
     (worker,) = endpoint.started
@@ -32,7 +32,7 @@ def test_a_worker_that_praises_itself_is_not_ready_by_that(serving, until):
     assert endpoint.condition("Ready")["status"] == "False"
 
 
-def test_readiness_is_told_while_every_stream_is_cut(serving):
+def test_readiness_is_updated_while_every_stream_is_interrupted(serving):
     endpoint = serving(replicas=2, strategy={"rollingUpdate": {"maxUnavailable": 1}})
     pods = endpoint.pods()
     addresses = [pod["status"]["podIP"] for pod in pods]
@@ -44,14 +44,14 @@ def test_readiness_is_told_while_every_stream_is_cut(serving):
     assert endpoint.get()["status"]["readyReplicas"] == 0
 
 
-def test_a_flood_costs_few_writes_and_hides_no_stall_of_others(serving, api, until):
-    loud, quiet = serving(), serving()
-    (worker,), (other,) = loud.started, quiet.started
+def test_a_flood_of_reports_causes_few_writes_and_hides_no_stall_of_others(serving, api, until):
+    flooding, other = serving(), serving()
+    (worker,), (other_worker,) = flooding.started, other.started
     reports = []
     for number in range(400):
-        worker.report["verdict"] |= {"message": f"news {number}"}
+        worker.report["verdict"] |= {"message": f"report {number}"}
         reports.append(json.dumps(worker.report).encode() + b"\n")
-    mark, end = api.audit_offset(), time.monotonic() + 3
+    offset, end = api.audit_offset(), time.monotonic() + 3
 
     def flood():
         while time.monotonic() < end:
@@ -62,27 +62,27 @@ def test_a_flood_costs_few_writes_and_hides_no_stall_of_others(serving, api, unt
 
     thread = threading.Thread(target=flood)
     thread.start()
-    other.send_report("Stalled")
-    quiet.until("Generating", "False", "EngineStalled", seconds=8)
+    other_worker.send_report("Stalled")
+    other.until("Generating", "False", "EngineStalled", seconds=8)
     thread.join()
-    assert len(statuses(api, mark, loud)) <= 2, "not one for each of the thousands"
+    assert len(status_writes(api, offset, flooding)) <= 2, "not one for each of the thousands of reports"
 
 
-def test_one_that_goes_to_and_fro_is_written_a_few_times_and_then_seldom(serving, api):
-    """Slowly enough to be no flood: each time is a transition."""
-    fickle = serving()
-    (worker,) = fickle.started
-    mark, started = api.audit_offset(), time.monotonic()
+def test_status_writes_of_an_alternating_verdict_are_rate_limited(serving, api):
+    """Slow enough for each report to be a transition."""
+    endpoint = serving()
+    (worker,) = endpoint.started
+    offset, started = api.audit_offset(), time.monotonic()
     for number in range(100):
         worker.send_report(("Stalled", "Generating")[number % 2])
         time.sleep(0.05)
     seconds = time.monotonic() - started
-    found = statuses(api, mark, fickle)
+    found = status_writes(api, offset, endpoint)
     assert 5 <= len(found) <= BURST + seconds / WRITE_INTERVAL_SECONDS + 1
     worker.send_report("Stalled")
-    fickle.until("Generating", "False", "EngineStalled", seconds=2 * WRITE_INTERVAL_SECONDS)
+    endpoint.until("Generating", "False", "EngineStalled", seconds=2 * WRITE_INTERVAL_SECONDS)
 
 
-def statuses(api, mark, endpoint):
-    """Writes of its status since then."""
-    return [w for w in api.writes(mark, namespace="shared") if w == f"patch vllmendpoints {endpoint.name}"]
+def status_writes(api, offset, endpoint):
+    """Writes of the endpoint's status since the offset."""
+    return [w for w in api.writes(offset, namespace="shared") if w == f"patch vllmendpoints {endpoint.name}"]

@@ -1,4 +1,4 @@
-"""Fields whose meaning the API server has a say in: what it refuses, what it takes, what becomes of it."""
+"""Fields whose effects depend on the API server: validation, missing references, deletion of children."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from tests.rejected_specs import MODEL
 TOKEN = {**MODEL, "tokenSecretRef": {"name": "hf", "key": "token"}}
 
 
-def test_a_token_whose_secret_is_not_there(shared, make_endpoint, api, until):
-    """The operator reads no Secret: the kubelet tells, here played with its own words."""
+def test_a_missing_token_secret_is_reported_by_the_pod_status(shared, make_endpoint, api, until):
+    """The operator reads no Secret. The kubelet reports it, here simulated with the kubelet's message."""
     endpoint = make_endpoint().create(model=TOKEN)
     (pod,) = until(endpoint.pods, "its pod")
     env = next(c["env"] for c in pod["spec"]["containers"] if c["name"] == "main")
@@ -24,8 +24,8 @@ def test_a_token_whose_secret_is_not_there(shared, make_endpoint, api, until):
     endpoint.until("Ready", "True")
 
 
-def test_a_named_service_account(shared, make_endpoint, api, until):
-    """Missing, it is told; then used and bound, and the one that was made goes with its last pod."""
+def test_a_named_service_account_replaces_the_created_one(shared, make_endpoint, api, until):
+    """While it is missing, a condition reports it. The created account is deleted with its last pod."""
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
@@ -46,11 +46,11 @@ def test_a_named_service_account(shared, make_endpoint, api, until):
     endpoint.until("ResolvedRefs", "True")
     assert "deletionTimestamp" not in pod["metadata"]
 
-    def bound():
+    def subjects():
         return [subject["name"] for subject in endpoint.child("RoleBinding", "-workers")["subjects"]]
 
-    until(lambda: bound() == [account], bound)
-    until(lambda: endpoint.child("ServiceAccount", "-workers") is None, "the account that was made is gone")
+    until(lambda: subjects() == [account], subjects)
+    until(lambda: endpoint.child("ServiceAccount", "-workers") is None, "the created account is deleted")
     assert endpoint.child("ServiceAccount", "-frontend")
     assert api.get("ServiceAccount", "shared", account)["metadata"].get("ownerReferences") is None
 
@@ -59,16 +59,16 @@ def claim_of(endpoint):
     return endpoint.child("PersistentVolumeClaim", "-cache")
 
 
-def edited(endpoint, **template):
-    """What kubectl says to a change of the claim's template."""
+def patch_claim_template(endpoint, **template):
+    """The API server's message if it rejects the change of the claim template; else the empty string."""
     try:
         endpoint.patch(spec={"cache": {"volumeClaimTemplate": template}})
-    except LookupError as refused:
-        return str(refused)
+    except LookupError as error:
+        return str(error)
     return ""
 
 
-def test_a_claim_of_the_endpoints_own(shared, make_endpoint, api, until):
+def test_the_claim_of_an_endpoint_is_created_validated_and_pruned(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create(
         cache={
             "volumeClaimTemplate": {
@@ -87,30 +87,32 @@ def test_a_claim_of_the_endpoints_own(shared, make_endpoint, api, until):
     ]
     endpoint.start_all()
     endpoint.until("Ready", "True")
-    # What admission sees.
-    assert "storageClassName: the field is immutable; create another PersistentVolumeClaim" in edited(
-        endpoint, storageClassName="b"
+    # Rejected by admission.
+    assert (
+        "storageClassName: the field is immutable; create another PersistentVolumeClaim"
+        in patch_claim_template(endpoint, storageClassName="b")
     )
-    assert "accessModes: the field is immutable; create another PersistentVolumeClaim" in edited(
-        endpoint, accessModes=["ReadWriteMany"]
+    assert (
+        "accessModes: the field is immutable; create another PersistentVolumeClaim"
+        in patch_claim_template(endpoint, accessModes=["ReadWriteMany"])
     )
     assert "only one pod at a time can use a ReadWriteOnce volume" in api.kubectl(
         "scale", "-n", "shared", "vep", endpoint.name, "--replicas=2", check=False
     )
-    # What only the API server knows: this claim is not bound, and its class does not let it grow.
-    assert not edited(endpoint, size="2Gi")
-    refused = endpoint.until("Accepted", "False", "InvalidSpec")
-    said = "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim"
-    assert refused["message"].startswith(f"{said} {endpoint.name}-cache: ")
-    assert "\n" not in refused["message"]
-    assert "it has 1Gi: set size to that again" in refused["message"]
+    # Rejected by the API server later: this claim is not bound, and its class does not allow expansion.
+    assert not patch_claim_template(endpoint, size="2Gi")
+    rejected = endpoint.until("Accepted", "False", "InvalidSpec")
+    beginning = "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim"
+    assert rejected["message"].startswith(f"{beginning} {endpoint.name}-cache: ")
+    assert "\n" not in rejected["message"]
+    assert "it has 1Gi: set size to that again" in rejected["message"]
     assert endpoint.condition("Stalled")["status"] == "True"
-    assert endpoint.condition("Available")["status"] == "True", "what runs goes on"
-    assert not edited(endpoint, size="1Gi"), "what is refused can be taken back"
+    assert endpoint.condition("Available")["status"] == "True", "running workers keep serving"
+    assert not patch_claim_template(endpoint, size="1Gi"), "a rejected size can be reset"
     endpoint.until("Ready", "True")
-    assert not edited(endpoint, size="500Mi")
+    assert not patch_claim_template(endpoint, size="500Mi")
     assert "it has 1Gi" in endpoint.until("Accepted", "False", "InvalidSpec")["message"]
-    # Taken out, it goes with the last pod that may mount it.
+    # After its removal from the spec, the claim is deleted with the last pod that can mount it.
     endpoint.patch(spec={"cache": None})
     endpoint.until("Accepted", "True")
     until(
@@ -119,15 +121,15 @@ def test_a_claim_of_the_endpoints_own(shared, make_endpoint, api, until):
     until(lambda: claim_of(endpoint) is None, "the claim is pruned")
 
 
-def test_a_claim_goes_with_its_endpoint(shared, make_endpoint, api, until):
-    # Without pods: while one mounts it, the API server keeps a claim, and looks again every now and then.
+def test_the_claim_is_deleted_with_its_endpoint(shared, make_endpoint, api, until):
+    # Without pods, because the API server keeps a claim while a pod mounts it, and polls slowly.
     endpoint = make_endpoint().create(cache={"volumeClaimTemplate": {"size": "1Gi"}}, replicas=0)
     until(lambda: claim_of(endpoint), "the claim")
     api.delete("VLLMEndpoint", "shared", endpoint.name)
     until(lambda: claim_of(endpoint) is None, "the claim is collected", 60)
 
 
-def test_paused_changes_nothing_until_it_is_not(shared, make_endpoint, api, until):
+def test_a_paused_endpoint_changes_no_object_until_it_is_resumed(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
@@ -136,26 +138,28 @@ def test_paused_changes_nothing_until_it_is_not(shared, make_endpoint, api, unti
     endpoint.until("Ready", "False", "Paused")
     assert endpoint.condition("Reconciling")["status"] == "False"
     assert endpoint.condition("Generating")["status"] == "True"
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     before = endpoint.child("Deployment", "-workers")
     endpoint.patch(spec={"replicas": 2, "engine": {"args": ["--seed", "1"]}, "frontend": {"mode": "None"}})
     api.delete("Service", "shared", f"{endpoint.name}-workers")
     until(lambda: endpoint.get()["status"]["observedGeneration"] == 3, "the status follows")
-    # What stands is still looked at.
+    # The status of existing pods is still observed.
     endpoint.set_pod_status(endpoint.pods()[0], ready=False)
     endpoint.until("Available", "False")
-    written = {w for w in api.writes(mark, namespace="shared") if endpoint.name in w}
+    written = {w for w in api.writes(offset, namespace="shared") if endpoint.name in w}
     assert written <= {f"patch vllmendpoints {endpoint.name}"}
     after = endpoint.child("Deployment", "-workers")
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
     endpoint.patch(spec={"paused": False})
-    until(lambda: endpoint.child("Service", "-workers"), "what was deleted comes back")
-    until(lambda: endpoint.child("Deployment", "-frontend") is None, "what is over goes")
-    until(lambda: len(endpoint.pods()) == 2, "both changes are taken up")
+    until(lambda: endpoint.child("Service", "-workers"), "the deleted Service is recreated")
+    until(lambda: endpoint.child("Deployment", "-frontend") is None, "the frontend is deleted")
+    until(lambda: len(endpoint.pods()) == 2, "the endpoint is scaled")
     endpoint.until("UpToDate", "False", "RollingOut")
 
 
-def test_paused_from_the_start_and_deleted(shared, make_endpoint, api, until):
+def test_an_endpoint_created_paused_has_no_children_and_can_be_deleted_paused(
+    shared, make_endpoint, api, until
+):
     endpoint = make_endpoint().create(paused=True)
     paused = endpoint.until("Available", "False", "Paused")
     assert (
@@ -168,7 +172,7 @@ def test_paused_from_the_start_and_deleted(shared, make_endpoint, api, until):
     endpoint.patch(spec={"paused": True})
     endpoint.until("UpToDate", "False", "Paused")
     api.delete("VLLMEndpoint", "shared", endpoint.name)
-    until(lambda: not endpoint.pods() and endpoint.child("Service") is None, "all is collected", 60)
+    until(lambda: not endpoint.pods() and endpoint.child("Service") is None, "all children are deleted", 60)
 
 
 def revisions_of(endpoint):
@@ -176,7 +180,7 @@ def revisions_of(endpoint):
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ({"spec": {"restartPolicy": "Never"}}, "spec.template.spec.restartPolicy"),
         (
@@ -189,24 +193,23 @@ def revisions_of(endpoint):
     ],
     ids=["a value", "a field", "a map", "a list", "a port"],
 )
-def test_a_pod_template_is_refused_before_anything_is_written(
-    shared, make_endpoint, api, until, template, told
+def test_an_invalid_pod_template_is_rejected_before_any_write(
+    shared, make_endpoint, api, until, template, message
 ):
     endpoint = make_endpoint().create(worker={"podTemplate": {"spec": {"nodeSelector": {"zone": "a"}}}})
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
     endpoint.until("Available", "False", "Starting")
     before = revisions_of(endpoint)
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     settings = {"level": "Standard"}
     endpoint.patch(spec={"worker": {"podTemplate": template}, "healthCheck": settings})
-    refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
-    assert told in refused["message"]
+    assert message in endpoint.until("Accepted", "False", "InvalidPodTemplate")["message"]
     endpoint.until("Ready", "False", "InvalidPodTemplate")
     assert endpoint.condition("Stalled")["status"] == "True"
     assert revisions_of(endpoint) == before
-    writes = [w for w in api.writes(mark, namespace="shared") if endpoint.name in w]
-    tried = {w for w in writes if not w.startswith("create events")}
-    assert tried <= {
+    writes = [w for w in api.writes(offset, namespace="shared") if endpoint.name in w]
+    attempts = {w for w in writes if not w.startswith("create events")}
+    assert attempts <= {
         f"patch vllmendpoints {endpoint.name}",
         f"patch deployments {endpoint.name}-workers",  # the dry run
     }
@@ -214,7 +217,7 @@ def test_a_pod_template_is_refused_before_anything_is_written(
     endpoint.until("Accepted", "True")
 
 
-def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, make_endpoint, api, until):
+def test_the_scale_subresource_has_the_values_that_an_autoscaler_reads(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create(replicas=2)
     until(lambda: len(endpoint.pods()) == 2 and endpoint.pods("frontend"), "all its pods")
     until(lambda: endpoint.get()["status"].get("replicas") == 2, "the status follows")
@@ -223,12 +226,12 @@ def test_the_scale_subresource_tells_what_an_autoscaler_asks(shared, make_endpoi
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)
     listed = api.call("GET", f"/api/v1/namespaces/shared/pods?labelSelector={scale['status']['selector']}")
     named = {pod["metadata"]["name"] for pod in listed["items"]}
-    assert named == {pod["metadata"]["name"] for pod in endpoint.pods()}, "the workers alone"
+    assert named == {pod["metadata"]["name"] for pod in endpoint.pods()}, "only the workers"
     api.call("PATCH", path, {"spec": {"replicas": 1}}, as_="merge")
     until(lambda: len(endpoint.pods()) == 1, "one pod")
 
 
-def test_without_a_frontend_clients_ask_the_workers(shared, make_endpoint, until):
+def test_without_a_frontend_the_urls_are_those_of_the_workers(shared, make_endpoint, until):
     endpoint = make_endpoint().create(frontend={"mode": "None"})
     until(endpoint.pods, "its pod")
     workers = f"http://{endpoint.name}-workers.shared.svc:8080"

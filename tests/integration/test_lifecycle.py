@@ -1,17 +1,18 @@
-"""From creation to deletion: what is made, who owns it, what is written, and what is not."""
+"""The lifecycle of an endpoint: its children and their owner references, and the writes of the operator."""
 
 import json
 import time
 
 import pytest
 
+from tests.integration.operator_effects import QuietPeriod
 from vllmendpoint_operator.controller.publish.status_write_limiter import WRITE_INTERVAL_SECONDS
 
 
-def test_creates_all_and_becomes_ready(shared, make_endpoint, api, until):
+def test_an_endpoint_gets_all_children_and_becomes_ready(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create(replicas=1, healthCheck={"level": "Standard"})
     first = until(lambda: endpoint.get().get("status", {}).get("conditions"))
-    assert len(first) == 9, "all conditions stand from the first status write"
+    assert len(first) == 9, "the first status write contains all conditions"
     assert all(entry["reason"] for entry in first)
     endpoint.start_all()
     ready = endpoint.until("Ready", "True")
@@ -44,59 +45,55 @@ def test_creates_all_and_becomes_ready(shared, make_endpoint, api, until):
         assert owner["uid"] == found["metadata"]["uid"]
 
 
-def test_kubectl_waits_and_shows_the_columns(shared, make_endpoint, api):
+def test_kubectl_waits_for_ready_and_shows_the_columns(shared, make_endpoint, api):
     endpoint = make_endpoint().create(model={"uri": "hf://o/n", "name": "the-model"})
     endpoint.start_all()
-    where = ("-n", "shared", "vep", endpoint.name)
-    api.kubectl("wait", "--for=condition=Ready", "--timeout=20s", *where)
-    header, row = api.kubectl("get", *where).splitlines()
+    resource = ("-n", "shared", "vep", endpoint.name)
+    api.kubectl("wait", "--for=condition=Ready", "--timeout=20s", *resource)
+    header, row = api.kubectl("get", *resource).splitlines()
     assert header.split() == ["NAME", "MODEL", "READY", "REPLICAS", "GENERATING", "REASON", "AGE"]
     assert row.split()[:6] == [endpoint.name, "the-model", "True", "1", "1", "Ready"]
-    header, row = api.kubectl("get", *where, "-o", "wide").splitlines()
+    header, row = api.kubectl("get", *resource, "-o", "wide").splitlines()
     assert header.split()[7:] == ["URL", "PAYLOAD", "HANDLERS"]
     assert row.split()[7:] == [f"http://{endpoint.name}.shared.svc:8000/v1", "ModelDefault", "Default"]
 
 
-def test_an_unchanged_resource_costs_nothing(shared, make_endpoint, api, until):
+def test_an_unchanged_endpoint_causes_no_requests(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
-    settled(api, "shared", until)
-    mark = api.audit_offset()
+    wait_until_settled(api, "shared", until)
+    offset = api.audit_offset()
     endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
-    time.sleep(2)  # nothing happens, so nothing tells that it has not
-    # Every now and then all are listed, in case that the watch lost one.
-    asked = [(e["verb"], e["objectRef"]["resource"]) for e in api.requests(mark, namespace="shared")]
-    assert set(asked) <= {("list", "vllmendpoints")}
+    time.sleep(2)  # there is no event to wait for
+    # All endpoints are listed periodically, in case the watch missed one.
+    requests = [(e["verb"], e["objectRef"]["resource"]) for e in api.requests(offset, namespace="shared")]
+    assert set(requests) <= {("list", "vllmendpoints")}
 
 
-def settled(api, namespace, until):
-    """No request of an operator for longer than a status waits for what comes next."""
-    state = {"mark": api.audit_offset(), "since": time.monotonic()}
-
-    def quiet():
-        if api.requests(state["mark"], namespace=namespace):
-            state.update(mark=api.audit_offset(), since=time.monotonic())
-        return time.monotonic() - state["since"] > WRITE_INTERVAL_SECONDS + 1
-
-    until(quiet, "the operator comes to rest")
+def wait_until_settled(api, namespace, until):
+    """Wait until operators send no request for longer than a status write may be delayed."""
+    until(QuietPeriod(api, namespace, WRITE_INTERVAL_SECONDS + 1), "the operator sends no more requests")
 
 
-def test_a_restart_writes_nothing(operate, make_endpoint, api, namespace, until):
-    operator = operate(namespace).leads()
+def test_a_restart_of_the_operator_writes_nothing(operate, make_endpoint, api, namespace, until):
+    operator = operate(namespace).until_leading()
     endpoint = make_endpoint(namespace).create(engine={"config": {"inline": {"seed": 1}}}, replicas=2)
     endpoint.start_all(2)
     endpoint.until("Ready", "True")
-    whole = {"readyReplicas": 2, "generatingReplicas": 2}  # one of two is enough for Ready
-    until(lambda: whole.items() <= endpoint.get()["status"].items(), "both generate")
-    settled(api, namespace, until)
+    complete = {"readyReplicas": 2, "generatingReplicas": 2}  # one of two is enough for Ready
+    until(lambda: complete.items() <= endpoint.get()["status"].items(), "both generate")
+    wait_until_settled(api, namespace, until)
     before = endpoint.get()
     assert operator.stop() == 0
-    mark = api.audit_offset()
-    operate(namespace).leads()
-    until(lambda: all(worker.connections == 2 for worker in endpoint.started), "both workers are heard again")
-    settled(api, namespace, until)
-    assert api.writes(mark, namespace=namespace) == []
+    offset = api.audit_offset()
+    operate(namespace).until_leading()
+    until(
+        lambda: all(worker.connections == 2 for worker in endpoint.started),
+        "both workers are connected again",
+    )
+    wait_until_settled(api, namespace, until)
+    assert api.writes(offset, namespace=namespace) == []
     assert endpoint.get()["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
 
 
@@ -131,7 +128,7 @@ def test_a_restart_writes_nothing(operate, make_endpoint, api, namespace, until)
         ),
     ],
 )
-def test_drift_is_put_back(shared, settled_endpoint, api, until, kind, suffix, edit, path):
+def test_drift_is_reverted(shared, settled_endpoint, api, until, kind, suffix, edit, path):
     endpoint = settled_endpoint
 
     def value():
@@ -148,31 +145,31 @@ def test_drift_is_put_back(shared, settled_endpoint, api, until, kind, suffix, e
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("Service", ""), ("Deployment", "-frontend"), ("ServiceAccount", "-workers")]
 )
-def test_what_was_deleted_comes_back(shared, settled_endpoint, api, until, kind, suffix):
+def test_a_deleted_child_is_recreated(shared, settled_endpoint, api, until, kind, suffix):
     endpoint = settled_endpoint
     old = endpoint.child(kind, suffix)["metadata"]["uid"]
     api.delete(kind, "shared", endpoint.name + suffix)
-    until(lambda: (new := endpoint.child(kind, suffix)) and new["metadata"]["uid"] != old, f"{kind} again")
+    until(lambda: (new := endpoint.child(kind, suffix)) and new["metadata"]["uid"] != old, f"another {kind}")
     assert endpoint.condition("Accepted")["status"] == "True"
 
 
-def test_what_others_add_is_no_drift(shared, settled_endpoint, api, until):
+def test_additions_of_other_clients_are_no_drift(shared, settled_endpoint, api, until):
     endpoint = settled_endpoint
     deployment = endpoint.child("Deployment", "-frontend")
     containers = deployment["spec"]["template"]["spec"]["containers"]
-    containers[0]["env"].append({"name": "ADDED", "value": "by hand"})
+    containers[0]["env"].append({"name": "ADDED", "value": "manually"})
     body = {
         "metadata": {"annotations": {"a": "b"}},
         "spec": {"template": {"spec": {"containers": containers}}},
     }
     ports = endpoint.child("Service")["spec"]["ports"]
     ports.append({"name": "more", "port": 9000, "protocol": "TCP"})
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     api.patch("Deployment", "shared", f"{endpoint.name}-frontend", body)
     api.patch("Service", "shared", endpoint.name, {"spec": {"ports": ports}})
     until(lambda: len(endpoint.pods("frontend")) >= 1)
-    settled(api, "shared", until)
-    written = [write for write in api.writes(mark, namespace="shared") if endpoint.name in write]
+    wait_until_settled(api, "shared", until)
+    written = [write for write in api.writes(offset, namespace="shared") if endpoint.name in write]
     assert not [write for write in written if "deployments" in write or "services" in write]
     assert len(endpoint.child("Service")["spec"]["ports"]) == 2
 
@@ -184,43 +181,43 @@ def settled_endpoint(shared, make_endpoints):
     return endpoint
 
 
-def test_settings_of_the_health_check_restart_nothing(shared, make_endpoint, api, until):
+def test_changing_the_health_check_does_not_restart_workers(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     (worker,) = endpoint.start_all()
     endpoint.until("Ready", "True")
     deployment = endpoint.child("Deployment", "-workers")
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     endpoint.patch(spec={"healthCheck": {"periodSeconds": 7, "payload": {"prompt": "x", "max_tokens": 2}}})
 
-    def text():
+    def settings():
         return json.loads(endpoint.child("ConfigMap", "-settings")["data"]["settings.json"])
 
-    until(lambda: text()["healthCheck"].get("periodSeconds") == 7, text)
+    until(lambda: settings()["healthCheck"].get("periodSeconds") == 7, settings)
     pending = endpoint.until("ConfigurationResolved", "Unknown", "Pending")
     assert "1 of 1 worker has not applied the current settings yet" in pending["message"]
     (pod,) = endpoint.pods()
     annotations = until(lambda: endpoint.pods()[0]["metadata"].get("annotations"))
-    assert annotations["serving.vllmendpoint.dev/settings-hash"] == text()["hash"]
-    worker.send_report(configuration__settingsHash=text()["hash"])
+    assert annotations["serving.vllmendpoint.dev/settings-hash"] == settings()["hash"]
+    worker.send_report(configuration__settingsHash=settings()["hash"])
     endpoint.until("Ready", "True")
     after = endpoint.child("Deployment", "-workers")
     assert after["metadata"]["generation"] == deployment["metadata"]["generation"]
     assert endpoint.pods()[0]["metadata"]["uid"] == pod["metadata"]["uid"]
-    assert not [write for write in api.writes(mark, namespace="shared") if "deployments" in write]
+    assert not [write for write in api.writes(offset, namespace="shared") if "deployments" in write]
 
 
-def test_scaling_changes_replicas_alone(shared, make_endpoint, api, until):
+def test_scaling_changes_only_the_replicas(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
     endpoint.until_event("Ready")
     before = endpoint.child("Deployment", "-workers")
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=3")
     until(lambda: len(endpoint.pods()) == 3, "three pods")
     after = endpoint.child("Deployment", "-workers")
     assert after["spec"] == {**before["spec"], "replicas": 3}
-    written = {write for write in api.writes(mark, namespace="shared") if endpoint.name in write}
+    written = {write for write in api.writes(offset, namespace="shared") if endpoint.name in write}
     assert written <= {
         f"patch deployments {endpoint.name}-workers",
         f"patch poddisruptionbudgets {endpoint.name}-workers",

@@ -1,10 +1,8 @@
-"""The chart's operator for two namespaces: one that is deleted stops nothing in the other."""
+"""The chart's operator for two namespaces, one of which is deleted or loses its permissions."""
 
 import itertools
 import json
 import subprocess
-import urllib.error
-import urllib.request
 
 import pytest
 import yaml
@@ -12,34 +10,35 @@ import yaml
 from tests.free_port import free_port
 from tests.integration.api_server import BIN
 from tests.integration.chart_account import CHART, NAME, kubeconfig_of
+from tests.integration.http_get import http_get, metrics_text
 
 _numbers = itertools.count(1)
 
 
 class Release:
-    """The chart's rights in two namespaces, for operators that run outside of it."""
+    """The chart's permissions in two namespaces, for operators that run outside of the cluster."""
 
     def __init__(self, api, folder):
         number = next(_numbers)
         self.api = api
-        self.ops, self.x, self.y = (f"{name}-{number}" for name in ("release", "stays", "goes"))
-        for namespace in (self.ops, self.x, self.y):
+        self.ops, self.kept, self.deleted = (f"{name}-{number}" for name in ("release", "kept", "deleted"))
+        for namespace in (self.ops, self.kept, self.deleted):
             api.kubectl("create", "namespace", namespace)
         self.install()
         self.kubeconfig = kubeconfig_of(api.kubectl, self.ops, NAME, folder / "kubeconfig")
 
     def install(self):
         only = [f"--show-only=templates/{name}.yaml" for name in ("rbac", "serviceaccount")]
-        values = ["--set", f"watchNamespaces={{{self.x},{self.y}}}"]
+        values = ["--set", f"watchNamespaces={{{self.kept},{self.deleted}}}"]
         command = [BIN / "helm", "template", NAME, CHART, "--namespace", self.ops, *only, *values]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        made = [found for found in yaml.safe_load_all(done.stdout) if found]
+        objects = [found for found in yaml.safe_load_all(done.stdout) if found]
         self.api.kubectl(
-            "apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
+            "apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         )
 
     def flags(self, **more):
-        watched = f"{self.x},{self.y}"
+        watched = f"{self.kept},{self.deleted}"
         return {
             "namespaces": watched,
             "lease_name": NAME,
@@ -54,68 +53,60 @@ def release(api, tmp_path):
     return Release(api, tmp_path)
 
 
-def answer(port, path="/readyz"):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as found:
-            return found.status, found.read().decode()
-    except urllib.error.HTTPError as refused:
-        return refused.code, refused.read().decode()
-    except urllib.error.URLError:
-        return 0, ""
-
-
 def served(port, namespace):
     series = f'vllmendpoint_operator_namespace_served{{watched_namespace="{namespace}"}} '
-    found = [line for line in answer(port, "/metrics")[1].splitlines() if line.startswith(series)]
+    found = [line for line in http_get(port, "/metrics")[1].splitlines() if line.startswith(series)]
     return float(found[0].removeprefix(series)) if found else None
 
 
-def reconciles(make_endpoint, namespace, until):
-    """A new endpoint in the namespace is taken up."""
+def create_reconciled(make_endpoint, namespace, until):
+    """Create an endpoint in the namespace and wait until it is reconciled."""
     endpoint = make_endpoint(namespace).create()
     until(lambda: endpoint.child("Deployment", "-workers"), lambda: endpoint.get().get("status"))
     return endpoint
 
 
-def test_a_deleted_namespace_stops_nothing_in_the_other(release, operate, make_endpoint, api, until):
-    api.kubectl("delete", "namespace", release.y, "--timeout=50s")
+def test_a_deleted_namespace_does_not_affect_the_other(release, operate, make_endpoint, api, until):
+    api.kubectl("delete", "namespace", release.deleted, "--timeout=50s")
     metrics, health = free_port(), free_port()
     flags = release.flags(metrics_port=metrics, health_port=health)
-    operator = operate(release.ops, **flags).leads()
-    assert answer(health) == (200, "ok\n")
-    reconciles(make_endpoint, release.x, until)
-    assert (served(metrics, release.x), served(metrics, release.y)) == (1, 0)
-    assert "vllmendpoint_operator_leader 1.0" in answer(metrics, "/metrics")[1]
+    operator = operate(release.ops, **flags).until_leading()
+    assert http_get(health, "/readyz") == (200, "ok\n")
+    create_reconciled(make_endpoint, release.kept, until)
+    assert (served(metrics, release.kept), served(metrics, release.deleted)) == (1, 0)
+    assert "vllmendpoint_operator_leader 1.0" in metrics_text(metrics)
 
     def failures():
-        return operator.logged("a watched namespace is not served", watched_namespace=release.y)
+        return operator.logged("a watched namespace is not served", watched_namespace=release.deleted)
 
     until(failures, operator.text)
 
-    api.kubectl("create", "namespace", release.y)
+    api.kubectl("create", "namespace", release.deleted)
     release.install()
-    until(lambda: served(metrics, release.y) == 1, operator.text, seconds=60)
-    reconciles(make_endpoint, release.y, until)
-    reconciles(make_endpoint, release.x, until)
+    until(lambda: served(metrics, release.deleted) == 1, operator.text, seconds=60)
+    create_reconciled(make_endpoint, release.deleted, until)
+    create_reconciled(make_endpoint, release.kept, until)
     assert len(failures()) == 1, operator.text()
-    assert answer(health) == (200, "ok\n")
+    assert http_get(health, "/readyz") == (200, "ok\n")
 
 
-def test_rights_that_are_lost_and_given_back_while_it_runs(release, operate, make_endpoint, api, until):
+def test_the_operator_resumes_a_namespace_when_its_permissions_are_restored(
+    release, operate, make_endpoint, api, until
+):
     metrics = free_port()
     flags = release.flags(metrics_port=metrics)
-    operator = operate(release.ops, **flags).leads()
-    endpoint = reconciles(make_endpoint, release.y, until)
+    operator = operate(release.ops, **flags).until_leading()
+    endpoint = create_reconciled(make_endpoint, release.deleted, until)
     before = endpoint.child("Deployment", "-workers")
-    listed = api.kubectl("get", "rolebindings", "-n", release.y, "-o", "name").split()
+    listed = api.kubectl("get", "rolebindings", "-n", release.deleted, "-o", "name").split()
     roles = [name for name in listed if NAME in name]
-    api.kubectl("delete", "-n", release.y, *roles)
-    # The streams that stand go on; what ends them in a test is the end of the operator.
+    api.kubectl("delete", "-n", release.deleted, *roles)
+    # Open watches continue without permissions, so the test restarts the operator.
     assert operator.stop() == 0
-    operator = operate(release.ops, **flags).leads()
-    assert served(metrics, release.y) == 0
-    reconciles(make_endpoint, release.x, until)
-    mark = api.audit_offset()
+    operator = operate(release.ops, **flags).until_leading()
+    assert served(metrics, release.deleted) == 0
+    create_reconciled(make_endpoint, release.kept, until)
+    offset = api.audit_offset()
     endpoint.patch(spec={"replicas": 2})
     release.install()
     until(
@@ -123,21 +114,21 @@ def test_rights_that_are_lost_and_given_back_while_it_runs(release, operate, mak
     )
     after = endpoint.child("Deployment", "-workers")
     assert after["spec"]["template"] == before["spec"]["template"]
-    written = api.writes(mark, namespace=release.y)
+    written = api.writes(offset, namespace=release.deleted)
     assert not [what for what in written if "controllerrevisions" in what], written
 
 
-def test_a_replica_is_ready_once_it_could_lead(release, operate, api, until):
+def test_a_standby_replica_with_permissions_is_ready(release, operate, api, until):
     health = free_port()
     flags = release.flags()
-    operate(release.ops, identity="first", **flags).leads()
+    operate(release.ops, identity="first", **flags).until_leading()
     second = operate(release.ops, identity="second", health_port=health, **flags)
-    until(lambda: answer(health)[0] == 200, second.text)
+    until(lambda: http_get(health, "/readyz")[0] == 200, second.text)
     assert "every watched kind is listed" not in second.text(), "it waits for the lease"
 
 
-def test_a_replica_without_rights_is_not_ready(release, operate, api, until, tmp_path):
-    """As one that a rollout brings together with an account of its own."""
+def test_a_standby_replica_without_permissions_is_not_ready(release, operate, api, until, tmp_path):
+    """For example a replica of a rollout that also changes the service account."""
     api.kubectl("create", "serviceaccount", "bare", "-n", release.ops)
     role = f"{NAME}-leader-election"
     api.kubectl(
@@ -147,8 +138,8 @@ def test_a_replica_without_rights_is_not_ready(release, operate, api, until, tmp
     bare = kubeconfig_of(api.kubectl, release.ops, "bare", tmp_path / "bare")
     health = free_port()
     flags = release.flags()
-    operate(release.ops, identity="first", **flags).leads()
+    operate(release.ops, identity="first", **flags).until_leading()
     second = operate(release.ops, identity="second", health_port=health, **{**flags, "kubeconfig": bare})
     until(lambda: len(second.logged("a watched namespace is not served")) == 2, second.text)
-    status, text = answer(health)
+    status, text = http_get(health, "/readyz")
     assert (status, "No watched namespace is reconciled yet." in text) == (503, True)

@@ -1,27 +1,20 @@
-"""The operator's metrics of a life: they say what the API server saw."""
+"""The operator's metrics for the lifecycle of an endpoint, compared with the audit log of the API server."""
 
-import socket
-import urllib.request
 from collections import Counter
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.documented_metrics import documented
+from tests.free_port import free_port
+from tests.integration.http_get import metrics_text
 
 VERBS = {"patch": "apply"}
-"""Of the audit log, and of the metric where it differs; a dry run is a `verify` there."""
-
-
-def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+"""Verbs of the audit log that the metric names differently. The metric counts a dry run as `verify`."""
 
 
 class Scrape:
-    def __init__(self, number):
-        with urllib.request.urlopen(f"http://127.0.0.1:{number}/metrics", timeout=5) as answer:
-            self.families = list(text_string_to_metric_families(answer.read().decode()))
+    def __init__(self, port):
+        self.families = list(text_string_to_metric_families(metrics_text(port)))
 
     def __call__(self, series, **labels):
         return [
@@ -36,30 +29,31 @@ class Scrape:
         return sample.value
 
 
-def test_a_scrape_says_what_the_api_server_saw(operate, make_endpoint, api, namespace, until):
-    mark, number = api.audit_offset(), port()
-    operate(namespace, metrics_port=number).leads()
+def test_the_metrics_match_the_audit_log_and_the_status(operate, make_endpoint, api, namespace, until):
+    offset, port = api.audit_offset(), free_port()
+    operate(namespace, metrics_port=port).until_leading()
     endpoint = make_endpoint(namespace).create(replicas=2)
     endpoint.start_all(2)
     endpoint.until("Ready", "True")
     endpoint.patch(spec={"frontend": {"mode": "None"}})
-    until(lambda: endpoint.child("Deployment", "-frontend") is None, "something is deleted")
-    # The workers know the frontend's mode, so they roll: one new one starts, and one old one serves.
+    until(lambda: endpoint.child("Deployment", "-frontend") is None, "the frontend is deleted")
+    # The mode of the frontend is part of the workers' template, so they roll: one starts, and an old one
+    # serves.
     last = {"observedGeneration": 2, "readyReplicas": 1, "updatedReplicas": 1}
     until(lambda: last.items() <= endpoint.get()["status"].items(), lambda: endpoint.get()["status"])
 
     def written():
-        """Of the audit log: how often, by verb and kind."""
+        """Number of writes in the audit log by verb and kind."""
         return Counter(
             (VERBS.get(entry["verb"], entry["verb"]), entry["objectRef"]["resource"])
-            for entry in api.requests(mark, namespace=namespace)
+            for entry in api.requests(offset, namespace=namespace)
             if entry["verb"] in ("create", "update", "patch", "delete")
             and "dryRun" not in entry["requestURI"]
         )
 
     def counted():
         found = Counter()
-        for sample in Scrape(number)("vllmendpoint_operator_api_requests_total"):
+        for sample in Scrape(port)("vllmendpoint_operator_api_requests_total"):
             if sample.labels["verb"] in ("apply", "create", "update", "delete"):
                 found[sample.labels["verb"], sample.labels["resource"]] += int(sample.value)
         del found["create", "leases"], found["update", "leases"]
@@ -68,15 +62,17 @@ def test_a_scrape_says_what_the_api_server_saw(operate, make_endpoint, api, name
     until(lambda: written() == counted(), lambda: (written(), counted()))
     assert {"deployments", "events", "vllmendpoints"} <= {kind for _, kind in written()}
 
-    scrape, status = Scrape(number), endpoint.get()["status"]
+    scrape, status = Scrape(port), endpoint.get()["status"]
     listed = {family.name for family in scrape.families if family.name.startswith("vllmendpoint_")}
-    told = {name.removesuffix("_total") for name in documented()} - {"vllmendpoint_operator_reconcile_errors"}
-    assert told <= listed
-    where = {"namespace": namespace, "name": endpoint.name}
+    expected = {name.removesuffix("_total") for name in documented()} - {
+        "vllmendpoint_operator_reconcile_errors"
+    }
+    assert expected <= listed
+    labels = {"namespace": namespace, "name": endpoint.name}
     for condition in status["conditions"]:
-        here = {**where, "condition": condition["type"], "status": condition["status"]}
-        assert scrape.one("vllmendpoint_condition", **here) == 1
-    assert scrape.one("vllmendpoint_replicas", **where, state="ready") == status["readyReplicas"] == 1
+        current = {**labels, "condition": condition["type"], "status": condition["status"]}
+        assert scrape.one("vllmendpoint_condition", **current) == 1
+    assert scrape.one("vllmendpoint_replicas", **labels, state="ready") == status["readyReplicas"] == 1
     runs = sum(sample.value for sample in scrape("vllmendpoint_operator_reconcile_total"))
     assert runs > 2
     assert scrape.one("vllmendpoint_operator_reconcile_duration_seconds_count") == runs

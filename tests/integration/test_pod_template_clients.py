@@ -1,11 +1,11 @@
-"""What a podTemplate takes away is taken away with every client, and stays so however often it is applied."""
+"""A podTemplate can remove fields with every client, also if it is applied repeatedly."""
 
 import json
 
 import pytest
 
 DELETING = {
-    # All fields of the operator's are gone but those that are named.
+    # Removes all fields of the operator except the named ones.
     "retain": {"$retainKeys": ["runAsNonRoot", "seccompProfile"]},
     "replace": {"$patch": "replace", "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
 }
@@ -40,7 +40,7 @@ def manifest(name, security):
 
 @pytest.mark.parametrize("security", DELETING.values(), ids=DELETING)
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda words: "-".join(words[:2]).strip("-"))
-def test_directives_work_with_every_client(shared, make_endpoint, api, until, client, security):
+def test_patch_directives_work_with_every_client(shared, make_endpoint, api, until, client, security):
     endpoint = make_endpoint()
     text = manifest(endpoint.name, security)
     api.kubectl(*(("create",) if client[0] == "replace" else client), "-f", "-", text=text)
@@ -58,7 +58,7 @@ def test_directives_work_with_every_client(shared, make_endpoint, api, until, cl
     assert endpoint.child("Deployment", "-workers")["spec"]["template"] == deployment["spec"]["template"]
 
 
-def test_a_null_is_lost_by_apply_and_an_event_says_so(shared, make_endpoint, api, until):
+def test_a_null_that_kubectl_apply_drops_is_reported_in_an_event(shared, make_endpoint, api, until):
     endpoint = make_endpoint()
     text = manifest(endpoint.name, {"runAsUser": None})
     api.kubectl("apply", "-f", "-", text=text)

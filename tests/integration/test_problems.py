@@ -1,16 +1,16 @@
-"""What the user got wrong: told in a condition, nothing harmed, mended by itself."""
+"""Errors of users: a condition reports them, no other object changes, and a correction is applied."""
 
 import pytest
 
 
 @pytest.fixture(scope="module")
-def first_and_second(make_endpoints):
+def conflicting(make_endpoints):
     return make_endpoints("shared"), make_endpoints("shared")
 
 
-def test_a_name_that_is_taken(shared, first_and_second, api, until):
-    """A Service and a ConfigMap of somebody else's, one of them with our labels."""
-    first, second = first_and_second
+def test_a_name_conflict_is_reported_and_changes_no_object(shared, conflicting, api, until):
+    """With a Service and a ConfigMap of another owner, one of them with the operator's labels."""
+    first, second = conflicting
     service = {"spec": {"ports": [{"port": 1}], "selector": {"a": "b"}}}
     api.create("Service", "shared", first.name, **service)
     labels = {
@@ -23,9 +23,9 @@ def test_a_name_that_is_taken(shared, first_and_second, api, until):
         "exists and is not this endpoint's. Create the endpoint under another name, or delete the Service"
     )
     left = "was left by an earlier endpoint of this name, deleted with --cascade=orphan"
-    for endpoint, told in ((first, another), (second, left)):
+    for endpoint, message in ((first, another), (second, left)):
         endpoint.create()
-        assert told in endpoint.until("Accepted", "False", "NameTaken")["message"]
+        assert message in endpoint.until("Accepted", "False", "NameTaken")["message"]
         endpoint.until("Ready", "False", "NameTaken")
         assert endpoint.condition("Stalled")["status"] == "True"
     assert first.child("Service")["spec"]["selector"] == {"a": "b"}
@@ -35,7 +35,7 @@ def test_a_name_that_is_taken(shared, first_and_second, api, until):
     api.delete("ConfigMap", "shared", f"{second.name}-settings")
 
 
-def test_a_config_map_that_is_not_there_yet(shared, make_endpoint, api, until):
+def test_a_missing_config_map_is_reported_and_used_once_it_exists(shared, make_endpoint, api, until):
     reference = {"name": "engine-config", "key": "c.yaml"}
     endpoint = make_endpoint().create(engine={"config": {"configMapKeyRef": reference}})
     missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
@@ -59,11 +59,14 @@ def test_a_config_map_that_is_not_there_yet(shared, make_endpoint, api, until):
     assert api.get("ConfigMap", "shared", old)["data"] == {"config.yaml": "seed: 1\n"}
     until(endpoint.pods, "pods")
     api.patch("ConfigMap", "shared", "engine-config", {"data": {"c.yaml": "seed: 2\n"}})
-    until(lambda: mounted() != old, "a rollout with the new content")
-    until(lambda: api.get("ConfigMap", "shared", old) is None, "the old content pruned with its last pod")
+    until(lambda: mounted() != old, "a rollout with the changed content")
+    until(
+        lambda: api.get("ConfigMap", "shared", old) is None,
+        "the previous content is pruned with its last pod",
+    )
 
 
-def test_a_script_that_is_not_there_yet_and_changes(shared, make_endpoint, api, until):
+def test_a_missing_script_is_reported_and_its_changes_restart_no_worker(shared, make_endpoint, api, until):
     endpoint = make_endpoint()
     name = f"{endpoint.name}-handlers"
     endpoint.create(handlers={"script": {"configMapKeyRef": {"name": name, "key": "h.py"}}})
@@ -86,14 +89,14 @@ def test_a_script_that_is_not_there_yet_and_changes(shared, make_endpoint, api, 
     until(lambda: script() == "a = 3\n", script)
     endpoint.until("ConfigurationResolved", "Unknown", "Pending")
     assert endpoint.child("Deployment", "-workers")["spec"] == before["spec"], "no worker is restarted"
-    # Gone, it is told; what the workers have stays.
+    # After its deletion a condition reports it, and the workers keep their script.
     api.delete("ConfigMap", "shared", name)
     endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
     assert script() == "a = 3\n"
     assert endpoint.condition("Available")["status"] == "True"
 
 
-def test_a_claim_that_is_not_there_yet(shared, make_endpoint, api):
+def test_a_missing_claim_is_reported_until_it_exists(shared, make_endpoint, api):
     endpoint = make_endpoint().create(model={"uri": "pvc://weights/m"})
     missing = endpoint.until("ResolvedRefs", "False", "ClaimNotFound")
     assert (
@@ -105,49 +108,49 @@ def test_a_claim_that_is_not_there_yet(shared, make_endpoint, api):
     endpoint.until("ResolvedRefs", "True")
 
 
-def test_a_pod_template_that_the_api_server_refuses(shared, make_endpoint, api, until):
+def test_a_pod_template_that_the_api_server_rejects_changes_no_deployment(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
-    bad = {"spec": {"containers": [{"name": "main", "image": "x", "imagePullPolicy": "Sometimes"}]}}
-    endpoint.patch(spec={"worker": {"podTemplate": bad}})
-    refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
-    assert "the API server refuses the Deployment" in refused["message"]
-    assert "imagePullPolicy" in refused["message"]
-    assert 'supported values: "Always"' in refused["message"]
+    invalid = {"spec": {"containers": [{"name": "main", "image": "x", "imagePullPolicy": "Sometimes"}]}}
+    endpoint.patch(spec={"worker": {"podTemplate": invalid}})
+    rejected = endpoint.until("Accepted", "False", "InvalidPodTemplate")
+    assert "the API server refuses the Deployment" in rejected["message"]
+    assert "imagePullPolicy" in rejected["message"]
+    assert 'supported values: "Always"' in rejected["message"]
     after = endpoint.child("Deployment", "-workers")
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
-    assert endpoint.condition("Available")["status"] == "True", "what runs goes on"
+    assert endpoint.condition("Available")["status"] == "True", "running workers keep serving"
     endpoint.patch(spec={"worker": {"podTemplate": None}})
     endpoint.until("Ready", "True")
     assert endpoint.child("Deployment", "-workers")["spec"]["template"] == before["spec"]["template"]
 
 
-def test_a_pod_template_that_the_operator_refuses(shared, make_endpoint, until):
-    bad = {"spec": {"containers": [{"name": "main", "args": ["sleep"]}]}}
-    endpoint = make_endpoint().create(worker={"podTemplate": bad})
-    refused = endpoint.until("Accepted", "False", "InvalidPodTemplate")
+def test_a_pod_template_that_the_operator_rejects_is_reported(shared, make_endpoint, until):
+    invalid = {"spec": {"containers": [{"name": "main", "args": ["sleep"]}]}}
+    endpoint = make_endpoint().create(worker={"podTemplate": invalid})
+    rejected = endpoint.until("Accepted", "False", "InvalidPodTemplate")
     assert (
-        refused["message"]
+        rejected["message"]
         == "worker.podTemplate: The operator sets args of the container main. Use engine.args instead."
     )
     endpoint.patch(spec={"worker": {"podTemplate": {"spec": "text"}}})
-    told = "worker.podTemplate: The field spec must be an object."
-    until(lambda: endpoint.condition("Accepted")["message"] == told, endpoint.get)
+    message = "worker.podTemplate: The field spec must be an object."
+    until(lambda: endpoint.condition("Accepted")["message"] == message, endpoint.get)
     endpoint.patch(spec={"worker": {"podTemplate": None}})
     endpoint.until("Accepted", "True")
 
 
-def test_environment_that_stands_in_our_defaults_is_taken(shared, make_endpoint, until):
+def test_a_variable_can_override_a_default_of_the_operator(shared, make_endpoint, until):
     endpoint = make_endpoint().create(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]})
     endpoint.until("Accepted", "True")
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
 
 
-def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, make_endpoint, api, until):
-    odd = {"spec": {"terminationGracePeriodSeconds": -1}}
-    endpoint, plain = make_endpoint().create(worker={"podTemplate": odd}), make_endpoint().create()
+def test_a_warning_of_the_api_server_is_one_event(shared, make_endpoint, api, until):
+    template = {"spec": {"terminationGracePeriodSeconds": -1}}
+    endpoint, plain = make_endpoint().create(worker={"podTemplate": template}), make_endpoint().create()
     for one in (endpoint, plain):
         one.until("Accepted", "True")
         until(lambda one=one: one.child("Deployment", "-workers"), "its Deployment")
@@ -160,56 +163,56 @@ def test_what_the_api_server_takes_and_warns_of_is_an_event(shared, make_endpoin
             and event["involvedObject"]["name"] in (endpoint.name, plain.name)
         ]
 
-    (warned,) = until(warnings, "an Event")
-    about = f"The API server returned a warning for the Deployment {endpoint.name}-workers: "
-    told = "spec.template.spec.terminationGracePeriodSeconds: must be >= 0"
-    assert warned[:2] == (endpoint.name, "Warning")
-    assert warned[2].startswith(about + told)
-    # Neither scaling nor another change of what was not warned of is news.
+    (warning,) = until(warnings, "an Event")
+    beginning = f"The API server returned a warning for the Deployment {endpoint.name}-workers: "
+    text = "spec.template.spec.terminationGracePeriodSeconds: must be >= 0"
+    assert warning[:2] == (endpoint.name, "Warning")
+    assert warning[2].startswith(beginning + text)
+    # Scaling and changes of other objects do not repeat the Event.
     endpoint.patch(spec={"replicas": 2, "healthCheck": {"level": "Standard"}})
     # An Event of a warning is written before the status.
-    until(lambda: endpoint.get()["status"]["observedGeneration"] == 2, "the change is taken in")
+    until(lambda: endpoint.get()["status"]["observedGeneration"] == 2, "the change is reconciled")
     assert len(warnings()) == 1
 
 
-def test_a_binding_to_the_role_of_another_release_is_made_anew(shared, make_endpoint, api, until):
+def test_a_binding_to_the_role_of_another_release_is_recreated(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
     name = f"{endpoint.name}-workers"
-    wanted = endpoint.child("RoleBinding", "-workers")
-    earlier = {**wanted["roleRef"], "name": "view"}
+    desired = endpoint.child("RoleBinding", "-workers")
+    earlier = {**desired["roleRef"], "name": "view"}
     with pytest.raises(LookupError, match="cannot change roleRef"):
         api.patch("RoleBinding", "shared", name, {"roleRef": earlier})
-    # What an operator of an earlier release has left, whose role had another name.
+    # A RoleBinding of an operator of an earlier release, whose role had another name.
     endpoint.patch(spec={"paused": True})
     endpoint.until("UpToDate", "False", "Paused")
     api.delete("RoleBinding", "shared", name)
     kept = ("labels", "annotations", "ownerReferences")
-    metadata = {key: wanted["metadata"][key] for key in kept}
-    subjects = wanted["subjects"]
+    metadata = {key: desired["metadata"][key] for key in kept}
+    subjects = desired["subjects"]
     api.create("RoleBinding", "shared", name, metadata=metadata, roleRef=earlier, subjects=subjects)
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     endpoint.patch(spec={"paused": False})
 
-    def bound():
+    def is_recreated():
         found = endpoint.child("RoleBinding", "-workers")
-        return found and found["roleRef"] == wanted["roleRef"] and found["subjects"] == subjects
+        return found and found["roleRef"] == desired["roleRef"] and found["subjects"] == subjects
 
-    until(bound, lambda: endpoint.child("RoleBinding", "-workers"))
+    until(is_recreated, lambda: endpoint.child("RoleBinding", "-workers"))
     endpoint.until("Ready", "True")
     written = [
         f"{entry['verb']} {entry['objectRef']['name']}"
-        for entry in api.requests(mark, namespace="shared")
+        for entry in api.requests(offset, namespace="shared")
         if entry["objectRef"]["resource"] == "rolebindings"
         and entry["verb"] != "get"
         and entry["responseStatus"]["code"] < 400
     ]
-    # The first is a dry run: may that role be bound?
+    # The first is a dry run, which checks that the operator can bind the role.
     assert written == [f"patch {name}-next", f"delete {name}", f"patch {name}"]
 
 
-def test_a_pod_that_cannot_be_scheduled(shared, make_endpoint, api, until):
+def test_an_unschedulable_pod_is_reported(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create(worker={"resources": {"limits": {"nvidia.com/gpu": 8}}})
     (pod,) = until(endpoint.pods, "its pod")
     message = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu."
@@ -225,7 +228,7 @@ def test_a_pod_that_cannot_be_scheduled(shared, make_endpoint, api, until):
     assert (worker["ready"], worker["reason"]) == (False, "InsufficientGPU")
 
 
-def test_a_quota_is_told_and_overcome(shared, make_endpoint, api, until):
+def test_an_exceeded_quota_is_reported(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.until("Accepted", "True")
     path = "/api/v1/namespaces/shared/resourcequotas"
@@ -237,7 +240,7 @@ def test_a_quota_is_told_and_overcome(shared, make_endpoint, api, until):
     }
     api.call("POST", path, body)
     try:
-        until(lambda: api.call("GET", f"{path}/q").get("status", {}).get("hard"), "the quota in force")
+        until(lambda: api.call("GET", f"{path}/q").get("status", {}).get("hard"), "the quota is active")
         api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=0")
         until(lambda: not endpoint.pods(), "no pods")
         api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=1")
@@ -247,9 +250,9 @@ def test_a_quota_is_told_and_overcome(shared, make_endpoint, api, until):
         api.call("DELETE", f"{path}/q")
 
 
-def test_a_name_that_is_free_again(shared, first_and_second, until):
-    """Nothing tells of an object without our labels: it is looked for every 30 s. Those have gone by while
-    the other tests of this module ran."""
-    for endpoint in reversed(first_and_second):
+def test_an_endpoint_is_created_once_its_name_is_free(shared, conflicting, until):
+    """The operator does not watch objects without its labels: it checks the name every 30 s, which pass
+    during the other tests of this module."""
+    for endpoint in reversed(conflicting):
         endpoint.until("Accepted", "True", seconds=40)
         until(lambda endpoint=endpoint: endpoint.child("Deployment", "-workers"), "its Deployment")

@@ -1,6 +1,6 @@
-"""Upgrades of the operator, and the annotation by which a user takes them up; rollouts, and drains.
+"""Upgrades of the operator, requested rollouts, restarts, and drains.
 
-The Deployments, their ReplicaSets and the budgets are run by the real controllers.
+The real controllers reconcile Deployments, ReplicaSets and disruption budgets.
 """
 
 import json
@@ -14,77 +14,74 @@ from tests.integration.api_server import BIN, ROOT
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 
 
-def images(endpoint):
-    template = endpoint.child("Deployment", "-workers")["spec"]["template"]
-    return template["spec"]["containers"][0]["image"]
-
-
-def test_an_upgrade_changes_no_pod_until_it_is_asked_for(operate, make_endpoint, api, namespace, until):
-    first = operate(namespace).leads()
+def test_an_upgrade_changes_no_pod_until_a_rollout_is_requested(
+    operate, make_endpoint, api, namespace, until
+):
+    first = operate(namespace).until_leading()
     endpoint = make_endpoint(namespace).create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
     before = endpoint.child("Deployment", "-workers")
     first.stop()
-    operate(namespace, worker_image="registry.example/worker:2").leads()
-    until(lambda: endpoint.get()["status"]["revision"]["upgradeAvailable"], "the upgrade is told")
+    operate(namespace, worker_image="registry.example/worker:2").until_leading()
+    until(lambda: endpoint.get()["status"]["revision"]["upgradeAvailable"], "the upgrade is reported")
     after = endpoint.child("Deployment", "-workers")
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
     assert endpoint.get()["status"]["revision"]["image"] == "registry.example/worker:1"
-    endpoint.patch(metadata={"annotations": {"serving.vllmendpoint.dev/rollout": "1"}})
-    until(lambda: images(endpoint) == "registry.example/worker:2", lambda: images(endpoint))
+    endpoint.patch(metadata={"annotations": {ROLLOUT: "1"}})
+    until(lambda: endpoint.worker_image() == "registry.example/worker:2", endpoint.worker_image)
     rolling = endpoint.until("UpToDate", "False", "RollingOut")
     assert rolling["message"]
-    until(lambda: not endpoint.get()["status"]["revision"]["upgradeAvailable"], "nothing newer")
+    until(lambda: not endpoint.get()["status"]["revision"]["upgradeAvailable"], "the newest revision")
     assert len(api.all("ControllerRevision", namespace)) == 2
 
 
-def test_a_rollout_asked_for_restarts_even_where_nothing_changed(shared, make_endpoint, api, until):
+def test_a_requested_rollout_restarts_an_unchanged_endpoint(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create()
     endpoint.start_all()
     endpoint.until("Ready", "True")
     old = endpoint.pods()[0]["metadata"]["uid"]
     revision = endpoint.get()["status"]["revision"]["name"]
-    endpoint.patch(metadata={"annotations": {"serving.vllmendpoint.dev/rollout": "now"}})
-    until(lambda: endpoint.get()["status"]["revision"]["name"] != revision, "a revision of its own")
+    endpoint.patch(metadata={"annotations": {ROLLOUT: "now"}})
+    until(lambda: endpoint.get()["status"]["revision"]["name"] != revision, "another revision")
     until(lambda: [p for p in endpoint.pods() if p["metadata"]["uid"] != old], "new pods")
     endpoint.until("Ready", "False")
     endpoint.start_all()
     endpoint.until("Ready", "True")
 
 
-def documented(docs):
-    """The command of the docs that requests a restart and waits for its end, for a name."""
+def documented_restart(docs):
+    """The command of the docs that requests a restart and waits for its end, for the endpoint NAME."""
     text = docs.split("## Upgrading and restarting", 1)[1]
     (command,) = [block for block in text.split("```")[1::2] if "restartedAt" in block]
     return command.strip()
 
 
-def test_the_documented_restart_is_waited_for(shared, make_endpoint, api, until):
-    """By the real kubectl, which is started before the operator has seen anything of the request."""
+def test_the_documented_command_waits_for_the_end_of_the_restart(shared, make_endpoint, api, until):
+    """kubectl starts to wait before the operator has received the request."""
     endpoint = make_endpoint()
-    old = serving(endpoint, until, 1)
-    command = documented((ROOT / "docs/operations.md").read_text()).replace("NAME", endpoint.name)
+    old = create_ready(endpoint, until, 1)
+    command = documented_restart((ROOT / "docs/operations.md").read_text()).replace("NAME", endpoint.name)
     shared_flags = f"--kubeconfig={api.kubeconfig} --namespace=shared"
     command = command.replace("kubectl ", f"{BIN / 'kubectl'} {shared_flags} ")
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True) as kubectl:
         until(
             lambda: api.get("VLLMEndpoint", "shared", endpoint.name)["spec"].get("restartedAt"), "the patch"
         )
-        played = set()
+        started = set()
 
-        def all_new():
+        def start_new():
             for pod in endpoint.pods():
-                if pod["metadata"]["uid"] not in old | played and not pod["metadata"].get(
+                if pod["metadata"]["uid"] not in old | started and not pod["metadata"].get(
                     "deletionTimestamp"
                 ):
-                    time.sleep(1)  # for a wait that ends too soon
+                    time.sleep(1)  # to detect a wait that ends too early
                     assert kubectl.poll() is None
-                    played.add(pod["metadata"]["uid"])
+                    started.add(pod["metadata"]["uid"])
                     endpoint.start_worker(pod)
-            return len(played) == 1
+            return len(started) == 1
 
-        until(all_new, lambda: endpoint.get()["status"], seconds=40)
+        until(start_new, lambda: endpoint.get()["status"], seconds=40)
         assert kubectl.wait(20) == 0
         assert "condition met" in kubectl.stdout.read()
     assert not old & {pod["metadata"]["uid"] for pod in endpoint.pods()}
@@ -92,8 +89,8 @@ def test_the_documented_restart_is_waited_for(shared, make_endpoint, api, until)
 
 
 @pytest.mark.parametrize("removed", ["annotation", "field", "emptied annotation"])
-def test_a_replace_without_the_request_restarts_nothing(shared, make_endpoint, api, until, removed):
-    """The manifest is the one that the endpoint was created from."""
+def test_removing_a_restart_request_restarts_nothing(shared, make_endpoint, api, until, removed):
+    """With kubectl replace and the manifest from which the endpoint was created."""
     endpoint = make_endpoint().create(frontend={"mode": "None"})
     manifest = {
         "apiVersion": "serving.vllmendpoint.dev/v1alpha1",
@@ -115,31 +112,31 @@ def test_a_replace_without_the_request_restarts_nothing(shared, make_endpoint, a
     until(annotations, "the restart")
     before = endpoint.child("Deployment", "-workers")
     endpoint.until("UpToDate", "False", "RollingOut")
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     api.kubectl("replace", "-f", "-", text=json.dumps(manifest))
     generation = endpoint.get()["metadata"]["generation"]
-    until(lambda: endpoint.get()["status"]["observedGeneration"] == generation, "it is seen")
+    until(lambda: endpoint.get()["status"]["observedGeneration"] == generation, "the change is reconciled")
     endpoint.patch(spec={"replicas": 2})
     until(
         lambda: endpoint.child("Deployment", "-workers")["spec"]["replicas"] == 2, "a later change is applied"
     )
     after = endpoint.child("Deployment", "-workers")
     assert after["spec"]["template"] == before["spec"]["template"]
-    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1, "by the replicas"
-    written = [what for what in api.writes(mark, namespace="shared") if f" {endpoint.name}" in what]
+    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1, "of the replicas"
+    written = [what for what in api.writes(offset, namespace="shared") if f" {endpoint.name}" in what]
     assert not [what for what in written if "controllerrevisions" in what]
 
 
 @pytest.mark.parametrize(
     "value", ["", "now", "2026-01-31", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-01-31T12:00:00"]
 )
-def test_what_is_no_time_is_refused(shared, make_endpoint, api, value):
+def test_an_invalid_restart_time_is_rejected(shared, make_endpoint, api, value):
     with pytest.raises(LookupError, match=r"422: .*spec\.restartedAt.* must be of type date-time"):
         make_endpoint().create(restartedAt=value)
 
 
-def test_a_time_in_a_manifest_needs_no_quotes(shared, make_endpoint, api):
-    """YAML has a type for times."""
+def test_a_restart_time_needs_no_quotes_in_yaml(shared, make_endpoint, api):
+    """YAML has a data type for times."""
     endpoint = make_endpoint()
     text = f"""
 apiVersion: serving.vllmendpoint.dev/v1alpha1
@@ -153,8 +150,9 @@ spec:
     assert endpoint.get()["spec"]["restartedAt"] == "2026-01-31T12:00:00Z"
 
 
-def serving(endpoint, until, replicas):
-    """Workers alone: another image rolls the frontend too."""
+def create_ready(endpoint, until, replicas):
+    """Create the endpoint without a frontend, since another image also rolls the frontend. Returns pod
+    UIDs."""
     endpoint.create(replicas=replicas, frontend={"mode": "None"})
     pods = until(lambda: (found := endpoint.pods()) and len(found) == replicas and found, "the workers")
     for pod in pods:
@@ -163,42 +161,40 @@ def serving(endpoint, until, replicas):
     return {pod["metadata"]["uid"] for pod in pods}
 
 
-def test_a_revision_that_does_not_generate_stops_the_rollout_until_it_is_mended(
-    shared, make_endpoint, api, until
-):
+def test_a_failing_revision_stops_the_rollout_until_it_is_corrected(shared, make_endpoint, api, until):
     endpoint = make_endpoint()
-    old = serving(endpoint, until, 3)
+    old = create_ready(endpoint, until, 3)
 
-    def made_anew():
+    def new_pods():
         return [pod for pod in endpoint.pods() if pod["metadata"]["uid"] not in old]
 
     endpoint.patch(spec={"worker": {"image": "registry.example/worker:broken"}})
-    (bad,) = until(made_anew, "the first pod of the new revision")
-    endpoint.start_worker(bad, ready=False).send_report("Failing", ready=False)
+    (failing,) = until(new_pods, "the first pod of the new revision")
+    endpoint.start_worker(failing, ready=False).send_report("Failing", ready=False)
     stopped = endpoint.until("UpToDate", "False", "RolloutStopped")
     assert stopped["message"].startswith(
         "1 of 3 replicas runs the current revision, and 2 replicas of an older revision remain. The rollout "
         "is stopped, and 2 of 3 replicas continue to serve. "
-        f"Pod {bad['metadata']['name']} is not ready: the health probe fails. Failing (set by the test)."
+        f"Pod {failing['metadata']['name']} is not ready: the health probe fails. Failing (set by the test)."
     )
     endpoint.until("Available", "True")
     endpoint.until("Ready", "False")
-    time.sleep(2)  # for what a rollout that is not stopped would do next
-    assert len(made_anew()) == 1
+    time.sleep(2)  # for the next step of a rollout that is not stopped
+    assert len(new_pods()) == 1
     assert len(old & {pod["metadata"]["uid"] for pod in endpoint.pods()}) == 2
-    old.add(bad["metadata"]["uid"])
+    old.add(failing["metadata"]["uid"])
 
-    endpoint.patch(spec={"worker": {"image": "registry.example/worker:mended"}})
-    played = set()
+    endpoint.patch(spec={"worker": {"image": "registry.example/worker:corrected"}})
+    started = set()
 
-    def all_new():
-        for pod in made_anew():
-            if pod["metadata"]["uid"] not in played and not pod["metadata"].get("deletionTimestamp"):
-                played.add(pod["metadata"]["uid"])
+    def start_new():
+        for pod in new_pods():
+            if pod["metadata"]["uid"] not in started and not pod["metadata"].get("deletionTimestamp"):
+                started.add(pod["metadata"]["uid"])
                 endpoint.start_worker(pod)
-        return not old & {pod["metadata"]["uid"] for pod in endpoint.pods()} and len(played) == 3
+        return not old & {pod["metadata"]["uid"] for pod in endpoint.pods()} and len(started) == 3
 
-    until(all_new, lambda: endpoint.get()["status"], seconds=30)
+    until(start_new, lambda: endpoint.get()["status"], seconds=30)
     endpoint.until("UpToDate", "True")
     endpoint.until("Ready", "True")
 
@@ -211,32 +207,34 @@ def replica_sets(api, endpoint):
     ]
 
 
-def test_without_a_spare_gpu_the_old_goes_first(shared, make_endpoint, api, until):
-    """Surge 0: never more pods than replicas, so a rollout needs no GPU that is not there."""
+def test_a_rollout_without_surge_deletes_an_old_pod_first(shared, make_endpoint, api, until):
+    """With a surge of 0 there are never more pods than replicas, so a rollout requires no spare GPU."""
     endpoint = make_endpoint()
-    old = serving(endpoint, until, 2)
+    old = create_ready(endpoint, until, 2)
     endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
-    most = 0
-    played = set()
+    max_replicas = 0
+    started = set()
 
-    def rolled():
-        nonlocal most
-        # As its controller asks for them: of two ReplicaSets' pods one may be made before another is deleted.
-        most = max(most, sum(item["spec"]["replicas"] for item in replica_sets(api, endpoint)))
+    def is_rolled_out():
+        nonlocal max_replicas
+        # Desired replicas: a pod of one ReplicaSet may be created before a pod of the other is deleted.
+        max_replicas = max(
+            max_replicas, sum(item["spec"]["replicas"] for item in replica_sets(api, endpoint))
+        )
         pods = [pod for pod in endpoint.pods() if not pod["metadata"].get("deletionTimestamp")]
         for pod in pods:
-            if pod["metadata"]["uid"] not in old | played:
-                played.add(pod["metadata"]["uid"])
+            if pod["metadata"]["uid"] not in old | started:
+                started.add(pod["metadata"]["uid"])
                 endpoint.start_worker(pod)
-        return len(played) == 2 and len(pods) == 2
+        return len(started) == 2 and len(pods) == 2
 
-    until(rolled, "both replaced")
+    until(is_rolled_out, "both pods are replaced")
     endpoint.until("Ready", "True")
-    assert most == 2
+    assert max_replicas == 2
 
 
-def test_observing_tells_and_gates_nothing(shared, make_endpoint, until):
-    """In this mode the worker keeps itself ready; rollouts and routing go on over what its probe finds."""
+def test_mode_observe_reports_a_stall_and_stops_no_rollout(shared, make_endpoint, until):
+    """In this mode the worker stays ready: verdicts affect neither rollouts nor routing."""
     endpoint = make_endpoint().create(healthCheck={"mode": "Observe"}, frontend={"mode": "None"})
     (pod,) = until(endpoint.pods, "its pod")
     endpoint.start_worker(pod).send_report("Stalled")
@@ -253,30 +251,30 @@ def test_observing_tells_and_gates_nothing(shared, make_endpoint, until):
     endpoint.start_worker(new).send_report("Stalled")
     endpoint.until("UpToDate", "True")
 
-    def told():
+    def is_ready_and_stalled():
         status = endpoint.get()["status"]
         worker = status["workers"][0]
         counts = (status["readyReplicas"], status["generatingReplicas"])
-        who = worker["name"] == new["metadata"]["name"]
-        return who and (*counts, worker["ready"], worker.get("verdict")) == (1, 0, True, "Stalled")
+        is_new = worker["name"] == new["metadata"]["name"]
+        return is_new and (*counts, worker["ready"], worker.get("verdict")) == (1, 0, True, "Stalled")
 
-    until(told, "ready, and not generating")
+    until(is_ready_and_stalled, "ready, and not generating")
 
 
 def evict(api, pod):
-    """True where it is granted; False where the budget refuses."""
+    """True if the eviction is granted; False if the disruption budget rejects it."""
     name = pod["metadata"]["name"]
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
     try:
         api.call("POST", f"{api.path('Pod', 'shared', name)}/eviction", body)
-    except LookupError as refused:
-        if ": 429: " not in str(refused):
+    except LookupError as error:
+        if ": 429: " not in str(error):
             raise
         return False
     return True
 
 
-def test_a_drain_takes_one_replica_at_a_time_and_always_what_does_not_serve(
+def test_a_drain_evicts_one_ready_replica_at_a_time_and_always_an_unready_one(
     shared, make_endpoint, api, until
 ):
     endpoint = make_endpoint().create(replicas=2)
@@ -292,7 +290,7 @@ def test_a_drain_takes_one_replica_at_a_time_and_always_what_does_not_serve(
     first, second = endpoint.pods()
     endpoint.set_pod_status(first, ready=False)
     until(lambda: allowed() == 0, allowed)
-    assert not evict(api, second), "the last that serves stays"
-    assert evict(api, first), "one that does not serve protects nobody"
+    assert not evict(api, second), "the last ready replica is protected"
+    assert evict(api, first), "an unready replica is not protected"
     api.kubectl("scale", "-n", "shared", "vep", endpoint.name, "--replicas=1")
     until(lambda: endpoint.child("PodDisruptionBudget", "-workers") is None, "no budget for one")

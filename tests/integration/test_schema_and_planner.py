@@ -1,4 +1,4 @@
-"""Whatever the schema accepts, the planner accepts, and the API server takes its children."""
+"""Every spec that the schema accepts has a plan, and the API server accepts the planned children."""
 
 import json
 import re
@@ -24,8 +24,8 @@ TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cc
 SHARES = st.one_of(st.integers(0, 5), st.sampled_from(["0%", "1%", "25%", "100%"]))
 
 
-def beginning(name):
-    """Of an argument, as vLLM takes it for the whole; spelled either way, with or without a value."""
+def abbreviations(name):
+    """Prefixes of an argument, which vLLM expands, with hyphens or underscores, with or without a value."""
     return st.builds(
         lambda length, hyphen, value: "--" + name[2:length].replace("-", hyphen) + value,
         st.integers(2, len(name)),
@@ -35,17 +35,19 @@ def beginning(name):
 
 
 ARGUMENTS = st.one_of(
-    TEXT, TEXT.map(lambda text: f"--{text}"), st.sampled_from(sorted(OWNED_ENGINE_ARGS)).flatmap(beginning)
+    TEXT,
+    TEXT.map(lambda text: f"--{text}"),
+    st.sampled_from(sorted(OWNED_ENGINE_ARGS)).flatmap(abbreviations),
 )
 
 
 def fields(**kinds):
-    """An object with any of these fields, as users leave them out."""
+    """An object with any subset of these fields."""
     return st.fixed_dictionaries({}, optional=kinds)
 
 
 def resources():
-    """All but huge pages, whose size the API server alone compares with their number."""
+    """All resources but huge pages: only the API server compares their size with the quantity."""
     names = st.sampled_from(["cpu", "memory", "ephemeral-storage", "nvidia.com/gpu", "gpu"])
     some = st.dictionaries(names, QUANTITIES, max_size=3)
     return fields(limits=some, requests=some)
@@ -202,44 +204,44 @@ SPEC = st.builds(
 )
 
 
-def answer(api, method, path, body, as_="json"):
-    """The object, or what the API server says against it."""
+def call(api, method, path, body, as_="json"):
+    """The object, or the message with which the API server rejects it."""
     try:
         return api.call(method, path, body, as_=as_)
-    except LookupError as refused:
-        return str(refused)
+    except LookupError as error:
+        return str(error)
 
 
-def taken(api, spec, known):
-    """Whether the schema accepts it; then it is planned, and the API server takes each child.
+def is_accepted(api, spec, accepted_children):
+    """Whether the schema accepts the spec. Asserts that the API server then accepts each planned child.
 
-    Children that were taken before are ``known``.
+    Children in ``accepted_children`` are not checked again.
     """
     name, owner = "e" * 40, "00000000-0000-0000-0000-000000000001"
     kind = {"apiVersion": "serving.vllmendpoint.dev/v1alpha1", "kind": "VLLMEndpoint"}
     body = {**kind, "metadata": {"name": name}, "spec": spec}
     path = api.path("VLLMEndpoint", "default")
-    made = answer(api, "POST", f"{path}?dryRun=All&fieldValidation=Strict", body)
-    if isinstance(made, str):
-        assert " is invalid: " in made
+    created = call(api, "POST", f"{path}?dryRun=All&fieldValidation=Strict", body)
+    if isinstance(created, str):
+        assert " is invalid: " in created
         return False
-    parsed = VLLMEndpointSpec.model_validate(made["spec"])
+    parsed = VLLMEndpointSpec.model_validate(created["spec"])
     endpoint = Endpoint("default", name, owner, 1, parsed, None)
     maps = {"map": ConfigMapContent({"k": "seed: 1\n"})}
     planned = plan(endpoint, Observed(now=datetime.now(UTC), config_maps=maps), Options("worker:1"))
     for child in planned.children:
-        if child in known:
+        if child in accepted_children:
             continue
-        known.append(child)
+        accepted_children.append(child)
         path = by_name(child["kind"]).path("default", child["metadata"]["name"])
-        said = answer(api, "PATCH", f"{path}?fieldManager=test&force=true&dryRun=All", child, as_="apply")
-        assert not isinstance(said, str), f"{said}\nof the spec {json.dumps(spec)}"
+        applied = call(api, "PATCH", f"{path}?fieldManager=test&force=true&dryRun=All", child, as_="apply")
+        assert not isinstance(applied, str), f"{applied}\nof the spec {json.dumps(spec)}"
     return True
 
 
 @pytest.mark.timeout(300)
-def test_what_the_schema_accepts_is_planned_and_its_children_are_taken(api):
-    known, accepted = [], set()
+def test_the_children_of_every_accepted_spec_are_accepted(api):
+    children, accepted = [], set()
 
     @settings(
         max_examples=300,
@@ -250,14 +252,14 @@ def test_what_the_schema_accepts_is_planned_and_its_children_are_taken(api):
     )
     @given(SPEC)
     def every(spec):
-        if taken(api, spec, known):
+        if is_accepted(api, spec, children):
             accepted.update((name, inner) for name, value in spec.items() for inner in parts(value))
 
     every()
     (version,) = custom_resource_definition()["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    wanted = {(name, inner) for name, value in schema.items() for inner in value.get("properties", [""])}
-    assert len(wanted - accepted) <= 2, f"no accepted example has {wanted - accepted}"
+    expected = {(name, inner) for name, value in schema.items() for inner in value.get("properties", [""])}
+    assert len(expected - accepted) <= 2, f"no accepted example has {expected - accepted}"
 
 
 def parts(value):
@@ -271,13 +273,13 @@ COMMANDS = re.findall(r"^kubectl (create .*)$", DOCUMENT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=range(len(PARTS)))
-def test_every_documented_part_of_a_spec_is_taken(api, part):
-    assert taken(api, {"model": MODEL_URI, **part}, [])
+def test_every_documented_part_of_a_spec_is_accepted(api, part):
+    assert is_accepted(api, {"model": MODEL_URI, **part}, [])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[" ".join(text.split()[:4]) for text in COMMANDS])
-def test_every_documented_command_works_and_makes_what_a_block_names(api, tmp_path, command):
+def test_every_documented_command_creates_an_object_that_an_example_names(api, tmp_path, command):
     (tmp_path / "ca.crt").write_text("a certificate")
     words = shlex.split(command.replace("--from-file=", f"--from-file={tmp_path}/"))
-    made = api.kubectl(*words, "--dry-run=server", "-o", "name").strip()
-    assert any(f'"name": "{made.partition("/")[2]}"' in json.dumps(part) for part in PARTS)
+    created = api.kubectl(*words, "--dry-run=server", "-o", "name").strip()
+    assert any(f'"name": "{created.partition("/")[2]}"' in json.dumps(part) for part in PARTS)

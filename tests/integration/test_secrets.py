@@ -1,4 +1,4 @@
-"""What is secret stays where the user put it."""
+"""The operator neither reads nor copies secret values."""
 
 import json
 
@@ -6,10 +6,10 @@ CANARY = "canary-5d7e"
 
 
 def test_no_secret_is_read_or_copied(operate, make_endpoint, api, namespace, until):
-    operator = operate(namespace, log_level="DEBUG").leads()
+    operator = operate(namespace, log_level="DEBUG").until_leading()
     secret = {"metadata": {"name": "hub"}, "stringData": {"key": f"{CANARY}-of-the-secret"}}
     api.call("POST", f"/api/v1/namespaces/{namespace}/secrets", secret)
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     endpoint = make_endpoint(namespace).create(
         model={"uri": "hf://o/n", "tokenSecretRef": {"name": "hub", "key": "key"}},
         worker={"env": [{"name": "TOKEN", "value": f"{CANARY}-of-the-variable"}]},
@@ -20,9 +20,9 @@ def test_no_secret_is_read_or_copied(operate, make_endpoint, api, namespace, unt
     worker.send_report("Failing")
     endpoint.until("Generating", "False", "ProbeFailed")
     until(lambda: api.all("Event", namespace), "its Events")
-    asked = {entry["objectRef"]["resource"] for entry in api.requests(mark, namespace=namespace)}
-    assert "secrets" not in asked
-    assert {"configmaps", "deployments", "events"} <= asked
+    requested = {entry["objectRef"]["resource"] for entry in api.requests(offset, namespace=namespace)}
+    assert "secrets" not in requested
+    assert {"configmaps", "deployments", "events"} <= requested
     (pod,) = endpoint.pods()
     env = {item["name"]: item for item in pod["spec"]["containers"][0]["env"]}
     assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "key"}

@@ -1,11 +1,11 @@
-"""What workers say of themselves, second by second, and whom the operator believes."""
+"""Reports of workers, their effects on the conditions, and reports that the operator ignores."""
 
 import time
 
 import pytest
 
-AT_ONCE = 8
-"""On a loaded machine; what waits for the next look, or for a stream's silence, takes 10 s and more."""
+REPORT_SECONDS = 8
+"""Maximum on a busy machine; polling, or the timeout of a stream, would take 10 s and more."""
 
 
 @pytest.fixture
@@ -18,16 +18,16 @@ def running(shared, make_endpoint):
     return endpoint, worker
 
 
-def test_a_stall_is_told_at_once_and_once(running, api, until):
+def test_a_stall_is_reported_immediately_and_once(running, api, until):
     endpoint, worker = running
     worker.send_report("Stalled")
-    found = endpoint.until("Generating", "False", "EngineStalled", seconds=AT_ONCE)
+    found = endpoint.until("Generating", "False", "EngineStalled", seconds=REPORT_SECONDS)
     assert found["message"].startswith(
         f"1 of 1 replica is not generating: the engine in pod {endpoint.pod} is stalled. "
         "Stalled (set by the test). The pod receives no traffic"
     )
     assert endpoint.condition("Available")["status"] == "True", (
-        "the pod is ready until the kubelet says otherwise"
+        "the pod is ready until the kubelet reports otherwise"
     )
     assert endpoint.condition("Ready")["reason"] == "EngineStalled"
     assert endpoint.get()["status"]["generatingReplicas"] == 0
@@ -41,13 +41,13 @@ def test_a_stall_is_told_at_once_and_once(running, api, until):
     assert len(endpoint.events("EngineStalled")) == 1
 
 
-def test_the_worst_replica_goes_first_and_order_is_no_change(shared, make_endpoint, api, until):
+def test_the_most_severe_replica_is_first_and_its_order_causes_no_writes(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create(replicas=3)
     workers = endpoint.start_all(3)
     endpoint.until("Ready", "True")
-    # Two of three are enough for Ready: the third may still be on its way.
-    whole = {"readyReplicas": 3, "generatingReplicas": 3}
-    until(lambda: whole.items() <= endpoint.get()["status"].items(), "all three generate")
+    # Two of three are enough for Ready; the third may follow.
+    complete = {"readyReplicas": 3, "generatingReplicas": 3}
+    until(lambda: complete.items() <= endpoint.get()["status"].items(), "all three generate")
     names = [w["name"] for w in endpoint.get()["status"]["workers"]]
     assert names == sorted(names)
     uids = {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in endpoint.pods()}
@@ -57,26 +57,26 @@ def test_the_worst_replica_goes_first_and_order_is_no_change(shared, make_endpoi
     assert endpoint.condition("Available")["status"] == "True"
     assert [w["name"] for w in endpoint.get()["status"]["workers"]] == [names[-1], *names[:-1]]
     endpoint.until_event("EngineStalled")
-    mark = api.audit_offset()
+    offset = api.audit_offset()
     endpoint.patch(metadata={"annotations": {"unrelated": "1"}})
     time.sleep(1)
-    assert not [write for write in api.writes(mark, namespace="shared") if endpoint.name in write]
+    assert not [write for write in api.writes(offset, namespace="shared") if endpoint.name in write]
 
 
-def test_a_lost_worker_is_unknown_after_the_grace_and_comes_back(running, until):
+def test_a_disconnected_worker_is_unknown_after_the_grace_period_and_recovers(running, until):
     endpoint, worker = running
     worker.close_streams()
     started = time.monotonic()
     endpoint.until("Generating", "Unknown", "WorkerUnreachable", seconds=25)
     assert time.monotonic() - started > 8
-    assert endpoint.condition("Available")["status"] == "True", "counts come from the pods' readiness"
-    back = type(worker)(worker.server_address[0], worker.report["podUid"], "")
-    endpoint.started.append(back)
-    back.send_report(configuration=worker.report["configuration"])
+    assert endpoint.condition("Available")["status"] == "True", "the counts are of ready pods"
+    restarted = type(worker)(worker.server_address[0], worker.report["podUid"], "")
+    endpoint.started.append(restarted)
+    restarted.send_report(configuration=worker.report["configuration"])
     endpoint.until("Ready", "True")
 
 
-HOSTILE = {
+INVALID = {
     "malformed": b"nonsense\n",
     "huge": b"x" * 200_000 + b"\n",
     "endless": b"x" * 200_000,
@@ -84,12 +84,12 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_stream_is_not_believed(running, what):
-    """What was known stands for the grace; whoever sends rubbish is not asked in a tight loop."""
+@pytest.mark.parametrize("what", INVALID)
+def test_an_invalid_stream_is_ignored(running, what):
+    """The last report is valid for the grace period, and the operator does not reconnect in a tight loop."""
     endpoint, worker = running
     with worker.updated:
-        worker.raw = HOSTILE[what]
+        worker.raw = INVALID[what]
         worker.updated.notify_all()
     time.sleep(1.5)
     assert endpoint.condition("Generating")["status"] == "True"
@@ -100,18 +100,18 @@ def test_a_hostile_stream_is_not_believed(running, what):
     endpoint.until("Generating", "False", "ProbeFailed")
 
 
-def test_a_report_of_another_pod_is_not_believed(shared, make_endpoint, until):
+def test_a_report_of_another_pod_is_ignored(shared, make_endpoint, until):
     endpoint = make_endpoint().create()
     (pod,) = until(endpoint.pods, "its pod")
-    worker = endpoint.start_worker(pod, uid="somebody-else")
-    until(lambda: worker.connections >= 2, "asked again")
+    worker = endpoint.start_worker(pod, uid="another-pod")
+    until(lambda: worker.connections >= 2, "the operator reconnects")
     found = endpoint.get()["status"]
     assert found["generatingReplicas"] == 0
     endpoint.until("Generating", "Unknown", "WorkerUnreachable", seconds=25)
     assert "the report is of another pod" in endpoint.condition("Generating")["message"]
 
 
-def test_a_pod_with_our_labels_and_another_owner_is_not_asked(running, api, until):
+def test_a_pod_with_the_labels_of_an_endpoint_and_another_owner_is_ignored(running, api, until):
     endpoint, worker = running
     labels = endpoint.pods()[0]["metadata"]["labels"]
     labels = {key: value for key, value in labels.items() if key != "pod-template-hash"}
@@ -125,13 +125,13 @@ def test_a_pod_with_our_labels_and_another_owner_is_not_asked(running, api, unti
     )
     intruder = endpoint.start_worker(pod)
     worker.send_report("Busy")
-    until(lambda: endpoint.get()["status"]["workers"][0].get("verdict") == "Busy", "the true worker is heard")
+    until(lambda: endpoint.get()["status"]["workers"][0].get("verdict") == "Busy", "the report of the worker")
     assert endpoint.get()["status"]["replicas"] == 1
     assert intruder.connections == 0
     api.delete("Pod", "shared", f"{endpoint.name}-intruder")
 
 
-def test_what_only_the_status_would_choke_on_is_kept_out(running, api, until):
+def test_values_that_the_api_server_would_reject_are_not_written_to_the_status(running, api, until):
     endpoint, worker = running
     worker.send_report("Busy", verdict__message="a\x1b[31m\nb", lastProbe__tokens=10**30)
     time.sleep(1)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.long
 
 def test_the_documented_autoscaler_scales_the_endpoint(operate, make_endpoint, namespace, api, until):
     """Without metrics: an autoscaler applies its bounds even if it has no metrics."""
-    operate(namespace).leads()
+    operate(namespace).until_leading()
     endpoint = make_endpoint(namespace).create()
     until(endpoint.pods, "its pod")
     document = (ROOT / "docs" / "operations.md").read_text()

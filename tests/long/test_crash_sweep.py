@@ -4,24 +4,24 @@ import itertools
 
 import pytest
 
-from tests.integration.crash_points import CHANGES, Crashes
+from tests.integration.crash_points import CHANGES, CrashTest
 
 
 @pytest.fixture(scope="module")
-def crashes(api, tmp_path_factory):
+def crash_test(api, tmp_path_factory):
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "crashes"}})
-    made = Crashes(api, "crashes", tmp_path_factory.mktemp("crashes"))
-    yield made
-    made.close()
+    crash_test = CrashTest(api, "crashes", tmp_path_factory.mktemp("crashes"))
+    yield crash_test
+    crash_test.close()
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("when", ["answered", "sent"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_endpoint_converges_after_a_kill_at_every_request(crashes, change, when, capsys):
+def test_the_endpoint_converges_after_a_kill_at_every_request(crash_test, change, when, capsys):
     points = []
     for at in itertools.count(1):
-        what = crashes.killed(change, at, when)
+        what = crash_test.kill(change, at, when)
         if not what:
             break
         points.append(what)

@@ -72,18 +72,18 @@ def test_the_operator_ends_if_the_api_server_is_unreachable_for_longer_than_the_
     """Another operator may lead by then. The next operator continues."""
     fault_proxy = FaultProxy(api, tmp_path)
     try:
-        first = operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").leads()
+        first = operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").until_leading()
         endpoint = make_endpoint(namespace).create()
         SimulatedNode(endpoint).run()
         outage = fault_proxy.inject(seconds=30, times=10**6)
         endpoint.patch(spec={"replicas": 2})
-        mark = api.audit_offset()
+        offset = api.audit_offset()
         assert first.process.wait(20) == 1
         assert "lease" in first.text().splitlines()[-1]
         outage.times = 0
         time.sleep(1)
-        assert api.writes(mark, namespace=namespace) == []
-        operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").leads()
+        assert api.writes(offset, namespace=namespace) == []
+        operate(namespace, kubeconfig=fault_proxy.kubeconfig, identity="operator").until_leading()
         until(lambda: len(endpoint.pods()) == 2, "it is scaled")
     finally:
         fault_proxy.close()
@@ -94,7 +94,7 @@ def test_the_next_leader_completes_the_rollout_of_a_killed_leader(
     api, operate, make_endpoint, namespace, until, tmp_path, at
 ):
     trap = tmp_path / "trap"
-    first = operate(namespace, program=(KILLABLE, trap), identity="first").leads()
+    first = operate(namespace, program=(KILLABLE, trap), identity="first").until_leading()
     second = operate(namespace, identity="second")
     endpoint = make_endpoint(namespace).create(replicas=2, worker={"image": "first:1"})
     node = SimulatedNode(endpoint)
@@ -104,7 +104,7 @@ def test_the_next_leader_completes_the_rollout_of_a_killed_leader(
     endpoint.patch(spec={"worker": {"image": "second:1"}})
     assert first.process.wait(20) == 137
     assert endpoint.condition("Available")["status"] == "True"
-    second.leads()
+    second.until_leading()
     node.run()
     assert not old & {pod["metadata"]["uid"] for pod in endpoint.pods()}
     assert len(api.all("ControllerRevision", namespace)) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import control_plane
+from tests.integration.control_plane import control_plane
 from tests.integration.endpoint_under_test import EndpointUnderTest
 from tests.integration.operator_effects import writes
 from tests.integration.operator_process import Operator
@@ -24,7 +24,9 @@ class ControlPlane:
         self.api = api
         self._process = process
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        self.operator = Operator(api.kubeconfig, NAMESPACE, folder / "operator.log", lease_seconds=60).leads()
+        self.operator = Operator(
+            api.kubeconfig, NAMESPACE, folder / "operator.log", lease_seconds=60
+        ).until_leading()
         self.endpoints = []
 
     def endpoint(self, **spec):
@@ -72,14 +74,14 @@ def test_endpoints_converge_after_a_restart_of_the_api_server_or_etcd(plane, com
     scaled, deleted = plane.endpoint(), plane.endpoint()
     for endpoint in (scaled, deleted):
         SimulatedNode(endpoint).run()
-    mark = plane.api.audit_offset()
+    offset = plane.api.audit_offset()
     if moment == "at rest":
         plane.kill(component)
         plane.until_ready()
         created = plane.endpoint()
     else:
         created = plane.endpoint()
-        until(lambda: plane.api.writes(mark, namespace=NAMESPACE), "its creation has begun")
+        until(lambda: plane.api.writes(offset, namespace=NAMESPACE), "its creation has begun")
         plane.kill(component)
         plane.until_ready()
     scaled.patch(spec={"replicas": 2})
@@ -91,14 +93,14 @@ def test_endpoints_converge_after_a_restart_of_the_api_server_or_etcd(plane, com
     assert "a defect of the operator" not in plane.operator.text()
     applied = {
         what: count
-        for what, count in writes(plane.api, mark, NAMESPACE).items()
+        for what, count in writes(plane.api, offset, NAMESPACE).items()
         if what.split()[1] not in ("vllmendpoints", "events", "pods") and created.name in what
     }
     assert len(applied) == len(created.owned())
     # A write whose response was lost is repeated if the watch that would report it is not restored yet.
     assert sum(applied.values()) <= len(applied) + 1, applied
     assert scaled.condition("Accepted")["status"] == "True"
-    mark = plane.api.audit_offset()
+    offset = plane.api.audit_offset()
     time.sleep(2)
-    at_rest = writes(plane.api, mark, NAMESPACE)
+    at_rest = writes(plane.api, offset, NAMESPACE)
     assert [what for what in at_rest if scaled.name not in what] == []

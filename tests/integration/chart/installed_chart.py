@@ -1,10 +1,9 @@
-"""The chart on a control plane of its own, and the operator as the installed Deployment would run it."""
+"""The chart on a separate control plane, and the operator as the installed Deployment would run it."""
 
 import contextlib
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -15,9 +14,19 @@ from typing import Any
 from tests.audit import requests
 from tests.integration.api_server import BIN, Api
 from tests.integration.chart_account import CHART, NAME, kubeconfig_of
+from tests.integration.control_plane import bare_control_plane
 from tests.integration.fake_worker import REPORT_PORT
 
-__all__ = ["CHART", "NAME", "Cluster", "control_plane", "endpoint", "operating", "readme", "run"]
+__all__ = [
+    "CHART",
+    "NAME",
+    "Cluster",
+    "endpoint",
+    "readme_object",
+    "run",
+    "running_cluster",
+    "running_operator",
+]
 
 Object = dict[str, Any]
 
@@ -49,14 +58,15 @@ class Cluster:
         return set(self.kubectl("get", *arguments, "-o", "name").split())
 
     def can(self, namespace: str, user: str, verb: str, resource: str) -> bool:
-        """Of a ``type``, ``type:subresource`` or ``type/name``; a user, or ``namespace/account``."""
+        """``resource``: ``type``, ``type:subresource`` or ``type/name``. ``user``: or
+        ``namespace/account``."""
         if "/" in user:
             user = f"system:serviceaccount:{user.replace('/', ':')}"
         kind, _, sub = resource.partition(":")
-        said = self.kubectl(
+        output = self.kubectl(
             "auth", "can-i", verb, kind, f"--subresource={sub}", "-n", namespace, "--as", user, check=False
         )
-        return "yes" in said.splitlines()
+        return "yes" in output.splitlines()
 
     def cluster_scoped(self) -> set[str]:
         kinds = "clusterroles,clusterrolebindings,validatingadmissionpolicies"
@@ -64,12 +74,12 @@ class Cluster:
         return self.names(kinds)
 
     def requests(self, user: str) -> list[Object]:
-        """What that ``namespace/account`` asked for."""
+        """The requests of this ``namespace/account``."""
         name = f"system:serviceaccount:{user.replace('/', ':')}"
         return requests(self.api.audit, lambda by: by == name)
 
     def rules(self, user: str) -> list[Object]:
-        """The rules of all roles that are bound to that ``namespace/account``."""
+        """The rules of all roles that are bound to this ``namespace/account``."""
         namespace, account = user.split("/")
         subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
         found = []
@@ -81,31 +91,21 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def control_plane(folder: Path) -> Iterator[Cluster]:
-    """Without our CRDs: the chart brings them. It starts in a few seconds."""
-    command: list[str | Path] = [BIN / "cluster", "controlplane", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            readable, _, _ = select.select([process.stdout], [], [], 120)
-            assert readable, "the control plane was not ready within 120 s"
-            assert process.stdout.readline().startswith(b"ready ")
-            api = Api(folder)
-            yield Cluster(api)
-            api.close()
-        finally:
-            process.terminate()
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """Without CRDs: the chart installs them."""
+    with bare_control_plane(folder) as (api, _):
+        yield Cluster(api)
 
 
 @contextlib.contextmanager
-def operating(cluster: Cluster, namespace: str, folder: Path, code: str = "") -> Iterator[None]:
-    """The operator with the environment and the service account of the Deployment ``namespace`` holds.
+def running_operator(cluster: Cluster, namespace: str, folder: Path, code: str = "") -> Iterator[None]:
+    """The operator with the environment and the service account of the Deployment in ``namespace``.
 
-    ``code`` is run by its interpreter before it. Afterwards it has ended as asked, and nothing was forbidden.
-    """
+    Its interpreter first runs ``code``. At the end, the operator must exit with 0 after SIGTERM, and no
+    request of it may have been forbidden."""
     deployment = cluster.get("deployment", NAME, "-n", namespace)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    # The API server leaves out what is empty.
+    # The API server omits empty values.
     env = {
         item["name"]: "here" if "valueFrom" in item else item.get("value", "") for item in container["env"]
     }
@@ -129,9 +129,9 @@ def operating(cluster: Cluster, namespace: str, folder: Path, code: str = "") ->
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            ended = process.wait(20)
+            exit_code = process.wait(20)
     text = log.read_text()
-    assert ended == 0, text
+    assert exit_code == 0, text
     assert "forbidden: User" not in text, text
     assert "Traceback" not in text, text
 
@@ -147,8 +147,8 @@ def endpoint(namespace: str, name: str = "tiny", **spec: Any) -> str:
     )
 
 
-def readme(kind: str) -> str:
-    """The one object of that kind in the chart's README."""
+def readme_object(kind: str) -> str:
+    """The only object of this kind in the chart's README."""
     blocks: list[str] = re.findall(r"```yaml\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
     (found,) = [block for block in blocks if f"kind: {kind}\n" in block]
     return found

@@ -1,29 +1,31 @@
-"""The life of an endpoint in which the operator does all that it knows, and what it needed for that."""
+"""A lifecycle of an endpoint that uses all functions of the operator, and the permissions that it
+requires."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.audit import Right, granted, used
+from tests.audit import Permission, granted, used
 from tests.integration.api_server import MANAGED
-from tests.integration.chart.installed_chart import NAME, Cluster, operating
+from tests.integration.chart.installed_chart import NAME, Cluster, running_operator
 from tests.integration.endpoint_under_test import EndpointUnderTest
 from tests.integration.polling import until
 
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 RBAC = "rbac.authorization.k8s.io"
 
-NOT_ASKED_FOR = {
-    Right("bind", RBAC, "roles"): "looked up by the API server when a RoleBinding is made",
-    Right("get", "apps", "controllerrevisions"): "where another's object has its name, which is a digest",
-    Right("update", "serving.vllmendpoint.dev", "vllmendpoints/finalizers"): "looked up for an owner with "
-    "blockOwnerDeletion, where the API server runs OwnerReferencesPermissionEnforcement, as OpenShift's does",
+UNUSED_PERMISSIONS = {
+    Permission("bind", RBAC, "roles"): "checked by the API server when a RoleBinding is created",
+    Permission("get", "apps", "controllerrevisions"): "used if another's object has its name, a digest",
+    Permission("update", "serving.vllmendpoint.dev", "vllmendpoints/finalizers"): "checked for an owner with "
+    "blockOwnerDeletion if OwnerReferencesPermissionEnforcement is enabled, as on OpenShift",
 }
-"""Rights that this life does not ask for, and why they are needed; `roles`: `clusterroles`, too."""
+"""Permissions without a request in this lifecycle, and why they are granted; `roles` includes
+`clusterroles`."""
 
 
-LOOKED = Right("list", "serving.vllmendpoint.dev", "vllmendpoints")
-"""Asked for half a minute after the start."""
+PERIODIC_LIST = Permission("list", "serving.vllmendpoint.dev", "vllmendpoints")
+"""First used half a minute after the start."""
 DENIED = [
     *((verb, "secrets") for verb in ("get", "list", "watch", "create")),
     *((verb, "vllmendpoints") for verb in ("create", "update", "patch", "delete")),
@@ -37,16 +39,16 @@ DENIED = [
     ("bind", "clusterroles"),
     ("impersonate", "users"),
 ]
-"""Also by what everybody may, not by its own roles alone."""
+"""Denied by all roles together, including those of every user."""
 
 
-def live(cluster: Cluster, operator: str, namespace: str, folder: Path) -> None:
-    """Make, wait for, change, roll out, prune, report."""
+def run_lifecycle(cluster: Cluster, operator: str, namespace: str, folder: Path) -> None:
+    """Create an endpoint, make it ready, change it, roll it out and prune it."""
     endpoint = EndpointUnderTest(cluster.api, namespace, "tiny")
     try:
-        with operating(cluster, operator, folder):
-            _be_refused(cluster, namespace)
-            _live(cluster, endpoint)
+        with running_operator(cluster, operator, folder):
+            _create_name_conflicts(cluster, namespace)
+            _change_endpoint(cluster, endpoint)
             assert cluster.get("lease", NAME, "-n", operator)["spec"]["holderIdentity"] == "here"
     finally:
         for worker in endpoint.started:
@@ -56,7 +58,7 @@ def live(cluster: Cluster, operator: str, namespace: str, folder: Path) -> None:
 
 LABELS = {"app": "another"}
 POD = {"metadata": {"labels": LABELS}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
-OF_ANOTHER: dict[str, dict[str, Any]] = {
+CONFLICTING_OBJECTS: dict[str, dict[str, Any]] = {
     "ServiceAccount-workers": {},
     "RoleBinding-workers": {"roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "view"}},
     "ConfigMap-settings": {},
@@ -68,24 +70,25 @@ OF_ANOTHER: dict[str, dict[str, Any]] = {
     "PodDisruptionBudget-workers": {"spec": {"selector": {"matchLabels": LABELS}}},
     "Deployment-workers": {"spec": {"replicas": 0, "selector": {"matchLabels": LABELS}, "template": POD}},
 }
-"""An object of each kind where a child of an endpoint would stand."""
+"""An object of each kind with the name of a child."""
 CACHE = {"volumeClaimTemplate": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}}
 
 
-def _be_refused(cluster: Cluster, namespace: str) -> None:
-    """Every name of a child is taken once by what is not the endpoint's, and looked at."""
+def _create_name_conflicts(cluster: Cluster, namespace: str) -> None:
+    """Endpoints that each have a name conflict with an object of another kind of child, which is read
+    then."""
     api = cluster.api
-    refused = []
-    for number, (what, body) in enumerate(OF_ANOTHER.items()):
+    conflicting = []
+    for number, (what, body) in enumerate(CONFLICTING_OBJECTS.items()):
         kind, _, suffix = what.partition("-")
         name = f"taken-{number}"
         api.create(kind, namespace, f"{name}-{suffix}", **body)
-        refused.append(EndpointUnderTest(api, namespace, name).create(replicas=2, cache=CACHE))
-    for endpoint in refused:
+        conflicting.append(EndpointUnderTest(api, namespace, name).create(replicas=2, cache=CACHE))
+    for endpoint in conflicting:
         endpoint.until("Accepted", "False", "NameTaken")
 
 
-def _live(cluster: Cluster, endpoint: EndpointUnderTest) -> None:
+def _change_endpoint(cluster: Cluster, endpoint: EndpointUnderTest) -> None:
     namespace = endpoint.namespace
     endpoint.create(
         replicas=2,
@@ -101,14 +104,13 @@ def _live(cluster: Cluster, endpoint: EndpointUnderTest) -> None:
     assert kinds == set(MANAGED)
 
     endpoint.patch(spec={"healthCheck": {"level": "Standard"}})
-    told = "serving.vllmendpoint.dev/settings-hash"
+    annotation = "serving.vllmendpoint.dev/settings-hash"
     until(
-        lambda: all(told in pod["metadata"].get("annotations", {}) for pod in endpoint.pods()),
-        "the kubelet is told of new settings",
+        lambda: all(annotation in pod["metadata"].get("annotations", {}) for pod in endpoint.pods()),
+        "the pods are annotated with the new settings",
     )
 
-    gone = {"replicas": 0, "frontend": {"mode": "None"}, "engine": None, "cache": None}
-    endpoint.patch(spec=gone)
+    endpoint.patch(spec={"replicas": 0, "frontend": {"mode": "None"}, "engine": None, "cache": None})
     kept = {
         ("ControllerRevision", ""),
         ("ServiceAccount", "-workers"),
@@ -119,58 +121,64 @@ def _live(cluster: Cluster, endpoint: EndpointUnderTest) -> None:
         ("Deployment", "-workers"),
     }
 
-    def left() -> set[tuple[str, str]]:
+    def remaining() -> set[tuple[str, str]]:
         found = {
             (child["kind"], child["metadata"]["name"].removeprefix("tiny")) for child in endpoint.owned()
         }
         return {(kind, "" if kind == "ControllerRevision" else name) for kind, name in found}
 
-    until(lambda: left() == kept, left, 40)
+    until(lambda: remaining() == kept, remaining, 40)
     for number in range(3):
         before = endpoint.get()["status"]["revision"]["name"]
         endpoint.patch(metadata={"annotations": {ROLLOUT: str(number)}})
-        until(partial(_another_revision, endpoint, before), "a revision")
-    mine = ("controllerrevisions", "-n", namespace, "-l", "app.kubernetes.io/instance=tiny")
-    until(lambda: len(cluster.names(*mine)) == 3, "the oldest are pruned")
+        until(partial(_has_another_revision, endpoint, before), "a revision")
+    revisions = ("controllerrevisions", "-n", namespace, "-l", "app.kubernetes.io/instance=tiny")
+    until(lambda: len(cluster.names(*revisions)) == 3, "the oldest are pruned")
 
 
-def _another_revision(endpoint: EndpointUnderTest, before: str) -> bool:
+def _has_another_revision(endpoint: EndpointUnderTest, before: str) -> bool:
     return bool(endpoint.get()["status"]["revision"]["name"] != before)
 
 
-def admitted(cluster: Cluster, namespace: str) -> None:
-    """A pod is made of it, under Pod Security "restricted"."""
+def check_pod_is_admitted(cluster: Cluster, namespace: str) -> None:
+    """The Deployment of the chart gets a pod, under Pod Security "restricted"."""
     pods = until(
         lambda: cluster.get("pods", "-n", namespace, "-l", f"app.kubernetes.io/name={NAME}")["items"], "a pod"
     )
     assert pods[0]["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def check_rights(cluster: Cluster, operator: str, namespaces: set[str] | None = None) -> None:
-    """Its roles hold what the operator has asked for, and no more. ``namespaces``: all that it asked of."""
+def check_permissions(cluster: Cluster, operator: str, namespaces: set[str] | None = None) -> None:
+    """The operator's roles grant exactly what it requested. ``namespaces``: the only ones of its requests."""
     account = f"{operator}/{NAME}"
     for verb, resource in DENIED:
         assert not cluster.can("a", account, verb, resource), (verb, resource)
     assert not cluster.can(operator, account, "update", "leases/other")
     entries = until(
-        lambda: found if LOOKED in used(found := cluster.requests(account)) else None,
-        "it looks for endpoints that its watch missed",
+        lambda: found if PERIODIC_LIST in used(found := cluster.requests(account)) else None,
+        "it lists endpoints in case its watch missed one",
         60,
     )
-    refused = [entry["requestURI"] for entry in entries if entry.get("responseStatus", {}).get("code") == 403]
-    assert refused == []
+    forbidden = [
+        entry["requestURI"] for entry in entries if entry.get("responseStatus", {}).get("code") == 403
+    ]
+    assert forbidden == []
     rules = cluster.rules(account)
-    have = {right._replace(resource=right.resource.replace("cluster", "")) for right in granted(rules)}
+    have = {
+        Permission(verb, group, resource.replace("cluster", "")) for verb, group, resource in granted(rules)
+    }
     needed = used(entries)
-    assert (have - needed, needed - have) == (set(NOT_ASKED_FOR), set()), "never used, and not from these"
+    assert (have - needed, needed - have) == (set(UNUSED_PERMISSIONS), set()), (
+        "unused, or not granted by these roles"
+    )
     for rule in rules:
         if "resourceNames" in rule and "bind" not in rule["verbs"]:
             (name,) = rule["resourceNames"]
             about = [entry["objectRef"].get("name") for entry in entries if used([entry]) & granted([rule])]
             assert set(about) == {name}, rule
     if namespaces is not None:
-        asked = {entry["objectRef"].get("namespace") for entry in entries if entry.get("objectRef")}
-        assert asked == namespaces, "nothing of the cluster's"
+        requested = {entry["objectRef"].get("namespace") for entry in entries if entry.get("objectRef")}
+        assert requested == namespaces, "no requests for cluster-scoped objects"
 
 
 def check_workers(cluster: Cluster, namespace: str) -> None:

@@ -1,4 +1,4 @@
-"""The chart for a whole cluster: install, upgrade, uninstall, by both helms; what it renders is valid."""
+"""The chart for a whole cluster: install, upgrade and uninstall with Helm 3 and 4; its objects are valid."""
 
 import json
 import re
@@ -8,12 +8,17 @@ import pytest
 
 from tests.integration.api_server import BIN
 from tests.integration.chart.installed_chart import CHART, NAME, Cluster, endpoint, run
-from tests.integration.chart.lifecycle import admitted, check_rights, check_workers, live
+from tests.integration.chart.lifecycle import (
+    check_permissions,
+    check_pod_is_admitted,
+    check_workers,
+    run_lifecycle,
+)
 from tests.integration.polling import until
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])
-def test_cluster_mode(
+def test_the_chart_is_installed_upgraded_and_uninstalled_for_the_cluster(
     cluster: Cluster, namespaces: tuple[str, str, str], program: str, tmp_path: Path
 ) -> None:
     ops, a, _ = namespaces
@@ -22,24 +27,24 @@ def test_cluster_mode(
         return cluster.helm(*arguments, "--namespace", ops, program=program)
 
     helm("install", NAME, str(CHART))
-    admitted(cluster, ops)
+    check_pod_is_admitted(cluster, ops)
     account = f"{ops}/{NAME}"
     assert cluster.can(a, account, "bind", f"clusterroles/{NAME}-worker")
     assert not cluster.can(a, account, "bind", "clusterroles/cluster-admin")
     if program == "helm":
-        live(cluster, ops, a, tmp_path)
-        check_rights(cluster, ops)
+        run_lifecycle(cluster, ops, a, tmp_path)
+        check_permissions(cluster, ops)
         check_workers(cluster, a)
-    else:  # what it renders is the same
+    else:  # both programs render the same
         cluster.kubectl("create", "-f", "-", text=endpoint(a))
 
-    # Changed and back, the release's own DynamoWorkerMetadata CRD staying in it.
+    # An upgrade and back; the DynamoWorkerMetadata CRD stays in the release.
     helm("upgrade", NAME, str(CHART), "--set", "replicas=2")
     assert cluster.get("pdb", NAME, "-n", ops)
     helm("upgrade", NAME, str(CHART))
     assert "dynamoworkermetadatas.nvidia.com" in helm("get", "manifest", NAME)
 
-    # Aggregation is the controller manager's work.
+    # The controller manager aggregates the ClusterRoles.
     cluster.kubectl("create", "rolebinding", "eve", "--clusterrole=edit", "--user=eve", "-n", a)
     until(lambda: cluster.can(a, "eve", "create", "vllmendpoints"), "edit of VLLMEndpoints")
 
@@ -52,8 +57,8 @@ def test_cluster_mode(
     helm("uninstall", NAME)
 
 
-def test_everything_at_once_is_valid(installed: Cluster) -> None:
-    """All but what needs the Prometheus operator: the API server knows every field."""
+def test_a_release_with_all_values_is_valid(installed: Cluster) -> None:
+    """All objects but those of the Prometheus operator: the API server knows every field."""
     values = {
         "replicas": 2,
         "openshift": True,
@@ -76,36 +81,38 @@ def test_everything_at_once_is_valid(installed: Cluster) -> None:
     text = run(
         BIN / "helm", "template", "other", CHART, "--namespace", "b", "--values", "-", text=json.dumps(values)
     ).stdout
-    # With its hook, the test pod.
+    # Includes the hook, the test pod.
     apply = ("apply", "--server-side", "--force-conflicts", "--validate=strict", "--dry-run=server")
     out = installed.kubectl(*apply, "-f", "-", text=text)
     assert f"pod/other-{NAME}-test" in out
 
 
-def test_dynamo_crd_of_another_is_left_alone(cluster: Cluster, namespaces: tuple[str, str, str]) -> None:
+def test_an_existing_dynamo_crd_is_not_part_of_the_release(
+    cluster: Cluster, namespaces: tuple[str, str, str]
+) -> None:
     ops, _, _ = namespaces
     crds = cluster.helm("template", "x", str(CHART), "--show-only", "templates/crds.yaml")
-    (theirs,) = [
+    (existing,) = [
         doc for doc in re.split("^---$", crds, flags=re.MULTILINE) if "kind: DynamoWorkerMetadata" in doc
     ]
-    cluster.kubectl("apply", "--server-side", "-f", "-", text=theirs)
+    cluster.kubectl("apply", "--server-side", "-f", "-", text=existing)
     cluster.helm("install", NAME, str(CHART), "--namespace", ops, "--set", "crds.keep=false")
     assert "dynamoworkermetadatas.nvidia.com" not in cluster.helm("get", "manifest", NAME, "--namespace", ops)
     cluster.helm("uninstall", NAME, "--namespace", ops)
     crd = "customresourcedefinition.apiextensions.k8s.io"
-    # Helm asks for the deletion; the API server takes a definition away once its resources are gone.
+    # Helm requests the deletion; the API server deletes a definition after its resources.
     until(
         lambda: f"{crd}/vllmendpoints.serving.vllmendpoint.dev" not in cluster.names("crd"),
-        "our definition gone",
+        "the VLLMEndpoint CRD is deleted",
     )
     assert f"{crd}/dynamoworkermetadatas.nvidia.com" in cluster.names("crd")
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])
-def test_names_that_yaml_reads_as_numbers(cluster: Cluster, program: str) -> None:
+def test_names_that_are_numbers_in_yaml_stay_strings(cluster: Cluster, program: str) -> None:
     for release, namespace in (("2024", "123456"), ("true", "1e3"), ("1.5", "null")):
         cluster.kubectl("create", "namespace", namespace)
-        # The definitions are the first release's.
+        # The CRDs belong to the first release.
         where = (
             "--namespace",
             namespace,

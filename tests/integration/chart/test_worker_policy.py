@@ -1,4 +1,4 @@
-"""What a worker may publish to Dynamo: its own pod's metadata, and in it its own endpoint."""
+"""A worker can publish to Dynamo only the metadata of its own pod, and only its own endpoint."""
 
 import json
 from collections.abc import Callable
@@ -8,40 +8,40 @@ from typing import Any
 import pytest
 
 from tests.integration.api_server import BIN
-from tests.integration.chart.installed_chart import Cluster, endpoint, operating, run
+from tests.integration.chart.installed_chart import Cluster, endpoint, run, running_operator
 from tests.integration.polling import until
 
 OWN_POD = "A worker may write only the DynamoWorkerMetadata that has the name of its own pod."
 OWN_ENDPOINT = "A worker may publish only in the Dynamo namespace of its own endpoint."
 LONG = "e" * 40
-"""As long as a name may be: its pods' names are cut, and so is its Dynamo namespace."""
-WIDE = "n" * 63
+"""An endpoint name of maximum length: the names of its pods and of its Dynamo namespace are truncated."""
+LONG_NAMESPACE = "n" * 63
 
 Write = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def pods(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """``namespace/endpoint`` to the name of a worker pod; workers of `own` have an account of the user's."""
-    installed.kubectl("create", "namespace", WIDE)
+    """Name of a worker pod by ``namespace/endpoint``. Workers of `own` use a service account of the user."""
+    installed.kubectl("create", "namespace", LONG_NAMESPACE)
     installed.kubectl("create", "serviceaccount", "of-the-user", "-n", "a")
     found = {}
-    with operating(installed, "ops", tmp_path_factory.mktemp("operator")):
-        for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (WIDE, LONG)):
+    with running_operator(installed, "ops", tmp_path_factory.mktemp("operator")):
+        for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (LONG_NAMESPACE, LONG)):
             worker = {"serviceAccountName": "of-the-user"} if name == "own" else {}
             installed.kubectl("apply", "-f", "-", text=endpoint(namespace, name, worker=worker))
-        for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (WIDE, LONG)):
+        for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (LONG_NAMESPACE, LONG)):
             labels = f"app.kubernetes.io/component=worker,app.kubernetes.io/instance={name}"
-            made = until(lambda n=namespace, x=labels: installed.names("pods", "-n", n, "-l", x), name, 40)
-            found[f"{namespace}/{name}"] = made.pop().removeprefix("pod/")
+            names = until(lambda n=namespace, x=labels: installed.names("pods", "-n", n, "-l", x), name, 40)
+            found[f"{namespace}/{name}"] = names.pop().removeprefix("pod/")
     return found
 
 
 @pytest.fixture
 def write(installed: Cluster, tmp_path: Path) -> Write:
     server = installed.kubectl("config", "view", "-o", "jsonpath={.clusters[0].cluster.server}")
-    none = tmp_path / "none"
-    none.touch()
+    empty = tmp_path / "empty"
+    empty.touch()
 
     def with_token(namespace: str, name: str, token: str, *verb: str, **data: Any) -> str:
         body = {
@@ -52,7 +52,7 @@ def write(installed: Cluster, tmp_path: Path) -> Write:
         }
         done = run(
             BIN / "kubectl",
-            f"--kubeconfig={none}",
+            f"--kubeconfig={empty}",
             f"--server={server}",
             "--insecure-skip-tls-verify",
             f"--token={token}",
@@ -79,30 +79,30 @@ def event(namespace: str, scope: str) -> dict[str, Any]:
 
 
 def instance(namespace: str) -> dict[str, Any]:
-    """As Dynamo keeps one: by a path whose parts are in it again."""
+    """An instance as Dynamo stores it: the path contains its fields."""
     return {
         f"{namespace}/backend/generate/2a": {"type": "Endpoint", "namespace": namespace, "instance_id": 42}
     }
 
 
 @pytest.mark.parametrize(("name", "account"), [("tiny", "tiny-workers"), ("own", "of-the-user")])
-def test_a_worker_writes_its_own_metadata_only(
+def test_a_worker_can_write_only_its_own_metadata(
     installed: Cluster, pods: dict[str, str], write: Write, name: str, account: str
 ) -> None:
     pod = pods[f"a/{name}"]
-    own, loose = token(installed, "a", account, pod), token(installed, "a", account)
-    # The policy reaches the API server's caches a moment after it was made.
+    own, unbound = token(installed, "a", account, pod), token(installed, "a", account)
+    # The API server loads a policy a moment after its creation.
     until(lambda: OWN_POD in write("a", "another", own), "the policy", 60)
-    assert OWN_POD in write("a", pod, loose)
+    assert OWN_POD in write("a", pod, unbound)
     assert OWN_POD in write("a", pods["a/" + LONG], own)
     assert "serverside-applied" in write("a", pod, own)
-    # A worker of the version before; of a revision; of a revision and a model.
+    # The Dynamo namespaces of an earlier version, of a revision, and of a revision and a model.
     for dynamo in (f"a-{name}", f"a-{name}_-0123456789", f"a-{name}_-0123456789-abcdef0123"):
         data = {"endpoints": instance(dynamo), "model_cards": instance(dynamo), "later": {"thing": 1}}
         data["event_channels"] = event(dynamo, dynamo)
         assert "serverside-applied" in write("a", pod, own, **data)
     assert installed.get("dwm", pod, "-n", "a")["spec"]["data"]["endpoints"] == data["endpoints"]
-    # Nor by taking another's away: not even its own, since the pod's end takes that.
+    # A worker cannot delete metadata, not even its own: it is deleted with the pod.
     assert "forbidden" in write("a", pod, own, "delete")
 
 
@@ -121,18 +121,18 @@ def test_a_worker_writes_its_own_metadata_only(
         {"an/event": {"namespace": "a-tiny", "scope": {"kind": "component", "namespace": "a-other"}}},
     ],
     ids=[
-        "another's",
+        "another endpoint",
         "one of two",
-        "one whose name begins alike",
+        "the same prefix",
         "no suffix",
         "three suffixes",
         "none",
         "a pattern",
-        "another's events",
-        "another's component",
+        "events of another endpoint",
+        "another component",
     ],
 )
-def test_a_worker_publishes_no_other_endpoint(
+def test_a_worker_cannot_publish_another_endpoint(
     installed: Cluster, pods: dict[str, str], write: Write, kind: str, data: dict[str, Any]
 ) -> None:
     own = token(installed, "a", "tiny-workers", pods["a/tiny"])
@@ -140,10 +140,10 @@ def test_a_worker_publishes_no_other_endpoint(
     assert OWN_ENDPOINT in write("a", pods["a/tiny"], own, **{kind: data})
 
 
-def test_long_names_are_known_by_what_is_left_of_them(
+def test_a_worker_with_a_truncated_name_can_publish_only_its_own_endpoint(
     installed: Cluster, pods: dict[str, str], write: Write
 ) -> None:
-    for namespace in ("a", WIDE):
+    for namespace in ("a", LONG_NAMESPACE):
         pod = pods[f"{namespace}/{LONG}"]
         env = "-".join(
             item["value"]

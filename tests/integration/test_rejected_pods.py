@@ -1,4 +1,4 @@
-"""Pods that the real admission plugins refuse."""
+"""Pods that the real admission plugins reject."""
 
 import pytest
 
@@ -7,18 +7,18 @@ FRONTEND_DOWN = "0 of 1 frontend pod is ready, so the endpoint accepts no reques
 
 @pytest.fixture
 def restricted(shared, api):
-    """The shared namespace under Pod Security "restricted"; our own pods keep to it."""
+    """The shared namespace under Pod Security "restricted", which the operator's pods satisfy."""
     label = "pod-security.kubernetes.io/enforce"
     api.kubectl("label", "namespace", "shared", f"{label}=restricted", "--overwrite")
     yield
     api.kubectl("label", "namespace", "shared", f"{label}-")
 
 
-def test_pod_security_that_refuses(restricted, make_endpoint, until):
-    loose = {
+def test_a_rejection_by_pod_security_is_reported(restricted, make_endpoint, until):
+    privileged = {
         "spec": {"containers": [{"name": "main", "securityContext": {"allowPrivilegeEscalation": True}}]}
     }
-    endpoint = make_endpoint().create(worker={"podTemplate": loose})
+    endpoint = make_endpoint().create(worker={"podTemplate": privileged})
     found = endpoint.until("Available", "False", "PodCreationFailed")
     assert (
         f"Kubernetes cannot create pods of the Deployment {endpoint.name}-workers: pods " in found["message"]
@@ -34,8 +34,9 @@ def test_pod_security_that_refuses(restricted, make_endpoint, until):
     endpoint.until("Available", "False", "Starting")
 
 
-def test_a_rollout_for_which_the_quota_has_no_room(shared, make_endpoint, api, until):
-    """Surge 1 with a quota for what runs: nothing new can come, and what serves goes on."""
+def test_a_rollout_that_exceeds_a_quota_is_stopped(shared, make_endpoint, api, until):
+    """With a surge of 1 and a quota for the running pods, no new pod can be created, and the old ones
+    serve."""
     rolling = {"maxUnavailable": 0, "maxSurge": 1}
     endpoint = make_endpoint().create(strategy={"rollingUpdate": rolling}, frontend={"mode": "None"})
     (pod,) = until(endpoint.pods, "its pod")
@@ -45,7 +46,7 @@ def test_a_rollout_for_which_the_quota_has_no_room(shared, make_endpoint, api, u
     hard = {"spec": {"hard": {"pods": "0"}}}
     api.call("POST", path, {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "r"}, **hard})
     try:
-        until(lambda: api.call("GET", f"{path}/r").get("status", {}).get("hard"), "the quota in force")
+        until(lambda: api.call("GET", f"{path}/r").get("status", {}).get("hard"), "the quota is active")
         endpoint.patch(spec={"worker": {"image": "registry.example/worker:next"}})
         stopped = endpoint.until("UpToDate", "False", "RolloutStopped")
         assert stopped["message"].startswith(
@@ -63,8 +64,8 @@ def test_a_rollout_for_which_the_quota_has_no_room(shared, make_endpoint, api, u
 
 @pytest.fixture
 def limit(operate, namespace, api, until):
-    """``limit(kind, spec)`` makes a ResourceQuota or a LimitRange of a namespace that has no pods."""
-    operate(namespace).leads()
+    """``limit(kind, spec)`` creates a ResourceQuota or a LimitRange in a namespace without pods."""
+    operate(namespace).until_leading()
 
     def make(kind, spec):
         path = f"/api/v1/namespaces/{namespace}/{kind.lower()}s"
@@ -73,13 +74,13 @@ def limit(operate, namespace, api, until):
         )
         if kind == "ResourceQuota":
             until(
-                lambda: api.call("GET", f"{path}/bounds").get("status", {}).get("hard"), "the quota in force"
+                lambda: api.call("GET", f"{path}/bounds").get("status", {}).get("hard"), "the quota is active"
             )
 
     return make
 
 
-def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(
+def test_a_frontend_that_exceeds_a_quota_is_reported_while_the_workers_start(
     limit, namespace, make_endpoint, until
 ):
     limit("ResourceQuota", {"hard": {"requests.cpu": "1"}})
@@ -101,18 +102,18 @@ def test_a_frontend_that_a_quota_refuses_is_told_while_the_workers_load(
     endpoint.until("Ready", "False", "FrontendUnavailable")
     endpoint.patch(spec={"frontend": {"resources": {"requests": {"cpu": "2"}}}})
 
-    def told():
+    def is_reported():
         return endpoint.condition("Available")["message"].endswith(
             ". Raise the ResourceQuota, or lower frontend.resources.requests.cpu."
         )
 
-    until(told, lambda: endpoint.condition("Available"))
+    until(is_reported, lambda: endpoint.condition("Available"))
     endpoint.patch(spec={"frontend": {"resources": {"requests": {"cpu": "100m"}}}})
     until(lambda: endpoint.pods("frontend"), "its frontend")
     endpoint.until("Available", "False", "Starting")
 
 
-def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, make_endpoint, until):
+def test_a_quota_of_one_pod_names_the_component_without_pods(limit, namespace, make_endpoint, until):
     limit("ResourceQuota", {"hard": {"pods": "1"}})
     endpoint = make_endpoint(namespace).create()
     until(lambda: endpoint.pods() or endpoint.pods("frontend"), "its only pod")
@@ -125,7 +126,7 @@ def test_a_quota_of_one_pod_names_the_part_that_has_none(limit, namespace, make_
     assert "exceeded quota: bounds, requested: pods=1" in found["message"]
 
 
-def test_what_a_limit_range_refuses_names_the_field(limit, namespace, make_endpoint, until):
+def test_a_rejection_by_a_limit_range_names_the_field(limit, namespace, make_endpoint, until):
     limit(
         "LimitRange",
         {"limits": [{"type": "Container", "min": {"cpu": "100m"}, "max": {"memory": "1Gi"}}]},

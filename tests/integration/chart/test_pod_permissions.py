@@ -1,4 +1,4 @@
-"""A user who may create VLLMEndpoints and no pods: which pods they get, by every way that a spec has."""
+"""Which pods a user who can create VLLMEndpoints, but not pods, gets through each field of a spec."""
 
 import json
 from collections.abc import Iterator
@@ -7,22 +7,23 @@ from typing import Any
 import pytest
 
 from tests.integration.api_server import BIN
-from tests.integration.chart.installed_chart import Cluster, endpoint, readme, run
+from tests.integration.chart.installed_chart import Cluster, endpoint, readme_object, run
 from tests.integration.polling import until
 
+NAME = "limited-user"
 KIND = "vllmendpoints.serving.vllmendpoint.dev"
 CLOSED = "Only users who may create pods in this namespace may set or change this field"
 HELD = "may change these fields while the endpoint has a Secret or an identity"
 CLAIM = "Only users who may create pods in this namespace, or use the PersistentVolumeClaim"
 
 
-class User:
-    """Bob, in a namespace of his own."""
+class LimitedUser:
+    """A user who can create and change VLLMEndpoints in one namespace, but not create pods."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster, self.namespace = cluster, namespace
 
-    def kubectl(self, *arguments: str, text: str = "", who: str = "bob") -> str:
+    def kubectl(self, *arguments: str, text: str = "", who: str = NAME) -> str:
         command = (
             BIN / "kubectl",
             f"--kubeconfig={self.cluster.kubeconfig}",
@@ -39,18 +40,18 @@ class User:
     def patch(self, **spec: Any) -> str:
         return self.kubectl("patch", KIND, "tiny", "--type=merge", "-p", json.dumps({"spec": spec}))
 
-    def given(self, **spec: Any) -> None:
-        """Somebody else makes, or replaces, the endpoint."""
+    def replace_as_admin(self, **spec: Any) -> None:
+        """Create or replace the endpoint as the administrator."""
         self.cluster.kubectl("delete", KIND, "tiny", "-n", self.namespace, "--ignore-not-found")
         self.cluster.kubectl("create", "-f", "-", text=endpoint(self.namespace, **spec))
 
-    def may(self, name: str, *rule: str) -> None:
+    def grant(self, name: str, *rule: str) -> None:
         self.cluster.kubectl("create", "role", name, *rule, "-n", self.namespace)
-        self.bound(name)
+        self.bind(name)
 
-    def bound(self, role: str) -> None:
+    def bind(self, role: str) -> None:
         self.cluster.kubectl(
-            "create", "rolebinding", role, f"--role={role}", "--user=bob", "-n", self.namespace
+            "create", "rolebinding", role, f"--role={role}", f"--user={NAME}", "-n", self.namespace
         )
 
 
@@ -60,11 +61,11 @@ def numbers() -> Iterator[int]:
 
 
 @pytest.fixture
-def bob(installed: Cluster, numbers: Iterator[int]) -> User:
-    namespace = f"bob-{next(numbers)}"
+def user(installed: Cluster, numbers: Iterator[int]) -> LimitedUser:
+    namespace = f"{NAME}-{next(numbers)}"
     installed.kubectl("create", "namespace", namespace)
-    user = User(installed, namespace)
-    user.may("owner", "--verb=create,get,patch,update", f"--resource={KIND}")
+    user = LimitedUser(installed, namespace)
+    user.grant("owner", "--verb=create,get,patch,update", f"--resource={KIND}")
     until(lambda: CLOSED in user.create(worker={"serviceAccountName": "mine"}), "policy and role", 60)
     return user
 
@@ -77,9 +78,9 @@ def main(**fields: Any) -> dict[str, Any]:
     return pod_template(containers=[{"name": "main", **fields}])
 
 
-SECRET = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "anyones", "key": "k"}}}
+SECRET = {"name": "S", "valueFrom": {"secretKeyRef": {"name": "another-users", "key": "k"}}}
 MODEL = "file:///models/tiny"
-REFUSED: dict[str, dict[str, Any]] = {
+FORBIDDEN: dict[str, dict[str, Any]] = {
     "another account": {"worker": {"serviceAccountName": "mine"}},
     "another account, by the template": {"worker": pod_template(serviceAccountName="mine")},
     "host network": {"worker": pod_template(hostNetwork=True)},
@@ -88,7 +89,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a Secret as a volume": {"worker": pod_template(volumes=[{"name": "s", "secret": {"secretName": "s"}}])},
     "a Secret in the environment, by the template": {"worker": main(env=[SECRET])},
     "a Secret in the environment": {"worker": {"env": [SECRET]}},
-    "a Secret as the environment": {"worker": {"envFrom": [{"secretRef": {"name": "anyones"}}]}},
+    "a Secret as the environment": {"worker": {"envFrom": [{"secretRef": {"name": "another-users"}}]}},
     "a variable that loads code": {"worker": {"env": [{"name": "PYTHONPATH", "value": "/cache"}]}},
     "an image": {"worker": {"image": "registry.example/mine:1"}},
     "an empty template": {"worker": {"podTemplate": {}}},
@@ -101,19 +102,19 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 
 
-def test_what_makes_a_pod_of_ones_choice_is_closed(bob: User) -> None:
-    for way, spec in REFUSED.items():
-        assert CLOSED in bob.create(**spec), way
+def test_fields_that_control_a_pod_require_the_permission_to_create_pods(user: LimitedUser) -> None:
+    for way, spec in FORBIDDEN.items():
+        assert CLOSED in user.create(**spec), way
     for spec in (
         {"model": {"uri": "pvc://models/llama"}},
         {"cache": {"persistentVolumeClaim": {"claimName": "models"}}},
     ):
-        assert CLAIM in bob.create(**spec), spec
+        assert CLAIM in user.create(**spec), spec
 
 
-def test_serving_a_model_is_open(bob: User) -> None:
-    assert "created" in bob.create()
-    assert "created" in bob.create(
+def test_serving_a_model_requires_no_permission_for_pods(user: LimitedUser) -> None:
+    assert "created" in user.create()
+    assert "created" in user.create(
         model={"uri": "hf://organisation/model"},
         engine={"args": ["--seed", "1"], "config": {"inline": {"max-model-len": 64}}},
         cache={"volumeClaimTemplate": {"size": "1Gi"}},
@@ -128,18 +129,18 @@ def test_serving_a_model_is_open(bob: User) -> None:
     )
 
 
-def test_what_somebody_else_has_set_stays_and_the_rest_may_change(bob: User) -> None:
-    bob.given(worker={"serviceAccountName": "hers"})
-    assert "patched" in bob.patch(replicas=2, healthCheck={"level": "Standard"})
-    assert f"worker.serviceAccountName: {CLOSED}" in bob.patch(worker={"serviceAccountName": "other"})
-    assert "patched" in bob.patch(worker={"serviceAccountName": None})
-    assert CLOSED in bob.patch(worker={"serviceAccountName": "hers"})
+def test_a_restricted_field_of_another_user_stays_and_other_fields_can_change(user: LimitedUser) -> None:
+    user.replace_as_admin(worker={"serviceAccountName": "another-users"})
+    assert "patched" in user.patch(replicas=2, healthCheck={"level": "Standard"})
+    assert f"worker.serviceAccountName: {CLOSED}" in user.patch(worker={"serviceAccountName": "other"})
+    assert "patched" in user.patch(worker={"serviceAccountName": None})
+    assert CLOSED in user.patch(worker={"serviceAccountName": "another-users"})
 
 
 @pytest.mark.parametrize(
     "held",
     [
-        {"worker": {"serviceAccountName": "hers"}},
+        {"worker": {"serviceAccountName": "another-users"}},
         {"worker": {"env": [SECRET]}},
         {"worker": {"envFrom": [{"secretRef": {"name": "s"}}]}},
         {"worker": pod_template(volumes=[{"name": "s", "secret": {"secretName": "s"}}])},
@@ -147,55 +148,55 @@ def test_what_somebody_else_has_set_stays_and_the_rest_may_change(bob: User) -> 
     ],
     ids=["account", "env", "envFrom", "podTemplate", "tokenSecretRef"],
 )
-def test_no_code_of_bobs_is_put_beside_a_secret(bob: User, held: dict[str, Any]) -> None:
-    """Else a model of his own with --trust-remote-code reads what somebody else has put into the pod."""
-    bob.given(**held)
+def test_a_limited_user_cannot_run_code_next_to_a_secret(user: LimitedUser, held: dict[str, Any]) -> None:
+    """Otherwise a model of the user with --trust-remote-code could read the Secrets of another user."""
+    user.replace_as_admin(**held)
     for change in (
-        {"model": {"uri": "hf://bob/model"}},
+        {"model": {"uri": "hf://user/model"}},
         {"engine": {"args": ["--trust-remote-code"]}},
         {"engine": {"config": {"inline": {"trust-remote-code": True}}}},
         {"cache": {"persistentVolumeClaim": {"claimName": "poisoned"}}},
     ):
-        assert HELD in bob.patch(**change), change
-    assert "patched" in bob.patch(replicas=2)
-    # Without the secret it is a model as any other.
+        assert HELD in user.patch(**change), change
+    assert "patched" in user.patch(replicas=2)
+    # Without the Secret, the user can set any model.
     without = {name: dict.fromkeys(fields.keys() - {"uri"}) for name, fields in held.items()}
-    without["model"] = {**without.get("model", {}), "uri": "hf://bob/model"}
-    assert "patched" in bob.patch(**without, engine={"args": ["--trust-remote-code"]})
+    without["model"] = {**without.get("model", {}), "uri": "hf://user/model"}
+    assert "patched" in user.patch(**without, engine={"args": ["--trust-remote-code"]})
 
 
-def test_an_image_of_hers_holds_nothing(bob: User) -> None:
-    bob.given(worker={"image": "registry.example/hers:1"})
-    assert "patched" in bob.patch(engine={"args": ["--seed", "1"]})
+def test_an_image_of_another_user_restricts_no_other_field(user: LimitedUser) -> None:
+    user.replace_as_admin(worker={"image": "registry.example/another-users:1"})
+    assert "patched" in user.patch(engine={"args": ["--seed", "1"]})
 
 
-def test_claims_are_those_that_bob_may_use(bob: User) -> None:
-    bob.cluster.kubectl("apply", "-n", bob.namespace, "-f", "-", text=readme("Role"))
-    bob.bound("uses-models")
+def test_a_limited_user_can_name_only_permitted_claims(user: LimitedUser) -> None:
+    user.cluster.kubectl("apply", "-n", user.namespace, "-f", "-", text=readme_object("Role"))
+    user.bind("uses-models")
     model = {"uri": "pvc://models/llama"}
-    until(lambda: "created" in bob.create(model=model), "the role")
+    until(lambda: "created" in user.create(model=model), "the role")
     cache = {"persistentVolumeClaim": {"claimName": "models"}}
-    assert "created" in bob.create(model=model, cache=cache)
-    assert f"model.uri: {CLAIM} other, may name it" in bob.create(
+    assert "created" in user.create(model=model, cache=cache)
+    assert f"model.uri: {CLAIM} other, may name it" in user.create(
         model={"uri": "pvc://other/llama"}, cache=cache
     )
-    told = bob.create(model=model, cache={"persistentVolumeClaim": {"claimName": "other"}})
-    assert f"cache.persistentVolumeClaim: {CLAIM} other, may name it" in told
-    # What stands may stay, but a claim that is read is not one that is written.
-    bob.given(model={"uri": "pvc://other/llama"})
-    assert "patched" in bob.patch(replicas=2)
-    assert "patched" in bob.patch(model={"uri": "pvc://other/another"})
-    assert CLAIM in bob.patch(cache={"persistentVolumeClaim": {"claimName": "other"}})
+    output = user.create(model=model, cache={"persistentVolumeClaim": {"claimName": "other"}})
+    assert f"cache.persistentVolumeClaim: {CLAIM} other, may name it" in output
+    # The claim of model.uri can stay, but the user cannot mount it as the cache, which is writable.
+    user.replace_as_admin(model={"uri": "pvc://other/llama"})
+    assert "patched" in user.patch(replicas=2)
+    assert "patched" in user.patch(model={"uri": "pvc://other/another"})
+    assert CLAIM in user.patch(cache={"persistentVolumeClaim": {"claimName": "other"}})
 
 
-def test_who_may_create_pods_may_do_it_by_an_endpoint(bob: User) -> None:
-    bob.may("pods", "--verb=create", "--resource=pods")
-    until(lambda: "created" in bob.create(worker={"serviceAccountName": "mine"}), "the role")
-    for way, spec in REFUSED.items():
+def test_a_user_who_can_create_pods_can_set_every_field(user: LimitedUser) -> None:
+    user.grant("pods", "--verb=create", "--resource=pods")
+    until(lambda: "created" in user.create(worker={"serviceAccountName": "mine"}), "the role")
+    for way, spec in FORBIDDEN.items():
         if way != "an empty template":
-            said = bob.create(**spec)
-            assert "created" in said, (way, said)
-    bob.given(worker={"serviceAccountName": "hers"})
-    assert "patched" in bob.patch(
+            output = user.create(**spec)
+            assert "created" in output, (way, output)
+    user.replace_as_admin(worker={"serviceAccountName": "another-users"})
+    assert "patched" in user.patch(
         model={"uri": "pvc://any/model"}, cache={"persistentVolumeClaim": {"claimName": "any"}}
     )
