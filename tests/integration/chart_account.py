@@ -1,5 +1,4 @@
-"""The chart's ServiceAccount with its permissions, for operators of tests: a missing permission fails
-them."""
+"""The chart's ServiceAccount for the operators of tests, which fail if the chart lacks a permission."""
 
 import json
 import subprocess

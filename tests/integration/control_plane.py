@@ -27,8 +27,7 @@ def control_plane(folder: Path, binaries: Path = BIN) -> Iterator[tuple[Api, sub
 
 @contextlib.contextmanager
 def bare_control_plane(folder: Path, binaries: Path = BIN) -> Iterator[tuple[Api, subprocess.Popen[bytes]]]:
-    """Start a control plane in a few seconds; yields its API server and the process that runs its
-    components."""
+    """Start a control plane in a few seconds. Yields its API server and the parent process of its parts."""
     if not (BIN / "cluster").exists():
         pytest.skip(f"no control plane in {BIN}: `hack/cluster/build.sh` builds it")
     with (folder.parent / "controlplane.err").open("wb") as errors:

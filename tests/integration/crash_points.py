@@ -167,8 +167,7 @@ class CrashTest:
         node.run(lambda: is_quiet() or or_else())
 
     def _child_writes(self, offset: AuditOffset) -> Counter[str]:
-        """Writes of children except pods: a pod whose worker already applied its settings is not
-        annotated."""
+        """Writes of children, without pods: the operator annotates only pods with outdated settings."""
         found = writes(self.api, offset, self.namespace)
         other = ("vllmendpoints", "events", "pods")
         return Counter({what: count for what, count in found.items() if what.split()[1] not in other})

@@ -1,5 +1,4 @@
-"""Every field of the spec is in the child objects of an endpoint, and every field of the status is
-written."""
+"""Every field of the spec is applied to the children of an endpoint; every field of the status is written."""
 
 import json
 

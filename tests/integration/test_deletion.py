@@ -69,7 +69,7 @@ def test_an_endpoint_is_recreated_while_a_child_of_the_old_one_terminates(
     endpoint.create(worker={"image": "second:1"})
     endpoint.until("UpToDate", "Unknown", "Pending")
     pending = f"the Service '{held}' is being deleted; this goes on when it is gone"
-    # The garbage collector deletes the other children first or later.
+    # Messages about other children may precede it: the garbage collector deletes them in any order.
     until(lambda: pending in endpoint.condition("UpToDate")["message"], endpoint.get)
     assert endpoint.condition("Accepted")["status"] == "True", "no action is required"
     assert endpoint.condition("Reconciling")["status"] == "True"

@@ -37,8 +37,7 @@ def test_the_metrics_match_the_audit_log_and_the_status(operate, make_endpoint, 
     endpoint.until("Ready", "True")
     endpoint.patch(spec={"frontend": {"mode": "None"}})
     until(lambda: endpoint.child("Deployment", "-frontend") is None, "the frontend is deleted")
-    # The mode of the frontend is part of the workers' template, so they roll: one starts, and an old one
-    # serves.
+    # The workers' template contains the mode of the frontend, so they roll: one starts, an old one serves.
     last = {"observedGeneration": 2, "readyReplicas": 1, "updatedReplicas": 1}
     until(lambda: last.items() <= endpoint.get()["status"].items(), lambda: endpoint.get()["status"])
 

@@ -35,8 +35,7 @@ def test_a_rejection_by_pod_security_is_reported(restricted, make_endpoint, unti
 
 
 def test_a_rollout_that_exceeds_a_quota_is_stopped(shared, make_endpoint, api, until):
-    """With a surge of 1 and a quota for the running pods, no new pod can be created, and the old ones
-    serve."""
+    """With a surge of 1 and a quota for the running pods, no pod can be created, and the old ones serve."""
     rolling = {"maxUnavailable": 0, "maxSurge": 1}
     endpoint = make_endpoint().create(strategy={"rollingUpdate": rolling}, frontend={"mode": "None"})
     (pod,) = until(endpoint.pods, "its pod")

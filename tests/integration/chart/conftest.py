@@ -1,5 +1,4 @@
-"""Control planes for the chart: one per test, because the chart changes the whole cluster, and a shared
-one."""
+"""Clusters for the tests of the chart: one per test that changes the whole cluster, and a shared one."""
 
 from collections.abc import Iterator
 from pathlib import Path

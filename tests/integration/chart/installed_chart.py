@@ -58,8 +58,10 @@ class Cluster:
         return set(self.kubectl("get", *arguments, "-o", "name").split())
 
     def can(self, namespace: str, user: str, verb: str, resource: str) -> bool:
-        """``resource``: ``type``, ``type:subresource`` or ``type/name``. ``user``: or
-        ``namespace/account``."""
+        """``resource``: ``type``, ``type:subresource`` or ``type/name``; ``user``: a user or service account.
+
+        A service account has the form ``namespace/account``.
+        """
         if "/" in user:
             user = f"system:serviceaccount:{user.replace('/', ':')}"
         kind, _, sub = resource.partition(":")

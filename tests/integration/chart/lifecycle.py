@@ -1,5 +1,4 @@
-"""A lifecycle of an endpoint that uses all functions of the operator, and the permissions that it
-requires."""
+"""A lifecycle of an endpoint that uses all functions of the operator, and the required permissions."""
 
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,7 @@ UNUSED_PERMISSIONS = {
     Permission("update", "serving.vllmendpoint.dev", "vllmendpoints/finalizers"): "checked for an owner with "
     "blockOwnerDeletion if OwnerReferencesPermissionEnforcement is enabled, as on OpenShift",
 }
-"""Permissions without a request in this lifecycle, and why they are granted; `roles` includes
-`clusterroles`."""
+"""Permissions that this lifecycle does not use, and their reasons; `roles` includes `clusterroles`."""
 
 
 PERIODIC_LIST = Permission("list", "serving.vllmendpoint.dev", "vllmendpoints")
@@ -75,8 +73,7 @@ CACHE = {"volumeClaimTemplate": {"size": "1Gi", "accessModes": ["ReadWriteMany"]
 
 
 def _create_name_conflicts(cluster: Cluster, namespace: str) -> None:
-    """Endpoints that each have a name conflict with an object of another kind of child, which is read
-    then."""
+    """Create one endpoint per kind of child whose name an existing object has, which the operator reads."""
     api = cluster.api
     conflicting = []
     for number, (what, body) in enumerate(CONFLICTING_OBJECTS.items()):
