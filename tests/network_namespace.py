@@ -62,7 +62,7 @@ class Namespace(NamedTuple):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def ask(self, address: str, port: int, path: str, data: Any = None) -> tuple[int, str]:
+    def request(self, address: str, port: int, path: str, data: Any = None) -> tuple[int, str]:
         """Status and body of a response; status 0 without a response."""
         host = f"[{address}]" if ":" in address else address
         question = json.dumps([f"http://{host}:{port}{path}", data])

@@ -35,7 +35,7 @@ class Figures(NamedTuple):
 
     @staticmethod
     def of(worker: WorkerProcess) -> "Figures":
-        text = worker.ask("system", "/metrics")[1].decode()
+        text = worker.request("system", "/metrics")[1].decode()
         found = [pattern.findall(text) for pattern in (_TOKENS, _PROBES, _SECONDS)]
         assert all(found), text
         return Figures(*(sum(map(float, values)) for values in found))
@@ -65,7 +65,7 @@ def measured(worker: WorkerProcess, every: float | None) -> Figures:
     def send() -> None:
         body = {"model": "toy", "prompt": "the sky is blue " * 14, "max_tokens": TOKENS, "ignore_eos": True}
         while not stop.wait(every):
-            status, answer = worker.ask("http", "/v1/completions", body)
+            status, answer = worker.request("http", "/v1/completions", body)
             assert status == 200, answer
             assert json.loads(answer)["usage"]["completion_tokens"] == TOKENS
 

@@ -29,7 +29,7 @@ def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
 
 def assert_serves(worker: WorkerProcess) -> None:
     worker.until_ready()
-    assert worker.ask("http", "/v1/chat/completions", CHAT)[0] == 200
+    assert worker.request("http", "/v1/chat/completions", CHAT)[0] == 200
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(30.0) == 0
 

@@ -134,13 +134,13 @@ class Container(WorkerProcess):
             )  # fmt: skip
         self.started_at = time.monotonic()
 
-    def ask(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+    def request(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
         """Send the request from a thread in the container's network namespace."""
 
         def inside() -> tuple[int, bytes]:
             with Path(f"/proc/{self.pid}/ns/net").open() as namespace:
                 assert ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) == 0
-            return super(Container, self).ask(*args, **kwargs)
+            return super(Container, self).request(*args, **kwargs)
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(inside).result()
@@ -186,8 +186,8 @@ def test_the_quick_start_of_the_guide_starts_a_container_that_serves(
         container.start()
         container.until(lambda report: report.ready, START_SECONDS)
 
-        assert json.loads(container.ask("http", "/ping")[1]) == {"status": "healthy", "custom": True}
-        status, body = container.ask("http", "/invocations", {"prompt": "x"})
+        assert json.loads(container.request("http", "/ping")[1]) == {"status": "healthy", "custom": True}
+        status, body = container.request("http", "/invocations", {"prompt": "x"})
         assert (status, json.loads(body)) == (200, {"predictions": ["custom response"]})
         report = container.report()
         assert (report.handlers.ping.source, report.handlers.invocations.source) == (
@@ -195,10 +195,10 @@ def test_the_quick_start_of_the_guide_starts_a_container_that_serves(
             HandlerSource.DECORATOR,
         )
         assert report.stage.name == Stage.SERVING
-        (model,) = json.loads(container.ask("http", "/v1/models")[1])["data"]
+        (model,) = json.loads(container.request("http", "/v1/models")[1])["data"]
         assert (model["id"], model["max_model_len"]) == (str(toy_model), 1024)
         completion = {"model": str(toy_model), "prompt": "a", "max_tokens": 3, "temperature": 0}
-        assert container.ask("http", "/v1/completions", completion)[0] == 200
+        assert container.request("http", "/v1/completions", completion)[0] == 200
         health = until_healthy(container)
         assert json.loads(health)["status"] == "ready"  # the guide's localhost:8082/health
         # Any child but the engine core, whose process title overwrites its environment.
@@ -216,7 +216,7 @@ def test_the_quick_start_of_the_guide_starts_a_container_that_serves(
 def until_healthy(container: WorkerProcess) -> bytes:
     """The body of Dynamo's /health once it returns 200; Dynamo's canary checks every second."""
     deadline = time.monotonic() + 30.0
-    while (answer := container.ask("system", "/health"))[0] != 200:
+    while (answer := container.request("system", "/health"))[0] != 200:
         assert time.monotonic() < deadline, answer
         time.sleep(0.2)
     return answer[1]
@@ -255,7 +255,7 @@ def test_missing_artifacts_are_reported_and_downloaded_once_they_exist(
     assert "ArtifactsNotFetched" not in {each.reason for each in worker.report().configuration.problems}
     assert worker.status("report", "/ready") == 503
     for secret in (SECRET_KEY, "key-of-the-test"):
-        assert secret not in worker.log() + worker.ask("report", "/status")[1].decode()
+        assert secret not in worker.log() + worker.request("report", "/status")[1].decode()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(10.0) == 0
 

@@ -178,7 +178,7 @@ class UserRequest(threading.Thread):
 
 def running(worker: WorkerProcess) -> float:
     """Number of requests in the engine, according to vLLM's metrics."""
-    text = worker.ask("system", "/metrics")[1].decode()
+    text = worker.request("system", "/metrics")[1].decode()
     return sum(
         float(value)
         for value in re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.MULTILINE)

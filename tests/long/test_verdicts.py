@@ -95,7 +95,7 @@ def seconds_until_stalled(worker: WorkerProcess, began: float) -> float:
 
 def set_mode(worker: WorkerProcess, mode: str) -> Any:
     """Send the mode to the handler of PAUSING; returns whether the engine is paused now."""
-    status, body = worker.ask("http", f"/invocations?mode={mode}", {})
+    status, body = worker.request("http", f"/invocations?mode={mode}", {})
     assert status == 200, body
     return json.loads(body)["paused"]
 
@@ -169,7 +169,7 @@ def test_upstreams_control_routes_return_404(worker: WorkerProcess) -> None:
     routes |= set(re.findall(r'"(\w+)": handler\.', source))
     assert {"control/sleep", "control/scale_elastic_ep", "pause_generation", "flush_cache"} <= routes
     for route in routes | {"load_lora", "unload_lora"}:
-        assert worker.ask("system", f"/engine/{route}", {})[0] == 404, route
+        assert worker.request("system", f"/engine/{route}", {})[0] == 404, route
     print(f"\n{len(routes) + 2} routes of upstream's /engine answer 404")
     assert worker.report().verdict.state == Verdict.GENERATING
 
@@ -231,7 +231,7 @@ def assert_stays_healthy(
     with ReportWatch(worker) as watch, Users(worker, crowd) as users:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            status, body = worker.ask("report", "/probe", {}, method="POST", seconds=60.0)
+            status, body = worker.request("report", "/probe", {}, method="POST", seconds=60.0)
             assert status == 200, body
             outcomes[json.loads(body)["outcome"]] += 1
             assert worker.status("http", "/ping") == 200
@@ -268,7 +268,7 @@ def exhaust_memory(worker: WorkerProcess) -> None:
 
     def send() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            worker.ask("http", "/v1/completions", body, seconds=30.0)
+            worker.request("http", "/v1/completions", body, seconds=30.0)
 
     for _ in range(8):
         threading.Thread(target=send, daemon=True).start()

@@ -129,7 +129,7 @@ class HealthPoller:
 
     def _probe(self) -> None:
         while not self._stop.wait(self._every):
-            status, body = self._worker.ask("report", "/probe", {}, method="POST", seconds=60.0)
+            status, body = self._worker.request("report", "/probe", {}, method="POST", seconds=60.0)
             self.outcomes[json.loads(body)["outcome"] if status == 200 else str(status)] += 1
 
     def _poll(self) -> None:
@@ -137,7 +137,7 @@ class HealthPoller:
             for port, path in self.ROUTES:
                 began = time.monotonic()
                 try:
-                    status = self._worker.ask(port, path, seconds=60.0)[0]
+                    status = self._worker.request(port, path, seconds=60.0)[0]
                 except OSError as error:
                     self.failures.append(f"{path}: {type(error).__name__}")
                     continue

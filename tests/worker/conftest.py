@@ -179,7 +179,7 @@ class WorkerProcess:
         """The log lines of the worker's package, without upstream's."""
         return [line for line in self.log().splitlines() if " vllmendpoint_worker." in line]
 
-    def ask(
+    def request(
         self, port: str, path: str, body: Any = None, *, method: str = "", seconds: float = 30.0
     ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.ports[port], timeout=seconds)
@@ -191,10 +191,10 @@ class WorkerProcess:
             return answer.status, answer.read()
 
     def status(self, port: str, path: str) -> int:
-        return self.ask(port, path)[0]
+        return self.request(port, path)[0]
 
     def report(self) -> WorkerReport:
-        return WorkerReport.model_validate_json(self.ask("report", "/status")[1])
+        return WorkerReport.model_validate_json(self.request("report", "/status")[1])
 
     def until(self, condition: Callable[[WorkerReport], Any], seconds: float) -> float:
         """Seconds until the report fulfils ``condition``."""
@@ -299,7 +299,7 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                status, _ = self._worker.ask("http", self._path, self._body, seconds=60.0)
+                status, _ = self._worker.request("http", self._path, self._body, seconds=60.0)
             except OSError:
                 time.sleep(0.1)
             else:

@@ -47,7 +47,7 @@ class Spied(WorkerProcess):
 
     def metrics(self, *names: str, port: str = "report") -> tuple[float, ...]:
         """Such sums, of one moment."""
-        text = self.ask(port, "/metrics")[1].decode()
+        text = self.request(port, "/metrics")[1].decode()
 
         def summed(name: str) -> float:
             values = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)

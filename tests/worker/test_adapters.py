@@ -86,7 +86,7 @@ def invoke(worker: WorkerProcess, body: dict[str, Any], **headers: str) -> tuple
 
 @pytest.mark.parametrize(("path", "body"), FORMS)
 def test_an_unknown_model_is_vllms_own_404(worker: WorkerProcess, path: str, body: dict[str, Any]) -> None:
-    expected = worker.ask("http", path, body | {"model": "typo"})
+    expected = worker.request("http", path, body | {"model": "typo"})
     assert (expected[0], "The model `typo` does not exist." in expected[1].decode()) == (404, True)
     assert invoke(worker, body | {"model": "typo"})[:2] == expected
     assert invoke(worker, body, **{HEADER: "typo"})[:2] == expected
@@ -97,16 +97,18 @@ def test_an_unknown_model_is_vllms_own_404(worker: WorkerProcess, path: str, bod
 def test_an_adapter_is_loaded_by_sagemakers_route_and_answers_by_its_name(
     worker: WorkerProcess, adapter: Path
 ) -> None:
-    wrong = worker.ask("http", "/adapters", {"name": "sql"})
+    wrong = worker.request("http", "/adapters", {"name": "sql"})
     assert (wrong[0], "src" in wrong[1].decode()) == (400, True)
-    missing = worker.ask("http", "/adapters", {"name": "sql", "src": str(adapter / "none")})
+    missing = worker.request("http", "/adapters", {"name": "sql", "src": str(adapter / "none")})
     assert missing[0] == 404, missing
-    assert worker.ask("http", "/adapters", {"name": "sql", "src": str(adapter)}) == (
+    assert worker.request("http", "/adapters", {"name": "sql", "src": str(adapter)}) == (
         200,
         b"Adapter sql registered",
     )
     for path, body in FORMS:
-        plain, named = (text(worker.ask("http", path, body | {"model": name})[1]) for name in ("toy", "sql"))
+        plain, named = (
+            text(worker.request("http", path, body | {"model": name})[1]) for name in ("toy", "sql")
+        )
         assert plain != named
         assert text(invoke(worker, body)[1]) == plain
         assert text(invoke(worker, body | {"model": "sql"})[1]) == named
@@ -115,9 +117,9 @@ def test_an_adapter_is_loaded_by_sagemakers_route_and_answers_by_its_name(
 
 
 def test_an_unloaded_adapter_is_not_served(worker: WorkerProcess) -> None:
-    assert worker.ask("http", "/adapters/sql", method="DELETE") == (200, b"Adapter sql unregistered")
+    assert worker.request("http", "/adapters/sql", method="DELETE") == (200, b"Adapter sql unregistered")
     assert invoke(worker, FORMS[0][1] | {"model": "sql"})[0] == 404
-    assert worker.ask("http", "/adapters/sql", method="DELETE")[0] == 404
+    assert worker.request("http", "/adapters/sql", method="DELETE")[0] == 404
 
 
 def take(worker: WorkerProcess, script: str) -> None:
@@ -134,7 +136,7 @@ def test_registered_handlers_change_with_the_script_and_remain_if_it_is_rejected
 ) -> None:
     for name in ("one", "two"):
         take(worker, SCRIPT.replace("NAME", name))
-        status, body = worker.ask("http", "/adapters", {"name": "sql", "src": str(adapter)})
+        status, body = worker.request("http", "/adapters", {"name": "sql", "src": str(adapter)})
         assert (status, body.decode()) == (409, f"{name} takes no sql")
         status, _, headers = invoke(worker, {"requestType": "NEW_SESSION"})
         assert (status, headers["X-Amzn-SageMaker-New-Session-Id"]) == (200, name)
@@ -146,4 +148,6 @@ def test_registered_handlers_change_with_the_script_and_remain_if_it_is_rejected
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 30)
     status, answer, _ = invoke(worker, {"requestType": "NEW_SESSION"})
     assert (status, "stateful sessions not enabled" in answer.decode()) == (400, True)
-    assert worker.ask("http", "/adapters", {"name": "sql", "src": str(adapter)})[0] == 200, "vLLM's own again"
+    assert worker.request("http", "/adapters", {"name": "sql", "src": str(adapter)})[0] == 200, (
+        "vLLM's own again"
+    )

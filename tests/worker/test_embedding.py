@@ -92,7 +92,7 @@ def test_every_field_reaches_the_engine(worker: Spied, payload: dict[str, Any] |
 def test_embeddings_and_invocations_are_served(worker: WorkerProcess) -> None:
     vectors = []
     for path in ("/v1/embeddings", "/invocations"):
-        status, answer = worker.ask("http", path, BODY)
+        status, answer = worker.request("http", path, BODY)
         assert status == 200, answer
         vectors.append(vector(answer))
     assert len(vectors[0]) == 384
@@ -114,9 +114,9 @@ def test_invocations_reject_an_unknown_model_in_every_form(
     worker: WorkerProcess, path: str, body: dict[str, Any]
 ) -> None:
     for served in (body, body | {"model": "minilm"}):
-        assert worker.ask("http", "/invocations", served)[0] == worker.ask("http", path, served)[0]
-    refused = worker.ask("http", "/invocations", body | {"model": "typo"})
-    assert refused == worker.ask("http", path, body | {"model": "typo"})
+        assert worker.request("http", "/invocations", served)[0] == worker.request("http", path, served)[0]
+    refused = worker.request("http", "/invocations", body | {"model": "typo"})
+    assert refused == worker.request("http", path, body | {"model": "typo"})
     assert (refused[0], "The model `typo` does not exist." in refused[1].decode()) == (404, True)
 
 
@@ -150,14 +150,14 @@ def test_dynamos_frontend_is_served(worker: WorkerProcess) -> None:
 
 
 def test_metrics_of_vllm_and_of_the_worker_are_served(worker: WorkerProcess) -> None:
-    text = worker.ask("system", "/metrics")[1].decode()
+    text = worker.request("system", "/metrics")[1].decode()
     for name in ("vllmendpoint_probe_latency_seconds_bucket", "vllmendpoint_probes_total", "vllm:"):
         assert any(line.startswith(name) for line in text.splitlines()), name
 
 
 def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerProcess) -> None:
-    assert worker.ask("system", "/engine/update/model_taints", {"taints": ["x"]})[0] == 404
-    assert worker.ask("system", "/engine/control/sleep", {})[0] == 404
+    assert worker.request("system", "/engine/update/model_taints", {"taints": ["x"]})[0] == 404
+    assert worker.request("system", "/engine/control/sleep", {})[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
 def test_embeddings_of_users_postpone_the_probe(worker: Spied) -> None:
     with Load(worker, 1, BODY, "/v1/embeddings") as load:
         wait(lambda: load.answers > 0)
-        worker.ask("report", "/probe", {}, method="POST")
+        worker.request("report", "/probe", {}, method="POST")
         before = worker.metric("vllmendpoint_probes_total")
         time.sleep(4.0 * PERIOD)
         report = worker.report()
@@ -243,7 +243,7 @@ def test_a_frozen_engine_is_stalled_and_recovers(worker: WorkerProcess) -> None:
         assert worker.status("http", "/ping") == 503
         assert worker.status("report", "/ready") == 503
     worker.until(lambda report: report.ready, 30.0)
-    assert worker.ask("http", "/v1/embeddings", BODY)[0] == 200
+    assert worker.request("http", "/v1/embeddings", BODY)[0] == 200
 
 
 def test_dynamos_health_is_never_ready_over_a_frozen_engine(worker: WorkerProcess) -> None:

@@ -160,7 +160,7 @@ def test_a_ping_that_blocks_the_start_is_named_and_its_corrected_script_is_loade
     )
     worker.until_ready()
     port = worker.ports["http"]
-    assert json.loads(worker.ask("http", "/ping")[1]) == [f"http://127.0.0.1:{port}/ping", "127.0.0.1"]
+    assert json.loads(worker.request("http", "/ping")[1]) == [f"http://127.0.0.1:{port}/ping", "127.0.0.1"]
 
 
 def test_the_guides_complete_example_generates_on_the_live_engine(
@@ -169,14 +169,16 @@ def test_the_guides_complete_example_generates_on_the_live_engine(
     (folder / "model.py").write_text((GUIDE / "complete.py").read_text())
     worker.until(lambda report: report.handlers.invocations.source == HandlerSource.DECORATOR, 30)
     worker.until_ready()
-    status, body = worker.ask("http", "/invocations", {"prompt": "hello", "max_tokens": 5, "use_rag": True})
+    status, body = worker.request(
+        "http", "/invocations", {"prompt": "hello", "max_tokens": 5, "use_rag": True}
+    )
     answer = json.loads(body)
     assert status == 200, answer
     assert answer["usage"]["completion_tokens"] == 5
     assert answer["rag_enabled"] is True
     assert answer["predictions"][0]
     for method in ("GET", "POST"):
-        assert json.loads(worker.ask("http", "/ping", method=method)[1]) == {"status": "healthy"}
+        assert json.loads(worker.request("http", "/ping", method=method)[1]) == {"status": "healthy"}
     report = worker.report()
     assert report.handlers.ping.source == HandlerSource.DECORATOR
     assert report.handlers.invocations.handler == "model:inference_with_rag"
@@ -188,7 +190,9 @@ def test_the_guides_complete_example_generates_on_the_live_engine(
     assert "Handler of /ping: model:health_check (Decorator)" in worker.log()
     assert "decorator in the script: found" in worker.log()
     # vLLM's own routes are as they were.
-    assert worker.ask("http", "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 2})[0] == 200
+    assert (
+        worker.request("http", "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 2})[0] == 200
+    )
 
 
 def test_a_script_in_the_spec_is_activated_without_a_restart(worker: WorkerProcess) -> None:
@@ -197,7 +201,7 @@ def test_a_script_in_the_spec_is_activated_without_a_restart(worker: WorkerProce
 
     def ask() -> None:
         body = {"prompt": "hello", "max_tokens": 400}
-        status, answer = worker.ask("http", "/invocations", body, seconds=120)
+        status, answer = worker.request("http", "/invocations", body, seconds=120)
         slow.append((status, json.loads(answer)))
 
     in_flight = threading.Thread(target=ask)
@@ -206,7 +210,7 @@ def test_a_script_in_the_spec_is_activated_without_a_restart(worker: WorkerProce
         time.sleep(0.05)
     digest = take(worker, SWAPPED)
     worker.until(lambda report: report.configuration.settings_hash == digest, 30)
-    assert json.loads(worker.ask("http", "/invocations", {})[1]) == {"by": "the VLLMEndpoint"}
+    assert json.loads(worker.request("http", "/invocations", {})[1]) == {"by": "the VLLMEndpoint"}
     in_flight.join(120)
     ((status, answer),) = slow
     assert status == 200
@@ -225,7 +229,7 @@ def test_a_rejected_change_keeps_the_last_valid_handlers(worker: WorkerProcess) 
     assert [p.reason for p in report.configuration.problems] == [Reason.HANDLER_NOT_FOUND]
     assert report.configuration.problems[0].field == "handlers.ping"
     assert report.ready
-    assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
+    assert json.loads(worker.request("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
 
 
 def test_handlers_and_their_health_check_become_active_together(
@@ -243,14 +247,14 @@ def test_handlers_and_their_health_check_become_active_together(
         assert report.handlers.script_digest == before.handlers.script_digest
         assert report.health_check == before.health_check
         time.sleep(0.2)
-    assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
+    assert json.loads(worker.request("http", "/ping")[1]) == {"by": "the VLLMEndpoint"}
     digest = take(worker, another.replace("PAYLOAD)", '{"prompt": "x", "max_tokens": 1})'))
     worker.until(lambda report: report.configuration.settings_hash == digest, 30)
     report = worker.report()
     assert report.configuration.state == ConfigurationState.RESOLVED, report.configuration.problems
     assert report.health_check is not None
     assert report.health_check.source == PayloadSource.CUSTOM_DEFAULT
-    assert json.loads(worker.ask("http", "/ping")[1]) == {"by": "another"}
+    assert json.loads(worker.request("http", "/ping")[1]) == {"by": "another"}
 
 
 def test_a_custom_ping_other_than_200_makes_the_worker_unready(worker: WorkerProcess) -> None:
@@ -266,7 +270,7 @@ def custom_sagemaker_ping_handler(request):
     assert report.custom_ping.state == PingState.FAILING
     assert "answers 503 instead of 200" in report.custom_ping.message
     assert report.verdict.state == Verdict.GENERATING
-    assert "custom ping" in worker.ask("report", "/ready")[1].decode()
+    assert "custom ping" in worker.request("report", "/ready")[1].decode()
     take(worker, script % 200)
     worker.until(lambda report: report.ready, 60)
 
@@ -280,7 +284,7 @@ async def custom_sagemaker_invocation_handler(request):
 """
     digest = take(worker, blocking)
     worker.until(lambda report: report.configuration.settings_hash == digest, 30)
-    asking = threading.Thread(target=worker.ask, args=("http", "/invocations", {}))
+    asking = threading.Thread(target=worker.request, args=("http", "/invocations", {}))
     asking.start()
     worker.until(lambda report: "by a custom handler, model.py line 4" in report.verdict.message, 20)
     assert worker.status("report", "/ready") == 503
@@ -301,12 +305,14 @@ def custom_sagemaker_invocation_handler(request):
 
     def hang() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            worker.ask("http", "/invocations?hang=1", {})
+            worker.request("http", "/invocations?hang=1", {})
 
     for _ in range(50):
         threading.Thread(target=hang, daemon=True).start()
     probed = worker.report().last_probe
-    assert worker.ask("http", "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 2})[0] == 200
+    assert (
+        worker.request("http", "/v1/completions", {"model": "toy", "prompt": "a", "max_tokens": 2})[0] == 200
+    )
     worker.until(lambda report: report.last_probe != probed and report.ready, 30)
     worker.until(lambda report: report.handlers.last_error is not None, 40)
     error = worker.report().handlers.last_error
@@ -326,8 +332,10 @@ def test_removed_handlers_are_replaced_by_vllms_own(worker: WorkerProcess, folde
         ),
         30,
     )
-    assert worker.ask("http", "/ping")[0] == 200
-    status, body = worker.ask("http", "/invocations", {"model": "toy", "prompt": "hello", "max_tokens": 3})
+    assert worker.request("http", "/ping")[0] == 200
+    status, body = worker.request(
+        "http", "/invocations", {"model": "toy", "prompt": "hello", "max_tokens": 3}
+    )
     assert (status, json.loads(body)["usage"]["completion_tokens"]) == (200, 3)
     assert worker.report().custom_ping is None
 
@@ -385,4 +393,4 @@ def test_the_guides_installed_module_still_resolves(worker: WorkerProcess) -> No
     assert report.configuration.state == ConfigurationState.RESOLVED
     assert report.handlers.ping.source == HandlerSource.SPEC
     assert report.handlers.ping.handler == "vllm.entrypoints.openai.api_server:health"
-    assert worker.ask("http", "/ping")[0] == 200
+    assert worker.request("http", "/ping")[0] == 200

@@ -60,7 +60,7 @@ def pods(make_worker: Callable[..., WorkerProcess]) -> Iterator[Pods]:
             )  # fmt: skip
         try:
             until(
-                lambda: namespace.ask("::1", worker.ports["report"], "/ready")[0] == 200,
+                lambda: namespace.request("::1", worker.ports["report"], "/ready")[0] == 200,
                 START_SECONDS,
                 worker.log_lines,
             )
@@ -80,7 +80,7 @@ def test_every_http_port_answers(pods: Pods, address: str) -> None:
         (ports["system"], "/metrics"),
         (pods.frontend_port, "/health"),
     ):
-        assert pods.namespace.ask(address, port, path)[0] == 200, (port, path)
+        assert pods.namespace.request(address, port, path)[0] == 200, (port, path)
 
 
 def test_dynamo_publishes_the_pods_own_address(pods: Pods) -> None:
@@ -97,7 +97,7 @@ def test_the_frontend_answers_through_the_worker(pods: Pods) -> None:
     found: list[tuple[int, str]] = []
 
     def answered() -> bool:
-        found.append(pods.namespace.ask(POD, pods.frontend_port, "/v1/completions", body))
+        found.append(pods.namespace.request(POD, pods.frontend_port, "/v1/completions", body))
         return found[-1][0] == 200
 
     until(answered, 60.0, lambda: found[-1])

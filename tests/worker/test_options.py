@@ -18,7 +18,7 @@ def test_options_from_every_source_are_refused_at_once(make_worker: Callable[...
     problems = worker.report().configuration.problems
     named = {"engine.args (-n2)", "engine.args (--enable-rl)"}
     assert {problem.field for problem in problems} == named | refused.keys()
-    assert "hunter2" not in worker.log() + worker.ask("report", "/status")[1].decode()
+    assert "hunter2" not in worker.log() + worker.request("report", "/status")[1].decode()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(10.0) == 0
 
@@ -35,5 +35,5 @@ def test_parsers_reach_the_frontend_and_adapters_are_not_loaded_by_callers(
     assert "enable_prefix_caching=False" in worker.log()
     adapter = {"lora_name": "a", "lora_path": "/tmp/a"}
     for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
-        assert worker.ask("http", path, adapter)[0] == 404
-    assert worker.ask("http", "/adapters", {"name": "a", "src": "/tmp/a"})[0] == 404
+        assert worker.request("http", path, adapter)[0] == 404
+    assert worker.request("http", "/adapters", {"name": "a", "src": "/tmp/a"})[0] == 404

@@ -320,7 +320,7 @@ def test_packages_are_installed_before_the_script_is_imported_and_not_again_afte
     write_wheel(model / "requirements", "tinytool")
     worker.until_ready()
     assert worker.report().configuration.state == ConfigurationState.RESOLVED
-    assert worker.ask("http", "/ping") == (200, b'{"tool":"1.0"}')
+    assert worker.request("http", "/ping") == (200, b'{"tool":"1.0"}')
     worker.stop()
     worker.start()
     wait(lambda: "Packages of requirements.txt: installed before" in worker.log(), 60)

@@ -85,7 +85,7 @@ def test_values_that_upstream_takes_in_silence_or_crashes_on_are_refused_each_wi
         (problem,) = report.configuration.problems
         assert (problem.reason, problem.source) == ("InvalidPayload", "Environment")
         assert problem.field.startswith("DYN_HEALTH_CHECK_PAYLOAD")
-    assert SECRET not in worker.log() + worker.ask("report", "/status")[1].decode()
+    assert SECRET not in worker.log() + worker.request("report", "/status")[1].decode()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(10.0) == 0
 
@@ -214,13 +214,13 @@ def test_a_lower_level_costs_fewer_tokens_and_a_longer_interval_fewer_probes(cha
         return (spent - tokens) / (now - count)
 
     apply(chat, level="Comprehensive", periodSeconds=1)
-    chat.ask("report", "/probe", {}, method="POST")
+    chat.request("report", "/probe", {}, method="POST")
     high = cost(3)
     apply(chat, level="Minimal", periodSeconds=1)
-    chat.ask("report", "/probe", {}, method="POST")
+    chat.request("report", "/probe", {}, method="POST")
     assert 0.0 < cost(3) <= 1.0 < high  # one that timed out has brought none
     apply(chat, level="Minimal", periodSeconds=60)
-    chat.ask("report", "/probe", {}, method="POST")
+    chat.request("report", "/probe", {}, method="POST")
     count = chat.metric("vllmendpoint_probes_total")
     time.sleep(3.0)
     assert chat.metric("vllmendpoint_probes_total") == count
@@ -239,7 +239,7 @@ def test_what_probing_costs_stands_next_to_vllms_and_dynamos_own_metrics(chat: S
         for name in names:
             assert chat.metric(name, port) > 0, (port, name)
     assert chat.metric("vllmendpoint_probes_total") == chat.metric("vllmendpoint_probe_latency_seconds_count")
-    text = chat.ask("system", "/metrics")[1].decode()
+    text = chat.request("system", "/metrics")[1].decode()
     assert "vllm:generation_tokens_total" in text
     assert "dynamo_component_" in text
     line = next(line for line in text.splitlines() if line.startswith("vllmendpoint_probe_tokens_total"))
@@ -252,7 +252,7 @@ def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
     apply(chat, level="Minimal")
     with Load(chat, 1, body) as load:
         wait(lambda: load.answers > 0)
-        chat.ask("report", "/probe", {}, method="POST")
+        chat.request("report", "/probe", {}, method="POST")
         count = chat.metric("vllmendpoint_probes_total")
         time.sleep(4 * QUICK["periodSeconds"])
         # Four without users; a machine that stands still for half a second is asked about.
@@ -268,7 +268,7 @@ def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
 
 def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
     question = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0.0}
-    answer = json.loads(chat.ask("http", "/v1/completions", question | {"model": "toy"})[1])
+    answer = json.loads(chat.request("http", "/v1/completions", question | {"model": "toy"})[1])
     text = answer["choices"][0]["text"]
     word = max(re.findall(r"[A-Za-z0-9]+", text), key=len)
     apply(chat, payload=question, expect={"regex": re2.escape(word)})

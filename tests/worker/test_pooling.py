@@ -92,7 +92,7 @@ def asked_with(worker: Spied, payload: dict[str, Any] | None) -> None:
     digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     assert worker.report().configuration.state == ConfigurationState.RESOLVED, worker.report().configuration
-    answer = json.loads(worker.ask("report", "/probe", {}, method="POST")[1])
+    answer = json.loads(worker.request("report", "/probe", {}, method="POST")[1])
     assert answer["outcome"] == Outcome.COMPLETE, answer
     assert worker.report().ready
 
@@ -206,7 +206,7 @@ def test_an_unsuitable_payload_for_a_classifier_is_rejected(
 def test_a_classifier_serves_its_own_routes_and_invocations(classifier: Spied) -> None:
     body = {"model": "pooled", "input": "a cat"}
     for path in ("/classify", "/invocations"):
-        status, answer = classifier.ask("http", path, body)
+        status, answer = classifier.request("http", path, body)
         assert status == 200, answer
         assert len(json.loads(answer)["data"][0]["probs"]) == 3
     assert classifier.status("http", "/ping") == 200
@@ -273,7 +273,7 @@ def test_an_unsuitable_payload_for_a_reranker_is_rejected(
 def test_a_reranker_serves_its_own_routes_and_invocations(reranker: Spied) -> None:
     body = {"model": "pooled", "query": "a cat", "documents": ["a kitten", "tax law"]}
     for path in ("/rerank", "/v1/rerank", "/invocations"):
-        status, answer = reranker.ask("http", path, body)
+        status, answer = reranker.request("http", path, body)
         assert status == 200, answer
         assert len(json.loads(answer)["results"]) == 2
 
@@ -301,7 +301,7 @@ def test_a_frozen_reranker_is_never_healthy(reranker: Spied) -> None:
 def test_a_token_classifier_is_probed_for_its_labels(tagger: Spied) -> None:
     assert default(tagger) == (ModelType.POOLING, {"input": "test", "_health_check": True})
     assert tagger.probes_seen()[-1]["pooling"]["task"] == "token_classify"
-    status, answer = tagger.ask("http", "/pooling", {"model": "pooled", "input": "a cat"})
+    status, answer = tagger.request("http", "/pooling", {"model": "pooled", "input": "a cat"})
     assert status == 200, answer
     answer = through_frontend(tagger, "/v1/pooling", {"model": "pooled", "input": "a cat"})
     assert len(answer["data"][0]["data"]) == len(["[CLS]", "a", "cat", "[SEP]"])

@@ -87,7 +87,7 @@ def test_a_frozen_rank_is_named_under_traffic_that_the_other_answers(
         assert states(worker) == sorted([(rank, Verdict.STALLED), (1 - rank, Verdict.GENERATING)])
         assert worker.status("http", "/ping") == 503
         answers = load.answers
-        worker.ask("report", "/probe", {}, method="POST")
+        worker.request("report", "/probe", {}, method="POST")
         assert states(worker) == sorted([(rank, Verdict.STALLED), (1 - rank, Verdict.GENERATING)])
         assert answers >= 0
     worker.until(lambda report: report.ready, 60.0)

@@ -35,7 +35,7 @@ def test_invalid_json_is_rejected_within_seconds_and_the_worker_keeps_running(ma
     assert worker.status("report", "/ready") == 503
     time.sleep(2.0)
     assert worker.report().started
-    assert SECRET not in worker.log() + worker.ask("report", "/status")[1].decode()
+    assert SECRET not in worker.log() + worker.request("report", "/status")[1].decode()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(10.0) == 0
 
@@ -94,7 +94,7 @@ def test_a_payload_of_the_environment_is_rejected_then_corrected_then_overridden
 
     worker.settings_file.unlink()
     worker.until(lambda report: report.health_check and report.health_check.source == "Environment", 20.0)
-    assert SECRET not in worker.log() + worker.ask("report", "/status")[1].decode()
+    assert SECRET not in worker.log() + worker.request("report", "/status")[1].decode()
 
     children = worker.children()
     os.kill(worker.engine_core(), signal.SIGKILL)
@@ -138,7 +138,7 @@ def test_a_payload_of_the_config_file_is_active_and_a_long_stall_ends_the_worker
     assert [ignored.source for ignored in report.health_check.ignored] == [PayloadSource.CONFIG_FILE]
     assert report.last_probe is not None
     assert report.last_probe.tokens == 3
-    models = json.loads(worker.ask("http", "/v1/models")[1])["data"]
+    models = json.loads(worker.request("http", "/v1/models")[1])["data"]
     assert models[0]["max_model_len"] == 1024  # an argument sets it too; different values would be rejected
 
     digest = worker.settings({"periodSeconds": 1, "timeoutSeconds": 1, "restartAfterSeconds": 3})

@@ -85,7 +85,7 @@ def test_a_rejected_payload_at_the_start_keeps_the_worker_running_and_is_not_quo
     assert problem.message.startswith(
         "DYN_HEALTH_CHECK_PAYLOAD.logprobs is refused by vLLM: Requested sample logprobs of ***, which is"
     )
-    assert SECRET not in worker.log() + worker.ask("report", "/status")[1].decode()
+    assert SECRET not in worker.log() + worker.request("report", "/status")[1].decode()
     payload_file.write_text(json.dumps(PROMPT | {"prompt": SECRET}))
     worker.until(lambda report: report.ready, 60.0)
     assert worker.report().verdict.state == Verdict.GENERATING
@@ -137,7 +137,7 @@ def test_a_payload_that_only_vllm_rejects_is_rejected_with_its_message(
         f"healthCheck.payload.{field}",
     )
     path = "/v1/chat/completions" if "messages" in payload else "/v1/completions"
-    status, body = worker.ask("http", path, payload | {"model": "toy"})
+    status, body = worker.request("http", path, payload | {"model": "toy"})
     assert status == 400
     sentence = " ".join(json.loads(body)["error"]["message"].split()).rstrip(".")
     assert problem.message == f"{problem.field} is refused by vLLM: {sentence[:600]}. Correct the payload."
@@ -147,7 +147,7 @@ def test_a_payload_that_only_vllm_rejects_is_rejected_with_its_message(
 def test_the_last_valid_health_check_stays_active_after_a_rejection(worker: Spied) -> None:
     apply(worker, payload=PROMPT)
     apply_rejected(worker, payload=PROMPT | {"logprobs": 50})
-    answer = json.loads(worker.ask("report", "/probe", {}, method="POST")[1])
+    answer = json.loads(worker.request("report", "/probe", {}, method="POST")[1])
     assert answer["outcome"] == "Complete"
     assert worker.report().verdict.state == Verdict.GENERATING
 

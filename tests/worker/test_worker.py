@@ -42,7 +42,7 @@ COMPLETION = {"model": "toy", "prompt": "hello", "max_tokens": 4}
 
 def probes(worker: WorkerProcess) -> float:
     """Number of completed probes."""
-    lines = worker.ask("report", "/metrics")[1].decode().splitlines()
+    lines = worker.request("report", "/metrics")[1].decode().splitlines()
     return sum(
         float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllmendpoint_probes_total{")
     )
@@ -117,18 +117,18 @@ def test_the_worker_serves_the_openai_and_the_sagemaker_routes(worker: WorkerPro
         ("/v1/completions", COMPLETION),
         ("/invocations", CHAT),
     ):
-        status, answer = worker.ask("http", path, body)
+        status, answer = worker.request("http", path, body)
         assert status == 200, answer
         assert json.loads(answer)["usage"]["completion_tokens"] > 0
     assert worker.status("http", "/ping") == 200
-    assert worker.ask("http", "/ping", method="POST")[0] == 200
+    assert worker.request("http", "/ping", method="POST")[0] == 200
     assert worker.status("http", "/v1/models") == 200
-    assert worker.ask("http", "/invocations", {"nonsense": 1})[0] == 400
+    assert worker.request("http", "/invocations", {"nonsense": 1})[0] == 400
     for method, path, body in (
         ("POST", "/adapters", {"name": "a", "src": "/a"}),
         ("DELETE", "/adapters/a", None),
     ):
-        status, answer = worker.ask("http", path, body, method=method)
+        status, answer = worker.request("http", path, body, method=method)
         assert (status, "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in answer.decode()) == (404, True)
 
 
@@ -139,7 +139,7 @@ def test_dynamos_health_route_follows_the_verdict_and_its_control_routes_are_rem
     while worker.status("system", "/health") != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert worker.ask("system", "/engine/control/sleep", {})[0] == 404
+    assert worker.request("system", "/engine/control/sleep", {})[0] == 404
 
 
 def test_the_active_payload_is_logged_once_with_level_and_source(worker: WorkerProcess) -> None:
@@ -149,15 +149,15 @@ def test_the_active_payload_is_logged_once_with_level_and_source(worker: WorkerP
 
 
 def test_a_probe_on_request_is_counted_in_the_metrics(worker: WorkerProcess) -> None:
-    status, body = worker.ask("report", "/probe", {}, method="POST")
+    status, body = worker.request("report", "/probe", {}, method="POST")
     assert status == 200
     assert json.loads(body)["outcome"] == Outcome.COMPLETE
     ours, vllms = b'vllmendpoint_probes_total{outcome="Complete"}', b"vllm:num_requests_waiting"
-    assert ours in worker.ask("report", "/metrics")[1]
-    whole = worker.ask("http", "/metrics")[1]
+    assert ours in worker.request("report", "/metrics")[1]
+    whole = worker.request("http", "/metrics")[1]
     assert ours in whole
     assert vllms in whole
-    one = worker.ask("http", "/metrics?name[]=vllmendpoint_probes_total")[1]
+    one = worker.request("http", "/metrics?name[]=vllmendpoint_probes_total")[1]
     assert ours in one
     assert vllms not in one
 
@@ -252,7 +252,7 @@ def test_a_worker_with_disabled_probing_sends_no_probes_and_stays_ready(worker: 
     last = report.last_probe
     time.sleep(PERIOD + 1.0)
     assert worker.report().last_probe == last
-    assert worker.ask("report", "/probe", {}, method="POST")[0] == 503
+    assert worker.request("report", "/probe", {}, method="POST")[0] == 503
     digest = worker.settings(QUICK | {"mode": "Enforce"})
     worker.until(
         lambda report: report.verdict.state == Verdict.GENERATING and report.last_probe != last, 20.0
@@ -271,8 +271,8 @@ def assert_stalls_and_recovers(worker: WorkerProcess, bound: float) -> None:
         assert worker.status("report", "/ready") == 503
         assert worker.status("report", "/live") == 200
         assert {path: worker.status("http", path) for path in HEALTH} == dict.fromkeys(HEALTH, 503)
-        assert worker.ask("http", "/prod/ping", method="POST")[0] == 503
-        assert worker.ask("http", "/prod/health", method="HEAD")[0] >= 400
+        assert worker.request("http", "/prod/ping", method="POST")[0] == 503
+        assert worker.request("http", "/prod/health", method="HEAD")[0] >= 400
         assert worker.status("http", "/prod/v1/models") == 200, "this route is no health check"
         deadline = time.monotonic() + 6
         while worker.status("system", "/health") != 503:
@@ -333,7 +333,7 @@ def test_a_saturated_engine_is_busy_not_stalled(
         time.sleep(1.0)
         deadline = time.monotonic() + 8
         while time.monotonic() < deadline:
-            outcomes.add(json.loads(worker.ask("report", "/probe", {}, method="POST")[1])["outcome"])
+            outcomes.add(json.loads(worker.request("report", "/probe", {}, method="POST")[1])["outcome"])
             report = worker.report()
             seen.add(report.verdict.state)
             assert report.ready, report.verdict
@@ -360,7 +360,7 @@ def test_sigterm_drains_and_exits_with_zero_and_no_orphans(worker: WorkerProcess
     assert children
     answers: list[tuple[int, bytes]] = []
     body = {"model": "toy", "prompt": "hello", "max_tokens": 200, "ignore_eos": True}
-    user = threading.Thread(target=lambda: answers.append(worker.ask("http", "/v1/completions", body)))
+    user = threading.Thread(target=lambda: answers.append(worker.request("http", "/v1/completions", body)))
     user.start()
     time.sleep(0.3)
     os.kill(worker.pid, signal.SIGTERM)
