@@ -211,16 +211,16 @@ def make_worker() -> Callable[..., Pod]:
         *,
         ready: bool | None = None,
         settings: Endpoint | None = None,
-        said: dict[str, Any] | None = None,
+        report: dict[str, Any] | None = None,
         connected: bool = True,
         grace_expired: bool = True,
         error: str = "",
         **pod: Any,
     ) -> Pod:
         hash_ = worker_settings(settings.spec, None).hash if settings else ""
-        report = report_of(verdict, settings_hash=hash_, **(said or {}))
+        sent = report_of(verdict, settings_hash=hash_, **(report or {}))
         good = verdict in ("Generating", "Busy", "Disabled") if ready is None else ready
-        return ready_pod(name, StreamState(report, connected, grace_expired, error), ready=good, **pod)
+        return ready_pod(name, StreamState(sent, connected, grace_expired, error), ready=good, **pod)
 
     return make
 

@@ -45,7 +45,7 @@ def endpoint_status(
     )
     listed, omitted = truncate(workers)
     report = _resolved_report(observed)
-    # A new leader has no reports yet, so it keeps the previous values. Without workers nothing is in force.
+    # A new leader has no reports yet, so it keeps the previous values. Without workers there are none.
     fallback = previous if previous is not None and observed.workers else VLLMEndpointStatus()
     return VLLMEndpointStatus(
         observed_generation=endpoint.generation,

@@ -67,8 +67,8 @@ def test_an_environment_that_was_corrected(
     make_endpoint, make_plan, living, make_status, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)
-    old = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, said=REFUSED)
-    again = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW, said=REFUSED)
+    old = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, report=REFUSED)
+    again = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW, report=REFUSED)
     loading = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW)
     kinds = ("ConfigurationResolved", "Stalled")
     assert told(condition, make_status(endpoint, old, again), *kinds) == (
@@ -89,7 +89,7 @@ def test_hot_settings_that_an_older_worker_refuses_are_told(
     """It serves, and they are as new to it as to any other."""
     endpoint = make_endpoint(replicas=2)
     serves = {**REFUSED, "stage__name": "Serving", "started": True}
-    old = make_worker("w-1", settings=endpoint, metadata=OLD, said=serves)
+    old = make_worker("w-1", settings=endpoint, metadata=OLD, report=serves)
     pending = make_pod("w-2", metadata=NEW, **waiting({"reason": "ContainerCreating"}))
     assert told(condition, make_status(endpoint, old, pending), "ConfigurationResolved") == (
         ("False", "InvalidEnvironment"),
@@ -169,10 +169,10 @@ def test_hot_and_cold_refusals_of_a_template_that_is_not_known(
     make_endpoint, make_plan, living, make_status, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)
-    never = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, said=REFUSED)
+    never = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, report=REFUSED)
     hot = {**REFUSED, "stage__name": "Serving", "started": True}
     hot["configuration__problems"] = [{**REFUSED["configuration__problems"][0], "reason": "InvalidPayload"}]
-    serves = make_worker("w-2", settings=endpoint, metadata=OLD, said=hot)
+    serves = make_worker("w-2", settings=endpoint, metadata=OLD, report=hot)
     found = make_status(endpoint, never, serves, children=unseen(make_plan, living, endpoint))
     assert told(condition, found, "ConfigurationResolved") == (("False", "InvalidPayload"),)
 

@@ -271,10 +271,10 @@ def test_pods_are_told_of_new_settings_once(make_endpoint, make_plan, living, ma
     key = "serving.vllmendpoint.dev/settings-hash"
     told = {"annotations": {key: planned.settings.hash}}
     pods = [
-        make_worker("behind", said={"configuration__settingsHash": "old"}),
+        make_worker("behind", report={"configuration__settingsHash": "old"}),
         make_worker("unread"),
         make_worker("current", settings=endpoint),
-        make_worker("told", metadata=told, said={"configuration__settingsHash": "old"}),
+        make_worker("told", metadata=told, report={"configuration__settingsHash": "old"}),
         make_worker("going", metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"}),
     ]
     assert make_plan(endpoint, living(planned, pods=pods)).refresh == {"behind": planned.settings.hash}

@@ -34,7 +34,7 @@ def world(make_endpoint, make_plan, living, make_worker):
             said = (
                 {"configuration__state": "Refused", "configuration__problems": [problem]} if refuses else {}
             )
-            return make_worker(name, settings=self.endpoint(check), said=said, **more)
+            return make_worker(name, settings=self.endpoint(check), report=said, **more)
 
         def step(self, check, *pods, **spec):
             endpoint = self.endpoint(check, **spec)

@@ -1,13 +1,8 @@
-"""``ConfigurationResolved``: what the workers say of the settings, and what comes of it."""
+"""``ConfigurationResolved``: the settings that the workers report, and configurations that they reject."""
 
 import pytest
 
 from vllmendpoint_operator.reports.state import StreamState
-
-
-def told(status):
-    return {entry.type: (entry.status, entry.reason) for entry in status.conditions}
-
 
 PROBLEM = {
     "reason": "InvalidPayload",
@@ -18,7 +13,7 @@ PROBLEM = {
 
 
 @pytest.mark.parametrize(
-    ("said", "expected", "parts"),
+    ("report", "expected", "sentences"),
     [
         (
             {"configuration__settingsHash": "old"},
@@ -83,47 +78,49 @@ PROBLEM = {
         ),
     ],
 )
-def test_configuration(make_endpoint, make_status, make_worker, condition, said, expected, parts):
+def test_the_report_of_a_worker_decides(
+    make_endpoint, make_status, make_worker, states, message_of, report, expected, sentences
+):
     endpoint = make_endpoint()
-    found = make_status(endpoint, make_worker("w-1", settings=endpoint, said=said))
-    assert told(found)["ConfigurationResolved"] == expected
-    assert told(found)["Ready"] == ("False", expected[1])
-    for part in parts:
-        assert part in condition(found, "ConfigurationResolved").message
-    assert (told(found)["Stalled"][0] == "True") is (expected[0] == "False")
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint, report=report))
+    assert states(found)["ConfigurationResolved"] == expected
+    assert states(found)["Ready"] == ("False", expected[1])
+    for text in sentences:
+        assert text in message_of(found, "ConfigurationResolved")
+    assert (states(found)["Stalled"][0] == "True") is (expected[0] == "False")
 
 
-def test_one_that_cannot_be_asked(make_endpoint, make_status, make_worker, make_pod, condition):
-    """A NetworkPolicy in the way: the kubelet finds it ready, and nobody knows what it runs."""
+def test_the_settings_of_an_unreachable_worker_are_unknown(
+    make_endpoint, make_status, make_worker, make_pod, states, message_of
+):
+    """A NetworkPolicy may block the operator, but not the kubelet."""
     endpoint = make_endpoint(replicas=2)
-    never = make_pod("w-1", StreamState(grace_expired=True, error="refused"))
-    found = make_status(endpoint, never, make_worker("w-2", settings=endpoint))
-    assert told(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
+    unreachable = make_pod("w-1", StreamState(grace_expired=True, error="refused"))
+    found = make_status(endpoint, unreachable, make_worker("w-2", settings=endpoint))
+    assert states(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
     assert "1 of 2 workers is unreachable (pod w-1), so the settings in use are unknown." in (
-        condition(found, "ConfigurationResolved").message
+        message_of(found, "ConfigurationResolved")
     )
-    assert told(found)["Ready"] == ("False", "WorkerUnreachable")
-    assert told(found)["Reconciling"][0] == "False"
+    assert states(found)["Ready"] == ("False", "WorkerUnreachable")
+    assert states(found)["Reconciling"][0] == "False"
     lost = make_worker("w-1", settings=endpoint, connected=False)
     found = make_status(endpoint, lost, make_worker("w-2", settings=endpoint))
-    assert told(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
+    assert states(found)["ConfigurationResolved"] == ("Unknown", "WorkerUnreachable")
 
 
-def test_settings_that_an_older_worker_does_not_know(make_endpoint, make_status, make_worker, condition):
+def test_a_warning_of_a_worker_is_in_the_message(make_endpoint, make_status, make_worker, states, message_of):
     endpoint = make_endpoint()
-    said = {"configuration__warnings": ["this version does not know the setting healthCheck.x"]}
-    found = make_status(endpoint, make_worker("w-1", settings=endpoint, said=said))
-    assert told(found)["ConfigurationResolved"] == ("True", "Resolved")
-    assert condition(found, "ConfigurationResolved").message.endswith(
+    report = {"configuration__warnings": ["this version does not know the setting healthCheck.x"]}
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint, report=report))
+    assert states(found)["ConfigurationResolved"] == ("True", "Resolved")
+    assert message_of(found, "ConfigurationResolved").endswith(
         "Pod w-1 warns: this version does not know the setting healthCheck.x."
     )
 
 
-def test_records_and_those_that_end_are_none_of_the_workers(
-    make_endpoint, make_status, make_worker, make_pod, condition
-):
+def test_finished_pods_do_not_count_as_workers(make_endpoint, make_status, make_worker, make_pod, message_of):
     endpoint = make_endpoint(replicas=2)
-    gone = make_pod("w-0", ready=False, phase="Failed")
-    never = make_pod("w-1", StreamState(grace_expired=True, error="refused"))
-    found = make_status(endpoint, gone, never, make_worker("w-2", settings=endpoint))
-    assert condition(found, "ConfigurationResolved").message.startswith("1 of 2 workers")
+    finished = make_pod("w-0", ready=False, phase="Failed")
+    unreachable = make_pod("w-1", StreamState(grace_expired=True, error="refused"))
+    found = make_status(endpoint, finished, unreachable, make_worker("w-2", settings=endpoint))
+    assert message_of(found, "ConfigurationResolved").startswith("1 of 2 workers")

@@ -46,7 +46,7 @@ def container_cause(pod: Pod, container: Container, startup_timeout_seconds: int
     if not last:
         return None
     running = "running" in container.state
-    # Without a startup probe, which only the main container always has, ``started`` is true at once.
+    # Without a startup probe, which only the main container always has, ``started`` is true immediately.
     is_up = container.status.get("started" if container.is_main else "ready")
     if running and (not restarts or is_up):
         return None

@@ -1,4 +1,4 @@
-"""What a refusal of pods tells the user to set, from the sentences of Kubernetes' admission plugins."""
+"""The remedy in messages about rejected pods, for the errors of Kubernetes' admission plugins."""
 
 import msgspec
 import pytest
@@ -45,12 +45,12 @@ CASES = {
         "exceeded quota: q, requested: requests.nvidia.com/gpu=8, used: x, limited: y",
         RAISE + ' lower {c}.resources.limits["nvidia.com/gpu"].',
     ),
-    "a quota without its numbers": ("exceeded quota: q", RAISE + " request less."),
+    "a quota without amounts": ("exceeded quota: q", RAISE + " request less."),
     "too small for the LimitRange": (
         "minimum cpu usage per Container is 100m, but request is 50m",
         "The namespace has a LimitRange: set {c}.resources.requests.cpu to at least 100m.",
     ),
-    "nothing said where the LimitRange wants it": (
+    "no values where the LimitRange requires them": (
         (
             "[minimum memory usage per Pod is 1.5Gi.  No request is specified, maximum cpu usage per "
             "Container is 2.  No limit is specified]"
@@ -134,16 +134,16 @@ CASES = {
         "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no",
         "Change {c}.podTemplate to satisfy the policy, or change the policy. Kubernetes retries.",
     ),
-    "what nobody knows": ("the moon is full", "Kubernetes retries."),
+    "an unknown error": ("the moon is full", "Kubernetes retries."),
 }
 
 
 @pytest.mark.parametrize("component", ["worker", "frontend"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_field_to_set_is_named(case, component):
-    message, advice = CASES[case]
+def test_the_remedy_names_the_field(case, component):
+    message, expected = CASES[case]
     containers = ["main", "proxy"] if "other container" in case else ["main"]
-    assert remedy(FORBIDDEN + message, component, containers) == advice.replace("{c}", component)
+    assert remedy(FORBIDDEN + message, component, containers) == expected.replace("{c}", component)
 
 
 @pytest.mark.parametrize(
@@ -151,35 +151,37 @@ def test_the_field_to_set_is_named(case, component):
     [("worker", "replicas or strategy.rollingUpdate.maxSurge"), ("frontend", "frontend.replicas")],
 )
 @pytest.mark.parametrize("resource", ["pods", "count/pods"])
-def test_a_quota_of_pods_is_about_replicas(component, fields, resource):
-    said = f"{FORBIDDEN}exceeded quota: q, requested: {resource}=1, used: {resource}=1, limited: {resource}=1"
-    assert remedy(said, component, ["main", "proxy"]) == f"{RAISE} lower {fields}."
+def test_the_remedy_for_a_quota_of_pods_names_the_replicas(component, fields, resource):
+    message = (
+        f"{FORBIDDEN}exceeded quota: q, requested: {resource}=1, used: {resource}=1, limited: {resource}=1"
+    )
+    assert remedy(message, component, ["main", "proxy"]) == f"{RAISE} lower {fields}."
 
 
-def test_other_containers_are_not_forgotten():
-    said = FORBIDDEN + "exceeded quota: q, requested: cpu=4, used: cpu=0, limited: cpu=1"
-    assert remedy(said, "worker", ["proxy", "main", "log"]).endswith(
+def test_the_remedy_names_the_other_containers_too():
+    message = FORBIDDEN + "exceeded quota: q, requested: cpu=4, used: cpu=0, limited: cpu=1"
+    assert remedy(message, "worker", ["proxy", "main", "log"]).endswith(
         " lower worker.resources.requests.cpu, or the resources of the containers proxy, log in "
         "worker.podTemplate."
     )
-    said = FORBIDDEN + "minimum cpu usage per Container is 100m, but request is 50m"
-    assert remedy(said, "frontend", ["main", "proxy"]).endswith(
+    message = FORBIDDEN + "minimum cpu usage per Container is 100m, but request is 50m"
+    assert remedy(message, "frontend", ["main", "proxy"]).endswith(
         ": set frontend.resources.requests.cpu to at least 100m; for the container proxy, set it in "
         "frontend.podTemplate."
     )
 
 
-def test_a_service_account_that_is_missing():
-    said = FORBIDDEN + 'error looking up service account t/s: serviceaccount "s" not found'
+def test_the_remedy_for_a_missing_service_account_depends_on_the_component():
+    message = FORBIDDEN + 'error looking up service account t/s: serviceaccount "s" not found'
     assert (
-        remedy(said, "worker")
+        remedy(message, "worker")
         == "Create the ServiceAccount s, or set worker.serviceAccountName to another one."
     )
-    assert remedy(said, "frontend") == "Kubernetes retries."
+    assert remedy(message, "frontend") == "Kubernetes retries."
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [
         (
             {"replicas": 0, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "no"}]},
@@ -191,11 +193,11 @@ def test_a_service_account_that_is_missing():
         (None, ""),
     ],
 )
-def test_why_a_replica_set_makes_no_pods_is_kept(status, said):
-    parts = {
+def test_the_cache_keeps_the_failure_of_a_replica_set(status, expected):
+    fields = {
         "metadata": {"name": "r", "namespace": "n", "uid": "u"},
         "spec": {"replicas": 1, "template": {"spec": {"containers": [{"name": "main"}]}}},
         **({} if status is None else {"status": status}),
     }
-    raw = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in parts.items()}
-    assert replica_failure(msgspec.json.decode(keep_pod_template(raw))) == said
+    raw = {name: msgspec.Raw(msgspec.json.encode(part)) for name, part in fields.items()}
+    assert replica_failure(msgspec.json.decode(keep_pod_template(raw))) == expected

@@ -1,15 +1,15 @@
-"""The one sentence, from statuses that real schedulers, kubelets, registries and controllers wrote.
+"""Diagnoses of pod statuses that real schedulers, kubelets, registries and controllers wrote.
 
 ``recorded.json`` was taken with `kubectl get pod -o json` from a node of hack/cluster (Kubernetes 1.36.2,
-containerd 2), cut down to what a decision may look at. How each was made:
+containerd 2) and reduced to the fields that the operator keeps. How each was created:
 
-- the GPU cases: a worker asking for nvidia.com/gpu on a node without; on a node whose status says 1 (as a
-  device plugin makes it say), taken by another pod; and one asking for 8 of that node;
+- the GPU cases: a worker asking for nvidia.com/gpu on a node without; on a node with 1 in its status (as from
+  a device plugin), taken by another pod; and one asking for 8 of that node;
 - ``pull-*``: a registry on the node's port 80 that answers 401, 403, 404, 429 or 500;
 - ``claim-not-bound``: a claim of a storage class that does not exist; ``evicted``: an emptyDir over its
   limit; ``oom``: a worker in 30 Mi; ``budget``: startupTimeoutSeconds 10; ``init-fails``: exit code 7;
 - ``native-*``: an init container with restartPolicy Always; ``ordinary-*``: a second container;
-- ``node-lost``: a Node that nobody's kubelet renews, and what the node controller made of its pod.
+- ``node-lost``: a Node whose Lease no kubelet renews, and what the node controller changed in its pod.
 """
 
 import json
@@ -23,7 +23,7 @@ from vllmendpoint_operator.observe.snapshot import Pod
 from vllmendpoint_operator.status.diagnosis.pods import diagnose_pod
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "recorded.json").read_text())
-BUDGET = 10
+TIMEOUT = 10
 
 EXPECTED: dict[str, tuple[Reason, str]] = {
     "no-device-plugin": (
@@ -206,18 +206,18 @@ def recorded(name: str) -> Pod:
     return Pod(found["name"], "uid", {"metadata": {"name": found["name"]}, **found})
 
 
-def test_every_record_is_expected() -> None:
+def test_every_recorded_pod_has_an_expected_message() -> None:
     assert set(EXPECTED) == set(RECORDED)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_sentence(name: str) -> None:
-    reason, part = EXPECTED[name]
+def test_the_message_of_a_recorded_pod(name: str) -> None:
+    reason, text = EXPECTED[name]
     pod = recorded(name)
-    cause = diagnose_pod(pod, BUDGET)
+    cause = diagnose_pod(pod, TIMEOUT)
     assert cause is not None
     assert cause.reason is reason
-    assert part in cause.message
+    assert text in cause.message
     assert cause.message.startswith((f"Pod {pod.name} ", f"In pod {pod.name}, the "))
     assert cause.message.endswith(".")
     assert cause.message.isprintable(), "one line"
@@ -226,8 +226,8 @@ def test_the_sentence(name: str) -> None:
     assert cause.reason in known
 
 
-# The worker's own last words (tests/long/test_causes.py has the engine say them), in a kubelet's status.
-SAID = {
+# Termination messages of a worker; tests/long/test_causes.py has a real engine write them.
+LAST_MESSAGES = {
     "The engine failed: ValueError: To serve at least one request with the models's max seq len "
     "(1024), (0.19 "
     "GiB KV cache is needed, which is larger than the available KV cache memory (0.06 GiB).": (
@@ -255,9 +255,9 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("message", SAID)
-def test_what_the_worker_said_last(message: str) -> None:
-    reason, part = SAID[message]
+@pytest.mark.parametrize("message", LAST_MESSAGES)
+def test_the_termination_message_is_quoted(message: str) -> None:
+    reason, text = LAST_MESSAGES[message]
     pod = recorded("oom")
     (main,) = pod.status["containerStatuses"]
     last = {**main["lastState"]["terminated"], "reason": "Error", "exitCode": 1, "message": message}
@@ -268,17 +268,17 @@ def test_what_the_worker_said_last(message: str) -> None:
     cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), 1800)
     assert cause is not None
     assert cause.reason is reason
-    assert part in cause.message
+    assert text in cause.message
 
 
-def test_the_stage_in_which_the_budget_ran_out() -> None:
+def test_the_message_about_a_startup_timeout_quotes_the_stage() -> None:
     pod = recorded("budget")
     (main,) = pod.status["containerStatuses"]
     last = main["lastState"]["terminated"] | {
         "message": "The worker was terminated in the stage Importing, reached at 06:20:40 UTC."
     }
     changed = {**pod.status, "containerStatuses": [{**main, "lastState": {"terminated": last}}]}
-    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), TIMEOUT)
     assert cause is not None
     assert (
         "within 10 s. Its last message was: The worker was terminated in the stage Importing, reached at "
@@ -287,7 +287,7 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "told"),
+    ("scheduler", "text"),
     [
         (
             (
@@ -320,18 +320,18 @@ def test_the_stage_in_which_the_budget_ran_out() -> None:
         ),
     ],
 )
-def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) -> None:
+def test_a_resource_is_called_in_use_only_if_the_scheduler_proves_it(scheduler: str, text: str) -> None:
     pod = recorded("gpus-busy")
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": scheduler}
-    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": {"conditions": [condition]}}), BUDGET)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": {"conditions": [condition]}}), TIMEOUT)
     assert cause is not None
     assert cause.reason is Reason.INSUFFICIENT_GPU
-    assert told in cause.message
+    assert text in cause.message
     assert "preemption" not in cause.message
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "text"),
     [
         (
             'failed to resolve reference "r.io/x:1": UNAUTHORIZED: authentication required',
@@ -350,11 +350,11 @@ def test_no_more_is_said_than_the_scheduler_proves(scheduler: str, told: str) ->
         ),
     ],
 )
-def test_answers_of_other_registries_and_kubelets(message: str, told: str) -> None:
+def test_answers_of_other_registries_and_kubelets_have_a_remedy(message: str, text: str) -> None:
     pod = recorded("pull-missing")
     (main,) = pod.status["containerStatuses"]
     state = {"waiting": {"reason": "ImagePullBackOff", "message": message}}
     changed = {**pod.status, "containerStatuses": [{**main, "state": state}]}
-    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), BUDGET)
+    cause = diagnose_pod(Pod(pod.name, pod.uid, {**pod.obj, "status": changed}), TIMEOUT)
     assert cause is not None
-    assert told in cause.message
+    assert text in cause.message

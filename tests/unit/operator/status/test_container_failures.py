@@ -1,11 +1,11 @@
-"""Every kind of container that does not start is named: init, native sidecar, ordinary one, ephemeral."""
+"""Messages about init, sidecar, other and ephemeral containers that do not start."""
 
 import pytest
 
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.status.diagnosis.pods import diagnose_pod
 
-BUDGET = 600
+TIMEOUT = 600
 FRONTEND = {"metadata": {"labels": {"app.kubernetes.io/component": "frontend"}}}
 NATIVE = {"initContainers": [{"name": "fetch"}, {"name": "proxy", "restartPolicy": "Always"}]}
 INITIALIZING = {
@@ -29,7 +29,7 @@ def waits(reason, message="", **more):
 
 
 CRASHED = {"restartCount": 4, "lastState": {"terminated": {"exitCode": 3, "reason": "Error"}}}
-TROUBLES = {
+CREATION_FAILURES = {
     "its image": (
         waits("ErrImagePull", "404", image="p:1"),
         Reason.IMAGE_PULL_FAILED,
@@ -54,7 +54,7 @@ TROUBLES = {
         "cannot start its {title}: SomethingNew. Check {where}.",
     ),
 }
-LASTING = {
+TERMINATIONS = {
     "it crashes": (
         waits("CrashLoopBackOff", **CRASHED),
         Reason.CRASH_LOOPING,
@@ -76,8 +76,8 @@ LASTING = {
 }
 
 
-def of(role, name, status):
-    """What a pod's status has where this container is as ``status`` says."""
+def pod_status_with(role, name, status):
+    """The container statuses of a pod in which this container has ``status``."""
     one = {"name": name, **status}
     if role == "init container":
         return {"initContainerStatuses": [one], "containerStatuses": [INITIALIZING], "spec": NATIVE}
@@ -90,32 +90,35 @@ ROLES = {"init container": "fetch", "sidecar container": "proxy", "container": "
 
 
 @pytest.mark.parametrize("component", ["worker", "frontend"])
-@pytest.mark.parametrize("trouble", [*TROUBLES, *LASTING])
+@pytest.mark.parametrize("failure", [*CREATION_FAILURES, *TERMINATIONS])
 @pytest.mark.parametrize("role", ROLES)
-def test_what_keeps_a_container_from_starting_is_told_with_its_name(make_pod, role, trouble, component):
-    status, reason, text = {**TROUBLES, **LASTING}[trouble]
+def test_a_container_that_does_not_start_is_named_with_cause_and_remedy(make_pod, role, failure, component):
+    status, reason, text = {**CREATION_FAILURES, **TERMINATIONS}[failure]
     name, labels = ROLES[role], FRONTEND if component == "frontend" else {}
-    found = diagnose_pod(make_pod("w-1", ready=False, **of(role, name, status), **labels), BUDGET)
+    found = diagnose_pod(
+        make_pod("w-1", ready=False, **pod_status_with(role, name, status), **labels), TIMEOUT
+    )
     assert found.reason is reason
     expected = text.format(title=f"{role} {name}", name=name, where=f"{component}.podTemplate")
     assert expected in found.message
-    assert found.message.lower().count("pod w-1") == 1, (
-        "the main container, which waits for it, has no trouble"
-    )
+    assert found.message.lower().count("pod w-1") == 1, "the main container only waits for it"
 
 
 @pytest.mark.parametrize("role", ["sidecar container", "container"])
-def test_one_that_ends_without_an_error_is_told_where_it_is_to_stay(make_pod, role):
-    ended = {"ready": False, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
-    found = diagnose_pod(make_pod("w-1", ready=False, **of(role, ROLES[role], ended)), BUDGET)
+def test_a_container_other_than_an_init_container_fails_even_with_exit_code_0(make_pod, role):
+    succeeded = {"ready": False, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    found = diagnose_pod(
+        make_pod("w-1", ready=False, **pod_status_with(role, ROLES[role], succeeded)), TIMEOUT
+    )
     assert found.reason is Reason.CRASH_LOOPING
     assert f"In pod w-1, the {role} {ROLES[role]} terminated with exit code 0" in found.message
 
 
-def test_a_sidecar_whose_startup_probe_does_not_succeed(make_pod):
-    """The main container waits for it; the kubelet calls the sidecar running."""
+def test_a_sidecar_whose_startup_probe_has_not_succeeded_delays_the_pod(make_pod):
     proxy = {"name": "proxy", "ready": False, "started": False, "state": RUNNING}
-    found = diagnose_pod(make_pod("w-1", ready=False, **of("sidecar container", "proxy", proxy)), BUDGET)
+    found = diagnose_pod(
+        make_pod("w-1", ready=False, **pod_status_with("sidecar container", "proxy", proxy)), TIMEOUT
+    )
     assert (found.reason, found.message) == (
         Reason.STARTING,
         (
@@ -126,18 +129,18 @@ def test_a_sidecar_whose_startup_probe_does_not_succeed(make_pod):
     )
 
 
-def test_a_sidecar_that_starts_again_is_not_given_the_workers_stage(make_worker):
+def test_the_message_about_a_restarting_sidecar_has_no_stage_of_the_worker(make_worker):
     proxy = {"name": "proxy", "ready": False, "started": False, "state": RUNNING, **CRASHED}
-    status = of("sidecar container", "proxy", proxy) | {"containerStatuses": [LOADING]}
-    pod = make_worker("w-1", "Starting", ready=False, said={"stage__name": "LoadingWeights"}, **status)
-    assert diagnose_pod(pod, BUDGET).message == (
+    status = pod_status_with("sidecar container", "proxy", proxy) | {"containerStatuses": [LOADING]}
+    pod = make_worker("w-1", "Starting", ready=False, report={"stage__name": "LoadingWeights"}, **status)
+    assert diagnose_pod(pod, TIMEOUT).message == (
         "In pod w-1, the sidecar container proxy terminated with exit code 3 (4 restarts). "
         "See `kubectl logs w-1 -c proxy --previous`. It is restarting."
     )
 
 
 @pytest.mark.parametrize(
-    ("statuses", "told"),
+    ("statuses", "message"),
     [
         (
             [{"name": "fetch", **waits("ContainerCreating")}, {"name": "proxy", **waits("PodInitializing")}],
@@ -154,7 +157,7 @@ def test_a_sidecar_that_starts_again_is_not_given_the_workers_stage(make_worker)
         ([DONE, {"name": "proxy", "ready": True, "started": True, "state": RUNNING}], "(phase Pending)."),
     ],
 )
-def test_what_the_main_container_waits_for(make_pod, statuses, told):
+def test_the_container_that_the_main_container_waits_for_is_named(make_pod, statuses, message):
     pod = make_pod(
         "w-1",
         ready=False,
@@ -163,25 +166,29 @@ def test_what_the_main_container_waits_for(make_pod, statuses, told):
         containerStatuses=[INITIALIZING],
         spec=NATIVE,
     )
-    found = diagnose_pod(pod, BUDGET)
+    found = diagnose_pod(pod, TIMEOUT)
     assert found.reason is Reason.STARTING
-    assert found.message.endswith(told)
+    assert found.message.endswith(message)
 
 
 @pytest.mark.parametrize("role", ["sidecar container", "container"])
-def test_a_frontend_that_waits_for_a_container_beside_the_main_one(make_pod, role):
-    """A frontend sends no report: what keeps it from being ready stands in its containers' statuses alone."""
+def test_a_frontend_pod_names_the_container_that_is_not_ready(make_pod, role):
+    """A frontend sends no reports, so its containers' statuses are the only evidence."""
     one = {"name": ROLES[role], "ready": False, "started": True, "state": RUNNING}
-    status = of(role, ROLES[role], one)
+    status = pod_status_with(role, ROLES[role], one)
     status["containerStatuses"] = [SERVING, *[s for s in status["containerStatuses"] if s["name"] != "main"]]
-    found = diagnose_pod(make_pod("f-1", ready=False, **status, **FRONTEND), BUDGET)
+    found = diagnose_pod(make_pod("f-1", ready=False, **status, **FRONTEND), TIMEOUT)
     assert found.reason is Reason.STARTING
     assert found.message == f"Pod f-1 is starting: its {role} {ROLES[role]} is not ready."
 
 
-def test_each_of_several_is_named_the_worst_first(make_pod):
-    statuses = [LOADING, {"name": "a", **LASTING["it crashes"][0]}, {"name": "b", **TROUBLES["its image"][0]}]
-    found = diagnose_pod(make_pod("w-1", ready=False, containerStatuses=statuses), BUDGET)
+def test_all_failing_containers_are_named_the_most_severe_first(make_pod):
+    statuses = [
+        LOADING,
+        {"name": "a", **TERMINATIONS["it crashes"][0]},
+        {"name": "b", **CREATION_FAILURES["its image"][0]},
+    ]
+    found = diagnose_pod(make_pod("w-1", ready=False, containerStatuses=statuses), TIMEOUT)
     assert found.reason is Reason.IMAGE_PULL_FAILED
     assert found.message.startswith("Pod w-1 cannot pull the image p:1 of container b: 404.")
     assert " In pod w-1, the container a terminated with exit code 3" in found.message
@@ -190,31 +197,31 @@ def test_each_of_several_is_named_the_worst_first(make_pod):
 DEBUGGER = {"name": "debugger"}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
-def test_an_ephemeral_container_is_named_and_explains_nothing(make_pod, trouble):
-    status, _, text = TROUBLES[trouble]
-    told = text.format(title="ephemeral container debugger", where="the options of kubectl debug")
+@pytest.mark.parametrize("failure", CREATION_FAILURES)
+def test_an_ephemeral_container_is_named_but_is_not_the_reason(make_pod, failure):
+    status, _, text = CREATION_FAILURES[failure]
+    message = text.format(title="ephemeral container debugger", where="the options of kubectl debug")
     ephemeral = [{**DEBUGGER, **status}]
     loading = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
-    found = diagnose_pod(loading, BUDGET)
+    found = diagnose_pod(loading, TIMEOUT)
     assert found.reason is Reason.STARTING
     assert found.message.startswith("Pod w-1 is starting")
-    assert f" Pod w-1 {told}" in found.message
-    assert diagnose_pod(make_pod("w-1", ephemeralContainerStatuses=ephemeral), BUDGET) is None, (
+    assert f" Pod w-1 {message}" in found.message
+    assert diagnose_pod(make_pod("w-1", ephemeralContainerStatuses=ephemeral), TIMEOUT) is None, (
         "the pod is ready"
     )
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "reported"),
     [
-        (LASTING["it never ran"][0]["state"], True),
+        (TERMINATIONS["it never ran"][0]["state"], True),
         ({"terminated": {"exitCode": 130, "reason": "Error"}}, False),
         ({"terminated": {"exitCode": 0, "reason": "Completed"}}, False),
         (RUNNING, False),
     ],
 )
-def test_an_ephemeral_container_that_ran_is_no_fault(make_pod, state, told):
+def test_an_ephemeral_container_is_reported_only_if_it_never_started(make_pod, state, reported):
     ephemeral = [{**DEBUGGER, "state": state}]
     pod = make_pod("w-1", ready=False, containerStatuses=[LOADING], ephemeralContainerStatuses=ephemeral)
-    assert ("debugger" in diagnose_pod(pod, BUDGET).message) is told
+    assert ("debugger" in diagnose_pod(pod, TIMEOUT).message) is reported
