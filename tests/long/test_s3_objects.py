@@ -62,8 +62,8 @@ def test_names_with_unusual_spaces_are_extracted_from_an_archive(
     ("uri", "variables", "message"),
     [
         ("s3://bucket/empty", {}, "names an object of zero bytes"),
-        ("s3://bucket/none/", {}, "names a prefix that holds no object"),
-        ("s3://another/", {}, "names a bucket that does not exist (NoSuchBucket): create it"),
+        ("s3://bucket/none/", {}, "names a prefix without objects"),
+        ("s3://another/", {}, "names a bucket that does not exist (NoSuchBucket). Create the bucket"),
         ("s3://bucket/m/", {"AWS_SECRET_ACCESS_KEY": "hunter2"}, "the AWS credentials are not valid (Sig"),
         ("s3://bucket/m/", {"AWS_ACCESS_KEY_ID": "hunter2"}, "the AWS credentials are not valid (XAdmin"),
     ],

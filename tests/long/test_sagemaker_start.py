@@ -245,7 +245,7 @@ def test_missing_artifacts_are_reported_and_downloaded_once_they_exist(
 
     # The message for a bucket without the data is different.
     client(s3).create_bucket(Bucket="not-yet")
-    worker.until(lambda report: "holds no object" in problem_messages(report), 90.0)
+    worker.until(lambda report: "names a prefix without objects" in problem_messages(report), 90.0)
     # Once the data exists, the worker continues and loads the script, which is invalid.
     client(s3).put_object(Bucket="not-yet", Key="my-model/weights/part-1", Body=os.urandom(40_000_000))
     client(s3).put_object(Bucket="not-yet", Key="my-model/model.py", Body=b"def f(:\n")
@@ -269,7 +269,7 @@ def test_conflicting_options_are_rejected_with_the_names_of_the_parser(make_work
     worker.start()
     worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
     assert problem_messages(worker.report()) == (
-        "SM_VLLM_TENSOR_PARALLEL_SIZE differs from engine.args (-tp): remove one of them, or make them equal."
+        "SM_VLLM_TENSOR_PARALLEL_SIZE differs from engine.args (-tp). Remove one of them, or make them equal."
     )
     with contextlib.suppress(OSError):
         os.kill(worker.pid, signal.SIGTERM)

@@ -167,12 +167,12 @@ def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerPr
         (
             {"payload": {"messages": [{"role": "user", "content": "Hi"}]}},
             "healthCheck.payload.messages",
-            "does not fit an embedding model: ask with input",
+            "is not accepted by an embedding model. Use input.",
         ),
         (
             {"expect": {"regex": "Paris"}},
             "healthCheck.expect",
-            "does not fit an embedding model, which generates no text to match: remove it",
+            "does not apply to an embedding model, which does not generate text. Remove it.",
         ),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
         "Spec",
         f"healthCheck.payload.{field}",
     )
-    assert "is refused by vLLM: " in problem.message
+    assert "is rejected by vLLM: " in problem.message
     assert says in problem.message
     assert (report.ready, report.health_check) == (True, before)
     worker.settings(QUICK)

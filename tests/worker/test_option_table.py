@@ -40,8 +40,9 @@ with warnings.catch_warnings():
 
     from vllmendpoint_worker import upstream
     from vllmendpoint_worker.options.arguments import clear_environment
-    from vllmendpoint_worker.options.conflicts import destination, from_arguments, from_config, negative_flags
+    from vllmendpoint_worker.options.conflicts import negative_flags
     from vllmendpoint_worker.options.dynamo_numbers import NUMERIC_VARIABLES
+    from vllmendpoint_worker.options.option_setting import destination, from_arguments, from_config
     from vllmendpoint_worker.options.rules import rejected_options
     from vllmendpoint_worker.options.sagemaker import options as sagemaker_options
     from vllmendpoint_worker.options.shared_options import _DYNAMO_NAMES, engine_arguments, share_options
@@ -220,7 +221,7 @@ def test_what_depends_on_the_operator_and_its_frontend() -> None:
 
 def test_false_is_the_negative_form_where_there_is_one() -> None:
     environ = {"SM_VLLM_ENABLE_PREFIX_CACHING": "false", "SM_VLLM_MAX_MODEL_LEN": "False"}
-    no_effect = "is false and has no effect: the engine has no option"
+    no_effect = "is false, which has no effect, because the engine has no option"
     given, _ = sagemaker_options(environ)
     assert negative_flags(
         [*given, *from_config({"disable_log_stats": False, "enforce-eager": False})], NAMES
@@ -278,7 +279,7 @@ def test_a_parser_that_the_frontend_lacks_is_refused_by_name() -> None:
     given, _ = sagemaker_options({"SM_VLLM_TOOL_CALL_PARSER": "xlam"})
     (problem,) = share_options(given, NAMES, *upstream.parsers()).problems
     assert problem.field == "SM_VLLM_TOOL_CALL_PARSER"
-    assert "does not have: set --dyn-tool-call-parser too, to one of" in problem.message
+    assert "does not have. Also set --dyn-tool-call-parser to one of" in problem.message
     assert len(problem.message) <= 1024
     (warning,) = share_options(
         from_arguments(["--dyn-reasoning-parser", "basic"]), NAMES, *upstream.parsers()

@@ -182,7 +182,10 @@ async def test_a_missing_package_is_named_and_the_installation_retried(
 
     await Packages(pod.environ).wait_until_installed(reject, pod.progress.append)
     (problem,) = problems
-    assert "No matching distribution found for tinymissing>=2; the index was not reached" in problem.message
+    assert (
+        "No matching distribution found for tinymissing>=2; the package index cannot be reached"
+        in problem.message
+    )
     assert "Connection refused" in problem.message
     assert "correct the code" not in problem.message
     assert version_of("tinymissing") == "2.0"
@@ -230,7 +233,7 @@ async def test_an_unwritable_folder_is_named_with_its_variable(pod: Pod) -> None
     pod.environ["XDG_CACHE_HOME"] = str(pod.model / "requirements.txt")
     problem = await pod.start_rejected()
     assert "Not a directory" in problem.message
-    assert "set XDG_CACHE_HOME to a folder on a writable volume" in problem.message
+    assert "Set XDG_CACHE_HOME to a folder on a writable volume" in problem.message
 
 
 async def test_credentials_of_an_index_are_redacted(pod: Pod, caplog: pytest.LogCaptureFixture) -> None:

@@ -65,10 +65,10 @@ def test_values_that_upstream_takes_in_silence_or_crashes_on_are_refused_each_wi
         (b"{}", "is an empty object"),
         (b"\xff\xfe" + SECRET.encode("utf-16-le"), "names a file that is not UTF-8 text"),
         (f'["{SECRET}"]'.encode(), "is a list"),
-        (f'"{SECRET}"'.encode(), "is text"),
+        (f'"{SECRET}"'.encode(), "is a string"),
         (b"7", "is a number"),
-        (f'{{"prompt": "{SECRET}"'.encode(), "names a file that is not JSON (line 1, column"),
-        (f'{{"prompt": "{SECRET}", "max_tokens": 0}}'.encode(), "max_tokens is not a whole number above 0"),
+        (f'{{"prompt": "{SECRET}"'.encode(), "names a file that is not valid JSON (line 1, column"),
+        (f'{{"prompt": "{SECRET}", "max_tokens": 0}}'.encode(), "max_tokens is not a positive integer"),
         (b"[" * 100_000, "names a file that is nested too deeply"),
     ):
         file.write_bytes(content)
@@ -302,7 +302,11 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
 @pytest.mark.parametrize(
     ("settings", "field", "says"),
     [
-        ({"payload": {"input": "test"}}, "healthCheck.payload.input", "does not fit a model that generates"),
+        (
+            {"payload": {"input": "test"}},
+            "healthCheck.payload.input",
+            "is not accepted by a generative model",
+        ),
         ({"expect": {"regex": "(paris"}}, "healthCheck.expect.regex", "missing )"),
         ({"expect": {"regex": "(?=paris)"}}, "healthCheck.expect.regex", "RE2 syntax"),
     ],
@@ -389,7 +393,7 @@ def test_chat_messages_do_not_fit_it_and_it_is_said_so(completion: Spied) -> Non
     completion.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     (problem,) = completion.report().configuration.problems
     assert problem.field == "healthCheck.payload.messages"
-    assert "does not fit a completion model, which has no chat template: ask with prompt" in problem.message
+    assert "is not accepted by a completion model, which has no chat template. Use prompt." in problem.message
     assert completion.report().ready
     completion.settings_file.unlink()
     completion.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)

@@ -180,19 +180,19 @@ def test_a_classifier_takes_vllms_fields(classifier: Spied, payload: dict[str, A
 @pytest.mark.parametrize(
     ("payload", "field", "says"),
     [
-        ({"prompt": "x"}, ".prompt", "does not fit a model that classifies: ask with input"),
+        ({"prompt": "x"}, ".prompt", "is not accepted by a classification model. Use input."),
         (
             {"messages": [{"role": "user", "content": "x"}]},
             ".messages",
-            "does not fit a model that classifies: ask with input",
+            "is not accepted by a classification model. Use input.",
         ),
         (
             {"query": "x", "documents": ["y"]},
             ".query",
-            "does not fit a model that classifies: ask with input",
+            "is not accepted by a classification model. Use input.",
         ),
         ({"input": "x", "max_tokens": 1}, "", "Dynamo's classification handler does not read"),
-        ({"input": "cat " * 100}, ".input", "is refused by vLLM: "),
+        ({"input": "cat " * 100}, ".input", "is rejected by vLLM: "),
     ],
 )
 def test_an_unsuitable_payload_for_a_classifier_is_rejected(
@@ -253,13 +253,13 @@ def test_a_reranker_accepts_every_form_of_vllm(reranker: Spied, payload: dict[st
 @pytest.mark.parametrize(
     ("payload", "field", "says"),
     [
-        ({"prompt": "x"}, ".prompt", "does not fit a model that scores: ask with query and documents"),
-        ({"query": "x"}, "", "has query without what it is compared with: add documents"),
+        ({"prompt": "x"}, ".prompt", "is not accepted by a scoring model. Use query and documents"),
+        ({"query": "x"}, "", "contains query but not documents. Add documents."),
         ({"query": "x", "documents": []}, ".documents", "is empty"),
-        ({"query": "x", "documents": ["y"], "top_k": 1}, "", "did you mean top_n"),
-        ({"query": "x", "documents": ["y " * 100]}, ".documents", "is refused by vLLM: "),
-        ({"query": "x", "documents": [5]}, ".documents", "is refused by vLLM: "),
-        ({"query": "x", "documents": ["y"], "top_n": -1}, ".top_n", "is refused by vLLM: "),
+        ({"query": "x", "documents": ["y"], "top_k": 1}, "", "Rename it to top_n, or remove it."),
+        ({"query": "x", "documents": ["y " * 100]}, ".documents", "is rejected by vLLM: "),
+        ({"query": "x", "documents": [5]}, ".documents", "is rejected by vLLM: "),
+        ({"query": "x", "documents": ["y"], "top_n": -1}, ".top_n", "is rejected by vLLM: "),
     ],
 )
 def test_an_unsuitable_payload_for_a_reranker_is_rejected(
@@ -307,7 +307,7 @@ def test_a_token_classifier_is_probed_for_its_labels(tagger: Spied) -> None:
     assert len(answer["data"][0]["data"]) == len(["[CLS]", "a", "cat", "[SEP]"])
     asked_with(tagger, {"input": "a cat", "task": "token_classify", "encoding_format": "base64"})
     field, message = refusal(tagger, {"input": "a cat", "task": "embed"})
-    assert "is refused by vLLM: " in message
+    assert "is rejected by vLLM: " in message
     assert field.startswith("healthCheck.payload")
     field, message = refusal(tagger, {"query": "a", "documents": ["b"]})
     assert field == "healthCheck.payload.query"
@@ -336,15 +336,15 @@ def test_a_transcription_model_is_rejected_before_it_is_loaded(tmp_path: Path) -
         field, message = refused_at_start(worker, START_SECONDS)
     finally:
         worker.stop()
-    assert (field, message.startswith("The model only transcribes speech.")) == ("model", True)
+    assert (field, message.startswith("model only transcribes speech")) == ("model", True)
     assert "EngineCore" not in worker.log()
 
 
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
-        ("Chat", "model.type is Chat, but vLLM pools this model and does not generate with it"),
-        ("Embedding", "model.type is Embedding, but the tasks that vLLM has for the model make it Classify"),
+        ("Chat", "model.type is Chat, but vLLM runs the model as a pooling model"),
+        ("Embedding", "model.type is Embedding, but the model's tasks in vLLM are those of Classify"),
     ],
 )
 def test_a_declared_type_that_differs_from_the_models_is_rejected(

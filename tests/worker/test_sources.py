@@ -70,7 +70,7 @@ def test_a_payload_of_the_environment_is_rejected_then_corrected_then_overridden
     worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 120.0)
     problem = worker.report().configuration.problems[0]
     assert "number 2 of 2" in problem.message
-    assert "did you mean max_tokens" in problem.message
+    assert "Rename it to max_tokens, or remove it." in problem.message
 
     file.write_text(json.dumps({"prompt": SECRET, "max_tokens": 3, "temperature": 0.5, "top_p": 0.9}))
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, START_SECONDS)

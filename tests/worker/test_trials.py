@@ -83,7 +83,7 @@ def test_a_rejected_payload_at_the_start_keeps_the_worker_running_and_is_not_quo
         "DYN_HEALTH_CHECK_PAYLOAD.logprobs",
     )
     assert problem.message.startswith(
-        "DYN_HEALTH_CHECK_PAYLOAD.logprobs is refused by vLLM: Requested sample logprobs of ***, which is"
+        "DYN_HEALTH_CHECK_PAYLOAD.logprobs is rejected by vLLM: Requested sample logprobs of ***, which is"
     )
     assert SECRET not in worker.log() + worker.request("report", "/status")[1].decode()
     payload_file.write_text(json.dumps(PROMPT | {"prompt": SECRET}))
@@ -140,7 +140,7 @@ def test_a_payload_that_only_vllm_rejects_is_rejected_with_its_message(
     status, body = worker.request("http", path, payload | {"model": "toy"})
     assert status == 400
     sentence = " ".join(json.loads(body)["error"]["message"].split()).rstrip(".")
-    assert problem.message == f"{problem.field} is refused by vLLM: {sentence[:600]}. Correct the payload."
+    assert problem.message == f"{problem.field} is rejected by vLLM: {sentence[:600]}. Correct the payload."
     assert (report.ready, report.health_check) == (True, before.health_check)
 
 
@@ -192,7 +192,7 @@ def test_a_payload_without_max_tokens_is_sent_with_a_default(worker: Spied, payl
     assert report.health_check is not None
     assert report.health_check.payload is not None
     assert report.health_check.payload["max_tokens"] == 16
-    assert "sets no max_tokens" in report.configuration.warnings[0]
+    assert "does not set max_tokens" in report.configuration.warnings[0]
 
 
 @pytest.mark.parametrize(

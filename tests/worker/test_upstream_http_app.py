@@ -36,7 +36,7 @@ def test_vllm_classifies_rejected_requests_and_names_the_parameter() -> None:
     found = upstream.rejection_of(refused)
     assert found == upstream.rejection_of(vllm_client_error(refused))
     assert found is not None
-    assert (found.sentence, found.parameter) == ("too many (parameter=logprobs, value=50)", "logprobs")
+    assert (found.message, found.parameter) == ("too many (parameter=logprobs, value=50)", "logprobs")
     assert upstream.rejection_of(HttpError(422, "no")) == VLLMRejection("no")
     assert upstream.rejection_of(ValueError("no")) == VLLMRejection("no")
     for fault in (HttpError(503, "no"), EngineDeadError(), RuntimeError("no"), KeyboardInterrupt(), None):

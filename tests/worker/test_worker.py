@@ -205,8 +205,8 @@ def test_a_changed_health_check_is_active_within_two_seconds(
 @pytest.mark.parametrize(
     ("payload", "expected"),
     [
-        ({"prompt": "x", "max_tokenz": 1}, "did you mean max_tokens"),
-        ({"input": "x"}, "does not fit a model that generates"),
+        ({"prompt": "x", "max_tokenz": 1}, "Rename it to max_tokens, or remove it."),
+        ({"input": "x"}, "is not accepted by a generative model"),
         ({"prompt": "x", "temperature": -1.0}, "healthCheck.payload.temperature"),
         ({"prompt": "x " * 3000}, "maximum context length is 1024 tokens"),
         (

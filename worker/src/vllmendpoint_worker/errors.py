@@ -1,4 +1,4 @@
-"""The one tree of errors of the worker."""
+"""The exceptions of the worker."""
 
 from collections.abc import Sequence
 
@@ -20,65 +20,61 @@ __all__ = [
 
 
 class WorkerError(Exception):
-    """Base of every error that the worker raises itself."""
+    """Base class of the worker's exceptions."""
 
 
-class ArtifactsError(WorkerError):
-    """The model's data could not be fetched. ``what`` and ``fix`` finish a sentence that begins with the
-    field.
-    """
+class _SettingError(WorkerError):
+    """``fault`` and ``fix`` as for ``SettingOrigin.violation``."""
 
-    def __init__(self, what: str, fix: str) -> None:
-        self.what = what
+    def __init__(self, fault: str, fix: str) -> None:
+        self.fault = fault
         self.fix = fix
-        super().__init__(f"{what}: {fix}")
+        super().__init__(f"{fault}. {fix}")
+
+
+class ArtifactsError(_SettingError):
+    """The download of the model data failed."""
+
+
+class PackagesError(_SettingError):
+    """The installation of Python packages failed."""
 
 
 class ConfigurationRejectedError(WorkerError):
-    """The configuration is refused; ``problems`` says why, in sentences made for the report."""
+    """The configuration is invalid. ``problems`` go into the worker's report."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("; ".join(problem.message for problem in self.problems))
+        super().__init__(" ".join(problem.message for problem in self.problems))
 
 
 class TranslationError(WorkerError):
-    """The payload is refused, by this worker or by vLLM's own request models, renderers or engine.
+    """This worker, or a request model, renderer or engine of vLLM, rejects the payload.
 
-    ``field`` is the payload's field at fault, or ``""``. The text never repeats a value of the payload;
-    ``refusal``, vLLM's sentence, may.
+    ``field`` is the rejected field of the payload, or ``""``. The message never repeats a value of the
+    payload. ``rejection``, vLLM's own message, may repeat one.
     """
 
-    def __init__(self, field: str, message: str, refusal: VLLMRejection | None = None) -> None:
+    def __init__(self, field: str, message: str, rejection: VLLMRejection | None = None) -> None:
         self.field = field
-        self.refusal = refusal
+        self.rejection = rejection
         super().__init__(message)
 
 
 class EngineStartError(WorkerError):
-    """The engine could not be started, or its arguments are wrong."""
+    """The engine cannot start, or its arguments are invalid."""
 
 
 class HandlerTimeoutError(WorkerError):
-    """The customer's code did not end within its bound. Its text: the line that it was in, or nothing."""
+    """The user's code exceeded its time limit. The message is the line that it was executing, or empty."""
 
 
 class HandlerAbortedError(BaseException):
-    """Raised in the customer's code where it takes too long; no Exception, which code that tries again for
-    ever would catch.
+    """Raised inside the user's code when it exceeds its time limit.
+
+    Not an Exception, because a retry loop in the user's code would catch that.
     """
-
-
-class PackagesError(WorkerError):
-    """Packages could not be installed. ``what`` and ``fix`` finish a sentence that begins with the
-    setting.
-    """
-
-    def __init__(self, what: str, fix: str) -> None:
-        self.what = what
-        self.fix = fix
-        super().__init__(f"{what}: {fix}")
 
 
 class ProbeUnavailableError(WorkerError):
-    """A probe was asked for when none can run: probing is off, or the worker does not serve yet."""
+    """No probe can run, because probing is disabled or the worker is not serving yet."""

@@ -18,7 +18,7 @@ from .config.configuration import Configuration
 from .config.sources import GUIDE_VARIABLES, REMOVED_VARIABLES, ConfigSources
 from .engine.engine_errors import ENGINE_ERRORS, download_failure
 from .errors import EngineStartError
-from .options.conflicts import find_option
+from .options.option_setting import find_option
 from .options.sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_path, strip_serve_command
 from .packages.install import Packages
 from .process.cpu_threads import ENV_THREADS, omp_threads

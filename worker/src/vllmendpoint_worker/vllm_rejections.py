@@ -1,4 +1,4 @@
-"""What vLLM says of a request that it refuses, and how much of it a report may show. Pure."""
+"""Reads the errors with which vLLM rejects a request, and removes secrets from them. Pure."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,17 +10,17 @@ __all__ = ["VLLMRejection", "describe_validation_errors", "find_rejected_field",
 MAX_MESSAGE_CHARACTERS: Final = 600
 
 _MAX_ERRORS: Final = 3
-"""So many errors of one field make a sentence."""
+"""Validation errors of one field that a message contains."""
 
 _MIN_SHARED_CHARACTERS: Final = 4
-"""So many characters in a row that payload and sentence have in common may be a part of a secret."""
+"""A common substring of payload and message of this length counts as part of a secret."""
 
 _ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "logprobs": ("top_logprobs",),
     "max_tokens": ("max_completion_tokens", "min_tokens"),
     "structured_outputs": ("response_format",),
 }
-"""vLLM's parameter -> the request's fields that it may be made from."""
+"""vLLM parameter -> the request fields that vLLM derives it from."""
 
 _QUESTION_FIELDS: Final = ("prompt", "messages", "input", "documents", "items", "data_2", "text_2")
 
@@ -33,31 +33,31 @@ _TOPICS: Final = (
     (re.compile(r"multimodal|image|audio|video", re.IGNORECASE), ("messages",)),
     (re.compile(r"prompt|\binput|[Tt]oken id \d+ is out of vocab"), _QUESTION_FIELDS),
 )
-"""What a sentence that names no field is about -> the fields that it may be about."""
+"""Topic of a message that names no field -> the fields that may have caused it."""
 
 
 @dataclass(frozen=True, slots=True)
 class VLLMRejection:
-    """``sentence`` is vLLM's own, as a user of the API gets it: it may repeat values of the request."""
+    """``message`` is what vLLM's API returns to a user; it may repeat values of the request."""
 
-    sentence: str
+    message: str
     parameter: str | None = None
 
 
-def find_rejected_field(refusal: VLLMRejection, payload: Mapping[str, Any]) -> str:
-    """The payload's field that vLLM names, by itself or in its sentence; ``""`` where it names none."""
-    named = [refusal.parameter] if refusal.parameter else []
-    named += [word.strip(".,:;`'\"()[]") for word in refusal.sentence.split()]
-    folded = refusal.sentence.casefold()
-    named += [name for name in payload if "_" in name and name.replace("_", " ") in folded]
-    for name in named:
-        made_from = [alias for alias in _ALIASES.get(name, ()) if alias in payload]
-        if made_from and not _is_number(payload.get(name)):
-            return made_from[0]
+def find_rejected_field(rejection: VLLMRejection, payload: Mapping[str, Any]) -> str:
+    """The payload's field that ``parameter`` or the message names; ``""`` if neither names one."""
+    candidates = [rejection.parameter] if rejection.parameter else []
+    candidates += [word.strip(".,:;`'\"()[]") for word in rejection.message.split()]
+    lowercase = rejection.message.casefold()
+    candidates += [name for name in payload if "_" in name and name.replace("_", " ") in lowercase]
+    for name in candidates:
+        aliases = [alias for alias in _ALIASES.get(name, ()) if alias in payload]
+        if aliases and not _is_number(payload.get(name)):
+            return aliases[0]
         if name in payload and name != "model":
             return name
     for topic, fields in _TOPICS:
-        if topic.search(refusal.sentence) and (found := [name for name in fields if name in payload]):
+        if topic.search(rejection.message) and (found := [name for name in fields if name in payload]):
             return found[0]
     return ""
 
@@ -65,20 +65,20 @@ def find_rejected_field(refusal: VLLMRejection, payload: Mapping[str, Any]) -> s
 def describe_validation_errors(
     errors: Sequence[Mapping[str, Any]], body: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """What pydantic says of a request (field, sentence): of the first field that is at fault, everything.
+    """The first invalid field of a request and a message with all pydantic errors of that field.
 
-    A field of several types has an error for each; where the value is nested, the sentence says where.
+    A field of several types has an error for each type. The message gives the path of a nested value.
     """
     first = str(errors[0]["loc"][0]) if errors[0]["loc"] else ""
     field = first if first in body else ""
-    said: dict[str, None] = {}
+    messages: dict[str, None] = {}
     for error in errors:
         location = error["loc"]
         if not location or str(location[0]) != first:
             continue
-        where = _path(location[1:], body.get(first), missing=error["type"] == "missing")
-        said[f"{where}: {error['msg']}" if where else str(error["msg"])] = None
-    return field, " or ".join(list(said)[:_MAX_ERRORS])
+        path = _path(location[1:], body.get(first), missing=error["type"] == "missing")
+        messages[f"{path}: {error['msg']}" if path else str(error["msg"])] = None
+    return field, " or ".join(list(messages)[:_MAX_ERRORS])
 
 
 def _path(location: Sequence[object], value: Any, *, missing: bool) -> str:
@@ -98,25 +98,24 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def publishable_message(refusal: VLLMRejection, payload: Mapping[str, Any], *, confidential: bool) -> str:
-    """The sentence as a report may show it: in one line, bounded, and without content that may be secret.
+def publishable_message(rejection: VLLMRejection, payload: Mapping[str, Any], *, confidential: bool) -> str:
+    """The message for a report: one line, bounded, without its full stop and without secrets.
 
-    Of a ``confidential`` payload every value is masked. Empty where a part of a value may be left.
+    Masks every value of a ``confidential`` payload. Empty if the message may still contain part of a value.
     """
-    sentence = " ".join(refusal.sentence.split()).rstrip(".")
+    message = " ".join(rejection.message.split()).rstrip(".")
     if confidential:
-        values = sorted(
-            {text for value in payload.values() for text in _values_as_text(value)}, key=len, reverse=True
-        )
+        texts = {text for value in payload.values() for text in _values_as_text(value)}
+        values = sorted(texts, key=len, reverse=True)
         for value in values:
-            sentence = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", sentence)
-        if any(_share_substring(value, sentence) for value in values):
+            message = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", message)
+        if any(_share_substring(value, message) for value in values):
             return ""
-    return sentence if len(sentence) <= MAX_MESSAGE_CHARACTERS else f"{sentence[:MAX_MESSAGE_CHARACTERS]} ..."
+    return message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:MAX_MESSAGE_CHARACTERS]} ..."
 
 
 def _values_as_text(value: object) -> Iterator[str]:
-    """Everything in a value, names of nested fields too, as it may stand in a sentence."""
+    """All scalars of a value, and the names of nested fields, as a message may contain them."""
     if isinstance(value, Mapping):
         for pair in value.items():
             for inner in pair:
@@ -128,9 +127,7 @@ def _values_as_text(value: object) -> Iterator[str]:
         yield text
 
 
-def _share_substring(value: str, sentence: str) -> bool:
-    folded, text = value.casefold(), sentence.casefold()
-    return any(
-        folded[at : at + _MIN_SHARED_CHARACTERS] in text
-        for at in range(len(folded) - _MIN_SHARED_CHARACTERS + 1)
-    )
+def _share_substring(value: str, message: str) -> bool:
+    value, message = value.casefold(), message.casefold()
+    starts = range(len(value) - _MIN_SHARED_CHARACTERS + 1)
+    return any(value[start : start + _MIN_SHARED_CHARACTERS] in message for start in starts)

@@ -10,7 +10,7 @@ from vllmendpoint_operator.status import endpoint_status
 GOOD = {"payload": {"prompt": "good", "max_tokens": 1}}
 BAD = {"payload": {"prompt": "bad", "max_tokens": 1, "logprobs": 50}}
 BETTER = {"payload": {"prompt": "better", "max_tokens": 1}}
-SENTENCE = "healthCheck.payload.logprobs is refused by vLLM: at most 20. Correct the payload."
+SENTENCE = "healthCheck.payload.logprobs is rejected by vLLM: at most 20. Correct the payload."
 PROBLEM = {
     "reason": "InvalidPayload",
     "source": "Spec",

@@ -132,7 +132,7 @@ def test_without_a_config_the_config_file_is_read(monkeypatch: pytest.MonkeyPatc
     assert get_health_check_payload(None, "completion") == STANDARD
     assert get_health_check_payload(Plain(), "completion") == MINIMAL
     file.write_text("{")
-    with pytest.raises(HealthCheckRejectedError, match=r"ConfigFile: config.yaml is not YAML"):
+    with pytest.raises(HealthCheckRejectedError, match=r"ConfigFile: config.yaml is not valid YAML"):
         get_health_check_payload(None, "completion")
     assert get_health_check_payload(Plain(), "completion") == MINIMAL
 
@@ -140,7 +140,9 @@ def test_without_a_config_the_config_file_is_read(monkeypatch: pytest.MonkeyPatc
 def test_the_payload_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "health_check.json"
     monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", f"@{file}")
-    with pytest.raises(HealthCheckRejectedError, match="names a file that does not exist: mount it"):
+    with pytest.raises(
+        HealthCheckRejectedError, match=r"names a file that does not exist\. Mount the file\."
+    ):
         get_health_check_payload(Config, "generate")
     file.write_text(json.dumps(OTHER))
     assert get_health_check_payload(Config, "generate") == OTHER
@@ -177,48 +179,48 @@ def test_environment_variables_that_the_worker_removed_are_used(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("environ", "config", "model_type", "sentence"),
     [
-        ({"PAYLOAD": '{"secret'}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is not JSON"),
-        ({"PAYLOAD": '["secret"]'}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is a list: give"),
-        ({"PAYLOAD": "{}"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is an empty object: give"),
+        ({"PAYLOAD": '{"secret'}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is not valid JSON"),
+        ({"PAYLOAD": '["secret"]'}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is a list. Use"),
+        ({"PAYLOAD": "{}"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD is an empty object. Add"),
         (
             {"PAYLOAD": '{"prompt": "secret"}'},
             Plain,
             "embedding",
-            "Environment: DYN_HEALTH_CHECK_PAYLOAD.prompt does not fit an embedding model: ask with input",
+            "Environment: DYN_HEALTH_CHECK_PAYLOAD.prompt is not accepted by an embedding model. Use input.",
         ),
         (
             {"LEVEL": "secret"},
             Plain,
             "chat",
-            "Environment: DYN_HEALTH_CHECK_LEVEL is not a health-check level: use minimal, standard or",
+            "Environment: DYN_HEALTH_CHECK_LEVEL is not a health-check level. Use minimal, standard or",
         ),
         ({"PAYLOAD_DISABLED": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_PAYLOAD_DISABLED is"),
-        ({"ENABLED": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_ENABLED is neither true nor"),
+        ({"ENABLED": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_ENABLED is not a boolean"),
         ({"INTERVAL": "secret"}, Plain, "chat", "Environment: DYN_HEALTH_CHECK_INTERVAL is not a number"),
         (
             {},
             {"health_check_payload": None},
             "chat",
-            "ConfigFile: health_check_payload is null: give a JSON object",
+            "ConfigFile: health_check_payload is null. Use a JSON object",
         ),
         (
             {},
             {"health_check_level": "huge"},
             "chat",
-            "ConfigFile: health_check_level is not a health-check level: use",
+            "ConfigFile: health_check_level is not a health-check level. Use",
         ),
         (
             {},
             {"health_check_payload": {"promt": "1"}},
             "chat",
-            "ConfigFile: health_check_payload has none of prompt, messages and input: did you mean prompt",
+            "ConfigFile: health_check_payload contains none of prompt, messages and input. Rename the",
         ),
-        ({}, "secret.yaml", "chat", "ConfigFile: config is of type str: give an object or a mapping"),
+        ({}, "secret.yaml", "chat", "ConfigFile: config is of type str. Use None, or an object or mapping"),
         (
             {},
             Plain,
             "secret",
-            "Runtime: model_type is not a model type: use one of generate, chat, completion, embedding",
+            "Runtime: model_type is not a model type. Use one of generate, chat, completion, embedding",
         ),
         ({}, Plain, 7, "Runtime: model_type is not a model type"),
     ],
@@ -252,7 +254,9 @@ def test_the_log_shows_level_and_source(
     caplog.clear()
     get_health_check_payload(None, "completion")
     assert "source=Environment level=None payload=not shown" in caplog.text
-    assert "ignored CustomDefault: `set_custom_health_check_payload()` is outranked by" in caplog.text
+    assert (
+        "ignored CustomDefault: `set_custom_health_check_payload()` has a lower priority than" in caplog.text
+    )
     assert "secret'" not in caplog.text
 
 

@@ -33,7 +33,7 @@ from vllmendpoint_worker.compat.runtime import _with_named_context
 from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.config.custom_default import CUSTOM_DEFAULT
 from vllmendpoint_worker.config.handler_config import read_handler_config as read_handlers
-from vllmendpoint_worker.config.merge import ABSENT
+from vllmendpoint_worker.config.payload_sources import ABSENT
 from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.handlers import HandlerManager
@@ -172,15 +172,15 @@ def test_dynamos_own_form_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
-        ("text", "Runtime: health_check_payload is text: give a JSON object"),
+        ("text", "Runtime: health_check_payload is a string. Use a JSON object"),
         ({}, "Runtime: health_check_payload is an empty object"),
-        ({"prompt": "1", "input": "1"}, "Runtime: health_check_payload has both prompt and input"),
+        ({"prompt": "1", "input": "1"}, "Runtime: health_check_payload contains both prompt and input"),
         (
             {"prompt": "1", "max_tokens": "1"},
-            "Runtime: health_check_payload.max_tokens is not a whole number",
+            "Runtime: health_check_payload.max_tokens is not a positive integer",
         ),
-        ({"token_ids": []}, "Runtime: health_check_payload.token_ids is not a list of token ids: give"),
-        ({"token_ids": [1], "x": {1, 2}}, "Runtime: health_check_payload holds something that JSON cannot"),
+        ({"token_ids": []}, "Runtime: health_check_payload.token_ids is not a list of token ids. Use"),
+        ({"token_ids": [1], "x": {1, 2}}, "Runtime: health_check_payload contains a value that JSON cannot"),
     ],
 )
 def test_an_invalid_payload_is_rejected_before_the_endpoint_is_served(payload: object, sentence: str) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from vllmendpoint_api import Level, ModelType, WorkerSettings
-from vllmendpoint_worker.config.merge import ABSENT, Rejected, merge
-from vllmendpoint_worker.config.sources import MAX_FILE_BYTES, ConfigSources
+from vllmendpoint_worker.config.files import MAX_FILE_BYTES
+from vllmendpoint_worker.config.merge import merge
+from vllmendpoint_worker.config.payload_sources import ABSENT
+from vllmendpoint_worker.config.resolved import Rejected
+from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.options.arguments import config_to_arguments
 from vllmendpoint_worker.options.conflicts import find_conflicts
 
@@ -59,7 +62,7 @@ def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "is not JSON (line 1, column 2)"),
+        (b"{", "is not valid JSON (line 1, column 2)"),
         (b"\xff\xfe", "is not UTF-8"),
         (b"[]", "is not valid"),
         (b'{"hash": "h", "healthCheck": {"periodSeconds": 0}}', "healthCheck.periodSeconds"),
@@ -160,7 +163,7 @@ def test_both_spellings_of_a_name_are_refused(tmp_path: Path, name: str, values:
     file.write_text(f"model: gpt2\n{name}: {values[0]}\n{dashed}: {values[1]}\n")
     (problem,) = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_problems
     assert (problem.source, problem.reason, problem.field) == ("ConfigFile", "InvalidConfigFile", name)
-    assert problem.message == f"{name} is given more than once, as {name} and {dashed}: keep one of them."
+    assert problem.message == f"{name} is set more than once, as {name} and {dashed}. Keep only one of them."
 
 
 @pytest.mark.parametrize("path", ["locked/hunter2", "hunter2/" * 600, "hunter2" * 50, "hunter2\x00"])
@@ -212,16 +215,16 @@ def test_a_path_that_leads_nowhere_is_refused_and_not_repeated(
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("{2026-01-01: hunter2}", "holds a date: put it in quotes"),
-        ("{release: 2026-01-01}", "holds a date"),
-        ("[{release: 2026-01-01 10:00:00}]", "holds a date"),
-        ("&a {x: *a}", "nested deeper than 32 levels"),
-        ("&a [*a]", "nested deeper than 32 levels"),
-        ("!!binary aGk=", "JSON cannot carry"),
-        ("{x: !!set {hunter2}}", "JSON cannot carry"),
+        ("{2026-01-01: hunter2}", "contains a date. Quote it"),
+        ("{release: 2026-01-01}", "contains a date"),
+        ("[{release: 2026-01-01 10:00:00}]", "contains a date"),
+        ("&a {x: *a}", "nested more than 32 levels deep"),
+        ("&a [*a]", "nested more than 32 levels deep"),
+        ("!!binary aGk=", "JSON cannot represent"),
+        ("{x: !!set {hunter2}}", "JSON cannot represent"),
         ("0x" + "f" * 5000, "more than 64 bits"),
         ("{x: 0x" + "f" * 5000 + "}", "more than 64 bits"),
-        ('"\\uD800"', "UTF-8 cannot carry"),
+        ('"\\uD800"', "UTF-8 cannot encode"),
     ],
 )
 def test_an_option_that_no_argument_can_carry_is_refused(tmp_path: Path, value: str, says: str) -> None:
@@ -277,8 +280,8 @@ def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> Non
     (problem,) = found.load().engine.problems
     assert problem.reason == "InvalidEngineArguments"
     assert problem.message == (
-        f"model.uri (--model) names a path that is not there ({folder}): "
-        "correct the path, or put the model there."
+        f"model.uri (--model) names a path that does not exist ({folder}). "
+        "Correct the path, or mount the model there."
     )
     before = found.fingerprints()
     folder.mkdir(parents=True)
@@ -305,7 +308,7 @@ def test_a_model_that_is_fetched_need_not_be_there(
 
 def test_of_a_model_that_the_environment_names_the_path_is_not_told(tmp_path: Path) -> None:
     (problem,) = sources(tmp_path, SM_VLLM_MODEL="/hunter2").load().engine.problems
-    assert "SM_VLLM_MODEL names a path that is not there: " in problem.message
+    assert "SM_VLLM_MODEL names a path that does not exist. " in problem.message
 
 
 @pytest.mark.parametrize(

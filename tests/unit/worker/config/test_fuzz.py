@@ -40,7 +40,9 @@ from vllmendpoint_api import (
     payload_for,
 )
 from vllmendpoint_operator.reports.streams import parse
-from vllmendpoint_worker.config.merge import EnvironmentPayload, PayloadSources, Rejected, Resolved, merge
+from vllmendpoint_worker.config.merge import merge
+from vllmendpoint_worker.config.payload_sources import EnvironmentPayload, PayloadSources
+from vllmendpoint_worker.config.resolved import Rejected, Resolved
 from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
 from vllmendpoint_worker.payload.forms import RequestFields
 from vllmendpoint_worker.serving.state import WorkerState

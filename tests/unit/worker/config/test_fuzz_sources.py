@@ -26,7 +26,8 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.reports.streams import parse
 from vllmendpoint_worker.config.handler_config import HANDLER_VARIABLES, MIDDLEWARE_VARIABLES, Route
-from vllmendpoint_worker.config.merge import Rejected, merge
+from vllmendpoint_worker.config.merge import merge
+from vllmendpoint_worker.config.resolved import Rejected
 from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
 from vllmendpoint_worker.options.arguments import config_to_arguments, split_by_server
 from vllmendpoint_worker.options.conflicts import find_conflicts, parser_rejection

@@ -17,8 +17,10 @@ from vllmendpoint_api import (
     Problem,
     payload_for,
 )
-from vllmendpoint_worker.config.merge import EnvironmentPayload, PayloadSources, Rejected, Resolved, merge
-from vllmendpoint_worker.payload.validation import DEFAULT_MAX_TOKENS
+from vllmendpoint_worker.config.merge import merge
+from vllmendpoint_worker.config.payload_sources import EnvironmentPayload, PayloadSources
+from vllmendpoint_worker.config.resolved import Rejected, Resolved
+from vllmendpoint_worker.payload.token_limits import DEFAULT_MAX_TOKENS
 
 S = PayloadSource
 PAYLOADS: dict[PayloadSource, dict[str, Any]] = {
@@ -218,7 +220,7 @@ def test_what_could_not_be_read_is_refused_with_its_own_problem() -> None:
         )
     )
     assert repaired.source is S.SPEC
-    assert "could not be read" in repaired.ignored[0].reason
+    assert "It is also invalid." in repaired.ignored[0].reason
 
 
 @pytest.mark.parametrize(
@@ -256,9 +258,9 @@ def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
     ignored = resolved(PayloadSources(environment=environment, spec=spec)).ignored
     assert {each.source for each in ignored} == {S.ENVIRONMENT}
     assert [each.reason for each in ignored] == [
-        "`DYN_HEALTH_CHECK_PAYLOAD_DISABLED` is outranked by `healthCheck.mode`",
-        "`DYN_HEALTH_CHECK_ENABLED` is outranked by `healthCheck.mode`",
-        "`DYN_HEALTH_CHECK_INTERVAL` is outranked by `healthCheck.periodSeconds`",
+        "`DYN_HEALTH_CHECK_PAYLOAD_DISABLED` has a lower priority than `healthCheck.mode`.",
+        "`DYN_HEALTH_CHECK_ENABLED` has a lower priority than `healthCheck.mode`.",
+        "`DYN_HEALTH_CHECK_INTERVAL` has a lower priority than `healthCheck.periodSeconds`.",
     ]
     del environment["DYN_HEALTH_CHECK_ENABLED"]
     assert resolved(PayloadSources(environment=environment)).ignored == ()
@@ -317,8 +319,8 @@ def test_what_the_text_must_match(model_type: ModelType | None) -> None:
         ("(paris", ModelType.CHAT, None, "healthCheck.expect.regex", "RE2 syntax (missing ): (paris)"),
         ("(?=x)", None, None, "healthCheck.expect.regex", "RE2 syntax"),
         ("", ModelType.COMPLETION, None, "healthCheck.expect.regex", "is empty"),
-        ("x", ModelType.EMBEDDING, None, "healthCheck.expect", "generates no text"),
-        ("x", None, {"input": "test"}, "healthCheck.expect", "generates no text"),
+        ("x", ModelType.EMBEDDING, None, "healthCheck.expect", "does not generate text"),
+        ("x", None, {"input": "test"}, "healthCheck.expect", "does not generate text"),
     ],
 )
 def test_an_expectation_that_cannot_be_met_is_refused(
@@ -342,7 +344,9 @@ def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
     assert found.payload == payload
     assert found.report().payload == payload | {"max_tokens": DEFAULT_MAX_TOKENS}
     (note,) = found.warnings
-    assert note.startswith("healthCheck.payload sets no max_tokens: the probe generates at most 16 tokens.")
+    assert note.startswith(
+        "healthCheck.payload does not set max_tokens, so the probe generates at most 16 tokens."
+    )
     assert resolved(PayloadSources(), ModelType.CHAT).warnings == ()
 
 
@@ -350,7 +354,7 @@ def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
 def test_a_probe_that_may_generate_much_is_warned_of(source: PayloadSource) -> None:
     payload = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 1234, "n": 7}
     bounded, many = resolved(sources({source: payload}), ModelType.CHAT).warnings
-    assert "at most as many tokens as min_tokens says" in bounded
-    assert "set a smaller max_tokens, min_tokens or n" in many
+    assert "at most as many tokens as min_tokens" in bounded
+    assert "Set a smaller max_tokens, min_tokens or n" in many
     assert ("8638" in many) is (source is S.SPEC)
     assert "1234" not in bounded + many

@@ -14,14 +14,14 @@ from vllmendpoint_api import HandlerSource, Reason
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("health_check", "has no colon"),
+        ("health_check", "contains no colon"),
         ("/health", "the path of a route"),
         ("a:b:c", "more than one colon"),
-        ("model:health check", "has a space"),
-        (":health", "no file or module before"),
-        ("model:", "no function after"),
-        ("model:1f", "no function after"),
-        ("../x.py:f", "leaves the model's folder"),
+        ("model:health check", "contains a space"),
+        (":health", "does not name a file or module before"),
+        ("model:", "does not name a function after"),
+        ("model:1f", "does not name a function after"),
+        ("../x.py:f", "leads out of the model's folder"),
         ("no-module:f", "neither a .py file nor a module"),
     ],
 )
@@ -37,8 +37,8 @@ def test_malformed_paths_are_rejected(served: Served, text: str, says: str, wher
     assert says in problem.message
     assert problem.field == ("handlers.ping" if where == "spec" else PING)
     assert problem.source == ("Spec" if where == "spec" else "Environment")
-    assert text not in problem.message.partition(": use")[0]
-    assert "use model:function" in problem.message
+    assert text not in problem.message.partition(". Use")[0]
+    assert "Use model:function" in problem.message
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_malformed_paths_are_rejected(served: Served, text: str, says: str, wher
     [
         ({"CUSTOM_SCRIPT_FILENAME": "gone.py"}, None, Reason.SCRIPT_NOT_FOUND, "a file that does not exist"),
         ({"SAGEMAKER_MODEL_PATH": "/nowhere"}, None, Reason.SCRIPT_NOT_FOUND, "a folder that does not exist"),
-        ({PING: "model:f"}, None, Reason.SCRIPT_NOT_FOUND, "there is no"),
+        ({PING: "model:f"}, None, Reason.SCRIPT_NOT_FOUND, "contains no script"),
         ({}, "def f(:\n", Reason.HANDLER_IMPORT_FAILED, "model.py line 1"),
         (
             {"SAGEMAKER_CONTAINER_LOG_LEVEL": "LOUD"},
             None,
             Reason.INVALID_ENVIRONMENT,
-            "use ERROR, INFO or DEBUG",
+            "Use ERROR, INFO or DEBUG.",
         ),
     ],
 )

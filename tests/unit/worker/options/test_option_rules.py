@@ -9,8 +9,8 @@ from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.options.arguments import clear_environment
-from vllmendpoint_worker.options.conflicts import from_arguments
 from vllmendpoint_worker.options.dynamo_numbers import NUMERIC_VARIABLES, invalid_numbers
+from vllmendpoint_worker.options.option_setting import from_arguments
 from vllmendpoint_worker.options.rules import frontend_mode
 from vllmendpoint_worker.options.shared_options import ParserNames, engine_arguments, share_options
 from vllmendpoint_worker.serving.state import WorkerState
@@ -109,13 +109,14 @@ async def test_the_mode_of_the_frontend_decides(tmp_path: Path, mode: str, count
 def test_a_number_that_dynamo_cannot_read_is_refused(name: str, value: str) -> None:
     (problem,) = invalid_numbers({name: value})
     assert (problem.source, problem.field, problem.reason) == ("Environment", name, "InvalidEnvironment")
-    assert problem.message.endswith(f": give {NUMERIC_VARIABLES[name]}.")
+    assert problem.message.endswith(f". Use {NUMERIC_VARIABLES[name]}.")
 
 
 def test_a_value_that_is_no_number_is_not_repeated() -> None:
     (problem,) = invalid_numbers({"DYN_SYSTEM_PORT": "hunter2"})
     assert problem.message == (
-        "DYN_SYSTEM_PORT is not a number: give a whole number from -32768 to 32767 (negative: off)."
+        "DYN_SYSTEM_PORT is not a number. "
+        "Use an integer from -32768 to 32767 (a negative number disables it)."
     )
 
 
@@ -146,7 +147,7 @@ PARSERS = (
 def test_automatic_tool_choice_without_a_parser_is_refused_before_the_engine_loads() -> None:
     (problem,) = share_options(from_arguments(["--enable-auto-tool-choice"]), NAMES, *PARSERS).problems
     assert problem.message == (
-        "engine.args (--enable-auto-tool-choice) needs the name of a parser: set --tool-call-parser too."
+        "engine.args (--enable-auto-tool-choice) requires a parser. Also set --tool-call-parser."
     )
     both = ["--enable-auto-tool-choice", "--dyn-tool-call-parser", "harmony"]
     shared = share_options(from_arguments(both), NAMES, *PARSERS)

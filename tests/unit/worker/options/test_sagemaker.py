@@ -7,12 +7,8 @@ import pytest
 
 from vllmendpoint_worker.options import sagemaker
 from vllmendpoint_worker.options.command_line import CommandLine
-from vllmendpoint_worker.options.conflicts import (
-    find_conflicts,
-    from_arguments,
-    from_config,
-    parser_rejection,
-)
+from vllmendpoint_worker.options.conflicts import find_conflicts, parser_rejection
+from vllmendpoint_worker.options.option_setting import from_arguments, from_config
 from vllmendpoint_worker.options.sagemaker import container_environment, options, strip_serve_command
 
 
@@ -86,7 +82,7 @@ def test_only_the_prefix_counts_and_the_order_is_by_name() -> None:
 
 def test_an_empty_list_is_warned_of() -> None:
     assert options({"SM_VLLM_CUSTOM_OPS": "[]"})[1] == [
-        "SM_VLLM_CUSTOM_OPS is an empty list and says nothing."
+        "SM_VLLM_CUSTOM_OPS is an empty list, which has no effect."
     ]
 
 
@@ -187,7 +183,7 @@ def test_the_same_option_from_two_places(
 ) -> None:
     problems = find_conflicts(CommandLine(environ, argv).invocation(config).options, NAMES)
     assert [problem.message for problem in problems] == [
-        f"{later} differs from {earlier}: remove one of them, or make them equal."
+        f"{later} differs from {earlier}. Remove one of them, or make them equal."
         for later, earlier in fields
     ]
 

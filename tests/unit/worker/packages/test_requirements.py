@@ -85,7 +85,7 @@ def test_off_is_off_for_both(folder: Path, value: str, monkeypatch: pytest.Monke
 
 def test_another_value_is_refused_and_not_repeated(folder: Path) -> None:
     problem = refused(folder, STANDARD_AUTO_INSTALL_REQ="s3cret")
-    assert problem.message == f"{ENV_ENABLED} is neither true nor false: use true or false."
+    assert problem.message == f"{ENV_ENABLED} is not a boolean. Use true or false."
     assert problem.source == "Environment"
 
 
@@ -97,7 +97,7 @@ def test_explicit_arguments_replace_the_file(folder: Path) -> None:
 
 
 def test_an_open_quotation_is_refused(folder: Path) -> None:
-    assert "has a quotation mark that is not closed" in refused(folder, STANDARD_PIP_ARGS="'numpy").message
+    assert "contains an unclosed quotation mark" in refused(folder, STANDARD_PIP_ARGS="'numpy").message
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_open_quotation_is_refused(folder: Path) -> None:
 )  # fmt: skip
 def test_options_that_contradict_the_workers_are_refused(folder: Path, arguments: str, option: str) -> None:
     message = refused(folder, STANDARD_PIP_ARGS=arguments).message
-    assert message.startswith(f"{ENV_ARGUMENTS} holds {option}, ")
+    assert message.startswith(f"{ENV_ARGUMENTS} contains {option}, ")
 
 
 @pytest.mark.parametrize(
@@ -204,8 +204,8 @@ NO_NAME = (
     "([Errno -2] Name or service not known)\")'"
 )
 NO_NAME_SAID = (
-    "No matching distribution found for tool; the index was not reached: Failed to resolve 'no.such.host' "
-    "([Errno -2] Name or service not known)"
+    "No matching distribution found for tool; the package index cannot be reached: Failed to resolve "
+    "'no.such.host' ([Errno -2] Name or service not known)"
 )
 TIMEOUT = (
     "'ConnectTimeoutError(<pip._vendor.urllib3.connection.HTTPSConnection object at 0x7f>, 'Connection to "
@@ -244,7 +244,7 @@ DENIED = """WARNING: 401 Error, Credentials not correct for https://me:****@inde
 ERROR: Could not find a version that satisfies the requirement tool (from versions: none)
 ERROR: No matching distribution found for tool
 """
-DENIED_SAID = "the index answered: 401 Error, Credentials not correct for https://index.example"
+DENIED_SAID = "the package index answered: 401 Error, Credentials not correct for https://index.example"
 FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
 
 
@@ -257,17 +257,21 @@ NOT_BUILT = (
 @pytest.mark.parametrize(
     ("output", "sentence", "fix"),
     [
-        (MISSING, "No matching distribution found for tool>=2", "correct the name or the version"),
-        (UNREACHABLE.format(NO_NAME), NO_NAME_SAID, "see that the pod reaches the package index"),
-        (UNREACHABLE.format(TIMEOUT), "timed out. (connect timeout=15)", "put wheels into requirements/"),
-        (CONFLICT, CONFLICT_SAID, "the image has torch 2.13.0, which stays"),
-        (OTHER_CONFLICT, "tool 1.4 depends on torch<2", "loosen one of these versions"),
+        (MISSING, "No matching distribution found for tool>=2", "Correct the name or the version"),
+        (UNREACHABLE.format(NO_NAME), NO_NAME_SAID, "Check that the pod reaches the package index"),
+        (UNREACHABLE.format(TIMEOUT), "timed out. (connect timeout=15)", "add wheels to requirements/"),
+        (CONFLICT, CONFLICT_SAID, "The image contains torch 2.13.0, which the engine needs"),
+        (OTHER_CONFLICT, "tool 1.4 depends on torch<2", "Relax one of these versions"),
         (BUILD, NOT_BUILT, "the image has no compiler"),
-        (DENIED, DENIED_SAID, "see the credentials of the package index"),
-        (FULL, "No space left on device", "give the pod more ephemeral storage"),
-        ("/opt/python3: No module named pip\n", "the image has no pip", "use a worker image that has it"),
-        ("Usage: pip\n\nno such option: --bogus\n", "no such option: --bogus", "correct requirements.txt or"),
-        ("", "pip says nothing", "the worker's log has pip's output"),
+        (DENIED, DENIED_SAID, "Check the credentials of the package index"),
+        (FULL, "No space left on device", "Increase the ephemeral storage of the pod"),
+        (
+            "/opt/python3: No module named pip\n",
+            "the image does not contain pip",
+            "Use a worker image that contains pip",
+        ),
+        ("Usage: pip\n\nno such option: --bogus\n", "no such option: --bogus", "Correct requirements.txt or"),
+        ("", "pip has no output", "The worker's log contains pip's output"),
     ],
 )
 def test_pips_own_sentence_and_what_to_do(output: str, sentence: str, fix: str) -> None:

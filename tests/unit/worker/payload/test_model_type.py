@@ -52,7 +52,7 @@ def test_a_payload_fits_the_models_type_or_says_what_does(form: Form, model_type
     assert (problems == []) is (form in FITTING[model_type])
     for problem in problems:
         assert problem.field == f"healthCheck.payload.{form}"
-        assert ": ask with " in problem.message
+        assert ". Use " in problem.message
 
 
 @pytest.mark.parametrize("model_type", list(ModelType))
@@ -68,7 +68,8 @@ def test_the_default_fits(level: Level, model_type: ModelType) -> None:
 def test_a_question_for_scores_has_two_halves(form: Form) -> None:
     partners = SCORE_PARTNERS[form]
     (problem,) = check_payload({form.value: "x"}, SPEC, None, ModelType.SCORE)
-    assert f"has {form} without what it is compared with: add {' or '.join(partners)}." in problem.message
+    partner = " or ".join(partners)
+    assert f"contains {form} but not {partner}. Add {partner}." in problem.message
     (problem,) = check_payload({form.value: "x", partners[0]: []}, SPEC, None, ModelType.SCORE)
     assert (problem.field, "is empty" in problem.message) == (f"healthCheck.payload.{partners[0]}", True)
 
@@ -90,10 +91,10 @@ def test_names_are_held_against_the_request_of_the_models_type() -> None:
         (None, "pooling", False, None),
         (ModelType.CHAT, "generate", False, None),
         (ModelType.EMBEDDING, "pooling", False, None),
-        (ModelType.CHAT, "pooling", False, "model.type is Chat, but vLLM pools this model"),
-        (ModelType.EMBEDDING, "generate", False, "add --runner pooling to engine.args"),
-        (None, "generate", True, "The model only transcribes speech."),
-        (ModelType.CHAT, "generate", True, "The model only transcribes speech."),
+        (ModelType.CHAT, "pooling", False, "model.type is Chat, but vLLM runs the model as a pooling model"),
+        (ModelType.EMBEDDING, "generate", False, "Add --runner pooling to engine.args"),
+        (None, "generate", True, "model only transcribes speech"),
+        (ModelType.CHAT, "generate", True, "model only transcribes speech"),
     ],
 )
 def test_what_is_refused_before_the_engine_starts(
@@ -112,9 +113,9 @@ def test_what_is_refused_before_the_engine_starts(
         (ModelType.COMPLETION, ModelType.CHAT, ["generate"], None),
         (ModelType.CHAT, ModelType.COMPLETION, ["generate"], None),
         (ModelType.EMBEDDING, ModelType.EMBEDDING, ["embed"], None),
-        (ModelType.EMBEDDING, ModelType.SCORE, ["classify"], "make it Score: remove model.type."),
-        (None, None, ["plugin"], "no probe for the tasks that vLLM has for the model (plugin)"),
-        (None, None, ["transcription"], "The model only transcribes speech."),
+        (ModelType.EMBEDDING, ModelType.SCORE, ["classify"], "are those of Score. Remove model.type."),
+        (None, None, ["plugin"], "has only tasks without a probe (plugin)"),
+        (None, None, ["transcription"], "model only transcribes speech"),
         (None, None, [], "(none)"),
     ],
 )

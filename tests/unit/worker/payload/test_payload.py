@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from vllmendpoint_api import Level, ModelType, PayloadSource, payload_for
 from vllmendpoint_worker.payload.forms import RequestFields
-from vllmendpoint_worker.payload.validation import (
+from vllmendpoint_worker.payload.token_limits import (
     DEFAULT_MAX_TOKENS,
-    MAX_PAYLOAD_BYTES,
-    check_payload,
     max_generated_tokens,
     with_token_limit,
 )
+from vllmendpoint_worker.payload.validation import MAX_PAYLOAD_BYTES, check_payload
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
 SAMPLING = frozenset(
@@ -65,61 +64,101 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
     [
         (None, "healthCheck.payload", "is null"),
         ([], "healthCheck.payload", "is an empty list"),
-        ("prompt", "healthCheck.payload", "is text"),
+        ("prompt", "healthCheck.payload", "is a string"),
         (7, "healthCheck.payload", "is a number"),
         ({}, "healthCheck.payload", "empty object"),
-        ({1: "x"}, "healthCheck.payload", "key that is not text"),
+        ({1: "x"}, "healthCheck.payload", "key that is not a string"),
         ({"max_tokens": 1}, "healthCheck.payload", "none of prompt, messages and input"),
         (
             {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
             "healthCheck.payload",
-            "both prompt and messages",
+            "contains both prompt and messages",
         ),
         ({"prompt": ""}, "healthCheck.payload.prompt", "is empty"),
         ({"prompt": 7}, "healthCheck.payload.prompt", "is a number"),
-        ({"prompt": ["a", "b"]}, "healthCheck.payload.prompt", "holds 2 prompts"),
-        ({"prompt": [[1], [2], [3]]}, "healthCheck.payload.prompt", "holds 3 prompts"),
+        ({"prompt": ["a", "b"]}, "healthCheck.payload.prompt", "contains 2 prompts"),
+        ({"prompt": [[1], [2], [3]]}, "healthCheck.payload.prompt", "contains 3 prompts"),
         ({"prompt": [""]}, "healthCheck.payload.prompt", "an empty entry"),
         ({"input": ["a", []]}, "healthCheck.payload.input", "an empty entry"),
-        ({"prompt": ["a", 1]}, "healthCheck.payload.prompt", "mixes token ids with text"),
+        ({"prompt": ["a", 1]}, "healthCheck.payload.prompt", "mixes token ids and strings"),
         (
             {"messages": [{"role": "user", "content": None}]},
             "healthCheck.payload.messages",
             "without content",
         ),
-        ({"prompt": [1, -2]}, "healthCheck.payload.prompt", "has an entry (1) that is neither text nor"),
-        ({"prompt": [True]}, "healthCheck.payload.prompt", "has an entry (0) that is neither text nor"),
-        ({"prompt": [[[1]]]}, "healthCheck.payload.prompt", "has an entry (0) that is neither text nor"),
+        (
+            {"prompt": [1, -2]},
+            "healthCheck.payload.prompt",
+            "contains an entry (1) that is neither a string nor",
+        ),
+        (
+            {"prompt": [True]},
+            "healthCheck.payload.prompt",
+            "contains an entry (0) that is neither a string nor",
+        ),
+        (
+            {"prompt": [[[1]]]},
+            "healthCheck.payload.prompt",
+            "contains an entry (0) that is neither a string nor",
+        ),
         (
             {"documents": ["a"]},
             "healthCheck.payload",
-            "has documents without what is compared with it: add query",
+            "contains documents but not query. Add query.",
         ),
-        ({"text_2": "a"}, "healthCheck.payload", "has text_2 without what is compared with it: add text_1"),
-        ({"messages": "hi"}, "healthCheck.payload.messages", "is text"),
+        ({"text_2": "a"}, "healthCheck.payload", "contains text_2 but not text_1. Add text_1."),
+        ({"messages": "hi"}, "healthCheck.payload.messages", "is a string"),
         ({"messages": []}, "healthCheck.payload.messages", "is an empty list"),
         ({"messages": ["hi"]}, "healthCheck.payload.messages", "entry (0)"),
         ({"messages": [{"role": "user"}]}, "healthCheck.payload.messages", "without content"),
         ({"messages": [{"role": "user", "content": 5}]}, "healthCheck.payload.messages", "is a number"),
-        ({"text": "Hi"}, "healthCheck.payload", "add prompt (completion), messages (chat)"),
-        ({"prompt": "a", "max_tokens": 0}, "healthCheck.payload.max_tokens", "above 0"),
-        ({"prompt": "a", "max_tokens": "1"}, "healthCheck.payload.max_tokens", "above 0"),
-        ({"prompt": "a", "max_tokens": True}, "healthCheck.payload.max_tokens", "above 0"),
+        ({"text": "Hi"}, "healthCheck.payload", "Add prompt (completion), messages (chat)"),
+        (
+            {"prompt": "a", "max_tokens": 0},
+            "healthCheck.payload.max_tokens",
+            "is not a positive integer. Use at least 1.",
+        ),
+        (
+            {"prompt": "a", "max_tokens": "1"},
+            "healthCheck.payload.max_tokens",
+            "is not a positive integer. Use at least 1.",
+        ),
+        (
+            {"prompt": "a", "max_tokens": True},
+            "healthCheck.payload.max_tokens",
+            "is not a positive integer. Use at least 1.",
+        ),
         ({"prompt": "a", "temperature": "0"}, "healthCheck.payload.temperature", "not a number"),
         ({"prompt": "a", "temperature": float("nan")}, "healthCheck.payload", "NaN"),
-        ({"prompt": "a", "top_p": float("inf")}, "healthCheck.payload", "infinite"),
+        ({"prompt": "a", "top_p": float("inf")}, "healthCheck.payload", "infinity"),
         ({"prompt": "a", "stream": "no"}, "healthCheck.payload.stream", "true or false"),
-        ({"prompt": "a", "use_beam_search": True}, "healthCheck.payload.use_beam_search", "cannot be used"),
+        (
+            {"prompt": "a", "use_beam_search": True},
+            "healthCheck.payload.use_beam_search",
+            "is not supported in a probe",
+        ),
         ({"prompt": "a" * MAX_PAYLOAD_BYTES}, "healthCheck.payload", "bytes"),
-        ({"prompt": "a", "max_token": 1}, "healthCheck.payload", "did you mean max_tokens"),
-        ({"prompt": "a", "max_completion_tokens": 1}, "healthCheck.payload", "did you mean max_tokens"),
-        ({"prompt": "a", "max_output_tokens": 1}, "healthCheck.payload", "did you mean max_tokens"),
-        ({"prompt": "a", "max_new_tokens": 1}, "healthCheck.payload", "did you mean max_tokens"),
-        ({"prompt": object()}, "healthCheck.payload", "JSON cannot carry"),
-        ({"prompt": "a", "logit_bias": {5: 1}}, "healthCheck.payload", "key that is not text"),
+        ({"prompt": "a", "max_token": 1}, "healthCheck.payload", "Rename it to max_tokens, or remove it."),
+        (
+            {"prompt": "a", "max_completion_tokens": 1},
+            "healthCheck.payload",
+            "Rename it to max_tokens, or remove it.",
+        ),
+        (
+            {"prompt": "a", "max_output_tokens": 1},
+            "healthCheck.payload",
+            "Rename it to max_tokens, or remove it.",
+        ),
+        (
+            {"prompt": "a", "max_new_tokens": 1},
+            "healthCheck.payload",
+            "Rename it to max_tokens, or remove it.",
+        ),
+        ({"prompt": object()}, "healthCheck.payload", "JSON cannot represent"),
+        ({"prompt": "a", "logit_bias": {5: 1}}, "healthCheck.payload", "key that is not a string"),
         ({"prompt": "a", "seed": 2**63}, "healthCheck.payload", "more than 64 bits"),
-        ({"prompt": "\ud800"}, "healthCheck.payload", "UTF-8 cannot carry"),
-        ({"prompt": "a", "\udfff": 1}, "healthCheck.payload", "UTF-8 cannot carry"),
+        ({"prompt": "\ud800"}, "healthCheck.payload", "UTF-8 cannot encode"),
+        ({"prompt": "a", "\udfff": 1}, "healthCheck.payload", "UTF-8 cannot encode"),
         ({"prompt": "a", "stop": [[] for _ in range(MAX_PAYLOAD_BYTES)]}, "healthCheck.payload", "too large"),
     ],
 )
@@ -179,7 +218,7 @@ def test_the_guides_payloads_are_asked_to_the_letter(level: Level, model_type: M
 def test_a_payload_that_contains_itself_is_refused() -> None:
     payload: dict[str, object] = {"prompt": "a"}
     payload["self"] = payload
-    assert "nested deeper than 32 levels" in check_payload(payload, SPEC, FIELDS, None)[0].message
+    assert "nested more than 32 levels deep" in check_payload(payload, SPEC, FIELDS, None)[0].message
 
 
 def test_a_payload_that_is_small_and_endless_to_write_out_is_refused() -> None:
@@ -200,7 +239,7 @@ def test_many_unknown_fields_are_counted_not_listed() -> None:
     payload = {"prompt": "a"} | {f"zzz{number}": 1 for number in range(2000)}
     problems = check_payload(payload, SPEC, FIELDS, None)
     assert len(problems) == 9
-    assert "has 1992 more" in problems[-1].message
+    assert "contains 1992 more fields" in problems[-1].message
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def test_an_error_that_occurs_twice_while_the_engine_answers_rejects_the_p
 ) -> None:
     found = await run_trial(responses(error, error), responses(COMPLETE), read_rejection)
     assert isinstance(found, VLLMRejection)
-    assert "(detail)" in found.sentence
+    assert "(detail)" in found.message
 
 
 class SelectiveEngine(FakeEngine):

@@ -12,15 +12,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from vllmendpoint_api import Mode
-from vllmendpoint_worker.config.merge import (
-    ENV_ENABLED,
-    ENV_INTERVAL,
-    ENV_PAYLOAD_DISABLED,
-    PayloadSources,
-    Rejected,
-    Resolved,
-    merge,
-)
+from vllmendpoint_worker.config.merge import merge
+from vllmendpoint_worker.config.payload_sources import PayloadSources
+from vllmendpoint_worker.config.probe_settings import ENV_ENABLED, ENV_INTERVAL, ENV_PAYLOAD_DISABLED
+from vllmendpoint_worker.config.resolved import Rejected, Resolved
 
 from ._errors import HealthCheckRejectedError
 

@@ -9,10 +9,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vllmendpoint_api import Mode, ModelType, PayloadSource, Reason
-from vllmendpoint_worker.config.merge import ABSENT, ENV_ENABLED, PayloadSources, Rejected, Resolved, merge
+from vllmendpoint_worker.config.merge import merge
+from vllmendpoint_worker.config.payload_sources import ABSENT, PayloadSources
+from vllmendpoint_worker.config.probe_settings import ENV_ENABLED
+from vllmendpoint_worker.config.resolved import Rejected, Resolved
 from vllmendpoint_worker.config.sources import REMOVED_VARIABLES, ConfigSources
 from vllmendpoint_worker.payload.forms import Form
-from vllmendpoint_worker.payload.validation import with_token_limit
+from vllmendpoint_worker.payload.token_limits import with_token_limit
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from ._dynamo import HEALTH_CHECK_KEY, log_message
@@ -104,7 +107,7 @@ def _config_field(config: object, name: str) -> object:
     if isinstance(config, str | bytes | os.PathLike | int | float | list | tuple | set):
         origin = SettingOrigin(PayloadSource.CONFIG_FILE, "config")
         what = f"is of type {type(config).__name__}"
-        fix = "give an object or a mapping with model, health_check_level, health_check_payload; or None"
+        fix = "Use None, or an object or mapping with model, health_check_level and health_check_payload."
         raise HealthCheckRejectedError([origin.violation(what, fix, reason=Reason.INVALID_CONFIG_FILE)])
     value = getattr(config, name, None)
     return ABSENT if value is None else value
@@ -123,7 +126,7 @@ def _parse_model_type(config: object, model_type: str | None) -> ModelType | Non
         return _TYPES[word]
     origin = SettingOrigin(PayloadSource.RUNTIME, "model_type")
     known = ", ".join([_GENERATE, *_TYPES])
-    raise HealthCheckRejectedError([origin.violation("is not a model type", f"use one of {known}")])
+    raise HealthCheckRejectedError([origin.violation("is not a model type", f"Use one of {known}.")])
 
 
 def _resolve(sources: PayloadSources, model_type: ModelType | None) -> Resolved | None:
@@ -145,6 +148,6 @@ def _to_prompt(payload: object) -> object:
     tokens = payload[_TOKENS]
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
         origin = SettingOrigin(PayloadSource.RUNTIME, "health_check_payload")
-        what, fix = "is not a list of token ids", "give at least one whole number"
+        what, fix = "is not a list of token ids", "Use at least one integer."
         raise HealthCheckRejectedError([origin.violation(what, fix, field=_TOKENS)])
     return {**{name: value for name, value in payload.items() if name != _TOKENS}, Form.PROMPT.value: tokens}

@@ -1,7 +1,6 @@
-"""The configuration in force: loaded, merged, translated; kept while a newer one is refused.
+"""Loads and checks the configuration, waits for changes of it, and publishes the result in the report.
 
-Between the pure modules and the running worker: it publishes what it decides in the worker state, and hands
-a new health check to whoever runs it.
+A rejected change leaves the active configuration unchanged.
 """
 
 import asyncio
@@ -31,7 +30,9 @@ from vllmendpoint_worker.vllm_rejections import VLLMRejection, find_rejected_fie
 
 from .custom_default import CUSTOM_DEFAULT
 from .handler_config import HandlerConfig
-from .merge import ABSENT, Rejected, Resolved, merge
+from .merge import merge
+from .payload_sources import ABSENT
+from .resolved import Rejected, Resolved
 from .sources import ConfigSources, LoadedConfiguration
 
 __all__ = ["POLL_SECONDS", "Configuration", "rejected_by_vllm", "translation_problem", "with_custom_default"]
@@ -39,26 +40,29 @@ __all__ = ["POLL_SECONDS", "Configuration", "rejected_by_vllm", "translation_pro
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
-"""How often the files' ``stat`` is compared; a change is in force within this and the time of a reload."""
+"""Interval between two checks of the files for changes."""
 
 _MAX_READS: Final = 5
 
+_MAX_REPORTED: Final = 16
+"""Problems and warnings that a report contains."""
+
 RELOAD_POSTPONED: Final = (
-    "The engine has not answered the changed health check yet: the one before stays in force, and the "
-    "changed one is tried again. See status.workers for the engine; a longer healthCheck.timeoutSeconds, or "
-    "a payload that asks for less, may help."
+    "The engine has not answered the changed health check yet. The previous health check stays active, and "
+    "the worker retries the changed one. Check the engine in status.workers, increase "
+    "healthCheck.timeoutSeconds, or use a smaller payload."
 )
 
 
 class Configuration:
-    """``fields``, ``option_names``, ``parsers`` and ``model_type`` sharpen the check as they become known
-    during the start.
+    """``fields``, ``option_names``, ``parsers`` and ``model_type`` become known during the start. Each makes
+    the check stricter.
     """
 
     def __init__(self, sources: ConfigSources, state: WorkerState) -> None:
         self._sources = sources
         self._state = state
-        self._signature: dict[Path, object] = {}
+        self._fingerprints: dict[Path, object] = {}
         self._custom_default = CUSTOM_DEFAULT.version
         self.fields: RequestFields | None = None
         self.option_names: Mapping[str, str] = {}
@@ -69,7 +73,9 @@ class Configuration:
     async def wait_until_accepted(
         self, check: Callable[[LoadedConfiguration], Awaitable[None]]
     ) -> LoadedConfiguration:
-        """Load until ``check`` accepts; while it refuses, stay up, say why, and watch the files."""
+        """Load until ``check`` accepts the configuration. After each rejection, report the problems and wait
+        for a change.
+        """
         while True:
             loaded = await self.load()
             try:
@@ -84,25 +90,26 @@ class Configuration:
             await self.wait_for_change()
 
     async def stay_rejected(self, problems: Sequence[Problem]) -> NoReturn:
-        """Stay up, unready, and say why: only another pod mends this, no change of the files."""
+        """Report the problems and stay not ready. Only a new pod can fix them, no change of the files."""
 
         async def check(loaded: LoadedConfiguration) -> None:
             del loaded
             raise ConfigurationRejectedError(problems)
 
         await self.wait_until_accepted(check)
-        raise AssertionError("the check accepts nothing")
+        raise AssertionError("the check rejects every configuration")
 
     async def preflight(self, *, handlers: bool = True) -> LoadedConfiguration:
-        """What can be told before anything heavy is imported: the report says it within a second.
+        """Run all checks that need neither Dynamo nor vLLM, whose import takes many seconds.
 
-        Without ``handlers``: before the model's data, which may hold them, is there.
+        Without ``handlers``, skip the problems of handlers, because the model data may contain them and is
+        not downloaded yet.
         """
 
-        async def light(loaded: LoadedConfiguration) -> None:
+        async def check(loaded: LoadedConfiguration) -> None:
             self.check(loaded if handlers else replace(loaded, handler_problems=()))
 
-        return await self.wait_until_accepted(light)
+        return await self.wait_until_accepted(check)
 
     def check(self, loaded: LoadedConfiguration) -> None:
         """Raises ConfigurationRejectedError."""
@@ -118,28 +125,30 @@ class Configuration:
             raise ConfigurationRejectedError(problems)
 
     async def load(self) -> LoadedConfiguration:
-        """Read everything, off the loop, and again where a file changed meanwhile, or more were named:
-        settings and script come together. What changes without end is read as it is, and seen to change.
+        """Read everything, again if a watched file changes meanwhile, so that the settings match the script.
+
+        After ``_MAX_READS`` reads, the last one counts, and :meth:`wait_for_change` returns at once.
         """
         for _ in range(_MAX_READS):
             self._custom_default = CUSTOM_DEFAULT.version
-            self._signature = await run_blocking(self._sources.fingerprints)
+            self._fingerprints = await run_blocking(self._sources.fingerprints)
             loaded = self._with_parsed_options(await run_blocking(self._sources.load))
-            if self._signature == await run_blocking(self._sources.fingerprints):
+            if self._fingerprints == await run_blocking(self._sources.fingerprints):
                 break
         return loaded
 
     def pending_handlers(self) -> HandlerConfig | None:
-        """The handlers that are wanted by a change which is not taken up yet; None where there is none, or it
-        is refused. Reads files: not on the event loop.
+        """The handlers of a change that is not loaded yet; None if there is no change or it is invalid.
+
+        Reads files, so call it off the event loop.
         """
-        if self._sources.fingerprints() == self._signature:
+        if self._sources.fingerprints() == self._fingerprints:
             return None
         loaded = self._sources.load()
         return None if loaded.handler_problems else loaded.handlers
 
     def _with_parsed_options(self, loaded: LoadedConfiguration) -> LoadedConfiguration:
-        """With what the options mean to the engine's parsers, once these are imported."""
+        """Adds the arguments and warnings that depend on the engine's parsers, once they are imported."""
         if self.parsers is None:
             return loaded
         engine = loaded.engine
@@ -161,25 +170,23 @@ class Configuration:
         return result
 
     def watch(self, files: frozenset[Path]) -> None:
-        """Files of imported handlers count from now on; that they do is no change. What else changed while
-        they were imported is one still.
-        """
+        """Also watch files of imported handlers. Only later changes of them count as a change."""
         self._sources.watch(files)
-        self._signature |= {path: file_fingerprint(path) for path in files - self._signature.keys()}
+        self._fingerprints |= {path: file_fingerprint(path) for path in files - self._fingerprints.keys()}
 
     async def wait_for_change(self) -> None:
-        """Return when a file has changed since the last load, or a script has set another custom default."""
+        """Return when a watched file, or the payload that a script sets, differs from the last load."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             if CUSTOM_DEFAULT.version != self._custom_default:
                 return
-            if await run_blocking(self._sources.fingerprints) != self._signature:
+            if await run_blocking(self._sources.fingerprints) != self._fingerprints:
                 return
 
     def publish_accepted(
         self, resolved: Resolved, loaded: LoadedConfiguration, notes: tuple[str, ...] = ()
     ) -> None:
-        """Publish and log what is in force now."""
+        """Report and log the active configuration. ``notes`` are further warnings."""
         self.resolved = resolved
         for warning in loaded.warnings:
             logger.warning("Configuration: %s", warning)
@@ -187,64 +194,68 @@ class Configuration:
             configuration=ConfigurationReport(
                 state=ConfigurationState.RESOLVED,
                 settings_hash=loaded.settings_hash,
-                warnings=(*loaded.warnings, *resolved.warnings, *notes)[:16],
+                warnings=(*loaded.warnings, *resolved.warnings, *notes)[:_MAX_REPORTED],
             ),
             health_check=resolved.report(),
         )
-        shown = "not shown, it may hold a secret" if resolved.confidential else resolved.bounded_payload
+        payload = "not shown, it may contain a secret" if resolved.confidential else resolved.bounded_payload
         logger.info(
             "Health check payload: source=%s level=%s mode=%s payload=%s",
             resolved.source,
             resolved.level,
             resolved.mode,
-            shown,
+            payload,
         )
 
     def publish_postponed(self) -> None:
-        """Say that a changed health check waits for the engine; what was in force stays in force."""
+        """Report that the engine has not answered a changed health check yet."""
         current = self._state.snapshot.configuration
         if RELOAD_POSTPONED not in current.warnings:
             logger.warning(RELOAD_POSTPONED)
-            warnings = (RELOAD_POSTPONED, *current.warnings)[:16]
+            warnings = (RELOAD_POSTPONED, *current.warnings)[:_MAX_REPORTED]
             self._state.update(configuration=current.model_copy(update={"warnings": warnings}))
 
     def publish_rejected(
         self, problems: tuple[Problem, ...], loaded: LoadedConfiguration, *, first: bool
     ) -> None:
-        """Say what is wrong. At the first start the worker stays up, unready, and counts as started."""
+        """Report and log the problems.
+
+        At the ``first`` start the worker runs on, is not ready, and counts as started, so that the kubelet
+        does not restart it.
+        """
         for problem in problems:
             logger.error(
-                "Configuration refused (%s, %s): %s", problem.reason, problem.source, problem.message
+                "Configuration rejected (%s, %s): %s", problem.reason, problem.source, problem.message
             )
         self._state.update(
             configuration=ConfigurationReport(
                 state=ConfigurationState.REJECTED,
                 settings_hash=loaded.settings_hash,
-                problems=problems[:16],
-                warnings=loaded.warnings[:16],
+                problems=problems[:_MAX_REPORTED],
+                warnings=loaded.warnings[:_MAX_REPORTED],
             )
         )
         if first:
             self._state.enter_stage(Stage.REJECTED, problems[0].message if problems else "")
-            self._state.update(started=True, not_ready_reason="the configuration is refused")
+            self._state.update(started=True, not_ready_reason="the configuration is rejected")
 
 
 def with_custom_default(
     loaded: LoadedConfiguration, payload: Mapping[str, Any] | None
 ) -> LoadedConfiguration:
-    """``loaded`` as it is once the script that has set ``payload``, or nothing, is in force."""
+    """``loaded`` with the payload that a script sets, or None if it sets none."""
     custom_default = ABSENT if payload is None else payload
     return replace(loaded, sources=replace(loaded.sources, custom_default=custom_default))
 
 
 def translation_problem(resolved: Resolved, error: TranslationError) -> Problem:
-    """What was refused, said of the setting the payload came from."""
-    if error.refusal is not None:
-        return rejected_by_vllm(resolved, error.refusal, error.field)
-    return resolved.origin.violation(str(error), "correct the payload", field=error.field)
+    """The problem of the setting that the payload comes from."""
+    if error.rejection is not None:
+        return rejected_by_vllm(resolved, error.rejection, error.field)
+    return resolved.origin.violation(str(error), resolved.origin.correction, field=error.field)
 
 
-def rejected_by_vllm(resolved: Resolved, refusal: VLLMRejection, field: str = "") -> Problem:
-    """vLLM's sentence, said of the setting the payload came from."""
-    sentence = publishable_message(refusal, resolved.payload, confidential=resolved.confidential)
-    return resolved.origin.vllm_rejection(field or find_rejected_field(refusal, resolved.payload), sentence)
+def rejected_by_vllm(resolved: Resolved, rejection: VLLMRejection, field: str = "") -> Problem:
+    """The problem of the setting that the payload comes from, with vLLM's message."""
+    message = publishable_message(rejection, resolved.payload, confidential=resolved.confidential)
+    return resolved.origin.vllm_rejection(field or find_rejected_field(rejection, resolved.payload), message)

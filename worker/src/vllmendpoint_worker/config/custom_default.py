@@ -1,7 +1,7 @@
-"""The payload of ``set_custom_health_check_payload()``: one a process, level 4 of the precedence.
+"""Stores the payload that ``set_custom_health_check_payload()`` sets for the process: level 4 of
+``docs/guide/health-check-payloads.md`` ("Configuration priority").
 
-Apart from :mod:`vllmendpoint_worker.compat`, which sets it: the worker reads it without importing the guide's
-names.
+:mod:`vllmendpoint_worker.compat` sets it. The worker reads it from here without importing that package.
 """
 
 import copy
@@ -11,36 +11,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .merge import ABSENT
+from .payload_sources import ABSENT
 
 __all__ = ["CUSTOM_DEFAULT", "CustomDefault", "ImportedDefault"]
 
 
 @dataclass(slots=True)
 class ImportedDefault:
-    """What a script has set while it was imported."""
+    """The payload that a script sets during its import."""
 
     payload: Mapping[str, Any] | None = None
 
 
 class _ThreadState(threading.local):
     imported: ImportedDefault | None = None
-    """Where this thread imports a script."""
+    """Not None while this thread imports a script."""
 
 
 class CustomDefault:
-    """Set by a handler script, on whatever thread imports it; read when the configuration is loaded."""
+    """A handler script sets it, on the thread that imports the script. The worker reads it at every load."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._payload: Mapping[str, Any] | None = None
         self._version = 0
-        self._here = _ThreadState()
+        self._thread = _ThreadState()
 
     def set(self, payload: Mapping[str, Any] | None) -> None:
-        """A checked payload, or None for none; copied, so that the caller's object stays the caller's."""
+        """Set a copy of a checked payload; None removes it."""
         payload = copy.deepcopy(payload)
-        if (imported := self._here.imported) is not None:
+        if (imported := self._thread.imported) is not None:
             imported.payload = payload
             return
         with self._lock:
@@ -50,28 +50,28 @@ class CustomDefault:
 
     @contextmanager
     def capture_import(self) -> Iterator[ImportedDefault]:
-        """Around the import of a script, on the thread that imports it.
+        """Capture the payload that a script sets while this thread imports it.
 
-        What it sets (nothing counts too) is held back: whoever puts the script in force sets it, in the place
-        of what the script before it set.
+        The caller sets the captured payload, which may be None, when it activates the script. It replaces the
+        payload of the previous script.
         """
-        self._here.imported = imported = ImportedDefault()
+        self._thread.imported = imported = ImportedDefault()
         try:
             yield imported
         finally:
-            self._here.imported = None
+            self._thread.imported = None
 
     @property
     def value(self) -> object:
         """The payload, or ``ABSENT``."""
-        imported = self._here.imported
+        imported = self._thread.imported
         with self._lock:
             payload = imported.payload if imported is not None else self._payload
         return ABSENT if payload is None else copy.deepcopy(payload)
 
     @property
     def version(self) -> int:
-        """Another one after every change: what a watcher compares. Setting the same again is none."""
+        """Changes with the payload."""
         with self._lock:
             return self._version
 

@@ -1,6 +1,7 @@
-"""What handlers the user asks for: the CR's settings and SageMaker's environment, read and checked.
+"""Reads which handlers the user configures: in the VLLMEndpoint and in the environment variables of
+``docs/guide/custom-handlers.md`` ("Environment variables").
 
-Nothing of the user's code runs here, so it can be told in the worker's first second.
+No code of the user runs here, so the worker reports problems in the first second of its start.
 """
 
 import ast
@@ -42,7 +43,8 @@ ENV_LOG_LEVEL: Final = "SAGEMAKER_CONTAINER_LOG_LEVEL"
 DEFAULT_SCRIPT: Final = "model.py"
 MAX_SCRIPT_BYTES: Final = 1024 * 1024
 
-_LEVELS: Final = ("ERROR", "INFO", "DEBUG", "WARNING", "CRITICAL")
+_MAX_ERROR: Final = 512
+_LOG_LEVELS: Final = ("ERROR", "INFO", "DEBUG", "WARNING", "CRITICAL")
 
 
 class Route(StrEnum):
@@ -60,12 +62,12 @@ MIDDLEWARE_VARIABLES: Final = (
     "CUSTOM_PRE_PROCESS",
     "CUSTOM_POST_PROCESS",
 )
-"""The linked guide's ("Customize Pre/Post Processing")."""
+"""Variables of ``model-hosting-container-standards`` for code before and after every request."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerReference:
-    """One setting that names a function: where it was made, and what it names."""
+    """A setting that names a function: its source, its name and the path in it."""
 
     source: HandlerSource
     field: str
@@ -74,11 +76,11 @@ class HandlerReference:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The script, as it was read."""
+    """The handler script and its content."""
 
     path: Path
     source: HandlerSource
-    """``Spec``, ``Environment`` (its name was set) or ``Default``."""
+    """``Spec``, ``Environment`` (the variable with its name is set) or ``Default``."""
     content: bytes = field(repr=False)
 
     @property
@@ -88,89 +90,98 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class HandlerConfig:
-    """Everything that decides which handlers answer. Equal where nothing changed."""
+    """Everything that determines which handlers answer. Equal as long as nothing changes."""
 
     folder: Path
     script: Script | None = None
     script_path: Path = Path(DEFAULT_MODEL_PATH) / DEFAULT_SCRIPT
-    """Where the script is looked for; the CR's stands in for this one."""
+    """Path of the script in the model's folder. The script of the VLLMEndpoint replaces it."""
     references: Mapping[Route, HandlerReference] = field(default_factory=dict)
     middleware: tuple[HandlerReference, ...] = ()
     log_level: str = ""
 
     @property
     def watched(self) -> tuple[Path, ...]:
-        """What changes when the answer may change, before any of it is loaded."""
+        """Files and folders to watch for changes before the code is loaded."""
         return (self.folder, self.script_path, *self._referenced_files())
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The script, and the other files that are named."""
+        """The script and the other referenced files."""
         script = () if self.script is None else (self.script.path,)
         return (*script, *self._referenced_files())
 
-    def _referenced_files(self) -> list[Path]:
-        files = [
-            Path(choice.path.where) for choice in self._all_references() if choice.path.kind is PathKind.FILE
-        ]
-        return [self.folder / file for file in files]
-
-    def _all_references(self) -> list[HandlerReference]:
+    def all_references(self) -> list[HandlerReference]:
+        """The handlers of both routes and the middleware."""
         return [*self.references.values(), *self.middleware]
+
+    def _referenced_files(self) -> list[Path]:
+        return [
+            self.folder / reference.path.location
+            for reference in self.all_references()
+            if reference.path.kind is PathKind.FILE
+        ]
 
 
 def read_handler_config(
     settings: HandlerSettings, settings_dir: Path, environ: Mapping[str, str]
 ) -> tuple[HandlerConfig, tuple[Problem, ...]]:
-    """What is asked for, and all that can be told to be wrong with it without running it."""
-    set_ = {name: value.strip() for name, value in environ.items() if value.strip()}
+    """The configured handlers, and all problems that are visible without running the user's code."""
+    variables = {name: value.strip() for name, value in environ.items() if value.strip()}
     folder = Path(model_path(environ))
     problems: list[Problem] = []
-    if ENV_MODEL_PATH in set_ and (what := _folder_error(folder)):
-        problems.append(
-            _problem(Reason.SCRIPT_NOT_FOUND, HandlerSource.ENVIRONMENT, ENV_MODEL_PATH,
-                     what, "mount it or remove the variable")
-        )  # fmt: skip
-    script_path = folder / set_.get(ENV_SCRIPT, DEFAULT_SCRIPT)
-    script, wrong = _read_script(settings, settings_dir, script_path, named=ENV_SCRIPT in set_)
-    problems += wrong
-    choices: dict[Route, HandlerReference] = {}
-    for route, in_spec, field_ in (
+    if ENV_MODEL_PATH in variables and (fault := _folder_fault(folder)):
+        fix = "Mount the folder or remove the variable."
+        problems.append(_environment_problem(Reason.SCRIPT_NOT_FOUND, ENV_MODEL_PATH, fault, fix))
+    script_path = folder / variables.get(ENV_SCRIPT, DEFAULT_SCRIPT)
+    script, script_problems = _read_script(settings, settings_dir, script_path, named=ENV_SCRIPT in variables)
+    problems += script_problems
+    references = _read_references(settings, variables, problems)
+    middleware = _read_middleware(variables, problems)
+    level = variables.get(ENV_LOG_LEVEL, "").upper()
+    if level and level not in _LOG_LEVELS and not (level.isdecimal() and len(level) <= 4):
+        fault, fix = "is not a log level", "Use ERROR, INFO or DEBUG."
+        problems.append(_environment_problem(Reason.INVALID_ENVIRONMENT, ENV_LOG_LEVEL, fault, fix))
+        level = ""
+    config = HandlerConfig(folder, script, script_path, references, middleware, level)
+    if script is None and not script_problems:
+        problems += [
+            _missing_script(reference)
+            for reference in config.all_references()
+            if reference.path.kind is PathKind.SCRIPT
+        ]
+    return config, tuple(problems)
+
+
+def _read_references(
+    settings: HandlerSettings, variables: Mapping[str, str], problems: list[Problem]
+) -> dict[Route, HandlerReference]:
+    """The spec has priority over the environment."""
+    references: dict[Route, HandlerReference] = {}
+    for route, in_spec, spec_field in (
         (Route.PING, settings.ping, "handlers.ping"),
         (Route.INVOCATIONS, settings.invocations, "handlers.invocations"),
     ):
         variable = HANDLER_VARIABLES[route]
-        source, name, text = HandlerSource.SPEC, field_, in_spec
+        source, name, text = HandlerSource.SPEC, spec_field, in_spec
         if text is None:
-            source, name, text = HandlerSource.ENVIRONMENT, variable, set_.get(variable)
-        if text is not None and (choice := _parse_reference(source, name, text, problems)) is not None:
-            choices[route] = choice
-    middleware = [
-        choice
+            source, name, text = HandlerSource.ENVIRONMENT, variable, variables.get(variable)
+        if text is not None and (reference := _parse_reference(source, name, text, problems)) is not None:
+            references[route] = reference
+    return references
+
+
+def _read_middleware(variables: Mapping[str, str], problems: list[Problem]) -> tuple[HandlerReference, ...]:
+    references = [
+        _parse_reference(HandlerSource.ENVIRONMENT, variable, variables[variable], problems)
         for variable in MIDDLEWARE_VARIABLES
-        if variable in set_
-        and (choice := _parse_reference(HandlerSource.ENVIRONMENT, variable, set_[variable], problems))
-        is not None
+        if variable in variables
     ]
-    level = set_.get(ENV_LOG_LEVEL, "").upper()
-    if level and level not in _LEVELS and not (level.isdecimal() and len(level) <= 4):
-        problems.append(
-            _problem(Reason.INVALID_ENVIRONMENT, HandlerSource.ENVIRONMENT, ENV_LOG_LEVEL,
-                     "is no log level", "use ERROR, INFO or DEBUG")
-        )  # fmt: skip
-        level = ""
-    wanted = HandlerConfig(folder, script, script_path, choices, tuple(middleware), level)
-    if script is None:
-        problems += [
-            _missing_script(choice)
-            for choice in [*choices.values(), *middleware]
-            if choice.path.kind is PathKind.SCRIPT and not wrong
-        ]
-    return wanted, tuple(problems)
+    return tuple(reference for reference in references if reference is not None)
 
 
-def _folder_error(folder: Path) -> str:
-    """What keeps ``folder`` from being used, or ""."""
+def _folder_fault(folder: Path) -> str:
+    """Why ``folder`` is not usable, or ""."""
     try:
         return "" if folder.is_dir() else "names a folder that does not exist"
     except OSError as error:
@@ -178,68 +189,87 @@ def _folder_error(folder: Path) -> str:
 
 
 def _parse_reference(
-    source: HandlerSource, field_: str, text: str, problems: list[Problem]
+    source: HandlerSource, name: str, text: str, problems: list[Problem]
 ) -> HandlerReference | None:
     path = parse_handler_path(text)
     if isinstance(path, HandlerPath):
-        return HandlerReference(source, field_, path)
-    problems.append(_problem(Reason.INVALID_HANDLER, source, field_, path, PATH_FORMATS))
+        return HandlerReference(source, name, path)
+    problems.append(_problem(Reason.INVALID_HANDLER, source, name, path, PATH_FORMATS))
     return None
 
 
 def _read_script(
     settings: HandlerSettings, settings_dir: Path, script_path: Path, *, named: bool
 ) -> tuple[Script | None, list[Problem]]:
+    """The script of the VLLMEndpoint, else the one in the model's folder, whose name a variable may set."""
     in_spec = settings.script_digest is not None
     source = HandlerSource.SPEC if in_spec else HandlerSource.ENVIRONMENT if named else HandlerSource.DEFAULT
     path = settings_dir / names.SCRIPT_FILE if in_spec else script_path
-    field_ = "handlers.script" if in_spec else ENV_SCRIPT
+    name = "handlers.script" if in_spec else ENV_SCRIPT
+    content, fault = _read_content(path, source)
+    if fault is not None:
+        return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, name, *fault)]
+    if content is None:
+        return None, []
+    script = Script(path, source, content)
+    if in_spec and script.digest != settings.script_digest:
+        fault = (
+            "is not the version that the settings announce",
+            "Wait: the kubelet updates the settings volume within a minute.",
+        )
+        return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, name, *fault)]
+    if error := _syntax_error(script):
+        fault = (f"is not valid Python: {path.name}{error}", "Correct the script.")
+        return None, [_problem(Reason.HANDLER_IMPORT_FAILED, source, name, *fault)]
+    return script, []
+
+
+def _read_content(path: Path, source: HandlerSource) -> tuple[bytes | None, tuple[str, str] | None]:
+    """The content, or the fault and the fix. Neither, if nothing requires the script."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_SCRIPT_BYTES + 1)
     except FileNotFoundError:
         if source is HandlerSource.DEFAULT:
-            return None, []
-        what = "is not in the settings volume yet" if in_spec else "names a file that does not exist"
-        fix = "it comes within a minute" if in_spec else f"put it in {MODEL_FOLDER}"
-        return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, fix)]
+            return None, None
+        if source is HandlerSource.SPEC:
+            fix = "Wait: the kubelet updates the settings volume within a minute."
+            return None, ("does not exist in the settings volume yet", fix)
+        return None, ("names a file that does not exist", f"Put the file in {MODEL_FOLDER}.")
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
-        what = f"cannot be read ({why})"
-        return None, [
-            _problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, "see that the worker may read it")
-        ]
+        cause = error.strerror if isinstance(error, OSError) else "the file name is invalid"
+        return None, (f"cannot be read ({cause})", "Allow the worker to read the file.")
     if len(content) > MAX_SCRIPT_BYTES:
-        what = f"is larger than {MAX_SCRIPT_BYTES} bytes"
-        return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, "move data out of it")]
-    script = Script(path, source, content)
-    if in_spec and script.digest != settings.script_digest:
-        what = "differs from what the settings announce"
-        fix = "the volume is being refreshed; it comes within a minute"
-        return None, [_problem(Reason.SCRIPT_NOT_FOUND, source, field_, what, fix)]
+        return None, (f"is larger than {MAX_SCRIPT_BYTES} bytes", "Move data out of the script.")
+    return content, None
+
+
+def _syntax_error(script: Script) -> str:
+    """The line and the error, or ""."""
     try:
-        ast.parse(content, filename=str(path))
+        ast.parse(script.content, filename=str(script.path))
     except (SyntaxError, ValueError) as error:
         line = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        what = f"is not Python: {path.name}{line}: {said[:512]}"
-        return None, [_problem(Reason.HANDLER_IMPORT_FAILED, source, field_, what, "mend the script")]
-    except (RecursionError, MemoryError):  # what the parser says of it
-        what = f"is not Python: {path.name} is nested too deeply"
-        return None, [_problem(Reason.HANDLER_IMPORT_FAILED, source, field_, what, "mend the script")]
-    return script, []
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        return f"{line}: {message[:_MAX_ERROR]}"
+    except (RecursionError, MemoryError):  # Python's parser raises them
+        return " is nested too deeply"
+    return ""
 
 
-def _missing_script(choice: HandlerReference) -> Problem:
-    what = f"names a function of the script, and there is no script in {MODEL_FOLDER}"
-    return _problem(
-        Reason.SCRIPT_NOT_FOUND, choice.source, choice.field, what, "add the script or name another file"
-    )
+def _missing_script(reference: HandlerReference) -> Problem:
+    fault = f"names a function of the script, but {MODEL_FOLDER} contains no script"
+    fix = "Add the script or name another file."
+    return _problem(Reason.SCRIPT_NOT_FOUND, reference.source, reference.field, fault, fix)
 
 
-def _problem(reason: Reason, source: HandlerSource, field_: str, what: str, fix: str) -> Problem:
+def _environment_problem(reason: Reason, variable: str, fault: str, fix: str) -> Problem:
+    return _problem(reason, HandlerSource.ENVIRONMENT, variable, fault, fix)
+
+
+def _problem(reason: Reason, source: HandlerSource, name: str, fault: str, fix: str) -> Problem:
+    """As ``SettingOrigin.violation``, for the sources of handlers."""
     if source is HandlerSource.DEFAULT:
-        return Problem(
-            reason=reason, source=SCRIPT_SOURCE, field="script", message=f"The script {what}: {fix}."
-        )
-    return Problem(reason=reason, source=source.value, field=field_[:128], message=f"{field_} {what}: {fix}.")
+        message = f"The script {fault}. {fix}"
+        return Problem(reason=reason, source=SCRIPT_SOURCE, field="script", message=message)
+    return Problem(reason=reason, source=source.value, field=name[:128], message=f"{name} {fault}. {fix}")

@@ -1,9 +1,11 @@
-"""How the engine is asked, besides the payload: whether, how often, and what the answer must be. Pure.
+"""Resolves the settings of a probe besides its payload: mode, period and expected answer. Pure.
 
-The CR outranks the guide's variables (design, section 4); nothing invalid falls through to what is weaker.
+The spec of the VLLMEndpoint has priority over the environment variables of
+``docs/guide/health-check-payloads.md`` ("Environment variables"). An invalid value is rejected and never
+replaced by one of a lower priority.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pydantic.alias_generators import to_camel
@@ -46,56 +48,52 @@ _FALSE: Final = frozenset({"false", "0", "no", "off", ""})
 
 
 def resolve_mode(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[Mode, list[Problem]]:
-    """The CR's mode, else the guide's two switches; a payload alone does not turn probing on again."""
+    """The mode of the spec, else the two switches of the environment, and problems.
+
+    A payload alone does not enable probing.
+    """
     if spec.mode is not None:
         return Mode(spec.mode), []
     problems = []
-    off = False
-    for name, turns_off in ((ENV_PAYLOAD_DISABLED, True), (ENV_ENABLED, False)):
-        raw = environment.get(name)
-        if raw is None:
+    disabled = False
+    for name, disables in ((ENV_PAYLOAD_DISABLED, True), (ENV_ENABLED, False)):
+        text = environment.get(name)
+        if text is None:
             continue
-        value = raw.strip().lower()
-        if value in _TRUE or (value in _FALSE and (value or turns_off)):
-            off = off or (value in _TRUE) is turns_off
+        value = text.strip().lower()
+        if value in _TRUE or (value in _FALSE and (value or disables)):
+            disabled = disabled or (value in _TRUE) is disables
         elif value:
             origin = SettingOrigin(PayloadSource.ENVIRONMENT, name, confidential=True)
             problems.append(
-                origin.violation(
-                    "is neither true nor false", "use true or false", reason=Reason.INVALID_ENVIRONMENT
-                )
+                origin.violation("is not a boolean", "Use true or false.", reason=Reason.INVALID_ENVIRONMENT)
             )
-    return (Mode.DISABLED if off else Mode.ENFORCE), problems
+    return (Mode.DISABLED if disabled else Mode.ENFORCE), problems
 
 
 def resolve_period(spec: HealthCheckSettings, environment: Mapping[str, str]) -> tuple[float, list[Problem]]:
-    """Seconds between probes: the CR's, else the guide's interval, else the default."""
+    """Seconds between two probes: from the spec, the environment or the default, and problems."""
     if spec.period_seconds is not None:
         return float(spec.period_seconds), []
-    raw = environment.get(ENV_INTERVAL)
-    if raw is None:
+    text = environment.get(ENV_INTERVAL)
+    if text is None:
         return float(DEFAULT_PERIOD_SECONDS), []
     try:
-        period = float(raw)
+        period = float(text)
     except ValueError:
         period = 0.0
     if not 1.0 <= period <= 86400.0:  # False for NaN too
         origin = SettingOrigin(PayloadSource.ENVIRONMENT, ENV_INTERVAL, confidential=True)
-        return 0.0, [
-            origin.violation(
-                "is not a number of seconds from 1 to 86400",
-                "use a number such as 30",
-                reason=Reason.INVALID_ENVIRONMENT,
-            )
-        ]
+        fault, fix = "is not a number of seconds from 1 to 86400", "Use a number such as 30."
+        return 0.0, [origin.violation(fault, fix, reason=Reason.INVALID_ENVIRONMENT)]
     return period, []
 
 
 def oversized_numbers(spec: HealthCheckSettings) -> list[Problem]:
-    """What admission bounds; a file written by hand may not."""
+    """Numbers that the admission of Kubernetes bounds, but a ``settings.json`` written by hand does not."""
     return [
         SettingOrigin(PayloadSource.SPEC, f"healthCheck.{to_camel(name)}").violation(
-            f"is larger than {MAX_NUMBER}", "use a smaller number", reason=Reason.INVALID_SETTINGS
+            f"is greater than {MAX_NUMBER}", "Use a smaller number.", reason=Reason.INVALID_SETTINGS
         )
         for name in HealthCheckSettings.model_fields
         if isinstance(value := getattr(spec, name), int) and value > MAX_NUMBER
@@ -105,7 +103,7 @@ def oversized_numbers(spec: HealthCheckSettings) -> list[Problem]:
 def expectation_problems(
     spec: HealthCheckSettings, payload: object, model_type: ModelType | None
 ) -> list[Problem]:
-    """The CR's alone: the guide has nothing like it."""
+    """Problems of ``healthCheck.expect``. Only the spec can set an expectation."""
     expect = spec.expect
     if expect is None:
         return []
@@ -113,28 +111,27 @@ def expectation_problems(
     reason = Reason.INVALID_SETTINGS
     form = form_of(payload) if isinstance(payload, Mapping) else None
     if model_type in POOLED or (model_type is None and form in SCORE_FORMS | {Form.INPUT}):
-        model = "an embedding" if model_type in (ModelType.EMBEDDING, None) else "this type of"
-        what = f"does not fit {model} model, which generates no text to match"
-        return [origin.violation(what, "remove it", reason=reason)]
+        model = "an embedding model" if model_type in (ModelType.EMBEDDING, None) else "this type of model"
+        fault = f"does not apply to {model}, which does not generate text"
+        return [origin.violation(fault, "Remove it.", reason=reason)]
     if not expect.regex:
-        return [
-            origin.violation("is empty, which every text matches", "remove it", reason=reason, field="regex")
-        ]
-    if (wrong := regex_error(expect.regex)) is not None:
-        what = f"is not a regular expression in RE2 syntax ({wrong})"
-        return [origin.violation(what, "correct it", reason=reason, field="regex")]
+        fault = "is empty, and so matches every text"
+        return [origin.violation(fault, "Remove it.", reason=reason, field="regex")]
+    if (error := regex_error(expect.regex)) is not None:
+        fault, fix = f"is not a regular expression in RE2 syntax ({error})", "Correct the expression."
+        return [origin.violation(fault, fix, reason=reason, field="regex")]
     return []
 
 
-def outranked_variables(spec: HealthCheckSettings, environment: Mapping[str, str]) -> list[Ignored]:
-    """The guide's variables that the CR outranks; they may be invalid too."""
+def outranked_variables(spec: HealthCheckSettings, environment: Mapping[str, str]) -> Iterator[Ignored]:
+    """The environment variables that the spec overrides. They may be invalid."""
     rows = (
         (ENV_PAYLOAD_DISABLED, "healthCheck.mode", spec.mode),
         (ENV_ENABLED, "healthCheck.mode", spec.mode),
         (ENV_INTERVAL, "healthCheck.periodSeconds", spec.period_seconds),
     )
-    return [
-        Ignored(source=PayloadSource.ENVIRONMENT, reason=f"`{name}` is outranked by `{setting}`")
-        for name, setting, said in rows
-        if name in environment and said is not None
-    ]
+    for name, field, value in rows:
+        if name in environment and value is not None:
+            yield Ignored(
+                source=PayloadSource.ENVIRONMENT, reason=f"`{name}` has a lower priority than `{field}`."
+            )

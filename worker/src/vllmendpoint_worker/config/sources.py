@@ -1,131 +1,120 @@
-"""Reads what the user set: the CR's ``settings.json``, the guide's environment variables, the config file.
+"""Reads all configuration: ``settings.json``, the environment, the config file and the command line.
 
-Reading only: what wins is :mod:`merge`'s to say. Everything is read anew at every load; the files are
-watched by their ``stat``, which follows symbolic links, so that a projected ConfigMap volume (which swaps a
-``..data`` link) is noticed like a plain file.
+:mod:`.merge` selects what applies. Every load reads everything again. The files are watched by their
+``stat``, which follows symbolic links, so that an update of a ConfigMap volume (which replaces the link
+``..data``) is detected.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from pydantic import ValidationError
 
 from vllmendpoint_api import HandlerSettings, ModelType, PayloadSource, Problem, Reason, WorkerSettings, names
 from vllmendpoint_worker.options.command_line import CommandLine, EngineInvocation
-from vllmendpoint_worker.options.conflicts import unsupported_values
+from vllmendpoint_worker.options.option_setting import unsupported_values
 from vllmendpoint_worker.options.rules import frontend_mode
 from vllmendpoint_worker.process.file_fingerprint import file_fingerprint
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from .custom_default import CUSTOM_DEFAULT
-from .handler_config import HandlerConfig
-from .handler_config import read_handler_config as read_handlers
-from .merge import (
-    ABSENT,
-    ENV_ENABLED,
-    ENV_INTERVAL,
-    ENV_LEVEL,
-    ENV_PAYLOAD,
-    ENV_PAYLOAD_DISABLED,
-    EnvironmentPayload,
-    PayloadSources,
-)
+from .files import parse_json, parse_yaml_mapping, read_error, read_file
+from .handler_config import HandlerConfig, read_handler_config
+from .payload_sources import ABSENT, ENV_LEVEL, ENV_PAYLOAD, EnvironmentPayload, PayloadSources
+from .probe_settings import ENV_ENABLED, ENV_INTERVAL, ENV_PAYLOAD_DISABLED
+from .resolved import ORIGINS
 
 __all__ = ["GUIDE_VARIABLES", "REMOVED_VARIABLES", "ConfigSources", "LoadedConfiguration"]
 
 GUIDE_VARIABLES: Final = (ENV_PAYLOAD, ENV_LEVEL, ENV_PAYLOAD_DISABLED, ENV_ENABLED, ENV_INTERVAL)
-"""The guide's variables; taken out of the environment before upstream, which some values crash, can see
-them.
+"""The variables of ``docs/guide/health-check-payloads.md`` ("Environment variables"). The worker removes them
+from the environment before it imports Dynamo, because some of their values crash Dynamo.
 """
 
 REMOVED_VARIABLES: Final[dict[str, str]] = {}
-"""What was taken out, for :mod:`vllmendpoint_worker.compat` in the worker's own process."""
-
-MAX_FILE_BYTES: Final = 1024 * 1024
+"""The removed variables, for :mod:`vllmendpoint_worker.compat` in the worker's process."""
 
 _CONFIG_KEYS: Final = ("health_check_level", "health_check_payload")
-_ENVIRONMENT: Final = SettingOrigin(PayloadSource.ENVIRONMENT, ENV_PAYLOAD, confidential=True)
+_MAX_HASH: Final = 128
+_MAX_NAME: Final = 128
+_MAX_UNKNOWN: Final = 16
+_MAX_SETTINGS_PROBLEMS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfiguration:
-    """One reading of everything."""
+    """The result of one load."""
 
     sources: PayloadSources
     settings_hash: str = ""
     warnings: tuple[str, ...] = ()
     handlers: HandlerConfig | None = None
-    """The handlers asked for; ``handler_problems`` is what can be told to be wrong with them unrun."""
     handler_problems: tuple[Problem, ...] = ()
+    """Problems of ``handlers`` that are visible without running the user's code."""
     engine_config: Mapping[str, Any] = field(default_factory=dict)
-    """The rest of the config file: vLLM's."""
+    """The options of vLLM in the config file."""
     engine: EngineInvocation = field(default_factory=EngineInvocation)
-    """What the engine gets besides the config file, and where each option is given."""
+    """The other arguments of the engine, and the origin of every option."""
 
 
 class ConfigSources:
-    """``environ`` and ``argv`` as the process was given them; both are copied.
+    """``environ`` and ``argv`` of the process; both are copied.
 
     Environment: ``VLLMENDPOINT_SETTINGS_DIR`` (default ``/etc/vllmendpoint``; without a ``settings.json``
-    there the CR says nothing), ``VLLMENDPOINT_CONFIG_FILE`` (or ``--config`` among the engine's arguments,
-    not both).
+    there the spec is empty), ``VLLMENDPOINT_CONFIG_FILE`` (or ``--config`` in ``argv``, not both).
     """
 
     def __init__(self, environ: Mapping[str, str], argv: Sequence[str] = ()) -> None:
-        # An empty variable is an unset one, as upstream has it and as pod templates write it.
+        # Dynamo and pod templates treat an empty variable as unset.
         self._environment = {name: environ[name] for name in GUIDE_VARIABLES if environ.get(name, "").strip()}
         self._settings_dir = Path(environ.get(names.ENV_SETTINGS_DIR) or names.SETTINGS_DIR)
         self._settings_file = self._settings_dir / names.SETTINGS_FILE
         self._environ = dict(environ)
         self._handler_files: frozenset[Path] = frozenset()
-        self._missing: Path | None = None
-        """The model, which may come yet; one that is there is not watched."""
+        self._missing_model: Path | None = None
+        """Watched until it exists."""
         self._model_type = environ.get(names.ENV_MODEL_TYPE, "").strip()
         self._command_line = CommandLine(environ, argv)
-        flagged = self._command_line.config_file
-        configured = environ.get(names.ENV_CONFIG_FILE)
-        self._two_files = bool(configured and flagged)
-        path = configured or flagged
+        from_argument = self._command_line.config_file
+        from_variable = environ.get(names.ENV_CONFIG_FILE)
+        self._two_files = bool(from_variable and from_argument)
+        path = from_variable or from_argument
         self._config_file = Path(path) if path else None
-        raw = self._environment.get(ENV_PAYLOAD, "").strip()
-        self._payload_file = Path(raw[1:]) if raw.startswith("@") else None
+        text = self._environment.get(ENV_PAYLOAD, "").strip()
+        self._payload_file = Path(text[1:]) if text.startswith("@") else None
 
     def fingerprints(self) -> dict[Path, object]:
-        """Changes when one of the files does: identity, time and size of what the names now lead to."""
+        """Changes when one of the watched files changes."""
         return {path: file_fingerprint(path) for path in self._watched_files()}
 
     def watch(self, files: frozenset[Path]) -> None:
-        """Files of handlers that were imported: a change in one of them is a change too."""
+        """Also watch files of imported handlers."""
         self._handler_files |= files
 
     def _watched_files(self) -> list[Path]:
-        named = (self._settings_file, self._config_file, self._payload_file, self._missing)
-        return [*(path for path in named if path is not None), *sorted(self._handler_files)]
+        files = (self._settings_file, self._config_file, self._payload_file, self._missing_model)
+        return [*(path for path in files if path is not None), *sorted(self._handler_files)]
 
     def model_type(self) -> tuple[ModelType | None, tuple[Problem, ...]]:
-        """``VLLMENDPOINT_MODEL_TYPE``, None where it is to be told from the model."""
+        """``VLLMENDPOINT_MODEL_TYPE``, None if it is unset, and problems."""
         if not self._model_type:
             return None, ()
         for model_type in ModelType:
             if model_type.value.lower() == self._model_type.lower():
                 return model_type, ()
         origin = SettingOrigin(PayloadSource.ENVIRONMENT, names.ENV_MODEL_TYPE, confidential=True)
-        return None, (
-            origin.violation(
-                "is no type of model", "use Chat, Completion or Embedding", reason=Reason.INVALID_ENVIRONMENT
-            ),
-        )
+        fault, fix = "is not a model type", "Use Chat, Completion or Embedding."
+        return None, (origin.violation(fault, fix, reason=Reason.INVALID_ENVIRONMENT),)
 
     def load(self) -> LoadedConfiguration:
-        """Read everything. Blocks for the time of a few small file reads; call it off the event loop."""
+        """Read everything. Blocks for a few small file reads, so call it off the event loop."""
         settings, settings_hash, warnings, spec_problems = self._read_settings()
-        handlers = settings.handlers or HandlerSettings()
-        wanted, handler_problems = read_handlers(handlers, self._settings_dir, self._environ)
-        self.watch(frozenset(wanted.watched))
+        handlers, handler_problems = read_handler_config(
+            settings.handlers or HandlerSettings(), self._settings_dir, self._environ
+        )
+        self.watch(frozenset(handlers.watched))
         config, config_problems = self._read_config()
         sources = PayloadSources(
             spec=settings.health_check,
@@ -138,182 +127,124 @@ class ConfigSources:
             custom_default=CUSTOM_DEFAULT.value,
         )
         engine = self._command_line.invocation(config, frontend_mode(self._environ))
-        self._missing = engine.missing_model
+        self._missing_model = engine.missing_model
         return LoadedConfiguration(
             sources,
             settings_hash,
             (*warnings, *engine.warnings),
-            handlers=wanted,
+            handlers=handlers,
             handler_problems=handler_problems,
             engine_config=config,
             engine=engine,
         )
 
     def _read_settings(self) -> tuple[WorkerSettings, str, list[str], list[Problem]]:
+        """The settings, their hash, warnings and problems."""
         origin = SettingOrigin(PayloadSource.SPEC, names.SETTINGS_FILE)
         reason = Reason.INVALID_SETTINGS
         try:
-            data = _read(self._settings_file)
+            data = read_file(self._settings_file)
         except FileNotFoundError:
             return WorkerSettings(), "", [], []
         except (OSError, ValueError) as error:
-            what, fix = _read_error(error), "see that the worker may read it"
-            return WorkerSettings(), "", [], [origin.violation(what, fix, reason=reason)]
-        value, wrong = _parse_json(data)
-        if wrong:
-            return WorkerSettings(), "", [], [origin.violation(wrong, "write it anew", reason=reason)]
-        settings_hash = str(value.get("hash") or "")[:128] if isinstance(value, dict) else ""
+            fix = "Allow the worker to read the file."
+            return WorkerSettings(), "", [], [origin.violation(read_error(error), fix, reason=reason)]
+        value, fault = parse_json(data)
+        if fault:
+            fix = "Replace it with valid JSON."
+            return WorkerSettings(), "", [], [origin.violation(fault, fix, reason=reason)]
+        settings_hash = str(value.get("hash") or "")[:_MAX_HASH] if isinstance(value, dict) else ""
         try:
             settings = WorkerSettings.model_validate(value)
         except ValidationError as error:
             return WorkerSettings(), settings_hash, [], _settings_problems(error, origin, reason)
-        return settings, settings.hash[:128], _unknown_settings(settings), []
+        return settings, settings.hash[:_MAX_HASH], _unknown_settings(settings), []
 
     def _read_payload(self) -> EnvironmentPayload | None:
-        raw = self._environment.get(ENV_PAYLOAD, "").strip()
-        if not raw:
+        text = self._environment.get(ENV_PAYLOAD, "").strip()
+        if not text:
             return None
-        data = raw.encode(errors="surrogateescape")
+        origin = ORIGINS[PayloadSource.ENVIRONMENT]
+        data = text.encode(errors="surrogateescape")
+        file = "" if self._payload_file is None else "names a file that "
         if self._payload_file is not None:
             try:
-                data = _read(self._payload_file)
+                data = read_file(self._payload_file)
             except (OSError, ValueError) as error:
-                return EnvironmentPayload(
-                    problem=_ENVIRONMENT.violation(f"names a file that {_read_error(error)}", "mount it")
-                )
-        value, wrong = _parse_json(data)
-        if wrong:
-            where = "names a file that " if self._payload_file is not None else ""
-            fix = 'give a JSON object such as {"prompt": "1"}, or @ and the path of a file that holds one'
-            return EnvironmentPayload(problem=_ENVIRONMENT.violation(f"{where}{wrong}", fix))
+                fault, fix = f"{file}{read_error(error)}", "Mount the file."
+                return EnvironmentPayload(problem=origin.violation(fault, fix))
+        value, fault = parse_json(data)
+        if fault:
+            fix = 'Use a JSON object such as {"prompt": "1"}, or @ and the path of a file that contains one.'
+            return EnvironmentPayload(problem=origin.violation(f"{file}{fault}", fix))
         return EnvironmentPayload(value)
 
     def _read_config(self) -> tuple[dict[str, Any], list[Problem]]:
         origin = SettingOrigin(PayloadSource.CONFIG_FILE, names.CONFIG_FILE)
         reason = Reason.INVALID_CONFIG_FILE
         if self._two_files:
-            what = f"is named twice, by {names.ENV_CONFIG_FILE} and by --config"
-            return {}, [origin.violation(what, "name one config file", reason=reason)]
+            fault = f"is set twice, by {names.ENV_CONFIG_FILE} and by --config"
+            return {}, [origin.violation(fault, "Remove one of them.", reason=reason)]
         if self._config_file is None:
             return {}, []
         try:
-            data = _read(self._config_file)
+            data = read_file(self._config_file)
         except (OSError, ValueError) as error:
-            return {}, [origin.violation(_read_error(error), "mount it or do not name it", reason=reason)]
-        value, wrong = _parse_yaml(data)
-        if wrong is not None:
-            return {}, [origin.violation(*wrong, reason=reason)]
-        config, twice = _merge_spellings(value)
-        if twice:
-            return {}, [
-                SettingOrigin(PayloadSource.CONFIG_FILE, name).violation(
-                    what, "keep one of them", reason=reason
-                )
-                for name, what in twice.items()
-            ]
+            fix = "Mount the file, or remove the setting that names it."
+            return {}, [origin.violation(read_error(error), fix, reason=reason)]
+        value, syntax_fault = parse_yaml_mapping(data)
+        if syntax_fault is not None:
+            return {}, [origin.violation(*syntax_fault, reason=reason)]
+        config, duplicates = _normalize_own_keys(value)
+        if duplicates:
+            return {}, duplicates
         if problems := unsupported_values({key: config[key] for key in config if key not in _CONFIG_KEYS}):
             return {}, problems
         return config, []
 
 
-def _merge_spellings(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """``config`` with our own names as we spell them (vLLM takes either spelling of a name), and what is
-    wrong with those that are given in more than one.
+def _normalize_own_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """``config`` with underscores in the worker's own keys, and a problem for each key with two spellings.
+
+    vLLM accepts ``-`` and ``_`` in a name.
     """
-    keys: dict[str, list[str]] = {}
+    spellings: dict[str, list[str]] = {}
     for key in config:
         name = key.replace("-", "_")
-        keys.setdefault(name if name in _CONFIG_KEYS else key, []).append(key)
-    twice = {
-        name: f"is given more than once, as {' and '.join(spellings)}"
-        for name, spellings in keys.items()
-        if len(spellings) > 1
-    }
-    return {name: config[spellings[-1]] for name, spellings in keys.items()}, twice
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise OSError(27, f"is larger than {MAX_FILE_BYTES} bytes")
-    return data
-
-
-def _read_error(error: OSError | ValueError) -> str:
-    """What keeps a file from being read; never its name, which may come from a confidential value."""
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
-    if isinstance(error, PermissionError):
-        return "may not be read"
-    if isinstance(error, IsADirectoryError):
-        return "is a directory"
-    if isinstance(error, OSError) and error.errno == 27:
-        return f"is larger than {MAX_FILE_BYTES} bytes"
-    return "cannot be read"
-
-
-def _parse_json(data: bytes) -> tuple[Any, str]:
-    """The value and "", or None and what is wrong: where, never what stands there."""
-    try:
-        value = json.loads(data.decode())
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return None, "holds text that UTF-8 cannot carry (half of a surrogate pair)"
-    except UnicodeDecodeError:
-        return None, "is not UTF-8 text"
-    except json.JSONDecodeError as error:
-        return None, f"is not JSON (line {error.lineno}, column {error.colno})"
-    except ValueError:
-        return None, "holds a number of too many digits"
-    except RecursionError:
-        return None, "is nested too deeply"
-    return value, ""
-
-
-def _parse_yaml(data: bytes) -> tuple[dict[str, Any], tuple[str, str] | None]:
-    """The mapping and None, or what is wrong with it and the fix: where, never what stands there."""
-    try:
-        value = yaml.safe_load(data.decode())
-    except UnicodeDecodeError:
-        return {}, ("is not UTF-8 text", "save it as UTF-8")
-    # What PyYAML lets pass:
-    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError):
-        what = "holds a value that YAML cannot read, or is nested too deeply"
-        return {}, (what, "quote text that looks like a date or a number")
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        return {}, (f"is not YAML{where}", "mend it there")
-    if value is None:
-        return {}, None
-    if not isinstance(value, dict) or any(not isinstance(key, str) for key in value):
-        return {}, ("is not a mapping of names to values", "write name: value")
-    return value, None
+        spellings.setdefault(name if name in _CONFIG_KEYS else key, []).append(key)
+    duplicates = [
+        SettingOrigin(PayloadSource.CONFIG_FILE, name).violation(
+            f"is set more than once, as {' and '.join(keys)}",
+            "Keep only one of them.",
+            reason=Reason.INVALID_CONFIG_FILE,
+        )
+        for name, keys in spellings.items()
+        if len(keys) > 1
+    ]
+    return {name: config[keys[-1]] for name, keys in spellings.items()}, duplicates
 
 
 def _settings_problems(error: ValidationError, origin: SettingOrigin, reason: Reason) -> list[Problem]:
-    problems = []
-    for detail in error.errors(include_input=False, include_url=False)[:8]:
-        path = ".".join(str(part) for part in detail["loc"])
-        problems.append(
-            origin.violation(
-                f"is not valid ({detail['type']})",
-                "correct it in the VLLMEndpoint",
-                reason=reason,
-                field=path,
-            )
+    return [
+        origin.violation(
+            f"is not valid ({detail['type']})",
+            "Correct it in the VLLMEndpoint.",
+            reason=reason,
+            field=".".join(str(part) for part in detail["loc"]),
         )
-    return problems
+        for detail in error.errors(include_input=False, include_url=False)[:_MAX_SETTINGS_PROBLEMS]
+    ]
 
 
 def _unknown_settings(settings: WorkerSettings) -> list[str]:
-    """Settings of a newer operator that this worker does not know."""
+    """A warning for each setting of a newer operator that this worker does not know."""
     extras = [*(settings.model_extra or {})]
     extras += [f"healthCheck.{name}" for name in settings.health_check.model_extra or {}]
     if (expect := settings.health_check.expect) is not None:
         extras += [f"healthCheck.expect.{name}" for name in expect.model_extra or {}]
-    extras += [
-        f"handlers.{name}" for name in (settings.handlers.model_extra if settings.handlers else None) or {}
+    if (handlers := settings.handlers) is not None:
+        extras += [f"handlers.{name}" for name in handlers.model_extra or {}]
+    return [
+        f"This version of the worker does not know the setting {name[:_MAX_NAME]}."
+        for name in extras[:_MAX_UNKNOWN]
     ]
-    return [f"This version of the worker does not know the setting {name[:128]}." for name in extras][:16]

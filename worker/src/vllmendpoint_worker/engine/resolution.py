@@ -12,7 +12,7 @@ from vllmendpoint_worker.config.configuration import (
     translation_problem,
     with_custom_default,
 )
-from vllmendpoint_worker.config.merge import Resolved
+from vllmendpoint_worker.config.resolved import Resolved
 from vllmendpoint_worker.config.sources import LoadedConfiguration
 from vllmendpoint_worker.errors import ConfigurationRejectedError, EngineStartError, TranslationError
 from vllmendpoint_worker.handlers import Generation, HandlerManager, LoadedHandlers

@@ -37,7 +37,7 @@ __all__ = ["Translated", "Translator"]
 
 logger = logging.getLogger(__name__)
 
-_BY_VLLM: Final = "is refused by vLLM"
+_BY_VLLM: Final = "is rejected by vLLM"
 
 _STOP_CONDITIONS: Final = frozenset({"max_tokens", "min_tokens", "ignore_eos", "stop_token_ids"})
 """Fields of ``SamplingParams`` that the handler reads from ``stop_conditions``."""

@@ -1,4 +1,4 @@
-"""Downloads models and artifacts from the hub and from S3.
+"""Downloads models and model data from the hub and from S3.
 
 Imports ``process``.
 """

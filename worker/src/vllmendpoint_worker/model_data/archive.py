@@ -1,7 +1,7 @@
-"""A ``model.tar.gz`` as SageMaker has it, unpacked without trust.
+"""Unpacks an untrusted ``model.tar.gz`` in SageMaker's format. It may contain only files and folders.
 
-Files and folders only. The standard library's ``data`` filter would let links within the folder pass, and
-Debian 12's Python has none.
+``tarfile`` has a filter ``data``, but it allows links within the folder, and Debian 12's Python has no
+filters.
 """
 
 import gzip
@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from vllmendpoint_worker.errors import ArtifactsError
 
@@ -16,17 +17,21 @@ from .file_names import describe_invalid_name
 
 __all__ = ["unpack"]
 
+_CHUNK_BYTES: Final = 1 << 20
+_MAX_NAME: Final = 128
+_CREATE_AGAIN: Final = "Create the archive again."
+
 
 def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
-    """Unpack into ``folder``, which is made; path -> size in bytes of every file.
+    """Unpack into a new ``folder``; returns path -> size in bytes of every file.
 
-    ``reserved``: a name at the top that no member may have. Raises ArtifactsError, and OSError where the disk
-    refuses.
+    ``reserved``: a top-level name that no member may have. Raises ArtifactsError, and OSError for errors of
+    the disk.
     """
     files: dict[str, int] = {}
     folder.mkdir(parents=True)
     try:
-        # As a stream, so that it can be read to its end, where the checksum is.
+        # A stream can be read to its end, which contains the checksum.
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 path = _member_path(member, reserved)
@@ -41,9 +46,9 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
                 if content is None:
                     raise tarfile.ReadError("a member without content")
                 with content, target.open("wb") as written:
-                    shutil.copyfileobj(content, written, 1 << 20)
+                    shutil.copyfileobj(content, written, _CHUNK_BYTES)
                 files[str(path)] = target.stat().st_size
-            while stream.read(1 << 20):
+            while stream.read(_CHUNK_BYTES):
                 pass
     except (tarfile.TarError, zlib.error, EOFError) as error:
         raise _damaged() from error
@@ -52,12 +57,12 @@ def unpack(archive: Path, folder: Path, *, reserved: str) -> dict[str, int]:
             raise _damaged() from error
         raise
     if not files:
-        raise ArtifactsError("holds an archive without a file in it", "pack it anew")
+        raise ArtifactsError("contains an archive without files", _CREATE_AGAIN)
     return files
 
 
 def _target_path(folder: Path, path: PurePosixPath, member: tarfile.TarInfo, files: dict[str, int]) -> Path:
-    """Where the member goes. Raises ArtifactsError where another member is in the way."""
+    """Raises ArtifactsError if a file and a folder have the same path."""
     target = folder / path
     if target.is_file() if member.isdir() else target.is_dir():
         raise _file_and_folder(str(path))
@@ -68,28 +73,30 @@ def _target_path(folder: Path, path: PurePosixPath, member: tarfile.TarInfo, fil
 
 def _file_and_folder(path: str) -> ArtifactsError:
     return ArtifactsError(
-        f"holds an archive with {ascii(path)[:128]} both as a file and as a folder",
-        "rename one of them and pack it again",
+        f"contains an archive with {ascii(path)[:_MAX_NAME]} both as a file and as a folder",
+        "Rename one of them and create the archive again.",
     )
 
 
 def _damaged() -> ArtifactsError:
-    return ArtifactsError("holds an archive that is damaged", "pack and upload it anew")
+    return ArtifactsError("contains a damaged archive", "Create and upload the archive again.")
 
 
 def _member_path(member: tarfile.TarInfo, reserved: str) -> PurePosixPath | None:
-    """The member's path within the folder; None for the folder itself. Raises ArtifactsError."""
+    """The path of the member in the folder; None for the folder itself. Raises ArtifactsError."""
     path = PurePosixPath(member.name)
-    name = ascii(member.name)[:128]
+    name = ascii(member.name)[:_MAX_NAME]
     if path.is_absolute() or ".." in path.parts:
-        raise ArtifactsError(f"holds an archive with a path that leaves the folder ({name})", "pack it anew")
-    if (wrong := describe_invalid_name(member.name)) is not None:
-        raise ArtifactsError(f"holds an archive with {wrong} ({name})", "rename the file and pack it again")
+        raise ArtifactsError(f"contains an archive with a path outside the folder ({name})", _CREATE_AGAIN)
+    if (fault := describe_invalid_name(member.name)) is not None:
+        fix = "Rename the file and create the archive again."
+        raise ArtifactsError(f"contains an archive with {fault} ({name})", fix)
     if path.parts[:1] == (reserved,):
-        raise ArtifactsError(f"holds an archive with a name that is the worker's own ({name})", "rename it")
+        fault = f"contains an archive with a name that is reserved for the worker ({name})"
+        raise ArtifactsError(fault, "Rename the file and create the archive again.")
     if not (member.isreg() or member.isdir()):
         raise ArtifactsError(
-            f"holds an archive with a link or a device ({name})",
-            "pack the files themselves, with tar --dereference --hard-dereference",
+            f"contains an archive with a link or a device ({name})",
+            "Replace links by files, with tar --dereference --hard-dereference.",
         )
     return path if path.parts else None

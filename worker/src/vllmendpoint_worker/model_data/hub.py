@@ -1,4 +1,4 @@
-"""A model of the hub at a revision: Dynamo's downloader knows none, and takes the default branch."""
+"""Downloads a model from the hub at a revision. Dynamo's downloader supports only the default branch."""
 
 from contextlib import suppress
 from typing import Final
@@ -10,13 +10,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 __all__ = ["download_snapshot"]
 
 _OTHER_WEIGHTS: Final = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*")
-"""Not fetched where there are safetensors: the same weights once more, in the formats of other engines."""
+"""Not downloaded if the model has safetensors: the same weights in the formats of other engines."""
 
 
 def download_snapshot(model: str, revision: str) -> str:
-    """The folder of ``model`` at ``revision`` in the hub's cache (``HF_HOME``), fetched unless it is there.
+    """The folder of ``model`` at ``revision`` in the hub's cache (``HF_HOME``), downloaded if it is missing.
 
-    Blocks. Raises OSError, worded as Dynamo's downloader words it (``causes`` reads that).
+    Blocks. Raises OSError in the words of Dynamo's downloader, which ``engine_errors`` parses.
     """
     try:
         try:
@@ -24,15 +24,15 @@ def download_snapshot(model: str, revision: str) -> str:
         except (OfflineModeIsEnabled, httpx.TransportError, HfHubHTTPError) as error:
             if not _is_unavailable(error):
                 raise
-            # Where the cache has them they are there: a hub that is away hinders no restart.
+            # A worker must be able to restart with the cache while the hub is unavailable.
             with suppress(LocalEntryNotFoundError):
                 return str(_cached(model, revision))
             raise
         return str(snapshot_download(model, revision=revision, ignore_patterns=list(ignored)))
     except HfHubHTTPError as error:
-        answer = error.response
-        said = f"{answer.status_code} {answer.reason_phrase}"
-        raise OSError(f"({said}) for url ({_without_query(answer.url)})") from error
+        response = error.response
+        status = f"{response.status_code} {response.reason_phrase}"
+        raise OSError(f"({status}) for url ({_without_query(response.url)})") from error
     except httpx.TransportError as error:
         raise OSError(f"error sending request for url ({_without_query(error.request.url)})") from error
 

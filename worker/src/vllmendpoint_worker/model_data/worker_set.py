@@ -1,9 +1,9 @@
-"""Which workers of one revision a Dynamo frontend can treat as equal.
+"""Computes which workers of one revision a Dynamo frontend can treat as equal.
 
-A frontend accepts only workers with the same model card in one Dynamo namespace and ignores the others,
-although they are healthy. Two pods of one revision can differ: a branch of the hub, an object in S3 or a
-ConfigMap of ``worker.envFrom`` has changed between their starts. So the namespace of a worker ends in a
-digest of what its model card comes from; workers that differ are routed side by side.
+A frontend accepts only workers with the same model card in one Dynamo namespace, and ignores other workers
+even if they are healthy. Two pods of one revision can differ, because a branch of the hub, an object in S3 or
+a ConfigMap of ``worker.envFrom`` changed between their starts. Therefore the namespace of a worker ends in a
+digest of the sources of its model card, and the frontend routes to all workers.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from typing import Final
 __all__ = ["worker_set"]
 
 _CARD_FILES: Final = frozenset({".json", ".jinja", ".model", ".tiktoken", ".txt"})
-"""Endings of the files that a model card is made from: configuration, tokenizer, chat template."""
+"""Extensions of the files from which a model card is made: configuration, tokenizer, chat template."""
 
 
 def worker_set(model: Path, arguments: Sequence[str], *more: Path) -> str:
-    """Ten hex digits, from the model's folder, its small files, ``arguments`` and the files ``more``.
+    """Ten hexadecimal digits, from the model's folder, its small files, ``arguments`` and the files ``more``.
 
-    Blocks. Files that cannot be read count by their name only: the engine's start reports them.
+    Blocks. A file that cannot be read counts by its name only, because the start of the engine reports it.
     """
     digest = hashlib.sha256()
     files = [path for path in _files(model) if path.suffix in _CARD_FILES]
     for part in (str(model), *arguments):
         digest.update(part.encode() + b"\0")
     for path in (*files, *more):
-        digest.update(path.name.encode() + b"\0" + _content(path) + b"\0")
+        digest.update(path.name.encode() + b"\0" + _content_digest(path) + b"\0")
     return digest.hexdigest()[:10]
 
 
@@ -38,7 +38,7 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _content(path: Path) -> bytes:
+def _content_digest(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

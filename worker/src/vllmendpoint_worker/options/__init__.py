@@ -1,4 +1,4 @@
-"""Engine options from the command line, the environment and SageMaker's variables: parsed, compared, refused.
+"""Collects the engine's options from the command line, the environment and the config file, and checks them.
 
 Imports no other folder.
 """

@@ -1,40 +1,29 @@
-"""Arguments and environment for upstream. Pure: the flags that upstream knows are given in."""
+"""Prepares the command line and the environment for Dynamo and vLLM. Pure: callers pass the known flags."""
 
-import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-__all__ = ["clear_environment", "config_to_arguments", "is_number", "split_by_server"]
+from .option_setting import from_config, is_number
+
+__all__ = ["clear_environment", "config_to_arguments", "split_by_server"]
 
 
 def config_to_arguments(config: Mapping[str, Any], flags: AbstractSet[str]) -> list[str]:
-    """A config file as arguments, as ``FlexibleArgumentParser.load_config_file`` makes them. What no argument
-    can carry has been refused (:func:`.options.unfit`).
-
-    A false switch becomes its ``--no-`` form where ``flags`` knows one, else nothing.
-    """
+    """The config file as arguments. A disabled switch becomes ``--no-...`` if ``flags`` contains that."""
     arguments: list[str] = []
-    for key, value in config.items():
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            flag = f"--{name}" if value else f"--no-{name}"
-            arguments += [flag] if value or flag in flags else []
-        elif isinstance(value, list):
-            arguments += [f"--{name}", *(str(item) for item in value)] if value else []
-        elif isinstance(value, dict):
-            arguments += [f"--{name}", json.dumps(value)]
-        elif value is not None:
-            arguments += [f"--{name}", str(value)]
+    for setting in from_config(config):
+        negative = f"--no-{setting.option.removeprefix('--')}"
+        arguments += setting.arguments or ([negative] if negative in flags else [])
     return arguments
 
 
 def split_by_server(
     argv: Sequence[str], engine_flags: AbstractSet[str], frontend_flags: AbstractSet[str]
 ) -> tuple[list[str], list[str]]:
-    """``argv`` for the engine and for the HTTP server, whose flags Dynamo's parser refuses.
+    """``argv`` for the engine and for vLLM's HTTP server, whose flags Dynamo's parser rejects.
 
-    A flag that both know goes to both, one that neither knows to the engine, whose parser says so.
+    A flag that both know goes to both. An unknown flag goes to the engine, whose parser reports it.
     """
     engine: list[str] = []
     frontend: list[str] = []
@@ -52,28 +41,21 @@ def split_by_server(
     return engine, frontend
 
 
-def is_number(text: str) -> bool:
-    """Whether ``text`` is a value although it begins with a dash."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def clear_environment(
     environ: MutableMapping[str, str], names: Sequence[str], plugins: Sequence[str]
 ) -> None:
-    """Make the environment one that upstream cannot trip over, before its runtime reads it.
+    """Set the environment variables that Dynamo and vLLM need, and remove those in ``names``.
 
-    The guide's variables (``names``) are ours: some of their values crash upstream
-    (``DYN_HEALTH_CHECK_ENABLED=1``). Upstream's canary asks every second and is answered from our verdict;
-    its times are whole seconds. An allow-list of vLLM's plugins must name ours too. Adapters are loaded at
-    run time only where the user's own environment allows it.
+    - The worker handles the variables in ``names`` (``docs/guide/health-check-payloads.md``, "Environment
+      variables"). Some values crash Dynamo, for example ``DYN_HEALTH_CHECK_ENABLED=1``.
+    - Dynamo's own health check runs every second and returns the worker's verdict. Its times are whole
+      seconds.
+    - ``VLLM_PLUGINS``, if set, must contain the worker's ``plugins``.
+    - LoRA adapters can be loaded at run time only if the user's own environment allows it.
     """
     for name in names:
         environ.pop(name, None)
-    # With LoRA on Dynamo sets it where it is unset, which would open vLLM's POST /v1/load_lora_adapter.
+    # With LoRA, Dynamo sets the unset variable, which would enable vLLM's POST /v1/load_lora_adapter.
     environ.setdefault("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0")
     environ["DYN_HEALTH_CHECK_ENABLED"] = "true"
     environ["DYN_CANARY_WAIT_TIME"] = "1"

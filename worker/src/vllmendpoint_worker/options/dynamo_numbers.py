@@ -1,8 +1,8 @@
-"""Numbers in the environment that Dynamo reads, with the bounds that it reads them in. Pure.
+"""Checks the numbers that Dynamo reads from the environment. Pure.
 
-Dynamo's runtime and its parsers end the process on some of them, minutes after the start, and replace others
-by a default in silence. The bounds were measured on the installed version; a contract test holds that every
-numeric variable of Dynamo's parsers is here.
+For an invalid number, Dynamo ends the process minutes after the start, or uses a default without a warning.
+The bounds were measured with the installed version. A contract test checks that the table contains every
+numeric variable of Dynamo's parsers.
 """
 
 import math
@@ -19,21 +19,22 @@ __all__ = ["NUMERIC_VARIABLES", "Bounds", "invalid_numbers"]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """``least`` to ``most``, both included; None: no bound."""
+    """From ``least`` to ``most``, both included. ``most`` is None if there is no upper bound."""
 
     least: int
     most: int | None = None
     whole: bool = True
     note: str = ""
     optional: bool = False
-    """``None`` is a value."""
+    """The text ``None`` is valid."""
 
     def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
+        kind = "an integer" if self.whole else "a number"
         bounds = f"of {self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
         return f"{kind} {bounds}{self.note}"
 
     def accept(self, text: str) -> bool:
+        """Whether ``text`` is a number within the bounds."""
         if self.optional and text == "None":
             return True
         most = math.inf if self.most is None else self.most
@@ -86,21 +87,22 @@ DYN_MM_SHARED_IMAGE_CACHE_CONNECT_TIMEOUT_SECS DYN_MM_SHARED_IMAGE_CACHE_IO_TIME
 DYN_MULTIMODAL_LOADER_CACHE_GB DYN_PREFILL_DRAIN_TIMEOUT_S DYN_RL_INIT_WEIGHTS_TIMEOUT_S
 DYN_VLLM_ENCODER_GPU_MEMORY_UTILIZATION
 """
-"""Dynamo reads these where it uses them. It replaces most malformed ones by a default, with or without a
-warning; others end the import of Dynamo (``DYN_NVTX``) or fail a request."""
+"""Dynamo reads these variables where it uses them. Most invalid values are replaced by a default, with or
+without a warning. Others end the import of Dynamo (``DYN_NVTX``) or let a request fail.
+"""
 
 NUMERIC_VARIABLES: Final[dict[str, Bounds]] = {
     **dict.fromkeys(_OTHER_WHOLE_NUMBERS.split(), _SIZE),
     **dict.fromkeys(_OTHER_NUMBERS.split(), _NUMBER),
     "DYN_HTTP_RPC_PORT": _PORT,
     "DYN_RL_PORT": _PORT,
-    # The runtime's, which ends with "expected i16" and the like.
-    "DYN_SYSTEM_PORT": Bounds(-32_768, 32_767, note=" (negative: off)"),
+    # Read by the runtime, which ends with an error such as "expected i16".
+    "DYN_SYSTEM_PORT": Bounds(-32_768, 32_767, note=" (a negative number disables it)"),
     "DYN_RUNTIME_NUM_WORKER_THREADS": _COUNT,
     "DYN_RUNTIME_MAX_BLOCKING_THREADS": _COUNT,
     "DYN_COMPUTE_THREADS": _SIZE,
     "DYN_COMPUTE_STACK_SIZE": _SIZE,
-    # The runtime's, which it replaces by a default, or panics of.
+    # Read by the runtime, which uses a default or panics.
     "DYN_TCP_RPC_PORT": _PORT,
     "DYN_TCP_RESPONSE_STREAM_PORT": _PORT,
     "DYN_TCP_WORK_QUEUE_SIZE": _COUNT,
@@ -117,7 +119,7 @@ NUMERIC_VARIABLES: Final[dict[str, Bounds]] = {
     "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": _NUMBER,
     "DYN_ZMQ_IO_THREADS": _COUNT,
     "DYN_ZMQ_EVENT_SUBSCRIBER_CHANNEL_CAPACITY": _COUNT,
-    # The parsers'.
+    # Read by the parsers.
     "DYN_FORWARDPASS_METRIC_PORT": Bounds(1_024, 49_151),
     "DYN_ENGINE_REQUEST_LIMIT": _COUNT,
     "DYN_TCP_TLS_HANDSHAKE_TIMEOUT_SECS": _COUNT,
@@ -136,7 +138,7 @@ NUMERIC_VARIABLES: Final[dict[str, Bounds]] = {
     "DYN_BENCHMARK_WARMUP_ITERATIONS": _SIZE,
     "DYN_BENCHMARK_TIMEOUT": _COUNT,
     "DYN_BENCHMARK_MAX_BATCH_SIZE": _COUNT,
-    # The routing that a worker advertises.
+    # Routing settings that a worker publishes.
     "DYN_ROUTER_SESSION_AFFINITY_TTL_SECS": _COUNT,
     "DYN_ACTIVE_DECODE_BLOCKS_THRESHOLD": Bounds(0, 1, whole=False, optional=True),
     "DYN_ACTIVE_PREFILL_TOKENS_THRESHOLD": Bounds(0, optional=True),
@@ -155,20 +157,17 @@ NUMERIC_VARIABLES: Final[dict[str, Bounds]] = {
     "DYN_SHARED_CACHE_MULTIPLIER": _NUMBER,
     "DYN_ROUTER_PREDICTED_TTL_SECS": _NUMBER,
 }
-"""Variable to its bounds. What is empty is unset."""
+"""Variable -> bounds. An empty variable is unset."""
 
 
 def invalid_numbers(environ: Mapping[str, str]) -> list[Problem]:
-    """One problem for each variable that Dynamo cannot read. A value that is no number is not repeated."""
+    """One problem for each variable that Dynamo cannot read. No message repeats text that is not a number."""
     problems = []
     for variable, bounds in NUMERIC_VARIABLES.items():
         text = environ.get(variable, "").strip()
         if text and not bounds.accept(text):
-            shown = (
-                f"is {text[:32]}, which Dynamo cannot read"
-                if _PATTERNS[False].fullmatch(text)
-                else "is not a number"
-            )
+            number = _PATTERNS[False].fullmatch(text)
+            fault = f"is {text[:32]}, which Dynamo rejects" if number else "is not a number"
             origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable, confidential=True)
-            problems.append(origin.violation(shown, f"give {bounds}", reason=Reason.INVALID_ENVIRONMENT))
+            problems.append(origin.violation(fault, f"Use {bounds}.", reason=Reason.INVALID_ENVIRONMENT))
     return problems

@@ -1,10 +1,12 @@
-"""Options that this worker refuses from every source, by the parsers' own names for them. Pure.
+"""Rejects options that the worker or the operator does not allow, from every place, by the parsers' names.
+Pure.
 
-What is refused, and what to do instead, is the table in ``vllmendpoint_api``. What depends on the operator is
-refused only where :data:`names.ENV_FRONTEND_MODE` is set, which the operator renders.
+The table in ``vllmendpoint_api`` gives the rule of each option and the alternative. The rules that depend on
+the operator apply only if :data:`names.ENV_FRONTEND_MODE` is set, which the operator renders.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from vllmendpoint_api import (
@@ -25,27 +27,32 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
-from .conflicts import FALSE, REASON_BY_SOURCE, OptionSetting, canonical_form, destination
+from .option_setting import FALSE, OptionSetting, canonical_form, destination
 
 __all__ = ["frontend_mode", "rejected_options", "rejected_variables"]
 
+_UNSUPPORTED: Final = "is not supported by the worker"
+_OWNED: Final = "is set by the operator"
+_FRONTEND: Final = "is read by the server on port 8080, not at status.url"
+
 _RENDERED_FROM_SPEC: Final = frozenset({"--model", "--served-model-name", "--revision"})
-"""The operator renders these as arguments; the spec gives them."""
+"""The operator renders these arguments from fields of the spec."""
 
 _BY_DESTINATION: Final = {destination(name): name for name in ENGINE_OPTIONS}
 _STATIC_NAMES: Final = {
     **{name: destination(name) for name in ENGINE_OPTIONS},
     **{short: destination(name) for short, name in SHORT_OPTIONS.items()},
 }
-"""The table's own names, before the parsers are imported."""
+"""The names in the table, for the check before the parsers are imported."""
 
 _FALSE_VALUES: Final = frozenset({"", "0", "false", "no", "off"})
-"""What Dynamo reads as a switch that is off."""
+"""Values of a variable that disable a switch in Dynamo."""
 
 
 def frontend_mode(environ: Mapping[str, str]) -> FrontendMode | None:
-    """``frontend.mode`` of the endpoint; None where no operator runs this worker. An unknown value is that of
-    a newer operator, and counts as Managed, the stricter mode.
+    """``frontend.mode`` of the endpoint; None outside the operator.
+
+    An unknown value comes from a newer operator and counts as Managed, the stricter mode.
     """
     mode = environ.get(names.ENV_FRONTEND_MODE, "").strip()
     if not mode:
@@ -54,43 +61,47 @@ def frontend_mode(environ: Mapping[str, str]) -> FrontendMode | None:
 
 
 def rejected_options(
-    given: Iterable[OptionSetting], parser_names: Mapping[str, str], mode: FrontendMode | None
+    settings: Iterable[OptionSetting], parser_names: Mapping[str, str], mode: FrontendMode | None
 ) -> list[Problem]:
-    """One problem for each option that is refused here. ``parser_names``: option -> the parser's name for it;
-    empty before the engine's parsers are imported.
+    """One problem for each setting of a rejected option.
+
+    ``parser_names``: option -> ``dest``; empty before the engine's parsers are imported.
     """
     problems = []
-    for each in given:
-        name, value = canonical_form(each, parser_names or _STATIC_NAMES)
-        whole = _BY_DESTINATION.get(name, "")
-        if whole and not _is_exempt(each, whole):
-            option = ENGINE_OPTIONS[whole]
-            if (what := _rejection(option, mode)) and _applies(option, value):
-                fix = f"remove it ({option.instead})"
-                problems.append(each.origin.violation(what, fix, reason=REASON_BY_SOURCE[each.origin.source]))
+    for setting in settings:
+        name, value = canonical_form(setting, parser_names or _STATIC_NAMES)
+        option_name = _BY_DESTINATION.get(name, "")
+        if option_name and not _is_exempt(setting, option_name):
+            option = ENGINE_OPTIONS[option_name]
+            if (fault := _rejection(option, mode)) and _applies(option, value):
+                problems.append(setting.violation(fault, _remove(option.instead)))
     return problems
 
 
-def _is_exempt(given: OptionSetting, whole: str) -> bool:
-    """Whether another check compares it with the operator's own value."""
-    match given.origin.source:
+def _remove(alternative: str) -> str:
+    return f"Remove it ({alternative})."
+
+
+def _is_exempt(setting: OptionSetting, option: str) -> bool:
+    """Whether another check compares the setting with the operator's own value."""
+    match setting.origin.source:
         case PayloadSource.SPEC:
-            return whole in _RENDERED_FROM_SPEC
+            return option in _RENDERED_FROM_SPEC
         case PayloadSource.ENVIRONMENT:
-            own = not given.origin.field.startswith("SM_VLLM_")  # the operator's variable itself
-            return own or whole in COMPARED_OPTIONS or whole in SERVED_OPTIONS
+            own = not setting.origin.field.startswith("SM_VLLM_")  # the operator's variable
+            return own or option in COMPARED_OPTIONS or option in SERVED_OPTIONS
         case _:
-            return whole in COMPARED_OPTIONS
+            return option in COMPARED_OPTIONS
 
 
 def _rejection(option: EngineOption, mode: FrontendMode | None) -> str:
-    """What is wrong with the option; empty where it is not refused."""
+    """Why the option is rejected, or ""."""
     if option.rule is OptionRule.UNSUPPORTED:
-        return "is not supported by the worker"
+        return _UNSUPPORTED
     if option.rule is OptionRule.OWNED and mode is not None:
-        return "is set by the operator"
+        return _OWNED
     if option.rule is OptionRule.FRONTEND and mode is FrontendMode.MANAGED:
-        return "is read by the server on port 8080, not at status.url"
+        return _FRONTEND
     return ""
 
 
@@ -100,34 +111,48 @@ def _applies(option: EngineOption, value: tuple[str, ...]) -> bool:
     return not (option.switch and value == FALSE)
 
 
+@dataclass(frozen=True, slots=True)
+class _VariableRule:
+    fault: str
+    alternative: str
+    switch: bool = False
+    values: tuple[str, ...] = ()
+    """Rejected values; empty: every value."""
+
+    def rejects(self, text: str) -> bool:
+        value = text.lower()
+        if value in _FALSE_VALUES if self.switch else not value:
+            return False
+        return not self.values or value in self.values
+
+
 def rejected_variables(environ: Mapping[str, str], mode: FrontendMode | None) -> list[Problem]:
-    """One problem for each variable that Dynamo or vLLM reads as an option that is refused here."""
+    """One problem for each variable that Dynamo or vLLM reads as a rejected option."""
     problems = []
-    for variable, (what, why, switch, values) in sorted(_variables(mode).items()):
-        raw = environ.get(variable, "").strip()
-        off = raw.lower() in _FALSE_VALUES if switch else not raw
-        if off or (values and raw.lower() not in values):
-            continue
-        origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable, confidential=True)
-        problems.append(origin.violation(what, f"remove it ({why})", reason=Reason.INVALID_ENVIRONMENT))
+    for variable, rule in sorted(_variable_rules(mode).items()):
+        if rule.rejects(environ.get(variable, "").strip()):
+            origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable, confidential=True)
+            fix = _remove(rule.alternative)
+            problems.append(origin.violation(rule.fault, fix, reason=Reason.INVALID_ENVIRONMENT))
     return problems
 
 
-def _variables(mode: FrontendMode | None) -> dict[str, tuple[str, str, bool, tuple[str, ...]]]:
-    """Variable -> what is wrong with it, why, whether it is a switch, and the values that are refused."""
-    found = {
-        variable: (what, option.instead, option.switch, option.values)
+def _variable_rules(mode: FrontendMode | None) -> dict[str, _VariableRule]:
+    """The rules of options have priority over those of variables."""
+    rules = {
+        variable: _VariableRule(_UNSUPPORTED, alternative, switch=True)
+        for variable, alternative in UNSUPPORTED_ENV.items()
+    }
+    if mode is not None:
+        rules |= {
+            variable: _VariableRule(_OWNED, alternative)
+            for variable, alternative in OWNED_ENV.items()
+            if variable not in RENDERED_ENV
+        }
+    return rules | {
+        variable: _VariableRule(fault, option.instead, option.switch, option.values)
         for option in ENGINE_OPTIONS.values()
-        if (what := _rejection(option, mode))
+        if (fault := _rejection(option, mode))
         for variable in option.env
         if variable not in RENDERED_ENV
     }
-    unsupported = {name: ("is not supported by the worker", why) for name, why in UNSUPPORTED_ENV.items()}
-    owned = {
-        name: ("is set by the operator", why)
-        for name, why in OWNED_ENV.items()
-        if mode is not None and name not in RENDERED_ENV
-    }
-    for name, (what, why) in (unsupported | owned).items():
-        found.setdefault(name, (what, why, name in UNSUPPORTED_ENV, ()))
-    return found

@@ -1,7 +1,7 @@
-"""Options that Dynamo's frontend and vLLM's HTTP server both need: given to one, they go to both.
+"""Passes options that Dynamo's frontend and vLLM's HTTP server both need to both servers.
 
-Only where the frontend is Managed: callers then use either server, and expect the same answers. Pure, but for
-the file that a chat template becomes.
+Only for a Managed frontend: callers then use either server and expect the same answers. Pure, except that it
+writes a chat template to a file.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Final
 
 from vllmendpoint_api import Problem
 
-from .conflicts import FALSE, REASON_BY_SOURCE, OptionSetting, canonical_form, destination
+from .option_setting import FALSE, OptionSetting, canonical_form, destination
 
 __all__ = ["ParserNames", "SharedOptions", "engine_arguments", "share_options"]
 
@@ -25,12 +25,12 @@ _DYNAMO_NAMES: Final = {
     "openai_gptoss": "gpt_oss",
     "minimax_m2_append_think": "minimax_append_think",
 }
-"""vLLM's name of a parser -> Dynamo's for the same format, where they differ."""
+"""vLLM's name of a parser -> Dynamo's name for the same format, if they differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParserNames:
-    """Names of parsers that a server has."""
+    """The tool-call and reasoning parsers of a server."""
 
     tools: frozenset[str]
     reasoning: frozenset[str]
@@ -38,41 +38,44 @@ class ParserNames:
 
 @dataclass(frozen=True, slots=True)
 class SharedOptions:
-    """What is added so that both servers behave alike."""
+    """The additions that make both servers behave alike."""
 
     engine: tuple[str, ...] = ()
-    """Arguments of the engine; Dynamo registers the model with them."""
+    """Arguments of the engine. Dynamo registers the model with them."""
     frontend: tuple[str, ...] = ()
-    """Arguments of vLLM's HTTP server alone."""
+    """Arguments of vLLM's HTTP server only."""
     template: str | None = None
-    """A chat template, in one line or as a path, that Dynamo gets as a file."""
+    """A chat template, as text or as a path, that Dynamo needs as a file."""
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class _Options:
-    """The options given, by the parser's names; the first place counts (a later one is equal, or refused)."""
+    """The settings by ``dest``. The first place counts; a later one is equal, or a conflict."""
 
-    found: dict[str, OptionSetting] = field(default_factory=dict)
+    settings: dict[str, OptionSetting] = field(default_factory=dict)
 
-    def add(self, name: str, given: OptionSetting) -> None:
-        self.found.setdefault(name, given)
+    def find(self, option: str) -> OptionSetting | None:
+        return self.settings.get(destination(option))
 
     def value(self, option: str) -> str:
-        given = self.found.get(destination(option))
-        return given.value[-1] if given is not None and given.value else ""
+        setting = self.find(option)
+        return setting.value[-1] if setting is not None and setting.value else ""
 
 
 def share_options(
-    given: Iterable[OptionSetting], parser_names: Mapping[str, str], vllm: ParserNames, dynamo: ParserNames
+    settings: Iterable[OptionSetting],
+    parser_names: Mapping[str, str],
+    vllm: ParserNames,
+    dynamo: ParserNames,
 ) -> SharedOptions:
-    """``parser_names``: option -> the parser's name for it."""
+    """``parser_names``: option -> ``dest``."""
     options = _Options()
-    for each in given:
-        name, value = canonical_form(each, parser_names)
+    for setting in settings:
+        name, value = canonical_form(setting, parser_names)
         if value != FALSE:
-            options.add(name, each)
+            options.settings.setdefault(name, setting)
     parts = (
         _share_tool_parser(options, vllm.tools, dynamo.tools),
         _share_reasoning_parser(options, vllm.reasoning, dynamo.reasoning),
@@ -88,18 +91,13 @@ def share_options(
 
 
 def _share_tool_parser(options: _Options, vllm: frozenset[str], dynamo: frozenset[str]) -> SharedOptions:
-    theirs, ours = options.value("--dyn-tool-call-parser"), options.value("--tool-call-parser")
-    if (auto := options.found.get(destination("--enable-auto-tool-choice"))) and not (ours or theirs):
-        problem = auto.origin.violation(
-            "needs the name of a parser",
-            "set --tool-call-parser too",
-            reason=REASON_BY_SOURCE[auto.origin.source],
-        )
-        return SharedOptions(problems=(problem,))
-    if ours and not theirs:
+    for_dynamo, for_vllm = options.value("--dyn-tool-call-parser"), options.value("--tool-call-parser")
+    if (auto := options.find("--enable-auto-tool-choice")) and not (for_vllm or for_dynamo):
+        return SharedOptions(problems=(auto.violation("requires a parser", "Also set --tool-call-parser."),))
+    if for_vllm and not for_dynamo:
         return _to_dynamo(options, "--tool-call-parser", "--dyn-tool-call-parser", dynamo)
-    if theirs and not ours:
-        name = _vllm_name(theirs, vllm)
+    if for_dynamo and not for_vllm:
+        name = _vllm_name(for_dynamo, vllm)
         if name is None:
             return _unknown_to_vllm("--dyn-tool-call-parser", "tool calls")
         choice = () if auto else ("--enable-auto-tool-choice",)
@@ -108,11 +106,11 @@ def _share_tool_parser(options: _Options, vllm: frozenset[str], dynamo: frozense
 
 
 def _share_reasoning_parser(options: _Options, vllm: frozenset[str], dynamo: frozenset[str]) -> SharedOptions:
-    theirs, ours = options.value("--dyn-reasoning-parser"), options.value("--reasoning-parser")
-    if ours and not theirs:
+    for_dynamo, for_vllm = options.value("--dyn-reasoning-parser"), options.value("--reasoning-parser")
+    if for_vllm and not for_dynamo:
         return _to_dynamo(options, "--reasoning-parser", "--dyn-reasoning-parser", dynamo)
-    if theirs and not ours:
-        name = _vllm_name(theirs, vllm)
+    if for_dynamo and not for_vllm:
+        name = _vllm_name(for_dynamo, vllm)
         if name is None:
             return _unknown_to_vllm("--dyn-reasoning-parser", "reasoning")
         return SharedOptions(frontend=("--reasoning-parser", name))
@@ -120,25 +118,22 @@ def _share_reasoning_parser(options: _Options, vllm: frozenset[str], dynamo: fro
 
 
 def _share_chat_template(options: _Options) -> SharedOptions:
-    """The other direction needs no argument: vLLM's server takes Dynamo's template where it has none."""
-    ours = options.value("--chat-template")
-    return (
-        SharedOptions(template=ours)
-        if ours and not options.value("--custom-jinja-template")
-        else SharedOptions()
-    )
+    """The reverse needs no argument: without a template of its own, vLLM's server uses Dynamo's."""
+    for_vllm = options.value("--chat-template")
+    if for_vllm and not options.value("--custom-jinja-template"):
+        return SharedOptions(template=for_vllm)
+    return SharedOptions()
 
 
 def _to_dynamo(options: _Options, option: str, dynamo: str, known: frozenset[str]) -> SharedOptions:
-    given = options.found[destination(option)]
-    name = given.value[-1]
+    setting = options.settings[destination(option)]
+    name = setting.value[-1]
     name = name if name in known else _DYNAMO_NAMES.get(name, name)
     if name in known:
         return SharedOptions(engine=(dynamo, name))
-    problem = given.origin.violation(
-        "names a parser that Dynamo's frontend, and so status.url, does not have",
-        f"set {dynamo} too, to one of {', '.join(sorted(known))}, or set frontend.mode to None",
-        reason=REASON_BY_SOURCE[given.origin.source],
+    problem = setting.violation(
+        "names a parser that Dynamo's frontend (status.url) does not have",
+        f"Also set {dynamo} to one of {', '.join(sorted(known))}, or set frontend.mode to None.",
     )
     return SharedOptions(problems=(problem,))
 
@@ -146,17 +141,22 @@ def _to_dynamo(options: _Options, option: str, dynamo: str, known: frozenset[str
 def _vllm_name(name: str, known: frozenset[str]) -> str | None:
     if name in known:
         return name
-    return next((ours for ours, theirs in _DYNAMO_NAMES.items() if theirs == name and ours in known), None)
+    return next((vllm for vllm, dynamo in _DYNAMO_NAMES.items() if dynamo == name and vllm in known), None)
 
 
-def _unknown_to_vllm(option: str, what: str) -> SharedOptions:
-    why = f"vLLM has no parser of the name that {option} gives"
-    return SharedOptions(warnings=(f"The server on port 8080 does not parse {what}: {why}.",))
+def _unknown_to_vllm(option: str, content: str) -> SharedOptions:
+    warning = (
+        f"The server on port 8080 does not parse {content}, because vLLM does not have the parser that "
+        f"{option} names."
+    )
+    return SharedOptions(warnings=(warning,))
 
 
 def engine_arguments(shared: SharedOptions) -> list[str]:
-    """What the engine's arguments become longer by. Writes a template that is given in one line to a file,
-    which Dynamo wants; blocks. A path that is not there is Dynamo's to refuse.
+    """The additional arguments of the engine.
+
+    Blocks: it writes a chat template that is text to a file, which Dynamo requires. Dynamo rejects a path
+    that does not exist.
     """
     if shared.template is None:
         return [*shared.engine]
@@ -164,7 +164,7 @@ def engine_arguments(shared: SharedOptions) -> list[str]:
 
 
 def _template_file(text: str) -> Path:
-    """As vLLM tells a path from a template: by the characters that no path of its users has."""
+    """Distinguishes a path from a template as vLLM does: a template contains ``{``, ``}`` or a line break."""
     path = Path(text)
     try:
         if path.is_file() or not any(character in text for character in "{}\n"):

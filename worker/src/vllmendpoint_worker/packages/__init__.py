@@ -1,4 +1,4 @@
-"""Installs the Python packages that the user requests, before the engine starts.
+"""Installs the Python packages that the user requests, before vLLM is imported.
 
 Imports ``options`` and ``process``.
 """

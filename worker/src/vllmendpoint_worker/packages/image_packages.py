@@ -1,9 +1,9 @@
-"""The packages of the image, shown to pip as installed, complete and not to be changed.
+"""Presents the packages of the image to pip as installed, complete and fixed.
 
-pip cannot be told to leave an installed package's own requirements alone (uv's overrides can, and uv is a
-binary of 50 MB): the image lacks some on purpose (triton, torchvision), and pip would download them for every
-package that needs torch. So pip sees metadata of the same names and versions that require nothing, ahead of
-the real ones on its path; requirements of extras are kept, so that ``package[extra]`` works.
+The image omits some requirements of its packages (triton, torchvision), and pip would download them for every
+package that requires torch. pip has no option for that; uv's overrides do it, but uv is a binary of 50 MB.
+Therefore pip's path starts with metadata of the same names and versions without requirements. The
+requirements of extras remain, so that ``package[extra]`` works.
 """
 
 import platform
@@ -21,18 +21,18 @@ CONSTRAINTS: Final = "constraints.txt"
 
 
 class ImagePackages:
-    """What can be imported by now. Reads the metadata of all packages: a third of a second."""
+    """The installed packages. Reads all their metadata, which takes 0.3 s."""
 
     def __init__(self) -> None:
         self._packages: dict[str, Distribution] = {}
         for each in distributions():
-            # A damaged one has no name. Of two, the first on the path is the one that is imported.
+            # Damaged metadata has no name. Python imports the first of two versions on the path.
             if name := each.metadata["Name"]:
                 self._packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the packages, and with the Python that others are installed for."""
+        """Changes with the packages and the version of Python."""
         lines = [sys.version, platform.machine(), *self._pins()]
         return sha256("\n".join(lines).encode()).hexdigest()
 

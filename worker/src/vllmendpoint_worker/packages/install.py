@@ -1,8 +1,8 @@
-"""Installs the packages that the user asks for, before anything of the user's or of vLLM's is imported.
+"""Installs the packages that the user requests, before vLLM and the user's code are imported.
 
-By pip, into a folder below ``$XDG_CACHE_HOME``, since the image may be read-only: in a pod that is an
-emptyDir, which a restart of the container keeps. The packages of the image stay as they are: what needs torch
-gets the engine's, and what needs another torch is refused.
+pip installs into a folder below ``$XDG_CACHE_HOME``, because the image may be read-only. In a pod that is an
+emptyDir, which survives a restart of the container. The packages of the image do not change: a package that
+requires torch uses the engine's, and a package that requires another torch is rejected.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ __all__ = ["INSTALL_SECONDS", "Packages", "packages_folder"]
 logger = logging.getLogger(__name__)
 
 INSTALL_SECONDS: Final = 600.0
-"""Bound on one installation. What pip has downloaded until then is in its cache the next time."""
+"""Time limit of one installation. The next attempt uses pip's cache."""
 
 _LINE_BYTES: Final = 1024 * 1024
 _LINES: Final = 5000
@@ -51,18 +51,18 @@ _CONFLICTING_VARIABLES: Final = (
     "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_FORCE_REINSTALL",
     "PIP_IGNORE_INSTALLED", "PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "PIP_QUIET",
 )  # fmt: skip
-"""Variables of pip's that say otherwise than the worker's options, or hide the cause of an error."""
+"""Variables of pip that conflict with the worker's options, or hide the cause of an error."""
 
 
 def packages_folder(environ: Mapping[str, str]) -> Path:
-    """Where installations are kept, each in a folder of its own."""
+    """The folder of all installations. Each has a subfolder."""
     home = environ.get("HOME", "").strip() or tempfile.gettempdir()
     cache = environ.get("XDG_CACHE_HOME", "").strip() or f"{home}/.cache"
     return Path(cache) / "vllmendpoint" / "packages"
 
 
 class Packages:
-    """``environ``: the worker's; ``seconds``: the bound on one installation."""
+    """``environ``: the worker's environment; ``seconds``: time limit of one installation."""
 
     def __init__(self, environ: Mapping[str, str], seconds: float = INSTALL_SECONDS) -> None:
         self._environ = environ
@@ -70,85 +70,99 @@ class Packages:
         self._folder = packages_folder(environ)
 
     async def wait_until_installed(
-        self, refuse: Callable[[Problem], None], tell: Callable[[str], None]
+        self, reject: Callable[[Problem], None], report_progress: Callable[[str], None]
     ) -> None:
-        """Return when all that is asked for can be imported. Until then say why it cannot, and try again, for
-        ever: the file may be corrected, or the index come back.
+        """Return when all requested packages can be imported. Until then, report the problem and retry
+        without limit, because the user may correct the file and the package index may recover.
 
-        ``tell`` gets one line of progress.
+        ``report_progress`` receives one line of text.
         """
         failures = 0
-        while (wanted := await asyncio.to_thread(read_requirements, self._environ)) is not None:
-            problem = wanted if isinstance(wanted, Problem) else await self._attempt(wanted, tell)
+        while (requirements := await asyncio.to_thread(read_requirements, self._environ)) is not None:
+            problem = (
+                requirements
+                if isinstance(requirements, Problem)
+                else await self._attempt(requirements, report_progress)
+            )
             if problem is None:
                 return
-            refuse(problem)
+            reject(problem)
             failures += 1
             await asyncio.sleep(pause(failures))
 
-    async def _attempt(self, wanted: Requirements, tell: Callable[[str], None]) -> Problem | None:
-        """What is wrong, or None where everything can be imported now."""
+    async def _attempt(
+        self, requirements: Requirements, report_progress: Callable[[str], None]
+    ) -> Problem | None:
+        """The problem, or None if all packages can be imported."""
         try:
             image = await asyncio.to_thread(ImagePackages)
-            folder = self._folder / f"{wanted.digest[:32]}-{image.fingerprint[:16]}"
+            folder = self._folder / f"{requirements.digest[:32]}-{image.fingerprint[:16]}"
             if (folder / _DONE).is_file():
-                logger.info("Packages of %s: installed before", wanted.field)
+                logger.info("Packages of %s: already installed", requirements.field)
             else:
-                await self._install(wanted, image, folder, tell)
+                await self._install(requirements, image, folder, report_progress)
         except PackagesError as error:
-            return wanted.problem(error.what, error.fix)
+            return requirements.violation(error.fault, error.fix)
         except OSError as error:
-            what = f"cannot be installed into {self._folder} ({error.strerror})"
-            return wanted.problem(what, "set XDG_CACHE_HOME to a folder on a writable volume")
+            fault = f"cannot be installed in {self._folder} ({error.strerror})"
+            return requirements.violation(fault, "Set XDG_CACHE_HOME to a folder on a writable volume.")
         for path in _import_paths(folder):
-            site.addsitedir(path)  # at the end of the path: the image's own packages come first
+            site.addsitedir(path)  # at the end of the path, after the packages of the image
         importlib.invalidate_caches()
         return None
 
     async def _install(
-        self, wanted: Requirements, image: ImagePackages, folder: Path, tell: Callable[[str], None]
+        self,
+        requirements: Requirements,
+        image: ImagePackages,
+        folder: Path,
+        report_progress: Callable[[str], None],
     ) -> None:
-        """``folder`` is there once all of it is. Raises PackagesError or OSError."""
-        began = time.monotonic()
+        """Create ``folder`` with all packages, or not at all. Raises PackagesError or OSError."""
+        started = time.monotonic()
         new = Path(await asyncio.to_thread(_new_folder, self._folder))
         try:
             described, installed = new / "image", new / "packages"
             await asyncio.to_thread(image.write_metadata, described)
             options = ["--prefix", str(installed), "--constraint", str(described / CONSTRAINTS)]
             async with asyncio.timeout(self._seconds):
-                await self._install_by_pip(wanted, options, described, tell)
+                await self._install_by_pip(requirements, options, described, report_progress)
             await asyncio.to_thread(_keep, installed, folder)
         except TimeoutError as error:
             raise PackagesError(
                 f"was not installed within {self._seconds:.0f} s",
-                f"see that the package index answers, or put wheels into {WHEELS_FOLDER}/; it is tried again",
+                f"Check that the package index answers, or add wheels to {WHEELS_FOLDER}/.",
             ) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, new, ignore_errors=True)
-        logger.info("Packages of %s: installed in %.1f s", wanted.field, time.monotonic() - began)
+        logger.info("Packages of %s: installed in %.1f s", requirements.field, time.monotonic() - started)
 
     async def _install_by_pip(
-        self, wanted: Requirements, options: Sequence[str], described: Path, tell: Callable[[str], None]
+        self,
+        requirements: Requirements,
+        options: Sequence[str],
+        described: Path,
+        report_progress: Callable[[str], None],
     ) -> None:
-        """From the wheels beside the file, without an index; where they do not suffice, with it."""
+        """From the wheels next to the file without an index, then, if that fails, with the index."""
         environ = {name: value for name, value in self._environ.items() if name not in _CONFLICTING_VARIABLES}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(described), environ.get("PYTHONPATH", "")]))
-        links = () if wanted.wheels is None else (f"--find-links={wanted.wheels}",)
+        links = () if requirements.wheels is None else (f"--find-links={requirements.wheels}",)
         for more in ((*links, "--no-index"), links) if links else (links,):
-            command = [*_OPTIONS, *options, *wanted.arguments, *more]
-            code, lines = await _pip(command, environ, wanted.folder, tell)
+            command = [*_OPTIONS, *options, *requirements.arguments, *more]
+            code, lines = await _pip(command, environ, requirements.folder, report_progress)
             if code == 0:
                 return
         for line in lines[-_LOGGED_LINES:]:
             logger.error("pip: %s", redact(line))
-        sentence, fix = summarize_failure("\n".join(lines))
-        raise PackagesError(f"cannot be installed: {sentence}", fix)
+        message, fix = summarize_failure("\n".join(lines))
+        raise PackagesError(f"cannot be installed: {message}", fix)
 
 
 async def _pip(
-    arguments: Sequence[str], environ: Mapping[str, str], folder: Path, tell: Callable[[str], None]
+    arguments: Sequence[str], environ: Mapping[str, str], folder: Path, report_progress: Callable[[str], None]
 ) -> tuple[int, list[str]]:
-    """Run ``pip install`` in a process group of its own: its exit status and its output.
+    """Run ``pip install`` in its own process group. Returns its exit status and its output.
 
     Raises PackagesError.
     """
@@ -164,9 +178,9 @@ async def _pip(
             start_new_session=True,
         )
     except OSError as error:
-        what = f"cannot be installed: pip cannot be started in {folder} ({error.strerror})"
-        fix = "see that the pod's user may read that folder, and execute Python"
-        raise PackagesError(what, fix) from error
+        fault = f"cannot be installed, because pip cannot start in {folder} ({error.strerror})"
+        fix = "Allow the pod's user to read that folder and to run Python."
+        raise PackagesError(fault, fix) from error
     lines: deque[str] = deque(maxlen=_LINES)
     PROCESS_GROUPS.add(process.pid)
     try:
@@ -174,7 +188,7 @@ async def _pip(
         async for line in _lines_of(process.stdout):
             lines.append(line)
             if line.startswith(("Collecting ", "Installing collected", "  Downloading ", "Processing ")):
-                tell(f"packages: {redact(line.strip())[:200]}")
+                report_progress(f"packages: {redact(line.strip())[:200]}")
         return await process.wait(), list(lines)
     finally:
         if process.returncode is None:
@@ -185,7 +199,7 @@ async def _pip(
 
 
 async def _lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Without those that are longer than the stream's limit."""
+    """Skips lines that are longer than the stream's limit."""
     while True:
         try:
             raw = await stream.readline()
@@ -197,7 +211,7 @@ async def _lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
 
 
 def _new_folder(folder: Path) -> str:
-    """A folder to install to. Those that were left behind when a container was killed are removed."""
+    """A folder for a new installation. Removes the folders that killed containers left."""
     folder.mkdir(parents=True, exist_ok=True)
     for each in folder.glob(f"*{_NEW}"):
         if time.time() - each.stat().st_mtime > 2 * INSTALL_SECONDS:
@@ -206,17 +220,17 @@ def _new_folder(folder: Path) -> str:
 
 
 def _keep(installed: Path, folder: Path) -> None:
-    installed.mkdir(exist_ok=True)  # pip makes none where nothing was missing
+    installed.mkdir(exist_ok=True)  # pip creates no folder if no package is missing
     (installed / _DONE).touch()
     try:
         installed.rename(folder)
     except OSError:
-        if not (folder / _DONE).is_file():  # another worker has just installed the same
+        if not (folder / _DONE).is_file():  # unless another worker installed the same packages meanwhile
             raise
 
 
 def _import_paths(folder: Path) -> list[str]:
-    """As pip derives them from ``--prefix``."""
+    """The folders of packages below ``--prefix`` of pip."""
     scheme = sysconfig.get_preferred_scheme("prefix")
     base = {"base": str(folder), "platbase": str(folder)}
     paths = [sysconfig.get_path(name, scheme, base) for name in ("purelib", "platlib")]

@@ -1,7 +1,7 @@
-"""Which packages the user asks for: the settings of ``model-hosting-container-standards``, read and checked.
+"""Reads which packages the user requests, with the settings of ``model-hosting-container-standards``.
 
-``requirements.txt`` in the model's folder, with wheels in ``requirements/`` beside it; ``STANDARD_PIP_ARGS``
-replaces both; ``STANDARD_AUTO_INSTALL_REQ`` turns the installation off. Nothing is installed here.
+``requirements.txt`` in the model's folder, with wheels in ``requirements/`` next to it. ``STANDARD_PIP_ARGS``
+replaces both. ``STANDARD_AUTO_INSTALL_REQ`` disables the installation. :mod:`.install` installs the packages.
 """
 
 import hashlib
@@ -35,11 +35,12 @@ MISSING_MODULE: Final = (
     f"name its package in {REQUIREMENTS_FILE} in {MODEL_FOLDER} or in {ENV_ARGUMENTS}, from which the worker "
     "installs when it starts, or use a worker image that has it"
 )
-"""The fix where a module is not there."""
+"""The fix for a missing module, as a clause."""
 
+_MAX_MESSAGE: Final = 2048
 MAX_FILE_BYTES: Final = 1024 * 1024
 MAX_FILES: Final = 10_000
-"""Files of one folder that the digest depends on."""
+"""Files of one folder that the digest covers."""
 
 _ON: Final = ("true", "1", "yes", "on")
 _OFF: Final = ("false", "0", "no", "off")
@@ -47,38 +48,41 @@ _CONFLICTING_OPTIONS: Final = (
     "--target", "--prefix", "--root", "--user", "--python",
     "--force-reinstall", "--ignore-installed", "--dry-run",
 )  # fmt: skip
-"""Options of ``pip install`` that contradict the worker's own: the folder is the worker's, and the packages
-of the image stay as they are.
+"""Options of ``pip install`` that conflict with the worker's: it uses its own folder, and does not change the
+packages of the image.
 """
 _INCLUDE: Final = re.compile(r"^\s*(?:-r|-c|--requirement|--constraint)[\s=]*([^\s#]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What to install. ``wheels``: a folder to look in first, without an index."""
+    """The packages to install. ``wheels``: a folder that pip searches first, without an index."""
 
     field: str
-    """Where it was asked for: ``requirements.txt`` or ``STANDARD_PIP_ARGS``."""
+    """The setting: ``requirements.txt`` or ``STANDARD_PIP_ARGS``."""
     folder: Path
-    """Relative paths start here. It exists."""
+    """Relative paths start in this folder, which exists."""
     arguments: tuple[str, ...]
-    """For ``pip install``."""
+    """Arguments of ``pip install``."""
     wheels: Path | None
     digest: str
-    """Changes when what would be installed may change."""
+    """Changes if the packages to install may change."""
 
-    def problem(self, what: str, fix: str, reason: Reason = Reason.REQUIREMENTS_NOT_INSTALLED) -> Problem:
+    def violation(self, fault: str, fix: str, reason: Reason = Reason.REQUIREMENTS_NOT_INSTALLED) -> Problem:
         source = HandlerSource.ENVIRONMENT.value if self.field == ENV_ARGUMENTS else SCRIPT_SOURCE
         return Problem(
-            reason=reason, source=source, field=self.field, message=f"{self.field} {what}: {fix}."[:2048]
+            reason=reason,
+            source=source,
+            field=self.field,
+            message=f"{self.field} {fault}. {fix}"[:_MAX_MESSAGE],
         )
 
 
 def read_requirements(environ: Mapping[str, str]) -> Requirements | Problem | None:
-    """What to install, None where there is nothing, or what is wrong with the settings."""
+    """The packages to install, None if there are none, or the problem of a setting."""
     enabled = environ.get(ENV_ENABLED, "").strip().lower()
     if enabled and enabled not in _ON + _OFF:
-        return _variable_problem(ENV_ENABLED, "is neither true nor false", "use true or false")
+        return _variable_problem(ENV_ENABLED, "is not a boolean", "Use true or false.")
     if enabled in _OFF:
         return None
     folder = Path(model_path(environ))
@@ -92,10 +96,10 @@ def _from_pip_arguments(text: str, folder: Path) -> Requirements | Problem:
     try:
         arguments = tuple(shlex.split(text))
     except ValueError:
-        return _variable_problem(ENV_ARGUMENTS, "has a quotation mark that is not closed", "close it")
+        return _variable_problem(ENV_ARGUMENTS, "contains an unclosed quotation mark", "Close it.")
     if (option := _find_conflicting_option(arguments)) is not None:
-        what = f"holds {option}, and the worker installs into a folder of its own"
-        return _variable_problem(ENV_ARGUMENTS, what, "remove that option")
+        fault = f"contains {option}, but the worker chooses the folder of the packages"
+        return _variable_problem(ENV_ARGUMENTS, fault, "Remove that option.")
     options = [argument for argument in arguments if len(argument) > 2 and argument[0] == "-"]
     attached = (argument.partition("=")[2] if argument[1] == "-" else argument[2:] for argument in options)
     named = [*arguments, *attached]
@@ -112,21 +116,21 @@ def _from_model_folder(folder: Path) -> Requirements | Problem | None:
             size = len(file.read(MAX_FILE_BYTES + 1))
         wheels = folder / WHEELS_FOLDER if (folder / WHEELS_FOLDER).is_dir() else None
     except OSError as error:
-        what, fix = f"cannot be read ({error.strerror})", f"see that the worker may read it in {MODEL_FOLDER}"
-        return Requirements(REQUIREMENTS_FILE, folder, (), None, "").problem(what, fix)
+        fault, fix = f"cannot be read ({error.strerror})", f"Allow the worker to read it in {MODEL_FOLDER}."
+        return Requirements(REQUIREMENTS_FILE, folder, (), None, "").violation(fault, fix)
     if size > MAX_FILE_BYTES:
-        what, fix = f"is larger than {MAX_FILE_BYTES} bytes", "remove what is no requirement"
-        return Requirements(REQUIREMENTS_FILE, folder, (), None, "").problem(what, fix)
+        fault, fix = f"is larger than {MAX_FILE_BYTES} bytes", "Remove everything that is not a requirement."
+        return Requirements(REQUIREMENTS_FILE, folder, (), None, "").violation(fault, fix)
     arguments = ("-r", str(path))
     files = [path, *([wheels] if wheels is not None else [])]
     return Requirements(REQUIREMENTS_FILE, folder, arguments, wheels, _digest(arguments, folder, files))
 
 
 def _find_conflicting_option(arguments: Sequence[str]) -> str | None:
-    """The first option that contradicts the worker's own. pip takes unique beginnings of an option too."""
+    """The first option that conflicts with the worker's. pip also accepts unique prefixes of an option."""
     for argument in arguments:
         name = argument.partition("=")[0]
-        if name in ("--pre", "--r", "--"):  # an option of its own, or none
+        if name in ("--pre", "--r", "--"):  # not a prefix of a conflicting option
             continue
         if name.startswith("--"):
             if (
@@ -139,19 +143,19 @@ def _find_conflicting_option(arguments: Sequence[str]) -> str | None:
 
 
 def _referenced_files(arguments: Sequence[str], folder: Path) -> list[Path]:
-    """Arguments that are files or folders: a change in one of them is a change of what is asked for."""
+    """Arguments that are files or folders. Their content is part of the request."""
     return [folder / argument for argument in arguments if argument and _exists(folder / argument)]
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # the file name is invalid
         return False
 
 
 def _digest(arguments: Sequence[str], folder: Path, paths: Sequence[Path]) -> str:
-    """Of the arguments and of all files that they lead to: text files by content, others by ``stat``."""
+    """Of the arguments and all files that they refer to: text files by content, others by ``stat``."""
     lines = [repr(tuple(arguments))]
     seen: set[Path] = set()
     for path in paths:
@@ -184,16 +188,16 @@ def _digest_lines(path: Path, folder: Path, seen: set[Path]) -> Iterator[str]:
 
 
 def _local_path_lines(line: str, folder: Path, seen: set[Path]) -> Iterator[str]:
-    """A line that is a path, for instance of a wheel."""
+    """For a line that is a path, for example of a wheel."""
     path = folder / line.removeprefix("-e").strip()
     if line and ("/" in line or line.endswith((".whl", ".gz", ".zip"))) and _exists(path) and path != folder:
         yield from _digest_lines(path, folder, seen)
 
 
-def _variable_problem(field: str, what: str, fix: str) -> Problem:
+def _variable_problem(variable: str, fault: str, fix: str) -> Problem:
     return Problem(
         reason=Reason.INVALID_ENVIRONMENT,
         source=HandlerSource.ENVIRONMENT.value,
-        field=field,
-        message=f"{field} {what}: {fix}.",
+        field=variable,
+        message=f"{variable} {fault}. {fix}",
     )

@@ -1,4 +1,4 @@
-"""Which health-check payloads a model accepts. Pure.
+"""Checks a health-check payload: its form, its fields, the type of the model and the expected answer. Pure.
 
-Imports nothing of the other folders.
+Imports no other folder.
 """

@@ -1,4 +1,4 @@
-"""The forms that a payload can have, and which of them a model can be asked with. Pure."""
+"""The forms of a health-check payload, and the types of model that accept each of them. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Form(StrEnum):
-    """The forms of payload, named after the field that carries the question."""
+    """Named after the field that contains the question."""
 
     PROMPT = "prompt"
     MESSAGES = "messages"
@@ -40,54 +40,54 @@ SCORE_PARTNERS: Final[Mapping[Form, tuple[str, ...]]] = {
     Form.DATA: ("data_2",),
     Form.TEXT: ("text_2",),
 }
-"""Form that asks for scores -> the fields of which one holds what the question is compared with."""
+"""Form of a request for scores -> the fields of which one contains the texts to compare."""
 
 SCORE_FORMS: Final = frozenset(SCORE_PARTNERS)
 
 SUGGESTED_FORMS: Final = (Form.PROMPT, Form.MESSAGES, Form.INPUT, Form.QUERY, Form.QUERIES)
-"""Forms that a misspelt field may have been meant for."""
+"""Forms that a message suggests for a misspelt field."""
 
 _FORMS: Final[Mapping[ModelType, tuple[frozenset[Form], str, str]]] = {
     ModelType.CHAT: (
         frozenset({Form.PROMPT, Form.MESSAGES}),
-        "a model that generates",
-        "ask with prompt or messages",
+        "a generative model",
+        "Use prompt or messages.",
     ),
     ModelType.COMPLETION: (
         frozenset({Form.PROMPT}),
-        "a model that generates",
-        "ask with prompt",
+        "a generative model",
+        "Use prompt.",
     ),
-    ModelType.EMBEDDING: (SCORE_FORMS | {Form.INPUT}, "an embedding model", "ask with input"),
-    ModelType.CLASSIFY: (frozenset({Form.INPUT}), "a model that classifies", "ask with input"),
+    ModelType.EMBEDDING: (SCORE_FORMS | {Form.INPUT}, "an embedding model", "Use input."),
+    ModelType.CLASSIFY: (frozenset({Form.INPUT}), "a classification model", "Use input."),
     ModelType.SCORE: (
         SCORE_FORMS | {Form.INPUT},
-        "a model that scores",
-        "ask with query and documents, or with input",
+        "a scoring model",
+        "Use query and documents, or input.",
     ),
-    ModelType.POOLING: (SCORE_FORMS | {Form.INPUT}, "a pooling model", "ask with input"),
+    ModelType.POOLING: (SCORE_FORMS | {Form.INPUT}, "a pooling model", "Use input."),
 }
-"""Model type -> the forms that fit it, what to call such a model, and what to ask it with."""
+"""Model type -> the accepted forms, the name of the type in a message, and the fix for another form."""
 
 
 def form_of(payload: Mapping[str, Any]) -> Form | None:
-    """The form of a checked payload, or None where it has none or several."""
+    """The form of a checked payload; None if it has none or several."""
     forms = [form for form in Form if form.value in payload]
     return forms[0] if len(forms) == 1 else None
 
 
 def form_mismatch(form: Form, model_type: ModelType | None) -> tuple[str, str] | None:
-    """What is wrong with the form for a model of this type (what, fix); None where nothing is."""
+    """The fault and the fix if a model of this type does not accept the form, else None."""
     if model_type is None or form in _FORMS[model_type][0]:
         return None
     if model_type is ModelType.COMPLETION and form is Form.MESSAGES:
-        return "does not fit a completion model, which has no chat template", "ask with prompt"
+        return "is not accepted by a completion model, which has no chat template", "Use prompt."
     _, model, fix = _FORMS[model_type]
-    return f"does not fit {model}", fix
+    return f"is not accepted by {model}", fix
 
 
 def request_name(form: Form, model_type: ModelType | None) -> str:
-    """The name of vLLM's request: ``chat``, ``classification``, ..."""
+    """The name of vLLM's request, for example ``chat`` or ``classification``."""
     if form is Form.INPUT:
         names = {
             ModelType.CLASSIFY: "classification",
@@ -100,13 +100,13 @@ def request_name(form: Form, model_type: ModelType | None) -> str:
 
 
 READ_BY_DYNAMO: Final = frozenset({"embedding", "classification", "pooling"})
-"""Requests of which Dynamo's handlers read fewer fields than vLLM's HTTP server does."""
+"""Requests of which Dynamo's handlers read fewer fields than vLLM's HTTP server."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFields:
-    """Field names of vLLM's request models: ``CompletionRequest``, ``ChatCompletionRequest``,
-    ``Embedding...``; of those for pooling models, what Dynamo's handlers read. Empty: not known.
+    """Field names of vLLM's request models, such as ``CompletionRequest``. For pooling models, only the
+    fields that Dynamo's handlers read. Empty if unknown.
     """
 
     completion: frozenset[str]

@@ -1,9 +1,10 @@
-"""What a model is asked for, told from vLLM's tasks, and which models this worker does not serve. Pure."""
+"""Derives the type of a model from vLLM's tasks, and rejects models that this worker does not serve. Pure."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from vllmendpoint_api import POOLED, ModelType, PayloadSource, Problem, Reason
+from vllmendpoint_worker.setting_origin import SettingOrigin
 
 __all__ = ["RUNNER_GENERATE", "RUNNER_POOLING", "pooled_type", "reject_after_start", "reject_before_start"]
 
@@ -11,18 +12,18 @@ RUNNER_GENERATE: Final = "generate"
 RUNNER_POOLING: Final = "pooling"
 """vLLM's two runners."""
 
-_TRANSCRIPTION_ONLY: Final = (
-    "The model only transcribes speech. Dynamo serves no transcription, and this worker has no probe for it: "
-    "serve the model with `vllm serve`, or choose a model that generates, embeds, classifies or scores."
-)
+_MODEL: Final = SettingOrigin(PayloadSource.SPEC, "model")
+_MODEL_TYPE: Final = SettingOrigin(PayloadSource.SPEC, "model.type")
 
 
 def pooled_type(task: str | None, *, scores: bool) -> ModelType | None:
-    """The type of a model that vLLM pools. ``task``: the one that vLLM chooses for it; ``scores``: whether
-    vLLM serves ``/score`` and ``/rerank`` with it. None where there is no probe for the task.
+    """The type of a pooling model; None if the worker has no probe for the task.
+
+    ``task`` is the one that vLLM chooses for the model. ``scores``: vLLM serves ``/score`` and ``/rerank``
+    with it.
     """
     match task:
-        case "embed" | "embed&token_classify":  # Dynamo asks for embeddings by name
+        case "embed" | "embed&token_classify":  # Dynamo requests embeddings by name
             return ModelType.EMBEDDING
         case "classify":
             return ModelType.SCORE if scores else ModelType.CLASSIFY
@@ -33,45 +34,43 @@ def pooled_type(task: str | None, *, scores: bool) -> ModelType | None:
 
 
 def reject_before_start(declared: ModelType | None, runner: str, *, only_transcribes: bool) -> Problem | None:
-    """What can be told before the engine starts. ``declared``: ``model.type``."""
+    """What is known from the model's configuration. ``declared`` is ``model.type``."""
     if only_transcribes:
-        return _problem("model", _TRANSCRIPTION_ONLY)
+        return _transcription_only()
     if declared in POOLED and runner == RUNNER_GENERATE:
-        return _declared_type_problem(
-            declared, "vLLM generates with this model", "add --runner pooling to engine.args"
-        )
+        fix = "Add --runner pooling to engine.args."
+        return _wrong_type(declared, "vLLM runs the model as a generative model", fix)
     if declared is not None and declared not in POOLED and runner == RUNNER_POOLING:
-        fix = "remove model.type, or add --runner generate to engine.args"
-        return _declared_type_problem(declared, "vLLM pools this model and does not generate with it", fix)
+        fix = "Remove model.type, or add --runner generate to engine.args."
+        return _wrong_type(declared, "vLLM runs the model as a pooling model", fix)
     return None
 
 
 def reject_after_start(
-    declared: ModelType | None, told: ModelType | None, tasks: Sequence[str]
+    declared: ModelType | None, detected: ModelType | None, tasks: Sequence[str]
 ) -> Problem | None:
-    """What is known once the engine stands. ``told``: from ``tasks``, which are vLLM's."""
-    if told is None:
+    """What is known from the running engine. ``detected`` is derived from ``tasks``, which are vLLM's."""
+    if detected is None:
         if "transcription" in tasks:
-            return _problem("model", _TRANSCRIPTION_ONLY)
-        names = ", ".join(tasks) or "none"
-        return _problem(
-            "model",
-            f"This worker has no probe for the tasks that vLLM has for the model ({names}): set "
-            "--pooler-config.task in engine.args to one that the model has, or choose a model that "
+            return _transcription_only()
+        return _MODEL.violation(
+            f"has only tasks without a probe ({', '.join(tasks) or 'none'})",
+            "Set --pooler-config.task in engine.args to another task of the model, or use a model that "
             "generates, embeds, classifies or scores.",
+            reason=Reason.INVALID_SETTINGS,
         )
-    if declared is None or declared is told or (declared not in POOLED and told not in POOLED):
+    if declared is None or declared is detected or (declared not in POOLED and detected not in POOLED):
         return None
-    return _declared_type_problem(
-        declared, f"the tasks that vLLM has for the model make it {told}", "remove model.type"
+    return _wrong_type(declared, f"the model's tasks in vLLM are those of {detected}", "Remove model.type.")
+
+
+def _transcription_only() -> Problem:
+    return _MODEL.violation(
+        "only transcribes speech, which Dynamo does not serve",
+        "Serve the model with `vllm serve`, or use a model that generates, embeds, classifies or scores.",
+        reason=Reason.INVALID_SETTINGS,
     )
 
 
-def _declared_type_problem(declared: ModelType | None, what: str, fix: str) -> Problem:
-    return _problem("model.type", f"model.type is {declared}, but {what}: {fix}.")
-
-
-def _problem(field: str, message: str) -> Problem:
-    return Problem(
-        reason=Reason.INVALID_SETTINGS, source=str(PayloadSource.SPEC), field=field, message=message
-    )
+def _wrong_type(declared: ModelType | None, fault: str, fix: str) -> Problem:
+    return _MODEL_TYPE.violation(f"is {declared}, but {fault}", fix, reason=Reason.INVALID_SETTINGS)

@@ -144,7 +144,7 @@ def _is_module_missing(error: BaseException, path: HandlerPath) -> bool:
     """Whether the module that the path names, or a package around it, does not exist."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return False
-    return f"{path.where}.".startswith(f"{error.name}.")
+    return f"{path.location}.".startswith(f"{error.name}.")
 
 
 def error_location(error: BaseException, config: HandlerConfig) -> str:

@@ -183,7 +183,7 @@ class ScriptLoader(FunctionLoader):  # type: ignore[misc]  # MHCS is not typed
             found: Callable[..., Any] = self.load_function(path.text)
         except HandlerNotFoundError:
             renamed = (
-                MOVED_FUNCTIONS.get((path.where, path.attribute)) if path.kind is PathKind.MODULE else None
+                MOVED_FUNCTIONS.get((path.location, path.attribute)) if path.kind is PathKind.MODULE else None
             )
             if renamed is None:
                 raise
