@@ -309,9 +309,19 @@ class Load:
 @pytest.fixture(scope="session")
 def toy_model() -> Path:
     """The toy model of hack/model.py, created on first use."""
-    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "toy"], timeout=300, check=True)
+    return _model("toy", "toy-llama")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The embedding model all-MiniLM-L6-v2, downloaded on first use."""
+    return _model("embedding", "all-MiniLM-L6-v2")
+
+
+def _model(kind: str, folder: str) -> Path:
+    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), kind], timeout=300, check=True)
     cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
-    return cache / "models" / "toy-llama"
+    return cache / "models" / folder
 
 
 @pytest.fixture(scope="module")

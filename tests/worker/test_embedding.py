@@ -1,14 +1,11 @@
-"""An embedding worker on a real model (all-MiniLM-L6-v2): told from the model, asked with ``input``, served,
-and never called healthy over a frozen engine. The tests share one process and run in the order of the file.
+"""An embedding worker on a real model (all-MiniLM-L6-v2): type detection, probes, serving, a frozen engine.
+
+The tests share one process and run in the order of the file.
 """
 
-import contextlib
-import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.free_port import free_port
 from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict
 
-from .conftest import ROOT, Load, WorkerProcess, assert_health_follows, stopped, wait
+from .conftest import Load, WorkerProcess, assert_health_follows, stopped, wait
+from .frontend import request_through_frontend
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
@@ -30,12 +27,10 @@ BODY = {"model": "minilm", "input": "a cat"}
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spied]:
-    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
-    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
+def worker(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Iterator[Spied]:
     worker = Spied(
         tmp_path_factory.mktemp("embedding"),
-        cache / "models" / "all-MiniLM-L6-v2",
+        minilm,
         {"DYN_HEALTH_CHECK_LEVEL": "comprehensive"},
         ["--max-model-len", "256", "--served-model-name", "minilm"],
     )
@@ -121,32 +116,8 @@ def test_invocations_reject_an_unknown_model_in_every_form(
 
 
 def test_dynamos_frontend_is_served(worker: WorkerProcess) -> None:
-    port = free_port()
-    environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
-    with (worker.folder / "frontend.log").open("wb") as log:
-        frontend = subprocess.Popen(
-            [sys.executable, "-m", "dynamo.frontend", "--http-port", str(port), "--http-host", "127.0.0.1"],
-            env=environ, stdout=log, stderr=log,
-        )  # fmt: skip
-    answers: list[bytes] = []
-
-    def answered() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        with contextlib.closing(connection), contextlib.suppress(OSError):
-            connection.request(
-                "POST", "/v1/embeddings", json.dumps(BODY), {"content-type": "application/json"}
-            )
-            answer = connection.getresponse()
-            answers[:] = [answer.read()]
-            return answer.status == 200
-        return False
-
-    try:
-        wait(answered, 60.0)
-        assert len(vector(answers[0])) == 384
-    finally:
-        frontend.kill()
-        frontend.wait(20)
+    answer = request_through_frontend(worker, "/v1/embeddings", BODY)
+    assert len(answer["data"][0]["embedding"]) == 384
 
 
 def test_metrics_of_vllm_and_of_the_worker_are_served(worker: WorkerProcess) -> None:
@@ -161,7 +132,7 @@ def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerPr
 
 
 @pytest.mark.parametrize(
-    ("settings", "field", "says"),
+    ("settings", "field", "expected"),
     [
         ({"payload": {"prompt": "test"}}, "healthCheck.payload.prompt", "does not fit an embedding model"),
         (
@@ -177,21 +148,21 @@ def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerPr
     ],
 )
 def test_a_payload_that_generates_text_is_rejected(
-    worker: WorkerProcess, settings: dict[str, Any], field: str, says: str
+    worker: WorkerProcess, settings: dict[str, Any], field: str, expected: str
 ) -> None:
     digest = worker.settings(QUICK | settings)
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     (problem,) = report.configuration.problems
     assert problem.field == field
-    assert says in problem.message
+    assert expected in problem.message
     assert report.ready
     worker.settings(QUICK)
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
 @pytest.mark.parametrize(
-    ("payload", "field", "says"),
+    ("payload", "field", "expected"),
     [
         ({"input": "cat " * 500}, "input", "256"),
         ({"input": "cat", "dimensions": 64}, "dimensions", "dimensions"),
@@ -201,7 +172,7 @@ def test_a_payload_that_generates_text_is_rejected(
     ids=["too-long", "dimensions", "out-of-vocabulary", "truncation"],
 )
 def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
-    worker: WorkerProcess, payload: dict[str, Any], field: str, says: str
+    worker: WorkerProcess, payload: dict[str, Any], field: str, expected: str
 ) -> None:
     before = worker.report().health_check
     digest = worker.settings(QUICK | {"payload": payload})
@@ -214,7 +185,7 @@ def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
         f"healthCheck.payload.{field}",
     )
     assert "is rejected by vLLM: " in problem.message
-    assert says in problem.message
+    assert expected in problem.message
     assert (report.ready, report.health_check) == (True, before)
     worker.settings(QUICK)
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)

@@ -93,8 +93,10 @@ def take(worker: WorkerProcess, script: str | None, **handlers: Any) -> str:
     if script is not None:
         (worker.settings_file.parent / "model.py").write_text(script)
         digest = script_digest(script.encode())
-    said = {key: value for key, value in {"scriptDigest": digest, **handlers}.items() if value is not None}
-    return worker.settings(CHECK, handlers=said)
+    references = {
+        key: value for key, value in {"scriptDigest": digest, **handlers}.items() if value is not None
+    }
+    return worker.settings(CHECK, handlers=references)
 
 
 def post(
@@ -127,7 +129,7 @@ def test_a_script_that_cannot_be_imported_is_reported_within_seconds(
 ) -> None:
     (folder / "model.py").write_text("def f(:\n")
     worker.start()
-    # After the heavy imports; what is refused is told in three steps.
+    # After the heavy imports; a rejection is reported in three steps.
     worker.until(lambda report: report.started and report.stage.name == "Refused", START_SECONDS)
     report = worker.report()
     assert report.configuration.state == ConfigurationState.REJECTED
@@ -185,7 +187,7 @@ def test_the_guides_complete_example_generates_on_the_live_engine(
     assert report.handlers.script_digest == script_digest((GUIDE / "complete.py").read_bytes())
     assert report.custom_ping is not None
     assert report.custom_ping.state == PingState.PASSING
-    # Its own INFO lines come through, and nobody else's level has changed.
+    # Its own INFO lines are logged, and the levels of other loggers are unchanged.
     assert "Processing prompt: Context: Retrieved context" in worker.log()
     assert "Handler of /ping: model:health_check (Decorator)" in worker.log()
     assert "decorator in the script: found" in worker.log()

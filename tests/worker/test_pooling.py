@@ -1,22 +1,15 @@
-"""Models that vLLM pools and that do not embed: classifiers, rerankers, token classifiers. Each is told from
-the model, probed, served, and never called healthy over a frozen engine; what has no probe is refused.
+"""Classifiers, rerankers and token classifiers: type detection, probes, serving, a frozen engine.
 
-The workers are made once each; the tests run in the order of the file.
+Models without a probe are rejected. The tests share their workers and run in the order of the file.
 """
 
-import contextlib
-import http.client
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.free_port import free_port
 from vllmendpoint_api import (
     ConfigurationState,
     ModelType,
@@ -28,7 +21,8 @@ from vllmendpoint_api import (
     names,
 )
 
-from .conftest import ROOT, START_SECONDS, Load, WorkerProcess, stopped, wait
+from .conftest import START_SECONDS, Load, WorkerProcess, stopped, wait
+from .frontend import request_through_frontend
 from .spied import Spied
 from .tiny_models import make_bert, make_whisper
 
@@ -38,18 +32,11 @@ NAME = ["--served-model-name", "pooled", "--max-model-len", "64"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Path:
-    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
-    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
-    return cache / "models" / "all-MiniLM-L6-v2"
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Iterator[Callable[..., Spied]]:
+def started(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Iterator[Callable[..., Spied]]:
     workers: list[Spied] = []
 
     def start(architecture: str, labels: int, environ: dict[str, str] | None = None) -> Spied:
-        model = make_bert(tmp_path_factory.mktemp("model"), tokenizer, architecture, labels)
+        model = make_bert(tmp_path_factory.mktemp("model"), minilm, architecture, labels)
         worker = Spied(tmp_path_factory.mktemp("worker"), model, environ, NAME)
         workers.append(worker)
         worker.settings(QUICK)
@@ -88,7 +75,7 @@ def tagger(started: Callable[..., Spied]) -> Iterator[Spied]:
 
 
 def asked_with(worker: Spied, payload: dict[str, Any] | None) -> None:
-    """The payload is in force, and a probe with it was complete."""
+    """Apply the payload and assert that a probe with it is complete."""
     digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     assert worker.report().configuration.state == ConfigurationState.RESOLVED, worker.report().configuration
@@ -125,35 +112,6 @@ def never_healthy_while_frozen(worker: Spied) -> None:
     worker.until(lambda report: report.ready, 30.0)
 
 
-def through_frontend(worker: Spied, path: str, body: dict[str, Any]) -> Any:
-    """What Dynamo's frontend answers, once it does."""
-    port = free_port()
-    environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
-    with (worker.folder / "frontend.log").open("wb") as log:
-        frontend = subprocess.Popen(
-            [sys.executable, "-m", "dynamo.frontend", "--http-port", str(port), "--http-host", "127.0.0.1"],
-            env=environ, stdout=log, stderr=log,
-        )  # fmt: skip
-    answers: list[Any] = []
-
-    def answered() -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        with contextlib.closing(connection), contextlib.suppress(OSError):
-            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status == 200:
-                answers.append(json.loads(text))
-        return bool(answers)
-
-    try:
-        wait(answered, 60.0)
-    finally:
-        frontend.kill()
-        frontend.wait(20)
-    return answers[0]
-
-
 # --- a classifier
 
 
@@ -178,7 +136,7 @@ def test_a_classifier_takes_vllms_fields(classifier: Spied, payload: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("payload", "field", "says"),
+    ("payload", "field", "expected"),
     [
         ({"prompt": "x"}, ".prompt", "is not accepted by a classification model. Use input."),
         (
@@ -196,11 +154,11 @@ def test_a_classifier_takes_vllms_fields(classifier: Spied, payload: dict[str, A
     ],
 )
 def test_an_unsuitable_payload_for_a_classifier_is_rejected(
-    classifier: Spied, payload: dict[str, Any], field: str, says: str
+    classifier: Spied, payload: dict[str, Any], field: str, expected: str
 ) -> None:
     where, message = refusal(classifier, payload)
     assert where == f"healthCheck.payload{field}"
-    assert says in message
+    assert expected in message
 
 
 def test_a_classifier_serves_its_own_routes_and_invocations(classifier: Spied) -> None:
@@ -213,7 +171,7 @@ def test_a_classifier_serves_its_own_routes_and_invocations(classifier: Spied) -
 
 
 def test_a_classifier_serves_dynamos_frontend(classifier: Spied) -> None:
-    answer = through_frontend(classifier, "/v1/classify", {"model": "pooled", "input": "a cat"})
+    answer = request_through_frontend(classifier, "/v1/classify", {"model": "pooled", "input": "a cat"})
     assert len(answer["data"][0]["probs"]) == 3
 
 
@@ -251,7 +209,7 @@ def test_a_reranker_accepts_every_form_of_vllm(reranker: Spied, payload: dict[st
 
 
 @pytest.mark.parametrize(
-    ("payload", "field", "says"),
+    ("payload", "field", "expected"),
     [
         ({"prompt": "x"}, ".prompt", "is not accepted by a scoring model. Use query and documents"),
         ({"query": "x"}, "", "contains query but not documents. Add documents."),
@@ -263,11 +221,11 @@ def test_a_reranker_accepts_every_form_of_vllm(reranker: Spied, payload: dict[st
     ],
 )
 def test_an_unsuitable_payload_for_a_reranker_is_rejected(
-    reranker: Spied, payload: dict[str, Any], field: str, says: str
+    reranker: Spied, payload: dict[str, Any], field: str, expected: str
 ) -> None:
     where, message = refusal(reranker, payload)
     assert where == f"healthCheck.payload{field}"
-    assert says in message
+    assert expected in message
 
 
 def test_a_reranker_serves_its_own_routes_and_invocations(reranker: Spied) -> None:
@@ -303,7 +261,7 @@ def test_a_token_classifier_is_probed_for_its_labels(tagger: Spied) -> None:
     assert tagger.probes_seen()[-1]["pooling"]["task"] == "token_classify"
     status, answer = tagger.request("http", "/pooling", {"model": "pooled", "input": "a cat"})
     assert status == 200, answer
-    answer = through_frontend(tagger, "/v1/pooling", {"model": "pooled", "input": "a cat"})
+    answer = request_through_frontend(tagger, "/v1/pooling", {"model": "pooled", "input": "a cat"})
     assert len(answer["data"][0]["data"]) == len(["[CLS]", "a", "cat", "[SEP]"])
     asked_with(tagger, {"input": "a cat", "task": "token_classify", "encoding_format": "base64"})
     field, message = refusal(tagger, {"input": "a cat", "task": "embed"})
@@ -341,16 +299,16 @@ def test_a_transcription_model_is_rejected_before_it_is_loaded(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("declared", "says"),
+    ("declared", "expected"),
     [
         ("Chat", "model.type is Chat, but vLLM runs the model as a pooling model"),
         ("Embedding", "model.type is Embedding, but the model's tasks in vLLM are those of Classify"),
     ],
 )
 def test_a_declared_type_that_differs_from_the_models_is_rejected(
-    started: Callable[..., Spied], declared: str, says: str
+    started: Callable[..., Spied], declared: str, expected: str
 ) -> None:
     worker = started("BertForSequenceClassification", 3, {names.ENV_MODEL_TYPE: declared})
     field, message = refused_at_start(worker, START_SECONDS)
     assert field == "model.type"
-    assert message.startswith(says)
+    assert message.startswith(expected)

@@ -1,7 +1,7 @@
 """The guide's Python, as printed, on Dynamo's real runtime: file discovery, loopback, no engine.
 
 Each program runs in a process of its own: it changes the environment, and Dynamo's runtime lives as long as
-the process does. A file tells its handler how to behave.
+the process does. A file controls how its handler behaves.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Handler:
         say(request=request, with_context=WITH_CONTEXT)
         behaviour = open(BEHAVIOUR).read()
         if behaviour == "raise":
-            raise RuntimeError("told to")
+            raise RuntimeError("as the test requests")
         if behaviour == "hang":
             await asyncio.sleep(3600)
         if behaviour != "empty":
@@ -112,12 +112,12 @@ class Program:
     def output(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def said(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[dict[str, Any]]:
         # The last may be half written.
         return [json.loads(line) for line in self.output().split("\n")[:-1] if line.startswith("{")]
 
     def requests(self) -> list[dict[str, Any]]:
-        return [said["request"] for said in self.said() if "request" in said]
+        return [line["request"] for line in self.lines() if "request" in line]
 
     def health(self, port: int = 0) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=5)
@@ -224,9 +224,9 @@ say(connected=endpoint.connection_id() > 0)
 await serving
 """
     program = run(ask, environ={"DYN_HEALTH_CHECK_ENABLED": "TRUE", "DYN_HEALTH_CHECK_INTERVAL": "86400"})
-    program.until(lambda: {"connected": True} in program.said())
+    program.until(lambda: {"connected": True} in program.lines())
     assert program.requests() == [{"prompt": "from a user"}]
-    assert {"answers": [{"token_ids": [1], "finish_reason": "stop"}]} in program.said()
+    assert {"answers": [{"token_ids": [1], "finish_reason": "stop"}]} in program.lines()
     program.until_health(200, "ready")
 
 
@@ -235,7 +235,7 @@ def test_a_handler_receives_the_context(run: Callable[..., Program], signature: 
     program = run(CUSTOM_PAYLOAD, signature=signature, environ=EACH_SECOND)
     program.until_health(200, "ready")
     payload = {"prompt": "What is 1+1?", "max_tokens": 2, "temperature": 0.0}
-    assert program.said()[0] == {"request": marked(payload), "with_context": True}
+    assert program.lines()[0] == {"request": marked(payload), "with_context": True}
 
 
 def test_basic_usage_sends_messages_to_a_chat_model(run: Callable[..., Program], toy_model: Path) -> None:
@@ -299,7 +299,7 @@ def test_no_payload_is_sent_if_it_is_disabled(run: Callable[..., Program], envir
 
 
 def test_health_is_served_at_the_guides_address(run: Callable[..., Program]) -> None:
-    """Port 8082 of localhost, where nobody names a port; 127.0.0.1 only."""
+    """Port 8082 of localhost, if no port is set; 127.0.0.1 only."""
     program = run(COMPLETE_EXAMPLE, environ={"DYN_SYSTEM_PORT": "", "DYN_SYSTEM_HOST": ""})
     found = program.until(
         lambda: re.search(r"\[spawn_system_status_server\] binding to: (\S+)", program.output())

@@ -3,10 +3,7 @@
 The tests run in the order of the file.
 """
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 
 from vllmendpoint_api import Verdict
 
-from .conftest import ROOT, START_SECONDS, Load, WorkerProcess, stopped, wait
+from .conftest import START_SECONDS, Load, WorkerProcess, stopped, wait
 from .tiny_models import make_bert
 
 pytestmark = pytest.mark.timeout(2 * START_SECONDS)
@@ -38,11 +35,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterato
 
 @pytest.fixture(scope="module", params=["embeds", "scores"])
 def pooled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, minilm: Path
 ) -> Iterator[WorkerProcess]:
-    subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), "embedding"], timeout=300, check=True)
-    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
-    model = cache / "models" / "all-MiniLM-L6-v2"
+    model = minilm
     if request.param == "scores":
         model = make_bert(tmp_path_factory.mktemp("model"), model, "BertForSequenceClassification", 1)
     arguments = [*TWO_RANKS, "--max-model-len", "256"]

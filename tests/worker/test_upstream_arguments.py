@@ -22,7 +22,7 @@ async def test_the_download_ends_before_vllm_inspects_the_model(monkeypatch: pyt
         done.append(f"fetched {config}")
 
     def inspect_model(engine_args: Any) -> upstream.ModelInspection:
-        done.append(f"looked at {engine_args}")
+        done.append(f"inspected {engine_args}")
         return upstream.ModelInspection("generate")
 
     monkeypatch.setattr(upstream._arguments, "_fetch", fetch)
@@ -34,10 +34,10 @@ async def test_the_download_ends_before_vllm_inspects_the_model(monkeypatch: pyt
 
     parsed = upstream.Arguments(Config("it"), None, ())
     prepared = upstream.prepare_engine(
-        parsed, lambda: done.append("told"), lambda look: done.append(f"it {look.runner}s")
+        parsed, lambda: done.append("downloaded"), lambda look: done.append(f"it {look.runner}s")
     )
     assert await prepared is parsed
-    assert done == ["fetched it", "told", "looked at the model", "it generates"]
+    assert done == ["fetched it", "downloaded", "inspected the model", "it generates"]
 
 
 def test_arguments_are_split_between_engine_and_http_server() -> None:

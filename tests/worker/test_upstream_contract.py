@@ -177,8 +177,8 @@ def test_upstream_shuts_the_runtime_down_before_it_exits_over_a_dead_engine() ->
     for module in (handlers, engine_monitor):
         source = inspect.getsource(module)
         ends = re.findall(r"^ +os\._exit\(", source, re.MULTILINE)
-        told = re.findall(r"self\.runtime\.shutdown\(\)\n +os\._exit\(1\)", source)
-        assert 0 < len(ends) == len(told), module
+        shutdowns = re.findall(r"self\.runtime\.shutdown\(\)\n +os\._exit\(1\)", source)
+        assert 0 < len(ends) == len(shutdowns), module
 
 
 def test_upstreams_embedding_worker_has_the_steps_that_ours_replaces() -> None:

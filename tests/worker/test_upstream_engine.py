@@ -67,12 +67,12 @@ def test_the_stat_logger_records_vllms_counts() -> None:
 def test_used_blocks_are_published_only_when_they_change() -> None:
     assert "self.inner.publish(" in inspect.getsource(publisher.DynamoStatLoggerPublisher.record)
     assert publisher.StatLoggerFactory(None).created_loggers == {}
-    told: list[tuple[Any, ...]] = []
-    inner = types.SimpleNamespace(publish=lambda *args, **kwargs: told.append((*args, kwargs)), other=1)
+    published: list[tuple[Any, ...]] = []
+    inner = types.SimpleNamespace(publish=lambda *args, **kwargs: published.append((*args, kwargs)), other=1)
     changes = upstream._dynamo_worker.DeduplicatingPublisher(inner)
     for blocks in (0, 0, 3, 3, 0):
         changes.publish(0, kv_used_blocks=blocks)
-    assert told == [(0, {"kv_used_blocks": blocks}) for blocks in (0, 3, 0)]
+    assert published == [(0, {"kv_used_blocks": blocks}) for blocks in (0, 3, 0)]
     assert changes.other == 1
 
 

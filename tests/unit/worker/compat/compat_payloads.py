@@ -1,4 +1,4 @@
-"""The guide's payloads, and an environment in which nobody has set one; for the tests of compat."""
+"""The guide's payloads, and an environment without settings; for the tests of compat."""
 
 import os
 from collections.abc import Iterator

@@ -83,7 +83,7 @@ def test_every_call_returns_a_new_dict() -> None:
 
 
 LEVELS: dict[str, dict[str, Any]] = {
-    # from the highest that this function knows to the lowest: what sets it, and what then is in force
+    # from the highest that this function knows to the lowest: the setting and the resulting payload
     "Environment": {"env": PAYLOAD | {"seed": 2}},
     "ConfigFile": {"config": PAYLOAD | {"seed": 3}},
     "CustomDefault": {"custom": PAYLOAD | {"seed": 4}},
@@ -95,13 +95,13 @@ LEVELS: dict[str, dict[str, Any]] = {
 def test_the_level_with_the_higher_priority_is_used(
     monkeypatch: pytest.MonkeyPatch, stronger: str, weaker: str
 ) -> None:
-    said = LEVELS[weaker] | LEVELS[stronger]
+    settings = LEVELS[weaker] | LEVELS[stronger]
     config = {"model": "gpt2", "health_check_level": "standard"}
-    if "env" in said:
-        monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(said["env"]))
-    if "config" in said:
-        config["health_check_payload"] = said["config"]
-    set_custom_health_check_payload(said.get("custom"))
+    if "env" in settings:
+        monkeypatch.setenv("DYN_HEALTH_CHECK_PAYLOAD", json.dumps(settings["env"]))
+    if "config" in settings:
+        config["health_check_payload"] = settings["config"]
+    set_custom_health_check_payload(settings.get("custom"))
     expected = next(iter(LEVELS[stronger].values()), STANDARD)
     assert get_health_check_payload(config, "completion") == expected
 
@@ -264,7 +264,7 @@ def test_the_log_shows_level_and_source(
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "detected"),
     [
         ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, ModelType.CHAT),
         ({"tokenizer_config.json": '{"chat_template": [{"name": "default"}]}'}, ModelType.CHAT),
@@ -279,16 +279,16 @@ def test_the_log_shows_level_and_source(
     ],
 )
 def test_generate_means_chat_if_the_model_has_a_chat_template(
-    tmp_path: Path, files: dict[str, str], told: ModelType | None
+    tmp_path: Path, files: dict[str, str], detected: ModelType | None
 ) -> None:
     model = tmp_path / "model"
     for name, text in files.items():
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(text)
-    assert detect_model_type(str(model)) is told
-    assert detect_model_type(model) is told
+    assert detect_model_type(str(model)) is detected
+    assert detect_model_type(model) is detected
     payload = get_health_check_payload({"model": str(model)}, "generate")
-    assert payload == payload_for(Level.MINIMAL, told)
+    assert payload == payload_for(Level.MINIMAL, detected)
 
 
 def test_generate_finds_the_model_in_the_hub_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_an_imported_script_replaces_the_former_default() -> None:
         assert get_health_check_payload(None, "completion") == OTHER
         with ThreadPoolExecutor() as others:
             assert others.submit(lambda: CUSTOM_DEFAULT.value).result() is ABSENT
-    assert CUSTOM_DEFAULT.value is ABSENT, "it is in force with its handlers, or not at all"
+    assert CUSTOM_DEFAULT.value is ABSENT, "it becomes active only with its handlers"
     CUSTOM_DEFAULT.set(first.payload)
     assert CUSTOM_DEFAULT.value == OTHER
     with pytest.raises(KeyError), CUSTOM_DEFAULT.capture_import():  # noqa: PT012

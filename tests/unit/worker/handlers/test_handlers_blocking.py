@@ -1,4 +1,4 @@
-"""Handlers that block the event loop: they are named, and interrupted once their replacement is there."""
+"""Handlers that block the event loop: the report names them, and a changed script interrupts them."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.serving.state import WorkerState
 
 PING = "async def custom_sagemaker_ping_handler(request):\n"
-MENDED = f"{PING}    return 1\n"
+CORRECTED = f"{PING}    return 1\n"
 BLOCKS = {
     "sleep": "    import time\n    time.sleep(60)\n",
     "loop": "    while True:\n        pass\n",
@@ -38,7 +38,7 @@ class ManualClock(Clock):
 
 
 class Blocked:
-    """The loop, as the worker state sees it; in a tenth of its time."""
+    """The event loop as the worker's state observes it, ten times as fast."""
 
     def __init__(self, served: Served, *, serving: bool = False) -> None:
         self.served = served
@@ -103,7 +103,7 @@ async def test_a_ping_that_blocks_the_loop_is_interrupted_when_the_script_change
     served.script(PING + BLOCKS[name])
     await served.start()
     watch = watch_of(served)
-    timer = later(served, MENDED)
+    timer = later(served, CORRECTED)
     began = time.monotonic()
     await watch.run_probe()
     timer.join()
@@ -125,10 +125,11 @@ async def test_a_ping_that_blocks_the_loop_is_interrupted_when_the_script_change
 
 async def test_a_task_that_blocks_the_loop_is_interrupted(served: Served, blocked: Blocked) -> None:
     served.script(
-        f"import asyncio, time\nasync def poll():\n    time.sleep(60)\nasyncio.create_task(poll())\n{MENDED}"
+        "import asyncio, time\nasync def poll():\n    time.sleep(60)\n"
+        f"asyncio.create_task(poll())\n{CORRECTED}"
     )
     await served.start()
-    timer = later(served, MENDED)
+    timer = later(served, CORRECTED)
     began = time.monotonic()
     await asyncio.sleep(0.1)
     timer.join()
@@ -147,7 +148,7 @@ class Throttle:
     def __init__(self, app):
         time.sleep(60)
 """)
-    timer = later(served, MENDED)
+    timer = later(served, CORRECTED)
     problem = await served.refused()
     timer.join()
     assert "at model.py line 7" in problem.message
@@ -160,7 +161,7 @@ async def test_an_import_that_hangs_is_abandoned_when_the_script_changes(
 ) -> None:
     monkeypatch.setattr(_loader, "CHANGE_SECONDS", 0.1)
     served.script("import time\nwhile True:\n    time.sleep(0.1)\n")
-    timer = later(served, MENDED)
+    timer = later(served, CORRECTED)
     began = time.monotonic()
     problem = await served.refused()
     timer.join()
@@ -185,17 +186,17 @@ async def test_a_handler_of_a_serving_worker_is_interrupted_only_after_the_patie
     monkeypatch.setattr(blocked.interrupter, "_is_serving", lambda: True)
     served.script(f"{PING}    import time\n    time.sleep(1.5)\n    return 1\n")
     await served.start()
-    timer = later(served, MENDED, 0.2)
+    timer = later(served, CORRECTED, 0.2)
     assert (await served.ask()).json() == 1
     timer.join()
     monkeypatch.setattr(_interrupter, "PATIENCE_SECONDS", 5.0)
-    timer = later(served, MENDED + "# again\n", 0.2)
+    timer = later(served, CORRECTED + "# again\n", 0.2)
     assert (await served.ask()).status_code == 500
     timer.join()
 
 
 async def test_code_that_is_not_the_customers_is_not_interrupted(served: Served, blocked: Blocked) -> None:
-    served.script(MENDED)
+    served.script(CORRECTED)
     await served.start()
     served.manager.mark_interrupted()
     timer = threading.Timer(0.2, signal.pthread_kill, [threading.main_thread().ident, signal.SIGURG])
@@ -204,7 +205,7 @@ async def test_code_that_is_not_the_customers_is_not_interrupted(served: Served,
     timer.join()
 
 
-# --- what the report says ---
+# --- the report of a blocked event loop ---
 
 
 def starting() -> tuple[WorkerState, ManualClock]:

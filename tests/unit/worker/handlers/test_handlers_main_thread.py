@@ -61,8 +61,8 @@ async def custom_sagemaker_ping_handler(request):
         try:
             await served.start()
             for _ in range(2):  # the connection is kept
-                told = await served.ask()
-                assert told.json() == {"by": "the other service"}, served.manager.report().last_error
+                response = await served.ask()
+                assert response.json() == {"by": "the other service"}, served.manager.report().last_error
             await script_module().session.close()
         finally:
             await runner.cleanup()
@@ -235,7 +235,7 @@ async def test_create_task_rejects_an_object_that_is_not_a_coroutine(served: Ser
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         ("signal.signal(signal.SIGTERM, print)", "signal=SIGTERM location=model.py line 3"),
         ("asyncio.get_event_loop().add_signal_handler(signal.SIGINT, print)", "signal=SIGINT"),
@@ -248,7 +248,7 @@ async def test_create_task_rejects_an_object_that_is_not_a_coroutine(served: Ser
 async def test_a_script_cannot_replace_the_workers_own_signal_handlers_or_loop_settings(
     served: Served,
     line: str,
-    says: str,
+    expected: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -258,11 +258,11 @@ async def test_a_script_cannot_replace_the_workers_own_signal_handlers_or_loop_s
     await served.start()
     assert (await served.ask()).json() == 1
     assert [signal.getsignal(it) for it in (signal.SIGTERM, signal.SIGINT)] == before
-    assert says in caplog.text
+    assert expected in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         (
             "asyncio.run(work())",
@@ -280,13 +280,13 @@ async def test_a_script_cannot_replace_the_workers_own_signal_handlers_or_loop_s
 @pytest.mark.filterwarnings("ignore:coroutine 'work' was never awaited", "ignore:unclosed event loop")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_unsupported_calls_at_import_are_rejected_with_a_remedy(
-    served: Served, line: str, says: str, loop: str
+    served: Served, line: str, expected: str, loop: str
 ) -> None:
     async def scenario() -> None:
         served.script(f"import asyncio, signal\nasync def work():\n    pass\n{line}{PING}")
         problem = await served.refused()
         assert problem.reason == Reason.HANDLER_IMPORT_FAILED
-        assert says in problem.message
+        assert expected in problem.message
         assert "model.py line 4" in problem.message
 
     await under(loop, scenario)

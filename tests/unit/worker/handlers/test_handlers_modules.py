@@ -1,4 +1,4 @@
-"""The script, and each of its neighbours, runs once a load, by whatever name it is asked for."""
+"""The script and every file that it imports run once in a load, under every name that imports them."""
 
 import json
 import sys
@@ -153,7 +153,7 @@ async def test_a_file_that_a_path_names_and_a_script_imports_runs_once(
     assert (await served.ask("/invocations", {})).json() == [1, "n"]
     served.script(NEIGHBOUR.replace("1)", "1); state.append(2)"), path)
     await served.start()
-    assert (await served.ask()).json() == [2, "n"], "changed, it runs anew"
+    assert (await served.ask()).json() == [2, "n"], "a changed file runs again"
 
 
 async def test_a_file_that_a_path_names_and_another_named_file_imports_runs_once(served: Served) -> None:

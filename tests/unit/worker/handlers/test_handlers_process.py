@@ -1,4 +1,4 @@
-"""What a script changes in the process while it is imported is put back at once, or with the script."""
+"""The process state that a script changes during its import is restored immediately or with its handlers."""
 
 import asyncio
 import gc
@@ -215,7 +215,7 @@ async def test_changes_for_the_handlers_last_as_long_as_the_handlers(served: Ser
         assert state() == expected
         served.script("raise KeyError\n")
         assert "KeyError" in (await served.refused()).message
-        assert state() == expected, "the last good handlers stay in force"
+        assert state() == expected, "the last valid handlers stay active"
         served.script(f"{code}\nraise KeyError\n")
         assert "KeyError" in (await served.refused()).message
         assert state() == expected

@@ -1,4 +1,4 @@
-"""What is wrong with handlers is said, with file, line and fix, and nothing falls through."""
+"""Problems of handlers are reported with file, line and fix, and the last valid handlers stay active."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from vllmendpoint_api import HandlerSource, Reason
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("health_check", "contains no colon"),
         ("/health", "the path of a route"),
@@ -26,7 +26,7 @@ from vllmendpoint_api import HandlerSource, Reason
     ],
 )
 @pytest.mark.parametrize("where", ["environment", "spec"])
-def test_malformed_paths_are_rejected(served: Served, text: str, says: str, where: str) -> None:
+def test_malformed_paths_are_rejected(served: Served, text: str, expected: str, where: str) -> None:
     served.script((GUIDE / "decorators.py").read_text())
     if where == "spec":
         served.spec(ping=text)
@@ -34,7 +34,7 @@ def test_malformed_paths_are_rejected(served: Served, text: str, says: str, wher
         served.environ[PING] = text
     (problem,) = served.wrong()
     assert problem.reason == Reason.INVALID_HANDLER
-    assert says in problem.message
+    assert expected in problem.message
     assert problem.field == ("handlers.ping" if where == "spec" else PING)
     assert problem.source == ("Spec" if where == "spec" else "Environment")
     assert text not in problem.message.partition(". Use")[0]
@@ -42,7 +42,7 @@ def test_malformed_paths_are_rejected(served: Served, text: str, says: str, wher
 
 
 @pytest.mark.parametrize(
-    ("environ", "script", "reason", "says"),
+    ("environ", "script", "reason", "expected"),
     [
         ({"CUSTOM_SCRIPT_FILENAME": "gone.py"}, None, Reason.SCRIPT_NOT_FOUND, "a file that does not exist"),
         ({"SAGEMAKER_MODEL_PATH": "/nowhere"}, None, Reason.SCRIPT_NOT_FOUND, "a folder that does not exist"),
@@ -57,18 +57,18 @@ def test_malformed_paths_are_rejected(served: Served, text: str, says: str, wher
     ],
 )
 def test_problems_are_reported_before_any_code_runs(
-    served: Served, environ: dict[str, str], script: str | None, reason: Reason, says: str
+    served: Served, environ: dict[str, str], script: str | None, reason: Reason, expected: str
 ) -> None:
     served.environ |= environ
     if script is not None:
         served.script(script)
     (problem,) = served.wrong()
     assert problem.reason == reason
-    assert says in problem.message
+    assert expected in problem.message
 
 
 @pytest.mark.parametrize(
-    ("script", "reason", "says"),
+    ("script", "reason", "expected"),
     [
         ("import no_such_module_here\n", Reason.HANDLER_IMPORT_FAILED,
          "model.py line 1: ModuleNotFoundError: No module named 'no_such_module_here'"),
@@ -84,7 +84,7 @@ def test_problems_are_reported_before_any_code_runs(
     ],
 )  # fmt: skip
 async def test_problems_of_a_script_are_reported_when_it_runs(
-    served: Served, script: str, reason: Reason, says: str
+    served: Served, script: str, reason: Reason, expected: str
 ) -> None:
     served.script("def f(request):\n    return 'the last good one'\n")
     served.environ[PING] = "model:f"
@@ -92,7 +92,7 @@ async def test_problems_of_a_script_are_reported_when_it_runs(
     served.script(script)
     problem = await served.refused()
     assert problem.reason == reason, problem
-    assert says in problem.message
+    assert expected in problem.message
     assert "secret" not in problem.message
     assert (await served.ask()).json() == "the last good one"
 
@@ -107,7 +107,7 @@ async def test_a_missing_module_has_the_remedy_to_install_it(served: Served, env
 
 
 @pytest.mark.parametrize(
-    ("path", "reason", "says"),
+    ("path", "reason", "expected"),
     [
         ("gone.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put the file in "),
         ("/gone/away.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: create the file."),
@@ -123,7 +123,7 @@ async def test_a_missing_module_has_the_remedy_to_install_it(served: Served, env
 )
 @pytest.mark.parametrize("where", ["environment", "spec"])
 async def test_a_path_to_a_missing_object_is_rejected(
-    served: Served, path: str, reason: Reason, says: str, where: str
+    served: Served, path: str, reason: Reason, expected: str, where: str
 ) -> None:
     if where == "spec":
         served.spec(invocations=path)
@@ -132,7 +132,7 @@ async def test_a_path_to_a_missing_object_is_rejected(
     problem = await served.refused()
     assert problem.reason == reason
     field = f"handlers.invocations ({path})" if where == "spec" else INVOCATIONS
-    assert problem.message.startswith(f"{field} names {says}"), "of the environment no value is told"
+    assert problem.message.startswith(f"{field} names {expected}"), "of the environment no value is told"
 
 
 async def test_a_missing_import_of_a_module_is_not_reported_as_the_module_itself(
@@ -227,9 +227,9 @@ async def test_an_import_that_hangs_is_abandoned(
         if thread.name == "handlers":
             thread.join(5)
             assert not thread.is_alive(), "an endless loop is ended"
-    served.script("def custom_sagemaker_ping_handler(request):\n    return 'mended'\n")
+    served.script("def custom_sagemaker_ping_handler(request):\n    return 'corrected'\n")
     await served.start()
-    assert (await served.ask()).json() == "mended"
+    assert (await served.ask()).json() == "corrected"
 
 
 async def test_a_failed_import_leaves_no_trace(served: Served) -> None:

@@ -32,7 +32,7 @@ BAD_RESULTS = {
 async def test_a_result_that_json_cannot_represent_is_a_500_with_its_type(
     served: Served, log: pytest.LogCaptureFixture, name: str, plain: bool
 ) -> None:
-    above, body, says = BAD_RESULTS[name]
+    above, body, expected = BAD_RESULTS[name]
     handler = INVOCATION_HEAD.removeprefix("async ") if plain and name != "coroutine" else INVOCATION_HEAD
     served.script(f"{above}\n{handler}    {body}\n")
     await served.start()
@@ -43,7 +43,7 @@ async def test_a_result_that_json_cannot_represent_is_a_500_with_its_type(
     error = served.newest_error()
     assert error.route == "/invocations"
     assert f"(model.py line {line}) returned a value that JSON cannot represent, " in error.message
-    assert says in error.message
+    assert expected in error.message
     assert error.message in log.text
 
 
@@ -116,7 +116,7 @@ async def dependency(request: Request, x=Depends(needed)):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "expected"),
     [
         ("stream", "raised KeyError at model.py line 8 while its response was sent."),
         ("stream_in_a_thread", "raised KeyError at model.py line 8 while its response was sent."),
@@ -131,7 +131,7 @@ async def dependency(request: Request, x=Depends(needed)):
     ],
 )
 async def test_errors_after_the_handler_has_returned_are_reported(
-    served: Served, name: str, says: str
+    served: Served, name: str, expected: str
 ) -> None:
     served.script(LATER)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
@@ -147,5 +147,5 @@ async def test_errors_after_the_handler_has_returned_are_reported(
             assert (answer.status_code, answer.text == '"fine"') == ((200, True) if whole else (500, False))
     gc.collect()
     await asyncio.sleep(0)
-    assert served.newest_error().message.endswith(says)
+    assert served.newest_error().message.endswith(expected)
     assert "secret" not in served.newest_error().message

@@ -1,4 +1,4 @@
-"""Handlers in force: swapped under traffic, watched, and kept from stopping anybody else."""
+"""Active handlers: changed under traffic, monitored, and isolated from other requests."""
 
 import asyncio
 import sys
@@ -148,7 +148,7 @@ async def test_a_handler_that_hangs_is_reported_until_it_returns(
     clock.seconds = 601
     changes, until = served.changes, time.monotonic() + 10
     while served.manager.report().last_error is None:
-        assert time.monotonic() < until, "nobody looks"
+        assert time.monotonic() < until, "the hanging call is not reported"
         await asyncio.sleep(0.05)
     assert served.changes == changes + 1
     error = served.manager.report().last_error
@@ -159,7 +159,7 @@ async def test_a_handler_that_hangs_is_reported_until_it_returns(
         "The server and the probes continue."
     )
     served.manager.check_hanging()
-    assert served.changes == changes + 1, "told once"
+    assert served.changes == changes + 1, "reported once"
     next(m for n, m in sys.modules.items() if n.startswith("vllmendpoint_handlers")).release.set()
     await asked
     served.manager.check_hanging()
@@ -175,7 +175,7 @@ async def test_the_newest_of_hangs_and_errors_is_reported(served: Served) -> Non
         + "custom_sagemaker_ping_handler = raising\ncustom_sagemaker_invocation_handler = on_the_loop\n"
     )
 
-    def told() -> str:
+    def reported_route() -> str:
         served.manager.check_hanging()
         error = served.manager.report().last_error
         return error.route if error is not None else ""
@@ -184,18 +184,18 @@ async def test_the_newest_of_hangs_and_errors_is_reported(served: Served) -> Non
     asked = [asyncio.create_task(served.ask("/invocations", {}))]
     await asyncio.sleep(0.1)
     clock.seconds = 605
-    assert told() == "/invocations"
+    assert reported_route() == "/invocations"
     await served.ask()
-    assert told() == "/ping"
+    assert reported_route() == "/ping"
     clock.seconds = 610
     asked.append(asyncio.create_task(served.ask("/invocations", {})))
     await asyncio.sleep(0.1)
     clock.seconds = 1300
-    assert told() == "/invocations", "another request hangs"
+    assert reported_route() == "/invocations", "another request hangs"
     module = next(m for n, m in sys.modules.items() if n.startswith("vllmendpoint_handlers"))
     served.script("def custom_sagemaker_invocation_handler(request):\n    return 1\n")
     await served.start()
-    assert told() == "", "what was swapped out is no news"
+    assert reported_route() == "", "former handlers are not reported"
     module.release.set()
     await asyncio.gather(*asked)
 
@@ -218,7 +218,7 @@ def watched(served: Served) -> Callable[..., PingProber]:
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "expected"),
     [
         ("from fastapi import Response\n    return Response(status_code=503)", "answers 503 instead of 200"),
         ("raise KeyError('x')", "answers 500"),
@@ -226,7 +226,7 @@ def watched(served: Served) -> Callable[..., PingProber]:
     ],
 )
 async def test_a_failing_ping_is_reported_after_the_failure_threshold(
-    served: Served, watched: Callable[..., PingProber], body: str, says: str
+    served: Served, watched: Callable[..., PingProber], body: str, expected: str
 ) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
     seconds = 5.0
@@ -242,7 +242,7 @@ async def test_a_failing_ping_is_reported_after_the_failure_threshold(
     assert watch.report.state == PingState.PASSING, "one failure is below the threshold"
     await watch.run_probe()
     assert watch.report.state == PingState.FAILING
-    assert says in watch.report.message or "does not return" in watch.report.message
+    assert expected in watch.report.message or "does not return" in watch.report.message
     seconds = 5.0
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'fine'\n")
     await served.start()
@@ -303,17 +303,17 @@ DEAF = """while not released.is_set():
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "expected"),
     [
         ("raise SystemExit(3)", "answers 500"),
         ("raise KeyboardInterrupt", "answers 500"),
         ("raise asyncio.CancelledError", "answers 500"),
         (DEAF, "did not answer within 0.2 s"),
     ],
-    ids=["sys.exit", "interrupt", "cancels itself", "heeds no cancellation"],
+    ids=["sys.exit", "interrupt", "cancels itself", "ignores cancellation"],
 )
 async def test_a_ping_cannot_end_its_prober(
-    served: Served, watched: Callable[..., PingProber], body: str, says: str
+    served: Served, watched: Callable[..., PingProber], body: str, expected: str
 ) -> None:
     served.script(
         "import asyncio, threading\nreleased = threading.Event()\n"
@@ -324,5 +324,5 @@ async def test_a_ping_cannot_end_its_prober(
     await asyncio.wait_for(watch.run_probe(), 10)
     assert watch.report is not None
     assert watch.report.state == PingState.FAILING
-    assert says in watch.report.message or "raised" in watch.report.message
+    assert expected in watch.report.message or "raised" in watch.report.message
     next(m for name, m in sys.modules.items() if name.startswith("vllmendpoint_handlers")).released.set()

@@ -137,16 +137,16 @@ handler = {handler}
 """)
     served.environ[INVOCATIONS] = "model:handler"
     await served.start()
-    told = await served.ask(
+    response = await served.ask(
         "/invocations?name=x&context=y" if "asked" in handler else "/invocations", {"a": 1}
     )
     if answer is None:
-        assert told.status_code == 500, "what it returns is no JSON, but it is called"
+        assert response.status_code == 500, "it is called, but its result is not JSON"
         assert "returned a value that JSON cannot represent, object" in str(
             served.manager.report().last_error
         )
     else:
-        assert (told.status_code, told.json()) == (200, answer)
+        assert (response.status_code, response.json()) == (200, answer)
         assert served.manager.report().last_error is None
 
 
@@ -161,7 +161,7 @@ NOT_SENT = "which a request of /{} from SageMaker does not have"
 
 
 @pytest.mark.parametrize(
-    ("handler", "says"),
+    ("handler", "expected"),
     [
         ("two", "takes context besides the request, without a type"),
         ("hiding(two)", "takes context besides the request, without a type"),
@@ -180,7 +180,7 @@ NOT_SENT = "which a request of /{} from SageMaker does not have"
 )
 @pytest.mark.parametrize("variable", [PING, INVOCATIONS])
 async def test_a_handler_that_no_request_can_satisfy_is_rejected(
-    served: Served, variable: str, handler: str, says: str
+    served: Served, variable: str, handler: str, expected: str
 ) -> None:
     served.script(f"""{ABOVE}
 async def named(request: Request, context: str):
@@ -199,11 +199,11 @@ async def odd(*, request: 3):
 handler = {handler}
 """)
     if variable == PING and handler == "mismatched":
-        says = "needs payload"
+        expected = "needs payload"
     served.environ[variable] = "model:handler"
     problem = await served.refused()
     assert problem.reason == Reason.INVALID_HANDLER
-    assert says.format("ping" if variable == PING else "invocations") in problem.message
+    assert expected.format("ping" if variable == PING else "invocations") in problem.message
     assert problem.field == variable
 
 
@@ -240,7 +240,7 @@ standards.custom_invocation_handler(two)
 
 
 @pytest.mark.parametrize(
-    ("code", "says"),
+    ("code", "expected"),
     [
         ("@custom_middleware('throttle')\nasync def f(request): ...",
          "the middleware throttle (f) has other parameters: take the request and call_next."),
@@ -252,7 +252,7 @@ standards.custom_invocation_handler(two)
          "the processing of the response (f) has other parameters: take the response."),
     ],
 )  # fmt: skip
-async def test_middleware_with_other_parameters_is_rejected(served: Served, code: str, says: str) -> None:
+async def test_middleware_with_other_parameters_is_rejected(served: Served, code: str, expected: str) -> None:
     served.script(f"""
 from model_hosting_container_standards.common.fastapi.middleware import (
     custom_middleware, input_formatter, output_formatter,
@@ -260,4 +260,4 @@ from model_hosting_container_standards.common.fastapi.middleware import (
 {code}
 """)
     problem = await served.refused()
-    assert (problem.reason, problem.message) == (Reason.INVALID_HANDLER, says)
+    assert (problem.reason, problem.message) == (Reason.INVALID_HANDLER, expected)
