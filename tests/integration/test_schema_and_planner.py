@@ -53,7 +53,7 @@ def resources():
     return fields(limits=some, requests=some)
 
 
-def pod_template():
+def pod_template(min_grace_seconds=0):
     main = fields(
         env=st.just([{"name": "FROM_TEMPLATE", "value": "1"}]),
         volumeMounts=st.just([{"name": "more", "mountPath": "/more"}]),
@@ -65,7 +65,7 @@ def pod_template():
         tolerations=st.just([{"operator": "Exists"}]),
         priorityClassName=NAMES,
         runtimeClassName=st.just("nvidia"),
-        terminationGracePeriodSeconds=st.sampled_from([0, 300]),
+        terminationGracePeriodSeconds=st.sampled_from([min_grace_seconds, 300]),
         containers=main.map(lambda one: [one]),
         initContainers=st.just([{"name": "first", "image": "x"}]),
     )
@@ -196,7 +196,8 @@ SPEC = st.builds(
             mode=st.sampled_from(["Managed", "None"]),
             replicas=st.integers(1, 100),
             resources=resources(),
-            podTemplate=pod_template(),
+            # The preStop hook sleeps for 5 s, and the API server requires a longer grace period.
+            podTemplate=pod_template(min_grace_seconds=6),
         ),
         strategy=fields(rollingUpdate=fields(maxUnavailable=SHARES, maxSurge=SHARES)),
         paused=st.booleans(),
