@@ -1,4 +1,4 @@
-"""ReportStreams are hostile input: customer code runs in the pod that sends them."""
+"""Report streams, and reports as untrusted input."""
 
 import asyncio
 import contextlib
@@ -51,18 +51,18 @@ def changed(path: str, value: object, wire: dict = WIRE) -> dict:
     return wire
 
 
-def test_a_report_of_a_later_version_is_read():
+def test_unknown_fields_of_a_later_version_are_ignored():
     wire = {**changed("verdict.confidence", 0.9), "version": 2, "novelty": {"a": [1]}}
     assert parse(json.dumps(wire).encode(), "u").verdict.state == "Generating"
 
 
-def test_times_are_told_in_utc():
+def test_times_are_converted_to_utc():
     report = parse(json.dumps(changed("stage.since", "2026-01-01T13:00:00+02:00")).encode(), "u")
     assert report.stage.since == datetime(2026, 1, 1, 11, tzinfo=UTC)
     assert report.stage.since.tzinfo is UTC
 
 
-def test_control_characters_go():
+def test_escaped_control_characters_are_removed():
     wire = changed("verdict.message", "a\x1b[31m\r\nb\u2028c\x00\x9bd")
     wire["healthCheck"]["payload"] = {"k\n": ["v\x07"]}
     report = parse(json.dumps(wire).encode(), "u")
@@ -71,13 +71,13 @@ def test_control_characters_go():
 
 
 @pytest.mark.parametrize("character", ["\x7f", "\x80", "\x9b", "\u2028", "\u2029"])
-def test_control_characters_go_where_they_need_no_escape(character):
+def test_unescaped_control_characters_are_removed(character):
     wire = changed("verdict.message", f"a{character}b")
     assert parse(json.dumps(wire, ensure_ascii=False).encode(), "u").verdict.message == "a b"
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (b"", "malformed report"),
         (b"hello", "malformed report"),
@@ -110,12 +110,12 @@ def test_control_characters_go_where_they_need_no_escape(character):
         (changed("configuration.problems", [{}] * 17), "configuration.problems"),
     ],
 )
-def test_what_is_malformed_is_refused_and_never_quoted(line, told):
+def test_a_malformed_report_is_an_error_that_does_not_quote_it(line, message):
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
     with pytest.raises(ValueError) as refused:  # noqa: PT011
         parse(raw, "u")
     message = str(refused.value)
-    assert told in message
+    assert message in message
     assert "Splendid" not in message
     assert len(message) < 300
 
@@ -134,14 +134,14 @@ PATHS = [
 
 
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
-def test_anything_at_all_is_a_value_error_at_worst(line):
+def test_any_input_is_a_report_or_a_value_error(line):
     with contextlib.suppress(ValueError):
         parse(line, "u")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from(PATHS), JSON, min_size=1, max_size=3))
-def test_what_is_let_in_makes_a_status_that_can_be_written(make_endpoint, make_pod, noon, changes):
+def test_every_accepted_report_results_in_a_valid_status(make_endpoint, make_pod, noon, changes):
     wire = json.loads(json.dumps(WIRE))
     for path, value in changes.items():
         outer, _, inner = path.partition(".")
@@ -165,7 +165,7 @@ class Worker:
     def __init__(self):
         self.greeting = b""
         self.lines = asyncio.Queue()
-        self.asked = self.gone = 0
+        self.connections = self.disconnections = 0
 
     async def __aenter__(self):
         app = web.Application()
@@ -181,7 +181,7 @@ class Worker:
         await self.runner.cleanup()
 
     async def stream(self, request):
-        self.asked += 1
+        self.connections += 1
         try:
             response = web.StreamResponse()
             await response.prepare(request)
@@ -189,7 +189,7 @@ class Worker:
             while (line := await self.lines.get()) is not None:
                 await response.write(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
         finally:
-            self.gone += 1
+            self.disconnections += 1
         return response
 
 
@@ -200,14 +200,13 @@ async def worker():
 
 
 @pytest.fixture
-async def followed(worker, monkeypatch):
-    """The reports of one pod that is followed; ``told`` is what was told: of whom, and whether
-    it is urgent."""
+async def streams(worker, monkeypatch):
+    """The stream to one pod; ``changes`` has the arguments of each call of ``on_change``."""
     monkeypatch.setattr(reports_module, "CONNECTING_GRACE_SECONDS", 0.6)
     monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 0.1)
-    told = []
-    async with ReportStreams(lambda *what: told.append(what), port=worker.port) as reports:
-        reports.told = told
+    changes = []
+    async with ReportStreams(lambda *what: changes.append(what), port=worker.port) as reports:
+        reports.changes = changes
         reports.sync_targets(OWNER, [TARGET])
         yield reports
 
@@ -218,11 +217,11 @@ async def until(holds, seconds=5.0):
             await asyncio.sleep(0.01)
 
 
-async def test_news_is_told_once_and_figures_are_none(worker, followed):
+async def test_changes_notify_once_and_volatile_fields_do_not(worker, streams):
     wire = changed("verdict.lastProofOfLife", "2026-01-01T11:50:01Z")
     await worker.lines.put(wire)
-    await until(lambda: followed.state(OWNER, "u").connected)
-    assert len(followed.told) == 1
+    await until(lambda: streams.state(OWNER, "u").connected)
+    assert len(streams.changes) == 1
     for path, value in (
         ("lastProbe.latencyMilliseconds", 99),
         ("lastProbe.tokens", 7),
@@ -233,14 +232,14 @@ async def test_news_is_told_once_and_figures_are_none(worker, followed):
         wire = changed(path, value, wire)
         await worker.lines.put(wire)
     since = datetime.fromisoformat(SINCE)
-    await until(lambda: followed.state(OWNER, "u").report.verdict.last_proof_of_life == since)
-    assert len(followed.told) == 1, "a probe's figures are no news"
+    await until(lambda: streams.state(OWNER, "u").report.verdict.last_proof_of_life == since)
+    assert len(streams.changes) == 1, "figures of probes are volatile"
     await worker.lines.put(changed("verdict.state", "Stalled"))
-    await until(lambda: len(followed.told) == 2)
+    await until(lambda: len(streams.changes) == 2)
 
 
-async def test_a_step_of_a_start_is_not_urgent(worker, followed):
-    """A download has one a second: it would keep the queue's front for as long as it lasts."""
+async def test_progress_of_a_start_is_not_urgent(worker, streams):
+    """A download reports its progress every second, which would delay urgent changes of others."""
     for change in (
         {"stage.detail": "1 of 9 bytes"},
         {"stage.detail": "2 of 9 bytes"},
@@ -252,32 +251,32 @@ async def test_a_step_of_a_start_is_not_urgent(worker, followed):
         wire = WIRE
         for path, value in change.items():
             wire = changed(path, value, wire)
-        count = len(followed.told)
+        count = len(streams.changes)
         await worker.lines.put(wire)
-        await until(lambda count=count: len(followed.told) > count)
-    first, step, stalled, message, ready, refused = (urgent for _, urgent in followed.told)
+        await until(lambda count=count: len(streams.changes) > count)
+    first, step, stalled, message, ready, refused = (urgent for _, urgent in streams.changes)
     assert (step, message) == (False, False)
     assert (first, stalled, ready, refused) == (True, True, True, True)
 
 
-async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
+async def test_only_a_disconnection_longer_than_the_grace_notifies(worker, streams):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.state(OWNER, "u").connected)
+    await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put(None)
-    await until(lambda: not followed.state(OWNER, "u").connected)
-    assert not followed.state(OWNER, "u").grace_expired, "within the grace the last report stands"
-    assert followed.state(OWNER, "u").report is not None
+    await until(lambda: not streams.state(OWNER, "u").connected)
+    assert not streams.state(OWNER, "u").grace_expired, "within the grace"
+    assert streams.state(OWNER, "u").report is not None
     await worker.lines.put(WIRE)
-    await until(lambda: followed.state(OWNER, "u").connected)
-    assert len(followed.told) == 2
+    await until(lambda: streams.state(OWNER, "u").connected)
+    assert len(streams.changes) == 2
     await worker.runner.cleanup()
-    await until(lambda: followed.state(OWNER, "u").grace_expired and not followed.state(OWNER, "u").connected)
-    assert len(followed.told) == 3
-    assert followed.state(OWNER, "u").error
+    await until(lambda: streams.state(OWNER, "u").grace_expired and not streams.state(OWNER, "u").connected)
+    assert len(streams.changes) == 3
+    assert streams.state(OWNER, "u").error
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (b"x" * (MAX_REPORT_BYTES + 1), "larger than"),
         (b"x" * (MAX_REPORT_BYTES + 1) + b"\n", "larger than"),
@@ -285,56 +284,54 @@ async def test_a_short_cut_is_not_told_and_a_long_one_is(worker, followed):
         (changed("podUid", "v"), "of another pod"),
     ],
 )
-async def test_a_bad_stream_is_not_believed(worker, followed, line, told):
+async def test_a_malformed_stream_is_closed_and_reported(worker, streams, line, message):
     worker.greeting = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
-    await until(lambda: told in followed.state(OWNER, "u").error)
-    assert followed.state(OWNER, "u").report is None
-    await until(lambda: followed.state(OWNER, "u").grace_expired)
-    assert followed.told == [(OWNER, True)]
+    await until(lambda: message in streams.state(OWNER, "u").error)
+    assert streams.state(OWNER, "u").report is None
+    await until(lambda: streams.state(OWNER, "u").grace_expired)
+    assert streams.changes == [(OWNER, True)]
 
 
-async def test_a_flood_is_cut(worker, followed):
+async def test_too_many_reports_close_the_stream(worker, streams):
     flood = b"".join(
         json.dumps(changed("verdict.message", str(number))).encode() + b"\n" for number in range(500)
     )
     await worker.lines.put(flood)
-    await until(lambda: "reports per second" in followed.state(OWNER, "u").error)
-    assert len(followed.told) < 100
+    await until(lambda: "reports per second" in streams.state(OWNER, "u").error)
+    assert len(streams.changes) < 100
 
 
-async def test_follow_ends_what_is_no_longer_wanted(worker, followed):
+async def test_sync_targets_closes_streams_of_removed_targets(worker, streams):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.state(OWNER, "u").connected)
-    followed.sync_targets(("ns", "other"), [])
-    assert followed.state(OWNER, "u").connected, "another endpoint's streams stay"
-    assert not followed.sync_targets(OWNER, [TARGET])
-    assert followed.sync_targets(OWNER, [TARGET, ReportTarget("v", "127.0.0.1", OWNER)])
-    followed.sync_targets(OWNER, [])
-    assert followed.state(OWNER, "u") == StreamState()
-    await until(lambda: worker.gone == 1)
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "report-connect"]
+    await until(lambda: streams.state(OWNER, "u").connected)
+    streams.sync_targets(("ns", "other"), [])
+    assert streams.state(OWNER, "u").connected, "the streams of other endpoints stay"
+    assert not streams.sync_targets(OWNER, [TARGET])
+    assert streams.sync_targets(OWNER, [TARGET, ReportTarget("v", "127.0.0.1", OWNER)])
+    streams.sync_targets(OWNER, [])
+    assert streams.state(OWNER, "u") == StreamState()
+    await until(lambda: worker.disconnections == 1)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "report-stream"]
 
 
-async def test_one_that_was_just_asked_may_answer_any_moment_and_then_no_longer(worker, followed):
+async def test_sync_targets_waits_briefly_for_a_first_report(worker, streams):
     worker.greeting = b""
-    assert followed.sync_targets(OWNER, [TARGET]), "asked at the fixture's start"
+    assert streams.sync_targets(OWNER, [TARGET]), "the fixture has just added it"
     await asyncio.sleep(reports_module.FIRST_REPORT_SECONDS + 0.1)
-    assert not followed.sync_targets(OWNER, [TARGET])
+    assert not streams.sync_targets(OWNER, [TARGET])
 
 
-async def test_one_that_is_heard_and_lost_again_and_again_is_waited_for_by_nobody(
-    worker, followed, monkeypatch
-):
+async def test_sync_targets_does_not_wait_for_a_worker_that_disconnected(worker, streams, monkeypatch):
     monkeypatch.setattr(reports_module, "FIRST_REPORT_SECONDS", 60)
     await worker.lines.put(WIRE)
-    await until(lambda: followed.state(OWNER, "u").connected)
+    await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put(None)
-    await until(lambda: not followed.state(OWNER, "u").connected)
-    assert not followed.state(OWNER, "u").grace_expired, "it may come back"
-    assert not followed.sync_targets(OWNER, [TARGET])
+    await until(lambda: not streams.state(OWNER, "u").connected)
+    assert not streams.state(OWNER, "u").grace_expired, "within the grace"
+    assert not streams.sync_targets(OWNER, [TARGET])
 
 
-async def test_what_is_logged_of_a_stream_is_not_of_the_look_that_began_it(worker, monkeypatch, caplog):
+async def test_log_lines_of_a_stream_do_not_carry_the_context_of_its_reconcile(worker, monkeypatch, caplog):
     monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 10)
     look, seen = contextvars.ContextVar("look", default=""), []
     caplog.set_level("INFO", logger="vllmendpoint_operator.reports.streams")
@@ -347,29 +344,29 @@ async def test_what_is_logged_of_a_stream_is_not_of_the_look_that_began_it(worke
     assert seen == [""]
 
 
-async def test_one_that_was_heard_is_asked_again_soon(worker, followed):
-    """However it ended: a container that restarts is not waited for as long as one that was never there."""
+async def test_a_worker_that_reported_is_reconnected_without_backoff(worker, streams):
+    """A container that restarts is reconnected sooner than one that never reported."""
     worker.greeting = json.dumps(WIRE).encode() + b"\nnonsense\n"
-    await until(lambda: worker.asked >= 10)
+    await until(lambda: worker.connections >= 10)
 
 
-async def test_what_moves_all_the_time_is_looked_at_when_it_is_asked_for(worker, followed):
+async def test_an_invalid_volatile_field_is_an_error_when_the_state_is_read(worker, streams):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.state(OWNER, "u").connected)
+    await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put(changed("time", "2026-99-99T11:50:01Z"))
-    await until(lambda: followed.state(OWNER, "u").error.startswith("malformed report: time"))
-    assert followed.state(OWNER, "u").report is None
+    await until(lambda: streams.state(OWNER, "u").error.startswith("malformed report: time"))
+    assert streams.state(OWNER, "u").report is None
 
 
-async def test_of_what_moves_all_the_time_the_newest_is_told(worker, followed):
+async def test_the_state_has_the_newest_volatile_fields(worker, streams):
     await worker.lines.put(WIRE)
-    await until(lambda: followed.state(OWNER, "u").connected)
+    await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put({**WIRE, "time": "2026-01-01T11:50:09Z"})
-    await until(lambda: str(followed.state(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"))
-    assert len(followed.told) == 1, "no news"
+    await until(lambda: str(streams.state(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"))
+    assert len(streams.changes) == 1, "a volatile field"
 
 
-async def test_given_up_while_it_is_connected_it_stays_given_up(worker, monkeypatch):
+async def test_a_target_removed_while_it_connects_is_closed(worker, monkeypatch):
     monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 0.01)
     async with ReportStreams(lambda *what: None, port=worker.port) as reports:
         for steps in range(12):
@@ -378,4 +375,114 @@ async def test_given_up_while_it_is_connected_it_stays_given_up(worker, monkeypa
                 await asyncio.sleep(0)
             reports.sync_targets(OWNER, [])
         await asyncio.sleep(0.2)
-        await until(lambda: worker.asked == worker.gone)
+        await until(lambda: worker.connections == worker.disconnections)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def answering(answer, *, close=True):
+    """The streams to a server that sends ``answer``, and what it received."""
+    received = []
+
+    async def serve(reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            received.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(answer)
+            await writer.drain()
+            if not close:
+                await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with ReportStreams(lambda *_: None, port=port) as streams:
+            streams.sync_targets(OWNER, [TARGET])
+            yield streams, received, port
+
+
+async def test_a_request_is_for_one_uncompressed_stream():
+    async with answering(HEAD + b"\r\n") as (_, received, port):
+        await until(lambda: received)
+    request, *headers = received[0].decode().strip().split("\r\n")
+    assert request == "GET /status?watch=true HTTP/1.1"
+    assert {f"Host: 127.0.0.1:{port}", "Connection: close", "Accept-Encoding: identity"} <= set(headers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "incomplete"),
+        (b"HTTP/1.1 200 OK\r\nA: b\r\n", "incomplete"),
+        (b"x" * 100_000, "malformed"),
+        (HEAD + b"A: " + b"x" * 100_000, "malformed"),
+        (HEAD + b"A: b\r\n" * 100_000, "malformed"),
+        (b"secret\r\n\r\n", "malformed"),
+        (b"HTTP/2 200\r\n\r\n", "malformed"),
+        (b"HTTP/1.1 101 \r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nx", "HTTP 101"),
+        (b"HTTP/1.1 302 secret\r\nLocation: http://secret/\r\n\r\n", "HTTP 302"),
+        (b"HTTP/1.1 204 \r\n\r\n", "HTTP 204"),
+        (CHUNKED + b"3\r\nabcd\r\n", "malformed"),
+        (CHUNKED + b"secret\r\n", "malformed"),
+        (CHUNKED + b"-1\r\n", "malformed"),
+        (CHUNKED + b"1" * 100_000, "malformed"),
+        (HEAD + b"Content-Encoding: gzip\r\n\r\nsecret\n", "malformed report"),
+    ],
+    ids=lambda value: value[:40].decode() if isinstance(value, bytes) else value,
+)
+async def test_a_response_that_is_no_stream_is_an_error_that_does_not_quote_it(answer, error):
+    async with answering(answer) as (streams, _, _):
+        await until(lambda: streams.state(OWNER, "u").error)
+        found = streams.state(OWNER, "u").error
+    assert error in found
+    assert "secret" not in found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"HTTP/1.1 200 OK\r\n", HEAD + b"\r\nx", CHUNKED, CHUNKED + b"5\r\nab", HEAD + b"\r\n\n\n"],
+)
+async def test_a_stream_without_a_report_ends(monkeypatch, answer):
+    monkeypatch.setattr(reports_module, "REPORT_TIMEOUT_SECONDS", 0.1)
+    async with answering(answer, close=False) as (streams, _, _):
+        await until(lambda: streams.state(OWNER, "u").error)
+        assert streams.state(OWNER, "u").error == "TimeoutError: no report within 0.1 s"
+
+
+async def test_bytes_that_are_no_report_do_not_keep_a_stream_open(worker, monkeypatch):
+    monkeypatch.setattr(reports_module, "REPORT_TIMEOUT_SECONDS", 0.3)
+    async with ReportStreams(lambda *_: None, port=worker.port) as streams:
+        streams.sync_targets(OWNER, [TARGET])
+
+        async def trickle():
+            while True:
+                await worker.lines.put(b"x")
+                await asyncio.sleep(0.02)
+
+        task = asyncio.create_task(trickle())
+        await until(lambda: streams.state(OWNER, "u").error, seconds=2)
+        task.cancel()
+        assert streams.state(OWNER, "u").error == "TimeoutError: no report within 0.3 s"
+
+
+async def test_a_worker_that_does_not_listen_is_reported():
+    async with ReportStreams(lambda *_: None, port=1) as streams:
+        streams.sync_targets(OWNER, [TARGET])
+        await until(lambda: streams.state(OWNER, "u").error)
+        assert streams.state(OWNER, "u").error.startswith("ConnectionRefusedError: ")
+
+
+async def test_a_defect_of_the_operator_is_logged_and_not_quoted(worker, monkeypatch, caplog):
+    def defect(*_):
+        raise KeyError("secret")
+
+    monkeypatch.setattr(reports_module, "parse", defect)
+    worker.greeting = json.dumps(WIRE).encode() + b"\n"
+    async with ReportStreams(lambda *_: None, port=worker.port) as streams:
+        streams.sync_targets(OWNER, [TARGET])
+        await until(lambda: streams.state(OWNER, "u").error)
+        assert "secret" not in streams.state(OWNER, "u").error
+        await until(lambda: worker.connections == 2)
+    assert "KeyError" in caplog.text
