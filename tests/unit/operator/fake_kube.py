@@ -1,4 +1,4 @@
-"""An API server of a few lines: objects by name, and refusals, warnings and admission policies by hand."""
+"""A fake of the client: objects by kind and name, with scripted errors, warnings and admission policies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ Object = dict[str, Any]
 
 
 class FakeKube:
-    """Objects by (kind, name); answers of the API server by hand."""
+    """Objects by (kind, name). ``refuse``, ``warn`` and ``mutate`` script the responses."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
@@ -22,7 +22,7 @@ class FakeKube:
         self.reads: list[tuple[str, str]] = []
         self.managers: list[str | None] = []
         self.mutate: dict[tuple[str, str], Callable[[Object], Object]] = {}
-        """(kind, name) -> what a mutating admission policy makes of an object."""
+        """(kind, name) -> changes an object like a mutating admission policy."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         self.reads.append((kind.kind, name))
@@ -50,10 +50,10 @@ class FakeKube:
         if on_warning is not None:
             for text in self.warn.get((kind.kind, metadata["name"]), ()):
                 on_warning(text)
-        stands = self.objects.get((kind.kind, metadata["name"]))
-        if stands and metadata.get("resourceVersion") not in (
+        existing = self.objects.get((kind.kind, metadata["name"]))
+        if existing and metadata.get("resourceVersion") not in (
             None,
-            stands["metadata"].get("resourceVersion"),
+            existing["metadata"].get("resourceVersion"),
         ):
             raise Conflict(409, "the object has been modified")
         self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))

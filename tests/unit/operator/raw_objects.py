@@ -1,4 +1,4 @@
-"""Objects as lists and watches bring them."""
+"""Objects as lists and watches return them: their fields are undecoded JSON."""
 
 import contextlib
 from collections.abc import AsyncIterator

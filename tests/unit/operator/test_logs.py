@@ -1,4 +1,4 @@
-"""Structured logs: each line of a reconcile names its endpoint and its run."""
+"""Log lines and their fields."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ log = logging.getLogger("vllmendpoint_operator.test")
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """The root logger as it was."""
+    """Restores the root logger after the test."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     others = {name: logging.getLogger(name).level for name in ("kopf", "aiohttp.access")}
@@ -24,7 +24,7 @@ def restored() -> Iterator[None]:
         logging.getLogger(name).setLevel(was)
 
 
-def test_a_reconcile_marks_what_is_logged_in_it(restored, capsys) -> None:
+def test_lines_of_a_reconcile_carry_its_endpoint_and_id(restored, capsys) -> None:
     configure("INFO", "json")
     log.info("before")
     with reconciling(("team-a", "smollm")):
@@ -42,7 +42,7 @@ def test_a_reconcile_marks_what_is_logged_in_it(restored, capsys) -> None:
     assert (within["message"], within["pod_uid"], within["level"]) == ("within it", "u", "INFO")
 
 
-def test_two_reconciles_at_once_are_told_apart(restored, capsys) -> None:
+def test_parallel_reconciles_have_their_own_context(restored, capsys) -> None:
     configure("INFO", "json")
 
     async def one(name: str, turn: asyncio.Barrier) -> None:
@@ -60,7 +60,7 @@ def test_two_reconciles_at_once_are_told_apart(restored, capsys) -> None:
     assert all(line["endpoint"] == f"team-a/{line['message']}" for line in lines)
 
 
-def test_a_stream_that_outlives_its_reconcile_is_its_endpoints(restored, capsys) -> None:
+def test_a_task_that_outlives_its_reconcile_keeps_only_the_endpoint(restored, capsys) -> None:
     configure("INFO", "json")
 
     async def opened() -> None:
@@ -81,11 +81,11 @@ def test_a_stream_that_outlives_its_reconcile_is_its_endpoints(restored, capsys)
     assert "reconcile" not in line
 
 
-def test_text_says_the_same_and_debug_leaves_libraries_quiet(restored, capsys) -> None:
+def test_text_has_the_same_fields_and_debug_excludes_libraries(restored, capsys) -> None:
     configure("DEBUG", "text")
     with reconciling(("team-a", "smollm")):
         log.info("hello")
         logging.getLogger("kopf.objects").info("an object as a whole")
-    said = capsys.readouterr().err
-    assert " hello endpoint=team-a/smollm reconcile=" in said
-    assert "an object" not in said
+    output = capsys.readouterr().err
+    assert " hello endpoint=team-a/smollm reconcile=" in output
+    assert "an object" not in output

@@ -1,4 +1,4 @@
-"""What /metrics shows of endpoints and of the operator's own work."""
+"""Metrics of endpoints and of the operator."""
 
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,7 +11,7 @@ def exposed(metrics: Metrics) -> list[str]:
     return b"".join(metrics.exposition()).decode().splitlines()
 
 
-def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, make_worker):
+def test_an_endpoint_is_exposed_until_it_is_removed(make_endpoint, make_status, make_worker):
     metrics = Metrics()
     endpoint = make_endpoint(replicas=2)
     found = make_status(
@@ -34,8 +34,8 @@ def test_an_endpoint_is_shown_until_it_is_forgotten(make_endpoint, make_status, 
     assert [line for line in exposed(metrics) if 'name="other",namespace="team-b"' in line]
 
 
-def test_many_endpoints_are_shown_in_small_parts(make_endpoint, make_status, make_worker):
-    """Else each scrape of a thousand would take megabytes."""
+def test_many_endpoints_are_exposed_in_small_chunks(make_endpoint, make_status, make_worker):
+    """A scrape of 1,000 endpoints as one text would take megabytes."""
     metrics = Metrics()
     endpoint = make_endpoint()
     found = make_status(endpoint, make_worker("w-1", settings=endpoint))
@@ -46,7 +46,7 @@ def test_many_endpoints_are_shown_in_small_parts(make_endpoint, make_status, mak
     assert max(map(len, parts)) < 10_000
 
 
-def test_writes_are_counted_by_verb_and_kind():
+def test_requests_are_counted_by_verb_kind_and_status():
     metrics = Metrics()
     for code in (200, 200, 409):
         metrics.count_request("apply", "deployments", code)
@@ -54,7 +54,7 @@ def test_writes_are_counted_by_verb_and_kind():
     assert {name % (200, 2), name % (409, 1)} <= set(exposed(metrics))
 
 
-async def test_what_is_scraped_is_what_the_docs_list(make_endpoint, make_status, make_worker):
+async def test_the_docs_list_exactly_the_exposed_metrics(make_endpoint, make_status, make_worker):
     metrics = Metrics()
     endpoint = make_endpoint()
     metrics.set_endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
@@ -71,7 +71,7 @@ async def test_what_is_scraped_is_what_the_docs_list(make_endpoint, make_status,
             await runner.cleanup()
     scraped = {}
     for family in text_string_to_metric_families(text):
-        # The client library adds to each of its own when it was made.
+        # prometheus_client adds a _created series to each of its metrics.
         if family.name.startswith("vllmendpoint_") and not family.name.endswith("_created"):
             name = family.samples[0].name if family.type == "counter" else family.name
             labels = set.union(*(set(sample.labels) for sample in family.samples)) - {"le"}

@@ -1,4 +1,4 @@
-"""What the stores hold, whom they tell, and when."""
+"""Informers: the objects they keep, and the changes they report."""
 
 import contextlib
 
@@ -25,15 +25,15 @@ def obj(name="s", *, instance="e", uid="u1", version=1, **more):
 
 
 class Api:
-    """Scripted answers: each list, then each watch, is the next in line."""
+    """An API server with scripted responses to lists and watches."""
 
     def __init__(self, lists=(), watches=()):
         self.lists, self.watches = list(lists), list(watches)
-        self.asked = []
+        self.requests = []
 
     @contextlib.asynccontextmanager
     async def list_stream(self, kind, namespace, **options):
-        self.asked.append(("list", None))
+        self.requests.append(("list", None))
         if not self.lists:
             raise StopTest
         answer = self.lists.pop(0)
@@ -48,7 +48,7 @@ class Api:
             yield raw_object(item)
 
     async def watch(self, kind, namespace, version, **options):
-        self.asked.append(("watch", version))
+        self.requests.append(("watch", version))
         if not self.watches:
             raise StopTest
         for item in self.watches.pop(0):
@@ -63,13 +63,13 @@ class StopTest(Exception):
 
 
 @pytest.fixture
-def told():
+def changes():
     return []
 
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch):
-    """Seconds that were slept; none is."""
+    """Records the seconds of each sleep, without sleeping."""
     found = []
 
     async def sleep(seconds):
@@ -80,126 +80,132 @@ def slept(monkeypatch):
 
 
 @pytest.fixture
-def store(told):
+def make_informer(changes):
     def make(api, kind=SERVICE):
         cache = Cache(
             api,
             (),
-            on_change=lambda owner, urgent: told.append((owner, urgent)),
-            on_reference_change=lambda kind, key: told.append((kind, key)),
+            on_change=lambda owner, urgent: changes.append((owner, urgent)),
+            on_reference_change=lambda kind, key: changes.append((kind, key)),
         )
         api.cache = cache
-        # Of the kinds that users refer to, the store of what is not ours.
-        return [store for store in cache.informers if store.kind is kind][-1]
+        # For ConfigMaps and claims, the informer of objects that users created.
+        return [informer for informer in cache.informers if informer.kind is kind][-1]
 
     return make
 
 
-async def run(store):
+async def run(informer):
     with pytest.raises(StopTest):
-        await store.run()
+        await informer.run()
 
 
-async def test_lists_then_watches(store, told):
-    changes = [("MODIFIED", obj(version=11)), ("DELETED", obj(version=12)), ("ADDED", obj("t", version=13))]
-    services = store(api := Api([[obj()]], [changes]))
+async def test_an_informer_lists_and_then_watches(make_informer, changes):
+    events = [("MODIFIED", obj(version=11)), ("DELETED", obj(version=12)), ("ADDED", obj("t", version=13))]
+    services = make_informer(api := Api([[obj()]], [events]))
     assert not services.has_synced.is_set()
     await run(services)
     assert services.has_synced.is_set()
     assert [o["metadata"]["name"] for o in services.by_owner(("ns", "e"))] == ["t"]
-    assert told == [(("ns", "e"), False)] * 4
-    assert api.asked[-1] == ("watch", "13"), "it goes on from where the last stream ended"
+    assert changes == [(("ns", "e"), False)] * 4
+    assert api.requests[-1] == ("watch", "13"), "the watch continues after the last event"
     assert "managedFields" not in services.get(("ns", "t"))["metadata"]
 
 
-async def test_half_a_list_says_nothing_of_what_is_not_in_it(store, told):
+async def test_a_truncated_list_deletes_no_object(make_informer, changes):
     cut = [obj("b", version=2), KubeError(0, "cut")]
-    services = store(Api([[obj("a"), obj("b", version=2)], cut], [[Gone(410, "old")]]))
+    services = make_informer(Api([[obj("a"), obj("b", version=2)], cut], [[Gone(410, "old")]]))
     await run(services)
     assert services.get(("ns", "a")) is not None
-    assert len(told) == 2, "that they came"
+    assert len(changes) == 2, "only the two additions"
     assert not services._list_slots.locked(), "room for others"
 
 
-async def test_what_was_made_anew_ahead_of_the_watch_outlives_the_news_of_the_old_ones_end(store, told):
-    services = store(Api([[obj(uid="u2", version=12)]], [[("DELETED", obj(uid="u1", version=11))]]))
+async def test_a_late_deletion_event_does_not_delete_a_recreated_object(make_informer, changes):
+    services = make_informer(Api([[obj(uid="u2", version=12)]], [[("DELETED", obj(uid="u1", version=11))]]))
     await run(services)
     assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
-    assert len(told) == 1, "that it came"
+    assert len(changes) == 1, "only the addition"
 
 
-async def test_what_vanished_during_a_gap_is_noticed(store, told):
-    services = store(Api([[obj("a"), obj("b", version=2)], [obj("b", version=2)]], [[Gone(410, "old")]]))
+async def test_a_deletion_that_the_watch_missed_is_found_by_the_next_list(make_informer, changes):
+    services = make_informer(
+        Api([[obj("a"), obj("b", version=2)], [obj("b", version=2)]], [[Gone(410, "old")]])
+    )
     await run(services)
     assert services.get(("ns", "a")) is None
-    assert len(told) == 3, "came, came, went"
+    assert len(changes) == 3, "two additions and a deletion"
 
 
-async def test_a_failed_list_is_tried_again(store):
-    services = store(Api([KubeError(500, "x"), KubeError(0, "y"), [obj()]]))
+async def test_a_failed_list_is_retried(make_informer):
+    services = make_informer(Api([KubeError(500, "x"), KubeError(0, "y"), [obj()]]))
     await run(services)
     assert services.has_synced.is_set()
 
 
 @pytest.mark.parametrize("refusal", [Rejected(403, "forbidden"), NotFound(404, "no such namespace")])
-async def test_a_refusal_that_lasts_ends_it(store, refusal, caplog):
+async def test_three_consecutive_refusals_raise_inaccessible(make_informer, refusal, caplog):
     with pytest.raises(Inaccessible, match=f"services: {refusal.status}: {refusal.message}"):
-        await store(Api([[obj()]], [[refusal], [refusal], [refusal]])).run()
-    assert caplog.text == "", "it is said of the whole namespace, and once"
+        await make_informer(Api([[obj()]], [[refusal], [refusal], [refusal]])).run()
+    assert caplog.text == "", "the watched namespace logs it once"
 
 
-async def test_refusals_now_and_then_end_nothing(store):
+async def test_single_refusals_are_retried(make_informer):
     """An API server that starts refuses what it will allow in a moment."""
     refusal, other = Rejected(403, "RBAC: role not found"), KubeError(500, "x")
-    await run(store(Api([refusal, refusal, [obj()]], [[refusal], [refusal], [], [refusal], [other]])))
+    await run(make_informer(Api([refusal, refusal, [obj()]], [[refusal], [refusal], [], [refusal], [other]])))
 
 
-async def test_what_was_listed_can_be_forgotten(store, told):
-    services = store(Api([[obj()]]))
+async def test_clear_removes_all_objects_without_notification(make_informer, changes):
+    services = make_informer(Api([[obj()]]))
     await run(services)
-    told.clear()
+    changes.clear()
     services.clear()
     assert not services.has_synced.is_set()
     assert services.get(("ns", "s")) is None
     assert list(services.by_owner(("ns", "e"))) == []
-    assert told == []
+    assert changes == []
 
 
-async def test_streams_that_end_at_once_are_not_asked_for_in_a_tight_loop(store, slept):
+async def test_watches_that_end_immediately_are_retried_with_backoff(make_informer, slept):
     """Orderly, or as too old, as a server on its way up or down does."""
-    await run(store(Api([[]] * 4, [[], [], [Gone(410, "old")], [Gone(410, "old")], [Gone(410, "old")], []])))
+    await run(
+        make_informer(Api([[]] * 4, [[], [], [Gone(410, "old")], [Gone(410, "old")], [Gone(410, "old")], []]))
+    )
     assert len(slept) == 6
     for number, seconds in enumerate(slept):
         ceiling = min(30, 0.5 * 2**number)
         assert ceiling / 2 <= seconds <= ceiling
     slept.clear()
     news = [("MODIFIED", obj(version=11))]
-    await run(store(Api([[]], [[], [], [], news, []])))
-    assert slept[3] <= 0.5, "a stream that told something was a good one"
+    await run(make_informer(Api([[]], [[], [], [], news, []])))
+    assert slept[3] <= 0.5, "an event resets the backoff"
 
 
-async def test_the_server_is_given_the_time_that_it_asks_for(store, slept):
+async def test_retry_after_delays_the_next_request(make_informer, slept):
     throttled = Throttled(429, "too many", retry_after=7)
-    await run(store(Api([throttled, []], [[throttled], []])))
+    await run(make_informer(Api([throttled, []], [[throttled], []])))
     assert slept[0] == slept[1] == 7
     assert slept[2] < 7
 
 
-async def test_old_news_is_no_news(store, told):
-    services = store(Api([[obj(version=5)]], [[("MODIFIED", obj(version=4)), ("MODIFIED", obj(version=5))]]))
+async def test_older_versions_are_ignored(make_informer, changes):
+    services = make_informer(
+        Api([[obj(version=5)]], [[("MODIFIED", obj(version=4)), ("MODIFIED", obj(version=5))]])
+    )
     await run(services)
-    assert len(told) == 1
+    assert len(changes) == 1
 
 
-async def test_the_answer_to_our_own_write_is_no_news(store, told):
-    services = store(Api([[obj(version=5)]], [[("MODIFIED", obj(version=6))]]))
+async def test_a_local_write_causes_no_notification(make_informer, changes):
+    services = make_informer(Api([[obj(version=5)]], [[("MODIFIED", obj(version=6))]]))
     services.apply_local_write(obj(version=6))
     await run(services)
-    assert told == []
+    assert changes == []
 
 
-async def test_an_answer_that_comes_after_the_end_of_the_object_brings_nothing_back(store):
-    services = store(Api([[obj(version=5)]], [[("DELETED", obj(version=7))]]))
+async def test_a_late_response_does_not_restore_a_deleted_object(make_informer):
+    services = make_informer(Api([[obj(version=5)]], [[("DELETED", obj(version=7))]]))
     await run(services)
     services.apply_local_write(obj(version=6))
     assert services.get(("ns", "s")) is None
@@ -207,19 +213,21 @@ async def test_an_answer_that_comes_after_the_end_of_the_object_brings_nothing_b
     assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
 
 
-async def test_another_object_under_the_name_is_another(store, told):
-    services = store(Api([[obj(version=5)]], [[("ADDED", obj(uid="u2", version=4))]]))
+async def test_an_object_with_another_uid_replaces_the_old_one(make_informer, changes):
+    services = make_informer(Api([[obj(version=5)]], [[("ADDED", obj(uid="u2", version=4))]]))
     await run(services)
     assert services.get(("ns", "s"))["metadata"]["uid"] == "u2"
 
 
-async def test_an_object_whose_label_was_changed_is_told_to_both_and_left_by_none(store, told):
+async def test_a_changed_label_notifies_both_owners_and_moves_the_object(make_informer, changes):
     taken = [("MODIFIED", obj(instance="other", version=6))]
-    services = store(Api([[obj(version=5)]], [taken]))
+    services = make_informer(Api([[obj(version=5)]], [taken]))
     await run(services)
-    assert told == [(("ns", "e"), False), (("ns", "other"), False), (("ns", "e"), False)]
+    assert changes == [(("ns", "e"), False), (("ns", "other"), False), (("ns", "e"), False)]
     assert list(services.by_owner(("ns", "e"))) == []
-    services = store(Api([[obj(version=5)]], [taken, [("DELETED", obj(instance="other", version=7))]]))
+    services = make_informer(
+        Api([[obj(version=5)]], [taken, [("DELETED", obj(instance="other", version=7))]])
+    )
     await run(services)
     assert list(services.by_owner(("ns", "e"))) == []
     assert list(services.by_owner(("ns", "other"))) == []
@@ -228,25 +236,25 @@ async def test_an_object_whose_label_was_changed_is_told_to_both_and_left_by_non
 @pytest.mark.parametrize(
     ("before", "after", "urgent"), [("False", "True", True), ("True", "False", True), ("True", "True", False)]
 )
-async def test_readiness_is_urgent(store, told, before, after, urgent):
+async def test_a_change_of_readiness_is_urgent(make_informer, changes, before, after, urgent):
     def pod(ready, version):
         return obj(version=version, status={"conditions": [{"type": "Ready", "status": ready}]})
 
-    pods = store(Api([[pod(before, 1)]], [[("MODIFIED", pod(after, 11))]]), POD)
+    pods = make_informer(Api([[pod(before, 1)]], [[("MODIFIED", pod(after, 11))]]), POD)
     await run(pods)
-    assert told[-1] == (("ns", "e"), urgent)
+    assert changes[-1] == (("ns", "e"), urgent)
 
 
-async def test_references_and_replica_sets_are_trimmed(store, told):
-    maps = store(api := Api([[obj("c", data={"secret": "x"})]]), CONFIG_MAP)
+async def test_references_and_replica_sets_keep_only_the_fields_that_are_read(make_informer, changes):
+    maps = make_informer(api := Api([[obj("c", data={"secret": "x"})]]), CONFIG_MAP)
     await run(maps)
     assert set(maps.get(("ns", "c"))) == {"metadata"}
     assert set(maps.get(("ns", "c"))["metadata"]) == {"namespace", "name", "uid", "resourceVersion"}
-    assert told == [("ConfigMap", ("ns", "c"))]
+    assert changes == [("ConfigMap", ("ns", "c"))]
     assert api.cache.reference(CONFIG_MAP, ("ns", "c")) == "u1/1"
     assert api.cache.reference(CONFIG_MAP, ("ns", "d")) is None
     template = {"spec": {"volumes": [{"name": "v"}], "containers": [{"name": "main"}]}}
-    sets = store(Api([[obj("r", spec={"replicas": 2, "template": template})]]), REPLICA_SET)
+    sets = make_informer(Api([[obj("r", spec={"replicas": 2, "template": template})]]), REPLICA_SET)
     await run(sets)
     assert sets.get(("ns", "r"))["spec"] == {
         "replicas": 2,
@@ -254,13 +262,13 @@ async def test_references_and_replica_sets_are_trimmed(store, told):
     }
 
 
-def test_endpoints_take_only_what_is_newer():
+def test_the_endpoint_store_ignores_older_versions():
     endpoints = EndpointStore()
     assert endpoints.upsert(obj("e", version=5, spec={}))
     assert not endpoints.upsert(obj("e", version=5, spec={}))
     assert not endpoints.upsert(obj("e", version=4, spec={}))
     assert endpoints.upsert(obj("e", uid="u2", version=9, spec={}))
-    assert not endpoints.upsert(obj("e", uid="u1", version=7, spec={})), "late news of the one before"
+    assert not endpoints.upsert(obj("e", uid="u1", version=7, spec={})), "a late event of the old object"
     assert not endpoints.delete(("ns", "e"), "u1")
     assert endpoints.get(("ns", "e"))["metadata"]["uid"] == "u2"
     assert endpoints.delete(("ns", "e"), "u2")
@@ -282,7 +290,7 @@ def test_endpoints_take_only_what_is_newer():
         ),
     ],
 )
-def test_who_refers_to_what(spec, kind, name):
+def test_the_endpoint_store_finds_endpoints_by_reference(spec, kind, name):
     endpoints = EndpointStore()
     endpoints.upsert(obj("e", spec=spec))
     endpoints.upsert(obj("f", spec={"model": "unreadable"}))
@@ -292,18 +300,17 @@ def test_who_refers_to_what(spec, kind, name):
 
 
 @pytest.mark.parametrize("kind", [CONFIG_MAP, CLAIM])
-async def test_users_may_refer_to_what_carries_our_label(store, told, kind):
-    store(api := Api(), kind)
-    ours = next(store for store in api.cache.informers if store.kind is kind)
+async def test_a_reference_may_be_an_object_of_the_operator(make_informer, changes, kind):
+    make_informer(api := Api(), kind)
+    ours = next(informer for informer in api.cache.informers if informer.kind is kind)
     api.lists = [[obj("c", uid="u7", version=9)]]
     await run(ours)
     assert api.cache.reference(kind, ("ns", "c")) == "u7/9"
-    assert told == [(("ns", "e"), False), (kind.kind, ("ns", "c"))]
+    assert changes == [(("ns", "e"), False), (kind.kind, ("ns", "c"))]
 
 
 @pytest.mark.parametrize("kind", [*MANAGED, POD])
-async def test_all_of_what_is_compared_is_kept(store, kind):
-    """Whatever its fields are called."""
+async def test_children_keep_all_fields_except_managed_fields(make_informer, kind):
     fields = {
         "apiVersion": "v1",
         "kind": "K",
@@ -311,16 +318,16 @@ async def test_all_of_what_is_compared_is_kept(store, kind):
         "roleRef": {"n": 1},
         "anything": [None, 1.5],
     }
-    store(api := Api([[obj(generateName="s-", **fields)]]), kind)
-    ours = next(store for store in api.cache.informers if store.kind is kind)
+    make_informer(api := Api([[obj(generateName="s-", **fields)]]), kind)
+    ours = next(informer for informer in api.cache.informers if informer.kind is kind)
     await run(ours)
     wanted = obj(generateName="s-", **fields)
     del wanted["metadata"]["managedFields"]
     assert ours.get(("ns", "s")) == wanted
 
 
-async def test_what_belongs_to_an_endpoint_is_known_by_kind(store):
-    store(api := Api())
+async def test_by_owner_returns_the_objects_of_one_kind_and_endpoint(make_informer):
+    make_informer(api := Api())
     services, pods = (api.cache.informer(kind, "ns") for kind in (SERVICE, POD))
     for name in ("a", "b"):
         services.apply_local_write(obj(name))
@@ -328,11 +335,11 @@ async def test_what_belongs_to_an_endpoint_is_known_by_kind(store):
     pods.apply_local_write(obj("c"))
     services.apply_local_delete(("ns", "a"))
 
-    def of(store, endpoint):
-        return [found["metadata"]["name"] for found in store.by_owner(("ns", endpoint))]
+    def names_of(informer, endpoint):
+        return [found["metadata"]["name"] for found in informer.by_owner(("ns", endpoint))]
 
-    assert (of(services, "e"), of(pods, "e")) == (["b"], ["c"])
-    assert (of(services, "f"), of(pods, "f")) == ([], ["a"])
+    assert (names_of(services, "e"), names_of(pods, "e")) == (["b"], ["c"])
+    assert (names_of(services, "f"), names_of(pods, "f")) == ([], ["a"])
     assert (("ns", "b") in services, ("ns", "a") in services, ("other", "b") in services) == (
         True,
         False,

@@ -1,4 +1,4 @@
-"""Texts as few bytes, and whole again."""
+"""Compression with an earlier text as dictionary."""
 
 import random
 
@@ -9,20 +9,20 @@ def text(name):
     return f"{{metadata: {name}}}".encode() + "é\n".encode() * 500
 
 
-def test_what_was_packed_comes_back_as_it_was():
+def test_decompress_returns_the_compressed_text():
     compressor = ObjectCompressor()
     texts = [text("first"), text("second"), b"{}", b"", random.Random(1).randbytes(200_000), text("first")]
     compressed = [compressor.compress(item, "sort") for item in texts]
     assert [compressor.decompress(item) for item in compressed] == texts
 
 
-def test_the_second_of_a_sort_costs_little():
+def test_a_similar_text_takes_a_few_bytes():
     compressor = ObjectCompressor()
     compressor.compress(text("first"), "sort")
     assert len(compressor.compress(text("second"), "sort")) < 60
 
 
-def test_more_sorts_than_are_told_apart_are_packed_all_the_same():
+def test_more_keys_than_dictionaries_work():
     compressor = ObjectCompressor()
     compressed = [compressor.compress(text(number), f"sort-{number}") for number in range(300)]
     assert [compressor.decompress(item) for item in compressed] == [text(number) for number in range(300)]

@@ -1,4 +1,4 @@
-"""The client against a server that answers as the API server does."""
+"""The client, with a server that responds like the API server."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ BODY = {"metadata": {"namespace": "ns", "name": "d"}}
 
 @pytest.fixture
 async def kube():
-    """``warnings`` are the values of its Warning headers; what it got stands under ``got``."""
+    """``warnings`` and ``events`` (or ``text``) are sent; ``got`` is the last body received."""
     warnings = []
 
     async def answer(request):
@@ -30,7 +30,7 @@ async def kube():
         return response
 
     async def watch(request):
-        client.asked.append(dict(request.query))
+        client.queries.append(dict(request.query))
         if client.refusal is not None:
             return web.json_response({"kind": "Status", "message": "no"}, status=client.refusal)
         body = client.text.encode() or b"".join(json.dumps(event).encode() + b"\n" for event in client.events)
@@ -51,19 +51,19 @@ async def kube():
         TestServer(app) as server,
         Kube(Configuration(host=str(server.make_url("")).rstrip("/")), on_request=count) as client,
     ):
-        client.warnings, client.events, client.refusal, client.asked = warnings, [], None, []
+        client.warnings, client.events, client.refusal, client.queries = warnings, [], None, []
         client.part, client.requests, client.text = 10_000, [], ""
         yield client
 
 
-async def test_warnings_are_told_as_they_read(kube):
+async def test_on_warning_receives_the_text_of_each_warning(kube):
     kube.warnings += ['299 - "spec.a: must be >= 0"', '299 kube "a \\"quoted\\" \\\\ word"']
-    told = []
-    assert await kube.apply(DEPLOYMENT, BODY, on_warning=told.append) == BODY
-    assert told == ["spec.a: must be >= 0", 'a "quoted" \\ word']
+    warnings = []
+    assert await kube.apply(DEPLOYMENT, BODY, on_warning=warnings.append) == BODY
+    assert warnings == ["spec.a: must be >= 0", 'a "quoted" \\ word']
 
 
-async def test_nobody_has_to_listen_to_warnings(kube):
+async def test_warnings_are_ignored_without_a_callback(kube):
     kube.warnings += ['299 - "x"']
     assert await kube.apply(DEPLOYMENT, BODY) == BODY
 
@@ -80,7 +80,7 @@ async def test_nobody_has_to_listen_to_warnings(kube):
         "quotes and escapes: \" ' \\ \\u0085",
     ],
 )
-async def test_an_apply_reads_as_yaml_what_it_is_as_json(kube, text):
+async def test_an_apply_has_the_same_meaning_as_yaml_and_json(kube, text):
     body = {**BODY, "data": {"model.py": text}}
     assert await kube.apply(DEPLOYMENT, body) == body
     assert yaml.safe_load(kube.got.decode()) == body
@@ -95,40 +95,40 @@ async def watched(kube, version):
     return [(kind, msgspec.json.decode(obj["metadata"])) async for kind, obj in found]
 
 
-async def test_a_watch_from_nowhere_lists_first(kube):
+async def test_a_watch_without_a_version_starts_with_all_objects(kube):
     kube.events = [event("ADDED", name="d"), event("BOOKMARK", resourceVersion="7")]
     assert await watched(kube, None) == [("ADDED", {"name": "d"}), ("BOOKMARK", {"resourceVersion": "7"})]
-    assert kube.asked[0]["sendInitialEvents"] == "true"
-    assert kube.asked[0]["resourceVersionMatch"] == "NotOlderThan"
-    assert "resourceVersion" not in kube.asked[0]
+    assert kube.queries[0]["sendInitialEvents"] == "true"
+    assert kube.queries[0]["resourceVersionMatch"] == "NotOlderThan"
+    assert "resourceVersion" not in kube.queries[0]
 
 
 @pytest.mark.parametrize("part", [1, 40, 10_000])
-async def test_events_come_whole_however_they_arrive(kube, part):
+async def test_events_are_complete_for_every_chunk_size(kube, part):
     kube.part = part
     kube.events = [event("MODIFIED", name=f"d{number}") for number in range(5)]
     assert [metadata["name"] for _, metadata in await watched(kube, "7")] == ["d0", "d1", "d2", "d3", "d4"]
 
 
-async def test_a_watch_from_a_version_asks_for_no_list(kube):
+async def test_a_watch_from_a_version_requests_no_initial_events(kube):
     kube.events = [event("MODIFIED", name="d")]
     assert await watched(kube, "7") == [("MODIFIED", {"name": "d"})]
-    assert kube.asked[0]["resourceVersion"] == "7"
-    assert "sendInitialEvents" not in kube.asked[0]
+    assert kube.queries[0]["resourceVersion"] == "7"
+    assert "sendInitialEvents" not in kube.queries[0]
 
 
 @pytest.mark.parametrize(
     ("status", "version", "error"),
     [(422, None, WatchListUnsupported), (422, "7", Rejected), (403, None, Rejected), (410, "7", Gone)],
 )
-async def test_who_refuses_a_watch_and_why(kube, status, version, error):
+async def test_a_rejected_watch_raises_the_error_of_its_status(kube, status, version, error):
     kube.refusal = status
     with pytest.raises(error):
         await watched(kube, version)
 
 
-async def test_a_list_says_what_its_items_are(kube):
-    """Once for all; whoever compares them wants it on each."""
+async def test_items_of_a_list_have_api_version_and_kind(kube):
+    """The API server sends both once per list. Comparisons need them on each item."""
     kube.events = [{"metadata": {"resourceVersion": "7"}, "items": [BODY, BODY]}]
     found, version = await kube.list(DEPLOYMENT, "ns")
     assert version == "7"
@@ -178,7 +178,7 @@ async def test_a_request_without_a_response_is_counted_once():
 async def test_selectors_are_encoded(kube):
     kube.events = [{"metadata": {"resourceVersion": "7"}, "items": []}]
     await kube.list(DEPLOYMENT, "ns", selector="a.b/c!=d,e=f", name="d")
-    assert kube.asked == [{"labelSelector": "a.b/c!=d,e=f", "fieldSelector": "metadata.name=d"}]
+    assert kube.queries == [{"labelSelector": "a.b/c!=d,e=f", "fieldSelector": "metadata.name=d"}]
 
 
 async def test_a_path_in_the_address_of_the_api_server_is_kept():

@@ -1,4 +1,4 @@
-"""What of a live object is not as it should be."""
+"""Differences between a desired and a live object."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from vllmendpoint_operator.kube.differences import differences, differs
         ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, False),
         ({"a": {"b": 1}}, {"a": {"b": 2}}, True),
         ({"a": 1}, {}, True),
-        # zero values, which the API server leaves out
+        # zero values, which the API server omits
         ({"a": ""}, {}, False),
         ({"a": 0}, {}, False),
         ({"a": False}, {}, False),
@@ -111,11 +111,11 @@ from vllmendpoint_operator.kube.differences import differences, differs
         ({"digest": "0e17"}, {"digest": "1e999"}, True),
     ],
 )
-def test_differs(desired, live, different):
+def test_differs_follows_the_rules_of_server_side_apply(desired, live, different):
     assert differs(desired, live) is different
 
 
-def test_a_difference_is_named_by_its_path():
+def test_differences_name_the_path_and_the_live_value():
     desired = {
         "spec": {
             "replicas": 1,

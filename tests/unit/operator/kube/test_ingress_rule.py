@@ -1,4 +1,4 @@
-"""Ingress that the chart's administrator opens in every endpoint's policies."""
+"""Additional ingress rules for the NetworkPolicies of all endpoints."""
 
 import json
 
@@ -19,7 +19,7 @@ def policies(planned):
     return {c["metadata"]["name"]: c["spec"] for c in planned.children if c["kind"] == "NetworkPolicy"}
 
 
-def test_rules_are_appended_to_every_policy_and_touch_no_pod(make_endpoint, make_plan, living):
+def test_rules_are_appended_to_every_policy_and_change_no_pod_template(make_endpoint, make_plan, living):
     before = make_plan(make_endpoint())
     after = make_plan(make_endpoint(), living(before), additional_ingress=(MESH, PROBES))
     assert policies(after).keys() == {"smollm-workers", "smollm-frontend"}
@@ -34,7 +34,7 @@ def test_rules_are_appended_to_every_policy_and_touch_no_pod(make_endpoint, make
     ("given", "stored"),
     [
         ({"ports": [{"port": 15008}]}, MESH),
-        # A string of digits is refused by the API server, with the whole policy.
+        # The API server rejects a policy with a string of digits.
         ({"ports": [{"port": "15008"}]}, MESH),
         ({"ports": [{"port": "report"}]}, {"ports": [{"port": "report", "protocol": "TCP"}]}),
         (
@@ -57,13 +57,13 @@ def test_rules_are_appended_to_every_policy_and_touch_no_pod(make_endpoint, make
         ),
     ],
 )
-def test_rules_are_as_the_api_server_stores_them(given, stored):
-    """Else each look at an endpoint would apply them again."""
+def test_rules_equal_what_the_api_server_stores(given, stored):
+    """Otherwise every reconcile would apply them again."""
     assert settings(given).options.additional_ingress == (stored,)
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         ({}, "a rule needs from or ports"),
         ({"from": [], "ports": []}, "a rule needs from or ports"),
@@ -83,12 +83,12 @@ def test_rules_are_as_the_api_server_stores_them(given, stored):
     ],
     ids=str,
 )
-def test_a_rule_that_is_none_is_refused_at_the_start(rule, told):
+def test_an_invalid_rule_is_an_error_at_the_start(rule, message):
     with pytest.raises(ValidationError) as refused:
         settings(rule)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_from_the_environment(monkeypatch):
+def test_rules_are_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("VLLMENDPOINT_ADDITIONAL_INGRESS", json.dumps([MESH]))
     assert Settings(_cli_parse_args=["--worker-image=x"]).options.additional_ingress == (MESH,)

@@ -1,4 +1,4 @@
-"""Lists taken apart as they arrive, however they are cut and whatever is in them."""
+"""Lists that are split while they arrive, with any content and any size of chunks."""
 
 import json
 
@@ -40,18 +40,18 @@ def wire(found):
 
 
 @given(st.lists(OBJECTS, max_size=4), st.integers(1, 80), st.sampled_from(["", "\n"]))
-async def test_every_object_comes_as_it_was(objects, size, end):
+async def test_split_list_returns_every_object_unchanged(objects, size, end):
     text = wire({**HEAD, "items": objects}) + end.encode()
     assert await read(text, size) == ("7", objects)
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-async def test_of_any_kind(size):
+async def test_split_list_reads_lists_of_all_kinds(size):
     kind = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
     objects = [{**kind, "metadata": {"name": name}} for name in "abc"]
     assert await read(wire({**HEAD, "items": objects}), size) == ("7", objects)
     custom = {"apiVersion": "v1", "items": objects, "kind": "L", "metadata": {"resourceVersion": "8"}}
-    assert await read(wire(custom), size) == ("8", objects), "it says its version last"
+    assert await read(wire(custom), size) == ("8", objects), "the version comes last"
     assert await read(wire({**HEAD, "items": None}), size) == ("7", [])
 
 
@@ -69,20 +69,20 @@ async def test_of_any_kind(size):
     ],
 )
 @pytest.mark.parametrize("size", [1, 10_000])
-async def test_what_is_no_list_or_ends_early_is_refused(text, size):
+async def test_an_invalid_or_truncated_list_is_a_value_error(text, size):
     with pytest.raises(ValueError):  # noqa: PT011
         await read(text, size)
 
 
 @pytest.mark.parametrize("size", [7, 10_000])
-async def test_a_list_that_is_cut_off_is_refused_wherever_that_was(size):
+async def test_a_list_truncated_at_any_byte_is_a_value_error(size):
     text = wire({**HEAD, "items": NESTED})
     for end in range(len(text)):
         with pytest.raises(ValueError):  # noqa: PT011
             await read(text[:end], size)
 
 
-async def test_an_object_comes_as_soon_as_the_next_one_begins():
+async def test_an_object_is_returned_when_the_next_one_begins():
     first, second = ({"metadata": {"name": name}} for name in "ab")
     text, taken = wire({**HEAD, "items": [first, second]}), []
 
