@@ -176,19 +176,9 @@ class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not ty
         )
         task = client.model_config.get_pooling_task(await client.get_supported_tasks())
         embeds = pooled_type(task, scores=False) is ProbedType.EMBEDDING
-        if embeds:
-            handler = EmbeddingWorkerHandler(
-                runtime=runtime, engine=client, config=config, shutdown_event=shutdown_event
-            )
-        else:
-            handler = ClassifyWorkerHandler(
-                runtime=runtime,
-                engine=client,
-                config=config,
-                model_config=client.model_config,
-                shutdown_event=shutdown_event,
-            )
-        handler.engine_client = RankedClient(client)
+        handler = _pooling_handler(
+            client, embeds=embeds, runtime=runtime, config=config, shutdown_event=shutdown_event
+        )
         self._engine.set_handler(handler)
         self.setup_metrics_collection(config, endpoint, logger)
         try:
@@ -217,6 +207,16 @@ class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not ty
             finally:
                 if metrics_folder is not None:
                     metrics_folder.cleanup()
+
+
+def _pooling_handler(client: Any, *, embeds: bool, **kwargs: Any) -> Any:
+    """Dynamo's handler for embeddings, or else for classes and scores. ``kwargs``: arguments of both."""
+    if embeds:
+        handler = EmbeddingWorkerHandler(engine=client, **kwargs)
+    else:
+        handler = ClassifyWorkerHandler(engine=client, model_config=client.model_config, **kwargs)
+    handler.engine_client = RankedClient(client)
+    return handler
 
 
 def _answer_canary(generate: Any, is_healthy: IsHealthy) -> Any:
