@@ -134,7 +134,11 @@ def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerPr
 @pytest.mark.parametrize(
     ("settings", "field", "expected"),
     [
-        ({"payload": {"prompt": "test"}}, "healthCheck.payload.prompt", "does not fit an embedding model"),
+        (
+            {"payload": {"prompt": "test"}},
+            "healthCheck.payload.prompt",
+            "is not accepted by an embedding model",
+        ),
         (
             {"payload": {"messages": [{"role": "user", "content": "Hi"}]}},
             "healthCheck.payload.messages",
