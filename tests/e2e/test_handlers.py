@@ -120,7 +120,7 @@ def test_a_missing_key_of_the_script_is_an_unresolved_reference(cluster: Cluster
         lambda: cluster.condition("noscript", "ResolvedRefs"), lambda c: c["status"] == "False", 30
     )
     assert condition["reason"] == "ConfigMapKeyNotFound"
-    assert "'gone.py'; it has: model.py" in condition["message"]
+    assert "'gone.py'. Its keys: model.py." in condition["message"]
     cluster.kubectl("delete", "vep", "noscript", "--wait=false")
 
 

@@ -79,7 +79,7 @@ def test_replicas_are_applied_despite_a_name_conflict(shared, make_endpoint, api
     try:
         endpoint.patch(spec={"paused": False, "replicas": 2})
         conflict = endpoint.until("Accepted", "False", "NameTaken")
-        assert "exists and is not this endpoint's" in conflict["message"]
+        assert "exists and does not belong to this endpoint" in conflict["message"]
         until(lambda: len(endpoint.pods()) == 2, "two pods")
     finally:
         api.delete("Service", "shared", f"{endpoint.name}-workers")

@@ -68,7 +68,7 @@ def test_an_endpoint_is_recreated_while_a_child_of_the_old_one_terminates(
     )
     endpoint.create(worker={"image": "second:1"})
     endpoint.until("UpToDate", "Unknown", "Pending")
-    pending = f"the Service '{held}' is being deleted; this goes on when it is gone"
+    pending = f"The Service '{held}' is being deleted. The operator creates it again after that."
     # Messages about other children may precede it: the garbage collector deletes them in any order.
     until(lambda: pending in endpoint.condition("UpToDate")["message"], endpoint.get)
     assert endpoint.condition("Accepted")["status"] == "True", "no action is required"
@@ -95,7 +95,8 @@ def test_orphans_keep_their_names_until_they_are_deleted(operate, make_endpoint,
     endpoint.create(worker={"image": "second:1"})
     conflict = endpoint.until("Accepted", "False", "NameTaken")
     assert (
-        "was left by an earlier endpoint of this name, deleted with --cascade=orphan" in conflict["message"]
+        "remains from an earlier endpoint of this name that was deleted with --cascade=orphan"
+        in conflict["message"]
     )
     assert endpoint.condition("Ready")["message"] == conflict["message"]
     assert endpoint.condition("Stalled")["status"] == "True"
@@ -103,7 +104,7 @@ def test_orphans_keep_their_names_until_they_are_deleted(operate, make_endpoint,
     adopted = {(obj["kind"], obj["metadata"]["name"]) for obj in endpoint.owned()} & children
     assert adopted == set(), "orphans are not adopted"
 
-    command = shlex.split(conflict["message"].partition("kubectl ")[2])
+    command = shlex.split(conflict["message"].partition("`kubectl ")[2].partition("`")[0])
     api.kubectl(*command)
     SimulatedNode(endpoint).run(seconds=COLLECTION_SECONDS)
     assert endpoint.worker_image() == "second:1"

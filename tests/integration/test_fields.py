@@ -102,16 +102,16 @@ def test_the_claim_of_an_endpoint_is_created_validated_and_pruned(shared, make_e
     # Rejected by the API server later: this claim is not bound, and its class does not allow expansion.
     assert not patch_claim_template(endpoint, size="2Gi")
     rejected = endpoint.until("Accepted", "False", "InvalidSpec")
-    beginning = "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim"
+    beginning = "cache.volumeClaimTemplate: The API server rejected the PersistentVolumeClaim"
     assert rejected["message"].startswith(f"{beginning} {endpoint.name}-cache: ")
     assert "\n" not in rejected["message"]
-    assert "it has 1Gi: set size to that again" in rejected["message"]
+    assert "The existing claim has 1Gi. Set size to 1Gi" in rejected["message"]
     assert endpoint.condition("Stalled")["status"] == "True"
     assert endpoint.condition("Available")["status"] == "True", "running workers keep serving"
     assert not patch_claim_template(endpoint, size="1Gi"), "a rejected size can be reset"
     endpoint.until("Ready", "True")
     assert not patch_claim_template(endpoint, size="500Mi")
-    assert "it has 1Gi" in endpoint.until("Accepted", "False", "InvalidSpec")["message"]
+    assert "The existing claim has 1Gi." in endpoint.until("Accepted", "False", "InvalidSpec")["message"]
     # After its removal from the spec, the claim is deleted with the last pod that can mount it.
     endpoint.patch(spec={"cache": None})
     endpoint.until("Accepted", "True")

@@ -20,9 +20,10 @@ def test_a_name_conflict_is_reported_and_changes_no_object(shared, conflicting, 
     data = {"mine": "1"}
     api.create("ConfigMap", "shared", f"{second.name}-settings", metadata={"labels": labels}, data=data)
     another = (
-        "exists and is not this endpoint's. Create the endpoint under another name, or delete the Service"
+        "exists and does not belong to this endpoint. Create the endpoint under another name, or delete "
+        "the Service"
     )
-    left = "was left by an earlier endpoint of this name, deleted with --cascade=orphan"
+    left = "remains from an earlier endpoint of this name that was deleted with --cascade=orphan"
     for endpoint, message in ((first, another), (second, left)):
         endpoint.create()
         assert message in endpoint.until("Accepted", "False", "NameTaken")["message"]
@@ -40,13 +41,14 @@ def test_a_missing_config_map_is_reported_and_used_once_it_exists(shared, make_e
     endpoint = make_endpoint().create(engine={"config": {"configMapKeyRef": reference}})
     missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
     assert missing["message"].startswith(
-        "engine.config.configMapKeyRef: no ConfigMap 'engine-config' in this namespace; create it"
+        "engine.config.configMapKeyRef: The ConfigMap 'engine-config' does not exist in this namespace. "
+        "Create it"
     )
     assert endpoint.condition("Stalled")["status"] == "True"
     assert len(endpoint.get()["status"]["conditions"]) == 9
     api.create("ConfigMap", "shared", "engine-config", data={"other": "x"})
     wrong = endpoint.until("ResolvedRefs", "False", "ConfigMapKeyNotFound")
-    assert "has no key 'c.yaml'; it has: other" in wrong["message"]
+    assert "has no key 'c.yaml'. Its keys: other." in wrong["message"]
     api.patch("ConfigMap", "shared", "engine-config", {"data": {"c.yaml": "seed: 1\n"}})
     endpoint.until("ResolvedRefs", "True")
     until(lambda: endpoint.child("Deployment", "-workers"), "its Deployment")
@@ -71,10 +73,13 @@ def test_a_missing_script_is_reported_and_its_changes_restart_no_worker(shared, 
     name = f"{endpoint.name}-handlers"
     endpoint.create(handlers={"script": {"configMapKeyRef": {"name": name, "key": "h.py"}}})
     missing = endpoint.until("ResolvedRefs", "False", "ConfigMapNotFound")
-    assert f"handlers.script.configMapKeyRef: no ConfigMap '{name}' in this" in missing["message"]
+    assert (
+        f"handlers.script.configMapKeyRef: The ConfigMap '{name}' does not exist in this"
+        in missing["message"]
+    )
     api.create("ConfigMap", "shared", name, data={"model.py": "a = 1\n"})
     wrong = endpoint.until("ResolvedRefs", "False", "ConfigMapKeyNotFound")
-    assert "has no key 'h.py'; it has: model.py" in wrong["message"]
+    assert "has no key 'h.py'. Its keys: model.py." in wrong["message"]
     api.patch("ConfigMap", "shared", name, {"data": {"h.py": "a = 2\n"}})
     endpoint.until("ResolvedRefs", "True")
     endpoint.start_all()
@@ -116,7 +121,7 @@ def test_a_pod_template_that_the_api_server_rejects_changes_no_deployment(shared
     invalid = {"spec": {"containers": [{"name": "main", "image": "x", "imagePullPolicy": "Sometimes"}]}}
     endpoint.patch(spec={"worker": {"podTemplate": invalid}})
     rejected = endpoint.until("Accepted", "False", "InvalidPodTemplate")
-    assert "the API server refuses the Deployment" in rejected["message"]
+    assert "The API server rejected the Deployment" in rejected["message"]
     assert "imagePullPolicy" in rejected["message"]
     assert 'supported values: "Always"' in rejected["message"]
     after = endpoint.child("Deployment", "-workers")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from vllmendpoint_api import OWNED_ENGINE_ARGS, VLLMEndpointSpec, custom_resource_definition
 from vllmendpoint_operator.kube.kinds import by_name
 from vllmendpoint_operator.observe.snapshot import ConfigMapContent, Endpoint, Observed
-from vllmendpoint_operator.plan import Options, plan
+from vllmendpoint_operator.plan.options import Options
+from vllmendpoint_operator.plan.planner import plan
 
 NAMES = st.sampled_from(["a", "with-dash", "with.dot", "x" * 63])
 QUANTITIES = st.sampled_from(

@@ -24,7 +24,7 @@ from vllmendpoint_operator.components import workers_name
 from vllmendpoint_operator.kube import kinds
 from vllmendpoint_operator.kube.kinds import Kind
 from vllmendpoint_operator.observe.snapshot import Endpoint
-from vllmendpoint_operator.plan import Options
+from vllmendpoint_operator.plan.options import Options
 from vllmendpoint_operator.plan.pods.dynamo import base_namespace, with_namespace_suffix
 from vllmendpoint_operator.plan.pods.workers import pod_template
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .kube.ingress_rule import IngressRule
-from .plan import Options
+from .plan.options import Options
 
 __all__ = ["Settings"]
 

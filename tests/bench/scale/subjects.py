@@ -11,7 +11,8 @@ from typing import Any, Final
 from vllmendpoint_api import VLLMEndpointSpec
 from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.plan import Options, plan
+from vllmendpoint_operator.plan.options import Options
+from vllmendpoint_operator.plan.planner import plan
 
 from .control_plane import BIN, ControlPlane
 from .machine import Process, until

@@ -22,7 +22,9 @@ from vllmendpoint_operator.observe.snapshot import (
     Observed,
     Pod,
 )
-from vllmendpoint_operator.plan import Options, plan, worker_settings
+from vllmendpoint_operator.plan.configuration import worker_settings
+from vllmendpoint_operator.plan.options import Options
+from vllmendpoint_operator.plan.planner import plan
 from vllmendpoint_operator.reports.state import StreamState
 from vllmendpoint_operator.status import endpoint_status
 

@@ -1,4 +1,4 @@
-"""Makes the cluster match a plan: server-side apply of what differs, deletion of what is no longer planned.
+"""Makes the children of an endpoint match its plan: ``diff`` computes actions, ``execute`` writes them.
 
-Imports ``desired_state``, ``observe.snapshot``, ``cache`` and ``kube``.
+Imports ``desired_state``, ``observe.snapshot``, ``cache`` and ``kube``; all modules but ``execute`` are pure.
 """

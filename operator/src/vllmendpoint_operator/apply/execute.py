@@ -253,4 +253,4 @@ class Executor:
 def _joined(rejections: Iterable[ConditionError]) -> ConditionError:
     """One error with all messages. The first terminal rejection, if any, determines the reason."""
     ordered = sorted(rejections, key=lambda error: error.reason is Reason.PENDING)
-    return type(ordered[0])(ordered[0].reason, "; ".join(error.message for error in ordered))
+    return type(ordered[0])(ordered[0].reason, " ".join(error.message for error in ordered))

@@ -32,25 +32,25 @@ def name_conflict(desired: Object, live: Object, has_own_children: bool) -> Cond
     kind, name = desired["kind"], desired["metadata"]["name"]
     if "deletionTimestamp" in live["metadata"] or _will_be_collected(desired, live):
         return ConditionError(
-            Reason.PENDING, f"the {kind} {name!r} is being deleted; this goes on when it is gone."
+            Reason.PENDING, f"The {kind} {name!r} is being deleted. The operator creates it again after that."
         )
-    subject = f"metadata.name: the {kind} {name!r}"
+    subject = f"metadata.name: The {kind} {name!r}"
     if _is_orphan(desired, live) and not has_own_children:
         namespace = desired["metadata"]["namespace"]
         return TerminalError(
             Reason.NAME_TAKEN,
-            f"{subject} was left by an earlier endpoint of this name, deleted "
-            f"with --cascade=orphan; give this one another name, or delete all that was left: "
-            f"kubectl delete -n {namespace} {_MANAGED_PLURALS} -l {_selector(desired)}",
+            f"{subject} remains from an earlier endpoint of this name that was deleted with "
+            "--cascade=orphan. Create this endpoint under another name, or delete all remaining objects: "
+            f"`kubectl delete -n {namespace} {_MANAGED_PLURALS} -l {_selector(desired)}`.",
         )
     if (user := _user(desired, live)) is not None:
         return TerminalError(
-            Reason.NAME_TAKEN, f"{subject} belongs to {user}. Create this endpoint under another name"
+            Reason.NAME_TAKEN, f"{subject} belongs to {user}. Create this endpoint under another name."
         )
     return TerminalError(
         Reason.NAME_TAKEN,
-        f"{subject} exists and is not this endpoint's. Create the endpoint under another name, or delete the "
-        f"{kind} if nothing needs it",
+        f"{subject} exists and does not belong to this endpoint. Create the endpoint under another name, or "
+        f"delete the {kind} if nothing needs it.",
     )
 
 

@@ -18,27 +18,28 @@ _NOT_CAUSED_BY_SPEC: Final = re.compile(
 
 def rejection(kind: Kind, desired: Object, live: Object | None, error: Rejected) -> ConditionError:
     """``live``: the object that ``desired`` was applied over, if any."""
-    subject = f"the API server refuses the {desired['kind']} {desired['metadata']['name']}"
-    if error.status == 403 and _NOT_CAUSED_BY_SPEC.search(error.message):
+    subject = f"The API server rejected the {desired['kind']} {desired['metadata']['name']}"
+    cause = error.message.rstrip(".")
+    if error.status == 403 and _NOT_CAUSED_BY_SPEC.search(cause):
         return ConditionError(
-            Reason.PENDING, f"{subject}: {error.message}{_quota_advice(kind, error)}; it is tried again"
+            Reason.PENDING, f"{subject}: {cause}. {_quota_advice(kind, cause)}The operator retries."
         )
     if kind is CLAIM:
         # The lines after the first compare the two objects in Go's notation.
-        first_line = error.message.partition("\n")[0]
+        first_line = cause.partition("\n")[0].rstrip(".")
         return TerminalError(
-            Reason.INVALID_SPEC, f"cache.volumeClaimTemplate: {subject}: {first_line}{_claim_advice(live)}"
+            Reason.INVALID_SPEC, f"cache.volumeClaimTemplate: {subject}: {first_line}.{_claim_advice(live)}"
         )
     is_template = kind in (DEPLOYMENT, CONTROLLER_REVISION)
     reason = Reason.INVALID_POD_TEMPLATE if is_template else Reason.INVALID_SPEC
-    return TerminalError(reason, f"{subject}: {error.message}")
+    return TerminalError(reason, f"{subject}: {cause}.")
 
 
-def _quota_advice(kind: Kind, error: Rejected) -> str:
-    if "exceeded quota" not in error.message:
+def _quota_advice(kind: Kind, cause: str) -> str:
+    if "exceeded quota" not in cause:
         return ""
     alternative = ", or lower cache.volumeClaimTemplate.size" if kind is CLAIM else ""
-    return f". Raise the ResourceQuota{alternative}"
+    return f"Raise the ResourceQuota{alternative}. "
 
 
 def _claim_advice(claim: Object | None) -> str:
@@ -46,6 +47,6 @@ def _claim_advice(claim: Object | None) -> str:
         return ""
     name, size = claim["metadata"]["name"], claim["spec"]["resources"]["requests"]["storage"]
     return (
-        f"; it has {size}: set size to that again, or, if nothing of worth is in it, "
-        f"`kubectl delete pvc {name}` has it made anew"
+        f" The existing claim has {size}. Set size to {size}, or, if its data is not needed, delete it with "
+        f"`kubectl delete pvc {name}`, so that the operator creates it again."
     )

@@ -17,7 +17,8 @@ from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer, Workload, find_others
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.plan import Options, plan, scaling
+from vllmendpoint_operator.plan.options import Options
+from vllmendpoint_operator.plan.planner import plan, scaling
 from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
 from vllmendpoint_operator.reports.streams import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
 from vllmendpoint_operator.status import endpoint_status, invalid_spec_status, partial_spec_status

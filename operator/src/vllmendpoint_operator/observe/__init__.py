@@ -1,4 +1,4 @@
-"""Collects everything known about one endpoint into a frozen :class:`~.snapshot.Observed`.
+"""Collects the observed state of one endpoint as a frozen :class:`~.snapshot.Observed`.
 
 ``snapshot``, ``references`` and ``partial_spec`` are pure; ``observer`` reads ``cache`` and ``reports``.
 """

@@ -1,4 +1,4 @@
-"""What can be read of a spec that this version of the operator cannot read as a whole. Pure."""
+"""Parses the readable fields of a spec that this version of the operator cannot parse as a whole. Pure."""
 
 from typing import Any, Final
 
@@ -9,40 +9,40 @@ from vllmendpoint_api import VLLMEndpointSpec
 
 __all__ = ["parse_readable_fields"]
 
-_ROUNDS: Final = 10
-"""A field that is removed may make another one invalid."""
-_NEEDED: Final = frozenset({"replicas", "paused"})
-"""Without these it is not known how many replicas are asked for, or whether anything may be changed."""
+_MAX_ATTEMPTS: Final = 10
+"""The removal of one field may make another field invalid."""
+_REQUIRED: Final = frozenset({"replicas", "paused"})
+"""Without these fields, the operator must not scale."""
 
 
 def parse_readable_fields(spec: dict[str, Any]) -> VLLMEndpointSpec | None:
-    """The spec without the fields that are not understood: enough to scale by, and to report on pods.
+    """The spec without its invalid fields: enough to scale and to report the state of pods.
 
-    None where replicas or paused are among them, or where too little is left.
+    None if replicas or paused is invalid, or if the rest is not a valid spec either.
     """
-    # A copy: the standard library's takes several frames a level, and a spec may have ten thousand.
-    rest = json.decode(json.encode(spec))
-    for _ in range(_ROUNDS):
+    # msgspec copies without recursion in Python: a spec may be nested ten thousand levels deep.
+    readable = json.decode(json.encode(spec))
+    for _ in range(_MAX_ATTEMPTS):
         try:
-            return VLLMEndpointSpec.model_validate(rest)
+            return VLLMEndpointSpec.model_validate(readable)
         except ValidationError as error:
-            for place in error.errors(include_input=False, include_url=False, include_context=False):
-                _remove(rest, place["loc"])
-        if any(name in spec and name not in rest for name in _NEEDED):
+            for problem in error.errors(include_input=False, include_url=False, include_context=False):
+                _remove(readable, problem["loc"])
+        if any(name in spec and name not in readable for name in _REQUIRED):
             return None
-        rest.setdefault("model", {"uri": "file:///"})
+        readable.setdefault("model", {"uri": "file:///"})
     return None
 
 
-def _remove(spec: dict[str, Any], place: tuple[int | str, ...]) -> None:
-    """The deepest field on the way to ``place``: behind it pydantic names branches of a union."""
+def _remove(spec: dict[str, Any], location: tuple[int | str, ...]) -> None:
+    """Remove the deepest existing field on the path ``location``, whose end may name branches of a union."""
     at: Any = spec
     found: tuple[dict[Any, Any], int | str] | None = None
-    for step in place:
+    for step in location:
         if isinstance(at, dict) and step in at:
             found, at = (at, step), at[step]
         elif isinstance(at, list) and isinstance(step, int) and step < len(at):
-            at = at[step]  # an item itself is removed with its list, since others would move up
+            at = at[step]  # remove the whole list: the removal of one item would change the other indexes
         else:
             break
     if found is not None:

@@ -1,4 +1,4 @@
-"""What of the namespace a spec refers to, by name."""
+"""Names of the objects that a spec refers to. Pure."""
 
 from vllmendpoint_api import VLLMEndpointSpec
 
@@ -6,7 +6,7 @@ __all__ = ["claim_references", "config_map_references"]
 
 
 def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
-    """Names of the ConfigMaps whose content the plan needs."""
+    """ConfigMaps whose content the plan depends on."""
     config = spec.engine.config
     script = spec.handlers.script if spec.handlers is not None else None
     references = (
@@ -17,7 +17,7 @@ def config_map_references(spec: VLLMEndpointSpec) -> set[str]:
 
 
 def claim_references(spec: VLLMEndpointSpec) -> set[str]:
-    """Names of the PersistentVolumeClaims that the workers mount."""
+    """The user's PersistentVolumeClaims that the workers mount."""
     found = set()
     if spec.model.uri.startswith("pvc://"):
         found.add(spec.model.uri.removeprefix("pvc://").split("/", 1)[0])

@@ -1,4 +1,4 @@
-"""The frozen views that decisions are made from: one endpoint's world at one moment."""
+"""The observed state of one endpoint, frozen: the input of ``plan``, ``apply.diff`` and ``status``. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,12 +32,12 @@ WORKER: Final = "worker"
 FRONTEND: Final = "frontend"
 """Values of the component label, and names of the component's section in the spec."""
 REVISION_ANNOTATION: Final = "deployment.kubernetes.io/revision"
-"""Set by the Deployment controller, alike on a Deployment and on the ReplicaSet of its newest template."""
+"""The Deployment controller sets it to the same number on a Deployment and on its newest ReplicaSet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A VLLMEndpoint as the API server gave it."""
+    """A VLLMEndpoint with a valid spec."""
 
     namespace: str
     name: str
@@ -45,7 +45,7 @@ class Endpoint:
     generation: int
     spec: VLLMEndpointSpec
     status: VLLMEndpointStatus | None
-    """None before the first visit."""
+    """None before the first reconcile."""
     rollout: str = ""
     """Value of the rollout annotation."""
 
@@ -67,14 +67,14 @@ class Endpoint:
         }
 
     def selector(self, component: str) -> dict[str, str]:
-        """The labels that never change, for selectors."""
+        """The labels for selectors, which are immutable."""
         labels = self.labels(component)
         return {key: labels[key] for key in (names.LABEL_NAME, names.LABEL_INSTANCE, names.LABEL_COMPONENT)}
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of ours (its owner chain leads to the endpoint) and what its worker says."""
+    """A pod whose chain of owners leads to the endpoint, and the state of its report stream."""
 
     name: str
     uid: str
@@ -104,20 +104,20 @@ class Pod:
 
     @property
     def finished(self) -> bool:
-        """A record that Kubernetes keeps of one that was taken off its node: another takes its place.
+        """Whether all containers ended for good, for instance after an eviction. Another pod replaces it.
 
-        Succeeded too: so ends one whose containers end well when they are told to.
+        The phase is Succeeded if the containers exited with 0 after SIGTERM.
         """
         return self.phase in ("Failed", "Succeeded")
 
     @property
     def template_hash(self) -> str:
-        """Which ReplicaSet of its Deployment made it."""
+        """Identifies the ReplicaSet that created the pod."""
         return str((self.obj["metadata"].get("labels") or {}).get("pod-template-hash", ""))
 
     @property
     def component(self) -> str:
-        """``worker`` or ``frontend``, as the fields of the spec are called."""
+        """``worker`` or ``frontend``"""
         return str((self.obj["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, "worker"))
 
     @property
@@ -126,7 +126,7 @@ class Pod:
 
     @property
     def main(self) -> Object:
-        """Status of the main container; empty before the kubelet has seen the pod."""
+        """Status of the main container; empty until the kubelet reports it."""
         for status in self.status.get("containerStatuses") or []:
             if status.get("name") == names.MAIN_CONTAINER:
                 found: Object = status
@@ -143,7 +143,7 @@ class Pod:
 
     @property
     def awaiting_first_report(self) -> bool:
-        """It runs, and has not reported yet, nor is it silent for so long that it means something."""
+        """Whether the worker runs, has not reported yet and still has time to connect."""
         return (
             self.running
             and not self.terminating
@@ -153,7 +153,7 @@ class Pod:
 
     @property
     def started(self) -> bool:
-        """The startup probe has passed."""
+        """Whether the startup probe has succeeded."""
         return bool(self.main.get("started")) and self.running
 
     def condition(self, kind: str) -> Object:
@@ -166,34 +166,34 @@ class Pod:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class ConfigMapContent:
-    """A ConfigMap that the spec refers to."""
+    """Content of a ConfigMap that the spec refers to."""
 
     data: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """All that a decision may look at, but for the spec."""
+    """Everything except the spec that a decision may depend on."""
 
     now: datetime
     children: Mapping[ObjectKey, Object] = field(default_factory=dict)
-    """(kind, name) -> object, only those whose controller is this endpoint."""
+    """Objects whose controller is the endpoint."""
     workers: tuple[Pod, ...] = ()
     frontends: tuple[Pod, ...] = ()
     template_hashes: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(Deployment, its controller's number of a revision) -> what that revision's pods are labelled with."""
+    """(Deployment, value of REVISION_ANNOTATION) -> label ``pod-template-hash`` of that revision's pods."""
     replica_failures: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """(Deployment, its controller's number of a revision) -> why that revision's pods cannot be created."""
+    """(Deployment, value of REVISION_ANNOTATION) -> message about pods that cannot be created."""
     config_maps: Mapping[str, ConfigMapContent] = field(default_factory=dict)
-    """Those that the spec refers to and that exist."""
+    """The existing ConfigMaps that the spec refers to, by name."""
     claims: frozenset[str] = frozenset()
-    """Those that the spec refers to and that exist."""
+    """Names of the existing PersistentVolumeClaims that the spec refers to."""
     settings_in_use: frozenset[str] = frozenset()
-    """Names of ConfigMaps that a pod, or a ReplicaSet that may still make pods, mounts."""
+    """Names of ConfigMaps in use by a pod, or by a ReplicaSet that may still create pods."""
     claims_in_use: frozenset[str] = frozenset()
-    """Names of PersistentVolumeClaims that such a one mounts."""
+    """Names of PersistentVolumeClaims in use by a pod or such a ReplicaSet."""
     accounts_in_use: frozenset[str] = frozenset()
-    """ServiceAccounts of worker pods, and of ReplicaSets that may still make such pods."""
+    """ServiceAccounts of worker pods, and of ReplicaSets that may still create worker pods."""
 
     def child(self, kind: str, name: str) -> Object | None:
         return self.children.get((kind, name))
@@ -213,8 +213,8 @@ def controller_of(obj: Object) -> Object | None:
 
 
 def replica_failure(obj: Object) -> str:
-    """Why a Deployment or a ReplicaSet cannot create pods, as the API server said; empty where it can."""
+    """The API server's message why a Deployment or ReplicaSet cannot create pods; empty if it can."""
     for condition in (obj.get("status") or {}).get("conditions") or []:
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return str(condition.get("message") or "its ReplicaSet does not say why")
+            return str(condition.get("message") or "its ReplicaSet reports no reason")
     return ""

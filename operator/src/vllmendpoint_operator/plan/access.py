@@ -1,4 +1,4 @@
-"""Service accounts of the endpoint's pods, bound to the chart's one static role."""
+"""ServiceAccounts of the endpoint's pods, and their RoleBindings to the role that the chart creates. Pure."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,19 +13,19 @@ __all__ = ["accounts"]
 
 
 def accounts(endpoint: Endpoint, observed: Observed, options: Options) -> list[dict[str, Any]]:
-    """A ServiceAccount and a RoleBinding for the workers, and for the frontend where there is one.
+    """A ServiceAccount and a RoleBinding for the workers, and for the frontend if there is one.
 
-    A worker of an earlier revision keeps what it runs with until it is gone: without its account it could
-    not say any more that it stalls.
+    The RoleBinding includes the accounts of older workers until these are gone: without permissions they
+    could not publish that they are stalled.
     """
-    made, wanted = workers_name(endpoint), account_name(endpoint)
-    bound = [wanted, *sorted(observed.accounts_in_use - {wanted})]
-    found = [_account(endpoint, made, WORKER)] if made in bound else []
-    found.append(_binding(endpoint, made, WORKER, bound, options))
+    own, used = workers_name(endpoint), account_name(endpoint)
+    subjects = [used, *sorted(observed.accounts_in_use - {used})]
+    objects = [_account(endpoint, own, WORKER)] if own in subjects else []
+    objects.append(_binding(endpoint, own, WORKER, subjects, options))
     if has_frontend(endpoint):
         name = frontend_name(endpoint)
-        found += [_account(endpoint, name, FRONTEND), _binding(endpoint, name, FRONTEND, [name], options)]
-    return found
+        objects += [_account(endpoint, name, FRONTEND), _binding(endpoint, name, FRONTEND, [name], options)]
+    return objects
 
 
 def _account(endpoint: Endpoint, name: str, component: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _account(endpoint: Endpoint, name: str, component: str) -> dict[str, Any]:
 
 
 def _binding(
-    endpoint: Endpoint, name: str, component: str, bound: Iterable[str], options: Options
+    endpoint: Endpoint, name: str, component: str, subjects: Iterable[str], options: Options
 ) -> dict[str, Any]:
     return {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -46,6 +46,7 @@ def _binding(
             "name": options.role_name,
         },
         "subjects": [
-            {"kind": "ServiceAccount", "name": account, "namespace": endpoint.namespace} for account in bound
+            {"kind": "ServiceAccount", "name": account, "namespace": endpoint.namespace}
+            for account in subjects
         ],
     }

@@ -1,4 +1,4 @@
-"""The two ConfigMaps: hot settings that restart nothing, and the engine's config file, pinned by name."""
+"""The two ConfigMaps: settings that take effect without a restart, and the engine's config file. Pure."""
 
 import hashlib
 import json
@@ -36,13 +36,13 @@ __all__ = [
 
 
 def digest(value: Any) -> str:
-    """Ten hex digits that name a content."""
+    """Ten hex digits of the SHA-256 of ``value`` as JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def health_check(spec: VLLMEndpointSpec) -> HealthCheckSettings:
-    """As the spec has it."""
+    """The health check of the spec."""
     check = spec.health_check
     return HealthCheckSettings.model_validate(check.wire()) if check else HealthCheckSettings()
 
@@ -50,16 +50,16 @@ def health_check(spec: VLLMEndpointSpec) -> HealthCheckSettings:
 def worker_settings(
     spec: VLLMEndpointSpec, script: str | None, check: HealthCheckSettings | None = None
 ) -> WorkerSettings:
-    """``script``: that of :func:`handler_script`; ``check``: where another than the spec's is published."""
+    """``script``: text of the handlers' script. ``check``: a health check to use instead of the spec's."""
     hot, handlers = check or health_check(spec), spec.handlers
     if handlers is None:
         return WorkerSettings(health_check=hot).sealed()
-    said = HandlerSettings(
+    settings = HandlerSettings(
         script_digest=None if script is None else script_digest(script.encode()),
         ping=handlers.ping,
         invocations=handlers.invocations,
     )
-    return WorkerSettings(health_check=hot, handlers=said).sealed()
+    return WorkerSettings(health_check=hot, handlers=settings).sealed()
 
 
 def settings_name(endpoint: Endpoint) -> str:
@@ -69,8 +69,8 @@ def settings_name(endpoint: Endpoint) -> str:
 def settings_map(
     endpoint: Endpoint, settings: WorkerSettings, script: str | None, annotations: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Settings and script in one volume: the kubelet swaps both at once."""
-    # With an indent the standard library runs Python code, which leaves garbage in circles at every look.
+    """The ConfigMap with settings and script. In one ConfigMap, the kubelet updates both atomically."""
+    # msgspec indents: with an indent, json.dumps creates reference cycles on each reconcile.
     text = msgspec.json.format(json.dumps(settings.wire(), sort_keys=True), indent=2) + "\n"
     data = {names.SETTINGS_FILE: text} | ({} if script is None else {names.SCRIPT_FILE: script})
     metadata: dict[str, Any] = {"name": settings_name(endpoint), "labels": endpoint.labels("settings")}
@@ -80,46 +80,46 @@ def settings_map(
 
 
 def config_file(spec: VLLMEndpointSpec, observed: Observed) -> str | None:
-    """Text of the engine's config file; None where the spec has none.
+    """Text of the engine's config file; None if the spec has none.
 
-    Raises PlanError where the ConfigMap or its key is not there.
+    Raises PlanError if the ConfigMap or its key does not exist.
     """
     config = spec.engine.config
     if config is None:
         return None
     if config.inline is not None:
         return yaml.safe_dump(config.inline, sort_keys=True)
-    return _referred(config.config_map_key_ref, "engine.config", observed)
+    return _referenced_text(config.config_map_key_ref, "engine.config", observed)
 
 
 def handler_script(spec: VLLMEndpointSpec, observed: Observed) -> str | None:
-    """Text of the handlers' script; None where the spec has none.
+    """Text of the handlers' script; None if the spec has none.
 
-    Raises PlanError where the ConfigMap or its key is not there.
+    Raises PlanError if the ConfigMap or its key does not exist.
     """
     script = spec.handlers.script if spec.handlers is not None else None
     if script is None:
         return None
     if script.inline is not None:
         return script.inline
-    return _referred(script.config_map_key_ref, "handlers.script", observed)
+    return _referenced_text(script.config_map_key_ref, "handlers.script", observed)
 
 
-def _referred(reference: ConfigMapKeyRef | ScriptKeyRef | None, field: str, observed: Observed) -> str:
+def _referenced_text(reference: ConfigMapKeyRef | ScriptKeyRef | None, field: str, observed: Observed) -> str:
     if reference is None:
-        raise PlanError(Reason.INVALID_SPEC, f"{field}: set exactly one of inline and configMapKeyRef")
+        raise PlanError(Reason.INVALID_SPEC, f"{field}: Set exactly one of inline and configMapKeyRef.")
     found = observed.config_maps.get(reference.name)
     if found is None:
         raise PlanError(
             Reason.CONFIG_MAP_NOT_FOUND,
-            f"{field}.configMapKeyRef: no ConfigMap {reference.name!r} in this namespace; create it, "
-            "or name another",
+            f"{field}.configMapKeyRef: The ConfigMap {reference.name!r} does not exist in this namespace. "
+            "Create it, or set another name.",
         )
     if reference.key not in found.data:
         raise PlanError(
             Reason.CONFIG_MAP_KEY_NOT_FOUND,
-            f"{field}.configMapKeyRef: the ConfigMap {reference.name!r} has no key {reference.key!r}; "
-            f"it has: {', '.join(sorted(found.data)) or 'none'}",
+            f"{field}.configMapKeyRef: The ConfigMap {reference.name!r} has no key {reference.key!r}. "
+            f"Its keys: {', '.join(sorted(found.data)) or 'none'}.",
         )
     return found.data[reference.key]
 

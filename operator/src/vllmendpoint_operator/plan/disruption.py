@@ -1,4 +1,4 @@
-"""The PodDisruptionBudget: how many workers a node drain may evict at a time."""
+"""The PodDisruptionBudget: how many workers a node drain may evict at a time. Pure."""
 
 from typing import Any, Final
 
@@ -7,8 +7,8 @@ from vllmendpoint_operator.observe.snapshot import Endpoint
 
 __all__ = ["budget_name", "budgets"]
 
-_FEWEST: Final = 2
-"""With one replica a budget either blocks every drain for ever or protects nothing."""
+_MIN_REPLICAS: Final = 2
+"""For one replica, a budget would either block every drain or have no effect."""
 
 
 def budget_name(endpoint: Endpoint) -> str:
@@ -16,23 +16,23 @@ def budget_name(endpoint: Endpoint) -> str:
 
 
 def budgets(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """The workers' PodDisruptionBudget; none for fewer than two.
+    """The workers' PodDisruptionBudget; empty for fewer than two replicas.
 
-    A number, not the strategy's percentage, which a budget would round up. At least one: where the strategy
-    lets none be down (it surges instead), a drain could never end, since an eviction makes no surge. Workers
-    that are not ready protect nobody and may always be evicted (``AlwaysAllow``).
+    ``maxUnavailable`` is a number, because a budget rounds percentages up. It is at least 1: an eviction
+    creates no surge pod, so that a drain would never end with the 0 that a strategy may have. Workers that
+    are not ready serve no requests and may always be evicted (``AlwaysAllow``).
     """
     replicas = endpoint.spec.replicas
-    if replicas < _FEWEST:
+    if replicas < _MIN_REPLICAS:
         return []
-    down = max(1, replicas - min_ready_replicas(replicas, endpoint.spec.strategy.rolling_update))
+    unavailable = max(1, replicas - min_ready_replicas(replicas, endpoint.spec.strategy.rolling_update))
     return [
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": {"name": budget_name(endpoint), "labels": endpoint.labels(WORKER)},
             "spec": {
-                "maxUnavailable": down,
+                "maxUnavailable": unavailable,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": endpoint.selector(WORKER)},
             },

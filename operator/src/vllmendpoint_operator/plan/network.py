@@ -1,4 +1,4 @@
-"""Services, and who may reach which port."""
+"""Services and NetworkPolicies of workers and frontend. Pure."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ _LAST_PORT = 65_535
 
 
 def services(endpoint: Endpoint, *, draining: bool) -> list[dict[str, Any]]:
-    """``draining``: frontends that cannot drain are left out of their Service."""
+    """``draining``: the frontends' Service selects only frontends that drain."""
     workers = _service(
         endpoint,
         workers_name(endpoint),
         WORKER,
         [("http", names.SAGEMAKER_PORT, "sagemaker"), ("system", names.SYSTEM_PORT, "system")],
     )
-    # Dynamo finds workers through the EndpointSlices of Services with these labels.
+    # Dynamo discovers workers through EndpointSlices of Services with these labels.
     workers["metadata"]["labels"].update(dynamo_labels(endpoint, WORKER))
     if not has_frontend(endpoint):
         return [workers]
@@ -51,10 +51,10 @@ def _service(
 
 
 def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any]]:
-    """Serving ports are open; Dynamo's own only to this endpoint's pods; reports only to the operator. The
-    chart's additional rules open more.
+    """All clients may connect to the serving ports, the endpoint's pods to Dynamo's ports, and the operator
+    to the report port. The chart may add rules.
 
-    The kubelet reaches the pods of its node whatever a policy says.
+    A NetworkPolicy does not restrict the kubelet of the pod's node.
     """
     peers = {
         "podSelector": {

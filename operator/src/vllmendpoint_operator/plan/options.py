@@ -1,4 +1,4 @@
-"""What the chart's settings contribute to a plan."""
+"""The chart's settings that a plan depends on."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,15 +9,15 @@ __all__ = ["Options"]
 @dataclass(frozen=True, slots=True)
 class Options:
     worker_image: str
-    """Image of endpoints that name none; pinned per endpoint when it is rendered."""
+    """Default of ``worker.image``. The revision pins it for each endpoint."""
     role_kind: str = "ClusterRole"
-    """``ClusterRole``, or ``Role`` in namespaced mode."""
+    """``Role`` if the chart has no cluster-scoped resources."""
     role_name: str = "vllmendpoint-worker"
-    """The chart's static role for workers and frontends."""
+    """Role that the chart creates for workers and frontends."""
     operator_namespace: str = "vllmendpoint-system"
     operator_labels: dict[str, str] = field(default_factory=dict)
-    """Labels of the operator's pods, to let them reach the report port."""
+    """Labels of the operator's pods. The NetworkPolicy allows these pods to connect to the report port."""
     additional_ingress: tuple[dict[str, Any], ...] = ()
-    """NetworkPolicyIngressRules for the pods of every endpoint, besides those that they need."""
+    """NetworkPolicyIngressRules to add to the pods of every endpoint."""
     fixed_user: bool = True
-    """Whether pods name a user and groups; OpenShift's restricted-v2 refuses any but the namespace's own."""
+    """Whether pods set user and group IDs. OpenShift's restricted-v2 accepts only those of the namespace."""

@@ -1,8 +1,7 @@
-"""The pinned rendering: an upgrade of the operator changes no pod.
+"""Pinned pod templates: an upgrade of the operator changes no pod. Pure.
 
-What was rendered is kept in a ControllerRevision together with a digest of its inputs. As long as
-the inputs are the same, the kept templates are applied as they are, whatever this version of the
-operator would render.
+A ControllerRevision stores the rendered templates with a digest of their inputs. While the inputs do not
+change, the operator applies the stored templates, whatever its version would render.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ from datetime import UTC
 from typing import Any, Final
 
 from vllmendpoint_api import RevisionStatus, names
-from vllmendpoint_operator.components import has_frontend, is_rolled_out, workers_name
+from vllmendpoint_operator.components import FRONTEND, WORKER, has_frontend, is_rolled_out, workers_name
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .configuration import digest
@@ -21,67 +20,75 @@ from .pods.frontend import pod_template as frontend_template
 from .pods.frontend import with_prefix
 from .pods.workers import pod_template as worker_template
 
-__all__ = ["HISTORY", "Revision", "pinned", "revisions"]
+__all__ = ["HISTORY_LIMIT", "Revision", "current_revision", "inputs_hash", "revisions"]
 
-HISTORY: Final = 3
-"""Revisions kept, the one in force included."""
-_INPUTS: Final = f"{names.GROUP}/inputs-hash"
+HISTORY_LIMIT: Final = 3
+"""Number of ControllerRevisions to keep, with the current one."""
+_INPUTS_HASH: Final = f"{names.GROUP}/inputs-hash"
+"""Annotation of a ControllerRevision."""
+_HOT_FIELDS: Final = ("replicas", "healthCheck", "handlers", "strategy", "paused", "restartedAt")
+"""Fields of the spec that do not change the pod templates."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Restarts:
-    """The restarts that were requested last. They are annotations of the worker's template, so that a
-    request restarts the pods where nothing else changed."""
+class _RestartRequests:
+    """The newest restart requests. As annotations of the worker's template they restart the workers even if
+    nothing else changed."""
 
     rollout: str = ""
-    """Value of the annotation; empty: none."""
+    """Value of the rollout annotation; empty if there is none."""
     restarted_at: str = ""
-    """``spec.restartedAt``; empty: none."""
+    """``spec.restartedAt`` in UTC; empty if there is none."""
 
     @classmethod
-    def asked_by(cls, endpoint: Endpoint) -> "_Restarts":
-        moment = endpoint.spec.restarted_at
-        if moment is None:
+    def from_endpoint(cls, endpoint: Endpoint) -> "_RestartRequests":
+        time = endpoint.spec.restarted_at
+        if time is None:
             return cls(endpoint.rollout)
-        # The moment counts, and not how it is spelled. The first and the last day may have none in UTC.
+        # Another notation of the same time must request nothing, so convert it to UTC. The first and the last
+        # representable day may have no UTC time.
         with contextlib.suppress(OverflowError):
-            moment = moment.astimezone(UTC)
-        return cls(endpoint.rollout, moment.isoformat())
+            time = time.astimezone(UTC)
+        return cls(endpoint.rollout, time.isoformat())
 
     @classmethod
-    def of(cls, revision: dict[str, Any]) -> "_Restarts":
-        found = revision["data"]["worker"].get("metadata", {}).get("annotations") or {}
+    def from_revision(cls, revision: dict[str, Any]) -> "_RestartRequests":
+        found = revision["data"][WORKER].get("metadata", {}).get("annotations") or {}
         return cls(found.get(names.ANNOTATION_ROLLOUT, ""), found.get(names.ANNOTATION_RESTARTED_AT, ""))
 
-    def filled_from(self, last: "_Restarts") -> "_Restarts":
-        """Absence requests nothing: `kubectl replace` removes what a manifest does not have."""
-        return _Restarts(self.rollout or last.rollout, self.restarted_at or last.restarted_at)
+    def or_else(self, last: "_RestartRequests") -> "_RestartRequests":
+        """Missing values from ``last``: `kubectl replace` may remove them, which requests nothing."""
+        return _RestartRequests(self.rollout or last.rollout, self.restarted_at or last.restarted_at)
 
-    def stamped(self, template: dict[str, Any]) -> dict[str, Any]:
-        requested = {
+    def annotate(self, template: dict[str, Any]) -> dict[str, Any]:
+        requests = {
             names.ANNOTATION_ROLLOUT: self.rollout,
             names.ANNOTATION_RESTARTED_AT: self.restarted_at,
         }
-        requested = {name: value for name, value in requested.items() if value}
-        if not requested:
+        requests = {name: value for name, value in requests.items() if value}
+        if not requests:
             return template
         metadata = template["metadata"]
-        annotations = {**metadata.get("annotations", {}), **requested}
+        annotations = {**metadata.get("annotations", {}), **requests}
         return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
+    """A ControllerRevision of the endpoint."""
+
     name: str
     number: int
     inputs: str
+    """Digest of the inputs; see :func:`inputs_hash`."""
     data: dict[str, Any]
-    """``{"worker": PodTemplateSpec, "frontend": PodTemplateSpec}``, the latter where there is one."""
+    """``{"worker": PodTemplateSpec, "frontend": PodTemplateSpec}``, the latter only with a frontend."""
     upgrade_available: bool
+    """This version of the operator would render other templates."""
 
     def status(self) -> RevisionStatus:
-        containers = self.data["worker"]["spec"]["containers"]
-        image = next(one["image"] for one in containers if one["name"] == names.MAIN_CONTAINER)
+        containers = self.data[WORKER]["spec"]["containers"]
+        image = next(found["image"] for found in containers if found["name"] == names.MAIN_CONTAINER)
         return RevisionStatus(name=self.name, image=image, upgrade_available=self.upgrade_available)
 
     def object(self, endpoint: Endpoint) -> dict[str, Any]:
@@ -91,7 +98,7 @@ class Revision:
             "metadata": {
                 "name": self.name,
                 "labels": endpoint.labels("revision"),
-                "annotations": {_INPUTS: self.inputs},
+                "annotations": {_INPUTS_HASH: self.inputs},
             },
             "revision": self.number,
             "data": self.data,
@@ -104,82 +111,97 @@ def revisions(observed: Observed) -> list[dict[str, Any]]:
     return sorted(found, key=lambda obj: (-int(obj.get("revision", 0)), obj["metadata"]["name"]))
 
 
-def pinned(endpoint: Endpoint, observed: Observed, options: Options, config: str | None) -> Revision:
-    """The rendering in force: the newest one kept if its inputs are today's, else a new one.
+def current_revision(
+    endpoint: Endpoint, observed: Observed, options: Options, config: str | None
+) -> Revision:
+    """The newest existing revision if its inputs are the current ones, else a new revision.
 
-    ``config`` is the name of the ConfigMap with the engine's config file (a digest of its content).
+    ``config``: name of the ConfigMap with the engine's config file, which ends in a digest of its content.
     """
-    kept = revisions(observed)
-    last = _Restarts.of(kept[0]) if kept else _Restarts()
-    asked = _Restarts.asked_by(endpoint).filled_from(last)
-    worker = asked.stamped(worker_template(endpoint, options, config))
-    fresh: dict[str, Any] = {"worker": with_namespace_suffix(worker)}
-    if has_frontend(endpoint):
-        fresh["frontend"] = frontend_template(endpoint, options)
-    plain = bool(kept) and _plain_workers_remain(endpoint, observed, kept[0]["data"])
-    # Also without what was filled in: it may be an annotation of the user's podTemplate.
-    digests = {value: _inputs(endpoint, config, value) for value in {asked.rollout, endpoint.rollout}}
-    if kept and asked.restarted_at == last.restarted_at:
-        newest = kept[0]
-        inputs = str((newest["metadata"].get("annotations") or {}).get(_INPUTS, ""))
-        if inputs in digests.values():
-            final = newest["data"] if plain else _accepting(endpoint, newest["data"], plain=False)
-            same = final == newest["data"]
-            return Revision(
-                name=newest["metadata"]["name"] if same else _name(endpoint, inputs, final),
-                number=int(newest["revision"]) + (not same),
-                inputs=inputs,
-                data=final,
-                upgrade_available=_accepting(endpoint, final, plain=False) != fresh,
-            )
-    inputs = digests[asked.rollout]
-    number = int(kept[0]["revision"]) + 1 if kept else 1
-    data = _accepting(endpoint, fresh, plain=plain)
+    existing = revisions(observed)
+    newest = existing[0] if existing else None
+    last = _RestartRequests() if newest is None else _RestartRequests.from_revision(newest)
+    requests = _RestartRequests.from_endpoint(endpoint).or_else(last)
+    rendered = _render(endpoint, options, config, requests)
+    legacy = newest is not None and _legacy_workers_remain(endpoint, observed, newest["data"])
+    hashes = {
+        # With and without the last value: users may also set this annotation in podTemplate.
+        rollout: inputs_hash(endpoint, config, rollout)
+        for rollout in {requests.rollout, endpoint.rollout}
+    }
+    if newest is not None and requests.restarted_at == last.restarted_at:
+        inputs = str((newest["metadata"].get("annotations") or {}).get(_INPUTS_HASH, ""))
+        if inputs in hashes.values():
+            return _existing_revision(endpoint, newest, inputs, rendered, legacy)
+    inputs = hashes[requests.rollout]
+    number = 1 if newest is None else int(newest["revision"]) + 1
+    data = _with_prefix(endpoint, rendered, include_legacy=legacy)
     return Revision(_name(endpoint, inputs, data), number, inputs, data, upgrade_available=False)
 
 
+def _render(
+    endpoint: Endpoint, options: Options, config: str | None, requests: _RestartRequests
+) -> dict[str, Any]:
+    worker = requests.annotate(worker_template(endpoint, options, config))
+    data = {WORKER: with_namespace_suffix(worker)}
+    if has_frontend(endpoint):
+        data[FRONTEND] = frontend_template(endpoint, options)
+    return data
+
+
+def _existing_revision(
+    endpoint: Endpoint, newest: dict[str, Any], inputs: str, rendered: dict[str, Any], legacy: bool
+) -> Revision:
+    """``newest``, or its successor whose frontend no longer accepts legacy workers, once there are none."""
+    data = newest["data"] if legacy else _with_prefix(endpoint, newest["data"], include_legacy=False)
+    is_same = data == newest["data"]
+    return Revision(
+        name=newest["metadata"]["name"] if is_same else _name(endpoint, inputs, data),
+        number=int(newest["revision"]) + (not is_same),
+        inputs=inputs,
+        data=data,
+        upgrade_available=_with_prefix(endpoint, data, include_legacy=False) != rendered,
+    )
+
+
 def _name(endpoint: Endpoint, inputs: str, data: dict[str, Any]) -> str:
-    """The inputs are part of the name: one rendering may come from two inputs (a rollout asked for that
-    changes nothing else), and data of a ControllerRevision can never be changed.
-    """
+    """Includes the inputs: ``data`` of a ControllerRevision is immutable, but a rollout request may change
+    the inputs and render equal templates."""
     return f"{endpoint.name}-{digest([inputs, data])}"
 
 
-def _plain_workers_remain(endpoint: Endpoint, observed: Observed, newest: dict[str, Any]) -> bool:
-    """Whether workers in the endpoint's plain Dynamo namespace run, or may still be created."""
+def _legacy_workers_remain(endpoint: Endpoint, observed: Observed, newest: dict[str, Any]) -> bool:
+    """Whether legacy workers run, or may still be created. ``newest``: templates of the newest revision."""
     deployment = observed.child("Deployment", workers_name(endpoint))
-    if is_legacy_template(newest["worker"]):
+    if is_legacy_template(newest[WORKER]):
         return True
     if any(is_legacy_worker(pod) and not pod.finished for pod in observed.workers):
         return True
-    # An older ReplicaSet may be about to replace a pod that it has lost.
-    return deployment is not None and not is_rolled_out(deployment) and _accepts_plain(endpoint, newest)
+    # An older ReplicaSet may still replace a pod that was evicted.
+    accepts_legacy = _with_prefix(endpoint, newest, include_legacy=False) != newest
+    return deployment is not None and not is_rolled_out(deployment) and accepts_legacy
 
 
-def _accepting(endpoint: Endpoint, data: dict[str, Any], *, plain: bool) -> dict[str, Any]:
-    """``data`` with a frontend that accepts workers in the plain Dynamo namespace too, or not."""
-    if "frontend" not in data:
+def _with_prefix(endpoint: Endpoint, data: dict[str, Any], *, include_legacy: bool) -> dict[str, Any]:
+    """``data`` with a frontend that accepts legacy workers, or not."""
+    if FRONTEND not in data:
         return data
-    return {**data, "frontend": with_prefix(endpoint, data["frontend"], include_legacy=plain)}
+    return {**data, FRONTEND: with_prefix(endpoint, data[FRONTEND], include_legacy=include_legacy)}
 
 
-def _accepts_plain(endpoint: Endpoint, data: dict[str, Any]) -> bool:
-    return _accepting(endpoint, data, plain=False) != data
+def inputs_hash(endpoint: Endpoint, config: str | None, rollout: str) -> str:
+    """Digest of what determines the pod templates: cold fields of the spec, config and rollout annotation.
 
-
-def _inputs(endpoint: Endpoint, config: str | None, rollout: str) -> str:
-    """Digest of all that asks for other pods: the cold part of the spec, config, rollout annotation.
-
-    Without defaults: a field that a later version adds must not change the digest of what stands. Without
-    ``restartedAt``, which is compared by itself: an earlier version, after a rollback, does not know it.
+    Defaults are left out, so that a field that a later version adds does not change the digest of an existing
+    endpoint. ``restartedAt`` is compared separately, because earlier versions do not have it.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-    for hot in ("replicas", "healthCheck", "handlers", "strategy", "paused", "restartedAt"):
-        spec.pop(hot, None)
+    for field in _HOT_FIELDS:
+        spec.pop(field, None)
     for section, hot in (("engine", "config"), ("frontend", "replicas")):
         rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}
         if rest:
             spec[section] = rest
     if "volumeClaimTemplate" in spec.get("cache", {}):
-        spec["cache"]["volumeClaimTemplate"] = {}  # the claim may grow below the pods
+        spec["cache"]["volumeClaimTemplate"] = {}  # its size may grow while pods mount it
     return digest([spec, config, rollout])

@@ -1,4 +1,4 @@
-"""What a mutating admission policy makes of a child is accepted once, and not fought."""
+"""Changes by a mutating admission policy are accepted once and not reverted."""
 
 import itertools
 from copy import deepcopy
@@ -21,7 +21,7 @@ def kube():
 
 
 def new_cache(kube):
-    """As after a start of the operator: all that is there is listed."""
+    """The cache after a restart of the operator."""
     cache = Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     for (kind, _), obj in kube.objects.items():
         cache.informer(by_name(kind), "team-a").apply_local_write(obj)
@@ -34,7 +34,7 @@ def cache(kube):
 
 
 def mirror(image=lambda image: f"mirror.example/{image}"):
-    """A policy that rewrites the main container's image, whatever is asked for."""
+    """A policy that replaces the main container's image."""
 
     def mutate(body):
         changed = deepcopy(body)
@@ -45,8 +45,8 @@ def mirror(image=lambda image: f"mirror.example/{image}"):
     return mutate
 
 
-def edit(kube, cache, manager="kubectl-set", **spec):
-    """Somebody else's change of the workers' Deployment, seen by the watch."""
+def change_deployment(kube, cache, manager="kubectl-set", **spec):
+    """A change of the workers' Deployment by another client, which the watch has delivered."""
     kube.version += 1
     live = deepcopy(kube.objects[WORKERS])
     live["spec"] |= spec
@@ -66,20 +66,20 @@ def edit(kube, cache, manager="kubectl-set", **spec):
     cache.informer(by_name("Deployment"), "team-a").apply_local_write(live)
 
 
-async def test_a_rewritten_field_is_accepted_told_once_and_outlives_the_operator(
+async def test_a_field_that_admission_changes_is_accepted_once_and_across_restarts(
     kube, cache, make_endpoint, make_plan
 ):
     kube.mutate[WORKERS] = mirror()
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     done = await apply_plan(kube, cache, endpoint, planned)
-    (told,) = done.edits
-    assert (told.accepted, told.paths, told.fields) == (
+    (edit,) = done.edits
+    assert (edit.accepted, edit.paths, edit.fields) == (
         True,
         (IMAGE,),
         "spec.template.spec.containers[main].image",
     )
-    assert kube.writes.count(("apply", *WORKERS)) == 2, "once to see it, and once to record it"
+    assert kube.writes.count(("apply", *WORKERS)) == 2, "one apply, and one to record the difference"
     assert RECORD in kube.objects[WORKERS]["metadata"]["annotations"]
     kube.writes.clear()
     for found in (cache, new_cache(kube)):
@@ -87,7 +87,7 @@ async def test_a_rewritten_field_is_accepted_told_once_and_outlives_the_operator
         assert (done.writes, done.edits, kube.writes) == (0, [], [])
 
 
-async def test_another_change_of_the_spec_takes_one_apply(kube, cache, make_endpoint, make_plan):
+async def test_a_change_of_the_spec_after_acceptance_takes_one_apply(kube, cache, make_endpoint, make_plan):
     kube.mutate[WORKERS] = mirror()
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
@@ -98,25 +98,23 @@ async def test_another_change_of_the_spec_takes_one_apply(kube, cache, make_endp
     assert done.edits == []
 
 
-async def test_a_later_edit_of_an_accepted_field_is_put_back(kube, cache, make_endpoint, make_plan):
+async def test_a_later_edit_of_an_accepted_field_is_reverted(kube, cache, make_endpoint, make_plan):
     policy = mirror()
     kube.mutate[WORKERS] = policy
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
-    edit(kube, cache, image="evil:1")
+    change_deployment(kube, cache, image="evil:1")
     kube.writes.clear()
     done = await apply_plan(kube, cache, endpoint, planned)
     assert kube.writes == [("apply", *WORKERS)]
-    (told,) = done.edits
-    assert (told.accepted, told.managers) == (False, ("kubectl-set",))
+    (edit,) = done.edits
+    assert (edit.accepted, edit.managers) == (False, ("kubectl-set",))
     main = kube.objects[WORKERS]["spec"]["template"]["spec"]["containers"][0]
     assert main["image"] == "mirror.example/worker:1"
 
 
-async def test_a_policy_that_writes_another_value_each_time_is_not_fought(
-    kube, cache, make_endpoint, make_plan
-):
+async def test_a_policy_that_writes_other_values_each_time_is_accepted(kube, cache, make_endpoint, make_plan):
     numbers = itertools.count()
     kube.mutate[WORKERS] = mirror(lambda image: f"{image}-{next(numbers)}")
     endpoint = make_endpoint()
@@ -126,8 +124,8 @@ async def test_a_policy_that_writes_another_value_each_time_is_not_fought(
     assert (await apply_plan(kube, new_cache(kube), endpoint, planned)).writes == 0
 
 
-async def test_a_record_that_accepts_nothing_any_more_is_removed(kube, cache, make_endpoint, make_plan):
-    """Else a later edit to that very value would pass for the policy's."""
+async def test_a_record_without_differences_is_removed(kube, cache, make_endpoint, make_plan):
+    """Otherwise a later edit to that value would be accepted as the policy's."""
     kube.mutate[WORKERS] = mirror()
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
@@ -135,33 +133,31 @@ async def test_a_record_that_accepts_nothing_any_more_is_removed(kube, cache, ma
     scaled = make_endpoint(replicas=2)
     await apply_plan(kube, cache, scaled, make_plan(scaled))
     assert RECORD not in kube.objects[WORKERS]["metadata"]["annotations"]
-    edit(kube, cache, image="mirror.example/worker:1")
+    change_deployment(kube, cache, image="mirror.example/worker:1")
     kube.writes.clear()
     await apply_plan(kube, cache, scaled, make_plan(scaled))
     assert kube.writes == [("apply", *WORKERS)]
 
 
-async def test_what_others_change_is_put_back_and_told_with_its_manager(
-    kube, cache, make_endpoint, make_plan
-):
+async def test_an_edit_is_reverted_and_reported_with_its_field_manager(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
-    edit(kube, cache, manager="kube-controller-manager", replicas=3)
+    change_deployment(kube, cache, manager="kube-controller-manager", replicas=3)
     done = await apply_plan(kube, cache, endpoint, planned)
     assert kube.objects[WORKERS]["spec"]["replicas"] == 1
-    (told,) = done.edits
-    assert (told.fields, told.managers, told.accepted) == (
+    (edit,) = done.edits
+    assert (edit.fields, edit.managers, edit.accepted) == (
         "spec.replicas",
         ("kube-controller-manager",),
         False,
     )
 
 
-async def test_a_change_of_the_spec_is_nobodys_edit(kube, cache, make_endpoint, make_plan):
+async def test_a_change_of_the_spec_is_not_reported_as_an_edit(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    edit(kube, cache, replicas=3)
+    change_deployment(kube, cache, replicas=3)
     other = make_endpoint(replicas=4)
     kube.reads.clear()
     done = await apply_plan(kube, cache, other, make_plan(other))

@@ -80,7 +80,7 @@ def observed(plan, noon):
     return applied(plan, noon)
 
 
-def test_nothing_to_do(endpoint, plan, observed):
+def test_children_in_sync_need_no_action(endpoint, plan, observed):
     assert diff(endpoint, plan, observed, {}) == []
 
 

@@ -1,4 +1,4 @@
-"""Who changed a child, and what to do instead."""
+"""Who changed a child, and which field to set instead."""
 
 import pytest
 
@@ -44,11 +44,11 @@ PORT = {"f:ports": {'k:{"port":80,"protocol":"TCP"}': {"f:targetPort": {}}}}
         ([], ("spec", "replicas"), ()),
     ],
 )
-def test_managers_own_the_path(entries, path, found):
+def test_field_managers_that_own_a_path(entries, path, found):
     assert field_managers({"metadata": {"managedFields": entries}}, [path], OURS) == found
 
 
-def test_of_a_field_that_was_removed_the_last_writer_is_named():
+def test_the_last_writer_is_the_manager_of_a_removed_field():
     entries = [
         entry("before", {}, time="2026-01-01T10:00:00Z"),
         entry(OURS, spec(paused={}), time="2026-01-01T11:00:00Z"),
@@ -58,10 +58,12 @@ def test_of_a_field_that_was_removed_the_last_writer_is_named():
     obj = {"metadata": {"managedFields": entries}}
     assert field_managers(obj, [("spec", "strategy")], OURS) == ("kubectl-edit",)
     entries.pop(2)
-    assert field_managers(obj, [("spec", "strategy")], OURS) == (), "who wrote before us did not remove it"
+    assert field_managers(obj, [("spec", "strategy")], OURS) == (), (
+        "a manager that wrote before the operator did not remove the field"
+    )
 
 
-def told(kind, component, *paths, managers=("m",), **more):
+def edit_event(kind, component, *paths, managers=("m",), **more):
     (transition,) = edit_events([Edit(kind, "e-x", component, paths, managers, **more)])
     return transition
 
@@ -90,38 +92,38 @@ def told(kind, component, *paths, managers=("m",), **more):
         ("RoleBinding", "worker", ("subjects",), "Change the VLLMEndpoint instead."),
     ],
 )
-def test_an_event_says_what_to_do_instead(kind, component, path, instead):
-    said = told(kind, component, path)
-    assert (said.type, said.reason) == ("Warning", "ChangeReverted")
-    assert said.message.startswith("Field manager m changed ")
+def test_the_event_names_the_field_to_set_instead(kind, component, path, instead):
+    found = edit_event(kind, component, path)
+    assert (found.type, found.reason) == ("Warning", "ChangeReverted")
+    assert found.message.startswith("Field manager m changed ")
     assert f" of the {kind} e-x. The operator has restored what the VLLMEndpoint specifies. {instead}" in (
-        said.message
+        found.message
     )
 
 
-def test_the_fields_are_named_up_to_three():
+def test_the_event_names_at_most_three_fields():
     paths = [("spec", name) for name in "abcde"]
     assert (
         "spec.a, spec.b, spec.c and 2 more fields of the Deployment"
-        in told("Deployment", "worker", *paths).message
+        in edit_event("Deployment", "worker", *paths).message
     )
 
 
-def test_where_no_manager_is_known_the_change_is_told_all_the_same():
-    assert told("Service", "worker", ("spec",), managers=()).message.startswith(
+def test_a_change_by_an_unknown_manager_is_reported():
+    assert edit_event("Service", "worker", ("spec",), managers=()).message.startswith(
         "Another client changed spec of"
     )
 
 
-def test_what_repeats_itself_has_one_event(make_endpoint, noon):
+def test_a_repeated_change_has_one_event(make_endpoint, noon):
     endpoint = make_endpoint()
 
     def name(*path, manager="m"):
-        said = told("Deployment", "worker", path, managers=(manager,))
-        return event_body(endpoint, said, noon, "r")["metadata"]["name"]
+        found = edit_event("Deployment", "worker", path, managers=(manager,))
+        return event_body(endpoint, found, noon, "r")["metadata"]["name"]
 
     assert name("spec", "replicas") == name("spec", "replicas")
     names = {name("spec", "replicas"), name("spec", "paused"), name("spec", "replicas", manager="n")}
     assert len(names) == 3
-    accepted = told("Deployment", "worker", ("spec",), managers=(), accepted=True)
+    accepted = edit_event("Deployment", "worker", ("spec",), managers=(), accepted=True)
     assert (accepted.type, accepted.reason) == ("Normal", "AdmissionChangeAccepted")

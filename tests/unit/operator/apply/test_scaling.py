@@ -1,4 +1,4 @@
-"""Replicas apply to what exists, whatever is wrong with the rest of a spec."""
+"""Replicas apply to existing Deployments, even if the rest of the spec is invalid."""
 
 import itertools
 
@@ -15,7 +15,8 @@ from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
 from vllmendpoint_operator.observe.partial_spec import parse_readable_fields
 from vllmendpoint_operator.observe.snapshot import Observed
-from vllmendpoint_operator.plan import Options, scaling
+from vllmendpoint_operator.plan.options import Options
+from vllmendpoint_operator.plan.planner import scaling
 from vllmendpoint_operator.reports.streams import ReportStreams
 
 
@@ -38,7 +39,7 @@ def replicas(kube, part="workers"):
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 5])
-async def test_replicas_apply_and_the_template_stays(kube, cache, make_endpoint, make_plan, noon, wanted):
+async def test_replicas_apply_without_the_template(kube, cache, make_endpoint, make_plan, noon, wanted):
     first = make_endpoint(replicas=2)
     await apply_plan(kube, cache, first, make_plan(first))
     before = kube.objects["Deployment", "smollm-workers"]
@@ -57,7 +58,7 @@ async def test_replicas_apply_and_the_template_stays(kube, cache, make_endpoint,
     assert done.writes == len(kube.writes)
     kube.writes.clear()
     again = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)), seen(kube, noon))
-    assert (again.writes, kube.writes) == (0, []), "what is as asked is not written"
+    assert (again.writes, kube.writes) == (0, []), "replicas that are right are not written"
 
 
 async def test_the_budget_follows_the_replicas(kube, cache, make_endpoint, make_plan, noon):
@@ -75,15 +76,15 @@ async def test_the_rest_is_applied_once_the_spec_is_valid_again(kube, cache, mak
     scaled = make_endpoint(replicas=4)
     await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)), seen(kube, noon))
     done = await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))
-    assert done.edits == [], "our own change is nobody else's"
+    assert done.edits == [], "a change by the operator is no edit"
     assert (await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))).writes == 0
 
 
 @pytest.mark.parametrize("manager", ["vllmendpoint-operator-scale", "kubectl"])
-async def test_replicas_that_are_as_before_once_the_spec_is_valid_again(
+async def test_replicas_applied_meanwhile_are_not_reported_as_an_edit(
     kube, cache, make_endpoint, make_plan, noon, manager
 ):
-    """All that differs is the number that was applied while the rest was refused."""
+    """The only difference is the number that was applied while the rest was rejected."""
     first = make_endpoint(replicas=1)
     await apply_plan(kube, cache, first, make_plan(first))
     scaled = make_endpoint(replicas=4)
@@ -96,7 +97,7 @@ async def test_replicas_that_are_as_before_once_the_spec_is_valid_again(
 
 
 @pytest.mark.parametrize("kind", [kind.kind for kind in MANAGED if kind is not DEPLOYMENT])
-async def test_a_refusal_of_any_other_child_keeps_no_replicas_back(
+async def test_replicas_apply_if_the_api_server_rejects_other_children(
     kube, cache, make_endpoint, make_plan, noon, kind
 ):
     first = make_endpoint()
@@ -127,7 +128,7 @@ async def test_a_deployment_that_is_being_deleted_is_not_scaled(kube, cache, mak
     assert ("apply", "Deployment", "smollm-workers") not in kube.writes
 
 
-async def test_a_frontend_that_is_no_longer_wanted_is_left_alone(kube, cache, make_endpoint, make_plan, noon):
+async def test_an_unwanted_frontend_is_not_scaled(kube, cache, make_endpoint, make_plan, noon):
     first = make_endpoint(frontend={"replicas": 2})
     await apply_plan(kube, cache, first, make_plan(first))
     without = make_endpoint(frontend={"mode": "None"})
@@ -150,7 +151,7 @@ MODEL = {"uri": "hf://o/n"}
         ({"a": {"b": 1}, "c": [], "worker": {"env": [{"name": "A", "x": 1}]}}, {}),
     ],
 )
-def test_of_a_spec_of_another_version_all_is_read_that_can_be(make_endpoint, novelty, kept):
+def test_readable_fields_of_another_versions_spec_are_parsed(make_endpoint, novelty, kept):
     found = parse_readable_fields({"model": MODEL, "replicas": 4, **novelty})
     expected = make_endpoint(**{"model": MODEL, "replicas": 4, **kept}).spec
     assert found is not None
@@ -169,12 +170,12 @@ def test_of_a_spec_of_another_version_all_is_read_that_can_be(make_endpoint, nov
         {"novelty": 1, "replicas": "many"},
     ],
 )
-def test_where_replicas_or_paused_cannot_be_read_nothing_is_scaled(spec):
+def test_invalid_replicas_or_paused_parse_to_none(spec):
     assert parse_readable_fields({"model": MODEL, **spec}) is None
 
 
 class Cluster(FakeKube):
-    """One endpoint of an operator whose watch brings each change at once."""
+    """One endpoint; the watch delivers each change immediately."""
 
     def __init__(self):
         super().__init__()
@@ -204,7 +205,7 @@ class Cluster(FakeKube):
 
 @pytest.fixture
 async def operated():
-    """``await operated(replicas=3)`` changes the spec and reconciles it; then the cluster, and the wait."""
+    """``await operated(replicas=3)`` changes and reconciles the spec; returns the cluster and the delay."""
     kube, metrics = Cluster(), Metrics()
     cache = Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     async with ReportStreams(lambda owner, urgent: None) as reports:
@@ -241,7 +242,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("refused", REFUSED)
 @pytest.mark.parametrize("replicas_wanted", [0, 3])
-async def test_replicas_apply_while_the_spec_is_refused(operated, refused, replicas_wanted):
+async def test_replicas_apply_while_the_spec_is_rejected(operated, refused, replicas_wanted):
     await operated(replicas=2)
     before = operated.kube.objects["Deployment", "smollm-workers"]
     kube, _ = await operated(replicas=2, **REFUSED[refused])
@@ -255,17 +256,17 @@ async def test_replicas_apply_while_the_spec_is_refused(operated, refused, repli
     assert kube.writes == []
 
 
-async def test_while_paused_nothing_changes_whatever_is_refused(operated):
+async def test_nothing_changes_while_paused(operated):
     await operated(replicas=2)
     for refused in REFUSED.values():
         kube, _ = await operated(replicas=5, paused=True, **refused)
         assert replicas(kube) == 2
     kube, again = await operated(replicas=5, paused={"until": "noon"})
-    assert (replicas(kube), again) == (2, None), "a pause that is not understood is a pause"
+    assert (replicas(kube), again) == (2, None), "an invalid value of paused means paused"
 
 
 @pytest.mark.parametrize("kind", ["ConfigMap", "ControllerRevision"])
-async def test_replicas_apply_while_another_child_is_refused(operated, kind):
+async def test_replicas_apply_while_another_child_is_rejected(operated, kind):
     await operated(replicas=1)
     kube = operated.kube
     kube.refuse[kind] = Rejected(422, "no")
@@ -304,7 +305,7 @@ async def test_replicas_apply_while_another_child_cannot_be_written(operated, fa
     assert replicas(operated.kube) == applied
 
 
-async def test_replicas_that_are_refused_are_tried_again(operated):
+async def test_rejected_replicas_are_retried(operated):
     await operated(replicas=1)
     operated.kube.fail["Deployment"] = Rejected(403, "denied by a policy")
     for refused in ("a podTemplate with a typo", "a spec of another version"):

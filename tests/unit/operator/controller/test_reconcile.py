@@ -13,7 +13,7 @@ from vllmendpoint_operator.errors import Conflict, KubeError, NotFound
 from vllmendpoint_operator.kube.kinds import CONFIG_MAP, DEPLOYMENT, POD, REPLICA_SET
 from vllmendpoint_operator.metrics import Metrics
 from vllmendpoint_operator.observe.observer import Observer
-from vllmendpoint_operator.plan import Options
+from vllmendpoint_operator.plan.options import Options
 from vllmendpoint_operator.reports.streams import ReportStreams
 
 KEY = ("ns", "e")

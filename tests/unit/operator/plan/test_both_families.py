@@ -12,7 +12,7 @@ OPERATOR = """
 import asyncio, json, sys
 from vllmendpoint_operator.metrics import Metrics, serve
 
-async def asked(address, port, path):
+async def responds(address, port, path):
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 5)
     except OSError:
@@ -28,7 +28,7 @@ async def main():
     )
     ports = (8080, "/metrics"), (8081, "/healthz"), (8081, "/readyz")
     found = [
-        address for address in sys.argv[2:] if all([await asked(address, *port) for port in ports])
+        address for address in sys.argv[2:] if all([await responds(address, *port) for port in ports])
     ]
     for runner in runners:
         await runner.cleanup()
@@ -61,7 +61,7 @@ NO_IPV6 = (
     ],
     ids=["ipv6", "no-ipv4-at-all", "::", "one", "0.0.0.0", "both", "ipv6-disabled"],
 )
-def test_the_operators_ports_answer_over_each_family_that_there_is(namespace, address, answered):
+def test_the_operators_ports_respond_on_each_ip_family(namespace, address, answered):
     with namespace() as inside:
         assert json.loads(inside.run(sys.executable, "-c", OPERATOR, address, *ALL)) == answered
 
@@ -97,12 +97,12 @@ def started(make_endpoint, make_plan, child, tmp_path):
         ({"DYN_HTTP_HOST": ""}, ["::", None, None, None]),
     ],
 )
-def test_the_frontend_listens_on_both_families(started, tmp_path, environ, hosts):
+def test_the_frontend_listens_on_both_ip_families(started, tmp_path, environ, hosts):
     with ipv6_only() as inside:
         assert started(inside, tmp_path, **environ) == hosts
 
 
-def test_the_frontend_starts_where_the_kernel_has_no_ipv6(started, tmp_path):
+def test_the_frontend_starts_without_ipv6_in_the_kernel(started, tmp_path):
     (tmp_path / "socket.py").write_text(NO_IPV6)
     with network_namespace("10.0.0.5/24", ipv6=False) as inside:
         assert started(inside, tmp_path, POD_IP="10.0.0.5") == ["0.0.0.0", None, None, None]

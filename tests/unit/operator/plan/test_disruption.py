@@ -10,7 +10,7 @@ def budget(planned):
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-def test_none_for_fewer_than_two(make_endpoint, make_plan, replicas):
+def test_fewer_than_two_replicas_have_no_budget(make_endpoint, make_plan, replicas):
     assert budget(make_plan(make_endpoint(replicas=replicas))) is None
 
 
@@ -18,7 +18,9 @@ def test_none_for_fewer_than_two(make_endpoint, make_plan, replicas):
     ("replicas", "max_unavailable", "allowed"),
     [(2, 1, 1), (5, 2, 2), (4, "50%", 2), (5, "50%", 2), (3, "10%", 1), (3, 0, 1), (3, "100%", 2), (2, 7, 1)],
 )
-def test_what_may_be_down(make_endpoint, make_plan, replicas, max_unavailable, allowed):
+def test_max_unavailable_follows_the_strategy_and_is_at_least_one(
+    make_endpoint, make_plan, replicas, max_unavailable, allowed
+):
     rolling = {"maxUnavailable": max_unavailable, "maxSurge": 1}
     endpoint = make_endpoint(replicas=replicas, strategy={"rollingUpdate": rolling})
     found = budget(make_plan(endpoint))
@@ -31,7 +33,7 @@ def test_what_may_be_down(make_endpoint, make_plan, replicas, max_unavailable, a
     }
 
 
-def test_it_goes_when_one_is_left(make_endpoint, make_plan, living):
+def test_the_budget_is_pruned_at_one_replica(make_endpoint, make_plan, living):
     observed = living(make_plan(make_endpoint(replicas=3)))
     one = make_plan(make_endpoint(replicas=1), observed)
     assert budget(one) is None

@@ -91,7 +91,7 @@ def test_each_template_has_a_namespace_below_the_endpoints_prefix(
 
 
 @pytest.mark.parametrize("change", [{"replicas": 3}, {"frontend": {"resources": {"limits": {"cpu": 1}}}}])
-def test_a_change_that_leaves_the_workers_alone_keeps_their_namespace(
+def test_a_change_without_effect_on_workers_keeps_their_namespace(
     make_endpoint, make_plan, living, published, template, change
 ):
     first = make_plan(make_endpoint())
@@ -129,16 +129,14 @@ def test_a_prefix_matches_no_namespace_of_another_endpoint(
         assert not base_namespace(others).startswith(accepted), "workers of the version before"
 
 
-def test_an_upgrade_of_the_operator_leaves_workers_and_frontends_as_they_are(
-    make_endpoint, make_plan, plain, template
-):
+def test_an_upgrade_of_the_operator_does_not_change_legacy_pods(make_endpoint, make_plan, plain, template):
     planned = make_plan(make_endpoint(), plain)
     for name in (WORKERS, FRONTEND):
         assert template(planned, name) == plain.child("Deployment", name)["spec"]["template"]
     assert planned.revision.upgrade_available
 
 
-def test_frontends_of_the_version_before_are_replaced_before_its_workers(
+def test_legacy_frontends_are_replaced_before_legacy_workers(
     make_endpoint, make_plan, make_worker, plain, frontends_rolled_out, prefix, template
 ):
     """They accept the plain namespace alone: without these workers their callers would get 404."""
@@ -192,7 +190,7 @@ async def test_each_step_of_the_migration_writes_once(make_endpoint, make_plan, 
     assert kube.writes == []
 
 
-def test_workers_of_the_version_before_that_serve_nothing_are_replaced_at_once(
+def test_legacy_workers_that_are_not_ready_are_replaced_immediately(
     make_endpoint, make_plan, make_worker, plain, template
 ):
     before = plain.child("Deployment", WORKERS)["spec"]["template"]
@@ -203,7 +201,7 @@ def test_workers_of_the_version_before_that_serve_nothing_are_replaced_at_once(
         assert template(planned, WORKERS) != before
 
 
-def test_workers_of_the_version_before_are_routed_until_the_last_is_gone(
+def test_legacy_workers_are_routed_until_the_last_one_is_gone(
     make_endpoint, make_plan, living, make_worker, plain, frontends_rolled_out, published, prefix, template
 ):
     endpoint = make_endpoint(**SEED)
@@ -240,7 +238,7 @@ def test_workers_of_the_version_before_are_routed_until_the_last_is_gone(
     assert settled.revision.name == done.revision.name
 
 
-def test_without_a_frontend_nothing_follows_a_rollout(make_endpoint, make_plan, living, plain):
+def test_without_a_frontend_a_rollout_has_one_revision(make_endpoint, make_plan, living, plain):
     endpoint = make_endpoint(**SEED, frontend={"mode": "None"})
     rolling = make_plan(endpoint, plain)
     assert make_plan(endpoint, living(rolling)).revision.name == rolling.revision.name
@@ -258,7 +256,7 @@ def test_without_a_frontend_nothing_follows_a_rollout(make_endpoint, make_plan, 
         ([("true", False)], True, 0),
     ],
 )
-def test_frontends_that_cannot_drain_leave_the_service_before_they_end(
+def test_frontends_that_cannot_drain_leave_the_service_before_they_terminate(
     make_endpoint, make_plan, child, make_pod, pods, draining, seconds
 ):
     frontends = tuple(

@@ -26,28 +26,28 @@ def rendered(make_endpoint, make_plan, child):
     return render
 
 
-def test_the_worker_is_told_and_has_a_folder(rendered):
+def test_the_worker_gets_the_uri_and_a_volume(rendered):
     _, env, mounts, volumes = rendered(model={"uri": HUB, "artifactsUri": URI})
     assert env["VLLMENDPOINT_ARTIFACTS_URI"] == URI
     assert env["SAGEMAKER_MODEL_PATH"] == mounts["artifacts"] == "/opt/ml/model"
     assert volumes["artifacts"] == {"name": "artifacts", "emptyDir": {}}
 
 
-def test_without_it_nothing_of_it_is_there(rendered):
+def test_without_artifacts_uri_there_is_no_volume(rendered):
     _, env, mounts, volumes = rendered(model={"uri": HUB})
     assert not {"VLLMENDPOINT_ARTIFACTS_URI", "SAGEMAKER_MODEL_PATH"} & set(env)
     assert "artifacts" not in mounts
     assert "artifacts" not in volumes
 
 
-def test_the_users_folder_is_the_mounts(rendered):
+def test_the_users_model_path_is_the_mount_path(rendered):
     where = {"name": "SAGEMAKER_MODEL_PATH", "value": "/data/model"}
     pod, env, mounts, _ = rendered(model={"uri": HUB, "artifactsUri": URI}, worker={"env": [where]})
     assert env["SAGEMAKER_MODEL_PATH"] == mounts["artifacts"] == "/data/model"
     assert [item["name"] for item in pod["containers"][0]["env"]].count("SAGEMAKER_MODEL_PATH") == 1
 
 
-def test_an_empty_folder_is_the_default(rendered):
+def test_an_empty_model_path_means_the_default(rendered):
     where = {"name": "SAGEMAKER_MODEL_PATH", "value": ""}
     _, _, mounts, _ = rendered(model={"uri": HUB, "artifactsUri": URI}, worker={"env": [where]})
     assert mounts["artifacts"] == "/opt/ml/model"
@@ -57,7 +57,7 @@ def test_an_empty_folder_is_the_default(rendered):
     "where",
     [{"value": "data/model"}, {"valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}],
 )
-def test_a_folder_that_cannot_be_mounted_is_refused(rendered, where):
+def test_a_model_path_that_cannot_be_mounted_is_rejected(rendered, where):
     env = [{"name": "SAGEMAKER_MODEL_PATH", **where}]
     with pytest.raises(PlanError, match="SAGEMAKER_MODEL_PATH must be an absolute path") as raised:
         rendered(model={"uri": HUB, "artifactsUri": URI}, worker={"env": env})
@@ -65,7 +65,7 @@ def test_a_folder_that_cannot_be_mounted_is_refused(rendered, where):
     rendered(model={"uri": HUB}, worker={"env": env})  # nothing is mounted: the worker's own business
 
 
-def test_another_uri_renders_anew(make_endpoint, make_plan, living):
+def test_another_artifacts_uri_changes_the_template(make_endpoint, make_plan, living):
     first = make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}))
     observed = living(first)
     assert make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}), observed).revision.name == (
@@ -75,7 +75,7 @@ def test_another_uri_renders_anew(make_endpoint, make_plan, living):
     assert second.revision.name != first.revision.name
 
 
-def test_workers_may_reach_the_store(make_endpoint, make_plan):
+def test_workers_may_connect_to_the_object_store(make_endpoint, make_plan):
     planned = make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}))
     policies = [each["spec"] for each in planned.children if each["kind"] == "NetworkPolicy"]
     assert policies
@@ -83,7 +83,7 @@ def test_workers_may_reach_the_store(make_endpoint, make_plan):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("SM_VLLM_NAMESPACE", "Dynamo namespace"),
         ("SM_VLLM_CONFIG", "spec.engine.config"),
@@ -91,15 +91,15 @@ def test_workers_may_reach_the_store(make_endpoint, make_plan):
         ("SM_VLLM_HEALTH_CHECK_PAYLOAD", "spec.healthCheck.payload"),
     ],
 )
-def test_the_operators_arguments_are_not_for_the_environment(rendered, name, told):
-    with pytest.raises(PlanError, match=f"worker.env: {name}.*{told}"):
+def test_arguments_of_the_operator_are_rejected_in_the_environment(rendered, name, message):
+    with pytest.raises(PlanError, match=f"worker.env: {name}.*{message}"):
         rendered(worker={"env": [{"name": name, "value": "x"}]})
 
 
 @pytest.mark.parametrize(
     "name", ["SM_VLLM_MODEL", "SM_VLLM_SERVED_MODEL_NAME", "SM_VLLM_MAX_MODEL_LEN", "SM_X"]
 )
-def test_other_variables_pass(rendered, name):
+def test_other_variables_are_accepted(rendered, name):
     assert rendered(worker={"env": [{"name": name, "value": "x"}]})[1][name] == "x"
 
 
@@ -110,19 +110,19 @@ def test_other_variables_pass(rendered, name):
         ("s3://my-bucket", "/var/cache/vllmendpoint/s3/my-bucket"),
     ],
 )
-def test_a_model_in_s3_is_fetched_by_the_worker_into_its_cache(rendered, uri, folder):
+def test_the_worker_downloads_a_model_from_s3_into_its_cache(rendered, uri, folder):
     pod, env, mounts, _ = rendered(model={"uri": uri})
     assert pod["containers"][0]["args"][2:] == ["--model", folder]
     assert env["VLLMENDPOINT_MODEL_URI"] == uri
     assert folder.startswith(mounts["cache"])
 
 
-def test_other_models_are_not(rendered):
+def test_the_worker_does_not_download_other_models(rendered):
     _, env, _, _ = rendered(model={"uri": HUB})
     assert "VLLMENDPOINT_MODEL_URI" not in env
 
 
-def test_a_revision_is_the_engines(rendered):
+def test_model_revision_becomes_an_engine_argument(rendered):
     pod, _, _, _ = rendered(model={"uri": HUB, "revision": "v2"}, engine={"args": ["--seed", "1"]})
     args = pod["containers"][0]["args"]
     assert args == ["--served-model-name", "smollm", "--model", "o/n", "--revision", "v2", "--seed", "1"]

@@ -1,4 +1,4 @@
-"""What is wrong with pods of an older template says nothing of what the spec asks for now."""
+"""Problems of pods of an older template are not reported as problems of the current spec."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def waiting(waits):
     return {"ready": False, "container": {"state": {"waiting": waits}, "started": False}, "phase": "Pending"}
 
 
-def told(condition, found, *kinds):
+def states_of(condition, found, *kinds):
     return tuple((condition(found, kind).status, condition(found, kind).reason) for kind in kinds)
 
 
@@ -36,7 +36,7 @@ def unseen(make_plan, living, endpoint):
     return children
 
 
-def test_a_secret_that_was_corrected(
+def test_a_corrected_secret_reference_resolves_before_older_pods_are_gone(
     make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=3)
@@ -44,26 +44,26 @@ def test_a_secret_that_was_corrected(
     broken = make_pod("w-3", metadata=NEW, **waiting(NO_SECRET))
     loading = make_worker("w-3", "Starting", settings=endpoint, metadata=NEW)
     kinds = ("ResolvedRefs", "Stalled", "Available")
-    assert told(condition, make_status(endpoint, *old, broken), *kinds) == (
+    assert states_of(condition, make_status(endpoint, *old, broken), *kinds) == (
         ("False", "SecretNotFound"),
         ("True", "SecretNotFound"),
         ("False", "SecretNotFound"),
     )
-    assert told(condition, make_status(endpoint, *old, loading), *kinds) == (
+    assert states_of(condition, make_status(endpoint, *old, loading), *kinds) == (
         ("True", "Resolved"),
         ("False", "Settled"),
         ("False", "Starting"),
     )
-    # The moment between the new spec and its first pod is nobody's fault either.
+    # Between the new spec and its first pod, no condition reports a problem.
     between = make_status(endpoint, *old, children=unseen(make_plan, living, endpoint))
-    assert told(condition, between, "ResolvedRefs", "Stalled", "Reconciling") == (
+    assert states_of(condition, between, "ResolvedRefs", "Stalled", "Reconciling") == (
         ("Unknown", "Pending"),
         ("False", "Settled"),
         ("True", "Pending"),
     )
 
 
-def test_an_environment_that_was_corrected(
+def test_a_corrected_environment_resolves_before_older_pods_are_gone(
     make_endpoint, make_plan, living, make_status, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)
@@ -71,19 +71,19 @@ def test_an_environment_that_was_corrected(
     again = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW, report=REFUSED)
     loading = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW)
     kinds = ("ConfigurationResolved", "Stalled")
-    assert told(condition, make_status(endpoint, old, again), *kinds) == (
+    assert states_of(condition, make_status(endpoint, old, again), *kinds) == (
         ("False", "InvalidEnvironment"),
         ("True", "InvalidEnvironment"),
     )
-    assert told(condition, make_status(endpoint, old, loading), *kinds) == (
+    assert states_of(condition, make_status(endpoint, old, loading), *kinds) == (
         ("Unknown", "Pending"),
         ("False", "Settled"),
     )
     between = make_status(endpoint, old, children=unseen(make_plan, living, endpoint))
-    assert told(condition, between, *kinds) == (("Unknown", "Pending"), ("False", "Settled"))
+    assert states_of(condition, between, *kinds) == (("Unknown", "Pending"), ("False", "Settled"))
 
 
-def test_hot_settings_that_an_older_worker_refuses_are_told(
+def test_settings_that_an_older_worker_rejects_are_reported(
     make_endpoint, make_status, make_worker, make_pod, condition
 ):
     """It serves, and they are as new to it as to any other."""
@@ -91,23 +91,25 @@ def test_hot_settings_that_an_older_worker_refuses_are_told(
     serves = {**REFUSED, "stage__name": "Serving", "started": True}
     old = make_worker("w-1", settings=endpoint, metadata=OLD, report=serves)
     pending = make_pod("w-2", metadata=NEW, **waiting({"reason": "ContainerCreating"}))
-    assert told(condition, make_status(endpoint, old, pending), "ConfigurationResolved") == (
+    assert states_of(condition, make_status(endpoint, old, pending), "ConfigurationResolved") == (
         ("False", "InvalidEnvironment"),
     )
 
 
-def test_an_image_that_was_corrected(make_endpoint, make_status, make_pod, make_worker, condition):
+def test_a_corrected_image_is_not_reported_for_older_pods(
+    make_endpoint, make_status, make_pod, make_worker, condition
+):
     endpoint = make_endpoint(replicas=2)
     old = make_pod("w-1", metadata=OLD, **waiting(NO_IMAGE))
     loading = make_worker("w-2", "Starting", settings=endpoint, metadata=NEW)
-    assert told(condition, make_status(endpoint, old, loading), "Available", "Ready") == (
+    assert states_of(condition, make_status(endpoint, old, loading), "Available", "Ready") == (
         ("False", "Starting"),
         ("False", "Starting"),
     )
 
 
 @pytest.mark.parametrize("made", ["2026-01-01T11:00:00Z", "2026-01-01T11:59:30Z"], ids=["before", "after"])
-def test_an_old_pod_made_anew_is_not_the_new_revision(
+def test_a_recreated_older_pod_is_not_of_the_new_revision(
     make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition, made
 ):
     """A drain in the middle of a rollout: the old ReplicaSet makes a pod last."""
@@ -120,14 +122,14 @@ def test_an_old_pod_made_anew_is_not_the_new_revision(
     remade = make_pod("w-2", metadata={**OLD, "creationTimestamp": made}, **waiting(NO_IMAGE))
     crashing = make_pod("w-3", metadata=NEW, **waiting(NO_IMAGE))
     stopped = make_status(endpoint, serving, remade, crashing, children=children)
-    assert told(condition, stopped, "UpToDate") == (("False", "RolloutStopped"),)
+    assert states_of(condition, stopped, "UpToDate") == (("False", "RolloutStopped"),)
     assert "Pod w-3 cannot pull" in condition(stopped, "UpToDate").message
     loading = make_worker("w-3", "Starting", settings=endpoint, metadata=NEW)
     goes_on = make_status(endpoint, serving, remade, loading, children=children)
-    assert told(condition, goes_on, "UpToDate") == (("False", "RollingOut"),)
+    assert states_of(condition, goes_on, "UpToDate") == (("False", "RollingOut"),)
 
 
-def test_a_refused_rollout_is_not_the_revision_in_force(make_endpoint, make_plan, living, make_worker):
+def test_a_rejected_rollout_is_not_the_current_revision(make_endpoint, make_plan, living, make_worker):
     from vllmendpoint_api import Reason
     from vllmendpoint_operator.errors import PlanError
     from vllmendpoint_operator.status import endpoint_status
@@ -144,7 +146,7 @@ def test_a_refused_rollout_is_not_the_revision_in_force(make_endpoint, make_plan
 
 
 @pytest.mark.parametrize("step", ["the replicas first", "the old template again"])
-def test_a_step_in_which_the_deployment_names_an_older_template(
+def test_a_deployment_that_still_has_an_older_revision_number(
     make_endpoint, make_plan, living, make_status, make_pod, condition, step
 ):
     """As its controller writes: both with an ``observedGeneration`` that is the newest already."""
@@ -161,11 +163,14 @@ def test_a_step_in_which_the_deployment_names_an_older_template(
     broken = make_pod("w-1", metadata=NEW, **waiting(NO_SECRET))
     serving = make_pod("w-2", metadata=NEW)
     found = make_status(endpoint, broken, serving, children=children, template_hashes=hashes)
-    assert told(condition, found, "ResolvedRefs", "Stalled") == (("Unknown", "Pending"), ("False", "Settled"))
+    assert states_of(condition, found, "ResolvedRefs", "Stalled") == (
+        ("Unknown", "Pending"),
+        ("False", "Settled"),
+    )
     assert condition(found, "UpToDate").reason == "RollingOut"
 
 
-def test_hot_and_cold_refusals_of_a_template_that_is_not_known(
+def test_rejections_by_pods_of_an_unknown_template(
     make_endpoint, make_plan, living, make_status, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)
@@ -174,10 +179,10 @@ def test_hot_and_cold_refusals_of_a_template_that_is_not_known(
     hot["configuration__problems"] = [{**REFUSED["configuration__problems"][0], "reason": "InvalidPayload"}]
     serves = make_worker("w-2", settings=endpoint, metadata=OLD, report=hot)
     found = make_status(endpoint, never, serves, children=unseen(make_plan, living, endpoint))
-    assert told(condition, found, "ConfigurationResolved") == (("False", "InvalidPayload"),)
+    assert states_of(condition, found, "ConfigurationResolved") == (("False", "InvalidPayload"),)
 
 
-def test_a_quota_that_refuses_the_newest_is_told_over_what_older_ones_lack(
+def test_a_quota_that_blocks_new_pods_is_reported_before_problems_of_older_pods(
     make_endpoint, make_plan, living, make_status, make_pod, condition
 ):
     endpoint = make_endpoint(replicas=1)
@@ -188,10 +193,10 @@ def test_a_quota_that_refuses_the_newest_is_told_over_what_older_ones_lack(
     children[key] = {**children[key], "status": status}
     old = make_pod("w-1", metadata=OLD, **waiting(NO_IMAGE))
     found = make_status(endpoint, old, children=children)
-    assert told(condition, found, "Available") == (("False", "PodCreationFailed"),)
+    assert states_of(condition, found, "Available") == (("False", "PodCreationFailed"),)
 
 
-def test_what_older_ones_lack_is_not_told_of_those_that_did_not_start(
+def test_problems_of_older_pods_are_not_reported_for_new_pods(
     make_endpoint, make_status, make_pod, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)

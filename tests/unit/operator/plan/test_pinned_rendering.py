@@ -1,4 +1,4 @@
-"""Invariants 3 and 4: what renders pods anew, and what never does."""
+"""Invariants 3 and 4: what changes the pod templates, and what never does."""
 
 import json
 from dataclasses import replace
@@ -41,7 +41,9 @@ def test_a_changed_renderer_changes_no_template(make_endpoint, make_plan, living
     assert second.revision.upgrade_available
 
 
-def test_rollout_annotation_renders_anew_and_restarts(make_endpoint, make_plan, living, templates):
+def test_the_rollout_annotation_changes_the_template_and_restarts(
+    make_endpoint, make_plan, living, templates
+):
     first = make_plan(make_endpoint())
     second = make_plan(make_endpoint(rollout="1"), living(first), worker_image="registry.example/worker:2")
     assert second.revision.image == "registry.example/worker:2"
@@ -49,7 +51,7 @@ def test_rollout_annotation_renders_anew_and_restarts(make_endpoint, make_plan, 
     assert second.revision.name != first.revision.name
     third = make_plan(make_endpoint(rollout="2"), living(second), worker_image="registry.example/worker:2")
     assert templates(third)[0] != templates(second)[0], (
-        "a restart asked for restarts, though nothing else changed"
+        "a requested restart restarts, although nothing else changed"
     )
 
 
@@ -64,7 +66,7 @@ def test_rollout_annotation_renders_anew_and_restarts(make_endpoint, make_plan, 
         {"paused": True},
     ],
 )
-def test_hot_changes_touch_no_template(make_endpoint, make_plan, living, templates, change):
+def test_hot_changes_change_no_template(make_endpoint, make_plan, living, templates, change):
     first = make_plan(make_endpoint())
     second = make_plan(make_endpoint(**change), living(first), worker_image="registry.example/worker:2")
     assert templates(second) == templates(first)
@@ -83,7 +85,7 @@ def test_hot_changes_touch_no_template(make_endpoint, make_plan, living, templat
         {"frontend": {"resources": {"limits": {"cpu": 1}}}},
     ],
 )
-def test_cold_changes_render_anew(make_endpoint, make_plan, living, templates, change):
+def test_cold_changes_change_the_template(make_endpoint, make_plan, living, templates, change):
     first = make_plan(make_endpoint())
     second = make_plan(make_endpoint(**change), living(first))
     assert templates(second) != templates(first)
@@ -104,9 +106,9 @@ def test_the_digest_of_the_inputs_is_the_same_in_every_version(make_endpoint):
         frontend={"mode": "None"},
     )
     found = [
-        revision_module._inputs(plain, None, ""),
-        revision_module._inputs(rich, "config-1", ""),
-        revision_module._inputs(plain, None, "1"),
+        revision_module.inputs_hash(plain, None, ""),
+        revision_module.inputs_hash(rich, "config-1", ""),
+        revision_module.inputs_hash(plain, None, "1"),
     ]
     assert found == ["b1ab5f5683", "9e576495c1", "2991d2d4ca"]
 
@@ -150,7 +152,7 @@ def test_a_request_that_was_removed_is_kept_by_later_revisions(make_endpoint, ma
 def test_any_other_value_restarts_the_workers_alone(
     make_endpoint, make_plan, living, templates, before, after
 ):
-    """An earlier one too: what set it is to find its restart done, whatever its clock says."""
+    """An earlier time too: the client's clock may be slow."""
     first = make_plan(make_endpoint(**before))
     second = make_plan(make_endpoint(**after), living(first))
     workers, frontend = zip(templates(first), templates(second), strict=True)
@@ -159,14 +161,14 @@ def test_any_other_value_restarts_the_workers_alone(
 
 
 @pytest.mark.parametrize("spelled", ["2026-01-31T12:00:00.000Z", "2026-01-31T13:00:00+01:00"])
-def test_the_same_moment_spelled_otherwise_requests_nothing(make_endpoint, make_plan, living, spelled):
+def test_the_same_time_in_another_notation_requests_nothing(make_endpoint, make_plan, living, spelled):
     first = make_plan(make_endpoint(restartedAt=MOMENT))
     second = make_plan(make_endpoint(restartedAt=spelled), living(first))
     assert second.revision.name == first.revision.name
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
-def test_a_moment_that_utc_does_not_have_restarts_as_well(
+def test_a_time_without_utc_equivalent_requests_a_restart(
     make_endpoint, make_plan, living, templates, moment
 ):
     first = make_plan(make_endpoint())
@@ -174,13 +176,13 @@ def test_a_moment_that_utc_does_not_have_restarts_as_well(
     assert templates(first)[0] != templates(second)[0]
 
 
-def test_an_earlier_version_keeps_the_pods_of_a_restart_that_it_does_not_know(make_endpoint):
+def test_an_earlier_version_keeps_the_pods_of_a_restart_request(make_endpoint):
     """After a rollback the CRD drops ``restartedAt``: that version compares the inputs alone."""
-    inputs = revision_module._inputs(make_endpoint(restartedAt=MOMENT), None, "")
-    assert inputs == revision_module._inputs(make_endpoint(), None, "")
+    inputs = revision_module.inputs_hash(make_endpoint(restartedAt=MOMENT), None, "")
+    assert inputs == revision_module.inputs_hash(make_endpoint(), None, "")
 
 
-def test_an_annotation_of_the_podtemplate_is_no_request(make_endpoint, make_plan, living):
+def test_an_annotation_of_the_pod_template_requests_nothing(make_endpoint, make_plan, living):
     """It has the same name in the rendered template, and an upgrade changes no template for it."""
     annotated = {"metadata": {"annotations": {"serving.vllmendpoint.dev/rollout": "theirs"}}}
     endpoint = make_endpoint(worker={"podTemplate": annotated})
@@ -189,14 +191,14 @@ def test_an_annotation_of_the_podtemplate_is_no_request(make_endpoint, make_plan
     assert second.revision.name == first.revision.name
 
 
-def test_a_default_set_outright_is_no_change(make_endpoint, make_plan, living):
+def test_an_explicit_default_changes_nothing(make_endpoint, make_plan, living):
     first = make_plan(make_endpoint())
     worker = {"sharedMemorySize": "8Gi", "startupTimeoutSeconds": 1800, "resources": {}}
     second = make_plan(make_endpoint(worker=worker, frontend={"mode": "Managed"}), living(first))
     assert second.revision.name == first.revision.name
 
 
-def test_going_back_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_plan, living, child):
+def test_returning_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_plan, living, child):
     first = make_plan(make_endpoint())
     changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), living(first))
     observed = living(changed)
@@ -206,7 +208,7 @@ def test_going_back_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_p
     assert child(back, "ControllerRevision", back.revision.name)["revision"] == 3
 
 
-def test_stored_rendering_survives_json(make_endpoint, make_plan, living):
+def test_a_stored_template_survives_json(make_endpoint, make_plan, living):
     """The API server gives back JSON: an upgrade must not be seen where there is none."""
     first = make_plan(
         make_endpoint(worker={"envFrom": [{"secretRef": {"name": "s"}}]}, engine={"args": ["--x"]})
@@ -224,7 +226,7 @@ def config_of(number: int) -> dict:
     return {"config": {"inline": {"seed": number}}}
 
 
-def test_old_config_stays_while_a_pod_mounts_it(make_endpoint, make_plan, living):
+def test_an_old_config_map_is_kept_while_a_pod_mounts_it(make_endpoint, make_plan, living):
     first = make_plan(make_endpoint(engine=config_of(1)))
     (old,) = [
         c["metadata"]["name"]
@@ -238,7 +240,7 @@ def test_old_config_stays_while_a_pod_mounts_it(make_endpoint, make_plan, living
     assert [(o["kind"], o["metadata"]["name"]) for o in free.prune] == [("ConfigMap", old)]
 
 
-def test_frontend_switched_off_is_pruned(make_endpoint, make_plan, living):
+def test_a_disabled_frontend_is_pruned(make_endpoint, make_plan, living):
     observed = living(make_plan(make_endpoint()))
     gone = {
         (o["kind"], o["metadata"]["name"])
@@ -253,7 +255,7 @@ def test_frontend_switched_off_is_pruned(make_endpoint, make_plan, living):
     }
 
 
-def test_three_revisions_are_kept_the_one_in_force_included(make_endpoint, make_plan, living):
+def test_three_revisions_are_kept_including_the_current_one(make_endpoint, make_plan, living):
     children: dict = {}
     for number in range(6):
         endpoint = make_endpoint(engine={"args": ["--seed", str(number)]})
@@ -265,16 +267,16 @@ def test_three_revisions_are_kept_the_one_in_force_included(make_endpoint, make_
     assert kept == [4, 5, 6]
 
 
-def test_pods_are_told_of_new_settings_once(make_endpoint, make_plan, living, make_worker):
+def test_pods_are_annotated_with_new_settings_once(make_endpoint, make_plan, living, make_worker):
     endpoint = make_endpoint(healthCheck={"level": "Standard"})
     planned = make_plan(endpoint)
     key = "serving.vllmendpoint.dev/settings-hash"
-    told = {"annotations": {key: planned.settings.hash}}
+    annotated = {"annotations": {key: planned.settings.hash}}
     pods = [
         make_worker("behind", report={"configuration__settingsHash": "old"}),
         make_worker("unread"),
         make_worker("current", settings=endpoint),
-        make_worker("told", metadata=told, report={"configuration__settingsHash": "old"}),
+        make_worker("annotated", metadata=annotated, report={"configuration__settingsHash": "old"}),
         make_worker("going", metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"}),
     ]
     assert make_plan(endpoint, living(planned, pods=pods)).refresh == {"behind": planned.settings.hash}

@@ -23,7 +23,7 @@ def pods(child):
     return find
 
 
-def test_pods_mount_the_token_whatever_their_account_says(make_endpoint, make_plan, pods):
+def test_pods_mount_the_token_regardless_of_their_account(make_endpoint, make_plan, pods):
     named = make_endpoint(worker={"serviceAccountName": "without-token"})
     for endpoint in (make_endpoint(), named):
         assert [pod["automountServiceAccountToken"] for pod in pods(make_plan(endpoint))] == [True, True]
@@ -53,23 +53,23 @@ def own_token(path=TOKEN_DIR, automount=False):
     ],
     ids=["false", "null", "elsewhere", "relative", "below"],
 )
-def test_a_pod_template_without_a_token_is_refused(make_endpoint, make_plan, part, template):
-    with pytest.raises(PlanError) as refused:
+def test_a_pod_template_without_token_is_rejected(make_endpoint, make_plan, part, template):
+    with pytest.raises(PlanError) as error:
         make_plan(make_endpoint(**{part: {"podTemplate": template}}))
-    assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
-    message = refused.value.message
+    assert error.value.reason is Reason.INVALID_POD_TEMPLATE
+    message = error.value.message
     assert message.startswith(f"{part}.podTemplate: spec.automountServiceAccountToken must be true")
     assert TOKEN_DIR in message
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("path", [TOKEN_DIR, f"{TOKEN_DIR}/", "/var/run/secrets"])
-def test_a_pod_template_may_bring_a_token_of_its_own(make_endpoint, make_plan, pods, part, path):
+def test_a_pod_template_may_mount_its_own_token(make_endpoint, make_plan, pods, part, path):
     found = pods(make_plan(make_endpoint(**{part: {"podTemplate": own_token(path)}})))
     assert found[PARTS.index(part)]["automountServiceAccountToken"] is False
 
 
-def test_pods_name_a_user_unless_the_cluster_assigns_one(make_endpoint, make_plan, pods):
+def test_pods_set_a_user_unless_the_cluster_assigns_one(make_endpoint, make_plan, pods):
     for pod in pods(make_plan(make_endpoint())):
         assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
     for pod in pods(make_plan(make_endpoint(), fixed_user=False)):
@@ -96,7 +96,7 @@ def test_pods_name_a_user_unless_the_cluster_assigns_one(make_endpoint, make_pla
     ],
     ids=["replace", "retain", "null"],
 )
-def test_a_pod_template_takes_the_user_away(make_endpoint, make_plan, pods, part, security):
+def test_a_pod_template_may_remove_the_user(make_endpoint, make_plan, pods, part, security):
     template = {"spec": {"securityContext": security}}
     pod = pods(make_plan(make_endpoint(**{part: {"podTemplate": template}})))[PARTS.index(part)]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -112,7 +112,7 @@ ENV = {"spec": {"containers": [{"name": "main", "resources": None}]}}
 
 
 @pytest.mark.parametrize(
-    ("annotations", "live", "told"),
+    ("annotations", "live", "message"),
     [
         (applied(SECURITY), {"spec": {"securityContext": {"runAsUser": None}}}, "fsGroup, "),
         (applied(SECURITY), {"spec": {"securityContext": {}}}, "spec.securityContext.runAsUser, "),
@@ -125,16 +125,16 @@ ENV = {"spec": {"containers": [{"name": "main", "resources": None}]}}
         ({}, SECURITY, ""),
     ],
 )
-def test_a_null_that_kubectl_apply_did_not_send_is_reported(annotations, live, told):
+def test_a_null_that_kubectl_apply_did_not_send_is_reported(annotations, live, message):
     found = find_dropped_nulls(annotations, {"worker": {"podTemplate": live}})
-    assert len(found) == bool(told)
+    assert len(found) == bool(message)
     for text in found:
-        assert told in text
+        assert message in text
         assert text.startswith("worker.podTemplate: kubectl apply does not send null, so ")
         assert text.endswith("Use $patch: delete, $patch: replace or $retainKeys.")
 
 
-def test_neither_changes_a_pinned_template(make_endpoint, make_plan, living, pods):
+def test_chart_options_change_no_pinned_template(make_endpoint, make_plan, living, pods):
     first = make_plan(make_endpoint())
     second = make_plan(make_endpoint(), living(first), fixed_user=False)
     assert pods(second) == pods(first)

@@ -188,7 +188,7 @@ def test_the_remedy_for_a_missing_service_account_depends_on_the_component():
             "no",
         ),
         ({"conditions": [{"type": "ReplicaFailure", "status": "False", "message": "no"}]}, ""),
-        ({"conditions": [{"type": "ReplicaFailure", "status": "True"}]}, "its ReplicaSet does not say why"),
+        ({"conditions": [{"type": "ReplicaFailure", "status": "True"}]}, "its ReplicaSet reports no reason"),
         ({"replicas": 1}, ""),
         (None, ""),
     ],

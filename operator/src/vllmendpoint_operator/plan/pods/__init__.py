@@ -1,4 +1,4 @@
-"""The pod templates of workers and frontends, one module per concern. Pure.
+"""Builds the pod templates of workers and frontends. Pure.
 
 Imports ``observe.snapshot`` and the modules of ``plan`` that name the resources it mounts.
 """

@@ -1,4 +1,4 @@
-"""Nulls of a podTemplate that never arrived: ``kubectl apply`` sends a merge patch, in which null deletes."""
+"""Finds nulls of a podTemplate that ``kubectl apply`` dropped: null deletes in its merge patch. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def find_dropped_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> list[str]:
-    """A sentence for each podTemplate whose user wrote nulls that ``spec`` does not have."""
+    """A message for each podTemplate in whose manifest the user set nulls that ``spec`` does not have."""
     try:
         written = json.loads(annotations.get(_LAST_APPLIED, "{}"))["spec"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -174,7 +174,7 @@ def kubectl():
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_every_merge_is_kubectls(seed):
+def test_every_merge_equals_kubectls(seed):
     patch = Maker(seed, patch=True).template()
     templates = [Maker(f"{seed}.{number}").template() for number in range(12)]
     theirs = patched(templates, patch)
@@ -195,7 +195,7 @@ BASE = {
 
 
 @pytest.mark.parametrize(
-    ("patch", "told"),
+    ("patch", "message"),
     [
         ({"spec": {"containers": [{"image": "x"}]}}, "An item of containers has no name. Add it."),
         ({"spec": {"volumes": [{"$patch": "delete"}]}}, "An item of volumes has no name. Add it."),
@@ -215,22 +215,22 @@ BASE = {
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_kubectl_refuses_is_refused(patch, told):
+def test_patches_that_kubectl_rejects_are_rejected(patch, message):
     with pytest.raises(LookupError):
         patched([BASE], patch)
-    with pytest.raises(MergeError) as refused:
+    with pytest.raises(MergeError) as error:
         strategic_merge(BASE, patch)
-    assert told in str(refused.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["$setElementOrder/containers", "$deleteFromPrimitiveList/finalizers"])
-def test_a_directive_that_is_not_known_is_refused_wherever_it_stands(name):
+def test_an_unknown_directive_is_rejected_anywhere(name):
     for patch in ({"spec": {name: []}}, {"spec": {"affinity": {"nodeAffinity": {name: []}}}}):
         with pytest.raises(MergeError, match=r"is not supported\. Remove it\."):
             strategic_merge(BASE, patch)
 
 
-def test_a_new_object_marked_to_replace_is_kept_where_kubectl_leaves_it_out():
+def test_a_new_object_with_patch_replace_is_kept_although_kubectl_drops_it():
     patch = {"spec": {"nodeSelector": {"$patch": "replace", "zone": "a"}}}
     assert "nodeSelector" not in patched([BASE], patch)[0]["spec"]
     assert strategic_merge(BASE, patch)["spec"]["nodeSelector"] == {"zone": "a"}

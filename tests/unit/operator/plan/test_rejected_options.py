@@ -17,12 +17,12 @@ def main_env(*names):
 
 @pytest.fixture
 def refusal(make_endpoint, make_plan):
-    def told(**spec):
-        with pytest.raises(PlanError) as refused:
+    def reject(**spec):
+        with pytest.raises(PlanError) as error:
             make_plan(make_endpoint(**spec))
-        return refused.value.reason, refused.value.message
+        return error.value.reason, error.value.message
 
-    return told
+    return reject
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def refusal(make_endpoint, make_plan):
         (["--default-chat-template-kwargs.a", "1"], "engine.args: --default-chat-template-kwargs"),
     ],
 )
-def test_in_arguments(refusal, args, starts):
+def test_a_rejected_argument(refusal, args, starts):
     reason, message = refusal(engine={"args": ["--seed", "1", *args]})
     assert reason is Reason.INVALID_SPEC
     assert message.startswith(starts)
@@ -67,14 +67,14 @@ def test_in_arguments(refusal, args, starts):
         ({"api-key": ["k"]}, f"engine.config.inline: api-key {NOT_AT_URL}"),
     ],
 )
-def test_in_the_config_file(refusal, config, starts):
+def test_a_rejected_key_of_the_config_file(refusal, config, starts):
     reason, message = refusal(engine={"config": {"inline": config}})
     assert reason is Reason.INVALID_SPEC
     assert message.startswith(starts)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "problem"),
     [
         ("DYN_ENDPOINT", OWNED),
         ("DYN_NAMESPACE_WORKER_SUFFIX", OWNED),
@@ -90,10 +90,10 @@ def test_in_the_config_file(refusal, config, starts):
         *((name, NOT_AT_URL) for name in FRONTEND_ENV),
     ],
 )
-def test_in_the_environment(refusal, make_endpoint, make_plan, name, told):
+def test_a_rejected_variable(refusal, make_endpoint, make_plan, name, problem):
     reason, message = refusal(worker={"env": [{"name": name, "value": "x"}]})
     assert reason is Reason.INVALID_SPEC
-    assert message.startswith(f"worker.env: {name} {told}")
+    assert message.startswith(f"worker.env: {name} {problem}")
     reason, message = refusal(worker=main_env("A", name))
     assert reason is Reason.INVALID_POD_TEMPLATE
     assert message.startswith("worker.podTemplate: In env of the container main, ")
@@ -109,7 +109,7 @@ def test_in_the_environment(refusal, make_endpoint, make_plan, name, told):
         ("DYN_ENDPOINT_TYPES", "none"),
     ],
 )
-def test_a_value_in_the_environment(refusal, make_endpoint, make_plan, name, value):
+def test_a_rejected_value_of_a_variable(refusal, make_endpoint, make_plan, name, value):
     variable = {"name": name, "value": value}
     reason, message = refusal(worker={"env": [variable]})
     assert reason is Reason.INVALID_SPEC
@@ -126,7 +126,7 @@ def test_a_value_in_the_environment(refusal, make_endpoint, make_plan, name, val
 
 
 @pytest.mark.parametrize("option", FRONTEND_OPTIONS)
-def test_without_a_managed_frontend_the_server_on_8080_has_all_its_options(make_endpoint, make_plan, option):
+def test_without_a_frontend_options_of_the_server_on_8080_are_accepted(make_endpoint, make_plan, option):
     variable = "SM_VLLM_" + option[2:].replace("-", "_").upper()
     for spec in ({"engine": {"args": [option]}}, {"worker": {"env": [{"name": variable, "value": "x"}]}}):
         make_plan(make_endpoint(frontend={"mode": "None"}, **spec))
@@ -135,12 +135,12 @@ def test_without_a_managed_frontend_the_server_on_8080_has_all_its_options(make_
 
 
 @pytest.mark.parametrize("option", UNSUPPORTED_ENGINE_ARGS)
-def test_what_the_worker_lacks_is_refused_with_any_frontend(make_endpoint, make_plan, option):
+def test_unsupported_options_are_rejected_without_a_frontend_too(make_endpoint, make_plan, option):
     with pytest.raises(PlanError, match=option):
         make_plan(make_endpoint(frontend={"mode": "None"}, engine={"args": [option]}))
 
 
-def test_what_is_off_or_the_users_passes(make_endpoint, make_plan):
+def test_disabled_and_other_options_are_accepted(make_endpoint, make_plan):
     args = ["--no-enable-sleep-mode", "--data-parallel-size", "2", "-dp", "2", "--load-format", "auto"]
     args += ["--tool-call-parser", "hermes", "--reasoning-parser=qwen3", "--chat-template", "t", "--seed=-1"]
     config = {
@@ -156,7 +156,7 @@ def test_what_is_off_or_the_users_passes(make_endpoint, make_plan):
 
 
 @pytest.mark.parametrize("mode", ["Managed", "None"])
-def test_the_worker_is_told_of_the_frontend(make_endpoint, make_plan, child, mode):
+def test_the_worker_gets_the_frontend_mode(make_endpoint, make_plan, child, mode):
     planned = make_plan(make_endpoint(frontend={"mode": mode}))
     (main,) = child(planned, "Deployment", "smollm-workers")["spec"]["template"]["spec"]["containers"]
     assert {"name": "VLLMENDPOINT_FRONTEND_MODE", "value": mode} in main["env"]

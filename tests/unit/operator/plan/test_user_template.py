@@ -1,4 +1,4 @@
-"""The user's podTemplate over ours: as kubectl merges, and never what the operator needs."""
+"""The user's podTemplate over the operator's: merged as kubectl does, and checked for conflicts."""
 
 import contextlib
 import json
@@ -141,7 +141,7 @@ def test_merges_as_kubectl_does(tmp_path, name):
     assert ordered(strategic_merge(BASE, PATCHES[name])) == ordered(theirs)
 
 
-def test_the_base_is_left_as_it_was():
+def test_the_base_is_not_changed():
     before = json.dumps(BASE)
     for patch in PATCHES.values():
         strategic_merge(BASE, patch)
@@ -149,7 +149,7 @@ def test_the_base_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("field", ["worker.podTemplate", "frontend.podTemplate"])
-def test_which_template_is_misshapen_is_told(field):
+def test_the_message_names_the_invalid_template(field):
     with pytest.raises(PlanError, match=f"^{field}: The field containers must be a list."):
         merge_user_template(OURS, {"spec": {"containers": {"name": "x"}}}, field)
 
@@ -170,7 +170,7 @@ OURS = {
 
 
 @pytest.mark.parametrize(
-    ("patch", "told"),
+    ("patch", "message"),
     [
         ({"kind": "Pod"}, "The field kind does not exist. A PodTemplateSpec has metadata and spec."),
         (
@@ -213,11 +213,11 @@ OURS = {
         (main(env=[{"name": ["x"]}]), "env"),
     ],
 )
-def test_what_the_operator_needs_stays(patch, told):
-    with pytest.raises(PlanError) as refused:
+def test_changes_of_what_the_operator_sets_are_rejected(patch, message):
+    with pytest.raises(PlanError) as error:
         merge_user_template(OURS, patch, "worker.podTemplate")
-    assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
-    assert told in refused.value.message
+    assert error.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert message in error.value.message
 
 
 FIELDS = st.sampled_from(
@@ -231,8 +231,8 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["metadata", "spec"]), JSON))
-def test_no_shape_of_a_pod_template_is_more_than_refused(patch):
-    """Anything else would be tried again for ever, and never be said in the status."""
+def test_any_pod_template_is_merged_or_rejected(patch):
+    """Any other exception would be retried forever and never reach the status."""
     with contextlib.suppress(PlanError):
         merged = merge_user_template(OURS, patch, "worker.podTemplate")
         assert merged["metadata"]["labels"]["app"] == "x"
@@ -240,9 +240,9 @@ def test_no_shape_of_a_pod_template_is_more_than_refused(patch):
 
 @pytest.mark.parametrize("directive", ["delete", "replace"])
 @pytest.mark.parametrize("field", ["serviceAccountName", "tolerations"])
-def test_a_directive_in_place_of_a_value_is_refused(directive, field):
-    """Else it would be rendered, and the API server would refuse the pods by another sentence."""
-    with pytest.raises(PlanError) as refused:
+def test_a_directive_instead_of_a_value_is_rejected(directive, field):
+    """Otherwise the API server would reject the rendered pods with another message."""
+    with pytest.raises(PlanError) as error:
         merge_user_template(BASE, {"spec": {field: {"$patch": directive}}}, "worker.podTemplate")
-    assert refused.value.reason is Reason.INVALID_POD_TEMPLATE
-    assert refused.value.message.startswith(f"worker.podTemplate: The field {field} must not have $patch, ")
+    assert error.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert error.value.message.startswith(f"worker.podTemplate: The field {field} must not have $patch, ")

@@ -18,7 +18,7 @@ def subjects(binding):
     return [subject["name"] for subject in binding["subjects"]]
 
 
-def test_a_named_service_account_is_used_and_bound_and_none_is_made(make_endpoint, make_plan, child):
+def test_a_service_account_of_the_user_is_bound_and_none_is_created(make_endpoint, make_plan, child):
     planned = make_plan(make_endpoint(worker={"serviceAccountName": "mine"}))
     accounts = [c["metadata"]["name"] for c in planned.children if c["kind"] == "ServiceAccount"]
     assert accounts == ["smollm-frontend"]
@@ -31,9 +31,7 @@ def test_a_named_service_account_is_used_and_bound_and_none_is_made(make_endpoin
     assert pods == {"workers": "mine", "frontend": "smollm-frontend"}
 
 
-def test_workers_of_an_earlier_revision_keep_their_account_until_they_are_gone(
-    make_endpoint, make_plan, living, child
-):
+def test_older_workers_keep_their_account_until_they_are_gone(make_endpoint, make_plan, living, child):
     before = make_plan(make_endpoint())
     named = make_endpoint(worker={"serviceAccountName": "mine"})
     rolling = make_plan(named, living(before, accounts_in_use=frozenset({"smollm-workers", "mine"})))
@@ -47,14 +45,14 @@ def test_workers_of_an_earlier_revision_keep_their_account_until_they_are_gone(
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [("worker", "Use worker.serviceAccountName instead."), ("frontend", "Remove it.")],
 )
-def test_a_pod_template_names_no_account(make_endpoint, make_plan, where, told):
+def test_a_service_account_in_a_pod_template_is_rejected(make_endpoint, make_plan, where, message):
     template = {"spec": {"serviceAccountName": "mine"}}
     with pytest.raises(
         PlanError, match=f"{where}.podTemplate: The operator sets spec.serviceAccountName"
-    ) as no:
+    ) as error:
         make_plan(make_endpoint(**{where: {"podTemplate": template}}))
-    assert no.value.reason is Reason.INVALID_POD_TEMPLATE
-    assert told in no.value.message
+    assert error.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert message in error.value.message

@@ -1,4 +1,4 @@
-"""When a child differs from what is live, and what an apply does about it."""
+"""What execution writes, and the errors it raises."""
 
 from dataclasses import replace
 
@@ -50,7 +50,9 @@ async def test_only_what_was_not_observed_is_read_from_the_cache(kube, cache, ma
     assert looked == [("team-a", "smollm")]
 
 
-async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_plan):
+async def test_the_first_apply_creates_all_children_and_the_second_writes_nothing(
+    kube, cache, make_endpoint, make_plan
+):
     endpoint = make_endpoint(replicas=2)
     planned = make_plan(endpoint)
     assert (await apply_plan(kube, cache, endpoint, planned)).writes == len(planned.children)
@@ -61,27 +63,29 @@ async def test_creates_all_then_writes_nothing(kube, cache, make_endpoint, make_
 @pytest.mark.parametrize(
     "endpoint_now",
     [None, {"metadata": {"uid": "uid-2"}}, {"metadata": {"uid": "uid-1", "deletionTimestamp": "x"}}],
-    ids=["gone", "made anew", "being deleted"],
+    ids=["gone", "recreated", "being deleted"],
 )
-async def test_nothing_is_made_for_an_endpoint_that_goes(kube, cache, make_endpoint, make_plan, endpoint_now):
-    """The garbage collector's deletions may be told before the endpoint's own."""
+async def test_nothing_is_created_for_an_endpoint_that_is_deleted(
+    kube, cache, make_endpoint, make_plan, endpoint_now
+):
+    """The watch may report deletions by the garbage collector before that of the endpoint."""
     endpoint = make_endpoint(before=VLLMEndpointStatus())
     kube.endpoint = endpoint_now
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert kube.writes == []
 
 
-async def test_of_a_new_endpoint_nothing_is_read(kube, cache, make_endpoint, make_plan):
+async def test_nothing_is_read_for_a_new_endpoint(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     assert kube.reads == []
     kube.objects.pop(("Service", "smollm"))
     cache.informer(SERVICE, "team-a").apply_local_delete(("team-a", "smollm"))
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert kube.reads == [("VLLMEndpoint", "smollm")], "once something was made, it may be going"
+    assert kube.reads == [("VLLMEndpoint", "smollm")], "once a child was created, the endpoint may be deleted"
 
 
-async def test_what_the_cache_has_yet_to_hear_of_is_ours_all_the_same(kube, cache, make_endpoint, make_plan):
+async def test_a_child_that_is_missing_in_the_cache_is_applied_over(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     cache.informer(SERVICE, "team-a").apply_local_delete(("team-a", "smollm"))
@@ -90,13 +94,13 @@ async def test_what_the_cache_has_yet_to_hear_of_is_ours_all_the_same(kube, cach
     assert kube.writes == [("apply", "Service", "smollm")]
 
 
-async def test_ends_once_the_endpoint_is_known_to_go(kube, cache, make_endpoint, make_plan):
+async def test_execution_ends_once_the_endpoint_is_not_current(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint), lambda: len(kube.writes) < 3)
     assert len(kube.writes) == 3
 
 
-async def test_a_field_taken_out_shows_in_the_digest(kube, cache, make_endpoint, make_plan):
+async def test_a_removed_field_changes_the_applied_hash(kube, cache, make_endpoint, make_plan):
     with_selector = make_endpoint(worker={"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})
     await apply_plan(kube, cache, with_selector, make_plan(with_selector))
     kube.writes.clear()
@@ -120,56 +124,58 @@ NO_BIND = (
 )
 
 
-@pytest.mark.parametrize("told", [QUOTA, NO_RIGHT, NO_BIND], ids=["quota", "right", "bind"])
-async def test_what_says_nothing_of_the_spec_is_tried_again(kube, cache, make_endpoint, make_plan, told):
+@pytest.mark.parametrize("message", [QUOTA, NO_RIGHT, NO_BIND], ids=["quota", "right", "bind"])
+async def test_rejections_that_the_spec_does_not_cause_are_retried(
+    kube, cache, make_endpoint, make_plan, message
+):
     endpoint = make_endpoint()
-    kube.refuse["Service"] = Rejected(403, told)
-    with pytest.raises(ConditionError) as refused:
+    kube.refuse["Service"] = Rejected(403, message)
+    with pytest.raises(ConditionError) as error:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert refused.value.reason is Reason.PENDING
-    assert refused.value.message.startswith("the API server refuses the Service smollm")
-    room = ". Raise the ResourceQuota" if told is QUOTA else ""
-    assert refused.value.message.endswith(f": {told}{room}; it is tried again")
+    assert error.value.reason is Reason.PENDING
+    assert error.value.message.startswith("The API server rejected the Service smollm")
+    advice = "Raise the ResourceQuota. " if message is QUOTA else ""
+    assert error.value.message.endswith(f": {message}. {advice}The operator retries.")
 
 
-SOMEBODY = {"kind": "Chart", "name": "c", "uid": "uid-c", "controller": True}
+OTHER_OWNER = {"kind": "Chart", "name": "c", "uid": "uid-c", "controller": True}
 
 
 @pytest.mark.parametrize(
-    ("labelled", "owners", "told"),
+    ("labelled", "owners", "message"),
     [
         (
             False,
             [],
-            "exists and is not this endpoint's. Create the endpoint under another name, or delete the ",
+            "exists and does not belong to this endpoint. Create the endpoint under another name, or ",
         ),
         (
             True,
-            [SOMEBODY],
-            "belongs to the Chart 'c', which needs it. Create this endpoint under another name",
+            [OTHER_OWNER],
+            "belongs to the Chart 'c', which needs it. Create this endpoint under another name.",
         ),
         (
             True,
             [],
-            "was left by an earlier endpoint of this name, deleted with --cascade=orphan; ",
+            "remains from an earlier endpoint of this name that was deleted with --cascade=orphan. ",
         ),
     ],
-    ids=["a stranger's", "labelled and owned by another", "left by an endpoint of this name"],
+    ids=["without labels", "labelled and with another owner", "orphaned"],
 )
 @pytest.mark.parametrize("kind", ["Service", "ConfigMap", "Deployment", "ServiceAccount"])
-async def test_anothers_object_is_left_alone(
-    kube, cache, put, make_endpoint, make_plan, kind, labelled, owners, told
+async def test_an_object_of_another_owner_is_not_changed(
+    kube, cache, put, make_endpoint, make_plan, kind, labelled, owners, message
 ):
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     wanted = next(c for c in planned.children if c["kind"] == kind)
     labels = wanted["metadata"]["labels"] if labelled else {}
     put({**wanted, "metadata": {**wanted["metadata"], "labels": labels, "ownerReferences": owners}})
-    with pytest.raises(TerminalError) as refused:
+    with pytest.raises(TerminalError) as error:
         await apply_plan(kube, cache, endpoint, planned)
-    assert refused.value.reason is Reason.NAME_TAKEN
-    assert f"the {kind} {wanted['metadata']['name']!r} {told}" in refused.value.message
-    assert ("kubectl delete -n team-a controllerrevisions," in refused.value.message) == ("orphan" in told)
+    assert error.value.reason is Reason.NAME_TAKEN
+    assert f"The {kind} {wanted['metadata']['name']!r} {message}" in error.value.message
+    assert ("kubectl delete -n team-a controllerrevisions," in error.value.message) == ("orphan" in message)
     assert ("apply", kind, wanted["metadata"]["name"]) not in kube.writes
 
 
@@ -177,10 +183,10 @@ async def test_anothers_object_is_left_alone(
     ("first", "second"), [("pair", "pair-workers"), ("pair-workers", "pair")], ids=["later", "earlier"]
 )
 @pytest.mark.parametrize("owned", [True, False], ids=["owned", "by its labels"])
-async def test_nobody_is_advised_to_delete_what_another_endpoint_needs(
+async def test_the_message_does_not_advise_to_delete_what_another_endpoint_needs(
     kube, cache, put, make_endpoint, make_plan, first, second, owned
 ):
-    """The frontend's Service of the one is the workers' Service of the other."""
+    """The frontend's Service of one endpoint has the name of the other's workers' Service."""
     theirs = make_plan(make_endpoint(name=first))
     service = next(
         c for c in theirs.children if (c["kind"], c["metadata"]["name"]) == ("Service", "pair-workers")
@@ -188,17 +194,17 @@ async def test_nobody_is_advised_to_delete_what_another_endpoint_needs(
     (owner,) = service["metadata"]["ownerReferences"]
     put(service, ownerReferences=[{**owner, "uid": "uid-2"}] if owned else [])
     endpoint = make_endpoint(name=second)
-    with pytest.raises(TerminalError) as refused:
+    with pytest.raises(TerminalError) as error:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert refused.value.reason is Reason.NAME_TAKEN
-    said = refused.value.message
-    assert said.startswith(
-        f"metadata.name: the Service 'pair-workers' belongs to the VLLMEndpoint {first!r}, which needs it."
+    assert error.value.reason is Reason.NAME_TAKEN
+    message = error.value.message
+    assert message.startswith(
+        f"metadata.name: The Service 'pair-workers' belongs to the VLLMEndpoint {first!r}, which needs it."
         if owned
-        else f"metadata.name: the Service 'pair-workers' belongs to the VLLMEndpoint {first!r}, whose labels"
+        else f"metadata.name: The Service 'pair-workers' belongs to the VLLMEndpoint {first!r}, whose labels"
     )
-    assert said.endswith("Create this endpoint under another name")
-    assert "delete" not in said
+    assert message.endswith("Create this endpoint under another name.")
+    assert "delete" not in message
 
 
 async def test_the_message_about_a_child_without_owner_names_that_child_alone(
@@ -209,19 +215,21 @@ async def test_the_message_about_a_child_without_owner_names_that_child_alone(
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
     put(kube.objects["Service", "smollm"], ownerReferences=[])
-    with pytest.raises(TerminalError) as refused:
+    with pytest.raises(TerminalError) as error:
         await apply_plan(kube, cache, endpoint, planned)
-    assert refused.value.reason is Reason.NAME_TAKEN
-    assert "under another name, or delete the Service if nothing needs it" in refused.value.message
-    assert "kubectl delete" not in refused.value.message
+    assert error.value.reason is Reason.NAME_TAKEN
+    assert "under another name, or delete the Service if nothing needs it." in error.value.message
+    assert "kubectl delete" not in error.value.message
 
 
 @pytest.mark.parametrize(
     "metadata",
     [{"deletionTimestamp": "2026-01-01T12:00:00Z"}, {"ownerReferences": "earlier"}],
-    ids=["a child on its way out", "a child of the endpoint that had this name before"],
+    ids=["being deleted", "of an earlier endpoint"],
 )
-async def test_what_is_on_its_way_out_is_waited_for(kube, cache, put, make_endpoint, make_plan, metadata):
+async def test_an_object_that_is_being_deleted_is_awaited(
+    kube, cache, put, make_endpoint, make_plan, metadata
+):
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     service = next(c for c in planned.children if c["kind"] == "Service")
@@ -229,39 +237,39 @@ async def test_what_is_on_its_way_out_is_waited_for(kube, cache, put, make_endpo
         (owner,) = service["metadata"]["ownerReferences"]
         metadata = {"ownerReferences": [{**owner, "uid": "uid-0"}]}
     put(service, **metadata)
-    with pytest.raises(ConditionError) as waiting:
+    with pytest.raises(ConditionError) as error:
         await apply_plan(kube, cache, endpoint, planned)
-    assert waiting.value.reason is Reason.PENDING, "nobody has to do anything"
-    assert "is being deleted" in waiting.value.message
+    assert error.value.reason is Reason.PENDING, "no user has to act"
+    assert "is being deleted" in error.value.message
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [("Deployment", Reason.INVALID_POD_TEMPLATE), ("Service", Reason.INVALID_SPEC)],
 )
-async def test_a_refusal_of_the_api_server_is_told(kube, cache, make_endpoint, make_plan, kind, reason):
+async def test_a_rejection_by_the_api_server_is_reported(kube, cache, make_endpoint, make_plan, kind, reason):
     endpoint = make_endpoint()
     kube.refuse[kind] = Rejected(422, "spec.x: must be y")
-    with pytest.raises(TerminalError) as refused:
+    with pytest.raises(TerminalError) as error:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert refused.value.reason is reason
-    assert "the API server refuses the" in refused.value.message
-    assert "spec.x: must be y" in refused.value.message
+    assert error.value.reason is reason
+    assert "The API server rejected the" in error.value.message
+    assert "spec.x: must be y" in error.value.message
 
 
-async def test_a_claim_that_cannot_be_changed_so_is_told_in_a_line(kube, cache, make_endpoint, make_plan):
+async def test_a_rejected_claim_is_reported_in_one_line(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable\n  core.Spec{\n")
-    with pytest.raises(TerminalError) as refused:
+    with pytest.raises(TerminalError) as error:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert refused.value.reason is Reason.INVALID_SPEC
-    assert refused.value.message == (
-        "cache.volumeClaimTemplate: the API server refuses the PersistentVolumeClaim smollm-cache: "
-        "spec: Forbidden: immutable"
+    assert error.value.reason is Reason.INVALID_SPEC
+    assert error.value.message == (
+        "cache.volumeClaimTemplate: The API server rejected the PersistentVolumeClaim smollm-cache: "
+        "spec: Forbidden: immutable."
     )
 
 
-async def test_a_claim_that_stands_and_cannot_be_changed_may_be_deleted(
+async def test_the_message_about_an_immutable_claim_names_both_remedies(
     kube, cache, put, make_endpoint, make_plan
 ):
     endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
@@ -270,13 +278,14 @@ async def test_a_claim_that_stands_and_cannot_be_changed_may_be_deleted(
     larger = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(422, "spec: Forbidden: immutable")
     with pytest.raises(
-        TerminalError, match=r"; it has 9Gi: set size to that again, or, .*`kubectl delete pvc smollm-cache`"
+        TerminalError,
+        match=r"The existing claim has 9Gi\. Set size to 9Gi, or, .*`kubectl delete pvc smollm-cache`",
     ):
         await apply_plan(kube, cache, larger, make_plan(larger))
 
 
-async def test_a_claim_that_its_pods_hold_keeps_nothing_waiting(kube, cache, put, make_endpoint, make_plan):
-    """The API server deletes a claim when its last pod is gone, and no sooner."""
+async def test_a_claim_that_pods_still_mount_blocks_nothing(kube, cache, put, make_endpoint, make_plan):
+    """The API server deletes a claim after the last pod that mounts it."""
     endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}})
     planned = make_plan(endpoint)
     claim = next(c for c in planned.children if c["kind"] == "PersistentVolumeClaim")
@@ -287,11 +296,11 @@ async def test_a_claim_that_its_pods_hold_keeps_nothing_waiting(kube, cache, put
     assert "PersistentVolumeClaim" not in {kind for _, kind, _ in kube.writes}
     (owner,) = claim["metadata"]["ownerReferences"]
     put(claim, ownerReferences=[{**owner, "uid": "uid-0"}], **going)
-    with pytest.raises(ConditionError, match="is being deleted; this goes on when it is gone"):
+    with pytest.raises(ConditionError, match=r"is being deleted\. The operator creates it again"):
         await apply_plan(kube, cache, endpoint, planned)
 
 
-async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, make_plan):
+async def test_pruned_children_are_deleted_last(kube, cache, living, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     none = make_endpoint(frontend={"mode": "None"})
@@ -304,11 +313,13 @@ async def test_what_is_over_is_deleted_last(kube, cache, living, make_endpoint, 
     kube.writes.clear()
     await apply_plan(kube, cache, none, planned)
     # The workers read the frontend's mode at their start, so their template changes and is verified.
-    assert {verb for verb, _, _ in kube.writes} <= {"delete", "verify"}, "already gone is no error"
+    assert {verb for verb, _, _ in kube.writes} <= {"delete", "verify"}, (
+        "an object that is already deleted is no error"
+    )
 
 
-async def test_a_binding_to_another_role_is_made_anew(kube, cache, make_endpoint, make_plan):
-    """A roleRef cannot be changed: nothing is deleted before the endpoint is known to stand."""
+async def test_a_binding_to_another_role_is_recreated(kube, cache, make_endpoint, make_plan):
+    """A roleRef is immutable. Nothing is deleted before the endpoint is known to exist."""
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     old = kube.objects["RoleBinding", "smollm-workers"]
@@ -336,7 +347,7 @@ async def test_a_binding_to_another_role_is_made_anew(kube, cache, make_endpoint
     assert kube.writes == []
 
 
-async def test_a_binding_stays_where_the_other_role_may_not_be_bound(kube, cache, make_endpoint, make_plan):
+async def test_a_binding_is_kept_if_the_other_role_may_not_be_bound(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     kube.writes.clear()
@@ -346,7 +357,7 @@ async def test_a_binding_stays_where_the_other_role_may_not_be_bound(kube, cache
     assert kube.writes == [("verify", "RoleBinding", "smollm-workers-next")]
 
 
-async def test_a_binding_whose_subjects_changed_is_not(kube, cache, put, make_endpoint, make_plan):
+async def test_a_binding_with_other_subjects_is_updated(kube, cache, put, make_endpoint, make_plan):
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
@@ -366,59 +377,59 @@ def observed_of(kube, living, planned):
     return replace(living(planned), children=children)
 
 
-async def test_a_pod_template_is_verified_before_anything_is_written(
+async def test_a_pod_template_is_verified_before_the_first_write(
     kube, cache, living, make_endpoint, make_plan
 ):
     endpoint = templated(make_endpoint, "a")
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
     assert kube.writes[0] == ("verify", "Deployment", "smollm-workers")
-    assert [verb for verb, _, _ in kube.writes].count("verify") == 1, "nobody touched the frontend's"
+    assert [verb for verb, _, _ in kube.writes].count("verify") == 1, "the frontend has no podTemplate"
     kube.writes.clear()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint, observed_of(kube, living, planned)))
-    assert kube.writes == [], "an unchanged one is not asked about again"
+    assert kube.writes == [], "an unchanged template is not verified again"
 
     other = templated(make_endpoint, "b")
     changed = make_plan(other, observed_of(kube, living, planned))
     kube.refuse["Deployment"] = Rejected(422, "spec.template.spec: no")
     with pytest.raises(
-        TerminalError, match=r"refuses the Deployment smollm-workers: spec\.template\.spec: no"
-    ) as no:
+        TerminalError, match=r"rejected the Deployment smollm-workers: spec\.template\.spec: no"
+    ) as error:
         await apply_plan(kube, cache, other, changed)
-    assert no.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert error.value.reason is Reason.INVALID_POD_TEMPLATE
     assert kube.writes == [("verify", "Deployment", "smollm-workers")], (
         "nothing is written, nothing is pinned"
     )
 
 
-async def test_all_pod_templates_that_are_refused_are_told(kube, cache, make_endpoint, make_plan):
+async def test_all_rejected_pod_templates_are_reported(kube, cache, make_endpoint, make_plan):
     endpoint = templated(make_endpoint, "a", podTemplate={"spec": {"nodeSelector": {"zone": "b"}}})
     kube.refuse["Deployment"] = Rejected(422, "spec.template.spec: no")
-    with pytest.raises(TerminalError) as no:
+    with pytest.raises(TerminalError) as error:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert no.value.reason is Reason.INVALID_POD_TEMPLATE
-    assert no.value.message == (
-        "the API server refuses the Deployment smollm-workers: spec.template.spec: no; "
-        "the API server refuses the Deployment smollm-frontend: spec.template.spec: no"
+    assert error.value.reason is Reason.INVALID_POD_TEMPLATE
+    assert error.value.message == (
+        "The API server rejected the Deployment smollm-workers: spec.template.spec: no. "
+        "The API server rejected the Deployment smollm-frontend: spec.template.spec: no."
     )
     assert [verb for verb, _, _ in kube.writes] == ["verify", "verify"], "nothing is written"
 
 
-async def test_a_claim_for_which_the_quota_has_no_room_names_its_field(kube, cache, make_endpoint, make_plan):
+async def test_the_message_about_a_claim_over_quota_names_its_field(kube, cache, make_endpoint, make_plan):
     endpoint = make_endpoint(cache={"volumeClaimTemplate": {"size": "10Gi"}})
     kube.refuse["PersistentVolumeClaim"] = Rejected(
         403, "exceeded quota: q, requested: requests.storage=10Gi"
     )
-    with pytest.raises(ConditionError) as refused:
+    with pytest.raises(ConditionError) as error:
         await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    assert refused.value.reason is Reason.PENDING
-    assert refused.value.message.endswith(
-        "Raise the ResourceQuota, or lower cache.volumeClaimTemplate.size; it is tried again"
+    assert error.value.reason is Reason.PENDING
+    assert error.value.message.endswith(
+        "Raise the ResourceQuota, or lower cache.volumeClaimTemplate.size. The operator retries."
     )
 
 
-async def test_what_the_api_server_warns_of_is_kept_once(kube, cache, living, make_endpoint, make_plan):
-    """Both the dry run and the creation are warned of; scaling what was warned of is no news."""
+async def test_warnings_of_the_api_server_are_collected_once(kube, cache, living, make_endpoint, make_plan):
+    """The API server repeats the warnings of a dry run on creation, and those of a template on scaling."""
     kube.warn = {("Deployment", "smollm-workers"): ["negative", "odd"], ("Service", "smollm"): ["odd"]}
     endpoint = templated(make_endpoint, "a")
     planned = make_plan(endpoint)
@@ -438,7 +449,7 @@ async def test_what_the_api_server_warns_of_is_kept_once(kube, cache, living, ma
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "asked"),
+    ("before", "after", "verified"),
     [
         ({}, {}, []),
         ({}, {"replicas": 3}, []),
@@ -456,7 +467,7 @@ async def test_what_the_api_server_warns_of_is_kept_once(kube, cache, living, ma
         (None, {"frontend": {"podTemplate": {"spec": {"priorityClassName": "p"}}}}, ["smollm-frontend"]),
     ],
 )
-def test_what_is_verified(make_endpoint, make_plan, living, before, after, asked):
+def test_which_deployments_are_verified(make_endpoint, make_plan, living, before, after, verified):
     observed = None if before is None else living(make_plan(make_endpoint(**before)))
     planned = make_plan(make_endpoint(**after), observed)
-    assert [child["metadata"]["name"] for child in planned.verify] == asked
+    assert [child["metadata"]["name"] for child in planned.verify] == verified

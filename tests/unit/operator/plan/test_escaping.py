@@ -39,7 +39,7 @@ def environment(container):
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_arguments_and_environment_arrive_as_they_are_written(make_endpoint, make_plan, main, text):
+def test_arguments_and_variables_reach_the_process_verbatim(make_endpoint, make_plan, main, text):
     env = [{"name": "A", "value": text}, {"name": "SM_VLLM_CHAT_TEMPLATE", "value": text}]
     spec = {"engine": {"args": ["--chat-template", text, f"--hf-overrides={text}"]}, "worker": {"env": env}}
     container = main(make_plan(make_endpoint(**spec)))
@@ -49,7 +49,7 @@ def test_arguments_and_environment_arrive_as_they_are_written(make_endpoint, mak
     assert (arrived["A"], arrived["SM_VLLM_CHAT_TEMPLATE"]) == (text, text)
 
 
-def test_every_other_field_that_ends_in_arguments_or_environment(make_endpoint, make_plan, main):
+def test_other_fields_reach_the_process_verbatim(make_endpoint, make_plan, main):
     model = {"uri": "file:///m$(HOME)", "artifactsUri": "s3://bucket/$(HOME)/"}
     path = [{"name": "SAGEMAKER_MODEL_PATH", "value": "/d/$(HOME)"}]
     container = main(make_plan(make_endpoint(model=model, worker={"env": path})))
@@ -66,7 +66,7 @@ def test_every_other_field_that_ends_in_arguments_or_environment(make_endpoint, 
 
 
 @given(st.text(alphabet="$()HOME_ a", max_size=24))
-def test_any_text_arrives(text):
+def test_any_text_is_escaped(text):
     container = escape_variable_references(
         {"args": [text], "command": [text], "env": [{"name": "A", "value": text}]}
     )
@@ -74,13 +74,13 @@ def test_any_text_arrives(text):
     assert expanded(container["env"][0]["value"]) == text
 
 
-def test_sources_of_values_are_left_alone(make_endpoint, make_plan, main):
+def test_values_from_sources_are_not_escaped(make_endpoint, make_plan, main):
     source = {"secretKeyRef": {"name": "s", "key": "k"}}
     container = main(make_plan(make_endpoint(worker={"env": [{"name": "A", "valueFrom": source}]})))
     assert {"name": "A", "valueFrom": source} in container["env"]
 
 
-def test_a_pod_template_has_the_meaning_of_a_pods(make_endpoint, make_plan, main):
+def test_variable_references_in_a_pod_template_are_expanded(make_endpoint, make_plan, main):
     env = [{"name": "ADDRESS", "value": "tcp://$(POD_IP):1"}]
     template = {"podTemplate": {"spec": {"containers": [{"name": "main", "env": env}]}}}
     planned = make_plan(make_endpoint(worker=template, frontend=template))

@@ -136,12 +136,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("spec", "deployment", "path", "value"), CASES)
-def test_every_field_shows_where_it_must(make_endpoint, make_plan, child, spec, deployment, path, value):
+def test_every_field_is_rendered_in_its_place(make_endpoint, make_plan, child, spec, deployment, path, value):
     planned = make_plan(make_endpoint(**spec))
     assert walk(child(planned, "Deployment", f"smollm-{deployment}"), path) == value
 
 
-def test_health_check_goes_into_the_settings_alone(make_endpoint, make_plan, child):
+def test_the_health_check_changes_only_the_settings(make_endpoint, make_plan, child):
     check = {"level": "Standard", "periodSeconds": 7, "mode": "Observe"}
     planned = make_plan(make_endpoint(healthCheck=check))
     text = child(planned, "ConfigMap", "smollm-settings")["data"]["settings.json"]
@@ -149,12 +149,12 @@ def test_health_check_goes_into_the_settings_alone(make_endpoint, make_plan, chi
     assert "Standard" not in json.dumps(child(planned, "Deployment", "smollm-workers"))
 
 
-def test_settings_hold_only_what_the_user_set(make_endpoint, make_plan, child):
+def test_settings_contain_only_fields_that_the_user_set(make_endpoint, make_plan, child):
     text = child(make_plan(make_endpoint()), "ConfigMap", "smollm-settings")["data"]["settings.json"]
     assert json.loads(text)["healthCheck"] == {}, "a default would outrank environment and config file"
 
 
-def test_settings_read_as_a_human_would_write_them_and_always_the_same(make_endpoint, make_plan, child):
+def test_settings_are_readable_and_deterministic(make_endpoint, make_plan, child):
     payload = {"prompt": "héé \u2028 \U0001f642", "b": [], "a": {"y": 1.5, "x": 10**18}}
     planned = make_plan(make_endpoint(healthCheck={"payload": payload}))
     text = child(planned, "ConfigMap", "smollm-settings")["data"]["settings.json"]
@@ -162,7 +162,7 @@ def test_settings_read_as_a_human_would_write_them_and_always_the_same(make_endp
     assert json.loads(text)["healthCheck"]["payload"] == payload
 
 
-def test_inline_config_is_an_immutable_map_named_by_its_content(make_endpoint, make_plan, child):
+def test_inline_config_is_an_immutable_config_map_named_by_its_digest(make_endpoint, make_plan, child):
     planned = make_plan(make_endpoint(engine={"config": {"inline": {"max-model-len": 512}}}))
     volume = walk(
         child(planned, "Deployment", "smollm-workers"),
@@ -175,7 +175,7 @@ def test_inline_config_is_an_immutable_map_named_by_its_content(make_endpoint, m
     assert volume not in [c["metadata"]["name"] for c in other.children]
 
 
-def test_every_child_is_owned_and_in_the_namespace(make_endpoint, make_plan):
+def test_every_child_has_owner_and_namespace(make_endpoint, make_plan):
     planned = make_plan(make_endpoint(engine={"config": {"inline": {"a": 1}}}))
     for obj in planned.children:
         (owner,) = obj["metadata"]["ownerReferences"]
@@ -184,13 +184,13 @@ def test_every_child_is_owned_and_in_the_namespace(make_endpoint, make_plan):
         assert obj["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "vllmendpoint-operator"
 
 
-def test_rendering_is_written_first_and_pods_last(make_endpoint, make_plan):
+def test_the_revision_is_applied_first_and_deployments_last(make_endpoint, make_plan):
     kinds = [obj["kind"] for obj in make_plan(make_endpoint()).children]
     assert kinds[0] == "ControllerRevision", "it is the write-ahead log"
     assert kinds[-2:] == ["Deployment", "Deployment"]
 
 
-def test_without_frontend_the_workers_are_the_url(make_endpoint, make_plan):
+def test_without_a_frontend_the_url_is_that_of_the_workers(make_endpoint, make_plan):
     endpoint = make_endpoint(frontend={"mode": "None"})
     kinds = {(c["kind"], c["metadata"]["name"]) for c in make_plan(endpoint).children}
     assert not [name for _, name in kinds if "frontend" in name]
@@ -200,7 +200,7 @@ def test_without_frontend_the_workers_are_the_url(make_endpoint, make_plan):
     assert invocations_url(endpoint) == "http://smollm-workers.team-a.svc:8080/invocations"
 
 
-def test_ports_of_dynamo_are_open_to_this_endpoint_alone(make_endpoint, make_plan, child):
+def test_only_pods_of_the_endpoint_may_connect_to_dynamo_ports(make_endpoint, make_plan, child):
     policy = child(make_plan(make_endpoint()), "NetworkPolicy", "smollm-workers")
     opened = {}
     for rule in policy["spec"]["ingress"]:
@@ -240,7 +240,7 @@ def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, chi
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"),
+    ("argument", "message"),
     [
         ("--model", "--model is set by the operator. Remove it: set spec.model.uri instead."),
         ("--model=x", "--model is set by the operator"),
@@ -254,41 +254,41 @@ def test_dynamo_namespaces_of_two_endpoints_differ(make_endpoint, make_plan, chi
         ("--namespace", "assigns a Dynamo namespace"),
     ],
 )
-def test_arguments_that_the_operator_owns_are_refused(make_endpoint, make_plan, argument, told):
-    with pytest.raises(PlanError) as refused:
+def test_arguments_that_the_operator_owns_are_rejected(make_endpoint, make_plan, argument, message):
+    with pytest.raises(PlanError) as error:
         make_plan(make_endpoint(engine={"args": ["--seed", "1", argument]}))
-    assert refused.value.reason is Reason.INVALID_SPEC
-    assert refused.value.message.startswith("engine.args: ")
-    assert told in refused.value.message
+    assert error.value.reason is Reason.INVALID_SPEC
+    assert error.value.message.startswith("engine.args: ")
+    assert message in error.value.message
 
 
 @pytest.mark.parametrize(
     "argument", ["--model-impl", "--max-model-len", "x --model", "-O3", "--", "--config-format", "--no-x"]
 )
-def test_other_arguments_pass_verbatim(make_endpoint, make_plan, child, argument):
+def test_other_arguments_are_rendered_verbatim(make_endpoint, make_plan, child, argument):
     planned = make_plan(make_endpoint(engine={"args": [argument]}))
     assert walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.args")[-1] == argument
 
 
 @pytest.mark.parametrize("name", ["DYN_NAMESPACE", "POD_UID", "DYN_SYSTEM_PORT", "VLLMENDPOINT_ANYTHING"])
-def test_environment_that_the_operator_owns_is_refused(make_endpoint, make_plan, name):
+def test_variables_that_the_operator_owns_are_rejected(make_endpoint, make_plan, name):
     with pytest.raises(PlanError, match=f"worker.env: {name} is set by the operator\\. Remove it: "):
         make_plan(make_endpoint(worker={"env": [{"name": name, "value": "x"}]}))
 
 
-def test_the_users_environment_outranks_our_defaults(make_endpoint, make_plan, child):
+def test_user_variables_replace_defaults(make_endpoint, make_plan, child):
     planned = make_plan(make_endpoint(worker={"env": [{"name": "HF_HOME", "value": "/mine"}]}))
     env = walk(child(planned, "Deployment", "smollm-workers"), f"{MAIN}.env")
     assert [item["value"] for item in env if item["name"] == "HF_HOME"] == ["/mine"]
 
 
-def test_the_token_goes_to_the_workers_alone_and_into_nothing_else(make_endpoint, make_plan):
+def test_only_workers_get_the_token(make_endpoint, make_plan):
     planned = make_plan(make_endpoint(model={"uri": "hf://o/n", "tokenSecretRef": {"name": "the-secret"}}))
     naming = {(c["kind"], c["metadata"]["name"]) for c in planned.children if "the-secret" in json.dumps(c)}
     assert naming == {("ControllerRevision", planned.revision.name), ("Deployment", "smollm-workers")}
 
 
-def test_a_token_given_twice_is_refused(make_endpoint, make_plan):
+def test_a_token_set_twice_is_rejected(make_endpoint, make_plan):
     model = {"uri": "hf://o/n", "tokenSecretRef": {"name": "hf"}}
     env = [{"name": "HF_TOKEN", "value": "x"}]
     with pytest.raises(
@@ -297,27 +297,27 @@ def test_a_token_given_twice_is_refused(make_endpoint, make_plan):
         make_plan(make_endpoint(model=model, worker={"env": env}))
 
 
-def test_environment_with_value_and_source_is_refused(make_endpoint, make_plan):
+def test_a_variable_with_value_and_source_is_rejected(make_endpoint, make_plan):
     item = {"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
     with pytest.raises(PlanError, match=r"A has both value and valueFrom\. Remove one"):
         make_plan(make_endpoint(worker={"env": [item]}))
 
 
 @pytest.mark.parametrize(
-    ("maps", "reason", "told"),
+    ("maps", "reason", "message"),
     [
-        ({}, Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap 'c' in this namespace; create it"),
-        ({"c": {"a": "1", "b": "2"}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "no key 'k'; it has: a, b"),
-        ({"c": {}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "it has: none"),
+        ({}, Reason.CONFIG_MAP_NOT_FOUND, "The ConfigMap 'c' does not exist in this namespace. Create it"),
+        ({"c": {"a": "1", "b": "2"}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "no key 'k'. Its keys: a, b."),
+        ({"c": {}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "Its keys: none."),
     ],
 )
-def test_missing_references_are_named(make_endpoint, make_plan, living, config_maps, maps, reason, told):
+def test_missing_references_are_named(make_endpoint, make_plan, living, config_maps, maps, reason, message):
     endpoint = make_endpoint(engine={"config": {"configMapKeyRef": {"name": "c", "key": "k"}}})
     observed = living(make_plan(make_endpoint()), config_maps=config_maps(**maps))
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(PlanError) as error:
         make_plan(endpoint, observed)
-    assert refused.value.reason is reason
-    assert told in refused.value.message
+    assert error.value.reason is reason
+    assert message in error.value.message
 
 
 SCRIPT = "def custom_sagemaker_ping_handler(request):\n    return 1\n"
@@ -326,7 +326,7 @@ SCRIPT = "def custom_sagemaker_ping_handler(request):\n    return 1\n"
 @pytest.mark.parametrize(
     "script", [{"inline": SCRIPT}, {"configMapKeyRef": {"name": "scripts", "key": "model.py"}}]
 )
-def test_handlers_travel_with_the_settings(make_endpoint, make_plan, child, config_maps, noon, script):
+def test_handlers_are_part_of_the_settings(make_endpoint, make_plan, child, config_maps, noon, script):
     world = Observed(now=noon, config_maps=config_maps(scripts={"model.py": SCRIPT}))
     handlers = {"script": script, "ping": "model:custom_sagemaker_ping_handler"}
     planned = make_plan(make_endpoint(handlers=handlers), world)
@@ -343,7 +343,7 @@ def test_handlers_travel_with_the_settings(make_endpoint, make_plan, child, conf
 
 
 @pytest.mark.parametrize(("data", "reason"), [(None, "ConfigMapNotFound"), ({}, "ConfigMapKeyNotFound")])
-def test_a_script_that_is_not_there(make_endpoint, make_plan, config_maps, noon, data, reason):
+def test_a_missing_script_is_reported(make_endpoint, make_plan, config_maps, noon, data, reason):
     maps = {} if data is None else config_maps(scripts=data)
     one = make_endpoint(handlers={"script": {"configMapKeyRef": {"name": "scripts"}}})
     with pytest.raises(PlanError, match=r"handlers\.script\.configMapKeyRef") as caught:
@@ -351,7 +351,7 @@ def test_a_script_that_is_not_there(make_endpoint, make_plan, config_maps, noon,
     assert caught.value.reason == reason
 
 
-def test_only_a_worker_that_answers_nothing_for_ten_minutes_is_ended_by_the_kubelet(
+def test_the_kubelet_restarts_a_worker_only_after_ten_minutes_without_response(
     make_endpoint, make_plan, child
 ):
     template = child(make_plan(make_endpoint()), "Deployment", "smollm-workers")["spec"]["template"]
@@ -361,7 +361,7 @@ def test_only_a_worker_that_answers_nothing_for_ten_minutes_is_ended_by_the_kube
     assert probe["periodSeconds"] * probe["failureThreshold"] == 600
 
 
-def test_what_replaces_a_pod_serves_before_the_old_one_goes(make_endpoint, make_plan, child):
+def test_a_replacement_serves_before_the_old_pod_terminates(make_endpoint, make_plan, child):
     planned = make_plan(make_endpoint())
     assert walk(child(planned, "Deployment", "smollm-workers"), "spec.minReadySeconds") >= 5
     frontend = child(planned, "Deployment", "smollm-frontend")

@@ -29,12 +29,12 @@ import pytest
     ],
     ids=["defaults", "all set", "no class at all"],
 )
-def test_a_claim_is_made_for_the_cache(make_endpoint, make_plan, child, template, spec):
+def test_a_claim_is_created_for_the_cache(make_endpoint, make_plan, child, template, spec):
     planned = make_plan(make_endpoint(cache={"volumeClaimTemplate": template}))
     assert child(planned, "PersistentVolumeClaim", "smollm-cache")["spec"] == spec
 
 
-def test_a_claim_that_grows_restarts_nothing(make_endpoint, make_plan, living):
+def test_a_larger_claim_restarts_nothing(make_endpoint, make_plan, living):
     def sized(size):
         return make_endpoint(cache={"volumeClaimTemplate": {"size": size}})
 
@@ -43,7 +43,7 @@ def test_a_claim_that_grows_restarts_nothing(make_endpoint, make_plan, living):
     assert make_plan(make_endpoint(), living(first)).revision.name != first.revision.name
 
 
-def test_a_claim_goes_only_when_no_pod_can_mount_it_any_more(make_endpoint, make_plan, living):
+def test_a_claim_is_pruned_only_when_no_pod_can_mount_it(make_endpoint, make_plan, living):
     first = make_plan(make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}}))
     mounted = make_plan(make_endpoint(), living(first, claims_in_use=frozenset({"smollm-cache"})))
     assert not mounted.prune
@@ -61,7 +61,7 @@ def test_a_claim_goes_only_when_no_pod_can_mount_it_any_more(make_endpoint, make
     ],
     ids=["as the cache", "as the model"],
 )
-def test_a_claim_that_is_named_since_stays(make_endpoint, make_plan, living, spec):
+def test_a_claim_that_the_spec_refers_to_is_kept(make_endpoint, make_plan, living, spec):
     """No pod may mount it at the moment: with ``replicas: 0``, for instance."""
     first = make_plan(make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}}))
     assert not make_plan(make_endpoint(replicas=0, **spec), living(first)).prune

@@ -1,4 +1,4 @@
-"""One worker's refusal of a payload keeps the others from it: the last good health check is back for all."""
+"""If one worker rejects a payload, all workers get the last good health check."""
 
 import json
 
@@ -21,7 +21,7 @@ PROBLEM = {
 
 @pytest.fixture
 def world(make_endpoint, make_plan, living, make_worker):
-    """An endpoint over time: ``step(check, *pods)`` plans it, with the children that the last plan left."""
+    """An endpoint over time: ``step(check, *pods)`` plans it with the children of the last plan."""
 
     class World:
         def __init__(self):
@@ -31,10 +31,10 @@ def world(make_endpoint, make_plan, living, make_worker):
             return make_endpoint(replicas=2, healthCheck=check, **spec)
 
         def worker(self, name, check, refuses=False, problem=PROBLEM, **more):
-            said = (
+            report = (
                 {"configuration__state": "Refused", "configuration__problems": [problem]} if refuses else {}
             )
-            return make_worker(name, settings=self.endpoint(check), report=said, **more)
+            return make_worker(name, settings=self.endpoint(check), report=report, **more)
 
         def step(self, check, *pods, **spec):
             endpoint = self.endpoint(check, **spec)
@@ -59,7 +59,7 @@ def world(make_endpoint, make_plan, living, make_worker):
             return settings["healthCheck"]["payload"]
 
         def refused(self):
-            """GOOD ran on both; BAD was asked for and one of two refuses it."""
+            """Both workers used GOOD; then the spec has BAD, and one of the two rejects it."""
             self.step(GOOD)
             self.step(BAD, self.worker("w-1", GOOD), self.worker("w-2", GOOD))
             return self.step(BAD, self.worker("w-1", BAD, refuses=True), self.worker("w-2", BAD))
@@ -67,7 +67,7 @@ def world(make_endpoint, make_plan, living, make_worker):
     return World()
 
 
-def test_one_refusal_brings_the_last_good_check_back_for_all(world) -> None:
+def test_one_rejection_restores_the_last_good_check_for_all_workers(world) -> None:
     world.step(GOOD)
     assert world.step(BAD, world.worker("w-1", GOOD), world.worker("w-2", GOOD)) == "bad"
     assert world.step(BAD, world.worker("w-1", BAD, refuses=True), world.worker("w-2", BAD)) == "good"
@@ -79,17 +79,17 @@ def test_one_refusal_brings_the_last_good_check_back_for_all(world) -> None:
     assert world.planned.refresh.keys() == {"w-1", "w-2"}
 
 
-def test_it_stays_so_once_all_run_the_last_good_check_again(world) -> None:
+def test_the_check_stays_withheld_once_all_workers_use_the_last_good_one(world) -> None:
     world.refused()
     before = world.map
     running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
     assert world.step(BAD, *running) == "good"
     assert world.condition.reason == "InvalidPayload"
-    assert world.step(BAD) == "good", "nor while no worker is heard"
+    assert world.step(BAD) == "good", "also while no worker reports"
     assert world.map == before
 
 
-def test_another_health_check_is_published_at_once(world) -> None:
+def test_another_health_check_is_published_immediately(world) -> None:
     world.refused()
     running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
     assert world.step(BETTER, *running) == "better"
@@ -99,14 +99,14 @@ def test_another_health_check_is_published_at_once(world) -> None:
     assert world.condition.reason == "Resolved"
 
 
-def test_the_last_good_check_asked_for_again_is_resolved(world) -> None:
+def test_a_spec_with_the_last_good_check_is_resolved(world) -> None:
     world.refused()
     running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
     assert world.step(GOOD, *running) == "good"
     assert world.condition.reason == "Resolved"
 
 
-def test_a_check_that_was_refused_is_never_the_last_good_one(world) -> None:
+def test_a_rejected_check_never_becomes_the_last_good_one(world) -> None:
     world.step(GOOD)
     world.step(BAD, world.worker("w-1", GOOD), world.worker("w-2", GOOD))
     refusing = world.worker("w-1", BAD, refuses=True), world.worker("w-2", BAD)
@@ -116,7 +116,7 @@ def test_a_check_that_was_refused_is_never_the_last_good_one(world) -> None:
     assert world.step(worse, *refusing) == "good"
 
 
-def test_other_pods_are_asked_anew(world) -> None:
+def test_other_pods_may_accept_the_check(world) -> None:
     world.refused()
     running = world.worker("w-1", GOOD), world.worker("w-2", GOOD)
     args = {"engine": {"args": ["--max-logprobs", "60"]}}
@@ -138,20 +138,20 @@ def test_a_worker_of_an_older_template_withholds_nothing(world) -> None:
     ],
     ids=["environment", "handlers"],
 )
-def test_what_is_not_the_specs_payload_withholds_nothing(world, problem) -> None:
+def test_a_problem_of_another_source_withholds_nothing(world, problem) -> None:
     world.step(GOOD)
     world.step(BAD, world.worker("w-1", GOOD))
     assert world.step(BAD, world.worker("w-1", BAD, refuses=True, problem=problem)) == "bad"
 
 
-def test_without_a_last_good_check_there_is_nothing_to_go_back_to(world) -> None:
+def test_without_a_last_good_check_nothing_is_withheld(world) -> None:
     world.step(BAD)
     assert world.step(BAD, world.worker("w-1", BAD, refuses=True)) == "bad"
     assert (world.condition.status, world.condition.reason) == ("False", "InvalidPayload")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pod": 1}'])
-def test_annotations_that_somebody_changed_are_not_believed(world, content) -> None:
+def test_invalid_annotations_are_ignored(world, content) -> None:
     world.refused()
     for name in world.map["metadata"]["annotations"]:
         world.map["metadata"]["annotations"][name] = content
