@@ -77,7 +77,7 @@ def test_unescaped_control_characters_are_removed(character):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "expected"),
     [
         (b"", "malformed report"),
         (b"hello", "malformed report"),
@@ -110,12 +110,12 @@ def test_unescaped_control_characters_are_removed(character):
         (changed("configuration.problems", [{}] * 17), "configuration.problems"),
     ],
 )
-def test_a_malformed_report_is_an_error_that_does_not_quote_it(line, message):
+def test_a_malformed_report_is_an_error_that_does_not_quote_it(line, expected):
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
-    with pytest.raises(ValueError) as refused:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
         parse(raw, "u")
-    message = str(refused.value)
-    assert message in message
+    message = str(caught.value)
+    assert expected in message
     assert "Splendid" not in message
     assert len(message) < 300
 
@@ -205,15 +205,15 @@ async def streams(worker, monkeypatch):
     monkeypatch.setattr(reports_module, "CONNECTING_GRACE_SECONDS", 0.6)
     monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 0.1)
     changes = []
-    async with ReportStreams(lambda *what: changes.append(what), port=worker.port) as reports:
+    async with ReportStreams(lambda *change: changes.append(change), port=worker.port) as reports:
         reports.changes = changes
         reports.sync_targets(OWNER, [TARGET])
         yield reports
 
 
-async def until(holds, seconds=5.0):
+async def until(condition, seconds=5.0):
     async with asyncio.timeout(seconds):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -254,17 +254,17 @@ async def test_progress_of_a_start_is_not_urgent(worker, streams):
         count = len(streams.changes)
         await worker.lines.put(wire)
         await until(lambda count=count: len(streams.changes) > count)
-    first, step, stalled, message, ready, refused = (urgent for _, urgent in streams.changes)
-    assert (step, message) == (False, False)
-    assert (first, stalled, ready, refused) == (True, True, True, True)
+    first, progress, stalled, text, ready, rejected = (urgent for _, urgent in streams.changes)
+    assert (progress, text) == (False, False)
+    assert (first, stalled, ready, rejected) == (True, True, True, True)
 
 
-async def test_only_a_disconnection_longer_than_the_grace_notifies(worker, streams):
+async def test_only_a_disconnection_longer_than_the_grace_period_notifies(worker, streams):
     await worker.lines.put(WIRE)
     await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put(None)
     await until(lambda: not streams.state(OWNER, "u").connected)
-    assert not streams.state(OWNER, "u").grace_expired, "within the grace"
+    assert not streams.state(OWNER, "u").grace_expired, "within the grace period"
     assert streams.state(OWNER, "u").report is not None
     await worker.lines.put(WIRE)
     await until(lambda: streams.state(OWNER, "u").connected)
@@ -293,10 +293,10 @@ async def test_a_malformed_stream_is_closed_and_reported(worker, streams, line, 
 
 
 async def test_too_many_reports_close_the_stream(worker, streams):
-    flood = b"".join(
+    lines = b"".join(
         json.dumps(changed("verdict.message", str(number))).encode() + b"\n" for number in range(500)
     )
-    await worker.lines.put(flood)
+    await worker.lines.put(lines)
     await until(lambda: "reports per second" in streams.state(OWNER, "u").error)
     assert len(streams.changes) < 100
 
@@ -327,21 +327,21 @@ async def test_sync_targets_does_not_wait_for_a_worker_that_disconnected(worker,
     await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put(None)
     await until(lambda: not streams.state(OWNER, "u").connected)
-    assert not streams.state(OWNER, "u").grace_expired, "within the grace"
+    assert not streams.state(OWNER, "u").grace_expired, "within the grace period"
     assert not streams.sync_targets(OWNER, [TARGET])
 
 
 async def test_log_lines_of_a_stream_do_not_carry_the_context_of_its_reconcile(worker, monkeypatch, caplog):
     monkeypatch.setattr(reports_module, "_FIRST_RETRY_SECONDS", 10)
-    look, seen = contextvars.ContextVar("look", default=""), []
+    context, contexts = contextvars.ContextVar("context", default=""), []
     caplog.set_level("INFO", logger="vllmendpoint_operator.reports.streams")
-    caplog.handler.addFilter(lambda record: seen.append(look.get()) or True)
+    caplog.handler.addFilter(lambda record: contexts.append(context.get()) or True)
     async with ReportStreams(lambda *what: None, port=worker.port) as reports:
-        look.set("the one that began it")
+        context.set("the reconcile that opened the stream")
         reports.sync_targets(OWNER, [TARGET])
         worker.greeting = json.dumps(WIRE).encode() + b"\nnonsense\n"
-        await until(lambda: seen)
-    assert seen == [""]
+        await until(lambda: contexts)
+    assert contexts == [""]
 
 
 async def test_a_worker_that_reported_is_reconnected_without_backoff(worker, streams):
@@ -363,7 +363,7 @@ async def test_the_state_has_the_newest_volatile_fields(worker, streams):
     await until(lambda: streams.state(OWNER, "u").connected)
     await worker.lines.put({**WIRE, "time": "2026-01-01T11:50:09Z"})
     await until(lambda: str(streams.state(OWNER, "u").report.time).startswith("2026-01-01 11:50:09"))
-    assert len(streams.changes) == 1, "a volatile field"
+    assert len(streams.changes) == 1, "a volatile field is not a change"
 
 
 async def test_a_target_removed_while_it_connects_is_closed(worker, monkeypatch):
@@ -383,14 +383,14 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def answering(answer, *, close=True):
-    """The streams to a server that sends ``answer``, and what it received."""
+async def server_sending(response, *, close=True):
+    """(streams, received requests, port) of a server that sends ``response`` to each request."""
     received = []
 
     async def serve(reader, writer):
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             received.append(await reader.readuntil(b"\r\n\r\n"))
-            writer.write(answer)
+            writer.write(response)
             await writer.drain()
             if not close:
                 await reader.read()
@@ -404,7 +404,7 @@ async def answering(answer, *, close=True):
 
 
 async def test_a_request_is_for_one_uncompressed_stream():
-    async with answering(HEAD + b"\r\n") as (_, received, port):
+    async with server_sending(HEAD + b"\r\n") as (_, received, port):
         await until(lambda: received)
     request, *headers = received[0].decode().strip().split("\r\n")
     assert request == "GET /status?watch=true HTTP/1.1"
@@ -412,7 +412,7 @@ async def test_a_request_is_for_one_uncompressed_stream():
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    ("response", "error"),
     [
         (b"", "incomplete"),
         (b"HTTP/1.1 200 OK\r\nA: b\r\n", "incomplete"),
@@ -432,8 +432,8 @@ async def test_a_request_is_for_one_uncompressed_stream():
     ],
     ids=lambda value: value[:40].decode() if isinstance(value, bytes) else value,
 )
-async def test_a_response_that_is_no_stream_is_an_error_that_does_not_quote_it(answer, error):
-    async with answering(answer) as (streams, _, _):
+async def test_an_invalid_response_is_an_error_that_does_not_quote_it(response, error):
+    async with server_sending(response) as (streams, _, _):
         await until(lambda: streams.state(OWNER, "u").error)
         found = streams.state(OWNER, "u").error
     assert error in found
@@ -441,17 +441,17 @@ async def test_a_response_that_is_no_stream_is_an_error_that_does_not_quote_it(a
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [b"", b"HTTP/1.1 200 OK\r\n", HEAD + b"\r\nx", CHUNKED, CHUNKED + b"5\r\nab", HEAD + b"\r\n\n\n"],
 )
-async def test_a_stream_without_a_report_ends(monkeypatch, answer):
+async def test_a_stream_without_a_report_is_closed_after_the_timeout(monkeypatch, response):
     monkeypatch.setattr(reports_module, "REPORT_TIMEOUT_SECONDS", 0.1)
-    async with answering(answer, close=False) as (streams, _, _):
+    async with server_sending(response, close=False) as (streams, _, _):
         await until(lambda: streams.state(OWNER, "u").error)
         assert streams.state(OWNER, "u").error == "TimeoutError: no report within 0.1 s"
 
 
-async def test_bytes_that_are_no_report_do_not_keep_a_stream_open(worker, monkeypatch):
+async def test_bytes_without_a_report_do_not_extend_the_timeout(worker, monkeypatch):
     monkeypatch.setattr(reports_module, "REPORT_TIMEOUT_SECONDS", 0.3)
     async with ReportStreams(lambda *_: None, port=worker.port) as streams:
         streams.sync_targets(OWNER, [TARGET])
