@@ -68,7 +68,7 @@ def changes():
 
 
 @pytest.fixture(autouse=True)
-def slept(monkeypatch):
+def delays(monkeypatch):
     """Records the seconds of each sleep, without sleeping."""
     found = []
 
@@ -143,17 +143,21 @@ async def test_a_failed_list_is_retried(make_informer):
     assert services.has_synced.is_set()
 
 
-@pytest.mark.parametrize("refusal", [Rejected(403, "forbidden"), NotFound(404, "no such namespace")])
-async def test_three_consecutive_refusals_raise_inaccessible(make_informer, refusal, caplog):
-    with pytest.raises(Inaccessible, match=f"services: {refusal.status}: {refusal.message}"):
-        await make_informer(Api([[obj()]], [[refusal], [refusal], [refusal]])).run()
+@pytest.mark.parametrize("rejection", [Rejected(403, "forbidden"), NotFound(404, "no such namespace")])
+async def test_three_consecutive_rejections_raise_inaccessible(make_informer, rejection, caplog):
+    with pytest.raises(Inaccessible, match=f"services: {rejection.status}: {rejection.message}"):
+        await make_informer(Api([[obj()]], [[rejection], [rejection], [rejection]])).run()
     assert caplog.text == "", "the watched namespace logs it once"
 
 
-async def test_single_refusals_are_retried(make_informer):
-    """An API server that starts refuses what it will allow in a moment."""
-    refusal, other = Rejected(403, "RBAC: role not found"), KubeError(500, "x")
-    await run(make_informer(Api([refusal, refusal, [obj()]], [[refusal], [refusal], [], [refusal], [other]])))
+async def test_single_rejections_are_retried(make_informer):
+    """An API server that starts rejects requests that it allows a moment later."""
+    rejection, other = Rejected(403, "RBAC: role not found"), KubeError(500, "x")
+    await run(
+        make_informer(
+            Api([rejection, rejection, [obj()]], [[rejection], [rejection], [], [rejection], [other]])
+        )
+    )
 
 
 async def test_clear_removes_all_objects_without_notification(make_informer, changes):
@@ -167,26 +171,26 @@ async def test_clear_removes_all_objects_without_notification(make_informer, cha
     assert changes == []
 
 
-async def test_watches_that_end_immediately_are_retried_with_backoff(make_informer, slept):
-    """Orderly, or as too old, as a server on its way up or down does."""
+async def test_watches_that_end_immediately_are_retried_with_backoff(make_informer, delays):
+    """Watches end normally or with 410 Gone while an API server starts or shuts down."""
     await run(
         make_informer(Api([[]] * 4, [[], [], [Gone(410, "old")], [Gone(410, "old")], [Gone(410, "old")], []]))
     )
-    assert len(slept) == 6
-    for number, seconds in enumerate(slept):
+    assert len(delays) == 6
+    for number, seconds in enumerate(delays):
         ceiling = min(30, 0.5 * 2**number)
         assert ceiling / 2 <= seconds <= ceiling
-    slept.clear()
-    news = [("MODIFIED", obj(version=11))]
-    await run(make_informer(Api([[]], [[], [], [], news, []])))
-    assert slept[3] <= 0.5, "an event resets the backoff"
+    delays.clear()
+    events = [("MODIFIED", obj(version=11))]
+    await run(make_informer(Api([[]], [[], [], [], events, []])))
+    assert delays[3] <= 0.5, "an event resets the backoff"
 
 
-async def test_retry_after_delays_the_next_request(make_informer, slept):
+async def test_retry_after_delays_the_next_request(make_informer, delays):
     throttled = Throttled(429, "too many", retry_after=7)
     await run(make_informer(Api([throttled, []], [[throttled], []])))
-    assert slept[0] == slept[1] == 7
-    assert slept[2] < 7
+    assert delays[0] == delays[1] == 7
+    assert delays[2] < 7
 
 
 async def test_older_versions_are_ignored(make_informer, changes):
@@ -220,13 +224,13 @@ async def test_an_object_with_another_uid_replaces_the_old_one(make_informer, ch
 
 
 async def test_a_changed_label_notifies_both_owners_and_moves_the_object(make_informer, changes):
-    taken = [("MODIFIED", obj(instance="other", version=6))]
-    services = make_informer(Api([[obj(version=5)]], [taken]))
+    relabeled = [("MODIFIED", obj(instance="other", version=6))]
+    services = make_informer(Api([[obj(version=5)]], [relabeled]))
     await run(services)
     assert changes == [(("ns", "e"), False), (("ns", "other"), False), (("ns", "e"), False)]
     assert list(services.by_owner(("ns", "e"))) == []
     services = make_informer(
-        Api([[obj(version=5)]], [taken, [("DELETED", obj(instance="other", version=7))]])
+        Api([[obj(version=5)]], [relabeled, [("DELETED", obj(instance="other", version=7))]])
     )
     await run(services)
     assert list(services.by_owner(("ns", "e"))) == []

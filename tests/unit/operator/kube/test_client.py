@@ -19,11 +19,17 @@ BODY = {"metadata": {"namespace": "ns", "name": "d"}}
 
 @pytest.fixture
 async def kube():
-    """``warnings`` and ``events`` (or ``text``) are sent; ``got`` is the last body received."""
+    """A client of a server that tests configure through attributes of the client.
+
+    ``warnings``: Warning headers of the response to an apply; ``events``, or ``text``: body of the response
+    to a list or watch; ``chunk_size``: bytes that are sent at a time; ``error_status``: sent instead.
+    ``received``: body of the last apply; ``queries``: of each list and watch; ``requests``: arguments of
+    each call of ``on_request``.
+    """
     warnings = []
 
     async def answer(request):
-        client.got = await request.read()
+        client.received = await request.read()
         response = web.json_response(await request.json())
         for value in warnings:
             response.headers.add("Warning", value)
@@ -31,13 +37,13 @@ async def kube():
 
     async def watch(request):
         client.queries.append(dict(request.query))
-        if client.refusal is not None:
-            return web.json_response({"kind": "Status", "message": "no"}, status=client.refusal)
+        if client.error_status is not None:
+            return web.json_response({"kind": "Status", "message": "no"}, status=client.error_status)
         body = client.text.encode() or b"".join(json.dumps(event).encode() + b"\n" for event in client.events)
         response = web.StreamResponse()
         await response.prepare(request)
-        for at in range(0, len(body), client.part):
-            await response.write(body[at : at + client.part])
+        for at in range(0, len(body), client.chunk_size):
+            await response.write(body[at : at + client.chunk_size])
             await asyncio.sleep(0.001)
         return response
 
@@ -51,8 +57,8 @@ async def kube():
         TestServer(app) as server,
         Kube(Configuration(host=str(server.make_url("")).rstrip("/")), on_request=count) as client,
     ):
-        client.warnings, client.events, client.refusal, client.queries = warnings, [], None, []
-        client.part, client.requests, client.text = 10_000, [], ""
+        client.warnings, client.events, client.error_status, client.queries = warnings, [], None, []
+        client.chunk_size, client.requests, client.text = 10_000, [], ""
         yield client
 
 
@@ -83,7 +89,7 @@ async def test_warnings_are_ignored_without_a_callback(kube):
 async def test_an_apply_has_the_same_meaning_as_yaml_and_json(kube, text):
     body = {**BODY, "data": {"model.py": text}}
     assert await kube.apply(DEPLOYMENT, body) == body
-    assert yaml.safe_load(kube.got.decode()) == body
+    assert yaml.safe_load(kube.received.decode()) == body
 
 
 def event(kind, **metadata):
@@ -103,9 +109,9 @@ async def test_a_watch_without_a_version_starts_with_all_objects(kube):
     assert "resourceVersion" not in kube.queries[0]
 
 
-@pytest.mark.parametrize("part", [1, 40, 10_000])
-async def test_events_are_complete_for_every_chunk_size(kube, part):
-    kube.part = part
+@pytest.mark.parametrize("chunk_size", [1, 40, 10_000])
+async def test_events_are_complete_for_every_chunk_size(kube, chunk_size):
+    kube.chunk_size = chunk_size
     kube.events = [event("MODIFIED", name=f"d{number}") for number in range(5)]
     assert [metadata["name"] for _, metadata in await watched(kube, "7")] == ["d0", "d1", "d2", "d3", "d4"]
 
@@ -122,7 +128,7 @@ async def test_a_watch_from_a_version_requests_no_initial_events(kube):
     [(422, None, WatchListUnsupported), (422, "7", Rejected), (403, None, Rejected), (410, "7", Gone)],
 )
 async def test_a_rejected_watch_raises_the_error_of_its_status(kube, status, version, error):
-    kube.refusal = status
+    kube.error_status = status
     with pytest.raises(error):
         await watched(kube, version)
 
@@ -159,7 +165,7 @@ async def test_an_error_of_the_consumer_of_warnings_is_not_an_error_of_the_api_s
 
 
 @pytest.mark.parametrize("body", ["<html>", '{"metadata":{},"items":[{"metadata":{}}'])
-async def test_a_response_that_is_no_list_is_an_error_and_one_request(kube, body):
+async def test_an_invalid_list_is_an_error_and_counted_once(kube, body):
     kube.text = body
     with pytest.raises(KubeError, match=r"^0: GET /apis/apps/v1/namespaces/ns/deployments: "):
         await kube.list(DEPLOYMENT, "ns")

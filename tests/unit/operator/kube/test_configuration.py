@@ -76,13 +76,13 @@ def plugin(tmp_path):
     return write
 
 
-async def test_a_kubeconfig_with_a_token(kubeconfig):
+async def test_the_token_of_a_kubeconfig_is_sent_as_a_bearer_token(kubeconfig):
     found = await load_configuration(kubeconfig({"token": "t"}))
     assert found.host == "https://api.example:6443"
     assert await authorization(found) == "Bearer t"
 
 
-async def test_a_kubeconfig_with_a_password(kubeconfig):
+async def test_the_password_of_a_kubeconfig_is_sent_as_basic_authentication(kubeconfig):
     found = await load_configuration(kubeconfig({"username": "a", "password": "b"}))
     assert await authorization(found) == f"Basic {base64.b64encode(b'a:b').decode()}"
 
@@ -103,7 +103,7 @@ async def test_the_proxy_of_the_environment_does_not_apply_in_a_pod(service_acco
     assert (await load_configuration("")).proxy is None
 
 
-async def test_a_kubeconfig_with_a_proxy(kubeconfig):
+async def test_the_proxy_of_a_kubeconfig_is_used(kubeconfig):
     found = await load_configuration(kubeconfig({"token": "t"}, **{"proxy-url": "http://proxy:3128"}))
     assert found.proxy == "http://proxy:3128"
 

@@ -84,9 +84,9 @@ def test_rules_equal_what_the_api_server_stores(given, stored):
     ids=str,
 )
 def test_an_invalid_rule_is_an_error_at_the_start(rule, message):
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as caught:
         settings(rule)
-    assert message in str(refused.value)
+    assert message in str(caught.value)
 
 
 def test_rules_are_read_from_the_environment(monkeypatch):

@@ -84,13 +84,13 @@ async def test_a_list_truncated_at_any_byte_is_a_value_error(size):
 
 async def test_an_object_is_returned_when_the_next_one_begins():
     first, second = ({"metadata": {"name": name}} for name in "ab")
-    text, taken = wire({**HEAD, "items": [first, second]}), []
+    text, sent = wire({**HEAD, "items": [first, second]}), []
 
-    async def slowly():
+    async def single_bytes():
         for at in range(len(text)):
-            taken.append(at)
+            sent.append(at)
             yield text[at : at + 1]
 
-    _, items = await split_list(slowly())
+    _, items = await split_list(single_bytes())
     assert raw.decode(raw.encode(await anext(items))) == first
-    assert len(taken) < len(text) - 6
+    assert len(sent) < len(text) - 6
