@@ -1,4 +1,4 @@
-"""Service accounts, and the role that they are bound to."""
+"""ServiceAccounts and RoleBindings of the pods."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The ports of the operator and of Dynamo's frontend answer over IPv4 and IPv6."""
+"""The ports of the operator and of Dynamo's frontend respond over IPv4 and IPv6."""
 
 import json
 import os
@@ -45,7 +45,7 @@ print(json.dumps([sys.argv[1:], [os.environ.get(name) for name in {HOSTS!r}]]))
 NO_IPV6 = (
     "AF_INET6 = 10\ndef socket(family):\n    raise OSError(97, 'Address family not supported by protocol')\n"
 )
-"""Stands for Python's module in a kernel that was started with ipv6.disable=1."""
+"""Python's socket module as on a kernel that was started with ipv6.disable=1."""
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_operators_ports_respond_on_each_ip_family(namespace, address, answe
 
 @pytest.fixture
 def started(make_endpoint, make_plan, child, tmp_path):
-    """Runs the command that is rendered for the frontend; what Dynamo's frontend would find."""
+    """Runs the frontend's rendered command; returns the environment of Dynamo's frontend."""
     planned = make_plan(make_endpoint())
     (main,) = child(planned, "Deployment", "smollm-frontend")["spec"]["template"]["spec"]["containers"]
     assert "POD_IP" in [item["name"] for item in main["env"]]
@@ -109,7 +109,7 @@ def test_the_frontend_starts_without_ipv6_in_the_kernel(started, tmp_path):
 
 
 def test_no_host_is_pinned_in_the_pod_templates(make_endpoint, make_plan, child):
-    """A node may have IPv6 where the next has none: the pod finds out."""
+    """Nodes may differ in IPv6, so the pod detects it."""
     planned = make_plan(make_endpoint())
     for part in ("workers", "frontend"):
         pod = child(planned, "Deployment", f"smollm-{part}")["spec"]["template"]["spec"]

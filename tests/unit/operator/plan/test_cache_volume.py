@@ -1,4 +1,4 @@
-"""A claim for the cache: made, grown, and kept while a pod may mount it."""
+"""The claim for the cache is created, grows, and is kept while a pod may mount it."""
 
 import pytest
 
@@ -62,6 +62,6 @@ def test_a_claim_is_pruned_only_when_no_pod_can_mount_it(make_endpoint, make_pla
     ids=["as the cache", "as the model"],
 )
 def test_a_claim_that_the_spec_refers_to_is_kept(make_endpoint, make_plan, living, spec):
-    """No pod may mount it at the moment: with ``replicas: 0``, for instance."""
+    """No pod mounts the claim, for instance because of ``replicas: 0``."""
     first = make_plan(make_endpoint(cache={"volumeClaimTemplate": {"size": "9Gi"}}))
     assert not make_plan(make_endpoint(replicas=0, **spec), living(first)).prune

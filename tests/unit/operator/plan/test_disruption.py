@@ -1,4 +1,4 @@
-"""The PodDisruptionBudget: no drain takes the last replica, and none is blocked for ever."""
+"""The PodDisruptionBudget: no drain evicts the last replica, and no drain is blocked forever."""
 
 import pytest
 

@@ -43,7 +43,7 @@ def prefix(template):
 
 @pytest.fixture
 def plain(make_endpoint, make_plan, living, make_worker):
-    """An endpoint as an operator without revisions' namespaces left it, with one worker."""
+    """The observed state of an endpoint with one legacy worker and legacy frontends."""
     planned = make_plan(make_endpoint())
     observed = living(planned, pods=[worker_of(make_worker, "w-old", None)])
     children = {key: copy.deepcopy(obj) for key, obj in observed.children.items()}
@@ -60,7 +60,7 @@ def plain(make_endpoint, make_plan, living, make_worker):
 
 @pytest.fixture
 def frontends_rolled_out(living, plain):
-    """After ``planned``: its frontends, and the workers that it kept."""
+    """The observed state after ``planned``: its frontends and the retained workers."""
 
     def make(planned):
         observed = living(planned, pods=plain.workers)
@@ -126,7 +126,7 @@ def test_a_prefix_matches_no_namespace_of_another_endpoint(
         accepted = prefix(plans[mine], f"{mine}-frontend")
         assert published(plans[mine], f"{mine}-workers").startswith(accepted)
         assert not published(plans[theirs], f"{theirs}-workers").startswith(accepted)
-        assert not base_namespace(others).startswith(accepted), "workers of the version before"
+        assert not base_namespace(others).startswith(accepted), "legacy workers of the other endpoint"
 
 
 def test_an_upgrade_of_the_operator_does_not_change_legacy_pods(make_endpoint, make_plan, plain, template):
@@ -139,14 +139,16 @@ def test_an_upgrade_of_the_operator_does_not_change_legacy_pods(make_endpoint, m
 def test_legacy_frontends_are_replaced_before_legacy_workers(
     make_endpoint, make_plan, make_worker, plain, frontends_rolled_out, prefix, template
 ):
-    """They accept the plain namespace alone: without these workers their callers would get 404."""
+    """Legacy frontends accept only legacy workers; without these, callers would get 404."""
     endpoint = make_endpoint(**SEED)
     before = plain.child("Deployment", WORKERS)["spec"]["template"]
     first = make_plan(endpoint, plain)
     assert prefix(first) == base_namespace(endpoint)
     assert template(first, WORKERS) == before
     (verified,) = (one for one in first.verify if one["metadata"]["name"] == WORKERS)
-    assert names.LABEL_REVISION in verified["spec"]["template"]["metadata"]["labels"], "of the one to come"
+    assert names.LABEL_REVISION in verified["spec"]["template"]["metadata"]["labels"], (
+        "the new template is verified"
+    )
 
     observed = frontends_rolled_out(first)
     front = observed.children["Deployment", FRONTEND]
@@ -159,7 +161,7 @@ def test_legacy_frontends_are_replaced_before_legacy_workers(
     forgotten = {key: obj for key, obj in observed.children.items() if obj is not history(plain)}
     assert template(make_plan(endpoint, replace(observed, children=forgotten)), WORKERS) == before
     front["status"] = complete
-    # An admission policy may have changed it: it is rolled out all the same.
+    # The template may differ because an admission policy changed it.
     front["spec"]["template"]["spec"]["containers"][0]["image"] = "mirror.example/worker:1"
     assert template(make_plan(endpoint, observed), WORKERS) != before
 
@@ -216,7 +218,7 @@ def test_legacy_workers_are_routed_until_the_last_one_is_gone(
     assert prefix(midway) == prefix(rolling)
     assert midway.revision.name == rolling.revision.name
     again = make_plan(make_endpoint(engine={"args": ["--seed", "2"]}), living(rolling, pods=pods))
-    assert old.startswith(prefix(again)), "a change in the middle of it"
+    assert old.startswith(prefix(again)), "after another change during the rollout"
 
     gone = living(rolling, pods=pods[1:])
     missing = dict(gone.children)
@@ -226,12 +228,12 @@ def test_legacy_workers_are_routed_until_the_last_one_is_gone(
         "status": {**deployment["status"], "availableReplicas": 0},
     }
     unfinished = make_plan(endpoint, replace(gone, children=missing))
-    assert prefix(unfinished) == prefix(rolling), "the older ReplicaSet may still replace a lost pod"
+    assert prefix(unfinished) == prefix(rolling), "the older ReplicaSet may still replace an evicted pod"
 
     done = make_plan(endpoint, gone)
     assert not old.startswith(prefix(done))
     assert published(done) == published(rolling)
-    assert template(done, WORKERS) == template(rolling, WORKERS), "no worker restarts for it"
+    assert template(done, WORKERS) == template(rolling, WORKERS), "no worker restarts"
     assert done.revision.name != rolling.revision.name
     assert not done.revision.upgrade_available
     settled = make_plan(endpoint, living(done, pods=pods[1:]))
@@ -278,7 +280,7 @@ def test_frontends_that_cannot_drain_leave_the_service_before_they_terminate(
 def test_a_service_selects_frontends_of_a_pinned_template_that_cannot_drain(
     make_endpoint, make_plan, child, plain, make_pod
 ):
-    """An upgrade of the operator alone, and a spec that goes back to what such a template was made from."""
+    """After an upgrade of the operator, and for a spec that returns to the inputs of such a template."""
     for part in ("worker", "frontend"):
         history(plain)["data"][part]["metadata"]["labels"].pop(names.LABEL_DRAINS, None)
     for frontends in ((make_pod("old", metadata={"labels": {}}),), (make_pod("new"),)):

@@ -1,4 +1,4 @@
-"""What is documented as verbatim reaches the process so, although the kubelet expands args and env."""
+"""Values that are documented as verbatim reach the process unchanged, although the kubelet expands them."""
 
 import re
 
@@ -15,7 +15,7 @@ AWKWARD = ["$$price $(HOME) $$(HOME)", "$", "$$", "$$$(HOME)", "$(", "a$", "$(NO
 
 
 def expanded(text):
-    """As the kubelet does it (k8s.io/kubernetes/third_party/forked/golang/expansion)."""
+    """As the kubelet expands it (k8s.io/kubernetes/third_party/forked/golang/expansion)."""
 
     def replaced(found):
         if found[0] == "$$":
@@ -58,7 +58,7 @@ def test_other_fields_reach_the_process_verbatim(make_endpoint, make_plan, main)
     arrived = {name: expanded(value) for name, value in environment(container).items()}
     assert arrived["VLLMENDPOINT_ARTIFACTS_URI"] == "s3://bucket/$(HOME)/"
     assert arrived["SAGEMAKER_MODEL_PATH"] == "/d/$(HOME)"
-    # A mount's path is not expanded: it is where the worker looks.
+    # The kubelet does not expand the path of a mount.
     assert "/d/$(HOME)" in [mount["mountPath"] for mount in container["volumeMounts"]]
     container = main(make_plan(make_endpoint(model={"uri": "s3://bucket/$(HOME)"})))
     assert expanded(environment(container)["VLLMENDPOINT_MODEL_URI"]) == "s3://bucket/$(HOME)"

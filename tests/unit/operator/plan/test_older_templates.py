@@ -28,7 +28,7 @@ def states_of(condition, found, *kinds):
 
 
 def unseen(make_plan, living, endpoint):
-    """The Deployment controller has not looked at the newest spec yet."""
+    """The Deployment controller has not observed the newest spec yet."""
     children = dict(living(make_plan(endpoint)).children)
     for key, obj in children.items():
         if key[0] == "Deployment":
@@ -86,7 +86,7 @@ def test_a_corrected_environment_resolves_before_older_pods_are_gone(
 def test_settings_that_an_older_worker_rejects_are_reported(
     make_endpoint, make_status, make_worker, make_pod, condition
 ):
-    """It serves, and they are as new to it as to any other."""
+    """An older worker that serves requests rejects new settings like any other worker."""
     endpoint = make_endpoint(replicas=2)
     serves = {**REFUSED, "stage__name": "Serving", "started": True}
     old = make_worker("w-1", settings=endpoint, metadata=OLD, report=serves)
@@ -112,7 +112,7 @@ def test_a_corrected_image_is_not_reported_for_older_pods(
 def test_a_recreated_older_pod_is_not_of_the_new_revision(
     make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition, made
 ):
-    """A drain in the middle of a rollout: the old ReplicaSet makes a pod last."""
+    """A drain during the rollout: the old ReplicaSet creates the newest pod."""
     endpoint = make_endpoint(replicas=3)
     children = dict(living(make_plan(endpoint)).children)
     key = ("Deployment", "smollm-workers")
@@ -149,7 +149,7 @@ def test_a_rejected_rollout_is_not_the_current_revision(make_endpoint, make_plan
 def test_a_deployment_that_still_has_an_older_revision_number(
     make_endpoint, make_plan, living, make_status, make_pod, condition, step
 ):
-    """As its controller writes: both with an ``observedGeneration`` that is the newest already."""
+    """The Deployment controller writes both steps with the newest ``observedGeneration``."""
     endpoint = make_endpoint(replicas=2)
     observed = living(make_plan(endpoint))
     children, hashes = dict(observed.children), dict(observed.template_hashes)

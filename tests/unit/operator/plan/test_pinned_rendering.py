@@ -93,7 +93,7 @@ def test_cold_changes_change_the_template(make_endpoint, make_plan, living, temp
 
 
 def test_the_digest_of_the_inputs_is_the_same_in_every_version(make_endpoint):
-    """These literals may never change: on upgrade every endpoint of that kind would be restarted.
+    """These literals must never change: an upgrade would restart every endpoint of that kind.
 
     A field that a later version adds must not show in them while it has its default.
     """
@@ -119,14 +119,14 @@ MOMENT = "2026-01-31T12:00:00Z"
 @pytest.mark.parametrize("requested", [{"rollout": "1"}, {"restartedAt": MOMENT}])
 @pytest.mark.parametrize("image", ["registry.example/worker:1", "registry.example/worker:2"])
 def test_removing_a_request_requests_nothing(make_endpoint, make_plan, living, templates, requested, image):
-    """`kubectl replace` of a manifest that never had it, by this version or by the next one."""
+    """`kubectl replace` with a manifest that never had the request, before or after an upgrade."""
     first = make_plan(make_endpoint(**requested))
     removed = make_plan(make_endpoint(), living(first), worker_image=image)
     assert templates(removed) == templates(first)
     assert removed.revision.name == first.revision.name
-    assert removed.children[0] == first.children[0], "and the pinned rendering is not written again"
+    assert removed.children[0] == first.children[0], "the revision is not written again"
     again = make_plan(make_endpoint(**requested), living(removed), worker_image=image)
-    assert again.revision.name == first.revision.name, "what was carried out already"
+    assert again.revision.name == first.revision.name, "the request was carried out already"
 
 
 @pytest.mark.parametrize("requested", [{"rollout": "1"}, {"restartedAt": MOMENT}])
@@ -177,13 +177,13 @@ def test_a_time_without_utc_equivalent_requests_a_restart(
 
 
 def test_an_earlier_version_keeps_the_pods_of_a_restart_request(make_endpoint):
-    """After a rollback the CRD drops ``restartedAt``: that version compares the inputs alone."""
+    """After a rollback the CRD drops ``restartedAt``; that version compares only the inputs."""
     inputs = revision_module.inputs_hash(make_endpoint(restartedAt=MOMENT), None, "")
     assert inputs == revision_module.inputs_hash(make_endpoint(), None, "")
 
 
 def test_an_annotation_of_the_pod_template_requests_nothing(make_endpoint, make_plan, living):
-    """It has the same name in the rendered template, and an upgrade changes no template for it."""
+    """It has the name of a request in the template, but an upgrade must not take it for one."""
     annotated = {"metadata": {"annotations": {"serving.vllmendpoint.dev/rollout": "theirs"}}}
     endpoint = make_endpoint(worker={"podTemplate": annotated})
     first = make_plan(endpoint)
@@ -209,7 +209,7 @@ def test_returning_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_pl
 
 
 def test_a_stored_template_survives_json(make_endpoint, make_plan, living):
-    """The API server gives back JSON: an upgrade must not be seen where there is none."""
+    """The API server returns JSON; its types must not look like an available upgrade."""
     first = make_plan(
         make_endpoint(worker={"envFrom": [{"secretRef": {"name": "s"}}]}, engine={"args": ["--x"]})
     )

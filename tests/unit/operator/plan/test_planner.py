@@ -1,4 +1,4 @@
-"""Where each field of the spec shows, and what a plan refuses."""
+"""Where each field of the spec is rendered, and which specs the planner rejects."""
 
 import json
 
@@ -151,7 +151,9 @@ def test_the_health_check_changes_only_the_settings(make_endpoint, make_plan, ch
 
 def test_settings_contain_only_fields_that_the_user_set(make_endpoint, make_plan, child):
     text = child(make_plan(make_endpoint()), "ConfigMap", "smollm-settings")["data"]["settings.json"]
-    assert json.loads(text)["healthCheck"] == {}, "a default would outrank environment and config file"
+    assert json.loads(text)["healthCheck"] == {}, (
+        "a default would override the environment and the config file"
+    )
 
 
 def test_settings_are_readable_and_deterministic(make_endpoint, make_plan, child):
@@ -186,7 +188,7 @@ def test_every_child_has_owner_and_namespace(make_endpoint, make_plan):
 
 def test_the_revision_is_applied_first_and_deployments_last(make_endpoint, make_plan):
     kinds = [obj["kind"] for obj in make_plan(make_endpoint()).children]
-    assert kinds[0] == "ControllerRevision", "it is the write-ahead log"
+    assert kinds[0] == "ControllerRevision", "it pins the templates before they are applied"
     assert kinds[-2:] == ["Deployment", "Deployment"]
 
 

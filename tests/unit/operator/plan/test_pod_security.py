@@ -1,4 +1,4 @@
-"""What pods run as, and the token by which they find each other."""
+"""The user of the pods, and the token with which they discover each other."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_pods_set_a_user_unless_the_cluster_assigns_one(make_endpoint, make_plan
     for pod in pods(make_plan(make_endpoint())):
         assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
     for pod in pods(make_plan(make_endpoint(), fixed_user=False)):
-        # What OpenShift's restricted-v2 leaves to a pod: the rest it assigns, and refuses anything else.
+        # The fields that OpenShift's restricted-v2 accepts; it assigns the others.
         assert pod["securityContext"] == {
             "runAsNonRoot": True,
             "fsGroupChangePolicy": "OnRootMismatch",

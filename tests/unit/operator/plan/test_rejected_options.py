@@ -1,4 +1,4 @@
-"""plan/checks: options that the operator owns, that the worker lacks, or that do not reach status.url."""
+"""Rejected options: owned by the operator, not supported by the worker, or without effect at status.url."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Our strategic merge against kubectl's own, on generated templates."""
+"""Compares ``strategic_merge`` with kubectl on generated templates."""
 
 import json
 import os
@@ -17,7 +17,7 @@ NAMES = ("main", "b", "c")
 
 
 def patched(templates, patch):
-    """What kubectl makes of each; raises LookupError with its refusal."""
+    """The templates as kubectl merges them. Raises LookupError with kubectl's message if it rejects one."""
     with tempfile.TemporaryDirectory() as folder:
         for number, template in enumerate(templates):
             pod_template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": f"t{number}"}}
@@ -41,9 +41,9 @@ def patched(templates, patch):
 
 
 def ordered(value):
-    """Lists by their content, since kubectl puts what is new first; and without what is empty.
+    """``value`` with sorted lists, because kubectl puts new items first, and without empty values.
 
-    Directives in what is new, which have nothing to act on, kubectl leaves where they are.
+    Without directives too: kubectl keeps those in new objects, where they have no effect.
     """
     if isinstance(value, dict):
         kept = {k: ordered(v) for k, v in value.items() if not k.startswith("$")}
@@ -55,16 +55,16 @@ def ordered(value):
 
 
 class Maker:
-    """Makes templates, or patches: these may also delete, replace and retain.
+    """Generates templates, or patches with directives.
 
-    By a seed, not by Hypothesis: its examples of so large a thing are nearly all empty.
+    It uses a seed and not Hypothesis, whose examples of such large objects are nearly all empty.
     """
 
     def __init__(self, seed, *, patch=False):
         self.random, self.patch = random.Random(seed), patch
 
     def fields(self, **kinds):
-        """Some of these; in a patch null, too."""
+        """Some of the fields; in a patch, some are null."""
         made = {}
         for name, make in kinds.items():
             if self.random.random() < 0.5:
@@ -78,7 +78,7 @@ class Maker:
         return lambda: self.random.sample(values, self.random.randrange(len(values) + 1))
 
     def keyed(self, key, values, more=dict):
-        """A list that is merged by ``key``."""
+        """A list with the merge key ``key``."""
 
         def make():
             items = [{key: value, **more()} for value in self.some(*values)()]
@@ -91,7 +91,7 @@ class Maker:
         return make
 
     def words(self, *, whole=False):
-        """A map of strings; ``whole``: one that is in every template, so that it may be replaced."""
+        """A map of strings. ``whole``: every template has it, so that a patch may replace it."""
 
         def make():
             found = {name: self.random.choice("12") for name in self.some(*NAMES)()} or {"main": "1"}

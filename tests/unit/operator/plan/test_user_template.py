@@ -44,7 +44,7 @@ def main(**fields):
 PATCHES = {
     "labels merge": {"metadata": {"labels": {"a": "9", "c": "3"}}},
     "null deletes": {"metadata": {"annotations": None}, "spec": {"nodeSelector": {"zone": None}}},
-    "null of what is not there": {"spec": {"nodeName": None, "affinity": {"nodeAffinity": None}}},
+    "null of a missing field": {"spec": {"nodeName": None, "affinity": {"nodeAffinity": None}}},
     "env merges by name": main(env=[{"name": "B", "value": "9"}, {"name": "C", "value": "3"}]),
     "env deleted": main(env=[{"name": "A", "$patch": "delete"}]),
     "env from a source": main(

@@ -4,9 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER
+
 __all__ = ["find_dropped_nulls"]
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+"""Annotation with the manifest that the user applied last."""
 
 
 def find_dropped_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> list[str]:
@@ -15,17 +18,17 @@ def find_dropped_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> lis
         written = json.loads(annotations.get(_LAST_APPLIED, "{}"))["spec"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
-    found = []
-    for part in ("worker", "frontend"):
-        theirs, ours = (_get(_get(each, part), "podTemplate") for each in (written, spec))
-        paths = [path for path in _nulls(theirs, ours) if path]
+    messages = []
+    for component in (WORKER, FRONTEND):
+        manifest, live = (_get(_get(source, component), "podTemplate") for source in (written, spec))
+        paths = [path for path in _nulls(manifest, live) if path]
         if paths:
             named = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-            found.append(
-                f"{part}.podTemplate: kubectl apply does not send null, so {named} has no effect. "
+            messages.append(
+                f"{component}.podTemplate: kubectl apply does not send null, so {named} has no effect. "
                 "Use $patch: delete, $patch: replace or $retainKeys."
             )
-    return found
+    return messages
 
 
 def _get(value: Any, key: str) -> Any:
@@ -33,6 +36,7 @@ def _get(value: Any, key: str) -> Any:
 
 
 def _nulls(written: Any, live: Any, path: str = "") -> Iterator[str]:
+    """Paths of nulls in ``written`` that ``live`` does not have."""
     if isinstance(written, dict):
         for key, value in written.items():
             where = f"{path}.{key}" if path else key

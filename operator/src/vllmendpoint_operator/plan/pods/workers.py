@@ -28,8 +28,8 @@ __all__ = ["account_name", "deployment", "pod_template"]
 _STARTUP_PERIOD_SECONDS: Final = 5
 _MIN_READY_SECONDS: Final = 5
 """Time from a worker's readiness until every frontend routes to it; measured: less than 1 s on an idle node.
-The Deployment removes an older worker only after this time. A frontend that learns of both changes at the
-same moment would remove the older worker first, and have none."""
+The Deployment removes an older worker only after this time. A frontend that receives both changes together
+removes the older worker first, and would have no worker."""
 _PROGRESS_MARGIN_SECONDS: Final = 600
 """For scheduling and image pulls, which the startup timeout does not include."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
@@ -272,6 +272,6 @@ def _artifacts_path(worker: WorkerSpec) -> str:
         raise PlanError(
             Reason.INVALID_SPEC,
             f"worker.env: {_MODEL_PATH_VARIABLE} must be an absolute path in value, not valueFrom, "
-            "because the operator mounts the volume for model.artifactsUri there",
+            "because the operator mounts the volume for model.artifactsUri there.",
         )
     return str(variable.value)
