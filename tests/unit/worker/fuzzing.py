@@ -1,4 +1,4 @@
-"""What is drawn at random for what users, files and workers may hand over. A red run is red again."""
+"""Random values of settings, files and reports. The examples are deterministic."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ SECRET = "QXZHUNTER2"
 
 
 def fuzz(examples: int) -> settings:
+    """Hypothesis settings of a test with this number of examples."""
     return settings(
         max_examples=examples,
         derandomize=True,
@@ -40,7 +41,7 @@ values = st.recursive(
     ),
     max_leaves=8,
 )
-good = st.fixed_dictionaries(
+valid_payloads = st.fixed_dictionaries(
     {"prompt": st.text(min_size=1, max_size=8)},
     optional={"max_tokens": st.integers(1, 9), "temperature": st.floats(0, 2), "seed": st.integers(0, 99)},
 )
@@ -50,7 +51,7 @@ messages = st.lists(
     max_size=2,
 )
 payloads = (
-    good
+    valid_payloads
     | st.fixed_dictionaries({"messages": messages}, optional={"max_tokens": scalars})
     | st.fixed_dictionaries({"input": st.text(min_size=1, max_size=5)})
     | st.dictionaries(words, values, max_size=4)
@@ -58,12 +59,13 @@ payloads = (
 )
 model_types = st.sampled_from([*ModelType, None])
 raw_text = st.text(st.characters(exclude_characters="\x00", exclude_categories=[]), max_size=40).filter(
-    # What an environment can hold: text, and bytes that are none (surrogateescape).
+    # An environment variable contains text, and other bytes as surrogates (surrogateescape).
     lambda text: all(not "\ud800" <= char <= "\udfff" or "\udc80" <= char <= "\udcff" for char in text)
 )
 
 
 def deep(levels: int) -> Any:
+    """A list that is nested this deep."""
     value: Any = "x"
     for _ in range(levels):
         value = [value]

@@ -4,10 +4,10 @@ The order of places is: arguments (``spec.model`` and ``engine.args`` of a VLLME
 config file. A conflict is an error, because no user can tell which value would win.
 
 The worker runs this check twice: in the first second of the start, and again with the names of the engine's
-parsers. vLLM's own parser could replace only the second run: one import of ``AsyncEngineArgs`` and
-``FlexibleArgumentParser`` takes 8 s of CPU time (14 s on 2 busy cores), and most conflicts must be reported
-before it. The parser would then need a second implementation of the comparison, and it stops at the first
-invalid option, whose origin is not known.
+parsers. vLLM's own parser cannot replace the first run, because the import of ``AsyncEngineArgs`` takes 8 s
+of CPU time (14 s on two busy cores), and a user must see most conflicts before that. A comparison of the
+parsed namespaces in the second run would be a second implementation of the check, and the parser stops at the
+first invalid option.
 """
 
 import re
