@@ -1,4 +1,4 @@
-"""What helm makes of the chart, with nothing set and with every value set."""
+"""The chart as helm renders it, with default values and with every value set."""
 
 import copy
 import json
@@ -111,7 +111,7 @@ def run_helm(*arguments: str, program: str = "helm", values: Object | None = Non
 
 
 def parse(text: str) -> list[Object]:
-    # The C loader, where there is one: the CRD is long.
+    # The C loader, if it is installed, because the CRD is long.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [doc for doc in yaml.load_all(text, loader) if doc]
 

@@ -1,4 +1,4 @@
-"""The chart as helm takes it, without a cluster: lint, schema, documents, CRDs."""
+"""The chart without a cluster: lint, schema of the values, documents, CRDs and notes."""
 
 import json
 import re
@@ -29,12 +29,12 @@ from vllmendpoint_api import VLLMEndpointSpec, custom_resource_definition
 
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize("values", [{}, ALL_SET], ids=["defaults", "all-set"])
-def test_lint(program: str, values: Object) -> None:
+def test_the_chart_passes_helm_lint(program: str, values: Object) -> None:
     run_helm("lint", "--strict", str(CHART), program=program, values=values)
 
 
 @pytest.mark.parametrize("values", [{}, ALL_SET], ids=["defaults", "all-set"])
-def test_both_helms_render_alike(values: Object) -> None:
+def test_both_versions_of_helm_render_the_same(values: Object) -> None:
     assert template(values) == template(values, program="helm3")
 
 
@@ -52,14 +52,14 @@ def test_both_helms_render_alike(values: Object) -> None:
     ],
     ids=json.dumps,
 )
-def test_schema_refuses(wrong: Object) -> None:
+def test_the_schema_rejects_invalid_values(wrong: Object) -> None:
     with pytest.raises(AssertionError, match="values don't meet the specifications of the schema"):
         template(wrong)
 
 
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize("value", [8, "8", 0])
-def test_a_renamed_value_is_refused_with_its_new_name(program: str, value: Any) -> None:
+def test_a_renamed_value_is_rejected_with_its_new_name(program: str, value: Any) -> None:
     message = "concurrency: The value was renamed. Use maxConcurrentReconciles instead."
     with pytest.raises(AssertionError, match=re.escape(message)):
         run_helm("template", "r", str(CHART), program=program, values={"concurrency": value})
@@ -68,7 +68,7 @@ def test_a_renamed_value_is_refused_with_its_new_name(program: str, value: Any) 
 RENAMED = {"concurrency"}
 
 
-def test_schema_knows_every_value() -> None:
+def test_the_schema_has_exactly_the_values_of_the_chart() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     def resolved(node: Object) -> Object:
@@ -91,7 +91,7 @@ def test_schema_knows_every_value() -> None:
     check(schema, VALUES, "")
 
 
-def test_readme_documents_every_value() -> None:
+def test_the_readme_documents_every_value_with_its_default() -> None:
     rows = re.findall(
         r"^\| `([^`]+)` \| (.*?) \| (.*?) ?\|$", (CHART / "README.md").read_text(), re.MULTILINE
     )
@@ -106,17 +106,17 @@ def test_readme_documents_every_value() -> None:
     assert set(contexts) <= documented.keys()
 
 
-def test_every_value_is_set_in_these_tests() -> None:
-    elsewhere = {"global.imageRegistry", "crds.enabled", "serviceAccount.create"}
-    ours = leaves(ALL_SET)
+def test_all_set_changes_every_value() -> None:
+    in_other_tests = {"global.imageRegistry", "crds.enabled", "serviceAccount.create"}
+    all_set = leaves(ALL_SET)
     for leaf, default in leaves(VALUES).items():
         if not leaf.startswith(("podSecurityContext.", "securityContext.")):
-            # An object that is empty by default may hold anything.
-            found = {k: v for k, v in ours.items() if k == leaf or k.startswith(f"{leaf}.")}
-            assert found not in ({}, {leaf: default}) or leaf in elsewhere, leaf
+            # An object that is empty by default can have any fields.
+            found = {k: v for k, v in all_set.items() if k == leaf or k.startswith(f"{leaf}.")}
+            assert found not in ({}, {leaf: default}) or leaf in in_other_tests, leaf
 
 
-def test_chart_says_what_it_installs() -> None:
+def test_the_annotations_list_the_images_and_crds_of_the_chart() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     annotations = chart["annotations"]
     images = {item["name"]: item["image"] for item in yaml.safe_load(annotations["artifacthub.io/images"])}
@@ -127,13 +127,13 @@ def test_chart_says_what_it_installs() -> None:
     assert chart["type"] == "application"
 
 
-def test_too_old_a_cluster_is_refused() -> None:
+def test_a_cluster_before_kubernetes_1_30_is_rejected() -> None:
     with pytest.raises(AssertionError, match="kubeVersion"):
         run_helm("template", str(CHART), "--kube-version", "1.29.9")
     run_helm("template", str(CHART), "--kube-version", "1.30.0-gke.1")
 
 
-def test_crd_is_the_generated_one() -> None:
+def test_the_crd_of_the_chart_is_the_generated_one() -> None:
     generated = custom_resource_definition()
     crd = one(template(), "CustomResourceDefinition", ENDPOINTS)
     assert crd["spec"] == generated["spec"], "run `make generate`"
@@ -141,7 +141,7 @@ def test_crd_is_the_generated_one() -> None:
         assert file.stat().st_size < 64 * 1024
 
 
-def test_crds_keep_and_enabled() -> None:
+def test_crds_are_kept_or_left_out_as_the_values_state() -> None:
     for keep in (True, False):
         for name in (ENDPOINTS, DYNAMO):
             metadata = one(template({"crds": {"keep": keep}}), "CustomResourceDefinition", name)["metadata"]
@@ -151,7 +151,7 @@ def test_crds_keep_and_enabled() -> None:
     one(template({"crds": {"dynamo": False}}), "CustomResourceDefinition", ENDPOINTS)
 
 
-def test_dynamo_crd_takes_any_data() -> None:
+def test_the_dynamo_crd_accepts_any_data() -> None:
     crd = one(template(), "CustomResourceDefinition", DYNAMO)["spec"]
     assert crd["scope"] == "Namespaced"
     assert crd["names"]["shortNames"] == ["dwm"]
@@ -161,7 +161,7 @@ def test_dynamo_crd_takes_any_data() -> None:
     assert data["x-kubernetes-preserve-unknown-fields"] is True
 
 
-def test_notes_hold_a_first_endpoint() -> None:
+def test_the_notes_contain_a_valid_endpoint() -> None:
     for values, namespace in (({}, "default"), ({"watchNamespaces": ["a", "b"]}, "a")):
         text = run_helm("install", NAME, str(CHART), "--dry-run=client", values=values)
         notes = text.split("NOTES:", 1)[1]

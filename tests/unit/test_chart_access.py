@@ -1,4 +1,4 @@
-"""Who may do what: the chart's roles, and what its admission policies close."""
+"""Permissions: the roles of the chart and its admission policies."""
 
 import json
 import re
@@ -49,11 +49,11 @@ def resource(kind: Kind, subresource: str = "") -> tuple[str, str]:
     ("values", "kind", "roles"),
     [({}, "ClusterRole", "clusterroles"), ({"watchNamespaces": ["a"]}, "Role", "roles")],
 )
-def test_operator_may_what_it_does_and_no_more(values: Object, kind: str, roles: str) -> None:
+def test_the_operator_has_exactly_the_permissions_that_it_uses(values: Object, kind: str, roles: str) -> None:
     role = one(template(values), kind, NAME)
     expected = {
         **{resource(child): CHILD for child in kinds.MANAGED},
-        **{resource(seen): WATCHED for seen in (kinds.ENDPOINT, kinds.REPLICA_SET)},
+        **{resource(watched): WATCHED for watched in (kinds.ENDPOINT, kinds.REPLICA_SET)},
         resource(kinds.POD): {*WATCHED, "patch"},
         resource(kinds.EVENT): {"create"},
         resource(kinds.ENDPOINT, "/status"): {"patch"},
@@ -65,7 +65,7 @@ def test_operator_may_what_it_does_and_no_more(values: Object, kind: str, roles:
     assert bind["resourceNames"] == [f"{NAME}-worker"]
 
 
-def test_lease_only_in_its_own_namespace() -> None:
+def test_the_operator_may_use_only_its_own_lease() -> None:
     role = one(template(), "Role")
     assert role["metadata"]["namespace"] == "ops"
     assert granted(role) == {resource(kinds.LEASE): {"get", "create", "update"}}
@@ -81,7 +81,7 @@ def test_no_role_reads_secrets_or_has_wildcards() -> None:
                 assert '"*"' not in text
 
 
-def test_namespaced_mode_makes_nothing_cluster_scoped() -> None:
+def test_namespaced_mode_creates_nothing_cluster_scoped() -> None:
     values = {"watchNamespaces": ["a", "b"], "crds": {"enabled": False}}
     docs = template(values)
     assert not kinds_of(docs) & {*CLUSTER_SCOPED, "CustomResourceDefinition"}
@@ -100,11 +100,13 @@ def test_namespaced_mode_makes_nothing_cluster_scoped() -> None:
     assert not kinds_of(template({**ALL_SET, **every})) & CLUSTER_SCOPED
 
 
-def test_the_rest_is_the_same_in_both_modes() -> None:
+def test_workers_have_the_same_permissions_in_both_modes() -> None:
     cluster, namespaced = template(), template({"watchNamespaces": ["a"]})
     worker = f"{NAME}-worker"
     found = granted(one(cluster, "ClusterRole", worker))
-    assert found.pop(("serving.vllmendpoint.dev", "workers")) == {"run"}, "what the policy knows a worker by"
+    assert found.pop(("serving.vllmendpoint.dev", "workers")) == {"run"}, (
+        "the admission policy identifies workers by it"
+    )
     assert found == granted(one(namespaced, "Role", worker))
     assert found == {
         ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
@@ -112,7 +114,7 @@ def test_the_rest_is_the_same_in_both_modes() -> None:
     }
 
 
-def test_aggregated_roles() -> None:
+def test_roles_are_aggregated_unless_disabled() -> None:
     docs = template()
     for role in ("view", "edit", "admin"):
         labels = one(docs, "ClusterRole", f"{NAME}-{role}")["metadata"]["labels"]
@@ -146,15 +148,16 @@ def messages(found: Object | None) -> list[str]:
     return [validation["message"].split(":")[0] for validation in found["spec"]["validations"]]
 
 
-HELD = "model, engine, cache.persistentVolumeClaim"
+LOCKED_FIELDS = "model, engine, cache.persistentVolumeClaim"
+"""The fields in the message about changes while the endpoint has a Secret or an identity."""
 CLAIMS = ["cache.persistentVolumeClaim", "model.uri"]
 
 
-def test_fields_that_take_the_right_to_make_pods() -> None:
+def test_pod_rights_require_permission_to_create_pods() -> None:
     found = policy()
-    told = messages(found)
-    assert told == [*VALUES["admissionPolicy"]["podRights"], HELD, *CLAIMS]
-    assert all(spec_has(path) for path in (*told[: -1 - len(CLAIMS)], *CLAIMS))
+    begins = messages(found)
+    assert begins == [*VALUES["admissionPolicy"]["podRights"], LOCKED_FIELDS, *CLAIMS]
+    assert all(spec_has(path) for path in (*begins[: -1 - len(CLAIMS)], *CLAIMS))
     assert not spec_has("worker.nothing")
     assert found is not None
     first = found["spec"]["validations"][0]["expression"]
@@ -162,23 +165,23 @@ def test_fields_that_take_the_right_to_make_pods() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
         ({"podRights": [], "claims": False}, None),
         ({"podRights": [], "claims": True}, CLAIMS),
-        # Code that may be set by anybody does not hold what is in the pod; an identity does.
+        # Handlers add no Secret or identity to the pod, so they lock no field. worker.env can add a Secret.
         ({"podRights": ["handlers"], "claims": False}, ["handlers"]),
-        ({"podRights": ["worker.env"], "claims": False}, ["worker.env", HELD]),
+        ({"podRights": ["worker.env"], "claims": False}, ["worker.env", LOCKED_FIELDS]),
     ],
     ids=["nothing", "claims", "code", "secrets"],
 )
-def test_each_part_of_the_policy_can_be_left_out(values: Object, told: list[str] | None) -> None:
+def test_each_part_of_the_policy_can_be_disabled(values: Object, expected: list[str] | None) -> None:
     found = policy({"admissionPolicy": values})
-    assert (messages(found) if found else None) == told
+    assert (messages(found) if found else None) == expected
 
 
 def fields(model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """Every field of a spec that holds no further ones of the schema's, by its dotted name."""
+    """The dotted names of the fields of a spec that have no fields of their own in the schema."""
     for name, field in model.model_fields.items():
         here = f"{path}.{field.alias or name}".strip(".")
         inner = list(models(field.annotation))
@@ -205,29 +208,29 @@ HARMLESS = (
     "paused",
     "restartedAt",
 )
-"""They say what is asked, answered and waited for: nothing that a client could not send, too. Who may change
-the engine's arguments restarts the workers by that already."""
+"""Fields that give no permission: they affect requests and timeouts, or restart the workers, which a user who
+may change the engine's arguments can do anyway."""
 
 
-def test_every_field_of_a_spec_is_closed_or_weighed() -> None:
-    """Also one that is new: to who may not create pods it is closed, or the docs say why not."""
+def test_every_field_of_a_spec_is_closed_documented_or_harmless() -> None:
+    """A new field is either closed to users who may not create pods, or docs/operations.md explains it."""
     text = (CHART.parents[1] / "docs/operations.md").read_text()
     table = text.split("<!-- left open", 1)[1].split("<!-- /left open -->", 1)[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    told = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
-    assert all(spec_has(path) for path in (*told, *HARMLESS))
+    documented = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
+    assert all(spec_has(path) for path in (*documented, *HARMLESS))
     closed = [*VALUES["admissionPolicy"]["podRights"], "cache.persistentVolumeClaim"]
     for field in fields(VLLMEndpointSpec):
         places = [
             name
-            for name, paths in (("closed", closed), ("told", told), ("harmless", HARMLESS))
+            for name, paths in (("closed", closed), ("documented", documented), ("harmless", HARMLESS))
             if below(field, paths)
         ]
         assert len(places) == 1, (field, places)
 
 
-def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
-    """From the name of a pod to DYN_NAMESPACE: what is cut off, and where, is the operator's doing."""
+def test_the_policy_derives_the_dynamo_namespace_that_the_operator_renders() -> None:
+    """The policy derives DYN_NAMESPACE from the name of the pod. The operator truncates long namespaces."""
     policy = one(template(), "ValidatingAdmissionPolicy", f"{NAME}-worker")
     own = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}["own"]
     (cut,) = re.findall(r"substring\(0, (\d+)\) \+ '-\[0-9a-f\]\{10\}'", own)
@@ -249,7 +252,7 @@ def test_the_policy_knows_a_dynamo_namespace_as_it_is_rendered() -> None:
 
     assert rendered("team-a", "smollm") == ("team-a-smollm", "smollm-workers")
     edge = "n" * (int(whole) - 2)
-    assert rendered(edge, "e")[0] == f"{edge}-e", "the longest that is whole"
+    assert rendered(edge, "e")[0] == f"{edge}-e", "the longest namespace that is not truncated"
     long, _ = rendered("n" * 63, "e" * 40)
     assert len(long) == int(whole)
     assert re.fullmatch("n" * int(cut) + "-[0-9a-f]{10}", long)

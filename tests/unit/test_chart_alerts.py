@@ -1,4 +1,4 @@
-"""The chart's alerts: each asks for series that the operator has."""
+"""The alerts of the chart use only series and labels that the operator exports."""
 
 import re
 
@@ -12,11 +12,11 @@ VALUES = {
     "state": ["desired", "current", "ready", "generating"],
     "result": ["success", "error"],
 }
-"""What a label may be asked for."""
+"""Label -> its possible values."""
 
 
 def series() -> dict[str, set[str]]:
-    """Labels of each series by its name, as they are scraped (a test of the operator's holds that)."""
+    """Series -> its labels, from the documented metrics, which a test compares with the exposed ones."""
     found = {}
     for name, (kind, labels) in documented().items():
         for suffix in ("_bucket", "_count", "_sum") if kind == "histogram" else ("",):
@@ -24,7 +24,7 @@ def series() -> dict[str, set[str]]:
     return found
 
 
-def test_alerts_use_series_that_exist() -> None:
+def test_alerts_use_only_series_and_labels_that_exist() -> None:
     groups = one(template({"prometheusRule": {"enabled": True}}), "PrometheusRule")["spec"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert len(rules) >= 5
@@ -33,7 +33,7 @@ def test_alerts_use_series_that_exist() -> None:
         alert, expression = rule["alert"], rule["expr"]
         used = re.findall(r"(vllmendpoint_\w+)(?:\{([^}]*)\})?", expression)
         assert used, alert
-        has = {"namespace"}  # of the operator's own series: Prometheus adds it
+        has = {"namespace"}  # Prometheus adds it to the operator's own series
         for name, selector in used:
             assert name in known, alert
             has |= known[name]

@@ -1,4 +1,4 @@
-"""No list of the chart's output holds one key twice: Helm 4 applies server-side, which refuses that."""
+"""No list in the output of the chart has a key twice: Helm 4 applies server-side, which rejects that."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ KEYS = {
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
     "claims": ("name",),
 }
-"""Lists of the Kubernetes API that are maps, and their keys; `ports` has its own below."""
+"""Lists that the Kubernetes API merges by key, and their keys."""
 CONCURRENCY = "VLLMENDPOINT_MAX_CONCURRENT_RECONCILES"
 
 
@@ -84,14 +84,14 @@ def spread(skew: int) -> Object:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_a_key_that_stands_twice_is_refused(program: str, values: Object, message: str) -> None:
-    with pytest.raises(AssertionError) as refused:
+def test_a_duplicate_key_in_the_values_is_rejected(program: str, values: Object, message: str) -> None:
+    with pytest.raises(AssertionError) as caught:
         run_helm("template", "r", str(CHART), program=program, values=values)
-    assert message in str(refused.value)
+    assert message in str(caught.value)
 
 
-def test_every_setting_of_the_chart_is_refused_elsewhere_with_its_value() -> None:
-    refused = r"is set by the chart\. Remove it: (use |its value is )\S+"
+def test_a_setting_of_the_chart_is_rejected_in_extra_env_and_extra_args() -> None:
+    message = r"is set by the chart\. Remove it: (use |its value is )\S+"
     own = [name for name in env(template()) if name.startswith("VLLMENDPOINT_")]
     assert len(own) >= 13
     flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
@@ -99,11 +99,11 @@ def test_every_setting_of_the_chart_is_refused_elsewhere_with_its_value() -> Non
         flag = f"--{name.removeprefix('VLLMENDPOINT_').lower().replace('_', '-')}"
         assert flag in flags
         for values in ({"extraEnv": [{"name": name, "value": "x"}]}, {"extraArgs": [flag, "x"]}):
-            with pytest.raises(AssertionError, match=refused):
+            with pytest.raises(AssertionError, match=message):
                 run_helm("template", "r", str(CHART), values=values)
 
 
-def test_other_variables_and_flags_pass() -> None:
+def test_other_variables_and_flags_are_accepted() -> None:
     template(
         {
             "extraEnv": [{"name": "HTTPS_PROXY", "value": "x"}, {"name": "https_proxy", "value": "x"}],
@@ -151,7 +151,7 @@ def duplicated_labels() -> Object:
 
 
 @pytest.mark.parametrize("values", [{}, ALL_SET, duplicated_labels()], ids=["defaults", "all-set", "labels"])
-def test_no_key_twice_in_what_is_rendered(values: Object) -> None:
+def test_the_output_has_no_duplicate_keys(values: Object) -> None:
     text = run_helm("template", "r", str(CHART), values=values)
     for node in yaml.compose_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         check_keys(node)

@@ -32,14 +32,14 @@ NOT_STRINGS = {
 }
 """Fields of the chart that are integers or booleans in the Kubernetes API. All others are strings."""
 
-# YAML 1.1, which helm reads, and YAML 1.2, and what one library takes for a number and another does not.
-AMBIGUOUS = re.compile(
+# Scalars that YAML 1.1 (helm), YAML 1.2 or one of their libraries reads as something other than a string.
+AMBIGUOUS_SCALAR = re.compile(
     r"[-+.]?[0-9][0-9_,.]*([eE][-+]?[0-9]+)?|0[xob][0-9a-fA-F_]+|[0-9]+(:[0-9]+)+|[0-9]{4}-[0-9]+-[0-9]+.*"
     r"|~|null|true|false|yes|no|on|off|y|n|[-+]?\.(inf|nan)|",
     re.IGNORECASE,
 )
 
-ODD = (
+AMBIGUOUS_NAMES = (
     "123456",
     "true",
     "1e3",
@@ -54,12 +54,12 @@ ODD = (
     "off",
     "1e400",
 )
-PAIRS = [(ODD[i], ODD[i - 1].replace(".", "-")) for i in range(len(ODD))]
+PAIRS = [(AMBIGUOUS_NAMES[i], AMBIGUOUS_NAMES[i - 1].replace(".", "-")) for i in range(len(AMBIGUOUS_NAMES))]
 """Release and namespace; a namespace has no dots."""
 
 
-def odd_values(name: str) -> Object:
-    """Every value that a name or another string of one's choice may be."""
+def values_with(name: str) -> Object:
+    """Values with ``name`` wherever the chart accepts any name or string."""
     label = name.replace("~", "x")
     return {
         "commonLabels": {"common": label},
@@ -102,7 +102,7 @@ def odd_values(name: str) -> Object:
 
 
 def scalars(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], yaml.ScalarNode]]:
-    """The values with their paths; keys, which are strings in JSON, count as values."""
+    """Scalars with their paths. Keys count as values, because JSON requires strings."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*path, "a key"), key
@@ -115,7 +115,7 @@ def scalars(node: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
 
 
 def unquoted(text: str) -> list[str]:
-    """Where a scalar may be read as something else than a string, and the field is one."""
+    """``path: value`` of each scalar that can be read as another type although its field is a string."""
     found = []
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for document in yaml.compose_all(text, loader):
@@ -126,7 +126,7 @@ def unquoted(text: str) -> list[str]:
                 value.value == "CustomResourceDefinition" for _, value in document.value
             )
             ambiguous = node.style is None and (
-                not node.tag.endswith(":str") or AMBIGUOUS.fullmatch(node.value) is not None
+                not node.tag.endswith(":str") or AMBIGUOUS_SCALAR.fullmatch(node.value) is not None
             )
             if ambiguous and not of_crd and path[-1] not in NOT_STRINGS:
                 found.append(f"{'.'.join(path)}: {node.value}")
@@ -135,9 +135,9 @@ def unquoted(text: str) -> list[str]:
 
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize(("release", "namespace"), PAIRS)
-def test_names_stay_strings(program: str, release: str, namespace: str) -> None:
-    values = odd_values(release)
-    if ODD.index(release) % 2:
+def test_ambiguous_names_stay_strings(program: str, release: str, namespace: str) -> None:
+    values = values_with(release)
+    if AMBIGUOUS_NAMES.index(release) % 2:
         values |= {"watchNamespaces": [namespace, "123"], "fullnameOverride": namespace}
     text = run_helm("template", release, str(CHART), "--namespace", namespace, program=program, values=values)
     assert unquoted(text) == []
@@ -145,7 +145,7 @@ def test_names_stay_strings(program: str, release: str, namespace: str) -> None:
     assert one(docs, "Deployment")["metadata"]["namespace"] == namespace
     assert container(docs)["image"].endswith(f":{release}")
     service = one(docs, "Service")
-    # What a Service may be called, unlike all else here.
+    # Names of Services are more restricted than the other names.
     assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
     assert f"//{service['metadata']['name']}.{namespace}.svc" in json.dumps(one(docs, "Pod"))
     selector = service["spec"]["selector"]
@@ -155,8 +155,8 @@ def test_names_stay_strings(program: str, release: str, namespace: str) -> None:
         assert isinstance(item.get("value", ""), str), item
 
 
-@pytest.mark.parametrize("name", ODD[:5])
-def test_name_override_selects_the_pods(name: str) -> None:
+@pytest.mark.parametrize("name", AMBIGUOUS_NAMES[:5])
+def test_the_service_selects_the_pods_with_an_overridden_name(name: str) -> None:
     values = {"nameOverride": name.replace(".", "-"), "fullnameOverride": "full"}
     docs = parse(run_helm("template", "r", str(CHART), values=values))
     labels = one(docs, "Deployment")["metadata"]["labels"]
@@ -164,8 +164,8 @@ def test_name_override_selects_the_pods(name: str) -> None:
     assert labels["app.kubernetes.io/name"] == values["nameOverride"]
 
 
-@pytest.mark.parametrize("name", [name.replace(".", "-") for name in ODD[1::2]])
-def test_the_operator_reads_such_names_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [name.replace(".", "-") for name in AMBIGUOUS_NAMES[1::2]])
+def test_the_operator_reads_ambiguous_names_unchanged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = parse(
         run_helm(
             "template", name, str(CHART), "--namespace", name, values={"watchNamespaces": [name, "other"]}
@@ -180,7 +180,7 @@ def test_the_operator_reads_such_names_as_they_are(name: str, monkeypatch: pytes
 
 
 def test_large_numbers_stay_integers() -> None:
-    """Numbers of a values file are floating-point numbers to helm."""
+    """Helm reads the numbers of a values file as floating-point numbers."""
     values = {"resyncSeconds": 12345678, "leaseSeconds": 1000000, "replicas": 2000000}
     docs = parse(run_helm("template", "r", str(CHART), values=values))
     assert env(docs)["VLLMENDPOINT_RESYNC_SECONDS"] == "12345678"
@@ -189,7 +189,7 @@ def test_large_numbers_stay_integers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "field"),
+    ("assignment", "field"),
     [
         ("watchNamespaces={123456}", "watchNamespaces"),
         ("image.tag=2024", "image/tag|image.tag"),
@@ -201,11 +201,15 @@ def test_large_numbers_stay_integers() -> None:
         ("fullnameOverride=1", "fullnameOverride"),
     ],
 )
-def test_set_makes_numbers_which_are_refused_and_set_string_does_not(given: str, field: str) -> None:
+def test_set_string_is_accepted_where_set_makes_a_number_that_is_rejected(
+    assignment: str, field: str
+) -> None:
     for program in HELMS:
         with pytest.raises(AssertionError, match=f"({field})(.|\n)*string"):
-            run_helm("template", "r", str(CHART), "--set", given, program=program)
-        assert unquoted(run_helm("template", "r", str(CHART), "--set-string", given, program=program)) == []
+            run_helm("template", "r", str(CHART), "--set", assignment, program=program)
+        assert (
+            unquoted(run_helm("template", "r", str(CHART), "--set-string", assignment, program=program)) == []
+        )
 
 
 @pytest.mark.parametrize("namespace", ["true", "123456", "n"])

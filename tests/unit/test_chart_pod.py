@@ -1,4 +1,4 @@
-"""The operator's pod as the chart makes it: its configuration, its images, every value set and empty."""
+"""The operator's pod as the chart renders it: configuration, images, and every value set or empty."""
 
 import json
 from typing import Any
@@ -24,10 +24,12 @@ from vllmendpoint_operator.settings import Settings
 
 
 @pytest.mark.parametrize("values", [{}, ALL_SET], ids=["defaults", "all-set"])
-def test_environment_is_the_operators(values: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_contains_valid_settings_of_the_operator(
+    values: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     docs = template(values)
-    given = env(docs)
-    for name, value in given.items():
+    environment = env(docs)
+    for name, value in environment.items():
         if name.startswith("VLLMENDPOINT_"):
             assert name.removeprefix("VLLMENDPOINT_").lower() in Settings.model_fields
             monkeypatch.setenv(name, value)
@@ -49,7 +51,7 @@ def test_environment_is_the_operators(values: Object, monkeypatch: pytest.Monkey
     assert settings.identity == "a-pod"
 
 
-def test_images() -> None:
+def test_images_are_set_by_registry_tag_and_digest() -> None:
     digest = "sha256:" + "0" * 64
 
     def images(values: Object) -> tuple[str, str]:
@@ -68,7 +70,7 @@ def test_images() -> None:
     assert images(bare) == (f"vllmendpoint/operator@{digest}", f"ghcr.io/vllmendpoint/worker@{digest}")
 
 
-def test_restricted_pods() -> None:
+def test_pods_meet_the_restricted_standard() -> None:
     docs = template()
     for pod in (one(docs, "Deployment")["spec"]["template"]["spec"], one(docs, "Pod")["spec"]):
         assert pod["securityContext"] == {
@@ -86,7 +88,7 @@ def test_restricted_pods() -> None:
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container(docs).keys()
 
 
-def test_everything_set_arrives() -> None:
+def test_every_value_that_is_set_is_rendered() -> None:
     docs = template(ALL_SET)
     deployment = one(docs, "Deployment")
     pod = deployment["spec"]["template"]
@@ -119,12 +121,15 @@ def test_everything_set_arrives() -> None:
     assert one(docs, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     extra = {doc["metadata"]["name"] for doc in docs if doc["kind"] == "ConfigMap"}
     assert extra == {f"{NAME}-extra", "text"}
-    given = env(docs)
-    assert given["VLLMENDPOINT_NAMESPACES"] == "a,b"
-    assert given["VLLMENDPOINT_LEASE_SECONDS"] == "20"
-    assert given["VLLMENDPOINT_MAX_CONCURRENT_RECONCILES"] == "4"
-    assert given["VLLMENDPOINT_RESYNC_SECONDS"] == "60"
-    assert (given["VLLMENDPOINT_LOG_LEVEL"], given["VLLMENDPOINT_LOG_FORMAT"]) == ("DEBUG", "text")
+    environment = env(docs)
+    assert environment["VLLMENDPOINT_NAMESPACES"] == "a,b"
+    assert environment["VLLMENDPOINT_LEASE_SECONDS"] == "20"
+    assert environment["VLLMENDPOINT_MAX_CONCURRENT_RECONCILES"] == "4"
+    assert environment["VLLMENDPOINT_RESYNC_SECONDS"] == "60"
+    assert (environment["VLLMENDPOINT_LOG_LEVEL"], environment["VLLMENDPOINT_LOG_FORMAT"]) == (
+        "DEBUG",
+        "text",
+    )
     for kind, field, label in (
         ("PodMonitor", "podMetricsEndpoints", "pm"),
         ("ServiceMonitor", "endpoints", "sm"),
@@ -146,8 +151,8 @@ def test_everything_set_arrives() -> None:
             assert labels["app.kubernetes.io/managed-by"] == "Helm"
 
 
-def test_everything_empty_is_left_out() -> None:
-    # Null takes a default away; so it must do no harm where the default is empty already.
+def test_empty_values_are_omitted() -> None:
+    # Null removes a default. It must also be accepted where the default is empty.
     empty = [name for name, value in VALUES.items() if value in ({}, [], "")]
     empty += ["resources", "podSecurityContext", "securityContext"]
     docs = template(
@@ -188,7 +193,7 @@ SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize(
-    ("values", "api", "found"),
+    ("values", "api", "is_openshift"),
     [
         ({}, (), False),
         ({}, ("security.openshift.io/v1",), True),
@@ -197,25 +202,25 @@ SECURITY = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
         ({"openshift": False}, ("security.openshift.io/v1",), False),
     ],
 )
-def test_on_openshift_pods_name_no_user(
-    program: str, values: Object, api: tuple[str, ...], found: bool
+def test_on_openshift_pods_set_no_user(
+    program: str, values: Object, api: tuple[str, ...], is_openshift: bool
 ) -> None:
     versions = [argument for version in api for argument in ("--api-versions", version)]
     docs = parse(run_helm("template", "r", str(CHART), *versions, program=program, values=values))
-    user = {} if found else {"runAsUser": 65532, "runAsGroup": 65532}
+    user = {} if is_openshift else {"runAsUser": 65532, "runAsGroup": 65532}
     for pod in (one(docs, "Deployment")["spec"]["template"]["spec"], one(docs, "Pod")["spec"]):
         assert pod["securityContext"] == SECURITY | user
-    assert env(docs)["VLLMENDPOINT_FIXED_USER"] == ("false" if found else "true")
+    assert env(docs)["VLLMENDPOINT_FIXED_USER"] == ("false" if is_openshift else "true")
 
 
-def test_on_openshift_a_user_of_ones_own_stays() -> None:
+def test_on_openshift_a_user_in_the_values_is_kept() -> None:
     own = {"runAsUser": 1000700000, "runAsGroup": None, "fsGroup": 1000700000}
     docs = template({"openshift": True, "podSecurityContext": own})
     context = one(docs, "Deployment")["spec"]["template"]["spec"]["securityContext"]
     assert context == SECURITY | {"runAsUser": 1000700000, "fsGroup": 1000700000}
 
 
-def test_additional_ingress_reaches_the_operator_and_its_own_policy() -> None:
+def test_additional_ingress_is_in_the_operators_settings_and_network_policy() -> None:
     rules = [
         {"ports": [{"port": 15008}]},
         {"from": [{"ipBlock": {"cidr": "169.254.7.127/32", "except": []}}, {"podSelector": {}}]},
@@ -257,19 +262,19 @@ def test_additional_ingress_reaches_the_operator_and_its_own_policy() -> None:
     ],
     ids=str,
 )
-def test_additional_ingress_that_is_none_is_refused(rule: Any) -> None:
+def test_invalid_additional_ingress_is_rejected(rule: Any) -> None:
     with pytest.raises(AssertionError, match="additionalIngress"):
         template({"networkPolicy": {"additionalIngress": [rule]}})
 
 
-def test_names_fit_whatever_the_release_is_called() -> None:
+def test_names_are_valid_with_a_release_name_of_the_maximum_length() -> None:
     for doc in template(release="r" * 53):
         if doc["kind"] in ("Deployment", "Pod", "Service"):
             assert len(doc["metadata"]["name"]) <= 63
     assert one(template(release="op"), "Deployment")["metadata"]["name"] == f"op-{NAME}"
 
 
-def test_the_test_pod_is_no_operator() -> None:
+def test_the_service_does_not_select_the_test_pod() -> None:
     docs = template()
     selector = one(docs, "Service")["spec"]["selector"]
     pod = one(docs, "Pod")

@@ -23,14 +23,14 @@ from vllmendpoint_api import (
 ROOT = Path(__file__).parents[2]
 
 
-def test_precedence_in_the_docs_is_the_table_in_the_code():
+def test_the_precedence_of_payloads_in_the_docs_is_that_of_the_code():
     text = (ROOT / "docs/health-checks.md").read_text()
     block = text.split("<!-- precedence:", 1)[1].split("<!-- /precedence -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
     assert rows == [f"| {row.level} | `{row.source}` | {row.where} |" for row in PRECEDENCE]
 
 
-def test_precedence_of_handlers_in_the_docs_is_the_table_in_the_code():
+def test_the_precedence_of_handlers_in_the_docs_is_that_of_the_code():
     text = (ROOT / "docs/handlers.md").read_text()
     block = text.split("<!-- precedence:", 1)[1].split("<!-- /precedence -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
@@ -81,7 +81,7 @@ def test_every_link_in_the_documents_resolves():
                 assert anchor in anchors(target.read_text()), f"{page.relative_to(ROOT)}: {link}"
 
 
-def test_the_tests_that_hold_the_invariants_exist():
+def test_the_tests_in_the_table_of_invariants_exist():
     text = (ROOT / "docs/architecture.md").read_text()
     block = text.split("<!-- invariants:", 1)[1].split("<!-- /invariants -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
@@ -95,26 +95,26 @@ def test_the_tests_that_hold_the_invariants_exist():
 
 
 def test_samples_are_valid_and_so_is_the_manifest_in_the_readme():
-    seen = 0
+    count = 0
     for path in (ROOT / "samples").glob("*.yaml"):
         for sample in yaml.safe_load_all(path.read_text()):
             if sample["kind"] == "VLLMEndpoint":
                 VLLMEndpointSpec.model_validate(sample["spec"])
-                seen += 1
-    assert seen == 3
+                count += 1
+    assert count == 3
     readme = (ROOT / "README.md").read_text()
     assert (ROOT / "samples/gpu.yaml").read_text() in readme
 
 
-def test_what_the_sample_in_the_readme_names_is_made_there():
+def test_the_readme_creates_the_objects_that_its_sample_refers_to():
     readme = (ROOT / "README.md").read_text()
     spec = yaml.safe_load((ROOT / "samples/gpu.yaml").read_text())["spec"]
     claim = spec["cache"]["persistentVolumeClaim"]["claimName"]
     secret = spec["model"]["tokenSecretRef"]
     assert f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}=" in readme
-    made = yaml.safe_load(readme.split("kubectl apply -f - <<EOF\n", 1)[1].split("EOF\n", 1)[0])
-    assert (made["kind"], made["metadata"]["name"]) == ("PersistentVolumeClaim", claim)
-    assert made["spec"]["accessModes"] == ["ReadWriteMany"], "the sample has more than one replica"
+    created = yaml.safe_load(readme.split("kubectl apply -f - <<EOF\n", 1)[1].split("EOF\n", 1)[0])
+    assert (created["kind"], created["metadata"]["name"]) == ("PersistentVolumeClaim", claim)
+    assert created["spec"]["accessModes"] == ["ReadWriteMany"], "the sample has more than one replica"
 
 
 def test_the_chart_runs_the_images_that_the_readme_builds():
@@ -127,7 +127,7 @@ def test_the_chart_runs_the_images_that_the_readme_builds():
 
 
 def rows_of(name):
-    """Cells of the table in docs/operations.md that is marked so."""
+    """Cells of the table in docs/operations.md with the marker ``name``."""
     text = (ROOT / "docs/operations.md").read_text()
     block = text.split(f"<!-- {name}: held by a test", 1)[1].split(f"<!-- /{name} -->", 1)[0]
     return [
@@ -135,7 +135,7 @@ def rows_of(name):
     ]
 
 
-def test_every_alert_is_told():
+def test_every_alert_is_documented():
     groups = one(template({"prometheusRule": {"enabled": True}}), "PrometheusRule")["spec"]["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
     rows = rows_of("alerts")
@@ -144,9 +144,9 @@ def test_every_alert_is_told():
 
 
 @pytest.mark.parametrize("condition", [Condition.AVAILABLE, Condition.GENERATING])
-def test_every_reason_is_told(condition):
-    told = [reason for reason, of, *_ in rows_of("reasons") if condition in of.split(", ")]
-    assert sorted(told) == sorted(CONDITION_REASONS[condition])
+def test_every_reason_is_documented(condition):
+    documented = [reason for reason, of, *_ in rows_of("reasons") if condition in of.split(", ")]
+    assert sorted(documented) == sorted(CONDITION_REASONS[condition])
 
 
 PACKAGES = (

@@ -23,7 +23,7 @@ WORKER: Final = ROOT / "worker/src/vllmendpoint_worker"
 SOURCES: Final = sorted([*ROOT.glob("operator/src/**/*.py"), *WORKER.glob("**/*.py")])
 
 KUBERNETES: Final = {ConditionStatus, AccessMode}
-"""Enums whose values are Kubernetes' own and also appear in objects of Kubernetes."""
+"""Enums with values of Kubernetes, which also appear in its objects."""
 CLASSES: Final = {OptionRule}
 """Enums that only the option table uses."""
 OTHER_MEANINGS: Final = {
@@ -85,7 +85,7 @@ def test_no_string_equals_the_value_of_an_enum(path):
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_reviewed_strings_exist():
+def test_the_strings_with_other_meanings_exist():
     found = {
         (relative(path), node.value) for path in SOURCES for node in literals(ast.parse(path.read_text()))
     }
@@ -123,5 +123,5 @@ def test_a_reason_of_the_worker_is_a_reason_of_the_condition(part):
         assert reasons(part) <= set(CONDITION_REASONS[Condition.CONFIGURATION_RESOLVED])
 
 
-def test_the_worker_gives_reasons():
+def test_the_worker_uses_reasons():
     assert len(PARTS) >= 6, PARTS

@@ -1,4 +1,4 @@
-"""The part of an API server that kopf needs to watch VLLMEndpoints."""
+"""A stub of the API server with the requests that kopf needs to watch VLLMEndpoints."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ CRDS = "apiextensions.k8s.io"
 
 
 class ApiStub:
-    """``watches``: the lines of each watch. A watch stays open after its last line."""
+    """``watches``: the lines of each watch. Each watch stays open after its last line."""
 
     def __init__(self, *watches: list[bytes]) -> None:
         self.watches = list(watches)

@@ -14,7 +14,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, controlle
 
 
 def observe_children(cache: Cache, endpoint: Endpoint) -> Observed:
-    """The endpoint's children as the cache has them."""
+    """Return a snapshot with the endpoint's children in the cache."""
     children = {
         (kind.kind, obj["metadata"]["name"]): {"kind": kind.kind, **obj}
         for kind in MANAGED

@@ -1,4 +1,4 @@
-"""Builders of the frozen views that the operator's pure parts decide from."""
+"""Builders of the snapshots from which plan, diff and status are computed."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
@@ -89,7 +89,7 @@ def child() -> Callable[[Plan, str, str], Object]:
 
 @pytest.fixture
 def living() -> Callable[..., Observed]:
-    """What is observed after a plan was applied: its children, with a Deployment status all done."""
+    """The snapshot after a plan was applied and its rollouts are complete."""
 
     def make(planned: Plan, *, pods: Iterable[Pod] = (), **more: Any) -> Observed:
         children, hashes = {}, {}
@@ -127,7 +127,7 @@ def config_maps() -> Callable[..., dict[str, ConfigMapContent]]:
 
 
 def report_of(verdict: str = "Generating", *, settings_hash: str = "", **changed: Any) -> WorkerReport:
-    """A report as a worker sends it; keywords replace or, with ``a__b``, reach into it."""
+    """A report of a worker. A keyword ``a__b`` sets the field ``b`` of the field ``a``."""
     since = (NOON - timedelta(minutes=10)).isoformat()
     wire: dict[str, Any] = {
         "version": 1,
@@ -167,7 +167,7 @@ def report_of(verdict: str = "Generating", *, settings_hash: str = "", **changed
 
 
 def ready_pod(name: str, stream: StreamState | None = None, **changed: Any) -> Pod:
-    """A pod that runs and is ready; keywords replace parts of its status."""
+    """A pod that runs and is ready. Keywords replace parts of it."""
     container = {
         "name": names.MAIN_CONTAINER,
         "image": "registry.example/worker:1",
@@ -205,7 +205,7 @@ def make_pod() -> Callable[..., Pod]:
 
 @pytest.fixture
 def make_worker() -> Callable[..., Pod]:
-    """A worker that is heard: ``make_worker("w-1", "Stalled", settings=endpoint)``."""
+    """A worker whose report was received: ``make_worker("w-1", "Stalled", settings=endpoint)``."""
 
     def make(
         name: str = "w-1",
@@ -229,7 +229,7 @@ def make_worker() -> Callable[..., Pod]:
 
 @pytest.fixture
 def make_status(make_plan: Callable[..., Plan], living: Callable[..., Observed]) -> Callable[..., Any]:
-    """The status of an endpoint all of whose children stand, with these worker pods."""
+    """The status of an endpoint with these worker pods, after its plan was applied."""
 
     def make(endpoint: Endpoint, *pods: Pod, problem: Any = None, **more: Any) -> VLLMEndpointStatus:
         planned = make_plan(endpoint)

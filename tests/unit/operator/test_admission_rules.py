@@ -23,7 +23,7 @@ def rules(node: Any) -> Iterator[dict[str, str]]:
 
 
 def paths(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Of every property, as messages name it: ``model.uri``; of a shared part also its own name."""
+    """The path of each property, as messages contain it: ``model.uri``. Items of a list have no index."""
     for name, value in node.get("properties", {}).items():
         here = (*path, name)
         yield ".".join(here)
@@ -37,8 +37,8 @@ FIELDS = {"metadata.name", "resources", *paths(SPEC)}
 RULES = {rule["message"]: rule for rule in rules(CRD)}
 
 
-def is_of(rule: dict[str, str], message: str) -> bool:
-    """A computed message begins and ends with texts of its expression."""
+def belongs_to(rule: dict[str, str], message: str) -> bool:
+    """A computed message begins with the first and ends with the last text of its expression."""
     computed = rule.get("messageExpression")
     if computed is None:
         return message == rule["message"]
@@ -47,8 +47,8 @@ def is_of(rule: dict[str, str], message: str) -> bool:
 
 
 @pytest.mark.parametrize("message", sorted(RULES))
-def test_every_rule_has_a_case(message):
-    assert any(is_of(RULES[message], each) for each in MESSAGES), f"no case in rejected_specs: {message}"
+def test_every_rule_rejects_a_specification(message):
+    assert any(belongs_to(RULES[message], each) for each in MESSAGES), f"no case in rejected_specs: {message}"
 
 
 @pytest.mark.parametrize("message", sorted(RULES))
@@ -57,17 +57,19 @@ def test_every_message_names_a_field(message):
     assert colon, message
     assert field in FIELDS, f"no such field: {field}"
     assert rest, message
-    assert not message.endswith("."), "kubectl shows several in one line"
+    assert not message.endswith("."), "kubectl shows several messages in one line"
 
 
-def test_every_rule_is_found():
+def test_the_crd_has_at_least_30_rules():
     assert len(RULES) >= 30, sorted(RULES)
 
 
-def test_every_message_of_a_case_belongs_to_a_rule():
-    ours = [
+def test_every_expected_message_belongs_to_a_rule():
+    of_the_crd = [
         message
         for message in MESSAGES
         if message.partition(": ")[0] in FIELDS and "Required value" not in message
     ]
-    assert not [message for message in ours if not any(is_of(rule, message) for rule in RULES.values())]
+    assert not [
+        message for message in of_the_crd if not any(belongs_to(rule, message) for rule in RULES.values())
+    ]

@@ -1,4 +1,4 @@
-"""The committed CRD is the generated one, and the guide's payloads are the guide's to the letter."""
+"""The committed CRD is the generated one, and the payloads are exactly those of the guide."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def generated() -> str:
 
 
 @pytest.mark.parametrize("path", COMMITTED)
-def test_committed_is_generated(generated, path):
+def test_the_committed_crd_is_the_generated_one(generated, path):
     assert (ROOT / path).read_text() == generated, f"{path} is stale: `make generate`"
 
 
@@ -38,7 +38,7 @@ def test_the_reference_is_generated_and_describes_every_field():
     ] == []
 
 
-def test_the_crd_is_small(generated):
+def test_the_crd_has_less_than_64_kib(generated):
     assert len(generated) < 64 * 1024
 
 
@@ -59,7 +59,7 @@ def test_no_property_reads_as_a_boolean_in_yaml(generated):
     assert not {str(name).lower() for name in found} & {"n", "y", "no", "yes", "on", "off", "true", "false"}
 
 
-def test_health_check_has_no_defaults(generated):
+def test_the_fields_of_the_health_check_have_no_defaults(generated):
     schema = yaml.safe_load(generated)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     check = schema["properties"]["spec"]["properties"]["healthCheck"]
     assert not [name for name, field in check["properties"].items() if "default" in field]
@@ -119,10 +119,10 @@ def test_payloads_are_those_of_the_guide(level, model_type, payload):
     assert found == payload
     assert [(key, type(value)) for key, value in found.items()] == [(k, type(v)) for k, v in payload.items()]
     found["max_tokens"] = 99
-    assert payload_for(level, model_type) == payload, "a new one on every call"
+    assert payload_for(level, model_type) == payload, "each call returns a new payload"
 
 
-def test_precedence_is_that_of_the_guide():
+def test_the_precedence_is_that_of_the_guide():
     assert [row.source for row in PRECEDENCE] == [
         PayloadSource.SPEC,
         PayloadSource.RUNTIME,
@@ -139,5 +139,5 @@ def test_no_other_package_has_a_class_with_the_name_of_a_class_of_the_api():
         paths = ROOT.glob(f"{package}/src/**/*.py")
         return {name for path in paths for name in re.findall(r"(?m)^class (\w+)", path.read_text())}
 
-    ours = {name for name in classes("crds") if not name.startswith("_")}
-    assert not ours & (classes("operator") | classes("worker"))
+    of_the_api = {name for name in classes("crds") if not name.startswith("_")}
+    assert not of_the_api & (classes("operator") | classes("worker"))

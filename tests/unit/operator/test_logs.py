@@ -63,19 +63,19 @@ def test_parallel_reconciles_have_their_own_context(restored, capsys) -> None:
 def test_a_task_that_outlives_its_reconcile_keeps_only_the_endpoint(restored, capsys) -> None:
     configure("INFO", "json")
 
-    async def opened() -> None:
-        async def stream(over: asyncio.Event) -> None:
-            await over.wait()
+    async def reconcile() -> None:
+        async def stream(reconcile_ended: asyncio.Event) -> None:
+            await reconcile_ended.wait()
             log.info("lost")
 
-        over = asyncio.Event()
+        reconcile_ended = asyncio.Event()
         with reconciling(("team-a", "smollm")):
-            task = asyncio.create_task(stream(over))
+            task = asyncio.create_task(stream(reconcile_ended))
             await asyncio.sleep(0)
-        over.set()
+        reconcile_ended.set()
         await task
 
-    asyncio.run(opened())
+    asyncio.run(reconcile())
     line = json.loads(capsys.readouterr().err)
     assert line["endpoint"] == "team-a/smollm"
     assert "reconcile" not in line

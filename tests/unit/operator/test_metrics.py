@@ -64,8 +64,8 @@ async def test_the_docs_list_exactly_the_exposed_metrics(make_endpoint, make_sta
     runners = await serve(metrics, lambda: True, address="127.0.0.1", metrics_port=0, health_port=0)
     try:
         ((host, port),) = runners[0].addresses
-        async with ClientSession() as session, session.get(f"http://{host}:{port}/metrics") as answer:
-            text = await answer.text()
+        async with ClientSession() as session, session.get(f"http://{host}:{port}/metrics") as response:
+            text = await response.text()
     finally:
         for runner in runners:
             await runner.cleanup()

@@ -1,4 +1,4 @@
-"""Every block of docs/operations.md is a spec that is planned, and does what the text says."""
+"""Every spec in docs/operations.md is valid and has the effect that the text describes."""
 
 import re
 from pathlib import Path
@@ -42,14 +42,14 @@ def environment(pod):
     return {item["name"]: item.get("value", item.get("valueFrom")) for item in main["env"]}
 
 
-def test_every_block_is_planned(planned):
+def test_every_spec_can_be_planned(planned):
     assert sum(map(len, BLOCKS.values())) >= 9
     for title, blocks in BLOCKS.items():
         for number in range(len(blocks)):
             assert planned(title, number).children
 
 
-def test_a_gated_model_and_a_mirror(pods):
+def test_workers_have_the_token_and_the_mirror_of_the_hub(pods):
     workers, frontend = pods("A gated model, a mirror of the hub")
     found = environment(workers)
     assert found["HF_TOKEN"] == {"secretKeyRef": {"name": "hugging-face", "key": "token"}}
@@ -57,30 +57,30 @@ def test_a_gated_model_and_a_mirror(pods):
     assert "HF_TOKEN" not in environment(frontend)
 
 
-def test_a_private_registry(pods):
+def test_pods_pull_from_the_private_registry_with_its_secret(pods):
     for pod in pods("A private registry"):
         assert pod["imagePullSecrets"] == [{"name": "registry"}]
         assert pod["containers"][0]["image"] == "registry.example.com/vllmendpoint/worker:1"
 
 
-def test_a_proxy(pods):
+def test_workers_use_the_proxy_except_within_the_cluster(pods):
     workers, _ = pods("A proxy")
     found = environment(workers)
     assert found["HTTPS_PROXY"] == "http://proxy.example.com:3128"
     assert ".svc" in found["NO_PROXY"].split(",")
 
 
-def test_a_private_ca(pods):
+def test_workers_use_the_private_ca(pods):
     workers, _ = pods("A private CA")
     (mount,) = [m for m in workers["containers"][0]["volumeMounts"] if m["name"] == "private-ca"]
     (volume,) = [v for v in workers["volumes"] if v["name"] == "private-ca"]
     assert volume["configMap"] == {"name": "private-ca"}
     for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE"):
         assert environment(workers)[name].startswith(mount["mountPath"] + "/")
-    assert len(workers["volumes"]) == 5, "ours are still there"
+    assert len(workers["volumes"]) == 5, "the volumes of the operator are kept"
 
 
-def test_the_cache(pods, planned, child):
+def test_workers_mount_the_cache_from_an_existing_or_new_claim(pods, planned, child):
     for block, claim in ((0, "models"), (1, "smollm-cache")):
         workers, _ = pods("The cache", block)
         (volume,) = [v for v in workers["volumes"] if v["name"] == "cache"]
@@ -88,7 +88,7 @@ def test_the_cache(pods, planned, child):
     assert child(planned("The cache", 1), "PersistentVolumeClaim", "smollm-cache")
 
 
-def test_a_service_account(pods):
+def test_only_workers_use_the_service_account_of_the_spec(pods):
     workers, frontend = pods("A ServiceAccount of your own")
     assert (workers["serviceAccountName"], frontend["serviceAccountName"]) == (
         "reads-my-bucket",
@@ -96,7 +96,7 @@ def test_a_service_account(pods):
     )
 
 
-def test_pod_templates(pods):
+def test_pod_templates_are_applied_to_their_pods(pods):
     workers, frontend = pods("podTemplate")
     assert workers["nodeSelector"] == {"gpu": "h100"}
     assert workers["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
