@@ -233,9 +233,9 @@ def test_the_policy_derives_the_dynamo_namespace_that_the_operator_renders() -> 
     """The policy derives DYN_NAMESPACE from the name of the pod. The operator truncates long namespaces."""
     policy = one(template(), "ValidatingAdmissionPolicy", f"{NAME}-worker")
     own = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}["own"]
-    (cut,) = re.findall(r"substring\(0, (\d+)\) \+ '-\[0-9a-f\]\{10\}'", own)
+    (prefix_length,) = re.findall(r"substring\(0, (\d+)\) \+ '-\[0-9a-f\]\{10\}'", own)
     (suffix,) = re.findall(r"\+ '(\(_.*\$)'", own)
-    (whole,) = re.findall(r"size\(\) <= (\d+)", own)
+    (max_length,) = re.findall(r"size\(\) <= (\d+)", own)
     spec = VLLMEndpointSpec.model_validate({"model": {"uri": "file:///m"}})
 
     def rendered(namespace: str, name: str) -> tuple[str, str]:
@@ -251,8 +251,8 @@ def test_the_policy_derives_the_dynamo_namespace_that_the_operator_renders() -> 
         return base_namespace(endpoint), workers_name(endpoint)
 
     assert rendered("team-a", "smollm") == ("team-a-smollm", "smollm-workers")
-    edge = "n" * (int(whole) - 2)
+    edge = "n" * (int(max_length) - 2)
     assert rendered(edge, "e")[0] == f"{edge}-e", "the longest namespace that is not truncated"
     long, _ = rendered("n" * 63, "e" * 40)
-    assert len(long) == int(whole)
-    assert re.fullmatch("n" * int(cut) + "-[0-9a-f]{10}", long)
+    assert len(long) == int(max_length)
+    assert re.fullmatch("n" * int(prefix_length) + "-[0-9a-f]{10}", long)

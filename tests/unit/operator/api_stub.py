@@ -19,7 +19,7 @@ class ApiStub:
 
     async def __aenter__(self) -> "ApiStub":
         app = web.Application()
-        app.router.add_get("/{path:.*}", self._answer)
+        app.router.add_get("/{path:.*}", self._respond)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -32,7 +32,7 @@ class ApiStub:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("watch"):
             return await self._watch(request)
         found: dict[str, Any] = {

@@ -36,13 +36,13 @@ class Api:
         self.requests.append(("list", None))
         if not self.lists:
             raise StopTest
-        answer = self.lists.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        yield "10", self.items(answer)
+        response = self.lists.pop(0)
+        if isinstance(response, Exception):
+            raise response
+        yield "10", self.items(response)
 
-    async def items(self, answer):
-        for item in answer:
+    async def items(self, response):
+        for item in response:
             if isinstance(item, Exception):
                 raise item
             yield raw_object(item)
@@ -300,15 +300,15 @@ def test_the_endpoint_store_finds_endpoints_by_reference(spec, kind, name):
     endpoints.upsert(obj("f", spec={"model": "unreadable"}))
     assert endpoints.referencing(kind, "ns", name) == [("ns", "e")]
     assert endpoints.referencing(kind, "ns", "other") == []
-    assert endpoints.referencing(kind, "elsewhere", name) == []
+    assert endpoints.referencing(kind, "other-namespace", name) == []
 
 
 @pytest.mark.parametrize("kind", [CONFIG_MAP, CLAIM])
 async def test_a_reference_may_be_an_object_of_the_operator(make_informer, changes, kind):
     make_informer(api := Api(), kind)
-    ours = next(informer for informer in api.cache.informers if informer.kind is kind)
+    informer = next(each for each in api.cache.informers if each.kind is kind)
     api.lists = [[obj("c", uid="u7", version=9)]]
-    await run(ours)
+    await run(informer)
     assert api.cache.reference(kind, ("ns", "c")) == "u7/9"
     assert changes == [(("ns", "e"), False), (kind.kind, ("ns", "c"))]
 
@@ -323,11 +323,11 @@ async def test_children_keep_all_fields_except_managed_fields(make_informer, kin
         "anything": [None, 1.5],
     }
     make_informer(api := Api([[obj(generateName="s-", **fields)]]), kind)
-    ours = next(informer for informer in api.cache.informers if informer.kind is kind)
-    await run(ours)
-    wanted = obj(generateName="s-", **fields)
-    del wanted["metadata"]["managedFields"]
-    assert ours.get(("ns", "s")) == wanted
+    informer = next(each for each in api.cache.informers if each.kind is kind)
+    await run(informer)
+    expected = obj(generateName="s-", **fields)
+    del expected["metadata"]["managedFields"]
+    assert informer.get(("ns", "s")) == expected
 
 
 async def test_by_owner_returns_the_objects_of_one_kind_and_endpoint(make_informer):

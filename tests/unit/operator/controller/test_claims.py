@@ -283,17 +283,17 @@ async def test_a_running_reconcile_writes_nothing_after_a_transfer(server_and_st
     server, start = server_and_start
     first = await start(FIRST)
     apply = Client.apply
-    done = []
+    applied = []
 
     async def apply_then_annotate(self, kind, body, **options):
-        answer = await apply(self, kind, body, **options)
+        response = await apply(self, kind, body, **options)
         if kind is not ENDPOINT:
-            done.append(body["kind"])
+            applied.append(body["kind"])
             server.annotate(SECOND)
             first.receive()
-        return answer
+        return response
 
     first.reconciler._kube.apply = apply_then_annotate.__get__(first.reconciler._kube)
     await first.reconcile()
-    assert len(done) == 1
+    assert len(applied) == 1
     assert server.writes[FIRST, "events"] == 0

@@ -25,19 +25,19 @@ class Api:
         self.modified = False
 
     async def get(self, kind, namespace, name):
-        await self._fail_if_asked()
+        await self._fail_if_configured()
         if self.lease is None:
             raise NotFound(404, "no lease")
         return copy.deepcopy(self.lease)
 
     async def create(self, kind, body):
-        await self._fail_if_asked()
+        await self._fail_if_configured()
         if self.lease is not None:
             raise Conflict(409, "exists")
         self._store(body)
 
     async def replace(self, kind, body):
-        await self._fail_if_asked()
+        await self._fail_if_configured()
         if self.modified:
             self.modified = False
             self._store(self.lease)
@@ -45,7 +45,7 @@ class Api:
             raise Conflict(409, "changed")
         self._store(body)
 
-    async def _fail_if_asked(self):
+    async def _fail_if_configured(self):
         if self.failure == "hang":
             await asyncio.sleep(3600)
         if self.failure:
@@ -85,7 +85,7 @@ async def test_the_first_process_leads(api, candidate):
     assert api.lease["spec"]["leaseTransitions"] == 1
 
 
-async def test_never_writes_at_the_end_of_its_lease(api, candidate):
+async def test_a_leader_never_writes_at_the_end_of_its_lease(api, candidate):
     a = candidate("a")
     await a.try_acquire_or_renew()
     api.now += 9.9

@@ -83,7 +83,7 @@ async def setup():
     api, endpoints, metrics = Api(), EndpointStore(), Metrics()
     cache = Cache(api, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     async with ReportStreams(lambda owner, urgent: None) as streams:
-        made = SimpleNamespace(
+        created = SimpleNamespace(
             now=1000.0,
             api=api,
             endpoints=endpoints,
@@ -94,16 +94,16 @@ async def setup():
         reconciler = Reconciler(
             kube=api,
             cache=cache,
-            observer=made.observer,
+            observer=created.observer,
             endpoints=endpoints,
             options=Options("image"),
             metrics=metrics,
             reporting_instance="test",
             operator=OPERATOR,
-            clock=lambda: made.now,
+            clock=lambda: created.now,
         )
-        made.reconcile = lambda: reconciler.reconcile(KEY)
-        yield made
+        created.reconcile = lambda: reconciler.reconcile(KEY)
+        yield created
 
 
 def series(metrics):

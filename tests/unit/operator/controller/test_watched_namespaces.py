@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-import vllmendpoint_operator.cache.informer as store_module
+import vllmendpoint_operator.cache.informer as informer_module
 import vllmendpoint_operator.controller.watched_namespaces as watched_namespaces
 from tests.unit.operator.raw_objects import list_stream
 from vllmendpoint_operator.cache.caches import Cache
@@ -60,7 +60,7 @@ def short_delays(monkeypatch):
     for name in ("_RECHECK_MIN_SECONDS", "_RECHECK_MAX_SECONDS"):
         monkeypatch.setattr(watched_namespaces, name, 0.02)
     for name in ("_FIRST_RETRY_SECONDS", "_MAX_RETRY_SECONDS"):
-        monkeypatch.setattr(store_module, name, 0.01)
+        monkeypatch.setattr(informer_module, name, 0.01)
 
 
 class Setup:

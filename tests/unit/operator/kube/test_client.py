@@ -28,7 +28,7 @@ async def kube():
     """
     warnings = []
 
-    async def answer(request):
+    async def respond(request):
         client.received = await request.read()
         response = web.json_response(await request.json())
         for value in warnings:
@@ -51,7 +51,7 @@ async def kube():
         client.requests.append(request)
 
     app = web.Application()
-    app.router.add_route("PATCH", "/{path:.*}", answer)
+    app.router.add_route("PATCH", "/{path:.*}", respond)
     app.router.add_get("/{path:.*}", watch)
     async with (
         TestServer(app) as server,
@@ -191,12 +191,12 @@ async def test_a_path_in_the_address_of_the_api_server_is_kept():
     """Proxies such as Rancher serve each cluster below a path."""
     paths = []
 
-    async def answer(request):
+    async def respond(request):
         paths.append(request.path)
         return web.json_response({})
 
     app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
+    app.router.add_get("/{path:.*}", respond)
     async with (
         TestServer(app) as server,
         Kube(Configuration(host=str(server.make_url("/clusters/c1")))) as client,

@@ -160,11 +160,11 @@ async def test_a_token_file_is_read_again_after_a_minute(kubeconfig, tmp_path, c
     path.write_text("a")
     found = await load_configuration(kubeconfig({"tokenFile": str(path)}))
     path.write_text("b")
-    seen = []
+    headers = []
     for seconds in (0, 59, 2):
         clock[0] += seconds
-        seen.append(await authorization(found))
-    assert seen == ["Bearer a", "Bearer a", "Bearer b"]
+        headers.append(await authorization(found))
+    assert headers == ["Bearer a", "Bearer a", "Bearer b"]
 
 
 async def test_credentials_that_cannot_be_refreshed_are_an_error(kubeconfig, tmp_path, clock):
@@ -257,19 +257,19 @@ async def test_the_token_of_a_pod_is_read_again_after_a_minute(service_account, 
 
 
 async def test_requests_carry_the_credentials(kubeconfig):
-    seen = []
+    headers = []
 
-    async def answer(request):
-        seen.append(request.headers["Authorization"])
+    async def respond(request):
+        headers.append(request.headers["Authorization"])
         return web.json_response({})
 
     app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
+    app.router.add_get("/{path:.*}", respond)
     async with TestServer(app) as server:
         path = kubeconfig({"token": "t"}, server=str(server.make_url("")))
         async with Kube(await load_configuration(path)) as kube:
             await kube.get(DEPLOYMENT, "ns", "d")
-    assert seen == ["Bearer t"]
+    assert headers == ["Bearer t"]
 
 
 async def test_a_client_certificate_needs_no_authorization():

@@ -28,7 +28,7 @@ from vllmendpoint_operator.kube.differences import differences, differs
         ({"l": [1]}, {"l": [1, 2]}, True),
         ({"l": [{"a": 1}]}, {"l": [{"a": 1, "protocol": "TCP"}]}, False),
         ({"subjects": [{"name": "a"}]}, {"subjects": [{"name": "a"}, {"name": "intruder"}]}, True),
-        # keyed lists: another manager's items stay whatever we apply
+        # keyed lists: an apply keeps the items of other managers
         ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}, {"name": "A"}]}, False),
         ({"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "A", "value": "2"}]}, True),
         ({"env": [{"name": "A"}]}, {"env": [{"name": "B"}]}, True),
@@ -51,7 +51,7 @@ from vllmendpoint_operator.kube.differences import differences, differs
         ({"ports": [{"port": 1}]}, {"ports": [{"port": 1, "protocol": "UDP"}]}, True),
         ({"ownerReferences": [{"uid": "a"}]}, {"ownerReferences": [{"uid": "b"}, {"uid": "a"}]}, False),
         ({"ownerReferences": [{"uid": "a"}]}, {"ownerReferences": [{"uid": "b"}]}, True),
-        # atomic maps: one more label selects other pods
+        # atomic maps: an additional label selects other pods
         ({"selector": {"a": "1"}}, {"selector": {"a": "1"}}, False),
         ({"selector": {"a": "1"}}, {"selector": {"a": "1", "b": "2"}}, True),
         ({"podSelector": {"matchLabels": {"a": "1"}}}, {"podSelector": {"matchLabels": {"a": "1"}}}, False),
@@ -63,7 +63,7 @@ from vllmendpoint_operator.kube.differences import differences, differs
         ({"nodeSelector": {"a": "1"}}, {"nodeSelector": {"a": "1", "b": "2"}}, True),
         ({"labelSelector": {"matchLabels": {}}}, {"labelSelector": {}}, False),
         ({"nodeSelector": {}}, {}, False),
-        # an empty selector takes all, and none takes nothing
+        # an empty selector selects everything, and an absent one nothing
         (
             {"ingress": [{"from": [{"podSelector": {"a": "1"}}]}]},
             {"ingress": [{"from": [{"podSelector": {"a": "1"}, "namespaceSelector": {}}]}]},
@@ -85,7 +85,7 @@ from vllmendpoint_operator.kube.differences import differences, differs
         ({"memory": "1.5Gi"}, {"memory": "1536Mi"}, False),
         ({"memory": "1E3"}, {"memory": "1e3"}, False),
         ({"memory": "2e3"}, {"memory": "2k"}, False),
-        # as the API server stores them: rounded up, in a list of resources to a thousandth
+        # as the API server stores them: rounded up, and in resource lists to a thousandth
         ({"requests": {"cpu": "1.5m"}}, {"requests": {"cpu": "2m"}}, False),
         ({"requests": {"cpu": 0.0015}}, {"requests": {"cpu": "2m"}}, False),
         ({"limits": {"memory": "0.0001"}}, {"limits": {"memory": "1m"}}, False),

@@ -44,7 +44,7 @@ def entry(kind, status, reason):
         ("Reconciling", ("False", "Settled"), ("True", "RollingOut"), None),
     ],
 )
-def test_condition_events(kind, before, after, expected):
+def test_failures_and_recoveries_of_conditions_are_recorded_as_events(kind, before, after, expected):
     old = [entry(kind, *before)] if before else []
     events = condition_events(old, [entry(kind, *after)])
     assert [(event.type, event.reason, event.message) for event in events] == (

@@ -85,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_is_urgent(case):
+def test_changes_that_users_wait_for_are_urgent(case):
     before, after, expected = CASES[case]
     assert is_urgent(before, after) is expected
 
