@@ -1,4 +1,4 @@
-"""config_sources: what is read, how a change is noticed, and that a value is never repeated."""
+"""The configuration sources: what is read, how a change is detected, and that no value is repeated."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def settings(tmp_path: Path, content: Any) -> None:
     (tmp_path / "settings.json").write_bytes(data)
 
 
-def test_nothing_set_is_nothing_said(tmp_path: Path) -> None:
+def test_without_settings_nothing_is_loaded(tmp_path: Path) -> None:
     loaded = sources(tmp_path).load()
     assert loaded.settings_hash == ""
     assert loaded.sources.environment_payload is None
@@ -33,7 +33,7 @@ def test_nothing_set_is_nothing_said(tmp_path: Path) -> None:
     assert loaded.sources.spec_problems == ()
 
 
-def test_what_the_operator_seals_the_worker_reads(tmp_path: Path) -> None:
+def test_the_worker_reads_the_settings_that_the_operator_writes(tmp_path: Path) -> None:
     sealed = WorkerSettings.model_validate(
         {"healthCheck": {"level": "Standard", "periodSeconds": 7}}
     ).sealed()
@@ -44,14 +44,14 @@ def test_what_the_operator_seals_the_worker_reads(tmp_path: Path) -> None:
     assert loaded.sources.spec.period_seconds == 7
 
 
-def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) -> None:
+def test_unknown_settings_of_a_newer_operator_are_a_warning(tmp_path: Path) -> None:
     newer = {"probeMode": 1, "expect": {"regex": "x", "language": "fr"}}
     settings(tmp_path, {"healthCheck": newer, "handlers": {"warmUp": "f"}, "tuning": {}, "hash": "h"})
     loaded = sources(tmp_path).load()
     assert loaded.settings_hash == "h"
     assert loaded.sources.spec_problems == ()
-    said = "This version of the worker does not know the setting "
-    assert {warning.removeprefix(said).rstrip(".") for warning in loaded.warnings} == {
+    prefix = "This version of the worker does not know the setting "
+    assert {warning.removeprefix(prefix).rstrip(".") for warning in loaded.warnings} == {
         "tuning",
         "healthCheck.probeMode",
         "healthCheck.expect.language",
@@ -60,7 +60,7 @@ def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (b"{", "is not valid JSON (line 1, column 2)"),
         (b"\xff\xfe", "is not UTF-8"),
@@ -71,18 +71,18 @@ def test_settings_of_a_newer_operator_are_warned_of_not_refused(tmp_path: Path) 
         (b"1" * 5000, "too many digits"),
     ],
 )
-def test_unreadable_settings_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
+def test_unreadable_settings_are_rejected(tmp_path: Path, content: bytes, expected: str) -> None:
     settings(tmp_path, content)
     loaded = sources(tmp_path).load()
-    assert says in loaded.sources.spec_problems[0].message
+    assert expected in loaded.sources.spec_problems[0].message
     assert "hunter2" not in loaded.sources.spec_problems[0].message
     assert isinstance(merge(loaded.sources), Rejected)
     if b"hash" in content:
-        assert loaded.settings_hash == "h"  # reported even when refused
+        assert loaded.settings_hash == "h"  # reported even if the settings are rejected
 
 
 @pytest.mark.parametrize("value", ['{"prompt": "test", "max_tokens": 1, "temperature": 0}', "@file"])
-def test_the_environments_payload_inline_and_from_a_file(tmp_path: Path, value: str) -> None:
+def test_the_payload_of_the_environment_is_inline_or_in_a_file(tmp_path: Path, value: str) -> None:
     file = tmp_path / "payload.json"
     file.write_text('{"prompt": "test", "max_tokens": 1, "temperature": 0}')
     found = (
@@ -99,17 +99,17 @@ def test_the_environments_payload_inline_and_from_a_file(tmp_path: Path, value: 
     ["{hunter2", "hunter2", "@/nowhere/hunter2", "@bad", "@folder", "@\x00hunter2", "{'prompt': 'hunter2'}"]
     + ['{"prompt": "hunter2", "seed": ' + "1" * 5000 + "}"],
 )
-def test_a_payload_that_cannot_be_read_is_refused_and_not_repeated(tmp_path: Path, value: str) -> None:
+def test_an_unreadable_payload_is_rejected_and_not_repeated(tmp_path: Path, value: str) -> None:
     (tmp_path / "bad").write_bytes(b"\xffhunter2")
     value = value.replace("@bad", f"@{tmp_path}/bad").replace("@folder", f"@{tmp_path}")
-    given = sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD=value)
-    result = merge(given.load().sources)
+    config_sources = sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD=value)
+    result = merge(config_sources.load().sources)
     assert isinstance(result, Rejected)
     assert result.problems[0].source == "Environment"
     assert result.problems[0].field == "DYN_HEALTH_CHECK_PAYLOAD"
     assert "hunter2" not in result.problems[0].message
     assert str(tmp_path) not in result.problems[0].message
-    given.fingerprints()
+    config_sources.fingerprints()
 
 
 def test_an_empty_variable_is_unset(tmp_path: Path) -> None:
@@ -118,18 +118,18 @@ def test_an_empty_variable_is_unset(tmp_path: Path) -> None:
     assert loaded.sources.environment == {}
 
 
-def test_the_guides_config_file(tmp_path: Path) -> None:
+def test_the_config_file_of_the_guide_is_read(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(
         'model: "gpt2"\nhealth_check_level: "standard"\nhealth_check_payload:\n'
         '  prompt: "The weather is"\n  max_tokens: 3\n  temperature: 0.5\n'
     )
-    for given in (
+    for config_sources in (
         sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)),
         sources(tmp_path, ["--config", str(file)]),
         sources(tmp_path, [f"--config={file}", "--model", "gpt2"]),
     ):
-        loaded = given.load()
+        loaded = config_sources.load()
         assert loaded.sources.config_level == "standard"
         assert loaded.sources.config_payload == {
             "prompt": "The weather is",
@@ -143,21 +143,21 @@ def test_the_guides_config_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [(b"a: [", "line 1"), (b"- 1", "mapping"), (b"\xff", "UTF-8"), (None, "does not exist")],
 )
-def test_a_bad_config_file_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+def test_an_invalid_config_file_is_rejected(tmp_path: Path, content: bytes | None, expected: str) -> None:
     file = tmp_path / "config.yaml"
     if content is not None:
         file.write_bytes(content)
     problems = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load().sources.config_problems
     assert problems[0].reason == "InvalidConfigFile"
-    assert says in problems[0].message
+    assert expected in problems[0].message
 
 
 @pytest.mark.parametrize("values", [("hunter2", "comprehensive"), ("standard", "standard")])
 @pytest.mark.parametrize("name", ["health_check_level", "health_check_payload"])
-def test_both_spellings_of_a_name_are_refused(tmp_path: Path, name: str, values: tuple[str, str]) -> None:
+def test_a_key_in_both_spellings_is_rejected(tmp_path: Path, name: str, values: tuple[str, str]) -> None:
     file = tmp_path / "config.yaml"
     dashed = name.replace("_", "-")
     file.write_text(f"model: gpt2\n{name}: {values[0]}\n{dashed}: {values[1]}\n")
@@ -177,29 +177,29 @@ def test_both_spellings_of_a_name_are_refused(tmp_path: Path, name: str, values:
         ("CUSTOM_SCRIPT_FILENAME", ""),
     ],
 )
-def test_a_path_that_leads_nowhere_is_refused_and_not_repeated(
+def test_an_unusable_path_is_rejected_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, field: str, path: str
 ) -> None:
-    """Too long, no name at all, or in a folder that may not be looked into."""
+    """The path is too long, is not a file name, or is in a folder without read permission."""
     stat, opened = Path.stat, Path.open
 
-    def refuse(file: Path) -> None:
-        if "locked" in file.parts:  # not by mode bits: root may look everywhere
+    def deny(file: Path) -> None:
+        if "locked" in file.parts:  # mode bits do not restrict root
             raise PermissionError(13, "Permission denied", str(file))
 
     def stat_(file: Path, **options: Any) -> Any:
-        refuse(file)
+        deny(file)
         return stat(file, **options)
 
     def open_(file: Path, *args: Any) -> Any:
-        refuse(file)
+        deny(file)
         return opened(file, *args)
 
     monkeypatch.setattr(Path, "stat", stat_)
     monkeypatch.setattr(Path, "open", open_)
-    given = sources(tmp_path, **{name: f"@{path}" if name == "DYN_HEALTH_CHECK_PAYLOAD" else path})
-    loaded = given.load()
-    given.fingerprints()
+    config_sources = sources(tmp_path, **{name: f"@{path}" if name == "DYN_HEALTH_CHECK_PAYLOAD" else path})
+    loaded = config_sources.load()
+    config_sources.fingerprints()
     merged = merge(loaded.sources)
     problems = [
         *loaded.handler_problems,
@@ -209,11 +209,11 @@ def test_a_path_that_leads_nowhere_is_refused_and_not_repeated(
     assert (field or name) in [problem.field for problem in problems]
     for problem in problems:
         assert "hunter2" not in problem.message
-        assert "YAML" not in problem.message  # it was not even read
+        assert "YAML" not in problem.message  # the file is not parsed
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "expected"),
     [
         ("{2026-01-01: hunter2}", "contains a date. Quote it"),
         ("{release: 2026-01-01}", "contains a date"),
@@ -227,20 +227,20 @@ def test_a_path_that_leads_nowhere_is_refused_and_not_repeated(
         ('"\\uD800"', "UTF-8 cannot encode"),
     ],
 )
-def test_an_option_that_no_argument_can_carry_is_refused(tmp_path: Path, value: str, says: str) -> None:
+def test_an_option_that_cannot_be_an_argument_is_rejected(tmp_path: Path, value: str, expected: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"model: gpt2\nhf_overrides: {value}\n")
     loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(file)).load()
     (problem,) = loaded.sources.config_problems
     assert (problem.source, problem.reason) == ("ConfigFile", "InvalidConfigFile")
     assert problem.field == "hf_overrides of the config file"
-    assert says in problem.message
+    assert expected in problem.message
     assert "hunter2" not in problem.message
     assert isinstance(merge(loaded.sources), Rejected)
     config_to_arguments(loaded.engine_config, set())
 
 
-def test_an_option_that_is_small_and_endless_to_write_out_is_refused(tmp_path: Path) -> None:
+def test_an_option_with_exponential_yaml_aliases_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     rows = [f"  x{row}: &a{row} [{', '.join([f'*a{row - 1}'] * 10)}]" for row in range(1, 12)]
     file.write_text("\n".join(["hf_overrides:", f"  x0: &a0 [{'y' * 1000}]", *rows]))
@@ -248,8 +248,8 @@ def test_an_option_that_is_small_and_endless_to_write_out_is_refused(tmp_path: P
     assert "is too large" in problem.message
 
 
-def test_what_an_argument_can_carry_is_taken(tmp_path: Path) -> None:
-    """Dates as text, keys that are numbers and infinite numbers (``id2label``, ``time_step_limit``)."""
+def test_options_that_can_be_arguments_are_accepted(tmp_path: Path) -> None:
+    """Dates become text. Keys can be numbers (``id2label``) and numbers infinite (``time_step_limit``)."""
     file = tmp_path / "config.yaml"
     file.write_text(
         "revision: 2026-01-01\nserved_model_name: [a, 2026-01-01]\n"
@@ -263,7 +263,7 @@ def test_what_an_argument_can_carry_is_taken(tmp_path: Path) -> None:
     ]
 
 
-def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) -> None:
+def test_two_config_files_or_two_models_are_rejected(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("model: gpt2\n")
     two = sources(tmp_path, ["--config", str(file)], VLLMENDPOINT_CONFIG_FILE=str(file))
@@ -274,7 +274,7 @@ def test_two_config_files_and_two_models_are_refused_not_merged(tmp_path: Path) 
         assert reasons == (["InvalidConfigFile"] if "other" in argv[-1] else [])
 
 
-def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> None:
+def test_a_missing_model_is_rejected_until_its_folder_exists(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "toy"
     found = sources(tmp_path, ["--model", str(folder)])
     (problem,) = found.load().engine.problems
@@ -285,11 +285,11 @@ def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> Non
     )
     before = found.fingerprints()
     folder.mkdir(parents=True)
-    assert found.fingerprints() != before, "it is waited for"
+    assert found.fingerprints() != before, "a missing folder is watched"
     assert found.load().engine.problems == ()
     before = found.fingerprints()
-    (folder / "a-file-more").touch()
-    assert found.fingerprints() == before, "and then no longer watched"
+    (folder / "another-file").touch()
+    assert found.fingerprints() == before, "an existing folder is not watched"
 
 
 @pytest.mark.parametrize(
@@ -300,13 +300,13 @@ def test_a_model_that_is_not_there_is_refused_until_it_is(tmp_path: Path) -> Non
         (["--model", "/not/there"], {"VLLMENDPOINT_ARTIFACTS_URI": "s3://bucket/model/"}),
     ],
 )
-def test_a_model_that_is_fetched_need_not_be_there(
+def test_a_model_that_is_downloaded_need_not_exist(
     tmp_path: Path, argv: list[str], environ: dict[str, str]
 ) -> None:
     assert sources(tmp_path, argv, **environ).load().engine.problems == ()
 
 
-def test_of_a_model_that_the_environment_names_the_path_is_not_told(tmp_path: Path) -> None:
+def test_the_path_of_a_model_from_the_environment_is_not_repeated(tmp_path: Path) -> None:
     (problem,) = sources(tmp_path, SM_VLLM_MODEL="/hunter2").load().engine.problems
     assert "SM_VLLM_MODEL names a path that does not exist. " in problem.message
 
@@ -314,43 +314,43 @@ def test_of_a_model_that_the_environment_names_the_path_is_not_told(tmp_path: Pa
 @pytest.mark.parametrize(
     ("raw", "expected"), [("", None), ("chat", ModelType.CHAT), ("Embedding", ModelType.EMBEDDING)]
 )
-def test_the_models_type_from_the_environment(tmp_path: Path, raw: str, expected: ModelType | None) -> None:
+def test_the_environment_sets_the_model_type(tmp_path: Path, raw: str, expected: ModelType | None) -> None:
     assert sources(tmp_path, VLLMENDPOINT_MODEL_TYPE=raw).model_type() == (expected, ())
 
 
-def test_a_wrong_type_of_model_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_model_type_is_rejected(tmp_path: Path) -> None:
     assert isinstance(merge(sources(tmp_path, VLLMENDPOINT_MODEL_TYPE="hunter2").load().sources), Rejected)
 
 
-def test_the_swap_of_a_projected_volume_is_noticed(tmp_path: Path) -> None:
-    """The kubelet writes a new folder and swaps the link ..data; settings.json is a link that stays."""
+def test_the_update_of_a_projected_volume_is_detected(tmp_path: Path) -> None:
+    """The kubelet writes a new folder and replaces the link ..data, but not the link settings.json."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "settings.json").write_text(f'{{"hash": "{name}"}}')
     (tmp_path / "..data").symlink_to("one")
     (tmp_path / "settings.json").symlink_to("..data/settings.json")
-    given = sources(tmp_path)
-    before = given.fingerprints()
-    assert given.load().settings_hash == "one"
+    config_sources = sources(tmp_path)
+    before = config_sources.fingerprints()
+    assert config_sources.load().settings_hash == "one"
     (tmp_path / "..new").symlink_to("two")
     (tmp_path / "..new").replace(tmp_path / "..data")
-    assert given.fingerprints() != before
-    assert given.load().settings_hash == "two"
+    assert config_sources.fingerprints() != before
+    assert config_sources.load().settings_hash == "two"
 
 
-def test_a_file_that_comes_and_goes_is_noticed(tmp_path: Path) -> None:
-    given = sources(tmp_path)
-    gone = given.fingerprints()
+def test_a_created_changed_or_deleted_file_is_detected(tmp_path: Path) -> None:
+    config_sources = sources(tmp_path)
+    absent = config_sources.fingerprints()
     settings(tmp_path, {})
-    there = given.fingerprints()
-    assert there != gone
+    present = config_sources.fingerprints()
+    assert present != absent
     settings(tmp_path, {"hash": "x"})
-    assert given.fingerprints() != there
+    assert config_sources.fingerprints() != present
     (tmp_path / "settings.json").unlink()
-    assert given.fingerprints() == gone
+    assert config_sources.fingerprints() == absent
 
 
-def test_a_number_to_base_60_of_two_hundred_digits_is_refused(tmp_path: Path) -> None:
+def test_a_base_60_number_of_two_hundred_digits_is_rejected(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("seed: 1" + ":1" * 200 + ".5\n")
     loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(config)).load()

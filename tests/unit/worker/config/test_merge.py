@@ -1,4 +1,4 @@
-"""merge: the precedence of the guide over every pair of levels, and that nothing invalid falls through."""
+"""The precedence of payload sources, for every pair of them. An invalid source is never skipped."""
 
 import itertools
 from typing import Any
@@ -30,92 +30,94 @@ PAYLOADS: dict[PayloadSource, dict[str, Any]] = {
 BAD: Any = {"max_tokens": 1}
 
 
-def sources(said: dict[PayloadSource, Any], **more: Any) -> PayloadSources:
+def sources(payloads: dict[PayloadSource, Any], **more: Any) -> PayloadSources:
     fields: dict[str, Any] = {}
-    if S.SPEC in said:
-        fields["spec"] = HealthCheckSettings(payload=said[S.SPEC])
-    if S.RUNTIME in said:
-        fields["runtime"] = said[S.RUNTIME]
-    if S.ENVIRONMENT in said:
-        fields["environment_payload"] = EnvironmentPayload(said[S.ENVIRONMENT])
-    if S.CONFIG_FILE in said:
-        fields["config_payload"] = said[S.CONFIG_FILE]
-    if S.CUSTOM_DEFAULT in said:
-        fields["custom_default"] = said[S.CUSTOM_DEFAULT]
+    if S.SPEC in payloads:
+        fields["spec"] = HealthCheckSettings(payload=payloads[S.SPEC])
+    if S.RUNTIME in payloads:
+        fields["runtime"] = payloads[S.RUNTIME]
+    if S.ENVIRONMENT in payloads:
+        fields["environment_payload"] = EnvironmentPayload(payloads[S.ENVIRONMENT])
+    if S.CONFIG_FILE in payloads:
+        fields["config_payload"] = payloads[S.CONFIG_FILE]
+    if S.CUSTOM_DEFAULT in payloads:
+        fields["custom_default"] = payloads[S.CUSTOM_DEFAULT]
     return PayloadSources(**(fields | more))
 
 
-def resolved(given: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION) -> Resolved:
-    result = merge(given, None, model_type)
+def resolved(
+    payload_sources: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION
+) -> Resolved:
+    result = merge(payload_sources, None, model_type)
     assert isinstance(result, Resolved), result
     return result
 
 
-def refused(
-    given: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION
+def rejected(
+    payload_sources: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION
 ) -> tuple[Problem, ...]:
-    result = merge(given, None, model_type)
+    result = merge(payload_sources, None, model_type)
     assert isinstance(result, Rejected), result
     return result.problems
 
 
 SET_BY_USERS = [row.source for row in PRECEDENCE if row.source in PAYLOADS]
 DEFAULTS = {S.MODEL_DEFAULT: ModelType.COMPLETION, S.GENERIC_DEFAULT: None}
-"""What is in force where nobody says anything, by what is known of the model."""
+"""The source that is used without any setting, and the type of the model."""
 PAIRS = [
-    (strong.source, weak.source)
-    for strong, weak in itertools.combinations(PRECEDENCE, 2)
-    if (strong.source, weak.source) != (S.MODEL_DEFAULT, S.GENERIC_DEFAULT)
+    (higher.source, lower.source)
+    for higher, lower in itertools.combinations(PRECEDENCE, 2)
+    if (higher.source, lower.source) != (S.MODEL_DEFAULT, S.GENERIC_DEFAULT)
 ]
-"""Every two levels of the one table. The two defaults never meet: the model's type is told, or it is not."""
+"""Every two sources of the table except the two defaults, of which the model type selects one."""
 
 
-def test_the_table_holds_every_source_and_the_guides_five_levels_in_order() -> None:
+def test_the_table_contains_every_source_and_five_ordered_levels() -> None:
     assert {row.source for row in PRECEDENCE} == set(PayloadSource) == set(PAYLOADS) | set(DEFAULTS)
     assert [row.level for row in PRECEDENCE] == sorted(row.level for row in PRECEDENCE)
     assert {row.level for row in PRECEDENCE} == {1, 2, 3, 4, 5}
 
 
-@pytest.mark.parametrize(("strong", "weak"), PAIRS)
+@pytest.mark.parametrize(("higher", "lower"), PAIRS)
 @pytest.mark.parametrize("as_level", [False, True], ids=["payload", "level"])
-def test_of_every_two_levels_the_stronger_is_in_force(
-    strong: PayloadSource, weak: PayloadSource, as_level: bool
+def test_of_two_sources_the_one_with_the_higher_priority_is_used(
+    higher: PayloadSource, lower: PayloadSource, as_level: bool
 ) -> None:
-    """``as_level``: what the CR says it says as a level, which stands for a payload."""
-    model_type = DEFAULTS.get(weak, ModelType.COMPLETION)
-    said = {source: PAYLOADS[source] for source in (strong, weak) if source in PAYLOADS}
-    expected = PAYLOADS.get(strong, payload_for(Level.MINIMAL, model_type))
+    """``as_level``: the resource sets a level instead of a payload."""
+    model_type = DEFAULTS.get(lower, ModelType.COMPLETION)
+    payloads = {source: PAYLOADS[source] for source in (higher, lower) if source in PAYLOADS}
+    expected = PAYLOADS.get(higher, payload_for(Level.MINIMAL, model_type))
     more: dict[str, Any] = {}
-    if as_level and strong is S.SPEC:
-        said.pop(S.SPEC)
+    if as_level and higher is S.SPEC:
+        payloads.pop(S.SPEC)
         more["spec"] = HealthCheckSettings(level=Level.STANDARD)
         expected = payload_for(Level.STANDARD, model_type)
-    result = resolved(sources(said, **more), model_type)
-    assert (result.source, result.payload) == (strong, expected)
-    # A default that is not needed is no setting that anyone made.
-    assert [ignored.source for ignored in result.ignored] == ([] if weak in DEFAULTS else [weak])
-    # ... and without the stronger one, the weaker is.
-    alone = resolved(sources({weak: PAYLOADS[weak]} if weak in PAYLOADS else {}), model_type)
-    assert alone.source is weak
+    result = resolved(sources(payloads, **more), model_type)
+    assert (result.source, result.payload) == (higher, expected)
+    # An unused default is not an ignored setting of a user.
+    assert [ignored.source for ignored in result.ignored] == ([] if lower in DEFAULTS else [lower])
+    # Without the higher source, the lower one is used.
+    alone = resolved(sources({lower: PAYLOADS[lower]} if lower in PAYLOADS else {}), model_type)
+    assert alone.source is lower
 
 
-@pytest.mark.parametrize(("strong", "weak"), list(itertools.combinations(SET_BY_USERS, 2)))
-def test_an_invalid_stronger_level_never_makes_way(strong: PayloadSource, weak: PayloadSource) -> None:
-    problems = refused(sources({strong: BAD, weak: PAYLOADS[weak]}))
-    assert {problem.source for problem in problems} == {strong.value}
-
-
-@pytest.mark.parametrize(("strong", "weak"), list(itertools.combinations(SET_BY_USERS, 2)))
-def test_an_outranked_invalid_level_is_ignored_not_refused(
-    strong: PayloadSource, weak: PayloadSource
+@pytest.mark.parametrize(("higher", "lower"), list(itertools.combinations(SET_BY_USERS, 2)))
+def test_an_invalid_source_of_higher_priority_is_never_skipped(
+    higher: PayloadSource, lower: PayloadSource
 ) -> None:
-    result = resolved(sources({strong: PAYLOADS[strong], weak: BAD}))
-    assert result.source is strong
-    assert [ignored.source for ignored in result.ignored] == [weak]
+    problems = rejected(sources({higher: BAD, lower: PAYLOADS[lower]}))
+    assert {problem.source for problem in problems} == {higher.value}
+
+
+@pytest.mark.parametrize(("higher", "lower"), list(itertools.combinations(SET_BY_USERS, 2)))
+def test_an_invalid_source_of_lower_priority_is_ignored(higher: PayloadSource, lower: PayloadSource) -> None:
+    result = resolved(sources({higher: PAYLOADS[higher], lower: BAD}))
+    assert result.source is higher
+    assert [ignored.source for ignored in result.ignored] == [lower]
 
 
 @pytest.mark.parametrize("source", SET_BY_USERS)
-def test_every_level_outranks_the_defaults(source: PayloadSource) -> None:
+def test_every_source_has_priority_over_the_defaults(source: PayloadSource) -> None:
     result = resolved(sources({source: PAYLOADS[source]}, environment={"DYN_HEALTH_CHECK_LEVEL": "standard"}))
     assert (result.source, result.level) == (source, None)
     assert result.payload == PAYLOADS[source]
@@ -123,19 +125,19 @@ def test_every_level_outranks_the_defaults(source: PayloadSource) -> None:
     assert "DYN_HEALTH_CHECK_LEVEL" in result.ignored[0].reason
 
 
-def test_the_order_is_the_tables() -> None:
-    said = dict(PAYLOADS)
+def test_sources_are_used_in_the_order_of_the_table() -> None:
+    payloads = dict(PAYLOADS)
     for row in PRECEDENCE:
-        if row.source in said:
-            assert resolved(sources(said)).source is row.source
-            del said[row.source]
-    assert resolved(sources(said)).source is S.MODEL_DEFAULT
-    assert resolved(sources(said), None).source is S.GENERIC_DEFAULT
+        if row.source in payloads:
+            assert resolved(sources(payloads)).source is row.source
+            del payloads[row.source]
+    assert resolved(sources(payloads)).source is S.MODEL_DEFAULT
+    assert resolved(sources(payloads), None).source is S.GENERIC_DEFAULT
 
 
 @pytest.mark.parametrize("level", list(Level))
 @pytest.mark.parametrize("model_type", list(ModelType))
-def test_a_level_in_the_cr_acts_as_its_payload(level: Level, model_type: ModelType) -> None:
+def test_a_level_of_the_resource_selects_its_payload(level: Level, model_type: ModelType) -> None:
     result = resolved(
         sources(dict(list(PAYLOADS.items())[1:]), spec=HealthCheckSettings(level=level)), model_type
     )
@@ -149,7 +151,7 @@ def test_a_level_in_the_cr_acts_as_its_payload(level: Level, model_type: ModelTy
 
 
 @pytest.mark.parametrize("raw", ["standard", "Standard", " STANDARD "])
-def test_the_environments_level_chooses_the_default(raw: str) -> None:
+def test_the_level_of_the_environment_selects_the_default(raw: str) -> None:
     result = resolved(
         sources({}, environment={"DYN_HEALTH_CHECK_LEVEL": raw}, config_level="comprehensive"), ModelType.CHAT
     )
@@ -158,20 +160,20 @@ def test_the_environments_level_chooses_the_default(raw: str) -> None:
     assert [ignored.source for ignored in result.ignored] == [S.CONFIG_FILE]
 
 
-def test_the_config_files_level_chooses_where_the_environment_is_silent() -> None:
+def test_the_level_of_the_config_file_applies_if_the_environment_has_none() -> None:
     result = resolved(sources({}, config_level="comprehensive"), None)
     assert (result.source, result.level) == (S.GENERIC_DEFAULT, Level.COMPREHENSIVE)
     assert result.payload == payload_for(Level.COMPREHENSIVE, None)
 
 
-def test_nothing_set_is_the_guides_minimal() -> None:
+def test_without_settings_the_minimal_payload_is_used() -> None:
     assert resolved(PayloadSources()).payload == payload_for(Level.MINIMAL, ModelType.COMPLETION)
     assert resolved(PayloadSources(), ModelType.CHAT).payload["messages"] == [
         {"role": "user", "content": "Hi"}
     ]
 
 
-def test_an_embedding_model_reports_the_level_it_cannot_use() -> None:
+def test_an_embedding_model_reports_that_it_ignores_the_level() -> None:
     result = resolved(sources({}, environment={"DYN_HEALTH_CHECK_LEVEL": "standard"}), ModelType.EMBEDDING)
     assert result.payload == {"input": "test", "_health_check": True}
     assert result.level is None
@@ -179,7 +181,7 @@ def test_an_embedding_model_reports_the_level_it_cannot_use() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "source"),
+    ("payload_sources", "source"),
     [
         (sources({}, environment={"DYN_HEALTH_CHECK_LEVEL": "hunter2"}), "Environment"),
         (sources({}, environment={"DYN_HEALTH_CHECK_INTERVAL": "hunter2"}), "Environment"),
@@ -194,23 +196,23 @@ def test_an_embedding_model_reports_the_level_it_cannot_use() -> None:
         (sources({}, spec=HealthCheckSettings(level=Level.MINIMAL, payload={"prompt": "x"})), "Spec"),
     ],
 )
-def test_an_invalid_setting_in_force_is_refused(given: PayloadSources, source: str) -> None:
-    problems = refused(given)
+def test_an_invalid_active_setting_is_rejected(payload_sources: PayloadSources, source: str) -> None:
+    problems = rejected(payload_sources)
     assert [problem.source for problem in problems] == [source]
     assert "hunter2" not in problems[0].message
 
 
-def test_what_could_not_be_read_is_refused_with_its_own_problem() -> None:
+def test_an_unreadable_source_is_rejected_with_its_problem() -> None:
     problem = Problem(
         reason="InvalidPayload", source="Environment", field="DYN_HEALTH_CHECK_PAYLOAD", message="..."
     )
-    assert refused(
+    assert rejected(
         PayloadSources(
             environment_payload=EnvironmentPayload(problem=problem), config_payload=PAYLOADS[S.CONFIG_FILE]
         )
     ) == (problem,)
-    assert refused(PayloadSources(spec_problems=(problem,))) == (problem,)
-    assert refused(
+    assert rejected(PayloadSources(spec_problems=(problem,))) == (problem,)
+    assert rejected(
         PayloadSources(config_problems=(problem,), spec=HealthCheckSettings(payload={"prompt": "x"}))
     ) == (problem,)
     repaired = resolved(
@@ -244,11 +246,13 @@ def test_what_could_not_be_read_is_refused_with_its_own_problem() -> None:
         ({}, Mode.DISABLED, Mode.DISABLED),
     ],
 )
-def test_mode(environment: dict[str, str], spec: Mode | None, mode: Mode) -> None:
+def test_the_resource_sets_the_mode_and_else_the_environment(
+    environment: dict[str, str], spec: Mode | None, mode: Mode
+) -> None:
     assert resolved(PayloadSources(environment=environment, spec=HealthCheckSettings(mode=spec))).mode is mode
 
 
-def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
+def test_ignored_variables_of_the_environment_are_reported() -> None:
     environment = {
         "DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "true",
         "DYN_HEALTH_CHECK_ENABLED": "hunter2",
@@ -266,12 +270,12 @@ def test_the_environments_switches_and_interval_are_ignored_aloud() -> None:
     assert resolved(PayloadSources(environment=environment)).ignored == ()
 
 
-def test_a_payload_alone_does_not_turn_probing_on_again() -> None:
-    given = sources({S.SPEC: {"prompt": "x"}}, environment={"DYN_HEALTH_CHECK_ENABLED": "false"})
-    assert resolved(given).mode is Mode.DISABLED
+def test_a_payload_does_not_enable_disabled_probing() -> None:
+    payload_sources = sources({S.SPEC: {"prompt": "x"}}, environment={"DYN_HEALTH_CHECK_ENABLED": "false"})
+    assert resolved(payload_sources).mode is Mode.DISABLED
 
 
-def test_times_and_thresholds() -> None:
+def test_the_resource_sets_times_and_thresholds() -> None:
     defaults = resolved(PayloadSources())
     assert (defaults.period_seconds, defaults.timeout_seconds, defaults.restart_after_seconds) == (
         30.0,
@@ -306,7 +310,7 @@ def test_only_a_payload_that_cannot_be_secret_is_reported(source: PayloadSource,
 
 
 @pytest.mark.parametrize("model_type", [ModelType.CHAT, ModelType.COMPLETION, None])
-def test_what_the_text_must_match(model_type: ModelType | None) -> None:
+def test_the_expectation_of_the_resource_applies_to_every_payload(model_type: ModelType | None) -> None:
     spec = HealthCheckSettings(expect=ExpectSettings(regex="(?i)paris"))
     assert resolved(PayloadSources(spec=spec), model_type).expect == "(?i)paris"
     assert resolved(sources({S.ENVIRONMENT: {"prompt": "x"}}, spec=spec), model_type).expect == "(?i)paris"
@@ -314,7 +318,7 @@ def test_what_the_text_must_match(model_type: ModelType | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("regex", "model_type", "payload", "field", "says"),
+    ("regex", "model_type", "payload", "field", "expected"),
     [
         ("(paris", ModelType.CHAT, None, "healthCheck.expect.regex", "RE2 syntax (missing ): (paris)"),
         ("(?=x)", None, None, "healthCheck.expect.regex", "RE2 syntax"),
@@ -323,22 +327,22 @@ def test_what_the_text_must_match(model_type: ModelType | None) -> None:
         ("x", None, {"input": "test"}, "healthCheck.expect", "does not generate text"),
     ],
 )
-def test_an_expectation_that_cannot_be_met_is_refused(
-    regex: str, model_type: ModelType | None, payload: dict[str, Any] | None, field: str, says: str
+def test_an_expectation_that_cannot_be_met_is_rejected(
+    regex: str, model_type: ModelType | None, payload: dict[str, Any] | None, field: str, expected: str
 ) -> None:
     spec = HealthCheckSettings(expect=ExpectSettings(regex=regex), payload=payload)
-    (problem,) = refused(PayloadSources(spec=spec), model_type)
+    (problem,) = rejected(PayloadSources(spec=spec), model_type)
     assert (problem.reason, problem.source, problem.field) == ("InvalidSettings", "Spec", field)
-    assert says in problem.message
+    assert expected in problem.message
 
 
-def test_the_form_is_held_against_the_model_once_it_is_known() -> None:
-    given = sources({S.ENVIRONMENT: {"messages": [{"role": "user", "content": "x"}]}})
-    assert resolved(given, None).source is S.ENVIRONMENT
-    assert refused(given, ModelType.COMPLETION)[0].field == "DYN_HEALTH_CHECK_PAYLOAD.messages"
+def test_the_form_must_fit_a_known_model_type() -> None:
+    payload_sources = sources({S.ENVIRONMENT: {"messages": [{"role": "user", "content": "x"}]}})
+    assert resolved(payload_sources, None).source is S.ENVIRONMENT
+    assert rejected(payload_sources, ModelType.COMPLETION)[0].field == "DYN_HEALTH_CHECK_PAYLOAD.messages"
 
 
-def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
+def test_a_chat_payload_without_a_limit_gets_the_default_limit() -> None:
     payload = {"messages": [{"role": "user", "content": "Hi"}]}
     found = resolved(PayloadSources(spec=HealthCheckSettings(payload=payload)), ModelType.CHAT)
     assert found.payload == payload
@@ -351,7 +355,7 @@ def test_a_chat_without_a_limit_is_asked_and_reported_with_one() -> None:
 
 
 @pytest.mark.parametrize("source", [S.SPEC, S.ENVIRONMENT])
-def test_a_probe_that_may_generate_much_is_warned_of(source: PayloadSource) -> None:
+def test_a_probe_that_can_generate_many_tokens_is_a_warning(source: PayloadSource) -> None:
     payload = {"messages": [{"role": "user", "content": "Hi"}], "min_tokens": 1234, "n": 7}
     bounded, many = resolved(sources({source: payload}), ModelType.CHAT).warnings
     assert "at most as many tokens as min_tokens" in bounded
