@@ -85,7 +85,7 @@ def test_the_next_start_completes_an_interrupted_move(
         patched.setattr(Path, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             fetch(bucket, tmp_path)
-    if reverted:  # the sizes are equal, so only the manifest tells that a was replaced
+    if reverted:  # the sizes are equal, so only the manifest shows that a was replaced
         bucket.contents = before
     fetch(bucket, tmp_path)
     assert content(tmp_path) == (
@@ -135,7 +135,7 @@ def test_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_one_of_the_workers_that_share_a_folder_downloads(tmp_path: Path) -> None:
-    """A file lock excludes another thread just as another process."""
+    """A file lock excludes another thread in the same way as another process."""
     started, proceed = threading.Event(), threading.Event()
 
     class Slow(Bucket):

@@ -1,4 +1,4 @@
-"""A model at a revision, from a hub on loopback that has two of them."""
+"""Downloads of a revision of a model, from a hub on loopback that has two revisions."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def hub() -> Iterator[str]:
 
 
 def fetch(url: str, home: Path, model: str, revision: str, **environ: str) -> tuple[str, str]:
-    """The folder, or what was raised; a process of its own, since the library reads its variables once."""
+    """The folder and the error, of which one is empty. A new process: the library reads variables once."""
     done = subprocess.run(
         [sys.executable, "-c", FETCH, model, revision],
         env={"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environ},
@@ -46,18 +46,18 @@ def fetch(url: str, home: Path, model: str, revision: str, **environ: str) -> tu
     return done.stdout.strip(), done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
-def test_the_revision_is_fetched_and_its_weights_once(hub: str, tmp_path: Path) -> None:
+def test_the_revision_is_downloaded_with_one_format_of_weights(hub: str, tmp_path: Path) -> None:
     folder, error = fetch(hub, tmp_path, "team/toy", "v2")
     assert not error
     names = sorted(path.name for path in Path(folder).iterdir())
     assert names == ["config.json", "model.safetensors"]
     assert json.loads((Path(folder) / "config.json").read_text()) == {"of": "v2"}
-    # Without the hub the cache has it.
+    # The cache has the revision, so the hub is not needed.
     offline = {"HF_HUB_OFFLINE": "1"}
     assert fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2", **offline) == (folder, "")
 
 
-def test_weights_of_another_format_are_fetched_where_there_are_no_others(hub: str, tmp_path: Path) -> None:
+def test_pickled_weights_are_downloaded_if_the_model_has_no_others(hub: str, tmp_path: Path) -> None:
     folder, error = fetch(hub, tmp_path, "team/toy", "main")
     assert not error
     assert (Path(folder) / "pytorch_model.bin").read_bytes() == b"pickled"
@@ -65,26 +65,26 @@ def test_weights_of_another_format_are_fetched_where_there_are_no_others(hub: st
 
 
 @pytest.mark.parametrize(
-    ("model", "revision", "says"),
+    ("model", "revision", "expected"),
     [
         ("team/toy", "v3", "answered 404 Not Found. Check model.uri and model.revision."),
         ("team/gated", "main", "answered 403 Forbidden. The model is gated or private"),
     ],
 )
-def test_what_the_hub_refuses_is_told_as_for_any_model(
-    hub: str, tmp_path: Path, model: str, revision: str, says: str
+def test_a_rejection_by_the_hub_is_explained(
+    hub: str, tmp_path: Path, model: str, revision: str, expected: str
 ) -> None:
     _, error = fetch(hub, tmp_path, model, revision)
-    assert says in (download_failure(model, OSError(error)) or ""), error
+    assert expected in (download_failure(model, OSError(error)) or ""), error
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_explained(tmp_path: Path) -> None:
     _, error = fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2")
-    said = download_failure("team/toy", OSError(error)) or ""
-    assert "http://127.0.0.1:9/api/models/team/toy/tree/v2 cannot be reached. Check DNS" in said, error
+    message = download_failure("team/toy", OSError(error)) or ""
+    assert "http://127.0.0.1:9/api/models/team/toy/tree/v2 cannot be reached. Check DNS" in message, error
 
 
-def test_a_hub_that_is_away_hinders_no_restart(hub: str, tmp_path: Path) -> None:
+def test_a_restart_does_not_need_the_hub(hub: str, tmp_path: Path) -> None:
     folder, error = fetch(hub, tmp_path, "team/toy", "v2")
     assert not error
     assert fetch("http://127.0.0.1:9", tmp_path, "team/toy", "v2") == (folder, "")

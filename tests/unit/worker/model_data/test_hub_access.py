@@ -1,4 +1,4 @@
-"""Dynamo's own download heeds what docs/operations.md tells: token, mirror, private CA, proxy."""
+"""Dynamo's download uses the settings that docs/operations.md describes: token, mirror, private CA, proxy."""
 
 import datetime
 import os
@@ -58,17 +58,17 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub that lets nobody in, and remembers who asked; and a proxy that leads to it."""
+    """A hub that rejects and records every request, and a proxy whose tunnels all lead to the hub."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
-        asked = self.asked = list[tuple[str, str | None]]()
+        requests = self.requests = list[tuple[str, str | None]]()
         self.tunnels: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked.append((self.path, self.headers.get("Authorization")))
+                requests.append((self.path, self.headers.get("Authorization")))
                 self.send_response(403)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -82,22 +82,22 @@ class Hub(ThreadingHTTPServer):
         context.load_cert_chain(server)
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.proxy = socket.create_server(("127.0.0.1", 0))
-        for run in (self.serve_forever, self._lead):
+        for run in (self.serve_forever, self._accept_tunnels):
             threading.Thread(target=run, daemon=True).start()
 
     def handle_error(self, *_: object) -> None:
-        """A client that does not know the CA hangs up."""
+        """Ignores clients that do not know the CA and close the connection."""
 
-    def _lead(self) -> None:
+    def _accept_tunnels(self) -> None:
         while True:
             try:
                 client, _ = self.proxy.accept()
             except OSError:
                 return
             self.tunnels.append(client.recv(65_536).split(b"\r\n")[0].decode())
-            there = socket.create_connection(self.server_address[:2])
+            server = socket.create_connection(self.server_address[:2])
             client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            for pair in ((client, there), (there, client)):
+            for pair in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
     @staticmethod
@@ -133,26 +133,26 @@ def fetch(folder: Path, **env: str) -> str:
     return done.stdout + done.stderr
 
 
-ASKED = ("/api/models/o/n/revision/main", "Bearer the-token")
+REQUEST = ("/api/models/o/n/revision/main", "Bearer the-token")
 
 
-def test_a_mirror_with_a_private_ca_is_asked_with_the_token(hub: Hub, tmp_path: Path) -> None:
+def test_the_token_is_sent_to_a_mirror_with_a_private_ca(hub: Hub, tmp_path: Path) -> None:
     mirror = f"https://localhost:{hub.server_address[1]}"
-    said = fetch(tmp_path, HF_ENDPOINT=mirror, SSL_CERT_FILE=str(hub.ca))
-    assert hub.asked == [ASKED]
-    assert "403 Forbidden" in said
-    hub.asked.clear()
+    output = fetch(tmp_path, HF_ENDPOINT=mirror, SSL_CERT_FILE=str(hub.ca))
+    assert hub.requests == [REQUEST]
+    assert "403 Forbidden" in output
+    hub.requests.clear()
     assert "403" not in fetch(tmp_path, HF_ENDPOINT=mirror)
-    assert hub.asked == [], "without the CA nobody is told the token"
+    assert hub.requests == [], "without the CA the token is not sent"
 
 
-def test_a_proxy_is_gone_through_except_where_it_must_not(hub: Hub, tmp_path: Path) -> None:
+def test_the_proxy_is_used_except_for_hosts_in_no_proxy(hub: Hub, tmp_path: Path) -> None:
     proxy = f"http://127.0.0.1:{hub.proxy.getsockname()[1]}"
     through = {"SSL_CERT_FILE": str(hub.ca), "HTTPS_PROXY": proxy}
     fetch(tmp_path, HF_ENDPOINT="https://hub.example", **through)
     assert hub.tunnels == ["CONNECT hub.example:443 HTTP/1.1"]
-    assert hub.asked == [ASKED]
+    assert hub.requests == [REQUEST]
     direct = f"https://localhost:{hub.server_address[1]}"
     fetch(tmp_path, HF_ENDPOINT=direct, NO_PROXY="localhost", **through)
     assert len(hub.tunnels) == 1
-    assert hub.asked == [ASKED, ASKED]
+    assert hub.requests == [REQUEST, REQUEST]

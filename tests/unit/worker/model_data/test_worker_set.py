@@ -46,7 +46,7 @@ def test_other_arguments_are_another_set(model: Path) -> None:
     assert worker_set(model, ARGUMENTS) != worker_set(model, (*ARGUMENTS[:-1], "1024"))
 
 
-def test_a_chat_template_from_elsewhere_counts(model: Path, tmp_path: Path) -> None:
+def test_a_changed_chat_template_outside_the_model_is_another_set(model: Path, tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("a")
     before = worker_set(model, ARGUMENTS, template)
