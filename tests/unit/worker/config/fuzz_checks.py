@@ -1,4 +1,4 @@
-"""Checks that hold for every random configuration: it can be reported, and it is in force or rejected."""
+"""Checks that hold for every random configuration: it can be reported, and it is used or rejected."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def report_of(result: Resolved | Rejected, loaded: LoadedConfiguration | None = 
     return line.decode()
 
 
-def assert_in_force(result: Resolved | Rejected, source: PayloadSource, payload: Any) -> None:
+def assert_used_or_rejected(result: Resolved | Rejected, source: PayloadSource, payload: Any) -> None:
     """The payload of the highest priority is used unchanged, or rejected with its source."""
     text = report_of(result)
     if isinstance(result, Resolved):

@@ -29,7 +29,7 @@ scripts = st.sampled_from([b"x = 1\n", b"def f(:\n", b"\x00", b"\xff", b"# codin
 )
 
 
-def assert_in_force(
+def assert_used_or_rejected(
     loaded: LoadedConfiguration, settings: dict[str, Any], fields: dict[Route, str], problems: dict[str, str]
 ) -> None:
     """Each path is used unchanged, or rejected with its field."""
@@ -75,7 +75,7 @@ def test_the_handlers_of_the_spec_are_used_or_rejected(folder: Path, handlers: A
     (folder / "settings.json").unlink()
     if loaded.sources.spec_problems or handlers is None:
         return
-    assert_in_force(loaded, handlers, {route: f"handlers.{route[1:]}" for route in Route}, problems)
+    assert_used_or_rejected(loaded, handlers, {route: f"handlers.{route[1:]}" for route in Route}, problems)
     assert loaded.handlers is not None
     if handlers.get("scriptDigest") is not None and loaded.handlers.script is None:
         assert "handlers.script" in problems
@@ -103,7 +103,7 @@ def test_the_handlers_of_the_environment_are_used_or_rejected(
     loaded = load(folder, {"SM_VLLM_MODEL": "m", **environ})
     problems = problems_of(loaded)
     assert SECRET not in json.dumps(problems)
-    assert_in_force(loaded, environ, HANDLER_VARIABLES, problems)
+    assert_used_or_rejected(loaded, environ, HANDLER_VARIABLES, problems)
     assert loaded.handlers is not None
     level = environ.get("SAGEMAKER_CONTAINER_LOG_LEVEL", "").strip().upper()
     assert loaded.handlers.log_level == ("" if "SAGEMAKER_CONTAINER_LOG_LEVEL" in problems else level)

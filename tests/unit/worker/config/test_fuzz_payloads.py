@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.unit.worker.config.fuzz_checks import FIELDS, assert_in_force, report_of, resolve
+from tests.unit.worker.config.fuzz_checks import FIELDS, assert_used_or_rejected, report_of, resolve
 from tests.unit.worker.fuzzing import deep, fuzz, model_types, payloads, raw_text, valid_payloads
 from vllmendpoint_api import PRECEDENCE, ModelType, PayloadSource
 from vllmendpoint_worker.config.merge import merge
@@ -32,7 +32,9 @@ def test_a_payload_from_python_or_the_config_file_is_used_or_rejected(
 ) -> None:
     field = "runtime" if source is S.RUNTIME else "config_payload"
     weaker = {"custom_default": {"prompt": "never"}}
-    assert_in_force(merge(PayloadSources(**{field: payload}, **weaker), FIELDS, model_type), source, payload)
+    assert_used_or_rejected(
+        merge(PayloadSources(**{field: payload}, **weaker), FIELDS, model_type), source, payload
+    )
 
 
 @given(payload=valid_payloads, model_type=st.sampled_from([ModelType.CHAT, ModelType.COMPLETION, None]))
@@ -64,7 +66,7 @@ def test_the_payload_variable_is_used_or_rejected(folder: Path, text: str, model
         payload = json.loads(text)
     except (ValueError, RecursionError):
         payload = None
-    assert_in_force(result, S.ENVIRONMENT, payload)
+    assert_used_or_rejected(result, S.ENVIRONMENT, payload)
 
 
 @given(content=st.binary(max_size=40) | payloads.map(lambda value: json.dumps(value, default=str).encode()))
@@ -77,7 +79,7 @@ def test_the_file_that_the_payload_variable_names_is_used_or_rejected(folder: Pa
         payload = json.loads(content.decode())
     except (ValueError, RecursionError):
         payload = None
-    assert_in_force(resolve(ConfigSources(environ).load()), S.ENVIRONMENT, payload)
+    assert_used_or_rejected(resolve(ConfigSources(environ).load()), S.ENVIRONMENT, payload)
 
 
 @given(
@@ -104,6 +106,6 @@ def test_the_source_of_the_highest_priority_is_used_or_rejected(
     if not order:
         assert isinstance(result, Resolved)
         return
-    assert_in_force(result, order[0], set_payloads[order[0]])
+    assert_used_or_rejected(result, order[0], set_payloads[order[0]])
     if isinstance(result, Resolved):
         assert [ignored.source for ignored in result.ignored] == order[1:]
