@@ -1,4 +1,4 @@
-"""One observe, diff and execute, without a reconciler."""
+"""Observes, diffs and executes once, without a reconciler."""
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime

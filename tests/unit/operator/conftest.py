@@ -44,7 +44,7 @@ def options() -> Options:
 
 @pytest.fixture
 def make_endpoint() -> Callable[..., Endpoint]:
-    """``make_endpoint(replicas=3)``: keywords are fields of the spec, as on the wire."""
+    """``make_endpoint(replicas=3)``: keywords are fields of the spec with their JSON names."""
 
     def make(
         *,

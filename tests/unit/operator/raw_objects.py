@@ -18,7 +18,7 @@ def raw_object(obj: dict[str, Any]) -> RawObject:
 
 @contextlib.asynccontextmanager
 async def list_stream(*objects: dict[str, Any]) -> AsyncIterator[tuple[str, AsyncIterator[RawObject]]]:
-    """As :meth:`vllmendpoint_operator.kube.client.Kube.list_stream`."""
+    """Like :meth:`vllmendpoint_operator.kube.client.Kube.list_stream`."""
 
     async def items() -> AsyncIterator[RawObject]:
         for obj in objects:

@@ -69,7 +69,7 @@ def changes():
 
 @pytest.fixture(autouse=True)
 def delays(monkeypatch):
-    """Records the seconds of each sleep, without sleeping."""
+    """The seconds of each requested sleep. The test does not sleep."""
     found = []
 
     async def sleep(seconds):
@@ -118,7 +118,7 @@ async def test_a_truncated_list_deletes_no_object(make_informer, changes):
     await run(services)
     assert services.get(("ns", "a")) is not None
     assert len(changes) == 2, "only the two additions"
-    assert not services._list_slots.locked(), "room for others"
+    assert not services._list_slots.locked(), "the slot of the failed list is free again"
 
 
 async def test_a_late_deletion_event_does_not_delete_a_recreated_object(make_informer, changes):

@@ -30,7 +30,7 @@ class Api:
         self.services_listed.set()
         self.failure = None
         self.requests = []
-        """(time, name of the object) of each request but lists and watches."""
+        """(time, name of the object) of each request except lists and watches."""
         self.version = 10
 
     async def list(self, kind, namespace, **options):

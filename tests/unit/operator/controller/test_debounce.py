@@ -92,7 +92,7 @@ async def test_a_change_of_readiness_is_not_debounced(running, monkeypatch):
 
 
 async def test_many_reconciles_let_other_tasks_run(running):
-    """Such as the renewal of the lease."""
+    """The renewal of the lease is such a task."""
     _, controller, reconciles = running
     for number in range(100):
         metadata = {**TERMINATING["metadata"], "name": f"e-{number}", "uid": f"u-{number}"}

@@ -316,7 +316,7 @@ async def test_sync_targets_closes_streams_of_removed_targets(worker, streams):
 
 async def test_sync_targets_waits_briefly_for_a_first_report(worker, streams):
     worker.greeting = b""
-    assert streams.sync_targets(OWNER, [TARGET]), "the fixture has just added it"
+    assert streams.sync_targets(OWNER, [TARGET]), "the fixture has just added the target"
     await asyncio.sleep(reports_module.FIRST_REPORT_SECONDS + 0.1)
     assert not streams.sync_targets(OWNER, [TARGET])
 
