@@ -369,3 +369,19 @@ def test_a_replacement_serves_before_the_old_pod_terminates(make_endpoint, make_
     frontend = child(planned, "Deployment", "smollm-frontend")
     assert walk(frontend, f"{MAIN}.lifecycle.preStop.sleep.seconds") >= 5
     assert walk(frontend, f"{MAIN}.readinessProbe.successThreshold") >= 3
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(0, None), (1, 1), (4, 4), (5, 5), (300, 5)])
+def test_the_frontend_drains_no_longer_than_its_grace_period(make_endpoint, make_plan, child, grace, seconds):
+    template = {"spec": {"terminationGracePeriodSeconds": grace}}
+    planned = make_plan(make_endpoint(frontend={"podTemplate": template}))
+    frontend = child(planned, "Deployment", "smollm-frontend")
+    lifecycle = walk(frontend, f"{MAIN}.lifecycle")
+    assert lifecycle == ({} if seconds is None else {"preStop": {"sleep": {"seconds": seconds}}})
+
+
+def test_a_pre_stop_hook_of_the_user_replaces_the_drain_of_the_frontend(make_endpoint, make_plan, child):
+    hook = {"preStop": {"exec": {"command": ["true"]}}}
+    pod = {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "lifecycle": hook}]}
+    planned = make_plan(make_endpoint(frontend={"podTemplate": {"spec": pod}}))
+    assert walk(child(planned, "Deployment", "smollm-frontend"), f"{MAIN}.lifecycle") == hook

@@ -80,7 +80,9 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         names.LABEL_DRAINS: "true",
     }
     template = {"metadata": {"labels": labels}, "spec": pod}
-    return merge_user_template(template, endpoint.spec.frontend.pod_template, "frontend.podTemplate")
+    merged = merge_user_template(template, endpoint.spec.frontend.pod_template, "frontend.podTemplate")
+    _fit_drain(merged["spec"])
+    return merged
 
 
 def _container(endpoint: Endpoint, options: Options) -> dict[str, Any]:
@@ -104,6 +106,25 @@ def _container(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
         **resources(endpoint.spec.frontend.resources),
     }
+
+
+def _fit_drain(pod: dict[str, Any]) -> None:
+    """Adjust the preStop sleep to the user's podTemplate, where the API server rejects both together.
+
+    A hook of the user replaces the sleep, and a shorter grace period shortens it.
+    """
+    grace = pod.get("terminationGracePeriodSeconds")
+    for container in pod["containers"]:
+        hook = (container.get("lifecycle") or {}).get("preStop") or {}
+        if hook.get("sleep") != {"seconds": _DRAIN_SECONDS}:
+            continue
+        if len(hook) > 1:
+            del hook["sleep"]
+        elif isinstance(grace, int) and grace < _DRAIN_SECONDS:
+            if grace > 0:
+                hook["sleep"] = {"seconds": grace}
+            else:
+                del container["lifecycle"]["preStop"]
 
 
 def _probes() -> dict[str, Any]:
