@@ -1,4 +1,4 @@
-"""arguments: what goes to the engine, what to the HTTP server, and an environment that upstream survives."""
+"""Arguments are split between engine and HTTP server, and the environment is made safe for upstream."""
 
 import pytest
 
@@ -20,11 +20,11 @@ FRONTEND = {"--chat-template", "--api-key", "--shared", "--default-chat-template
         (["--default-chat-template-kwargs.x", "1"], [], ["--default-chat-template-kwargs.x", "1"]),
     ],
 )
-def test_split(argv: list[str], engine: list[str], frontend: list[str]) -> None:
+def test_arguments_are_split_by_server(argv: list[str], engine: list[str], frontend: list[str]) -> None:
     assert split_by_server(argv, ENGINE, FRONTEND) == (engine, frontend)
 
 
-def test_from_config() -> None:
+def test_config_values_become_arguments() -> None:
     config = {"max_model_len": 64, "on": True, "off": False, "both": False, "many": ["a", 1], "empty": []}
     config |= {"nested": {"a": 1}, "nothing": None}
     assert config_to_arguments(config, {"--no-both"}) == [
@@ -33,7 +33,7 @@ def test_from_config() -> None:
 
 
 @pytest.mark.parametrize("crashing", ["1", "false", ""])
-def test_clear_environment(crashing: str) -> None:
+def test_the_environment_is_cleared_of_variables_that_crash_upstream(crashing: str) -> None:
     environ = {"DYN_HEALTH_CHECK_ENABLED": crashing, "GUIDE": "x", "VLLM_PLUGINS": "a,ours", "KEPT": "y"}
     environ |= {"DYN_CANARY_WAIT_TIME": "0", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.5"}
     clear_environment(environ, ["GUIDE"], ["ours", "more"])

@@ -1,4 +1,4 @@
-"""option_rules, dynamo_numbers and shared_options without an engine: what is told in the first second."""
+"""Option rules, numbers for Dynamo and shared options: the checks that run before the engine is imported."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from vllmendpoint_worker.serving.state import WorkerState
 MODE = "VLLMENDPOINT_FRONTEND_MODE"
 
 
-async def fields_refused(
+async def rejected_fields(
     tmp_path: Path, argv: list[str], environ: dict[str, str], config: str = ""
 ) -> set[str]:
-    """Before anything of the engine is imported, as in the worker's first second."""
+    """The fields of the problems that are found without an import of the engine."""
     if config:
         (tmp_path / "config.yaml").write_text(config)
         environ = environ | {"VLLMENDPOINT_CONFIG_FILE": str(tmp_path / "config.yaml")}
@@ -56,11 +56,11 @@ async def fields_refused(
         ([], {"DYN_SYSTEM_PORT": "55467"}, "", "DYN_SYSTEM_PORT"),
     ],
 )
-async def test_a_refused_option_is_named_at_once(
+async def test_a_rejected_option_is_named_before_the_engine_is_imported(
     tmp_path: Path, argv: list[str], environ: dict[str, str], config: str, field: str
 ) -> None:
-    refused = await fields_refused(tmp_path, argv, environ | {MODE: "Managed"}, config)
-    assert refused == {field}
+    rejected = await rejected_fields(tmp_path, argv, environ | {MODE: "Managed"}, config)
+    assert rejected == {field}
 
 
 @pytest.mark.parametrize(
@@ -72,15 +72,17 @@ async def test_a_refused_option_is_named_at_once(
         {"DYN_TOOL_CALL_PARSER": "hermes", "SM_VLLM_ENABLE_SLEEP_MODE": "false", "DYN_SYSTEM_PORT": "9090"},
     ],
 )
-async def test_what_the_operator_renders_or_is_off_passes(tmp_path: Path, environ: dict[str, str]) -> None:
+async def test_rendered_and_disabled_options_are_accepted(tmp_path: Path, environ: dict[str, str]) -> None:
     argv = ["--served-model-name", "m", "--model", "org/name", "--revision", "r"]
-    assert await fields_refused(tmp_path, argv, environ | {MODE: "Managed"}) == set()
+    assert await rejected_fields(tmp_path, argv, environ | {MODE: "Managed"}) == set()
 
 
 @pytest.mark.parametrize(("mode", "count"), [("Managed", 2), ("Newer", 2), ("None", 1), ("", 0)])
-async def test_the_mode_of_the_frontend_decides(tmp_path: Path, mode: str, count: int) -> None:
+async def test_the_mode_of_the_frontend_selects_the_rejected_options(
+    tmp_path: Path, mode: str, count: int
+) -> None:
     argv = ["--api-key", "k", "--nnodes", "2"]
-    assert len(await fields_refused(tmp_path, argv, {MODE: mode})) == count
+    assert len(await rejected_fields(tmp_path, argv, {MODE: mode})) == count
     assert frontend_mode({MODE: mode}) == {"": None, "None": FrontendMode.NONE}.get(
         mode, FrontendMode.MANAGED
     )
@@ -106,13 +108,13 @@ async def test_the_mode_of_the_frontend_decides(tmp_path: Path, mode: str, count
         ("DYN_BENCHMARK_PREFILL_GRANULARITY", "1025"),
     ],
 )
-def test_a_number_that_dynamo_cannot_read_is_refused(name: str, value: str) -> None:
+def test_a_number_that_dynamo_cannot_parse_is_rejected(name: str, value: str) -> None:
     (problem,) = invalid_numbers({name: value})
     assert (problem.source, problem.field, problem.reason) == ("Environment", name, "InvalidEnvironment")
     assert problem.message.endswith(f". Use {NUMERIC_VARIABLES[name]}.")
 
 
-def test_a_value_that_is_no_number_is_not_repeated() -> None:
+def test_a_value_that_is_not_a_number_is_not_repeated() -> None:
     (problem,) = invalid_numbers({"DYN_SYSTEM_PORT": "hunter2"})
     assert problem.message == (
         "DYN_SYSTEM_PORT is not a number. "
@@ -120,7 +122,7 @@ def test_a_value_that_is_no_number_is_not_repeated() -> None:
     )
 
 
-def test_what_dynamo_reads_passes() -> None:
+def test_numbers_that_dynamo_can_parse_are_accepted() -> None:
     values = {
         "DYN_SYSTEM_PORT": "-1",
         "DYN_TCP_RPC_PORT": " 0 ",
@@ -144,7 +146,7 @@ PARSERS = (
 )
 
 
-def test_automatic_tool_choice_without_a_parser_is_refused_before_the_engine_loads() -> None:
+def test_automatic_tool_choice_without_a_parser_is_rejected_before_the_engine_loads() -> None:
     (problem,) = share_options(from_arguments(["--enable-auto-tool-choice"]), NAMES, *PARSERS).problems
     assert problem.message == (
         "engine.args (--enable-auto-tool-choice) requires a parser. Also set --tool-call-parser."
@@ -154,7 +156,7 @@ def test_automatic_tool_choice_without_a_parser_is_refused_before_the_engine_loa
     assert (shared.problems, shared.frontend) == ((), ("--tool-call-parser", "openai"))
 
 
-def test_a_template_in_one_line_becomes_a_file_for_dynamo(
+def test_an_inline_template_becomes_a_file_for_dynamo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -169,10 +171,8 @@ def test_a_template_in_one_line_becomes_a_file_for_dynamo(
 
 
 @pytest.mark.parametrize(("given", "closed"), [(None, True), ("", True), ("0", True), ("true", False)])
-def test_adapters_are_loaded_at_run_time_only_where_the_user_allows_it(
-    given: str | None, closed: bool
-) -> None:
+def test_adapters_are_loaded_at_run_time_only_if_the_user_allows_it(given: str | None, closed: bool) -> None:
     environ = {} if given is None else {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": given}
     clear_environment(environ, [], [])
-    # Dynamo sets the variable where it is unset.
+    # Dynamo sets the variable if it is unset.
     assert (environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] in ("", "0")) is closed

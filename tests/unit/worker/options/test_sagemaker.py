@@ -1,4 +1,4 @@
-"""sagemaker, options, command_line: SM_VLLM_* by AWS's rules, and one option in two places."""
+"""SM_VLLM_* variables follow the rules of AWS, and one option in two sources must have one value."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def arguments(environ: dict[str, str], argv: list[str] | None = None) -> list[st
         ("ENABLE_LORA", " TRUE ", ["--enable-lora"]),
         ("ENABLE_LORA", "False", []),
         ("ENABLE_LORA", "", ["--enable-lora"]),
-        ("MODEL", "", []),  # a bare --model helps nobody
+        ("MODEL", "", []),  # --model without a value has no effect
         ("", "x", []),
     ],
 )  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_variable_becomes_arguments(name: str, value: str, expected: list[str]
     assert arguments({f"SM_VLLM_{name}": value}) == expected
 
 
-def test_only_the_prefix_counts_and_the_order_is_by_name() -> None:
+def test_only_variables_with_the_prefix_count_in_the_order_of_their_names() -> None:
     environ = {
         "SM_VLLM_SEED": "1",
         "PATH": "/usr/bin",
@@ -80,7 +80,7 @@ def test_only_the_prefix_counts_and_the_order_is_by_name() -> None:
     ]
 
 
-def test_an_empty_list_is_warned_of() -> None:
+def test_an_empty_list_is_a_warning() -> None:
     assert options({"SM_VLLM_CUSTOM_OPS": "[]"})[1] == [
         "SM_VLLM_CUSTOM_OPS is an empty list, which has no effect."
     ]
@@ -92,7 +92,7 @@ def test_an_empty_list_is_warned_of() -> None:
         ({"SM_VLLM_MODEL": "m", "HF_MODEL_ID": "hub"}, ["config.json"], ["--model", "m"]),
         ({"HF_MODEL_ID": "hub"}, ["config.json"], ["--model", "FOLDER"]),
         ({"HF_MODEL_ID": "hub"}, ["weights.gguf"], ["--model", "FOLDER"]),
-        ({"HF_MODEL_ID": "hub"}, ["model.py"], ["--model", "hub"]),  # AWS's would try to load the script
+        ({"HF_MODEL_ID": "hub"}, ["model.py"], ["--model", "hub"]),  # AWS would load the script as a model
         ({"HF_MODEL_ID": "hub"}, [".vllmendpoint"], ["--model", "hub"]),
         ({"HF_MODEL_ID": "hub"}, [], ["--model", "hub"]),
         ({"HF_MODEL_ID": " "}, ["something"], ["--model", "FOLDER"]),
@@ -100,7 +100,7 @@ def test_an_empty_list_is_warned_of() -> None:
         ({"HF_MODEL_ID": "hub", "VLLMENDPOINT_ARTIFACTS_URI": "s3://b/p/"}, ["model.py"], ["--model", "hub"]),
     ],
 )
-def test_where_the_model_is(
+def test_the_model_is_found_by_the_rules_of_sagemaker(
     tmp_path: Path, environ: dict[str, str], files: list[str], expected: list[str]
 ) -> None:
     for name in files:
@@ -113,7 +113,7 @@ def test_where_the_model_is(
 @pytest.mark.parametrize(
     "environ", [{}, {"SM_VLLM_MODEL": "", "HF_MODEL_ID": "", "VLLMENDPOINT_ARTIFACTS_URI": ""}]
 )
-def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_a_missing_model_is_rejected(tmp_path: Path, environ: dict[str, str]) -> None:
     (tmp_path / ".hidden").touch()
     assert CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path), **environ}, []).invocation({}).problems
     command_line = CommandLine({"SAGEMAKER_MODEL_PATH": str(tmp_path / "nowhere"), **environ}, [])
@@ -143,12 +143,12 @@ def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> 
         (["--use-x"], {"SM_VLLM_USE_X": "false"}, {}, [("SM_VLLM_USE_X", "engine.args (--use-x)")]),
         (["--seed", "-1"], {"SM_VLLM_SEED": "-1"}, {}, []),
         (["--seed", "1", "--seed", "2"], {"SM_VLLM_SEED": "2"}, {}, []),
-        # short forms and beginnings, once the parsers are known
+        # short forms and prefixes, which the names of the parsers resolve
         (["-tp", "2"], {"SM_VLLM_TENSOR_PARALLEL_SIZE": "4"}, {},
          [("SM_VLLM_TENSOR_PARALLEL_SIZE", "engine.args (-tp)")]),
         (["--max-model", "8"], {"SM_VLLM_MAX_MODEL_LEN": "9"}, {},
          [("SM_VLLM_MAX_MODEL_LEN", "engine.args (--max-model)")]),
-        (["--max-", "8"], {"SM_VLLM_MAX_MODEL_LEN": "9"}, {}, []),  # ambiguous: the parser's to refuse
+        (["--max-", "8"], {"SM_VLLM_MAX_MODEL_LEN": "9"}, {}, []),  # ambiguous, so the parser rejects it
         (["--no-enable-prefix-caching"], {}, {"enable-prefix-caching": True},
          [("enable-prefix-caching of the config file", "engine.args (--no-enable-prefix-caching)")]),
         (["--no-such-thing"], {}, {"such_thing": True}, []),  # another option
@@ -169,7 +169,7 @@ def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> 
         ([], {"SM_VLLM_X": "true"}, {"x": None, "y": []}, []),
         (["--model", "a"], {"SM_VLLM_MODEL": "b"}, {"model": "c"},
          [("SM_VLLM_MODEL", "model.uri (--model)"), ("model of the config file", "model.uri (--model)")]),
-        # what the operator has put into the environment, and SM_VLLM_* must not undo
+        # variables that the operator sets and SM_VLLM_* must not change
         ([], {"SM_VLLM_NAMESPACE": "b", "DYN_NAMESPACE": "a"}, {}, [("SM_VLLM_NAMESPACE", "DYN_NAMESPACE")]),
         ([], {"SM_VLLM_PORT": "1", "VLLMENDPOINT_SAGEMAKER_PORT": "8080"}, {},
          [("SM_VLLM_PORT", "VLLMENDPOINT_SAGEMAKER_PORT")]),
@@ -178,7 +178,7 @@ def test_no_model_at_all_is_refused(tmp_path: Path, environ: dict[str, str]) -> 
         ([], {"SM_VLLM_SEED": "1", "SM_VLLM_seed": "2"}, {}, [("SM_VLLM_seed", "SM_VLLM_SEED")]),
     ],
 )  # fmt: skip
-def test_the_same_option_from_two_places(
+def test_different_values_of_one_option_are_a_conflict(
     argv: list[str], environ: dict[str, str], config: dict[str, object], fields: list[tuple[str, str]]
 ) -> None:
     problems = find_conflicts(CommandLine(environ, argv).invocation(config).options, NAMES)
@@ -188,7 +188,7 @@ def test_the_same_option_from_two_places(
     ]
 
 
-def test_a_problem_has_source_and_reason_and_no_value() -> None:
+def test_a_conflict_has_source_and_reason_but_no_value() -> None:
     command_line = CommandLine({"SM_VLLM_API_KEY": "hunter2"}, ["--api-key", "hunter3"])
     (problem,) = find_conflicts(command_line.invocation({"model": "m"}).options, {})
     assert (problem.source, problem.reason, problem.field) == (
@@ -210,7 +210,7 @@ def test_a_problem_has_source_and_reason_and_no_value() -> None:
         ("argument --max-model-length: expected one argument", "engine.args"),
     ],
 )
-def test_what_the_parser_repeats_of_the_environment_is_not_told(sentence: str, field: str) -> None:
+def test_values_in_errors_of_the_parser_are_not_repeated(sentence: str, field: str) -> None:
     environ = {"SM_VLLM_MAX_MODEL_LEN": "hunter2", "SM_VLLM_NO_SUCH": "hunter3", "SM_VLLM_TP": "1"}
     problem = parser_rejection(
         sentence, CommandLine(environ, ["--mine", "1"]).invocation({"seed": "hunter4"}).options
@@ -220,11 +220,11 @@ def test_what_the_parser_repeats_of_the_environment_is_not_told(sentence: str, f
     assert ("1)" in problem.message or "argument)" in problem.message) == (field == "engine.args")
 
 
-def test_an_option_said_twice_alike_goes_to_the_engine_once() -> None:
+def test_an_option_that_is_set_twice_equally_is_passed_once() -> None:
     assert arguments({"SM_VLLM_MIDDLEWARE": "a.B"}, ["--middleware", "a.B"]) == ["--middleware", "a.B"]
 
 
-def test_options_of_arguments_and_config_file_are_spelled_alike() -> None:
+def test_options_of_arguments_and_config_file_have_one_spelling() -> None:
     given = from_arguments(["stray", "--json-arg.a", "1", "--json-arg.b", "2", "-O3", "--x_y", "-", "a"])
     assert [(each.option, each.value) for each in given] == [
         ("--json-arg", (".a", "1", ".b", "2")),
@@ -236,7 +236,7 @@ def test_options_of_arguments_and_config_file_are_spelled_alike() -> None:
 
 
 @pytest.mark.parametrize("value", ["http", "70000", "-1", "[1,2]", ""])
-def test_a_port_that_is_none_is_refused_and_not_used(value: str) -> None:
+def test_an_invalid_port_is_rejected_and_not_used(value: str) -> None:
     environ = {"SM_VLLM_PORT": value}
     (problem,) = CommandLine(environ, []).invocation({"model": "m"}).problems
     assert problem.field == "SM_VLLM_PORT"
@@ -262,16 +262,18 @@ ALONE = {"DYN_SYSTEM_PORT": "8082", "DYN_DISCOVERY_BACKEND": "mem", "DYN_EVENT_P
         ({"SM_VLLM_PORT": "8081", "VLLMENDPOINT_SAGEMAKER_PORT": "8080", "KUBERNETES_SERVICE_HOST": "h"}, {}),
     ],
 )  # fmt: skip
-def test_what_a_container_without_a_cluster_needs(environ: dict[str, str], added: dict[str, str]) -> None:
+def test_a_container_without_a_cluster_gets_the_missing_variables(
+    environ: dict[str, str], added: dict[str, str]
+) -> None:
     assert container_environment(environ) == added
 
 
-def test_serve_is_dropped_only_as_the_first_word() -> None:
+def test_serve_is_removed_only_as_the_first_argument() -> None:
     assert strip_serve_command(["serve"]) == []
     assert strip_serve_command(["serve", "--model", "serve"]) == ["--model", "serve"]
     assert strip_serve_command(["--model", "serve"]) == ["--model", "serve"]
 
 
-def test_the_default_folder_is_the_guides() -> None:
+def test_the_default_folder_of_the_model_is_that_of_the_guide() -> None:
     assert sagemaker.model_path({}) == sagemaker.model_path({"SAGEMAKER_MODEL_PATH": ""}) == "/opt/ml/model"
     assert sagemaker.model_path({"SAGEMAKER_MODEL_PATH": "/m"}) == "/m"
