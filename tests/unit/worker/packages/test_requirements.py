@@ -1,4 +1,4 @@
-"""Which packages are asked for, by the settings of the standards package, and what pip says of a failure."""
+"""The packages that the variables of the standards package request, and the report of a failure of pip."""
 
 import tomllib
 from pathlib import Path
@@ -24,20 +24,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def asked(folder: Path, **environ: str) -> Requirements:
+def requested(folder: Path, **environ: str) -> Requirements:
     found = read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
     assert isinstance(found, Requirements), found
     return found
 
 
-def refused(folder: Path, **environ: str) -> Problem:
+def rejected(folder: Path, **environ: str) -> Problem:
     found = read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)} | environ)
     assert isinstance(found, Problem), found
     assert found.reason == Reason.INVALID_ENVIRONMENT
     return found
 
 
-def test_the_settings_are_the_standards_packages() -> None:
+def test_the_names_are_those_of_the_standards_package() -> None:
     assert dependency_manager.STANDARD_AUTO_INSTALL_REQ == ENV_ENABLED
     assert dependency_manager.STANDARD_PIP_ARGS == ENV_ARGUMENTS
     assert dependency_manager.REQUIREMENTS_FILENAME == REQUIREMENTS_FILE
@@ -49,7 +49,7 @@ def test_each_image_has_pip() -> None:
         assert any(each.startswith("pip>=") for each in requirements)
 
 
-def test_nothing_is_asked_for_without_a_file(folder: Path) -> None:
+def test_without_a_file_nothing_is_installed(folder: Path) -> None:
     (folder / WHEELS_FOLDER).mkdir()
     assert read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
     assert read_requirements({"SAGEMAKER_MODEL_PATH": str(folder / "none")}) is None
@@ -57,25 +57,27 @@ def test_nothing_is_asked_for_without_a_file(folder: Path) -> None:
     assert read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)}) is None
 
 
-def test_the_file_beside_the_script(folder: Path) -> None:
+def test_the_file_and_the_wheels_next_to_the_script_are_installed(folder: Path) -> None:
     (folder / REQUIREMENTS_FILE).write_text("numpy\n")
-    found = asked(folder)
+    found = requested(folder)
     assert (found.field, found.arguments) == (REQUIREMENTS_FILE, ("-r", str(folder / REQUIREMENTS_FILE)))
     assert found.wheels is None
     (folder / WHEELS_FOLDER).mkdir()
-    assert asked(folder).wheels == folder / WHEELS_FOLDER
+    assert requested(folder).wheels == folder / WHEELS_FOLDER
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "On", "", " "])
-def test_it_is_on_unless_it_is_turned_off(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installation_is_enabled_by_default(
+    folder: Path, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / REQUIREMENTS_FILE).write_text("numpy\n")
-    assert asked(folder, STANDARD_AUTO_INSTALL_REQ=value).field == REQUIREMENTS_FILE
+    assert requested(folder, STANDARD_AUTO_INSTALL_REQ=value).field == REQUIREMENTS_FILE
     monkeypatch.setenv(ENV_ENABLED, value.strip() or "true")
     assert dependency_manager.is_auto_install_enabled()
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "OFF"])
-def test_off_is_off_for_both(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installation_can_be_disabled(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / REQUIREMENTS_FILE).write_text("numpy\n")
     environ = {"SAGEMAKER_MODEL_PATH": str(folder), ENV_ENABLED: value, ENV_ARGUMENTS: "numpy"}
     assert read_requirements(environ) is None
@@ -83,21 +85,21 @@ def test_off_is_off_for_both(folder: Path, value: str, monkeypatch: pytest.Monke
     assert not dependency_manager.is_auto_install_enabled()
 
 
-def test_another_value_is_refused_and_not_repeated(folder: Path) -> None:
-    problem = refused(folder, STANDARD_AUTO_INSTALL_REQ="s3cret")
+def test_an_invalid_switch_is_rejected_and_not_repeated(folder: Path) -> None:
+    problem = rejected(folder, STANDARD_AUTO_INSTALL_REQ="s3cret")
     assert problem.message == f"{ENV_ENABLED} is not a boolean. Use true or false."
     assert problem.source == "Environment"
 
 
 def test_explicit_arguments_replace_the_file(folder: Path) -> None:
     (folder / REQUIREMENTS_FILE).write_text("numpy\n")
-    found = asked(folder, STANDARD_PIP_ARGS="-r 'my file.txt' --index-url https://index/simple")
+    found = requested(folder, STANDARD_PIP_ARGS="-r 'my file.txt' --index-url https://index/simple")
     assert found.arguments == ("-r", "my file.txt", "--index-url", "https://index/simple")
     assert (found.field, found.wheels) == (ENV_ARGUMENTS, None)
 
 
-def test_an_open_quotation_is_refused(folder: Path) -> None:
-    assert "contains an unclosed quotation mark" in refused(folder, STANDARD_PIP_ARGS="'numpy").message
+def test_an_unclosed_quotation_is_rejected(folder: Path) -> None:
+    assert "contains an unclosed quotation mark" in rejected(folder, STANDARD_PIP_ARGS="'numpy").message
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,10 @@ def test_an_open_quotation_is_refused(folder: Path) -> None:
         ("--ignore-installed numpy", "--ignore-installed"), ("--dry-run numpy", "--dry-run"),
     ],
 )  # fmt: skip
-def test_options_that_contradict_the_workers_are_refused(folder: Path, arguments: str, option: str) -> None:
-    message = refused(folder, STANDARD_PIP_ARGS=arguments).message
+def test_options_that_contradict_those_of_the_worker_are_rejected(
+    folder: Path, arguments: str, option: str
+) -> None:
+    message = rejected(folder, STANDARD_PIP_ARGS=arguments).message
     assert message.startswith(f"{ENV_ARGUMENTS} contains {option}, ")
 
 
@@ -121,25 +125,25 @@ def test_options_that_contradict_the_workers_are_refused(folder: Path, arguments
      "--trusted-host t --timeout 5 numpy", "--root-user-action=ignore numpy", "--python-version 3.11 numpy",
      "torch-tools ITerm", "-qU numpy", "--require-hashes -r x.txt"],
 )  # fmt: skip
-def test_other_options_are_pips_to_judge(folder: Path, arguments: str) -> None:
-    assert asked(folder, STANDARD_PIP_ARGS=arguments).field == ENV_ARGUMENTS
+def test_other_options_are_passed_to_pip(folder: Path, arguments: str) -> None:
+    assert requested(folder, STANDARD_PIP_ARGS=arguments).field == ENV_ARGUMENTS
 
 
-def test_a_file_that_is_too_large_is_refused(folder: Path) -> None:
+def test_a_file_that_is_too_large_is_rejected(folder: Path) -> None:
     (folder / REQUIREMENTS_FILE).write_text("#" * (1024 * 1024 + 1))
     found = read_requirements({"SAGEMAKER_MODEL_PATH": str(folder)})
     assert isinstance(found, Problem)
     assert found.reason == Reason.REQUIREMENTS_NOT_INSTALLED
 
 
-def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: Path) -> None:
+def test_the_digest_changes_with_every_input_of_pip(folder: Path) -> None:
     (folder / REQUIREMENTS_FILE).write_text("-r sub/more.txt\n./tool\n./local-1.0-py3-none-any.whl\n")
     (folder / "sub").mkdir()
-    seen = [asked(folder).digest]
-    assert asked(folder).digest == seen[0]
+    digests = [requested(folder).digest]
+    assert requested(folder).digest == digests[0]
 
     def changed() -> None:
-        seen.append(asked(folder).digest)
+        digests.append(requested(folder).digest)
 
     for path, text in (
         ("sub/more.txt", "numpy\n-c pins.txt\n"),
@@ -157,23 +161,23 @@ def test_the_digest_changes_with_everything_that_may_change_the_outcome(folder: 
         (folder / path).write_text(text)
         changed()
     (folder / "model.py").write_text("the script itself does not count\n")
-    assert asked(folder).digest == seen[-1]
-    seen.append(asked(folder, STANDARD_PIP_ARGS="-r a.txt").digest)
+    assert requested(folder).digest == digests[-1]
+    digests.append(requested(folder, STANDARD_PIP_ARGS="-r a.txt").digest)
     (folder / "a.txt").write_text("numpy\n")
-    seen.append(asked(folder, STANDARD_PIP_ARGS="-r a.txt").digest)
-    seen.append(asked(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
+    digests.append(requested(folder, STANDARD_PIP_ARGS="-r a.txt").digest)
+    digests.append(requested(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
     (folder / "a.txt").write_text("numpy==1\n")
-    seen.append(asked(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
-    seen.append(asked(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
+    digests.append(requested(folder, STANDARD_PIP_ARGS="--requirement=a.txt").digest)
+    digests.append(requested(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
     (folder / "a.txt").write_text("numpy==2\n")
-    seen.append(asked(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
-    assert len(set(seen)) == len(seen)
+    digests.append(requested(folder, STANDARD_PIP_ARGS="-ra.txt").digest)
+    assert len(set(digests)) == len(digests)
 
 
-def test_files_that_include_each_other_end(folder: Path) -> None:
+def test_files_that_include_each_other_are_read_once(folder: Path) -> None:
     (folder / REQUIREMENTS_FILE).write_text(f"-r {REQUIREMENTS_FILE}\n-r other.txt\n")
     (folder / "other.txt").write_text(f"-r {REQUIREMENTS_FILE}\n")
-    assert asked(folder).digest
+    assert requested(folder).digest
 
 
 @pytest.mark.parametrize(
@@ -183,11 +187,11 @@ def test_files_that_include_each_other_end(folder: Path) -> None:
         ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache"),
     ],
 )
-def test_the_folder_is_on_the_pods_writable_volume(environ: dict[str, str], expected: str) -> None:
+def test_the_packages_are_on_the_writable_volume_of_the_pod(environ: dict[str, str], expected: str) -> None:
     assert packages_folder(environ) == Path(expected) / "vllmendpoint/packages"
 
 
-# --- what pip says ---
+# --- failures of pip ---
 
 MISSING = """Looking in indexes: https://index.example/simple
 ERROR: Could not find a version that satisfies the requirement tool>=2 (from versions: 1.0)
@@ -203,7 +207,7 @@ NO_NAME = (
     "'NameResolutionError(\"HTTPSConnection(host='no.such.host', port=443): Failed to resolve 'no.such.host' "
     "([Errno -2] Name or service not known)\")'"
 )
-NO_NAME_SAID = (
+NO_NAME_MESSAGE = (
     "No matching distribution found for tool; the package index cannot be reached: Failed to resolve "
     "'no.such.host' ([Errno -2] Name or service not known)"
 )
@@ -225,7 +229,7 @@ To fix this you could try to:
 
 ERROR: ResolutionImpossible: for help visit https://pip.pypa.io/en/latest/topics/dependency-resolution/
 """
-CONFLICT_SAID = (
+CONFLICT_MESSAGE = (
     "Cannot install tool==1.0 and others because these package versions have conflicting dependencies: "
     "tool 1.4 depends on torch<2"
 )
@@ -244,7 +248,7 @@ DENIED = """WARNING: 401 Error, Credentials not correct for https://me:****@inde
 ERROR: Could not find a version that satisfies the requirement tool (from versions: none)
 ERROR: No matching distribution found for tool
 """
-DENIED_SAID = "the package index answered: 401 Error, Credentials not correct for https://index.example"
+DENIED_MESSAGE = "the package index answered: 401 Error, Credentials not correct for https://index.example"
 FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
 
 
@@ -258,12 +262,12 @@ NOT_BUILT = (
     ("output", "sentence", "fix"),
     [
         (MISSING, "No matching distribution found for tool>=2", "Correct the name or the version"),
-        (UNREACHABLE.format(NO_NAME), NO_NAME_SAID, "Check that the pod reaches the package index"),
+        (UNREACHABLE.format(NO_NAME), NO_NAME_MESSAGE, "Check that the pod reaches the package index"),
         (UNREACHABLE.format(TIMEOUT), "timed out. (connect timeout=15)", "add wheels to requirements/"),
-        (CONFLICT, CONFLICT_SAID, "The image contains torch 2.13.0, which the engine needs"),
+        (CONFLICT, CONFLICT_MESSAGE, "The image contains torch 2.13.0, which the engine needs"),
         (OTHER_CONFLICT, "tool 1.4 depends on torch<2", "Relax one of these versions"),
         (BUILD, NOT_BUILT, "the image has no compiler"),
-        (DENIED, DENIED_SAID, "Check the credentials of the package index"),
+        (DENIED, DENIED_MESSAGE, "Check the credentials of the package index"),
         (FULL, "No space left on device", "Increase the ephemeral storage of the pod"),
         (
             "/opt/python3: No module named pip\n",
@@ -274,14 +278,14 @@ NOT_BUILT = (
         ("", "pip has no output", "The worker's log contains pip's output"),
     ],
 )
-def test_pips_own_sentence_and_what_to_do(output: str, sentence: str, fix: str) -> None:
-    said, what = summarize_failure(output)
-    assert sentence in said
-    assert fix in what
-    assert not said.endswith(".")
+def test_a_failure_contains_the_message_of_pip_and_a_remedy(output: str, sentence: str, fix: str) -> None:
+    message, remedy = summarize_failure(output)
+    assert sentence in message
+    assert fix in remedy
+    assert not message.endswith(".")
 
 
-def test_a_sentence_is_bounded() -> None:
+def test_the_message_of_a_failure_is_bounded() -> None:
     assert len(summarize_failure("ERROR: " + "x" * 10_000)[0]) < 1000
 
 
@@ -304,5 +308,5 @@ def test_a_sentence_is_bounded() -> None:
         ("https://user@mail:pw@host/x", "https://host"),
     ],
 )
-def test_of_a_url_only_the_host_is_shown(text: str, expected: str) -> None:
+def test_only_the_host_of_a_url_is_shown(text: str, expected: str) -> None:
     assert redact(text) == expected

@@ -1,4 +1,4 @@
-"""The type of a model, told from vLLM's tasks, and the forms of payload that fit it."""
+"""The type of a model, which follows from vLLM's tasks, and the forms of payload that fit it."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from vllmendpoint_worker.payload.validation import check_payload
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
 SPEC = SettingOrigin(PayloadSource.SPEC, "healthCheck.payload")
-QUESTIONS = {
+PAYLOADS = {
     Form.PROMPT: {"prompt": "x"},
     Form.MESSAGES: {"messages": [{"role": "user", "content": "x"}]},
     Form.INPUT: {"input": "x"},
@@ -41,14 +41,18 @@ FITTING = {
         (None, False, None),
     ],
 )
-def test_the_type_of_a_pooled_model(task: str | None, scores: bool, model_type: ModelType | None) -> None:
+def test_the_task_determines_the_type_of_a_pooling_model(
+    task: str | None, scores: bool, model_type: ModelType | None
+) -> None:
     assert pooled_type(task, scores=scores) is model_type
 
 
 @pytest.mark.parametrize("model_type", list(ModelType))
 @pytest.mark.parametrize("form", list(Form))
-def test_a_payload_fits_the_models_type_or_says_what_does(form: Form, model_type: ModelType) -> None:
-    problems = check_payload(QUESTIONS[form], SPEC, None, model_type)
+def test_a_payload_fits_the_model_type_or_the_problem_names_one_that_does(
+    form: Form, model_type: ModelType
+) -> None:
+    problems = check_payload(PAYLOADS[form], SPEC, None, model_type)
     assert (problems == []) is (form in FITTING[model_type])
     for problem in problems:
         assert problem.field == f"healthCheck.payload.{form}"
@@ -57,7 +61,7 @@ def test_a_payload_fits_the_models_type_or_says_what_does(form: Form, model_type
 
 @pytest.mark.parametrize("model_type", list(ModelType))
 @pytest.mark.parametrize("level", list(Level))
-def test_the_default_fits(level: Level, model_type: ModelType) -> None:
+def test_the_default_payload_fits_every_model_type(level: Level, model_type: ModelType) -> None:
     payload = payload_for(level, model_type)
     assert check_payload(payload, SPEC, None, model_type) == []
     if model_type in POOLED:
@@ -65,7 +69,7 @@ def test_the_default_fits(level: Level, model_type: ModelType) -> None:
 
 
 @pytest.mark.parametrize("form", sorted(SCORE_PARTNERS))
-def test_a_question_for_scores_has_two_halves(form: Form) -> None:
+def test_a_score_payload_has_two_parts(form: Form) -> None:
     partners = SCORE_PARTNERS[form]
     (problem,) = check_payload({form.value: "x"}, SPEC, None, ModelType.SCORE)
     partner = " or ".join(partners)
@@ -74,7 +78,7 @@ def test_a_question_for_scores_has_two_halves(form: Form) -> None:
     assert (problem.field, "is empty" in problem.message) == (f"healthCheck.payload.{partners[0]}", True)
 
 
-def test_names_are_held_against_the_request_of_the_models_type() -> None:
+def test_fields_are_compared_with_the_request_of_the_model_type() -> None:
     fields = RequestFields(
         frozenset(), frozenset(), frozenset({"input", "dimensions"}), frozenset({"input", "use_activation"})
     )
@@ -85,7 +89,7 @@ def test_names_are_held_against_the_request_of_the_models_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("declared", "runner", "transcribes", "says"),
+    ("declared", "runner", "transcribes", "expected"),
     [
         (None, "generate", False, None),
         (None, "pooling", False, None),
@@ -97,17 +101,17 @@ def test_names_are_held_against_the_request_of_the_models_type() -> None:
         (ModelType.CHAT, "generate", True, "model only transcribes speech"),
     ],
 )
-def test_what_is_refused_before_the_engine_starts(
-    declared: ModelType | None, runner: str, transcribes: bool, says: str | None
+def test_a_wrong_model_type_is_rejected_before_the_engine_starts(
+    declared: ModelType | None, runner: str, transcribes: bool, expected: str | None
 ) -> None:
     problem = reject_before_start(declared, runner, only_transcribes=transcribes)
-    assert (problem is None) is (says is None)
-    if problem is not None and says is not None:
-        assert says in problem.message
+    assert (problem is None) is (expected is None)
+    if problem is not None and expected is not None:
+        assert expected in problem.message
 
 
 @pytest.mark.parametrize(
-    ("declared", "told", "tasks", "says"),
+    ("declared", "detected", "tasks", "expected"),
     [
         (None, ModelType.SCORE, ["classify"], None),
         (ModelType.COMPLETION, ModelType.CHAT, ["generate"], None),
@@ -119,10 +123,10 @@ def test_what_is_refused_before_the_engine_starts(
         (None, None, [], "(none)"),
     ],
 )
-def test_what_is_refused_once_the_engine_stands(
-    declared: ModelType | None, told: ModelType | None, tasks: list[str], says: str | None
+def test_a_wrong_model_type_is_rejected_after_the_engine_started(
+    declared: ModelType | None, detected: ModelType | None, tasks: list[str], expected: str | None
 ) -> None:
-    problem = reject_after_start(declared, told, tasks)
-    assert (problem is None) is (says is None)
-    if problem is not None and says is not None:
-        assert says in problem.message
+    problem = reject_after_start(declared, detected, tasks)
+    assert (problem is None) is (expected is None)
+    if problem is not None and expected is not None:
+        assert expected in problem.message

@@ -1,4 +1,4 @@
-"""payload.check: what is refused, what is said, and what is never repeated."""
+"""The check of a payload: what it rejects, the messages, and the values that it never repeats."""
 
 import json
 from typing import Any
@@ -55,12 +55,12 @@ def test_every_default_of_the_guide_is_valid(level: Level, model_type: ModelType
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
     ],
 )
-def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object]) -> None:
+def test_the_custom_payloads_of_the_guide_fit_a_chat_model(payload: dict[str, object]) -> None:
     assert check_payload(payload, SPEC, FIELDS, ModelType.CHAT) == []
 
 
 @pytest.mark.parametrize(
-    ("payload", "field", "says"),
+    ("payload", "field", "expected"),
     [
         (None, "healthCheck.payload", "is null"),
         ([], "healthCheck.payload", "is an empty list"),
@@ -162,10 +162,10 @@ def test_the_guides_custom_payloads_fit_a_chat_model(payload: dict[str, object])
         ({"prompt": "a", "stop": [[] for _ in range(MAX_PAYLOAD_BYTES)]}, "healthCheck.payload", "too large"),
     ],
 )
-def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: str) -> None:
+def test_a_problem_names_the_field_and_the_fault(payload: object, field: str, expected: str) -> None:
     problems = check_payload(payload, SPEC, FIELDS, None)
     assert [problem.field for problem in problems][:1] == [field]
-    assert says in problems[0].message
+    assert expected in problems[0].message
     assert problems[0].reason == "InvalidPayload"
     assert problems[0].message.startswith(field)
     assert problems[0].message.endswith(".")
@@ -188,7 +188,7 @@ def test_what_is_wrong_is_said_of_the_field(payload: object, field: str, says: s
         ({"input": "a"}, {}),
     ],
 )
-def test_what_a_probe_generates_is_bounded(payload: dict[str, Any], limit: dict[str, int]) -> None:
+def test_a_payload_without_a_limit_gets_a_token_limit(payload: dict[str, Any], limit: dict[str, int]) -> None:
     assert with_token_limit(payload) == payload | limit
 
 
@@ -205,31 +205,31 @@ def test_what_a_probe_generates_is_bounded(payload: dict[str, Any], limit: dict[
         ({"query": "a", "documents": ["b"]}, 0),
     ],
 )
-def test_what_a_probe_may_generate_is_known(payload: dict[str, Any], most: int) -> None:
+def test_the_maximum_number_of_generated_tokens_is_known(payload: dict[str, Any], most: int) -> None:
     assert max_generated_tokens(with_token_limit(payload)) == most
 
 
 @pytest.mark.parametrize("level", list(Level))
 @pytest.mark.parametrize("model_type", [*ModelType, None])
-def test_the_guides_payloads_are_asked_to_the_letter(level: Level, model_type: ModelType | None) -> None:
+def test_the_payloads_of_the_guide_are_sent_unchanged(level: Level, model_type: ModelType | None) -> None:
     assert with_token_limit(payload_for(level, model_type)) == payload_for(level, model_type)
 
 
-def test_a_payload_that_contains_itself_is_refused() -> None:
+def test_a_payload_that_contains_itself_is_rejected() -> None:
     payload: dict[str, object] = {"prompt": "a"}
     payload["self"] = payload
     assert "nested more than 32 levels deep" in check_payload(payload, SPEC, FIELDS, None)[0].message
 
 
-def test_a_payload_that_is_small_and_endless_to_write_out_is_refused() -> None:
-    """YAML's aliases: ten times ten times ten ..."""
+def test_a_payload_with_exponential_aliases_is_rejected() -> None:
+    """Aliases of YAML can multiply a value by ten at each of 20 levels."""
     value: list[Any] = ["a"]
     for _ in range(20):
         value = [value] * 10
     assert "too large" in check_payload({"prompt": "a", "stop": value}, SPEC, FIELDS, None)[0].message
 
 
-def test_a_payload_that_holds_one_long_text_many_times_is_refused() -> None:
+def test_a_payload_that_contains_one_long_text_many_times_is_rejected() -> None:
     text = "x" * 100_000
     (problem,) = check_payload({"prompt": "a", "stop": [text] * 100_000}, SPEC, FIELDS, None)
     assert "is too large" in problem.message
@@ -257,7 +257,7 @@ def test_many_unknown_fields_are_counted_not_listed() -> None:
         ({"input": "a"}, None, True),
     ],
 )
-def test_the_form_must_fit_the_model(
+def test_the_form_of_the_payload_must_fit_the_model_type(
     payload: dict[str, object], model_type: ModelType | None, fits: bool
 ) -> None:
     assert (check_payload(payload, SPEC, FIELDS, model_type) == []) is fits
@@ -286,7 +286,7 @@ json_values = st.recursive(
     )
     | json_values
 )
-def test_nothing_that_json_can_carry_makes_the_check_fail(payload: object) -> None:
+def test_the_check_does_not_crash_on_any_json_value(payload: object) -> None:
     for problem in check_payload(payload, SECRET, FIELDS, ModelType.CHAT):
         assert problem.reason == "InvalidPayload"
         assert problem.message.startswith("DYN_HEALTH_CHECK_PAYLOAD")
