@@ -1,4 +1,4 @@
-"""Fixtures of custom handlers: what :class:`Served` stands in for, and a clean interpreter afterwards."""
+"""Fixtures of custom handlers, which are removed from the interpreter after each test."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Custom handlers without an engine: SageMaker's own resolver, our loading, binding and swapping, FastAPI."""
+"""Custom handlers without an engine: the resolver of SageMaker, our loading and replacement, and FastAPI."""
 
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ async def throttle(request, call_next):
 
 
 async def blame_the_client(request: Request, error: Exception) -> Response:
-    """As vLLM answers Python's own errors."""
+    """Answers exceptions of Python in the way of vLLM."""
     return JSONResponse({"error": {"message": str(error), "code": 400}}, status_code=400)
 
 
 class Served:
-    """vLLM's app stood in for by two routes; everything in front of it is ours."""
+    """Two routes in place of the app of vLLM, with our handlers in front of them."""
 
     def __init__(self, folder: Path, environ: dict[str, str] | None = None) -> None:
         self.folder = folder
@@ -72,7 +72,7 @@ class Served:
 
         core.add_api_route("/ping", ping, methods=["GET", "POST"])
         core.add_api_route("/invocations", invocations, methods=["POST"])
-        core.add_api_route("/v1/models", lambda: "vLLM's models", methods=["GET"])  # on a thread of FastAPI's
+        core.add_api_route("/v1/models", lambda: "vLLM's models", methods=["GET"])  # on a thread of FastAPI
         self.manager.attach(core)
 
     def _changed(self) -> None:
@@ -92,16 +92,16 @@ class Served:
             digest = script_digest(script.encode())
         self.settings = HandlerSettings(script_digest=digest, ping=ping, invocations=invocations)
 
-    def wrong(self) -> tuple[Problem, ...]:
+    def problems(self) -> tuple[Problem, ...]:
         return read_handler_config(self.settings, self.settings_dir, self.environ)[1]
 
     async def start(self) -> None:
-        wanted, problems = read_handler_config(self.settings, self.settings_dir, self.environ)
+        config, problems = read_handler_config(self.settings, self.settings_dir, self.environ)
         if problems:
             raise ConfigurationRejectedError(problems)
-        self.manager.activate(self.manager.bind(await self.manager.load(wanted)))
+        self.manager.activate(self.manager.bind(await self.manager.load(config)))
 
-    async def refused(self) -> Problem:
+    async def rejection(self) -> Problem:
         with pytest.raises(ConfigurationRejectedError) as caught:
             await self.start()
         return caught.value.problems[0]
@@ -115,6 +115,6 @@ class Served:
         transport = httpx.ASGITransport(app=self.manager, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url="http://worker")
 
-    async def ask(self, path: str = "/ping", body: Any = None, method: str = "") -> httpx.Response:
+    async def request(self, path: str = "/ping", body: Any = None, method: str = "") -> httpx.Response:
         async with self.client() as client:
             return await client.request(method or ("GET" if path == "/ping" else "POST"), path, json=body)

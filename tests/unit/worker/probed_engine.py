@@ -29,7 +29,7 @@ class FakeEngine:
         self.chunks: list[dict[str, Any]] = list(GOOD)
         self.users = 0
         self.gone: str | None = None
-        self.asked: list[float] = []
+        self.request_times: list[float] = []
         self.requests: list[Mapping[str, Any]] = []
         self.running = 0
         self.most_running = 0
@@ -38,7 +38,7 @@ class FakeEngine:
         self.progress = progress or RankProgress(now)
 
     async def generate(self, request: Mapping[str, Any], request_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        self.asked.append(now())
+        self.request_times.append(now())
         self.requests.append(request)
         self.ids.append(request_id)
         self.running += 1

@@ -32,14 +32,14 @@ async def test_the_guides_scripts_work(
     served.script((GUIDE / example).read_text())
     await served.start()
     for method in ("GET", "POST"):
-        answer = await served.ask("/ping", method=method)
+        answer = await served.request("/ping", method=method)
         assert (answer.status_code, answer.json()) == (200, ping)
-    answer = await served.ask("/invocations", {"any": "thing"})
+    answer = await served.request("/invocations", {"any": "thing"})
     assert (answer.status_code, answer.json()) == (200, invocations)
     report = served.manager.report()
     assert report.ping.source == report.invocations.source == source
     assert report.script_digest == script_digest((GUIDE / example).read_bytes())
-    assert (await served.ask("/v1/models", method="GET")).json() == "vLLM's models"
+    assert (await served.request("/v1/models", method="GET")).json() == "vLLM's models"
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ class Class:
     monkeypatch.syspath_prepend(installed)
     served.environ |= {name: value.format(folder=served.folder) for name, value in environment.items()}
     await served.start()
-    assert (await served.ask()).json() == {"status": "by env"}
-    assert (await served.ask("/invocations", {})).json() == {"engine": "the engine"}
+    assert (await served.request()).json() == {"status": "by env"}
+    assert (await served.request("/invocations", {})).json() == {"engine": "the engine"}
     report = served.manager.report()
     assert (report.ping.source, report.ping.handler) == (
         HandlerSource.ENVIRONMENT,
@@ -126,7 +126,7 @@ async def test_the_source_with_the_higher_priority_is_selected(
     if HandlerSource.SPEC in present:
         served.spec(**{kind: f"model:spec_{kind}"})
     await served.start()
-    assert (await served.ask(route, {})).json() == strong.value
+    assert (await served.request(route, {})).json() == strong.value
     report = served.manager.report()
     mine, other = report.ping, report.invocations
     if route is Route.INVOCATIONS:
@@ -138,7 +138,7 @@ async def test_the_source_with_the_higher_priority_is_selected(
 
 async def test_without_custom_handlers_vllms_own_answer(served: Served) -> None:
     await served.start()
-    assert (await served.ask()).text == "vLLM's ping"
+    assert (await served.request()).text == "vLLM's ping"
     report = served.manager.report()
     assert report.ping.source == report.invocations.source == HandlerSource.DEFAULT
     assert served.manager.custom_endpoint(Route.PING) is None
@@ -151,8 +151,8 @@ async def test_the_script_of_the_spec_replaces_the_models_script(served: Served)
         script="def custom_sagemaker_ping_handler(r):\n    return 'of the CR'\ndef invoke(r):\n    return 1\n"
     )
     await served.start()
-    assert (await served.ask()).json() == "of the CR"
-    assert (await served.ask("/invocations", {})).json() == 1
+    assert (await served.request()).json() == "of the CR"
+    assert (await served.request("/invocations", {})).json() == 1
 
 
 async def test_decorators_in_other_files_are_ignored(served: Served) -> None:
@@ -161,7 +161,7 @@ async def test_decorators_in_other_files_are_ignored(served: Served) -> None:
     served.environ |= {PING: "others.py:my_ping"}
     await served.start()
     assert served.manager.report().invocations.source == HandlerSource.DEFAULT
-    assert (await served.ask()).json() == {"status": "ok"}
+    assert (await served.request()).json() == {"status": "ok"}
 
 
 async def test_functions_that_vllm_has_moved_resolve_by_the_guides_path(
@@ -181,7 +181,7 @@ async def test_functions_that_vllm_has_moved_resolve_by_the_guides_path(
         monkeypatch.setitem(sys.modules, parent, sys.modules.get(parent) or type(sys)(parent))
     served.environ[PING] = "vllm.entrypoints.openai.api_server:health"
     await served.start()
-    assert (await served.ask()).text == "moved"
+    assert (await served.request()).text == "moved"
 
 
 # --- what a script may do ---
@@ -208,12 +208,12 @@ async def custom_sagemaker_invocation_handler(payload: dict, again: int = 2):
     return [payload, again]
 """)
     await served.start()
-    assert (await served.ask()).json() == {"word": "first", "count": 1}
-    assert (await served.ask("/invocations", {"a": 1})).json() == [{"a": 1}, 2]
+    assert (await served.request()).json() == {"word": "first", "count": 1}
+    assert (await served.request("/invocations", {"a": 1})).json() == [{"a": 1}, 2]
     assert served.folder / "neighbour.py" in served.manager.imported_files
     served.script("WORD = 'other'\n", "neighbour.py")  # as long, within the same second
     await served.start()
-    assert (await served.ask()).json() == {"word": "other", "count": 1}
+    assert (await served.request()).json() == {"word": "other", "count": 1}
 
 
 async def test_a_load_does_not_change_log_levels(served: Served) -> None:
@@ -301,7 +301,7 @@ async def test_pre_and_post_processing_change_request_and_response(
     for generation in ("one", "two"):  # the second load must not be refused as a duplicate
         served.script(f"{MIDDLEWARE}{decorated}# {generation}\n")
         await served.start()
-        answer = await served.ask("/invocations", {"a": 1})
+        answer = await served.request("/invocations", {"a": 1})
         assert answer.json() == {"seen": "pre", "body": {"a": 1}}
         assert answer.headers["x-post"] == "post"
         async with served.client() as client:

@@ -149,11 +149,11 @@ class Throttle:
         time.sleep(60)
 """)
     timer = later(served, CORRECTED)
-    problem = await served.refused()
+    problem = await served.rejection()
     timer.join()
     assert "at model.py line 7" in problem.message
     await served.start()
-    assert (await served.ask()).json() == 1
+    assert (await served.request()).json() == 1
 
 
 async def test_an_import_that_hangs_is_abandoned_when_the_script_changes(
@@ -163,12 +163,12 @@ async def test_an_import_that_hangs_is_abandoned_when_the_script_changes(
     served.script("import time\nwhile True:\n    time.sleep(0.1)\n")
     timer = later(served, CORRECTED)
     began = time.monotonic()
-    problem = await served.refused()
+    problem = await served.rejection()
     timer.join()
     assert 0.6 <= time.monotonic() - began < 10
     assert re.search(r"were not imported within \d s \(model.py line 3\)", problem.message)
     await served.start()
-    assert (await served.ask()).json() == 1
+    assert (await served.request()).json() == 1
 
 
 async def test_unchanged_handlers_are_not_interrupted(served: Served, blocked: Blocked) -> None:
@@ -187,11 +187,11 @@ async def test_a_handler_of_a_serving_worker_is_interrupted_only_after_the_patie
     served.script(f"{PING}    import time\n    time.sleep(1.5)\n    return 1\n")
     await served.start()
     timer = later(served, CORRECTED, 0.2)
-    assert (await served.ask()).json() == 1
+    assert (await served.request()).json() == 1
     timer.join()
     monkeypatch.setattr(_interrupter, "PATIENCE_SECONDS", 5.0)
     timer = later(served, CORRECTED + "# again\n", 0.2)
-    assert (await served.ask()).status_code == 500
+    assert (await served.request()).status_code == 500
     timer.join()
 
 

@@ -38,7 +38,7 @@ async def test_what_a_handler_raises_is_a_500_with_its_line(
 ) -> None:
     served.script(RAISES.format(body))
     await served.start()
-    answer = await served.ask("/invocations", {"a": 1})
+    answer = await served.request("/invocations", {"a": 1})
     assert answer.status_code == 500
     assert "secret" not in answer.text
     error = served.newest_error()
@@ -59,7 +59,7 @@ async def custom_sagemaker_invocation_handler(request):
 async def test_awaiting_a_cancelled_task_is_reported_as_the_handlers_error(served: Served) -> None:
     served.script(AWAITS_A_CANCELLED_TASK)
     await served.start()
-    assert (await served.ask("/invocations", {})).status_code == 500
+    assert (await served.request("/invocations", {})).status_code == 500
     name = "model:custom_sagemaker_invocation_handler"
     assert served.newest_error().message == f"{name} raised CancelledError at model.py line 6."
 
@@ -67,7 +67,7 @@ async def test_awaiting_a_cancelled_task_is_reported_as_the_handlers_error(serve
 async def test_a_cancelled_request_is_not_reported(served: Served) -> None:
     served.script(f"import asyncio\n{INVOCATION_HEAD}    await asyncio.sleep(60)\n")
     await served.start()
-    asking = asyncio.create_task(served.ask("/invocations", {}))
+    asking = asyncio.create_task(served.request("/invocations", {}))
     await asyncio.sleep(0.1)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -117,7 +117,7 @@ async def test_an_http_exception_of_the_handler_is_not_reported(served: Served, 
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
-    assert (await served.ask("/invocations", {})).status_code == 422
+    assert (await served.request("/invocations", {})).status_code == 422
     assert served.manager.report().last_error is None
 
 
@@ -134,7 +134,7 @@ async def test_an_http_exception_that_vllms_exception_handler_does_not_support_i
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = "model:detailed"
     await served.start()
-    answer = await served.ask("/invocations", {})
+    answer = await served.request("/invocations", {})
     assert (answer.status_code, answer.json()) == (422, {"detail": {"why": ["no"]}})
     assert served.manager.report().last_error is None
 
@@ -143,9 +143,9 @@ async def test_an_invalid_parameter_is_a_422_and_not_reported(served: Served) ->
     served.script(CLIENTS)
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = "model:declared"
     await served.start()
-    assert (await served.ask("/invocations", {"count": "x"})).status_code == 422
+    assert (await served.request("/invocations", {"count": "x"})).status_code == 422
     assert served.manager.report().last_error is None
-    assert (await served.ask("/invocations", {"count": 2})).json() == 2
+    assert (await served.request("/invocations", {"count": 2})).json() == 2
 
 
 async def test_a_value_that_vllm_rejects_is_answered_as_on_vllms_routes(
@@ -157,12 +157,12 @@ async def test_a_value_that_vllm_rejects_is_answered_as_on_vllms_routes(
     monkeypatch.setitem(sys.modules, "vllm", sys.modules.get("vllm") or type(sys)("vllm"))
     served.script("from vllm.sampling import check\n" + INVOCATION_HEAD + "    check()\n")
     await served.start()
-    assert (await served.ask("/invocations", {})).status_code == 400
+    assert (await served.request("/invocations", {})).status_code == 400
     assert served.manager.report().last_error is None
 
 
 async def test_an_error_of_ping_is_reported_with_its_route(served: Served) -> None:
     served.script("def custom_sagemaker_ping_handler(request):\n    return {'free': float('nan')}\n")
     await served.start()
-    assert (await served.ask()).status_code == 500
+    assert (await served.request()).status_code == 500
     assert served.newest_error().route == Route.PING

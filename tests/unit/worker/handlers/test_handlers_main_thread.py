@@ -61,7 +61,7 @@ async def custom_sagemaker_ping_handler(request):
         try:
             await served.start()
             for _ in range(2):  # the connection is kept
-                response = await served.ask()
+                response = await served.request()
                 assert response.json() == {"by": "the other service"}, served.manager.report().last_error
             await script_module().session.close()
         finally:
@@ -89,7 +89,7 @@ async def custom_sagemaker_ping_handler(request):
         return [*order, await queue.get(), aside, *same]
 """)
         await served.start()
-        assert (await served.ask()).json() == ["soon", "later", "aside", True, True, True]
+        assert (await served.request()).json() == ["soon", "later", "aside", True, True, True]
         running: Any = asyncio.get_running_loop()
         assert not {"call_soon", "create_task", "stop"} & vars(running).keys(), "it is as it was"
 
@@ -120,7 +120,7 @@ async def test_a_task_begins_after_the_import_of_the_script(served: Served, loop
         served.script(TASK + handler)
         await served.start()
         await asyncio.sleep(0.01)
-        assert (await served.ask()).json() == [["whole"], "poll"]
+        assert (await served.request()).json() == [["whole"], "poll"]
         script_module().task.cancel()
         await asyncio.sleep(0.01)
 
@@ -134,7 +134,7 @@ async def test_tasks_of_a_former_script_are_cancelled_after_its_last_request(ser
     )
     await served.start()
     old = script_module()
-    asked = asyncio.create_task(served.ask("/invocations", {}))
+    asked = asyncio.create_task(served.request("/invocations", {}))
     await asyncio.sleep(0.05)
     served.script(PING)
     await served.start()
@@ -160,7 +160,7 @@ async def test_tasks_of_a_former_script_without_requests_are_cancelled_immediate
 async def test_a_rejected_script_leaves_no_task(served: Served) -> None:
     before = asyncio.all_tasks()
     served.script(TASK + "raise KeyError\n")
-    await served.refused()
+    await served.rejection()
     await asyncio.sleep(0.01)
     assert asyncio.all_tasks() == before
     gc.collect()  # no warning of a coroutine that was never awaited
@@ -203,7 +203,7 @@ old = signal.signal(signal.SIGUSR1, lambda number, frame: got.append(number))
         assert script_module().got == [signal.SIGUSR1]
         assert script_module().old is before
         served.script(code + "raise KeyError\n")
-        await served.refused()
+        await served.rejection()
         assert signal.getsignal(signal.SIGUSR1) is not before
     served.script(PING)
     await served.start()
@@ -222,15 +222,15 @@ def custom_sagemaker_invocation_handler(request):
     signal(SIGUSR1, getsignal(SIGUSR1))
 """)
     await served.start()
-    assert (await served.ask()).json() is True
-    assert (await served.ask("/invocations", {})).status_code == 500  # on a thread, as upstream
+    assert (await served.request()).json() is True
+    assert (await served.request("/invocations", {})).status_code == 500  # on a thread, as upstream
     assert "raised ValueError at model.py line 7" in str(served.manager.report().last_error)
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
 async def test_create_task_rejects_an_object_that_is_not_a_coroutine(served: Served) -> None:
     served.script(f"import asyncio\nasync def work():\n    pass\nasyncio.create_task(work){PING}")
-    problem = await served.refused()
+    problem = await served.rejection()
     assert "failed at model.py line 4: TypeError: a coroutine was expected" in problem.message
 
 
@@ -256,7 +256,7 @@ async def test_a_script_cannot_replace_the_workers_own_signal_handlers_or_loop_s
     before = [signal.getsignal(it) for it in (signal.SIGTERM, signal.SIGINT)]
     served.script(f"import asyncio, signal\nfrom concurrent.futures import ThreadPoolExecutor\n{line}{PING}")
     await served.start()
-    assert (await served.ask()).json() == 1
+    assert (await served.request()).json() == 1
     assert [signal.getsignal(it) for it in (signal.SIGTERM, signal.SIGINT)] == before
     assert expected in caplog.text
 
@@ -284,7 +284,7 @@ async def test_unsupported_calls_at_import_are_rejected_with_a_remedy(
 ) -> None:
     async def scenario() -> None:
         served.script(f"import asyncio, signal\nasync def work():\n    pass\n{line}{PING}")
-        problem = await served.refused()
+        problem = await served.rejection()
         assert problem.reason == Reason.HANDLER_IMPORT_FAILED
         assert expected in problem.message
         assert "model.py line 4" in problem.message
@@ -308,7 +308,7 @@ async def test_a_slow_import_does_not_block_requests(served: Served) -> None:
 async def test_a_call_on_a_blocked_loop_times_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_script_loop, "CALL_SECONDS", 0.2)
     served.script(f"import asyncio, time\ntime.sleep(0.1)\nasyncio.get_event_loop().call_soon(print){PING}")
-    loading = asyncio.create_task(served.refused())
+    loading = asyncio.create_task(served.rejection())
     await asyncio.sleep(0.05)
     time.sleep(0.6)
     problem = await loading
@@ -331,7 +331,7 @@ try:
 except RuntimeError as error:
     result.append(str(error))
 """)
-    assert "not imported within" in (await served.refused()).message
+    assert "not imported within" in (await served.rejection()).message
     thread = next(it for it in threading.enumerate() if it.name == "handlers")
     frame = sys._current_frames()[thread.ident or 0]
     while frame.f_code.co_filename != str(served.folder / "model.py"):

@@ -31,7 +31,7 @@ async def test_a_repeated_failure_of_ping_is_logged_once_a_minute(
         log.clear()
         for _ in range(times):
             clock.now += 2.0
-            assert (await served.ask(path, {})).status_code == 500
+            assert (await served.request(path, {})).status_code == 500
         return log.text.count("The middleware failed" if middleware else "The custom handler failed")
 
     assert await lines("/ping", 10) == 1
@@ -69,7 +69,7 @@ async def test_an_error_in_a_thread_is_reported(
         f"{INVOCATION_HEAD}    {start if where == 'request' else 'pass'}\n    go.set()\n"
     )
     await served.start()
-    assert (await served.ask("/invocations", {})).status_code == 200
+    assert (await served.request("/invocations", {})).status_code == 200
     for thread in threading.enumerate():
         if "(poll)" in thread.name:
             thread.join(5)
@@ -102,7 +102,7 @@ async def test_errors_of_pre_and_post_processing_are_reported(
 ) -> None:
     served.script(f"{PROCESSING}{decorated}\n")
     await served.start()
-    assert (await served.ask("/invocations", {})).status_code == 500
+    assert (await served.request("/invocations", {})).status_code == 500
     assert served.newest_error().message == "The middleware raised ValueError at model.py line 6."
     assert served.newest_error().message in log.text
 
@@ -120,7 +120,7 @@ async def throttle(request, call_next):
 
     served.manager._vllm_app.add_api_route("/v1/broken", broken)  # type: ignore[union-attr]
     await served.start()
-    assert (await served.ask("/v1/broken", method="GET")).status_code == 500
+    assert (await served.request("/v1/broken", method="GET")).status_code == 500
     assert served.manager.report().last_error is None
 
 
@@ -132,5 +132,5 @@ class Throttle:
     def __init__(self, app, limit):
         self.app = app
 """)
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.message.startswith("The middleware cannot be created: TypeError")

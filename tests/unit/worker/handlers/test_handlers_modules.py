@@ -57,10 +57,10 @@ async def test_another_file_that_imports_the_script_does_not_run_it_again(served
     served.script(SCRIPT)
     served.script(HELPER, "helper.py")
     await served.start()
-    assert (await served.ask()).json() == [[["asked"], 1, True], "m"]
+    assert (await served.request()).json() == [[["asked"], 1, True], "m"]
     served.script(SCRIPT.replace("VERSION = 1", "VERSION = 2"))
     await served.start()
-    assert (await served.ask("/invocations", {})).json() == [[[], 2, True], 2], "the changed script"
+    assert (await served.request("/invocations", {})).json() == [[[], 2, True], 2], "the changed script"
 
 
 async def test_after_a_rejected_script_other_files_still_use_the_last_valid_one(served: Served) -> None:
@@ -68,8 +68,8 @@ async def test_after_a_rejected_script_other_files_still_use_the_last_valid_one(
     served.script(HELPER, "helper.py")
     await served.start()
     served.script(SCRIPT.replace("VERSION = 1", "VERSION = 2\nraise KeyError"))
-    await served.refused()
-    assert (await served.ask("/invocations", {})).json() == [[[], 1, True], 1]
+    await served.rejection()
+    assert (await served.request("/invocations", {})).json() == [[[], 1, True], 1]
 
 
 async def test_only_the_scripts_decorated_functions_are_used(served: Served) -> None:
@@ -84,7 +84,7 @@ async def ping(request):
 """)
     served.script("import model\n", "helper.py")
     await served.start()
-    assert (await served.ask()).json() is True
+    assert (await served.request()).json() is True
 
 
 async def test_other_files_import_the_script_of_the_spec(served: Served) -> None:
@@ -92,7 +92,7 @@ async def test_other_files_import_the_script_of_the_spec(served: Served) -> None
     served.script(HELPER, "helper.py")
     served.spec(script=SCRIPT)
     await served.start()
-    assert (await served.ask()).json() == [[["asked"], 1, True], "m"]
+    assert (await served.request()).json() == [[["asked"], 1, True], "m"]
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -104,7 +104,7 @@ async def test_other_files_import_a_script_with_another_name(served: Served, rep
     else:
         served.script(SCRIPT, "my_handlers.py")
     await served.start()
-    assert (await served.ask()).json() == [[["asked"], 1, True], "m"]
+    assert (await served.request()).json() == [[["asked"], 1, True], "m"]
 
 
 @pytest.mark.parametrize("name", ["json", "fractions", "sys"])
@@ -115,7 +115,7 @@ async def test_a_script_does_not_hide_a_library_of_the_same_name(served: Served,
     )
     served.script(f"import {name}\nfile = str(getattr({name}, '__file__', ''))\n", "helper.py")
     await served.start()
-    assert str(served.folder) not in (await served.ask()).json()
+    assert str(served.folder) not in (await served.request()).json()
 
 
 async def test_a_script_can_import_itself(served: Served) -> None:
@@ -124,7 +124,7 @@ async def test_a_script_can_import_itself(served: Served) -> None:
         "    return model.state is state\n"
     )
     await served.start()
-    assert (await served.ask()).json() is True
+    assert (await served.request()).json() is True
 
 
 NEIGHBOUR = """
@@ -149,11 +149,11 @@ async def test_a_file_that_a_path_names_and_a_script_imports_runs_once(
     served.script(NEIGHBOUR, path)
     served.environ |= {PING: f"{path}:ping", INVOCATIONS: f"{served.folder / path}:invoke"}
     await served.start()
-    assert (await served.ask()).json() == [1, "n"]
-    assert (await served.ask("/invocations", {})).json() == [1, "n"]
+    assert (await served.request()).json() == [1, "n"]
+    assert (await served.request("/invocations", {})).json() == [1, "n"]
     served.script(NEIGHBOUR.replace("1)", "1); state.append(2)"), path)
     await served.start()
-    assert (await served.ask()).json() == [2, "n"], "a changed file runs again"
+    assert (await served.request()).json() == [2, "n"], "a changed file runs again"
 
 
 async def test_a_file_that_a_path_names_and_another_named_file_imports_runs_once(served: Served) -> None:
@@ -161,8 +161,8 @@ async def test_a_file_that_a_path_names_and_another_named_file_imports_runs_once
     served.script("import one\nasync def invoke(request):\n    return await one.invoke(request)\n", "two.py")
     served.environ |= {PING: "one.py:ping", INVOCATIONS: "two.py:invoke"}
     await served.start()
-    assert (await served.ask()).json() == [1, "n"]
-    assert (await served.ask("/invocations", {})).json() == [1, "n"]
+    assert (await served.request()).json() == [1, "n"]
+    assert (await served.request("/invocations", {})).json() == [1, "n"]
 
 
 async def test_a_changed_file_in_another_folder_is_imported_again(served: Served) -> None:
@@ -171,10 +171,10 @@ async def test_a_changed_file_in_another_folder_is_imported_again(served: Served
     served.script(NEIGHBOUR, str(elsewhere / "far.py"))
     served.environ[PING] = f"{elsewhere / 'far.py'}:ping"
     await served.start()
-    assert (await served.ask()).json() == [1, "n"]
+    assert (await served.request()).json() == [1, "n"]
     served.script(NEIGHBOUR.replace("1)", "1); state.append(2)"), str(elsewhere / "far.py"))
     await served.start()
-    assert (await served.ask()).json()[0] == 2
+    assert (await served.request()).json()[0] == 2
 
 
 async def test_modules_of_a_former_script_are_removed(served: Served) -> None:
@@ -186,5 +186,5 @@ async def test_modules_of_a_former_script_are_removed(served: Served) -> None:
     await served.start()
     assert "helper" not in sys.modules
     assert "model" not in sys.modules
-    assert json.loads((await served.ask()).text) == 1
+    assert json.loads((await served.request()).text) == 1
     assert _modules.import_names(served.folder / "no-name.py") == []

@@ -104,9 +104,9 @@ async def test_state_that_the_worker_needs_is_restored_after_the_import(
         served.script(f"{code}{end}# {generation}\n")
         if end == PING:
             await served.start()
-            assert (await served.ask()).json() == 1
+            assert (await served.request()).json() == 1
         else:
-            assert "KeyError" in (await served.refused()).message
+            assert "KeyError" in (await served.rejection()).message
         assert state() == before
 
 
@@ -122,12 +122,12 @@ async def test_warnings_as_errors_do_not_break_a_later_load(served: Served) -> N
             SyntaxWarning if sys.version_info >= (3, 12) else DeprecationWarning, match="escape"
         ):
             await served.start()
-    assert (await served.ask()).json() == "a\\d"
+    assert (await served.request()).json() == "a\\d"
 
 
 async def test_a_script_can_turn_warnings_of_its_own_import_into_errors(served: Served) -> None:
     served.script('import warnings\nwarnings.filterwarnings("error")\nwarnings.warn("old")\n')
-    problem = await served.refused()
+    problem = await served.rejection()
     assert "failed at model.py line 3: UserWarning" in problem.message
 
 
@@ -214,10 +214,10 @@ async def test_changes_for_the_handlers_last_as_long_as_the_handlers(served: Ser
         await served.start()
         assert state() == expected
         served.script("raise KeyError\n")
-        assert "KeyError" in (await served.refused()).message
+        assert "KeyError" in (await served.rejection()).message
         assert state() == expected, "the last valid handlers stay active"
         served.script(f"{code}\nraise KeyError\n")
-        assert "KeyError" in (await served.refused()).message
+        assert "KeyError" in (await served.rejection()).message
         assert state() == expected
     served.script(PING)
     await served.start()
@@ -229,7 +229,7 @@ async def test_a_rejected_script_does_not_change_the_process(served: Served) -> 
     before = {name: state() for name, state in states.items()}
     for name, (code, _, _) in LASTING.items():
         served.script(f"{code}\nraise KeyError\n")
-        await served.refused()
+        await served.rejection()
         assert states[name]() == before[name], name
 
 
@@ -270,7 +270,7 @@ async def test_an_abandoned_import_does_not_change_the_process(
     states = [state for _, state in changes]
     before = [state() for state in states]
     served.script("\n".join(codes) + "\nimport time\ntime.sleep(3)\n")
-    assert "not imported within" in (await served.refused()).message
+    assert "not imported within" in (await served.rejection()).message
     assert [state() for state in states] == before
     for thread in threading.enumerate():
         if thread.name == "handlers":
@@ -286,6 +286,6 @@ async def test_a_failure_of_the_worker_is_not_reported_as_the_scripts(
 
     served.script(PING)
     monkeypatch.setattr(_loader, "_handlers", broken)
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
     assert problem.message.startswith("The worker failed while it loaded the handlers (AttributeError).")

@@ -32,7 +32,7 @@ def test_malformed_paths_are_rejected(served: Served, text: str, expected: str, 
         served.spec(ping=text)
     else:
         served.environ[PING] = text
-    (problem,) = served.wrong()
+    (problem,) = served.problems()
     assert problem.reason == Reason.INVALID_HANDLER
     assert expected in problem.message
     assert problem.field == ("handlers.ping" if where == "spec" else PING)
@@ -62,7 +62,7 @@ def test_problems_are_reported_before_any_code_runs(
     served.environ |= environ
     if script is not None:
         served.script(script)
-    (problem,) = served.wrong()
+    (problem,) = served.problems()
     assert problem.reason == reason
     assert expected in problem.message
 
@@ -90,18 +90,18 @@ async def test_problems_of_a_script_are_reported_when_it_runs(
     served.environ[PING] = "model:f"
     await served.start()
     served.script(script)
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == reason, problem
     assert expected in problem.message
     assert "secret" not in problem.message
-    assert (await served.ask()).json() == "the last good one"
+    assert (await served.request()).json() == "the last good one"
 
 
 @pytest.mark.parametrize("environ", [{}, {PING: "no_such_module_here:f"}])
 async def test_a_missing_module_has_the_remedy_to_install_it(served: Served, environ: dict[str, str]) -> None:
     served.script("import no_such_module_here\n")
     served.environ |= environ
-    message = (await served.refused()).message
+    message = (await served.rejection()).message
     assert "name its package in requirements.txt in $SAGEMAKER_MODEL_PATH" in message
     assert "correct the code" not in message
 
@@ -129,7 +129,7 @@ async def test_a_path_to_a_missing_object_is_rejected(
         served.spec(invocations=path)
     else:
         served.environ[INVOCATIONS] = path
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == reason
     field = f"handlers.invocations ({path})" if where == "spec" else INVOCATIONS
     assert problem.message.startswith(f"{field} names {expected}"), "of the environment no value is told"
@@ -141,23 +141,23 @@ async def test_a_missing_import_of_a_module_is_not_reported_as_the_module_itself
     (tmp_path / "installed_elsewhere.py").write_text("import no_such_module_here\n")
     monkeypatch.syspath_prepend(tmp_path)
     served.spec(invocations="installed_elsewhere:f")
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
     assert "No module named 'no_such_module_here'" in problem.message
 
 
 async def test_a_default_script_is_reported_as_the_script(served: Served) -> None:
     served.script("import no_such_module_here\n")
-    problem = await served.refused()
+    problem = await served.rejection()
     assert (problem.source, problem.field) == ("Script", "the script")
     served.environ["CUSTOM_SCRIPT_FILENAME"] = "model.py"
-    problem = await served.refused()
+    problem = await served.rejection()
     assert (problem.source, problem.field) == ("Environment", "CUSTOM_SCRIPT_FILENAME")
 
 
 async def test_a_handler_name_that_is_not_a_function_is_rejected(served: Served) -> None:
     served.script("custom_sagemaker_ping_handler = 'yes'\n")
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == Reason.INVALID_HANDLER
     assert "custom_sagemaker_ping_handler is not callable" in problem.message
 
@@ -195,7 +195,7 @@ async def test_an_abandoned_import_changes_nothing_when_it_continues(
     monkeypatch.setattr(served.manager._loader, "_seconds", 1.0)
     served.script("WORD = 'given up'\n", "neighbour.py")
     served.script(f"import time\nimport neighbour\n{hangs}\n")
-    problem = await served.refused()
+    problem = await served.rejection()
     assert "not imported within 1 s (model.py line" in problem.message
     assert any(thread.name == "handlers" for thread in threading.enumerate()), "it still sleeps"
     assert sys.modules["neighbour"] is old
@@ -204,7 +204,7 @@ async def test_an_abandoned_import_changes_nothing_when_it_continues(
     served.script(NEWER)  # ends when the one given up has
     await served.start()
     assert served.manager.report().ping.source == HandlerSource.DECORATOR
-    assert (await served.ask()).json() == ["new", "new"]
+    assert (await served.request()).json() == ["new", "new"]
     assert sys.dont_write_bytecode == writing
 
 
@@ -220,7 +220,7 @@ async def test_an_import_that_hangs_is_abandoned(
 ) -> None:
     monkeypatch.setattr(served.manager._loader, "_seconds", 2.0)
     served.script(hangs)
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == Reason.HANDLER_IMPORT_FAILED
     assert "not imported within 2 s (model.py line" in problem.message
     for thread in threading.enumerate():
@@ -229,12 +229,12 @@ async def test_an_import_that_hangs_is_abandoned(
             assert not thread.is_alive(), "an endless loop is ended"
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'corrected'\n")
     await served.start()
-    assert (await served.ask()).json() == "corrected"
+    assert (await served.request()).json() == "corrected"
 
 
 async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
     served.script((GUIDE / "decorators.py").read_text() + "\nimport no_such_module_here\n")
-    await served.refused()
+    await served.rejection()
     served.script("x = 1\n")
     await served.start()
     assert served.manager.report().ping.source == HandlerSource.DEFAULT
@@ -243,6 +243,6 @@ async def test_a_failed_import_leaves_no_trace(served: Served) -> None:
 async def test_an_invalid_middleware_is_rejected(served: Served) -> None:
     served.script(MIDDLEWARE)
     served.environ["CUSTOM_PRE_PROCESS"] = "model:gone"
-    problem = await served.refused()
+    problem = await served.rejection()
     assert (problem.reason, problem.field) == (Reason.HANDLER_NOT_FOUND, "CUSTOM_PRE_PROCESS")
     assert json.dumps(problem.wire())

@@ -95,12 +95,14 @@ class Vllm:
         install_sagemaker_routes(self.app, loading=loading)
         served.manager.attach(self.app)
 
-    async def ask(self, path: str, body: Any = None, method: str = "POST", **headers: str) -> httpx.Response:
+    async def request(
+        self, path: str, body: Any = None, method: str = "POST", **headers: str
+    ) -> httpx.Response:
         async with self.served.client() as client:
             return await client.request(method, path, json=body, headers=headers)
 
     async def invoke(self, body: Any, **headers: str) -> Any:
-        answer = await self.ask("/invocations", body, **headers)
+        answer = await self.request("/invocations", body, **headers)
         assert answer.status_code == 200, answer.text
         assert answer.json()["validated"], "vLLM's own dependency is kept"
         return answer.json()["body"]
@@ -155,23 +157,23 @@ async def test_an_invalid_body_is_a_400_with_and_without_the_header(vllm: Vllm) 
 
 async def test_session_handlers_of_a_script_are_active_with_its_generation(vllm: Vllm) -> None:
     served = vllm.served
-    disabled = await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})
+    disabled = await vllm.request("/invocations", {"requestType": "NEW_SESSION"})
     assert (disabled.status_code, "stateful sessions not enabled" in disabled.text) == (400, True)
     for name in ("one", "two"):
         served.script(SESSIONS.replace("NAME", name))
         await served.start()
-        new = await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})
+        new = await vllm.request("/invocations", {"requestType": "NEW_SESSION"})
         assert (new.status_code, new.headers[NEW]) == (200, f"{name}-1")
-        closed = await vllm.ask("/invocations", {"requestType": "CLOSE"}, **{SESSION: f"{name}-1"})
+        closed = await vllm.request("/invocations", {"requestType": "CLOSE"}, **{SESSION: f"{name}-1"})
         assert (closed.status_code, closed.headers[CLOSED]) == (200, f"{name}-1")
         assert await vllm.invoke({"prompt": "x"}, **{SESSION: f"{name}-1"}) == {"prompt": "x"}
     served.script(SESSIONS.replace("NAME", "three") + "\nraise ValueError\n")
-    await served.refused()
-    new = await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})
+    await served.rejection()
+    new = await vllm.request("/invocations", {"requestType": "NEW_SESSION"})
     assert new.headers[NEW] == "two-1", "a refused script changes nothing"
     served.script("")
     await served.start()
-    assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).status_code == 400
+    assert (await vllm.request("/invocations", {"requestType": "NEW_SESSION"})).status_code == 400
 
 
 async def test_a_request_keeps_the_session_handlers_of_its_generation(vllm: Vllm) -> None:
@@ -192,7 +194,7 @@ async def test_a_request_keeps_the_session_handlers_of_its_generation(vllm: Vllm
         await served.start()
         go.set()
         assert (await slow).headers[NEW] == "one-1"
-    assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "two-1"
+    assert (await vllm.request("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "two-1"
 
 
 async def test_session_handlers_answer_during_the_import_of_another_script(vllm: Vllm) -> None:
@@ -203,9 +205,9 @@ async def test_session_handlers_answer_during_the_import_of_another_script(vllm:
     loading = asyncio.create_task(served.start())
     await asyncio.sleep(0.3)
     assert not loading.done()
-    assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "one-1"
+    assert (await vllm.request("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "one-1"
     await loading
-    assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "two-1"
+    assert (await vllm.request("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "two-1"
 
 
 async def test_session_handlers_work_with_a_custom_invocation_handler(vllm: Vllm) -> None:
@@ -219,8 +221,8 @@ async def invoke(request):
 """
     )
     await vllm.served.start()
-    assert (await vllm.ask("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "one-1"
-    answer = await vllm.ask("/invocations", {"prompt": "x"}, **{SESSION: "one-1"})
+    assert (await vllm.request("/invocations", {"requestType": "NEW_SESSION"})).headers[NEW] == "one-1"
+    answer = await vllm.request("/invocations", {"prompt": "x"}, **{SESSION: "one-1"})
     assert answer.json() == {"prompt": "x", "session": "one-1"}
 
 
@@ -228,8 +230,8 @@ async def invoke(request):
 
 
 async def adapters(vllm: Vllm) -> tuple[httpx.Response, httpx.Response]:
-    load = await vllm.ask("/adapters", {"name": "sql", "src": "/adapters/sql"})
-    return load, await vllm.ask("/adapters/sql", method="DELETE")
+    load = await vllm.request("/adapters", {"name": "sql", "src": "/adapters/sql"})
+    return load, await vllm.request("/adapters/sql", method="DELETE")
 
 
 @pytest.mark.parametrize("offered", [False, True])
@@ -252,7 +254,7 @@ async def test_vllm_answers_adapters_if_loading_is_turned_on(served: Served, reg
     assert (load.status_code, load.text) == (200, "Adapter sql registered")
     assert (unload.status_code, unload.text) == (200, "Adapter sql unregistered")
     assert vllm.app.state.loaded == [("vLLM", "sql", "/adapters/sql"), ("vLLM", "sql")]
-    assert (await vllm.ask("/adapters", {"name": "sql"})).status_code == 400, "src is missing"
+    assert (await vllm.request("/adapters", {"name": "sql"})).status_code == 400, "src is missing"
 
 
 @pytest.mark.parametrize("loading", [False, True])
@@ -268,7 +270,7 @@ async def test_adapter_handlers_of_a_script_are_active_with_its_generation(
         assert (load.text, unload.text) == ("Adapter sql registered", "Adapter sql unregistered")
         assert vllm.app.state.loaded == [(name, "sql", "/adapters/sql"), (name, "sql")]
     served.script(ADAPTERS.replace("NAME", "three") + "\nraise ValueError\n")
-    await served.refused()
+    await served.rejection()
     vllm.app.state.loaded.clear()
     await adapters(vllm)
     assert vllm.app.state.loaded[0][0] == "two", "a refused script changes nothing"
@@ -317,7 +319,7 @@ async def test_what_a_registered_handler_raises_is_a_500_with_its_line(
     vllm = Vllm(served)
     served.script(script)
     await served.start()
-    answer = await vllm.ask(path, body)
+    answer = await vllm.request(path, body)
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     line = next(at for at, text in enumerate(script.splitlines(), start=1) if "raise" in text)
     type_ = {"create": "create_session", "load": "register_adapter"}[name]
@@ -342,7 +344,7 @@ async def test_an_invalid_result_of_a_registered_handler_is_reported(
     vllm = Vllm(served)
     served.script(script)
     await served.start()
-    assert (await vllm.ask(path, body)).status_code == 500
+    assert (await vllm.request(path, body)).status_code == 500
     error = served.manager.report().last_error
     assert error is not None
     assert (
@@ -363,7 +365,7 @@ async def test_an_http_exception_of_a_registered_handler_is_not_reported(
         )
     )
     await served.start()
-    assert (await vllm.ask("/invocations", NEW_SESSION)).status_code == status
-    assert (await vllm.ask("/adapters", ADAPTER)).status_code == status
-    assert (await vllm.ask("/adapters", {})).status_code == 400, "the client's fault"
+    assert (await vllm.request("/invocations", NEW_SESSION)).status_code == status
+    assert (await vllm.request("/adapters", ADAPTER)).status_code == status
+    assert (await vllm.request("/adapters", {})).status_code == 400, "the client's fault"
     assert served.manager.report().last_error is None

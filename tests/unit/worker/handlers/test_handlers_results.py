@@ -36,7 +36,7 @@ async def test_a_result_that_json_cannot_represent_is_a_500_with_its_type(
     handler = INVOCATION_HEAD.removeprefix("async ") if plain and name != "coroutine" else INVOCATION_HEAD
     served.script(f"{above}\n{handler}    {body}\n")
     await served.start()
-    answer = await served.ask("/invocations", {})
+    answer = await served.request("/invocations", {})
     assert answer.status_code == 500, answer.text
     assert answer.json()["error"]["code"] == 500
     line = above.count("\n") + 2
@@ -50,7 +50,7 @@ async def test_a_result_that_json_cannot_represent_is_a_500_with_its_type(
 async def test_an_async_generator_as_a_handler_is_a_500_with_a_remedy(served: Served) -> None:
     served.script(INVOCATION_HEAD + "    yield 1\n")
     await served.start()
-    assert (await served.ask("/invocations", {})).status_code == 500
+    assert (await served.request("/invocations", {})).status_code == 500
     assert "async_generator: return a StreamingResponse of it" in served.newest_error().message
 
 

@@ -34,13 +34,13 @@ async def custom_sagemaker_invocation_handler(request):
     served.script(code.replace("VERSION", "one"))
     await served.start()
     first = served.manager.report().script_digest
-    under_way = asyncio.create_task(served.ask("/invocations", {}))
+    under_way = asyncio.create_task(served.request("/invocations", {}))
     while not gates:
         await asyncio.sleep(0.01)
     served.script(code.replace("VERSION", "two"))
     await served.start()
     assert served.manager.report().script_digest != first
-    second = asyncio.create_task(served.ask("/invocations", {}))
+    second = asyncio.create_task(served.request("/invocations", {}))
     while len(gates) < 2:
         await asyncio.sleep(0.01)
     for _, go in gates:
@@ -53,9 +53,9 @@ async def test_an_unchanged_script_keeps_its_state(served: Served) -> None:
         "calls = []\ndef custom_sagemaker_ping_handler(r):\n    calls.append(1)\n    return len(calls)\n"
     )
     await served.start()
-    assert (await served.ask()).json() == 1
+    assert (await served.request()).json() == 1
     await served.start()
-    assert (await served.ask()).json() == 2
+    assert (await served.request()).json() == 2
 
 
 # --- handlers that misbehave ---
@@ -70,9 +70,9 @@ async def custom_sagemaker_invocation_handler(request):
     raise RuntimeError("the secret token")
 """)
     await served.start()
-    assert (await served.ask("/invocations", {"http": True})).status_code == 418
+    assert (await served.request("/invocations", {"http": True})).status_code == 418
     assert served.manager.report().last_error is None
-    assert (await served.ask("/invocations", {})).status_code == 500
+    assert (await served.request("/invocations", {})).status_code == 500
     error = served.manager.report().last_error
     assert error is not None
     assert error.route == "/invocations"
@@ -89,9 +89,9 @@ def custom_sagemaker_invocation_handler(request):
     return 1
 """)
     await served.start()
-    hanging = [asyncio.create_task(served.ask("/invocations", {})) for _ in range(60)]
+    hanging = [asyncio.create_task(served.request("/invocations", {})) for _ in range(60)]
     await asyncio.sleep(0.2)
-    assert (await asyncio.wait_for(served.ask("/v1/models", method="GET"), 5)).status_code == 200
+    assert (await asyncio.wait_for(served.request("/v1/models", method="GET"), 5)).status_code == 200
     endpoint = served.manager.custom_endpoint(Route.INVOCATIONS)
     assert endpoint is not None
     assert endpoint.running_for() > 0
@@ -136,7 +136,7 @@ async def test_a_handler_that_hangs_is_reported_until_it_returns(
     served.environ["CUSTOM_FASTAPI_INVOCATION_HANDLER"] = f"model:{name}"
     await served.start()
     watching = asyncio.create_task(watched().run())
-    asked = asyncio.create_task(served.ask("/invocations", {}))
+    asked = asyncio.create_task(served.request("/invocations", {}))
     endpoint = served.manager.custom_endpoint(Route.INVOCATIONS)
     assert endpoint is not None
     async with asyncio.timeout(10):
@@ -181,14 +181,14 @@ async def test_the_newest_of_hangs_and_errors_is_reported(served: Served) -> Non
         return error.route if error is not None else ""
 
     await served.start()
-    asked = [asyncio.create_task(served.ask("/invocations", {}))]
+    asked = [asyncio.create_task(served.request("/invocations", {}))]
     await asyncio.sleep(0.1)
     clock.seconds = 605
     assert reported_route() == "/invocations"
-    await served.ask()
+    await served.request()
     assert reported_route() == "/ping"
     clock.seconds = 610
-    asked.append(asyncio.create_task(served.ask("/invocations", {})))
+    asked.append(asyncio.create_task(served.request("/invocations", {})))
     await asyncio.sleep(0.1)
     clock.seconds = 1300
     assert reported_route() == "/invocations", "another request hangs"

@@ -137,7 +137,7 @@ handler = {handler}
 """)
     served.environ[INVOCATIONS] = "model:handler"
     await served.start()
-    response = await served.ask(
+    response = await served.request(
         "/invocations?name=x&context=y" if "asked" in handler else "/invocations", {"a": 1}
     )
     if answer is None:
@@ -154,7 +154,7 @@ async def test_a_client_cannot_set_arguments_bound_by_a_partial(served: Served) 
     served.script(f"{ABOVE}\nhandler = functools.partial(two, context='bound')\n")
     served.environ[INVOCATIONS] = "model:handler"
     await served.start()
-    assert (await served.ask("/invocations?context=theirs", {})).json()["context"] == "bound"
+    assert (await served.request("/invocations?context=theirs", {})).json()["context"] == "bound"
 
 
 NOT_SENT = "which a request of /{} from SageMaker does not have"
@@ -201,7 +201,7 @@ handler = {handler}
     if variable == PING and handler == "mismatched":
         expected = "needs payload"
     served.environ[variable] = "model:handler"
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == Reason.INVALID_HANDLER
     assert expected.format("ping" if variable == PING else "invocations") in problem.message
     assert problem.field == variable
@@ -221,7 +221,7 @@ async def test_a_ping_handler_cannot_require_data_that_a_get_request_does_not_ha
 ) -> None:
     served.script(f"{ABOVE}\n{handler}\n")
     served.environ[PING] = "model:f"
-    problem = await served.refused()
+    problem = await served.rejection()
     assert problem.reason == Reason.INVALID_HANDLER
     assert NOT_SENT.format("ping") in problem.message
     assert "give it a default, or take only the request" in problem.message
@@ -229,13 +229,13 @@ async def test_a_ping_handler_cannot_require_data_that_a_get_request_does_not_ha
 
 async def test_decorated_and_named_functions_have_the_same_rules(served: Served) -> None:
     served.script(f"{ABOVE}\ncustom_sagemaker_ping_handler = two\n")
-    problem = await served.refused()
+    problem = await served.rejection()
     assert (problem.reason, problem.field) == (Reason.INVALID_HANDLER, "the function two")
     served.script(f"""{ABOVE}
 import model_hosting_container_standards.sagemaker as standards
 standards.custom_invocation_handler(two)
 """)
-    problem = await served.refused()
+    problem = await served.rejection()
     assert (problem.reason, problem.field) == (Reason.INVALID_HANDLER, "the decorator two")
 
 
@@ -259,5 +259,5 @@ from model_hosting_container_standards.common.fastapi.middleware import (
 )
 {code}
 """)
-    problem = await served.refused()
+    problem = await served.rejection()
     assert (problem.reason, problem.message) == (Reason.INVALID_HANDLER, expected)

@@ -31,7 +31,7 @@ async def test_finished_user_requests_do_not_postpone_a_probe_with_an_expected_t
     async with probing(engine, given) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         began = now()
-        while len(engine.asked) < 4:
+        while len(engine.request_times) < 4:
             engine.progress.record_finished([("cmpl-1-0", True)])
             assert now() - began < 5.0
             await asyncio.sleep(0.05)
@@ -44,10 +44,10 @@ async def test_a_new_expression_is_probed_immediately() -> None:
     async with probing(engine, replace(given, expect=Expectation("x", letters))) as prober:
         await until(lambda: prober.state.verdict is Verdict.FAILING)
         assert prober.state.reason == "UnexpectedAnswer"
-        asked = len(engine.asked)
+        asked = len(engine.request_times)
         prober.configure(replace(given, expect=Expectation("e", letters)))
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        assert len(engine.asked) == asked + 1
+        assert len(engine.request_times) == asked + 1
 
 
 @on_virtual_time
@@ -62,7 +62,7 @@ async def test_a_result_for_old_settings_does_not_change_the_verdict() -> None:
         engine.go.set()
         await until(lambda: verdicts.add(prober.state.verdict) or prober.last_result is not None)
         assert verdicts == {Verdict.STARTING, Verdict.GENERATING}
-        assert len(engine.asked) == 2
+        assert len(engine.request_times) == 2
 
 
 @on_virtual_time
@@ -88,7 +88,7 @@ async def test_every_result_is_counted_once() -> None:
     engine.behaviour = "answer"
     await until(lambda: len(ended) == 2)
     assert [result.outcome for result in ended] == [Outcome.COMPLETE, Outcome.COMPLETE]
-    assert (len(engine.asked), engine.aborted) == (3, 1), "the probe with the old request is aborted"
+    assert (len(engine.request_times), engine.aborted) == (3, 1), "the probe with the old request is aborted"
     assert (await probe).outcome is Outcome.COMPLETE
     task.cancel()
     await asyncio.wait({task}, timeout=5)
@@ -98,8 +98,11 @@ async def test_every_result_is_counted_once() -> None:
 async def test_an_idle_engine_is_probed_once_per_period_by_one_probe_at_a_time() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=0.4)) as prober:
-        await until(lambda: len(engine.asked) >= 4)
-        gaps = [after - before for before, after in zip(engine.asked, engine.asked[1:], strict=False)]
+        await until(lambda: len(engine.request_times) >= 4)
+        gaps = [
+            after - before
+            for before, after in zip(engine.request_times, engine.request_times[1:], strict=False)
+        ]
         assert all(0.35 <= gap <= 0.8 for gap in gaps), gaps
         assert engine.most_running == 1
         assert prober.state.verdict is Verdict.GENERATING
@@ -127,7 +130,7 @@ async def test_stopped_progress_under_traffic_starts_a_probe_immediately() -> No
         for _ in range(10):  # the engine serves them
             engine.progress.record_step(3, 0.01)
             await asyncio.sleep(0.1)
-        assert len(engine.asked) == 1
+        assert len(engine.request_times) == 1
         engine.behaviour = "hang"
         assert await until(lambda: prober.state.verdict is Verdict.STALLED) <= 0.3 + 1.0
 
@@ -140,9 +143,9 @@ async def test_finished_user_requests_postpone_the_probe() -> None:
         for _ in range(15):
             engine.progress.record_finished([("cmpl-1-0", True)])
             await asyncio.sleep(0.1)
-        assert len(engine.asked) == 1
+        assert len(engine.request_times) == 1
         assert prober.last_proof == pytest.approx(now(), abs=0.3)
-        assert await until(lambda: len(engine.asked) == 2) <= 0.8
+        assert await until(lambda: len(engine.request_times) == 2) <= 0.8
 
 
 @on_virtual_time
@@ -182,7 +185,7 @@ async def test_busy_turns_into_stalled_without_another_probe() -> None:
             await asyncio.sleep(0.02)
         assert prober.state.verdict is Verdict.BUSY
         assert await until(lambda: prober.state.verdict is Verdict.STALLED) < 1.9
-        assert all(asked >= prober.state.since for asked in engine.asked[2:])
+        assert all(asked >= prober.state.since for asked in engine.request_times[2:])
 
 
 @pytest.mark.parametrize("stay", [True, False], ids=["users-wait", "users-hang-up"])
@@ -268,7 +271,7 @@ async def test_no_probe_is_sent_while_probing_is_off() -> None:
         with pytest.raises(ProbeUnavailableError):
             await prober.probe_now()
         await asyncio.sleep(0.3)
-        assert engine.asked == []
+        assert engine.request_times == []
         prober.configure(settings(mode=Mode.OBSERVE))
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
         prober.configure(settings(mode=Mode.DISABLED))
@@ -334,10 +337,10 @@ async def test_turning_probing_on_keeps_a_healthy_worker_ready() -> None:
 async def test_concurrent_callers_share_a_probe_on_demand() -> None:
     engine = FakeEngine()
     async with probing(engine, settings(period=60.0)) as prober:
-        await until(lambda: len(engine.asked) == 1)
+        await until(lambda: len(engine.request_times) == 1)
         results = await asyncio.gather(*(prober.probe_now() for _ in range(5)))
         assert len({id(result) for result in results}) == 1
-        assert len(engine.asked) == 2
+        assert len(engine.request_times) == 2
 
 
 @on_virtual_time
@@ -361,7 +364,7 @@ async def test_failed_probes_repeat_after_one_second_until_the_threshold() -> No
             async with asyncio.timeout(0.0):
                 await prober.probe_now()
         assert await until(lambda: prober.state.verdict is Verdict.FAILING) < 1.7
-        gap = engine.asked[-1] - engine.asked[-2]
+        gap = engine.request_times[-1] - engine.request_times[-2]
         assert 0.9 <= gap <= 1.4
 
 

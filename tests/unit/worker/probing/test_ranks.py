@@ -91,10 +91,10 @@ async def test_finished_user_requests_postpone_only_the_probe_of_their_rank() ->
     async with probing(engines, settings(period=0.4)) as ranks:
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
         busy = asyncio.create_task(keep_busy(engines, 0))
-        asked = len(engines.of[0].asked), len(engines.of[1].asked)
+        before = len(engines.of[0].request_times), len(engines.of[1].request_times)
         await asyncio.sleep(2.0)
-        assert len(engines.of[0].asked) <= asked[0] + 1
-        assert len(engines.of[1].asked) >= asked[1] + 3
+        assert len(engines.of[0].request_times) <= before[0] + 1
+        assert len(engines.of[1].request_times) >= before[1] + 3
         busy.cancel()
 
 
@@ -128,9 +128,12 @@ async def test_a_probe_on_demand_probes_every_rank_and_returns_the_most_severe_r
         await until(lambda: ranks.state.verdict is Verdict.GENERATING)
         assert (await ranks.probe_now()).outcome is Outcome.COMPLETE
         engines.of[1].behaviour = "hang"
-        asked = len(engines.of[0].asked), len(engines.of[1].asked)
+        before = len(engines.of[0].request_times), len(engines.of[1].request_times)
         assert (await ranks.probe_now()).outcome is Outcome.TIMEOUT
-        assert (len(engines.of[0].asked), len(engines.of[1].asked)) == (asked[0] + 1, asked[1] + 1)
+        assert (len(engines.of[0].request_times), len(engines.of[1].request_times)) == (
+            before[0] + 1,
+            before[1] + 1,
+        )
 
 
 @on_virtual_time

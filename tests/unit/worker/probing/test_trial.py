@@ -113,11 +113,11 @@ async def test_the_active_request_and_disabled_probing_need_no_trial() -> None:
     engine = SelectiveEngine()
     async with probing(engine, settings(period=60.0)) as prober:
         await until(lambda: prober.state.verdict is Verdict.GENERATING)
-        asked = len(engine.asked)
+        asked = len(engine.request_times)
         assert await wait_for_trial(prober, settings(period=5.0), read_rejection, never, lambda: None) is True
         off = settings(mode=Mode.DISABLED, token_ids=[9])
         assert await wait_for_trial(prober, off, read_rejection, never, lambda: None) is True
-        assert len(engine.asked) == asked
+        assert len(engine.request_times) == asked
 
 
 @on_virtual_time

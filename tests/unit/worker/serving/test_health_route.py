@@ -33,7 +33,7 @@ class Health:
             if isinstance(route, APIRoute) and route.path != "/v1/models":
                 routes[at] = guarded(route, lambda: self.healthy)
 
-    async def ask(self, method: str, path: str) -> tuple[int, bool]:
+    async def request(self, method: str, path: str) -> tuple[int, bool]:
         """The status, and whether the request is recognized as a health check."""
         recognized: list[bool] = []
 
@@ -68,9 +68,9 @@ async def test_every_form_of_a_health_path_follows_the_verdict(
     health = Health(root_path)
     for prefix in {"", root_path}:
         health.healthy = True
-        assert await health.ask(method, prefix + path) == (200, True)
+        assert await health.request(method, prefix + path) == (200, True)
         health.healthy = False
-        assert await health.ask(method, prefix + path) == (503, True)
+        assert await health.request(method, prefix + path) == (503, True)
 
 
 @pytest.mark.parametrize("path", ["/pingx", "/x/ping", "//ping", "/ping/x", "/v1/models", "/metrics/ping"])
@@ -78,7 +78,7 @@ async def test_other_paths_are_not_health_checks(path: str) -> None:
     health = Health("/prod")
     health.healthy = False
     for prefix in ("", "/prod"):
-        status, recognized = await health.ask("GET", prefix + path)
+        status, recognized = await health.request("GET", prefix + path)
         assert (status, recognized) == (200 if path == "/v1/models" else 404, False)
 
 
@@ -86,7 +86,7 @@ async def test_other_paths_are_not_health_checks(path: str) -> None:
 async def test_a_method_that_vllm_does_not_allow_is_not_a_success(method: str, path: str) -> None:
     health = Health()
     health.healthy = False
-    assert await health.ask(method, path) == (405, False)
+    assert await health.request(method, path) == (405, False)
 
 
 # --- together with handlers ---
@@ -106,9 +106,9 @@ async def test_a_custom_ping_handler_answers_every_form_of_its_path(
     served.script("def custom_sagemaker_ping_handler(request):\n    return 'custom'\n")
     await served.start()
     behind.healthy = False
-    answer = await served.ask(path, method="GET")
+    answer = await served.request(path, method="GET")
     assert (answer.status_code, answer.json()) == (200, "custom")
-    assert (await served.ask("/health", method="GET")).status_code == 503
+    assert (await served.request("/health", method="GET")).status_code == 503
 
 
 async def test_vllms_own_health_function_as_the_ping_handler_follows_the_verdict(
@@ -123,6 +123,6 @@ async def test_vllms_own_health_function_as_the_ping_handler_follows_the_verdict
     assert served.manager.custom_endpoint(Route.PING) is None
     for path in ("/ping", "/prod/ping/"):
         behind.healthy = True
-        assert (await served.ask(path, method="GET")).text == "vLLM's own"
+        assert (await served.request(path, method="GET")).text == "vLLM's own"
         behind.healthy = False
-        assert (await served.ask(path, method="GET")).status_code == 503
+        assert (await served.request(path, method="GET")).status_code == 503
