@@ -3,7 +3,7 @@
 The order is ``vllmendpoint_api.PRECEDENCE``: the spec of the VLLMEndpoint, then the levels of
 ``docs/guide/health-check-payloads.md`` ("Configuration priority"). The first source that sets a payload wins;
 the report lists the others as ignored. An invalid payload is rejected and never replaced by one of a lower
-priority.
+priority (``docs/decisions/0027-precedence-and-atomic-configuration.md``).
 """
 
 from collections.abc import Iterator, Mapping

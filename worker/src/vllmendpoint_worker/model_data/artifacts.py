@@ -4,7 +4,7 @@ SageMaker does this for its containers (``ModelDataSource``, ``docs/guide/custom
 SageMaker"). In a pod the worker does it. A download is complete or has no effect: all files go to the
 subfolder ``.vllmendpoint`` (a mount point cannot be renamed) and then move into place. A manifest records the
 source of each file, so a restart downloads only what changed. Workers can share a folder: one downloads, the
-others wait.
+others wait. See ``docs/decisions/0030-model-data.md``.
 
 vLLM's ``runai_streamer`` reads weights directly from S3 into the engine and cannot replace this. The model
 data also contains handler scripts, requirements and archives, Dynamo needs the tokenizer and the

@@ -1,7 +1,7 @@
 """Finds options of the engine that several places set to different values. Pure.
 
 The order of places is: arguments (``spec.model`` and ``engine.args`` of a VLLMEndpoint), ``SM_VLLM_*``,
-config file. A conflict is an error, because no user can tell which value would win.
+config file. A conflict is an error (``docs/decisions/0027-precedence-and-atomic-configuration.md``).
 
 The worker runs this check twice: in the first second of the start, and again with the names of the engine's
 parsers. vLLM's own parser cannot replace the first run, because the import of ``AsyncEngineArgs`` takes 8 s

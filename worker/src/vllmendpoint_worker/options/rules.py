@@ -1,7 +1,7 @@
-"""Rejects options that the worker or the operator does not allow, from every place, by the parsers' names.
-Pure.
+"""Rejects options that the worker or the operator does not allow, whichever place sets them. Pure.
 
-The table in ``vllmendpoint_api`` gives the rule of each option and the alternative. The rules that depend on
+The table in ``vllmendpoint_api`` gives the rule of each option and the alternative
+(``docs/decisions/0014-one-table-of-options.md``). The rules that depend on
 the operator apply only if :data:`names.ENV_FRONTEND_MODE` is set, which the operator renders.
 """
 

@@ -2,7 +2,8 @@
 
 pip installs into a folder below ``$XDG_CACHE_HOME``, because the image may be read-only. In a pod that is an
 emptyDir, which survives a restart of the container. The packages of the image do not change: a package that
-requires torch uses the engine's, and a package that requires another torch is rejected.
+requires torch uses the engine's, and a package that requires another torch is rejected. See
+``docs/decisions/0029-packages-with-pip.md``.
 """
 
 import asyncio
