@@ -6,10 +6,10 @@ A namespace that is deleted, or that the operator may no longer read, does not a
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.errors import Inaccessible, KubeError
@@ -82,14 +82,12 @@ class WatchedNamespace:
         while True:
             try:
                 await self._check_access()
-                async with asyncio.TaskGroup() as tasks:
-                    for informer in self._cache.informers_of(self.name):
-                        tasks.create_task(informer.run(), name=f"watch-{informer.kind.plural}")
-                    tasks.create_task(self._wait_for_sync(), name="sync")
-            except* Inaccessible as group:
+                informers = [informer.run() for informer in self._cache.informers_of(self.name)]
+                await _run_all(*informers, self._wait_for_sync())
+            except Inaccessible as error:
                 if self.state is NamespaceState.SERVED:
                     delay = _RECHECK_MIN_SECONDS
-                await self._on_access_lost(str(_first_error(group)))
+                await self._on_access_lost(str(error))
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, _RECHECK_MAX_SECONDS)
 
@@ -245,8 +243,16 @@ class WatchedNamespaces:
         self._changed.set()
 
 
-def _first_error(error: BaseExceptionGroup[Inaccessible]) -> BaseException:
-    found: BaseException = error
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
+async def _run_all(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run until one raises, then cancel and await the others.
+
+    A TaskGroup that is cancelled while it waits for the others raises the error and drops the cancellation
+    (Python 3.11), so that the caller would continue after SIGTERM.
+    """
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

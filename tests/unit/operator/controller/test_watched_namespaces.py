@@ -10,7 +10,7 @@ import vllmendpoint_operator.controller.watched_namespaces as watched_namespaces
 from tests.unit.operator.raw_objects import list_stream
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.controller.watched_namespaces import WatchedNamespaces
-from vllmendpoint_operator.errors import KubeError, NotFound, Rejected
+from vllmendpoint_operator.errors import Inaccessible, KubeError, NotFound, Rejected
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, ENDPOINT, SERVICE
 from vllmendpoint_operator.metrics import Metrics
 
@@ -196,3 +196,33 @@ async def test_a_missing_crd_does_not_make_a_namespace_inaccessible(start):
     setup = start("x", before=lambda setup: setup.api.deny("x", NotFound(404, "no such resource"), ENDPOINT))
     await asyncio.wait_for(setup.namespaces.wait_until_ready(), 5)
     assert setup.namespaces.served == ("x",)
+
+
+async def test_a_cancellation_while_access_is_lost_ends_the_watches():
+    """A TaskGroup that waits for its other tasks after an error drops a cancellation in Python 3.11."""
+    waiting, released = asyncio.Event(), asyncio.Event()
+
+    class Slow(Api):
+        async def watch(self, kind, namespace, version, **options):
+            if kind is SERVICE:
+                raise Inaccessible(SERVICE.plural, FORBIDDEN)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                waiting.set()
+                await released.wait()
+            yield
+
+    setup = Setup("ns")
+    api = Slow()
+    cache = Cache(api, ("ns",), on_change=lambda *_: None, on_reference_change=lambda *_: None)
+    namespaces = WatchedNamespaces(api, cache, setup.metrics, ("ns",))
+    running = asyncio.create_task(namespaces.run())
+    async with asyncio.timeout(5):
+        await waiting.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    released.set()
+    done, _ = await asyncio.wait({running}, timeout=2)
+    assert done, "the watches go on after the cancellation"
+    assert running.cancelled()
