@@ -221,7 +221,7 @@ def test_a_frozen_engine_is_stalled_and_recovers(worker: WorkerProcess) -> None:
     assert worker.request("http", "/v1/embeddings", BODY)[0] == 200
 
 
-def test_dynamos_health_is_never_ready_over_a_frozen_engine(worker: WorkerProcess) -> None:
+def test_dynamos_health_is_not_ready_while_the_engine_is_frozen(worker: WorkerProcess) -> None:
     assert_health_follows(worker)
 
 

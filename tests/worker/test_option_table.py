@@ -1,4 +1,4 @@
-"""The table of options against the installed Dynamo and vLLM: nothing is unclassified, nothing is stale."""
+"""The table of options against the installed Dynamo and vLLM: every option is classified and exists."""
 
 import argparse
 import dataclasses
@@ -51,14 +51,14 @@ REVIEWED = Path(__file__).with_name("reviewed_options.txt")
 NEWER_OR_OLDER = {"--is-prefill-worker", "--is-decode-worker"}
 """Options of the table that the installed versions do not have."""
 ENV_OF_THE_USER = {"DYN_HEALTH_CHECK_PAYLOAD", "MODEL_EXPRESS_URL"}
-"""Variables of refused options that are the documented alternative to them."""
+"""Variables that are the documented alternative to the rejected options of the same name."""
 
 NUMBERS_OF_OTHERS = {"DYN_TRTLLM_MAX_FILE_SIZE_MB", "DYN_TOKEN_IDS_AS_BYTES"}
-"""Another engine's, and a switch."""
+"""A variable of another engine, and a switch."""
 
 
 def actions() -> Iterator[argparse.Action]:
-    """Of every parser that a worker's options go through."""
+    """The actions of every parser that reads options of a worker."""
     groups: list[Any] = [
         DynamoRuntimeArgGroup().add_arguments,
         DynamoVllmArgGroup().add_arguments,
@@ -78,28 +78,28 @@ NAMES = upstream.option_names()
 
 
 def variable(action: argparse.Action) -> str:
-    """What Dynamo reads the option's default from, as its help says."""
+    """The variable from which Dynamo reads the default of the option, by its help text."""
     found = re.search(r"env var: (\S+)", action.help or "")
     return found.group(1) if found else ""
 
 
 def test_every_option_of_the_http_server_is_classified() -> None:
     fields = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(FrontendArgs)}
-    assert fields - ENGINE_OPTIONS.keys() == set(), "classify it in vllmendpoint_api/_engine_options.py"
+    assert fields - ENGINE_OPTIONS.keys() == set(), "Classify it in vllmendpoint_api/_engine_options.py"
 
 
 def test_every_option_of_dynamo_and_the_engine_is_classified_or_reviewed() -> None:
     reviewed = set(REVIEWED.read_text().split())
     options = {action.option_strings[0] for action in ACTIONS}
     assert sorted(options - ENGINE_OPTIONS.keys() - reviewed) == [], (
-        "would it hang, do nothing, or open a port? Classify it in vllmendpoint_api/_engine_options.py, "
-        f"else add it to {REVIEWED.name}"
+        "Does it hang, have no effect, or open a port? Classify it in vllmendpoint_api/_engine_options.py, "
+        f"otherwise add it to {REVIEWED.name}"
     )
-    assert sorted(reviewed - options) == [], f"gone: remove it from {REVIEWED.name}"
+    assert sorted(reviewed - options) == [], f"The option does not exist: remove it from {REVIEWED.name}"
     assert sorted(reviewed & ENGINE_OPTIONS.keys()) == []
 
 
-def test_nothing_in_the_table_is_stale() -> None:
+def test_every_option_of_the_table_exists() -> None:
     parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
     known = BY_OPTION.keys() | parser._option_string_actions.keys()
     assert ENGINE_OPTIONS.keys() - known == NEWER_OR_OLDER
@@ -117,13 +117,13 @@ def test_the_parsers_agree_with_the_table(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", sorted({name for action in ACTIONS for name in action.option_strings}))
-def test_no_option_of_the_users_is_refused(option: str) -> None:
-    """Neither by its whole name nor because a refused one begins like it."""
+def test_only_owned_and_unsupported_options_are_rejected(option: str) -> None:
+    """An option is not rejected because a rejected option begins with the same characters."""
     entry = ENGINE_OPTIONS.get(SHORT_OPTIONS.get(option, option))
-    refused = (
+    rejected = (
         entry is not None and not entry.values and entry.rule in (OptionRule.OWNED, OptionRule.UNSUPPORTED)
     )
-    assert bool(owned_engine_arg(option) or unsupported_engine_arg(option)) == refused
+    assert bool(owned_engine_arg(option) or unsupported_engine_arg(option)) == rejected
     assert (frontend_arg(option) is not None) == (option in FRONTEND_OPTIONS)
 
 
@@ -137,7 +137,7 @@ def test_every_numeric_variable_of_dynamos_parsers_has_bounds() -> None:
 
 
 def test_every_numeric_variable_in_dynamos_sources_has_bounds() -> None:
-    """By its name: the worker's packages read it wherever they use it."""
+    """The sources are searched by name, because the packages read the variables in many places."""
     numeric = re.compile(
         r"DYN_[A-Z0-9_]*_(?:PORT|SECS|SECONDS|MS|US|S|BYTES|MB|GB|SIZE|TIMEOUT|INTERVAL|CAPACITY|THREADS|LIMIT)"
     )
@@ -165,7 +165,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("argv", SPELLINGS, ids=" ".join)
-def test_every_spelling_of_a_refused_option_is_found(argv: list[str]) -> None:
+def test_every_spelling_of_a_rejected_option_is_found(argv: list[str]) -> None:
     (problem,) = rejected_options(from_arguments(argv), NAMES, FrontendMode.MANAGED)
     assert (problem.source, problem.reason) == ("Spec", "InvalidEngineArguments")
     assert problem.field.startswith("engine.args (-")
@@ -178,7 +178,7 @@ def test_every_spelling_of_a_refused_option_is_found(argv: list[str]) -> None:
      ("ssl_keyfile", "k"), ("revision", "x"), ("port", 80),
      ("default-chat-template-kwargs", {"a": 1})],
 )  # fmt: skip
-def test_a_refused_option_is_found_in_the_config_file_and_in_the_environment(key: str, value: Any) -> None:
+def test_a_rejected_option_is_found_in_the_config_file_and_in_the_environment(key: str, value: Any) -> None:
     given = from_config({key: value})
     if key != "n":  # an argument --n is ambiguous to the parsers
         (problem,) = rejected_options(given, NAMES, FrontendMode.MANAGED)
@@ -202,11 +202,11 @@ def test_a_refused_option_is_found_in_the_config_file_and_in_the_environment(key
         ["--chat-template", "t", "--max-log-len", "1", "--disable-fastapi-docs", "--seed", "-1"],
     ],
 )
-def test_the_users_options_pass(argv: list[str]) -> None:
+def test_supported_options_are_accepted(argv: list[str]) -> None:
     assert rejected_options(from_arguments(argv), NAMES, FrontendMode.MANAGED) == []
 
 
-def test_what_depends_on_the_operator_and_its_frontend() -> None:
+def test_the_rejected_options_depend_on_the_operator_and_its_frontend() -> None:
     served = from_arguments(["--api-key", "k", "--lora-modules", "a=b", "--root-path", "/x"])
     topology = from_arguments(["--nnodes", "2", "--namespace", "n", "--port", "80"])
     never = from_arguments(["--enable-rl", "--ssl-keyfile", "k"])
@@ -219,7 +219,7 @@ def test_what_depends_on_the_operator_and_its_frontend() -> None:
         assert found == counts, mode
 
 
-def test_false_is_the_negative_form_where_there_is_one() -> None:
+def test_false_becomes_the_negative_form_if_the_option_has_one() -> None:
     environ = {"SM_VLLM_ENABLE_PREFIX_CACHING": "false", "SM_VLLM_MAX_MODEL_LEN": "False"}
     no_effect = "is false, which has no effect, because the engine has no option"
     given, _ = sagemaker_options(environ)
@@ -234,7 +234,7 @@ def test_false_is_the_negative_form_where_there_is_one() -> None:
     )
 
 
-async def test_the_negative_form_is_what_vllm_takes(toy_model: Path) -> None:
+async def test_vllm_accepts_the_negative_form(toy_model: Path) -> None:
     (argument,), _ = negative_flags(sagemaker_options({"SM_VLLM_ENABLE_PREFIX_CACHING": "false"})[0], NAMES)
     parsed = await upstream.parse_arguments(["--model", str(toy_model), argument], None)
     assert parsed.dynamo.engine_args.enable_prefix_caching is False
@@ -261,13 +261,13 @@ async def test_the_negative_form_is_what_vllm_takes(toy_model: Path) -> None:
         (["--chat-template", "t.jinja", "--custom-jinja-template", "u.jinja"], [], []),
     ],
 )
-def test_what_one_server_gets_the_other_gets(argv: list[str], engine: list[str], frontend: list[str]) -> None:
+def test_shared_options_reach_both_servers(argv: list[str], engine: list[str], frontend: list[str]) -> None:
     shared = share_options(from_arguments(argv), NAMES, *upstream.parsers())
     assert (list(shared.engine), list(shared.frontend)) == (engine, frontend)
     assert (shared.problems, shared.warnings, shared.template) == ((), (), None)
 
 
-def test_every_parser_of_the_same_format_is_known_to_both() -> None:
+def test_every_pair_of_parser_names_exists_in_vllm_and_dynamo() -> None:
     vllm, dynamo = upstream.parsers()
     for ours, theirs in _DYNAMO_NAMES.items():
         assert (ours in vllm.tools and theirs in dynamo.tools) or (
@@ -275,7 +275,7 @@ def test_every_parser_of_the_same_format_is_known_to_both() -> None:
         )
 
 
-def test_a_parser_that_the_frontend_lacks_is_refused_by_name() -> None:
+def test_a_parser_that_the_frontend_lacks_is_rejected_by_name() -> None:
     given, _ = sagemaker_options({"SM_VLLM_TOOL_CALL_PARSER": "xlam"})
     (problem,) = share_options(given, NAMES, *upstream.parsers()).problems
     assert problem.field == "SM_VLLM_TOOL_CALL_PARSER"
@@ -288,16 +288,16 @@ def test_a_parser_that_the_frontend_lacks_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NUMERIC_VARIABLES))
-def test_dynamos_parsers_read_what_the_bounds_allow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parsers_of_dynamo_accept_the_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = NUMERIC_VARIABLES[name]
     for text in (str(bounds.least), *([str(bounds.most)] if bounds.most is not None else [])):
         monkeypatch.setitem(os.environ, name, text)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of Dynamo's, on variables that it deprecates
+            warnings.simplefilter("ignore", FutureWarning)  # from Dynamo, for deprecated variables
             list(actions())
 
 
-async def test_what_is_shared_reaches_dynamos_registration(toy_model: Path) -> None:
+async def test_shared_options_reach_the_registration_of_dynamo(toy_model: Path) -> None:
     argv = ["--model", str(toy_model), "--reasoning-parser", "qwen3"]
     argv += ["--tool-call-parser", "hermes", "--enable-auto-tool-choice", "--chat-template", "{{ messages }}"]
     shared = share_options(from_arguments(argv), NAMES, *upstream.parsers())
@@ -310,7 +310,7 @@ async def test_what_is_shared_reaches_dynamos_registration(toy_model: Path) -> N
 
 
 @pytest.mark.parametrize(("given", "served"), [(None, False), ("0", False), ("true", True)])
-def test_routes_that_load_adapters_are_closed_unless_turned_on(
+def test_routes_that_load_adapters_are_absent_unless_enabled(
     given: str | None, served: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
@@ -324,8 +324,8 @@ def test_routes_that_load_adapters_are_closed_unless_turned_on(
     assert served or not paths
 
 
-def test_dynamo_leaves_the_variable_of_runtime_loading_as_it_is() -> None:
-    """It turns the routes on only where the variable is unset."""
+def test_dynamo_does_not_change_the_variable_of_runtime_loading() -> None:
+    """Dynamo enables the routes only if the variable is unset."""
     assert 'if "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in os.environ' in inspect.getsource(
         dynamo.vllm.main.setup_vllm_engine
     )

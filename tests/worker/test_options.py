@@ -1,4 +1,4 @@
-"""Engine options in a real worker: refused at once, given to both servers, and routes that stay closed."""
+"""Engine options in a real worker: rejections, options that reach both servers, and absent routes."""
 
 import os
 import signal
@@ -10,20 +10,22 @@ from vllmendpoint_api import ConfigurationState
 MANAGED = {"VLLMENDPOINT_FRONTEND_MODE": "Managed"}
 
 
-def test_options_from_every_source_are_refused_at_once(make_worker: Callable[..., WorkerProcess]) -> None:
-    refused = {"DYN_SYSTEM_PORT": "55467", "DYN_ENDPOINT": "dyn://a.b.c", "SM_VLLM_API_KEY": "hunter2"}
-    worker = make_worker(MANAGED | refused, ["-n2", "--enable-rl"])
+def test_options_from_every_source_are_rejected_in_one_report(
+    make_worker: Callable[..., WorkerProcess],
+) -> None:
+    rejected = {"DYN_SYSTEM_PORT": "55467", "DYN_ENDPOINT": "dyn://a.b.c", "SM_VLLM_API_KEY": "hunter2"}
+    worker = make_worker(MANAGED | rejected, ["-n2", "--enable-rl"])
     worker.start()
     worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30.0)
     problems = worker.report().configuration.problems
     named = {"engine.args (-n2)", "engine.args (--enable-rl)"}
-    assert {problem.field for problem in problems} == named | refused.keys()
+    assert {problem.field for problem in problems} == named | rejected.keys()
     assert "hunter2" not in worker.log() + worker.request("report", "/status")[1].decode()
     os.kill(worker.pid, signal.SIGTERM)
     assert worker.exit_code(10.0) == 0
 
 
-def test_parsers_reach_the_frontend_and_adapters_are_not_loaded_by_callers(
+def test_parsers_reach_the_frontend_and_callers_cannot_load_adapters(
     make_worker: Callable[..., WorkerProcess],
 ) -> None:
     parsers = ["--tool-call-parser", "hermes", "--enable-auto-tool-choice", "--enable-lora"]

@@ -1,18 +1,16 @@
-"""The guide's payloads on a real engine: what the engine itself receives, what a probe costs, what is
-refused.
+"""The guide's payloads on a real engine: what the engine receives and what a probe costs.
 
-A scheduler of ours (``engine_spy``) writes down each request as it reaches the engine core. Two workers: a
-chat model, whose settings change while it runs, and one without a chat template, configured by the
-environment with values that crash or flood upstream. The tests of one worker run in the order of the file.
+A scheduler of ours (``engine_spy``) records each request that reaches the engine core. Two workers run. The
+first has a chat model, and its settings change while it runs. The second has no chat template, and the
+environment configures it with values that crash or flood upstream. The tests of one worker run in the order
+of the file.
 """
 
 import json
-import os
 import re
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,19 @@ from vllmendpoint_api import (
     ModelType,
     Outcome,
     PayloadSource,
-    Stage,
     Verdict,
     payload_for,
 )
 
-from .conftest import Load, WorkerProcess, assert_health_follows, wait
+from .conftest import Load, assert_health_follows, wait
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
-SECRET = "hunter2-is-never-repeated"
 QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 
 
 def apply(worker: Spied, **health_check: Any) -> None:
-    """Put settings in force."""
+    """Writes the settings and waits until the worker uses them."""
     digest = worker.settings(QUICK | health_check)
     worker.until(
         lambda report: (
@@ -48,63 +44,6 @@ def apply(worker: Spied, **health_check: Any) -> None:
         ),
         30.0,
     )
-
-
-# --- refused, before anything heavy is imported
-# -----------------------------------------------------------------------------------------------------------
-
-
-def test_values_that_upstream_takes_in_silence_or_crashes_on_are_refused_each_with_its_sentence(
-    make_worker: Callable[..., WorkerProcess], tmp_path: Path
-) -> None:
-    file = tmp_path / "payload.json"
-    file.write_bytes(b"{}")
-    worker = make_worker({"DYN_HEALTH_CHECK_PAYLOAD": f"@{file}"})
-    worker.start()
-    for content, says in (
-        (b"{}", "is an empty object"),
-        (b"\xff\xfe" + SECRET.encode("utf-16-le"), "names a file that is not UTF-8 text"),
-        (f'["{SECRET}"]'.encode(), "is a list"),
-        (f'"{SECRET}"'.encode(), "is a string"),
-        (b"7", "is a number"),
-        (f'{{"prompt": "{SECRET}"'.encode(), "names a file that is not valid JSON (line 1, column"),
-        (f'{{"prompt": "{SECRET}", "max_tokens": 0}}'.encode(), "max_tokens is not a positive integer"),
-        (b"[" * 100_000, "names a file that is nested too deeply"),
-    ):
-        file.write_bytes(content)
-        worker.until(
-            lambda report: (
-                report.stage.name == Stage.REJECTED
-                and any(says in problem.message for problem in report.configuration.problems)  # noqa: B023
-            ),
-            30.0,
-        )
-        report = worker.report()
-        assert report.configuration.state == ConfigurationState.REJECTED
-        assert (report.started, report.ready, report.stage.name) == (True, False, Stage.REJECTED)
-        (problem,) = report.configuration.problems
-        assert (problem.reason, problem.source) == ("InvalidPayload", "Environment")
-        assert problem.field.startswith("DYN_HEALTH_CHECK_PAYLOAD")
-    assert SECRET not in worker.log() + worker.request("report", "/status")[1].decode()
-    os.kill(worker.pid, signal.SIGTERM)
-    assert worker.exit_code(10.0) == 0
-
-
-def test_every_bad_variable_is_named_at_once(make_worker: Callable[..., WorkerProcess]) -> None:
-    bad = {
-        "DYN_HEALTH_CHECK_LEVEL": "huge",
-        "DYN_HEALTH_CHECK_ENABLED": "maybe",
-        "DYN_HEALTH_CHECK_PAYLOAD_DISABLED": "perhaps",
-        "DYN_HEALTH_CHECK_INTERVAL": "0",
-    }
-    worker = make_worker(bad)
-    worker.start()
-    worker.until(lambda report: report.configuration.state == ConfigurationState.REJECTED, 30.0)
-    problems = worker.report().configuration.problems
-    assert {problem.field for problem in problems} == set(bad)
-    assert {problem.reason for problem in problems} == {"InvalidEnvironment"}
-    os.kill(worker.pid, signal.SIGTERM)
-    assert worker.exit_code(10.0) == 0
 
 
 # --- a chat model
@@ -190,7 +129,7 @@ GUIDE = [
 def test_every_sampling_field_reaches_the_engine(
     chat: Spied, settings: dict[str, Any], prompt: str, sampling: dict[str, Any]
 ) -> None:
-    apply(chat, payload={"prompt": "another question", "max_tokens": 1})
+    apply(chat, payload={"prompt": "another prompt", "max_tokens": 1})
     apply(chat, **settings)
     wait(lambda: prompt in chat.prompt(chat.probes_seen()[-1]))
     seen = chat.probes_seen()[-1]
@@ -203,7 +142,7 @@ def test_every_sampling_field_reaches_the_engine(
 
 def test_a_lower_level_costs_fewer_tokens_and_a_longer_interval_fewer_probes(chat: Spied) -> None:
     def cost(probes: int) -> float:
-        """Tokens a probe, over at least so many."""
+        """Tokens per probe, averaged over at least ``probes`` probes."""
 
         def both() -> tuple[float, float]:
             return chat.metrics("vllmendpoint_probes_total", "vllmendpoint_probe_tokens_total")
@@ -218,7 +157,7 @@ def test_a_lower_level_costs_fewer_tokens_and_a_longer_interval_fewer_probes(cha
     high = cost(3)
     apply(chat, level="Minimal", periodSeconds=1)
     chat.request("report", "/probe", {}, method="POST")
-    assert 0.0 < cost(3) <= 1.0 < high  # one that timed out has brought none
+    assert 0.0 < cost(3) <= 1.0 < high  # a probe that timed out has no tokens
     apply(chat, level="Minimal", periodSeconds=60)
     chat.request("report", "/probe", {}, method="POST")
     count = chat.metric("vllmendpoint_probes_total")
@@ -226,7 +165,7 @@ def test_a_lower_level_costs_fewer_tokens_and_a_longer_interval_fewer_probes(cha
     assert chat.metric("vllmendpoint_probes_total") == count
 
 
-def test_what_probing_costs_stands_next_to_vllms_and_dynamos_own_metrics(chat: Spied) -> None:
+def test_the_cost_of_probing_is_among_the_metrics_of_vllm_and_dynamo(chat: Spied) -> None:
     names = (
         "vllmendpoint_probe_latency_seconds_bucket",
         "vllmendpoint_probe_latency_seconds_count",
@@ -247,7 +186,7 @@ def test_what_probing_costs_stands_next_to_vllms_and_dynamos_own_metrics(chat: S
     assert 'model="toy"' in line
 
 
-def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
+def test_answers_to_users_prove_life_and_replace_the_probe(chat: Spied) -> None:
     body = {"model": "toy", "prompt": "hello", "max_tokens": 4}
     apply(chat, level="Minimal")
     with Load(chat, 1, body) as load:
@@ -255,10 +194,10 @@ def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
         chat.request("report", "/probe", {}, method="POST")
         count = chat.metric("vllmendpoint_probes_total")
         time.sleep(4 * QUICK["periodSeconds"])
-        # Four without users; a machine that stands still for half a second is asked about.
+        # Without users there are four probes. With users, a pause of half a second still causes a probe.
         assert chat.metric("vllmendpoint_probes_total") - count <= 2
         assert chat.metric("vllmendpoint_seconds_since_proof_of_life") < QUICK["periodSeconds"]
-    # Where the text is expected to match, tokens are no proof: the probe goes on.
+    # If the text must match an expectation, tokens of users prove nothing, so the probe continues.
     apply(chat, payload={"prompt": "hello", "max_tokens": 4, "temperature": 0}, expect={"regex": "(?s)."})
     with Load(chat, 1, body) as load:
         count = chat.metric("vllmendpoint_probes_total")
@@ -266,12 +205,12 @@ def test_users_answers_prove_life_and_spare_the_probe(chat: Spied) -> None:
         assert load.answers > 0
 
 
-def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
-    question = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0.0}
-    answer = json.loads(chat.request("http", "/v1/completions", question | {"model": "toy"})[1])
+def test_the_generated_text_must_match_the_expectation(chat: Spied) -> None:
+    payload = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0.0}
+    answer = json.loads(chat.request("http", "/v1/completions", payload | {"model": "toy"})[1])
     text = answer["choices"][0]["text"]
     word = max(re.findall(r"[A-Za-z0-9]+", text), key=len)
-    apply(chat, payload=question, expect={"regex": re2.escape(word)})
+    apply(chat, payload=payload, expect={"regex": re2.escape(word)})
     chat.until(lambda report: report.last_probe and report.last_probe.tokens == 8, 30.0)
     report = chat.report()
     assert (report.verdict.state, report.last_probe and report.last_probe.outcome) == (
@@ -279,7 +218,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
         Outcome.COMPLETE,
     )
 
-    apply(chat, payload=question, expect={"regex": r"(?i)\bParis\b"})
+    apply(chat, payload=payload, expect={"regex": r"(?i)\bParis\b"})
     chat.until(lambda report: report.verdict.state == Verdict.FAILING, 15.0)
     report = chat.report()
     assert (report.ready, report.verdict.reason) == (False, "UnexpectedAnswer")
@@ -300,7 +239,7 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "field", "says"),
+    ("settings", "field", "expected"),
     [
         (
             {"payload": {"input": "test"}},
@@ -311,8 +250,8 @@ def test_the_generated_text_must_match_what_is_expected(chat: Spied) -> None:
         ({"expect": {"regex": "(?=paris)"}}, "healthCheck.expect.regex", "RE2 syntax"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_the_last_good_check_stays(
-    chat: Spied, settings: dict[str, Any], field: str, says: str
+def test_settings_that_do_not_fit_are_rejected_and_the_last_valid_check_stays(
+    chat: Spied, settings: dict[str, Any], field: str, expected: str
 ) -> None:
     apply(chat)
     before = chat.report().health_check
@@ -322,7 +261,7 @@ def test_what_does_not_fit_is_refused_and_the_last_good_check_stays(
     assert report.configuration.state == ConfigurationState.REJECTED
     (problem,) = report.configuration.problems
     assert problem.field == field
-    assert says in problem.message
+    assert expected in problem.message
     assert (report.health_check, report.ready) == (before, True)
 
 
@@ -353,7 +292,7 @@ def completion(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Ite
         worker.stop()
 
 
-def test_the_environments_level_for_a_model_without_a_chat_template(completion: Spied) -> None:
+def test_the_level_of_the_environment_applies_without_a_chat_template(completion: Spied) -> None:
     report = completion.report()
     assert report.model_type == ModelType.COMPLETION
     assert report.health_check is not None
@@ -368,18 +307,18 @@ def test_the_environments_level_for_a_model_without_a_chat_template(completion: 
 
     seen = completion.probes_seen()[-1]
     assert completion.prompt(seen).endswith("Write a haiku about artificial intelligence:")
-    wanted = {
+    expected = {
         "max_tokens": 50,
         "temperature": 0.8,
         "top_p": 0.95,
         "frequency_penalty": 0.5,
         "presence_penalty": 0.5,
     }
-    assert {name: seen["sampling"][name] for name in wanted} == wanted
+    assert {name: seen["sampling"][name] for name in expected} == expected
 
 
-def test_nothing_but_our_probes_asks_the_engine(completion: Spied) -> None:
-    """Upstream's canary, at its busiest, is answered without the engine."""
+def test_only_our_probes_reach_the_engine(completion: Spied) -> None:
+    """The canary of upstream, without a wait between its requests, is answered without the engine."""
     wait(lambda: completion.status("system", "/health") == 200)
     before = len(completion.seen_lines())
     probes = len(completion.probes_seen())
@@ -388,7 +327,7 @@ def test_nothing_but_our_probes_asks_the_engine(completion: Spied) -> None:
     assert all('"vllmendpoint-probe-' in line for line in new)
 
 
-def test_chat_messages_do_not_fit_it_and_it_is_said_so(completion: Spied) -> None:
+def test_chat_messages_are_rejected_without_a_chat_template(completion: Spied) -> None:
     digest = completion.settings({"payload": {"messages": [{"role": "user", "content": "Hi"}]}})
     completion.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     (problem,) = completion.report().configuration.problems
@@ -399,5 +338,5 @@ def test_chat_messages_do_not_fit_it_and_it_is_said_so(completion: Spied) -> Non
     completion.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
-def test_dynamos_health_is_never_ready_over_a_frozen_engine(completion: Spied) -> None:
+def test_dynamos_health_is_not_ready_while_the_engine_is_frozen(completion: Spied) -> None:
     assert_health_follows(completion)

@@ -1,6 +1,7 @@
-"""From a payload to Dynamo's request and back to vLLM's parameters: nothing is lost on the way.
+"""From a payload to Dynamo's request and then to vLLM's parameters: no field is lost.
 
-vLLM's own renderers, request models and parameters, and Dynamo's own reading of its request; no engine.
+The tests use vLLM's renderers, request models and parameters, and Dynamo's reading of its request. No engine
+runs.
 """
 
 import warnings
@@ -29,7 +30,7 @@ with warnings.catch_warnings():
 
 pytestmark = [
     pytest.mark.timeout(120),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # vLLM's own, of fields that users still send
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # from vLLM, for deprecated fields
 ]
 LENGTH = 256
 NOT_CARRIED = {"output_kind", "detokenize", "skip_clone", "stream_interval", "stop"}
@@ -58,31 +59,33 @@ def form(model_type: ModelType) -> Any:
 async def differences(
     translator: Translator, payload: dict[str, Any], model_type: ModelType
 ) -> dict[str, tuple[Any, Any]]:
-    """Fields in which what Dynamo's handler makes of our request is not what vLLM makes of the payload."""
+    """Fields with different values: that of vLLM for the payload, and that of Dynamo for our request."""
     translated = await translator.translate(payload)
     received = build_sampling_params(dict(translated.request), {}, LENGTH)
     body = {name: value for name, value in payload.items() if name not in MARKERS}
     request = form(model_type).model_validate(body | {"model": "toy"})
-    asked = request.max_completion_tokens if "max_completion_tokens" in body else request.max_tokens
+    requested = request.max_completion_tokens if "max_completion_tokens" in body else request.max_tokens
     limit = LENGTH - len(translated.request["token_ids"])
-    wanted = request.to_sampling_params(limit if asked is None else min(asked, limit), {})
+    expected = request.to_sampling_params(limit if requested is None else min(requested, limit), {})
     return {
-        name: (getattr(wanted, name), getattr(received, name))
-        for name in wanted.__struct_fields__
+        name: (getattr(expected, name), getattr(received, name))
+        for name in expected.__struct_fields__
         if name not in NOT_CARRIED and not name.startswith("_")
-        if getattr(wanted, name) != getattr(received, name)
+        if getattr(expected, name) != getattr(received, name)
     }
 
 
 @pytest.mark.parametrize("model_type", [ModelType.CHAT, ModelType.COMPLETION])
 @pytest.mark.parametrize("level", list(Level))
-async def test_the_guides_levels(translator: Translator, level: Level, model_type: ModelType) -> None:
+async def test_every_level_of_the_guide_is_translated(
+    translator: Translator, level: Level, model_type: ModelType
+) -> None:
     payload = payload_for(level, model_type)
     assert await differences(translator, payload, model_type) == {}
     request = (await translator.translate(payload)).request
-    said = {"temperature", "top_p", "frequency_penalty", "presence_penalty"} & payload.keys()
-    assert {name: request["sampling_options"][name] for name in said} == {
-        name: payload[name] for name in said
+    fields = {"temperature", "top_p", "frequency_penalty", "presence_penalty"} & payload.keys()
+    assert {name: request["sampling_options"][name] for name in fields} == {
+        name: payload[name] for name in fields
     }
     assert request["stop_conditions"]["max_tokens"] == payload["max_tokens"]
     assert all(request[marker] is True for marker in MARKERS)
@@ -130,10 +133,10 @@ PAYLOADS = {
 
 
 @pytest.mark.parametrize("model_type", [ModelType.CHAT, ModelType.COMPLETION])
-async def test_no_sampling_field_is_lost_whatever_the_payload(
+async def test_no_sampling_field_of_a_random_payload_is_lost(
     translator: Translator, model_type: ModelType
 ) -> None:
-    """Drawn at random: what vLLM accepts reaches the engine as vLLM would send it; the rest is refused."""
+    """A payload that vLLM accepts reaches the engine as vLLM would send it. Any other is rejected."""
     drawn: list[dict[str, Any]] = []
 
     @settings(max_examples=300, derandomize=True, database=None, deadline=None)
@@ -165,38 +168,38 @@ JUNK = st.recursive(
 
 
 @pytest.mark.parametrize("model_type", [ModelType.CHAT, ModelType.COMPLETION, ModelType.EMBEDDING])
-async def test_what_vllm_cannot_take_is_refused_and_nothing_else_is_raised(
+async def test_payloads_that_vllm_does_not_accept_raise_only_translation_errors(
     translator: Translator, model_type: ModelType
 ) -> None:
     fields = upstream.request_fields()
-    question, names = {
+    form_field, names = {
         ModelType.CHAT: ("messages", fields.chat),
         ModelType.COMPLETION: ("prompt", fields.completion),
         ModelType.EMBEDDING: ("input", fields.embedding),
     }[model_type]
-    good = [{"role": "user", "content": "x"}] if question == "messages" else "x"
+    good = [{"role": "user", "content": "x"}] if form_field == "messages" else "x"
     drawn: list[dict[str, Any]] = []
 
     @settings(max_examples=300, derandomize=True, database=None, deadline=None)
     @given(
         st.dictionaries(st.sampled_from(sorted(names - {"model"})), JUNK, max_size=2), JUNK | st.just(good)
     )
-    def draw(more: dict[str, Any], asked: Any) -> None:
-        drawn.append({question: asked} | more)
+    def draw(more: dict[str, Any], content: Any) -> None:
+        drawn.append({form_field: content} | more)
 
     draw()
-    refused = set()
+    rejected = set()
     for payload in drawn:
         try:
             await translator.translate(payload)
         except TranslationError as error:
-            refused.add((error.field, *payload))
-    assert refused
-    for field, *names_given in refused:
+            rejected.add((error.field, *payload))
+    assert rejected
+    for field, *names_given in rejected:
         assert field in {"", *names_given}
 
 
-async def test_the_text_is_the_tokenizers(translator: Translator) -> None:
+async def test_the_text_is_decoded_by_the_tokenizer_of_the_model(translator: Translator) -> None:
     payload = {"prompt": "The capital of France is"}
     translated = await translator.translate(payload, "France")
     tokens = translated.request["token_ids"]
@@ -204,4 +207,4 @@ async def test_the_text_is_the_tokenizers(translator: Translator) -> None:
     assert translated.expect.decode(tokens).endswith("The capital of France is")
     assert translated.expect.is_met([tokens])
     assert not translated.expect.is_met([tokens[:1]])
-    assert "<|im_end|>" not in translated.expect.decode([*tokens, 2])  # special tokens are no text
+    assert "<|im_end|>" not in translated.expect.decode([*tokens, 2])  # special tokens are not text

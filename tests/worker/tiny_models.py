@@ -1,4 +1,4 @@
-"""Tiny models with random weights, of kinds that the project's packages hold none of."""
+"""Tiny models with random weights, of kinds that no package of the project contains."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def make_bert(folder: Path, tokenizer: Path, architecture: str, labels: int) -> Path:
     """``BertForSequenceClassification`` or ``BertForTokenClassification`` with two layers.
 
-    ``tokenizer``: the folder of a BERT model, whose tokenizer is taken.
+    ``tokenizer``: the folder of a BERT model, whose tokenizer is copied.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and transformers warn while they are imported
@@ -38,7 +38,7 @@ def make_bert(folder: Path, tokenizer: Path, architecture: str, labels: int) -> 
 
 
 def make_whisper(folder: Path) -> Path:
-    """A model that only transcribes: what vLLM tells of it without the weights."""
+    """A model that only transcribes: the configuration, without the weights that vLLM would load."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import WhisperConfig
