@@ -132,7 +132,9 @@ async def test_a_path_to_a_missing_object_is_rejected(
     problem = await served.rejection()
     assert problem.reason == reason
     field = f"handlers.invocations ({path})" if where == "spec" else INVOCATIONS
-    assert problem.message.startswith(f"{field} names {expected}"), "of the environment no value is told"
+    assert problem.message.startswith(f"{field} names {expected}"), (
+        "values of the environment are not reported"
+    )
 
 
 async def test_a_missing_import_of_a_module_is_not_reported_as_the_module_itself(

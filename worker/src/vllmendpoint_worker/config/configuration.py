@@ -127,7 +127,7 @@ class Configuration:
     async def load(self) -> LoadedConfiguration:
         """Read everything, again if a watched file changes meanwhile, so that the settings match the script.
 
-        After ``_MAX_READS`` reads, the last one counts, and :meth:`wait_for_change` returns at once.
+        After ``_MAX_READS`` reads, the last one counts, and :meth:`wait_for_change` returns immediately.
         """
         for _ in range(_MAX_READS):
             self._custom_default = CUSTOM_DEFAULT.version

@@ -154,7 +154,7 @@ def _parse_level(value: object, origin: SettingOrigin, reason: Reason) -> tuple[
 
 
 def _ignored_payloads(winner: _Candidate, others: list[_Candidate]) -> Iterator[Ignored]:
-    """Nobody sets a default, so it is not reported as ignored."""
+    """No user sets a default, so it is not reported as ignored."""
     for candidate in others:
         if candidate.source not in _DEFAULTS:
             also = " It is also invalid." if candidate.problems else ""
