@@ -15,12 +15,12 @@ RawObject = dict[str, Raw]
 """An object whose field values are undecoded JSON: most fields in lists and watches are never read."""
 
 
-class _Metadata(Struct, rename="camel"):
+class _ListMetadata(Struct, rename="camel"):
     resource_version: str = ""
 
 
 class _List(Struct):
-    metadata: _Metadata
+    metadata: _ListMetadata
     items: list[RawObject] | None = None
 
 

@@ -15,7 +15,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.reports.streams import parse
 from vllmendpoint_worker.config.merge import merge
-from vllmendpoint_worker.config.resolved import Rejected, Resolved
+from vllmendpoint_worker.config.resolved import Resolved, Unresolved
 from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
 from vllmendpoint_worker.options.conflicts import find_conflicts
 from vllmendpoint_worker.options.sagemaker import container_environment
@@ -39,13 +39,13 @@ FIELDS = RequestFields(
 )
 
 
-def report_of(result: Resolved | Rejected, loaded: LoadedConfiguration | None = None) -> str:
+def report_of(result: Resolved | Unresolved, loaded: LoadedConfiguration | None = None) -> str:
     """The JSON of the report. The operator must be able to parse it."""
     state = WorkerState(worker_version="1", pod_uid="uid")
     common: dict[str, Any] = {}
     if loaded is not None:
         common = {"settings_hash": loaded.settings_hash, "warnings": loaded.warnings[:16]}
-    if isinstance(result, Rejected):
+    if isinstance(result, Unresolved):
         assert result.problems, "rejected without a problem"
         for problem in result.problems:
             assert problem.reason in REASONS
@@ -66,7 +66,7 @@ def report_of(result: Resolved | Rejected, loaded: LoadedConfiguration | None = 
     return line.decode()
 
 
-def assert_used_or_rejected(result: Resolved | Rejected, source: PayloadSource, payload: Any) -> None:
+def assert_used_or_rejected(result: Resolved | Unresolved, source: PayloadSource, payload: Any) -> None:
     """The payload of the highest priority is used unchanged, or rejected with its source."""
     text = report_of(result)
     if isinstance(result, Resolved):
@@ -78,7 +78,7 @@ def assert_used_or_rejected(result: Resolved | Rejected, source: PayloadSource, 
         assert SECRET not in text
 
 
-def resolve(loaded: LoadedConfiguration, model_type: ModelType | None = None) -> Resolved | Rejected:
+def resolve(loaded: LoadedConfiguration, model_type: ModelType | None = None) -> Resolved | Unresolved:
     return merge(loaded.sources, FIELDS, model_type)
 
 
@@ -95,7 +95,7 @@ def load(folder: Path, environ: dict[str, str], argv: list[str] | None = None) -
 def problems_of(loaded: LoadedConfiguration) -> dict[str, str]:
     """Field -> message of every problem. The operator must be able to parse the report."""
     merged = merge(loaded.sources)
-    problems = [*(merged.problems if isinstance(merged, Rejected) else ()), *loaded.handler_problems]
+    problems = [*(merged.problems if isinstance(merged, Unresolved) else ()), *loaded.handler_problems]
     problems += [*loaded.engine.problems, *find_conflicts(loaded.engine.options, NAMES)]
     for problem in problems:
         assert problem.reason in REASONS

@@ -10,7 +10,7 @@ from vllmendpoint_api import Level, ModelType, WorkerSettings
 from vllmendpoint_worker.config.files import MAX_FILE_BYTES
 from vllmendpoint_worker.config.merge import merge
 from vllmendpoint_worker.config.payload_sources import ABSENT
-from vllmendpoint_worker.config.resolved import Rejected
+from vllmendpoint_worker.config.resolved import Unresolved
 from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.options.arguments import config_to_arguments
 from vllmendpoint_worker.options.conflicts import find_conflicts
@@ -76,7 +76,7 @@ def test_unreadable_settings_are_rejected(tmp_path: Path, content: bytes, expect
     loaded = sources(tmp_path).load()
     assert expected in loaded.sources.spec_problems[0].message
     assert "hunter2" not in loaded.sources.spec_problems[0].message
-    assert isinstance(merge(loaded.sources), Rejected)
+    assert isinstance(merge(loaded.sources), Unresolved)
     if b"hash" in content:
         assert loaded.settings_hash == "h"  # reported even if the settings are rejected
 
@@ -104,7 +104,7 @@ def test_an_unreadable_payload_is_rejected_and_not_repeated(tmp_path: Path, valu
     value = value.replace("@bad", f"@{tmp_path}/bad").replace("@folder", f"@{tmp_path}")
     config_sources = sources(tmp_path, DYN_HEALTH_CHECK_PAYLOAD=value)
     result = merge(config_sources.load().sources)
-    assert isinstance(result, Rejected)
+    assert isinstance(result, Unresolved)
     assert result.problems[0].source == "Environment"
     assert result.problems[0].field == "DYN_HEALTH_CHECK_PAYLOAD"
     assert "hunter2" not in result.problems[0].message
@@ -204,7 +204,7 @@ def test_an_unusable_path_is_rejected_and_not_repeated(
     problems = [
         *loaded.handler_problems,
         *loaded.engine.problems,
-        *(merged.problems if isinstance(merged, Rejected) else ()),
+        *(merged.problems if isinstance(merged, Unresolved) else ()),
     ]
     assert (field or name) in [problem.field for problem in problems]
     for problem in problems:
@@ -236,7 +236,7 @@ def test_an_option_that_cannot_be_an_argument_is_rejected(tmp_path: Path, value:
     assert problem.field == "hf_overrides of the config file"
     assert expected in problem.message
     assert "hunter2" not in problem.message
-    assert isinstance(merge(loaded.sources), Rejected)
+    assert isinstance(merge(loaded.sources), Unresolved)
     config_to_arguments(loaded.engine_config, set())
 
 
@@ -319,7 +319,7 @@ def test_the_environment_sets_the_model_type(tmp_path: Path, raw: str, expected:
 
 
 def test_an_unknown_model_type_is_rejected(tmp_path: Path) -> None:
-    assert isinstance(merge(sources(tmp_path, VLLMENDPOINT_MODEL_TYPE="hunter2").load().sources), Rejected)
+    assert isinstance(merge(sources(tmp_path, VLLMENDPOINT_MODEL_TYPE="hunter2").load().sources), Unresolved)
 
 
 def test_the_update_of_a_projected_volume_is_detected(tmp_path: Path) -> None:
@@ -354,4 +354,4 @@ def test_a_base_60_number_of_two_hundred_digits_is_rejected(tmp_path: Path) -> N
     config = tmp_path / "config.yaml"
     config.write_text("seed: 1" + ":1" * 200 + ".5\n")
     loaded = sources(tmp_path, VLLMENDPOINT_CONFIG_FILE=str(config)).load()
-    assert isinstance(merge(loaded.sources), Rejected) or loaded.engine.problems
+    assert isinstance(merge(loaded.sources), Unresolved) or loaded.engine.problems

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.worker.config.fuzz_checks import assert_used_or_rejected, report_of, resolve
 from tests.unit.worker.fuzzing import SECRET, deep, fuzz, model_types, payloads, raw_text, scalars, values
 from vllmendpoint_api import Level, Mode, ModelType, PayloadSource, payload_for
-from vllmendpoint_worker.config.resolved import Rejected, Resolved
+from vllmendpoint_worker.config.resolved import Resolved, Unresolved
 from vllmendpoint_worker.config.sources import ConfigSources, LoadedConfiguration
 
 S = PayloadSource
@@ -74,7 +74,7 @@ def test_the_other_variables_are_used_or_rejected(
         invalid.add("DYN_HEALTH_CHECK_INTERVAL")
 
     if invalid:
-        assert isinstance(result, Rejected)
+        assert isinstance(result, Unresolved)
         assert {problem.field for problem in result.problems} == invalid
         return
     assert isinstance(result, Resolved)
@@ -114,7 +114,7 @@ def test_a_config_file_of_any_content_is_read_or_rejected(folder: Path, content:
     except Exception:  # noqa: BLE001  (PyYAML raises any exception)
         value = ...
     if not (value is None or isinstance(value, dict)):
-        assert isinstance(result, Rejected)
+        assert isinstance(result, Unresolved)
         assert {(problem.source, problem.reason) for problem in result.problems} == {
             ("ConfigFile", "InvalidConfigFile")
         }
@@ -178,7 +178,7 @@ def test_a_settings_file_of_any_content_is_read_or_rejected(folder: Path, conten
     except (ValueError, RecursionError):
         value = ...
     if not isinstance(value, dict):
-        assert isinstance(result, Rejected)
+        assert isinstance(result, Unresolved)
         assert {problem.source for problem in result.problems} == {"Spec"}
 
 
@@ -199,7 +199,7 @@ def test_the_health_check_of_the_spec_is_used_or_rejected(
     report_of(result, loaded)
     if "unknown" in check and not loaded.sources.spec_problems:
         assert any("healthCheck.unknown" in warning for warning in loaded.warnings)
-    if isinstance(result, Rejected):
+    if isinstance(result, Unresolved):
         assert {problem.source for problem in result.problems} == {"Spec"}
         return
     fields = {name: value for name, value in check.items() if value is not None}

@@ -19,7 +19,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_worker.config.merge import merge
 from vllmendpoint_worker.config.payload_sources import EnvironmentPayload, PayloadSources
-from vllmendpoint_worker.config.resolved import Rejected, Resolved
+from vllmendpoint_worker.config.resolved import Resolved, Unresolved
 from vllmendpoint_worker.payload.token_limits import DEFAULT_MAX_TOKENS
 
 S = PayloadSource
@@ -57,7 +57,7 @@ def rejected(
     payload_sources: PayloadSources, model_type: ModelType | None = ModelType.COMPLETION
 ) -> tuple[Problem, ...]:
     result = merge(payload_sources, None, model_type)
-    assert isinstance(result, Rejected), result
+    assert isinstance(result, Unresolved), result
     return result.problems
 
 

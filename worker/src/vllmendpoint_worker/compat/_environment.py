@@ -15,7 +15,7 @@ from vllmendpoint_api import Mode
 from vllmendpoint_worker.config.merge import merge
 from vllmendpoint_worker.config.payload_sources import PayloadSources
 from vllmendpoint_worker.config.probe_settings import ENV_ENABLED, ENV_INTERVAL, ENV_PAYLOAD_DISABLED
-from vllmendpoint_worker.config.resolved import Rejected, Resolved
+from vllmendpoint_worker.config.resolved import Resolved, Unresolved
 
 from ._errors import HealthCheckRejectedError
 
@@ -43,7 +43,7 @@ def dynamo_variables(environ: Mapping[str, str]) -> dict[str, str]:
     names = (ENV_ENABLED, ENV_INTERVAL, ENV_PAYLOAD_DISABLED)
     guide = {name: environ[name] for name in names if environ.get(name, "").strip()}
     settings = merge(PayloadSources(environment=guide))
-    if isinstance(settings, Rejected):
+    if isinstance(settings, Unresolved):
         raise HealthCheckRejectedError(settings.problems)
     variables = {
         name: "" for name in names[:2] if name in environ

@@ -12,7 +12,7 @@ from vllmendpoint_api import Mode, ModelType, PayloadSource, Reason
 from vllmendpoint_worker.config.merge import merge
 from vllmendpoint_worker.config.payload_sources import ABSENT, PayloadSources
 from vllmendpoint_worker.config.probe_settings import ENV_ENABLED
-from vllmendpoint_worker.config.resolved import Rejected, Resolved
+from vllmendpoint_worker.config.resolved import Resolved, Unresolved
 from vllmendpoint_worker.config.sources import REMOVED_VARIABLES, ConfigSources
 from vllmendpoint_worker.payload.forms import Form
 from vllmendpoint_worker.payload.token_limits import with_token_limit
@@ -132,7 +132,7 @@ def _parse_model_type(config: object, model_type: str | None) -> ModelType | Non
 def _resolve(sources: PayloadSources, model_type: ModelType | None) -> Resolved | None:
     """None if ``DYN_HEALTH_CHECK_PAYLOAD_DISABLED`` or a VLLMEndpoint turns payloads off."""
     resolved = merge(sources, None, model_type)
-    if isinstance(resolved, Rejected):
+    if isinstance(resolved, Unresolved):
         raise HealthCheckRejectedError(resolved.problems)
     # Dynamo itself obeys DYN_HEALTH_CHECK_ENABLED=false: it then sends no request, and reports an endpoint
     # that has a payload as ready.

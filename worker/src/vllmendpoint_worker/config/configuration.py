@@ -32,7 +32,7 @@ from .custom_default import CUSTOM_DEFAULT
 from .handler_config import HandlerConfig
 from .merge import merge
 from .payload_sources import ABSENT
-from .resolved import Rejected, Resolved
+from .resolved import Resolved, Unresolved
 from .sources import ConfigSources, LoadedConfiguration
 
 __all__ = ["POLL_SECONDS", "Configuration", "rejected_by_vllm", "translation_problem", "with_custom_default"]
@@ -164,8 +164,8 @@ class Configuration:
     def merge(self, loaded: LoadedConfiguration) -> Resolved:
         """Raises ConfigurationRejectedError."""
         result = merge(loaded.sources, self.fields, self.model_type)
-        problems = result.problems if isinstance(result, Rejected) else ()
-        if isinstance(result, Rejected) or loaded.handler_problems:
+        problems = result.problems if isinstance(result, Unresolved) else ()
+        if isinstance(result, Unresolved) or loaded.handler_problems:
             raise ConfigurationRejectedError((*problems, *loaded.handler_problems))
         return result
 

@@ -38,7 +38,7 @@ from .probe_settings import (
     resolve_mode,
     resolve_period,
 )
-from .resolved import ORIGINS, Rejected, Resolved
+from .resolved import ORIGINS, Resolved, Unresolved
 
 __all__ = ["merge"]
 
@@ -58,7 +58,7 @@ class _Candidate:
 
 def merge(
     sources: PayloadSources, fields: RequestFields | None = None, model_type: ModelType | None = None
-) -> Resolved | Rejected:
+) -> Resolved | Unresolved:
     """Resolve the health check, or return all its problems.
 
     ``fields``: names that vLLM's request models know; None before vLLM is imported, then names are not
@@ -70,7 +70,7 @@ def merge(
         origin = ORIGINS[PayloadSource.SPEC]
         problems.append(origin.violation("and healthCheck.level are both set", "Remove one of them."))
     if problems:
-        return Rejected(tuple(problems))
+        return Unresolved(tuple(problems))
 
     winner, *others = _candidates(sources, model_type)
     problems += winner.problems or check_payload(winner.payload, ORIGINS[winner.source], fields, model_type)
@@ -79,7 +79,7 @@ def merge(
     problems += [*mode_problems, *period_problems]
     problems += expectation_problems(sources.spec, winner.payload, model_type)
     if problems or not isinstance(winner.payload, Mapping):
-        return Rejected(tuple(problems))
+        return Unresolved(tuple(problems))
     spec = sources.spec
     return Resolved(
         payload=dict(winner.payload),

@@ -17,7 +17,7 @@ from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from .payload_sources import ENV_PAYLOAD
 
-__all__ = ["ORIGINS", "Rejected", "Resolved"]
+__all__ = ["ORIGINS", "Resolved", "Unresolved"]
 
 _MAX_IGNORED: Final = 16
 
@@ -55,7 +55,7 @@ ORIGINS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Unresolved:
     """The configuration is invalid."""
 
     problems: tuple[Problem, ...]

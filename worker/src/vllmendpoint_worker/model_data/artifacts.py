@@ -32,7 +32,7 @@ from vllmendpoint_worker.setting_origin import SettingOrigin
 from .archive import unpack
 from .manifest import Manifest
 from .object_paths import WORKER_FOLDER, select_objects, target_paths
-from .s3 import CHANGED, Location, S3Store, Store, StoredObject, explain_failure
+from .s3 import CHANGED, Location, ObjectStore, S3Store, StoredObject, explain_failure
 
 __all__ = ["Artifacts"]
 
@@ -85,7 +85,7 @@ class Artifacts:
         *,
         field: str = "model.artifactsUri",
         reason: Reason = Reason.ARTIFACTS_NOT_FETCHED,
-        open_store: Callable[[], Store] = S3Store,
+        open_store: Callable[[], ObjectStore] = S3Store,
     ) -> None:
         self._uri = uri
         self._origin = SettingOrigin(PayloadSource.SPEC, field)
@@ -189,7 +189,7 @@ class Artifacts:
 
     def _download(
         self,
-        store: Store,
+        store: ObjectStore,
         location: Location,
         missing: Mapping[str, StoredObject],
         report_progress: Callable[[str], None],
@@ -248,7 +248,7 @@ class Artifacts:
             parent.rmdir()
 
 
-def _list_objects(store: Store, location: Location) -> dict[str, StoredObject]:
+def _list_objects(store: ObjectStore, location: Location) -> dict[str, StoredObject]:
     return target_paths(select_objects(store.objects(location), location.key), location.key)
 
 

@@ -21,7 +21,7 @@ from botocore.config import Config
 
 from vllmendpoint_worker.errors import ArtifactsError
 
-__all__ = ["CHANGED", "Location", "S3Store", "Store", "StoredObject", "explain_failure"]
+__all__ = ["CHANGED", "Location", "ObjectStore", "S3Store", "StoredObject", "explain_failure"]
 
 _URI: Final = re.compile(r"s3://(?P<bucket>[a-z0-9][-a-z0-9.]{1,61}[a-z0-9])(?:/(?P<key>.*))?", re.DOTALL)
 _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
@@ -134,7 +134,7 @@ class StoredObject:
     size: int
 
 
-class Store(Protocol):
+class ObjectStore(Protocol):
     """Raises the errors of its client, for :func:`explain_failure`."""
 
     def objects(self, location: Location) -> Iterator[StoredObject]: ...
