@@ -187,7 +187,7 @@ async def test_a_missing_package_is_named_and_the_installation_retried(
         in problem.message
     )
     assert "Connection refused" in problem.message
-    assert "correct the code" not in problem.message
+    assert "Correct the code" not in problem.message
     assert version_of("tinymissing") == "2.0"
 
 

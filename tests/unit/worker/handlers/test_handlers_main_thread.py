@@ -266,7 +266,7 @@ async def test_a_script_cannot_replace_the_workers_own_signal_handlers_or_loop_s
     [
         (
             "asyncio.run(work())",
-            "runs an event loop while the worker's is running (model.py line 4): use asyncio.",
+            "runs an event loop while the worker's is running (model.py line 4). Use asyncio.",
         ),
         ("asyncio.get_event_loop().run_until_complete(work())", "runs an event loop while the worker's is"),
         ("asyncio.new_event_loop().run_until_complete(work())", "runs an event loop while the worker's is"),

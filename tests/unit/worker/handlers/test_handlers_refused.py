@@ -73,7 +73,7 @@ def test_problems_are_reported_before_any_code_runs(
         ("import no_such_module_here\n", Reason.HANDLER_IMPORT_FAILED,
          "model.py line 1: ModuleNotFoundError: No module named 'no_such_module_here'"),
         ("x = 1\ny = undefined\n", Reason.HANDLER_IMPORT_FAILED, "model.py line 2: NameError"),
-        ("raise ValueError('the secret token')\n", Reason.HANDLER_IMPORT_FAILED, "line 1: ValueError:"),
+        ("raise ValueError('the secret token')\n", Reason.HANDLER_IMPORT_FAILED, "line 1: ValueError."),
         ("import sys\nsys.exit(3)\n", Reason.HANDLER_IMPORT_FAILED,
          "calls sys.exit() while it is imported (model.py line 2)"),
         ("def g(request):\n    pass\n", Reason.HANDLER_NOT_FOUND, "names a function that does not exist"),
@@ -102,23 +102,23 @@ async def test_a_missing_module_has_the_remedy_to_install_it(served: Served, env
     served.script("import no_such_module_here\n")
     served.environ |= environ
     message = (await served.rejection()).message
-    assert "name its package in requirements.txt in $SAGEMAKER_MODEL_PATH" in message
-    assert "correct the code" not in message
+    assert "Name its package in requirements.txt in $SAGEMAKER_MODEL_PATH" in message
+    assert "Correct the code" not in message
 
 
 @pytest.mark.parametrize(
     ("path", "reason", "expected"),
     [
-        ("gone.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: put the file in "),
-        ("/gone/away.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist: create the file."),
+        ("gone.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist. Put the file in "),
+        ("/gone/away.py:f", Reason.SCRIPT_NOT_FOUND, "a file that does not exist. Create the file."),
         (
             "no_such_module_here:f",
             Reason.HANDLER_NOT_FOUND,
-            "a module that does not exist: correct the name, or",
+            "a module that does not exist. Correct the name, or",
         ),
-        ("json.gone.away:f", Reason.HANDLER_NOT_FOUND, "a module that does not exist: correct the name, or"),
-        ("json:gone", Reason.HANDLER_NOT_FOUND, "a function that does not exist: define it or correct"),
-        ("json:A.b", Reason.HANDLER_NOT_FOUND, "a function that does not exist: define it or correct"),
+        ("json.gone.away:f", Reason.HANDLER_NOT_FOUND, "a module that does not exist. Correct the name, or"),
+        ("json:gone", Reason.HANDLER_NOT_FOUND, "a function that does not exist. Define it or correct"),
+        ("json:A.b", Reason.HANDLER_NOT_FOUND, "a function that does not exist. Define it or correct"),
     ],
 )
 @pytest.mark.parametrize("where", ["environment", "spec"])

@@ -224,7 +224,7 @@ async def test_a_ping_handler_cannot_require_data_that_a_get_request_does_not_ha
     problem = await served.rejection()
     assert problem.reason == Reason.INVALID_HANDLER
     assert NOT_SENT.format("ping") in problem.message
-    assert "give it a default, or take only the request" in problem.message
+    assert "Give it a default, or take only the request" in problem.message
 
 
 async def test_decorated_and_named_functions_have_the_same_rules(served: Served) -> None:
@@ -243,13 +243,13 @@ standards.custom_invocation_handler(two)
     ("code", "expected"),
     [
         ("@custom_middleware('throttle')\nasync def f(request): ...",
-         "the middleware throttle (f) has other parameters: take the request and call_next."),
+         "The middleware throttle (f) has other parameters. Take the request and call_next."),
         ("@custom_middleware('pre_post_process')\nasync def f(request, call_next, more): ...",
-         "the middleware pre_post_process (f) has other parameters: take the request and call_next."),
+         "The middleware pre_post_process (f) has other parameters. Take the request and call_next."),
         ("@input_formatter\nasync def f(): ...",
-         "the processing of the request (f) has other parameters: take the request."),
+         "The processing of the request (f) has other parameters. Take the request."),
         ("@output_formatter\nasync def f(request, response): ...",
-         "the processing of the response (f) has other parameters: take the response."),
+         "The processing of the response (f) has other parameters. Take the response."),
     ],
 )  # fmt: skip
 async def test_middleware_with_other_parameters_is_rejected(served: Served, code: str, expected: str) -> None:

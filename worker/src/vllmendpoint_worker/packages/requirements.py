@@ -32,10 +32,10 @@ REQUIREMENTS_FILE: Final = "requirements.txt"
 WHEELS_FOLDER: Final = "requirements"
 
 MISSING_MODULE: Final = (
-    f"name its package in {REQUIREMENTS_FILE} in {MODEL_FOLDER} or in {ENV_ARGUMENTS}, from which the worker "
-    "installs when it starts, or use a worker image that has it"
+    f"Name its package in {REQUIREMENTS_FILE} in {MODEL_FOLDER} or in {ENV_ARGUMENTS}, from which the worker "
+    "installs when it starts, or use a worker image that contains it."
 )
-"""The fix for a missing module, as a clause."""
+"""The fix for a missing module."""
 
 _MAX_MESSAGE: Final = 2048
 MAX_FILE_BYTES: Final = 1024 * 1024

@@ -46,17 +46,18 @@ def load_problem(failed: LoadFailedError, config: HandlerConfig, seconds: float)
     error = failed.__cause__ or failed
     references = config.references.values()
     path = next((reference.path for reference in references if reference.field == failed.field), None)
-    reason, what, fix = _describe(error, config, path, seconds)
+    reason, fault, fix = _describe(error, config, path, seconds)
     if reason is Reason.HANDLER_IMPORT_FAILED and not isinstance(error, _TIMEOUT_ERRORS):
         logger.error("The code of the handlers failed", exc_info=error)
     source = SCRIPT_SOURCE if failed.source is HandlerSource.DEFAULT else failed.source.value
     # The value of an environment variable may be secret; the spec is not.
     text = f" ({path.text[:256]})" if path is not None and failed.source is HandlerSource.SPEC else ""
+    subject = f"The {failed.field[4:]}" if failed.field.startswith("the ") else failed.field
     return Problem(
         reason=reason,
         source=source,
         field=failed.field[:128],
-        message=f"{failed.field}{text} {what}: {fix}."[:2048],
+        message=f"{subject}{text} {fault}. {fix}"[:2048],
     )
 
 
@@ -73,17 +74,17 @@ def unexpected_problem(error: BaseException, config: HandlerConfig, seconds: flo
         source=SCRIPT_SOURCE,
         field="handlers",
         message=f"The worker failed while it loaded the handlers ({type(error).__name__}). Its log has the "
-        "traceback; restart the worker, and report the error if it happens again.",
+        "traceback. Restart the worker, and report the error if it happens again.",
     )
 
 
 def _describe(
     error: BaseException, config: HandlerConfig, path: HandlerPath | None, seconds: float
 ) -> tuple[Reason, str, str]:
-    """Reason, cause and fix. Cause and fix complete a sentence that begins with the setting."""
+    """Reason, fault and fix. The setting and the fault are one sentence, the fix is another."""
     location = error_location(error, config)
     if isinstance(error, UnsupportedSignatureError):
-        return Reason.INVALID_HANDLER, error.what, error.fix
+        return Reason.INVALID_HANDLER, error.fault, error.fix
     if (unsupported := _unsupported_at_import(error, location, seconds)) is not None:
         return Reason.HANDLER_IMPORT_FAILED, *unsupported
     if not location and (missing := _missing_target(error, config)) is not None:
@@ -91,10 +92,10 @@ def _describe(
     if isinstance(error, ModuleLoadError) and error.__context__ is not None:
         error = error.__context__
     if not location and path is not None and _is_module_missing(error, path):
-        fix = f"correct the name, or {MISSING_MODULE}"
+        fix = f"Correct the name, or {MISSING_MODULE[0].lower()}{MISSING_MODULE[1:]}"
         return Reason.HANDLER_NOT_FOUND, "names a module that does not exist", fix
     kind = type(error).__name__
-    fix = MISSING_MODULE if isinstance(error, ModuleNotFoundError) else "correct the code"
+    fix = MISSING_MODULE if isinstance(error, ModuleNotFoundError) else "Correct the code."
     text = (
         f"{kind}: {error.msg if isinstance(error, SyntaxError) else error}"
         if isinstance(error, _PUBLIC_ERRORS)
@@ -104,39 +105,39 @@ def _describe(
     return (
         Reason.HANDLER_IMPORT_FAILED,
         f"failed{at}: {text[:300]}",
-        f"{fix}; the worker's log has the traceback",
+        f"{fix} The worker's log has the traceback.",
     )
 
 
 def _unsupported_at_import(error: BaseException, location: str, seconds: float) -> tuple[str, str] | None:
-    """Cause and fix if a script does something at module level that only works elsewhere."""
+    """Fault and fix if a script does something at module level that only works elsewhere."""
     if isinstance(error, _TIMEOUT_ERRORS):
         location = location or str(error)
         line = f" ({location})" if location else ""
-        return f"were not imported within {seconds:.0f} s{line}", "move long work out of the module level"
+        return f"were not imported within {seconds:.0f} s{line}", "Move long work out of the module level."
     if isinstance(error, SystemExit):
-        return f"calls sys.exit() while it is imported ({location})", "remove the call"
+        return f"calls sys.exit() while it is imported ({location})", "Remove the call."
     text = str(error)
     if isinstance(error, RuntimeError) and "event loop" in text and "running" in text:
-        what = f"runs an event loop while the worker's is running ({location})"
-        return what, "use asyncio.create_task(), or move the call to the handler"
+        fault = f"runs an event loop while the worker's is running ({location})"
+        return fault, "Use asyncio.create_task(), or move the call to the handler."
     if isinstance(error, ValueError) and "main thread" in text:
-        what = f"calls a function that needs the main thread, but is imported on another thread ({location})"
-        return what, "move the call to a handler that is a coroutine function"
+        fault = f"calls a function that needs the main thread, but is imported on another thread ({location})"
+        return fault, "Move the call to a handler that is a coroutine function."
     return None
 
 
 def _missing_target(error: BaseException, config: HandlerConfig) -> tuple[Reason, str, str] | None:
-    """Reason, cause and fix if a path does not lead to a function."""
+    """Reason, fault and fix if a path does not lead to a function."""
     if isinstance(error, HandlerFileNotFoundError):
         absolute = Path(error.file_path).is_absolute()
-        fix = "create the file" if absolute else f"put the file in {config.folder}"
+        fix = "Create the file." if absolute else f"Put the file in {config.folder}."
         return Reason.SCRIPT_NOT_FOUND, "names a file that does not exist", fix
     if isinstance(error, HandlerNotFoundError | AttributeError):
-        fix = "define it or correct the name"
+        fix = "Define it or correct the name."
         return Reason.HANDLER_NOT_FOUND, "names a function that does not exist", fix
     if isinstance(error, HandlerNotCallableError):
-        return Reason.INVALID_HANDLER, f"is not callable (a {error.handler_type})", "name a function"
+        return Reason.INVALID_HANDLER, f"is not callable (a {error.handler_type})", "Name a function."
     return None
 
 

@@ -28,14 +28,14 @@ _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYW
 
 
 class UnsupportedSignatureError(WorkerError):
-    """No request can satisfy the handler's parameters. ``what`` and ``fix`` complete a sentence that begins
-    with the handler.
+    """No request can satisfy the handler's parameters. ``fault`` completes a sentence that begins with the
+    handler, ``fix`` is a sentence.
     """
 
-    def __init__(self, what: str, fix: str) -> None:
-        self.what = what
+    def __init__(self, fault: str, fix: str) -> None:
+        self.fault = fault
         self.fix = fix
-        super().__init__(f"{what}: {fix}")
+        super().__init__(f"{fault}. {fix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Binding:
 def bind_signature(function: Callable[..., Any], route: Route) -> Binding:
     """The binding of a handler. Raises UnsupportedSignatureError."""
     if inspect.isclass(function):
-        raise UnsupportedSignatureError("is a class", "name a function, or an instance that can be called")
+        raise UnsupportedSignatureError("is a class", "Name a function, or an instance that can be called.")
     described, signature = _find_declaration(function)
     parameters = _resolve_parameters(described, signature)
     _reject_unsatisfiable(parameters, route)
@@ -71,7 +71,7 @@ def bind_signature(function: Callable[..., Any], route: Route) -> Binding:
             return Binding(inspect.Signature(shown), passed)
     raise UnsupportedSignatureError(
         f"does not take the parameters of the function that it wraps ({', '.join(names)})",
-        "declare the parameters that the wrapper takes, for example the request",
+        "Declare the parameters that the wrapper takes, for example the request.",
     )
 
 
@@ -127,7 +127,7 @@ def _find_declaration(function: Callable[..., Any]) -> tuple[Callable[..., Any],
         if own is not None and inspect.Parameter.VAR_POSITIONAL not in takes:
             raise UnsupportedSignatureError(
                 "takes keyword arguments of any name, so the request cannot be passed",
-                "name the parameter, or put functools.wraps on the decorator",
+                "Name the parameter, or put functools.wraps on the decorator.",
             )
         return function, inspect.Signature(
             [inspect.Parameter("request", inspect.Parameter.POSITIONAL_ONLY, annotation=Request)]
@@ -268,21 +268,21 @@ def _reject_unsatisfiable(parameters: list[inspect.Parameter], route: Route) -> 
     first = parameters[0] if parameters else None
     if first is not None and first.name in ("self", "cls") and len(parameters) > 1:
         raise UnsupportedSignatureError(
-            "is a method that needs an instance", "make it a staticmethod or a plain function"
+            "is a method that needs an instance", "Make it a staticmethod or a plain function."
         )
     for parameter in parameters:
         required = parameter.default is inspect.Parameter.empty
         if required and parameter.annotation is inspect.Parameter.empty:
             raise UnsupportedSignatureError(
                 f"takes {parameter.name} besides the request, without a type",
-                "annotate it, give it a default, or take only the request",
+                "Annotate it, give it a default, or take only the request.",
             )
     dependant = _build_dependant(parameters, route)
     filled = _provided_names(dependant)
     if unknown := [parameter.name for parameter in parameters if parameter.name not in filled]:
         raise UnsupportedSignatureError(
             f"takes {', '.join(unknown)}, which FastAPI provides for no HTTP request",
-            "take only the request",
+            "Take only the request.",
         )
     declared = {parameter.name for parameter in parameters if _has_declared_source(parameter)}
     needed = _required_names(dependant)
@@ -293,7 +293,7 @@ def _reject_unsatisfiable(parameters: list[inspect.Parameter], route: Route) -> 
         either = "" if route is Route.PING else ", declare it with fastapi.Query()"
         raise UnsupportedSignatureError(
             f"needs {', '.join(needed)}, which a request of {route.value} from SageMaker does not have",
-            f"give it a default{either}, or take only the request",
+            f"Give it a default{either}, or take only the request.",
         )
 
 
@@ -307,7 +307,7 @@ def _build_dependant(parameters: list[inspect.Parameter], route: Route) -> Any:
     except Exception as error:  # FastAPI and pydantic may raise any error for a customer's annotations
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UnsupportedSignatureError(
-            f"has parameters that FastAPI refuses ({first})", "take only the request"
+            f"has parameters that FastAPI refuses ({first})", "Take only the request."
         ) from error
 
 

@@ -313,7 +313,7 @@ def _report_processing_errors() -> Iterator[None]:
 def _check_parameters(function: Callable[..., Any], what: str, takes: str, count: int) -> None:
     if not accepts(function, count):
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        error = UnsupportedSignatureError(f"({name}) has other parameters", f"take {takes}")
+        error = UnsupportedSignatureError(f"({name}) has other parameters", f"Take {takes}.")
         raise LoadFailedError(HandlerSource.DECORATOR, what) from error
 
 
