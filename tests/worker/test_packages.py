@@ -164,7 +164,7 @@ async def test_a_package_of_the_image_is_not_replaced(pod: Pod) -> None:
         Reason.REQUIREMENTS_NOT_INSTALLED, "Script", "requirements.txt",
     )  # fmt: skip
     assert "The user requested pydantic==1.0" in problem.message
-    assert f"the image has pydantic {version('pydantic')}, which stays" in problem.message
+    assert f"The image contains pydantic {version('pydantic')}, which the engine needs" in problem.message
     assert pod.installed == []
 
 
@@ -326,5 +326,5 @@ def test_packages_are_installed_before_the_script_is_imported_and_not_again_afte
     assert worker.request("http", "/ping") == (200, b'{"tool":"1.0"}')
     worker.stop()
     worker.start()
-    wait(lambda: "Packages of requirements.txt: installed before" in worker.log(), 60)
+    wait(lambda: "Packages of requirements.txt: already installed" in worker.log(), 60)
     assert worker.log().count("Packages of requirements.txt: installed in ") == 1
