@@ -134,7 +134,7 @@ def test_a_missing_key_of_the_script_is_an_unresolved_reference(cluster: Cluster
         ({"handlers": {"script": {}}}, "handlers.script: set exactly one of inline and configMapKeyRef"),
         (
             {"model": {"uri": TOY, "artifactsUri": "https://x/y"}},
-            "model.artifactsUri: give s3://bucket/prefix/",
+            "model.artifactsUri: must have the form s3://bucket/prefix/",
         ),
         ({"healthCheck": {"expect": {"regex": "(a"}}}, "healthCheck.expect.regex"),
     ],
