@@ -134,6 +134,8 @@ def test_a_rejection_by_a_limit_range_names_the_field(limit, namespace, make_end
         worker={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "2Gi"}}},
         frontend={"resources": {"requests": {"cpu": "50m"}, "limits": {"memory": "64Mi"}}},
     )
+    # The Deployment controller creates the pods of workers and frontend one after the other.
+    until(lambda: FRONTEND_DOWN in endpoint.condition("Available").get("message", ""), endpoint.get)
     found = endpoint.until("Available", "False", "PodCreationFailed")
     worker, _, frontend = found["message"].partition(f" {FRONTEND_DOWN}")
     assert "worker.resources.requests.cpu to at least 100m" in worker
