@@ -129,7 +129,7 @@ def test_the_chart_runs_the_images_that_the_readme_builds():
 def rows_of(name):
     """Cells of the table in docs/operations.md with the marker ``name``."""
     text = (ROOT / "docs/operations.md").read_text()
-    block = text.split(f"<!-- {name}: held by a test", 1)[1].split(f"<!-- /{name} -->", 1)[0]
+    block = text.split(f"<!-- {name}: checked by a test", 1)[1].split(f"<!-- /{name} -->", 1)[0]
     return [
         [cell.strip(" `") for cell in row.split("|")[1:-1]] for row in block.splitlines() if row[:3] == "| `"
     ]

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_RETRY_SECONDS: Final = 0.5
 _MAX_RETRY_SECONDS: Final = 30.0
-_MAX_REFUSALS: Final = 3
-"""Consecutive refusals before the namespace counts as inaccessible: an API server that is starting refuses
+_MAX_REJECTIONS: Final = 3
+"""Consecutive rejections before the namespace counts as inaccessible: an API server that is starting refuses
 requests that it allows a moment later."""
 _MAX_TOMBSTONES: Final = 256
 """More than the number of deletions that arrive while a write is in flight."""
@@ -136,29 +136,29 @@ class Informer:
         """List and watch until cancelled. Raises Inaccessible if the API server refuses both."""
         version: str | None = None
         delay = _FIRST_RETRY_SECONDS
-        refusals = 0
+        rejections = 0
         while True:
             failure: KubeError | None = None
             try:
                 if version is None:
                     version = await self._list()
-                    refusals = 0
+                    rejections = 0
                 async for reached in self._watch(version):
                     version, delay = reached, _FIRST_RETRY_SECONDS
-                    refusals = 0
+                    rejections = 0
             except Gone:
                 version = None
             except KubeError as error:
                 failure = error
-            refusals = refusals + 1 if failure is not None and _is_refusal(failure) else 0
-            if failure is not None and refusals >= _MAX_REFUSALS:
+            rejections = rejections + 1 if failure is not None and _is_rejection(failure) else 0
+            if failure is not None and rejections >= _MAX_REJECTIONS:
                 raise Inaccessible(self.kind.plural, failure) from failure
             # Also after a regular end: a server may end every stream right after its start.
             wait = random.uniform(delay / 2, delay)
             if failure is not None:
                 wait = max(wait, failure.retry_after or 0.0)
-                # The scope logs lasting refusals once for the whole namespace.
-                level = logging.DEBUG if refusals else logging.WARNING
+                # The watched namespace logs lasting rejections once.
+                level = logging.DEBUG if rejections else logging.WARNING
                 log.log(
                     level, "list or watch of %s failed: %s; retry in %.1f s", self.kind.plural, failure, wait
                 )
@@ -261,6 +261,6 @@ class Informer:
         return None if text is None else parse_meta(text)
 
 
-def _is_refusal(error: KubeError) -> bool:
+def _is_rejection(error: KubeError) -> bool:
     """403, or 404: the namespace does not exist, because every cluster has these kinds."""
     return error.status == 403 or isinstance(error, NotFound)
