@@ -67,10 +67,10 @@ class Startup:
     shutdown: GracefulShutdown | None = None
     """Set when the worker may be registered."""
 
-    def engine_loaded(self, engine: upstream.WorkerEngine) -> None:
+    def after_engine_load(self, engine: upstream.WorkerEngine) -> None:
         engine.on_died = self.liveness.on_engine_died
 
-    async def before_register(self, engine: upstream.WorkerEngine, shutdown: upstream.Shutdown) -> None:
+    async def before_registration(self, engine: upstream.WorkerEngine, shutdown: upstream.Shutdown) -> None:
         """Resolve the configuration, warm up, probe and serve HTTP: the router sends no requests yet."""
         if not PROGRESS.ranks:
             raise EngineStartError(
@@ -103,9 +103,9 @@ class Startup:
             clock=self.clock,
         )
 
-    def registered(self, engine: upstream.WorkerEngine) -> None:
+    def after_registration(self, engine: upstream.WorkerEngine) -> None:
         """Handle signals, accept probes on demand, and become ready."""
-        assert self.shutdown is not None, "before_register sets it"
+        assert self.shutdown is not None, "before_registration sets it"
         self.shutdown.handle_signals()
         loop = asyncio.get_running_loop()
         self.report_server.probe = lambda: asyncio.run_coroutine_threadsafe(self._probe_on_demand(), loop)
@@ -190,5 +190,5 @@ class Startup:
 
     async def _probe_on_demand(self) -> dict[str, Any]:
         prober = self.publisher.prober
-        assert prober is not None, "before_register sets it"
+        assert prober is not None, "before_registration sets it"
         return self.publisher.probe_report(await prober.probe_now()).wire()

@@ -40,15 +40,15 @@ IsHealthy = Callable[[], bool]
 class Hooks(Protocol):
     """The worker's code at the extension points of upstream's composition."""
 
-    def engine_loaded(self, engine: WorkerEngine) -> None: ...
+    def after_engine_load(self, engine: WorkerEngine) -> None: ...
 
-    async def before_register(self, engine: WorkerEngine, shutdown: "Shutdown") -> None:
+    async def before_registration(self, engine: WorkerEngine, shutdown: "Shutdown") -> None:
         """The engine is loaded and its handler exists; the model is not registered yet. Dynamo's signal
         handlers are not installed: the worker handles signals.
         """
         ...
 
-    def registered(self, engine: WorkerEngine) -> None: ...
+    def after_registration(self, engine: WorkerEngine) -> None: ...
 
 
 class Shutdown:
@@ -103,13 +103,13 @@ async def serve(parsed: Arguments, hooks: Hooks, is_healthy: IsHealthy, metrics:
         for publisher in factory.created_loggers.values():
             publisher.inner = DeduplicatingPublisher(publisher.inner)
         engine.set_loaded(result[0], result[1], result[2])
-        hooks.engine_loaded(engine)
+        hooks.after_engine_load(engine)
         return result
 
     async def register(*args: Any, **kwargs: Any) -> None:
-        await hooks.before_register(engine, shutdown)
+        await hooks.before_registration(engine, shutdown)
         await dynamo_main.register_vllm_model(*args, **kwargs)
-        hooks.registered(engine)
+        hooks.after_registration(engine)
 
     def collect_metrics(of: Any, endpoint: Any, log: Any) -> None:
         dynamo_main.setup_metrics_collection(of, endpoint, log)
