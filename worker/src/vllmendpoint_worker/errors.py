@@ -51,14 +51,14 @@ class ConfigurationRejectedError(WorkerError):
 class TranslationError(WorkerError):
     """This worker, or a request model, renderer or engine of vLLM, rejects the payload.
 
-    ``field`` is the rejected field of the payload, or ``""``. The message never repeats a value of the
-    payload. ``rejection``, vLLM's own message, may repeat one.
+    ``field`` is the rejected field of the payload, or ``""``. ``fault`` as for ``SettingOrigin.violation``;
+    it never repeats a value of the payload. ``rejection``, vLLM's own message, may repeat one.
     """
 
-    def __init__(self, field: str, message: str, rejection: VLLMRejection | None = None) -> None:
+    def __init__(self, field: str, fault: str, rejection: VLLMRejection | None = None) -> None:
         self.field = field
         self.rejection = rejection
-        super().__init__(message)
+        super().__init__(fault)
 
 
 class EngineStartError(WorkerError):

@@ -142,7 +142,8 @@ class Translator:
         if maximum < 1:
             raise TranslationError(
                 form.value,
-                f"takes {len(tokens)} tokens and the model's context is {self._max_model_len}: shorten it",
+                f"takes {len(tokens)} tokens and leaves none to generate, because the model's context has "
+                f"{self._max_model_len}",
             )
         with _as_translation_error():
             params = request.to_sampling_params(maximum, self._defaults)
@@ -160,7 +161,9 @@ class Translator:
         if (rejection := rejection_in_response(rendered)) is not None:
             raise TranslationError("", _BY_VLLM, rejection)
         if not inputs or len(inputs) != 1:
-            raise TranslationError(form.value, "is not rendered by vLLM as one prompt")
+            raise TranslationError(
+                form.value, f"results in {len(inputs or ())} prompts, but a probe has exactly one"
+            )
         if inputs[0].get("type", "token") not in ("token", "tokens"):
             raise TranslationError(form.value, "contains more than text, which probes do not support")
         return list(inputs[0]["prompt_token_ids"])
