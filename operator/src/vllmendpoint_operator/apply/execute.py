@@ -189,7 +189,7 @@ class Executor:
         try:
             await self._kube.delete(kind, namespace, name, uid=metadata["uid"])
         except (NotFound, Conflict):
-            log.debug("already deleted: %s %s", kind.kind, name)
+            log.debug("the object is already deleted", extra={"kind": kind.kind, "object": name})
         self._cache.informer(kind, namespace).apply_local_delete((namespace, name))
         self.result.writes += 1
         self.result.written.pop(object_key(live), None)
@@ -210,7 +210,7 @@ class Executor:
         try:
             annotated = await self._kube.apply(POD, body, manager=_REFRESH_MANAGER)
         except (NotFound, Conflict):
-            log.debug("pod deleted before its refresh: %s", metadata["name"])
+            log.debug("the pod was deleted before its refresh", extra={"pod": metadata["name"]})
         else:
             self._cache.informer(POD, metadata["namespace"]).apply_local_write(annotated)
         self.result.writes += 1

@@ -160,7 +160,14 @@ class Informer:
                 # The watched namespace logs lasting rejections once.
                 level = logging.DEBUG if rejections else logging.WARNING
                 log.log(
-                    level, "list or watch of %s failed: %s; retry in %.1f s", self.kind.plural, failure, wait
+                    level,
+                    "the list or watch failed and is retried",
+                    extra={
+                        "resource": self.kind.plural,
+                        "watched_namespace": self._namespace or "*",
+                        "error": str(failure),
+                        "retry_seconds": round(wait, 1),
+                    },
                 )
             await asyncio.sleep(wait)
             delay = min(delay * 2, _MAX_RETRY_SECONDS)

@@ -81,13 +81,12 @@ class LeaderElection:
             raise LeaseLost("The lease was not renewed in time. This process stops writing and must restart.")
 
     async def __aenter__(self) -> "LeaderElection":
-        lease = {"lease": f"{self._namespace}/{self._name}", "identity": self._identity}
-        log.info("waiting for the lease", extra=lease)
+        log.info("waiting for the lease", extra=self._log_fields())
         if not await self.try_acquire_or_renew():
             async with self._while_waiting():
                 while not await self.try_acquire_or_renew():  # noqa: ASYNC110  (a lease sends no events)
                     await asyncio.sleep(self._retry_seconds)
-        log.info("this process leads", extra=lease)
+        log.info("this process leads", extra=self._log_fields())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -111,9 +110,7 @@ class LeaderElection:
             async with asyncio.timeout(self._retry_seconds * 2):
                 is_holder = await self._acquire_or_renew()
         except (KubeError, TimeoutError) as error:
-            log.warning(
-                "cannot acquire or renew the lease", extra={"error": str(error) or type(error).__name__}
-            )
+            log.warning("cannot acquire or renew the lease", extra=self._log_fields(error))
             self.lease_reachable = False
             return False
         self.lease_reachable = True
@@ -178,5 +175,9 @@ class LeaderElection:
                     lease["spec"]["holderIdentity"] = ""
                     await self._kube.replace(LEASE, lease)
         except (KubeError, TimeoutError) as error:
-            log.warning("cannot release the lease", extra={"error": str(error) or type(error).__name__})
+            log.warning("cannot release the lease", extra=self._log_fields(error))
         self._valid_until = 0.0
+
+    def _log_fields(self, error: Exception | None = None) -> dict[str, str]:
+        fields = {"lease": f"{self._namespace}/{self._name}", "identity": self._identity}
+        return fields if error is None else fields | {"error": str(error) or type(error).__name__}
