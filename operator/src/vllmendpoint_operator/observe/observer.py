@@ -1,17 +1,14 @@
 """Collects the observed state of one endpoint from the cache and the workers' reports. Writes nothing."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from weakref import WeakValueDictionary
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache, Key
-from vllmendpoint_operator.errors import NotFound
 from vllmendpoint_operator.kube.client import Kube, Object
 from vllmendpoint_operator.kube.kinds import (
     CLAIM,
-    CONFIG_MAP,
     DEPLOYMENT,
     MANAGED,
     POD,
@@ -22,12 +19,12 @@ from vllmendpoint_operator.kube.kinds import (
 from vllmendpoint_operator.reports.state import ReportTarget
 from vllmendpoint_operator.reports.streams import ReportStreams
 
-from .references import claim_references, config_map_references
+from .config_maps import ReferencedConfigMaps
+from .references import claim_references
 from .snapshot import (
     FRONTEND,
     REVISION_ANNOTATION,
     WORKER,
-    ConfigMapContent,
     Endpoint,
     ObjectKey,
     Observed,
@@ -53,13 +50,9 @@ class Workload:
 
 class Observer:
     def __init__(self, kube: Kube, cache: Cache, reports: ReportStreams) -> None:
-        self._kube = kube
         self._cache = cache
         self._reports = reports
-        self._contents: WeakValueDictionary[tuple[str, str, str], ConfigMapContent] = WeakValueDictionary()
-        """(namespace, name, uid/resourceVersion) -> content, so that each version is read once."""
-        self._referenced: dict[Key, Mapping[str, ConfigMapContent]] = {}
-        """Endpoint -> the content that its spec refers to; these references keep ``_contents`` alive."""
+        self.config_maps = ReferencedConfigMaps(kube, cache)
 
     def workload(self, key: Key, uid: str) -> Workload:
         """The current workload. Opens and closes report streams to match the worker pods."""
@@ -88,7 +81,7 @@ class Observer:
                 for deployment, obj in _by_deployment(workload.deployments, replica_sets)
                 if (message := replica_failure(obj))
             },
-            config_maps=await self._config_maps(endpoint),
+            config_maps=await self.config_maps.read(endpoint),
             claims=frozenset(
                 name
                 for name in claim_references(endpoint.spec)
@@ -100,9 +93,9 @@ class Observer:
         )
 
     def forget(self, key: Key) -> None:
-        """Close the streams of a deleted endpoint."""
+        """Close the streams of a deleted endpoint, and drop its ConfigMaps."""
         self._reports.sync_targets(key, ())
-        self._referenced.pop(key, None)
+        self.config_maps.forget(key)
 
     def _children(self, endpoint: Endpoint, workload: Workload) -> dict[ObjectKey, Object]:
         owned = {
@@ -133,28 +126,6 @@ class Observer:
         pods = [Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj) for obj in workers]
         running = [pod for pod in pods if pod.running and pod.address and not pod.terminating]
         return self._reports.sync_targets(key, [ReportTarget(pod.uid, pod.address, key) for pod in running])
-
-    async def _config_maps(self, endpoint: Endpoint) -> dict[str, ConfigMapContent]:
-        namespace = endpoint.namespace
-        found = {}
-        for name in config_map_references(endpoint.spec):
-            newest = self._cache.reference(CONFIG_MAP, (namespace, name))
-            if newest is None:
-                continue
-            version = (namespace, name, newest)
-            content = self._contents.get(version)
-            if content is None:
-                try:
-                    obj = await self._kube.get(CONFIG_MAP, namespace, name)
-                except NotFound:
-                    continue
-                content = self._contents[version] = ConfigMapContent(obj.get("data") or {})
-            found[name] = content
-        if found:
-            self._referenced[endpoint.key] = found
-        else:
-            self._referenced.pop(endpoint.key, None)
-        return found
 
 
 def find_others(

@@ -298,7 +298,7 @@ async def test_each_version_of_a_config_map_is_read_once_and_kept_while_it_is_re
     setup.api.get = get
     references = setup.cache.informers[-2]
     assert references.kind is CONFIG_MAP
-    contents = setup.observer._contents
+    contents = setup.observer.config_maps.contents
     for version, name in ((1, "h"), (2, "h"), (3, "i")):
         script["script"]["configMapKeyRef"]["name"] = name
         changed = endpoint(handlers=script)
