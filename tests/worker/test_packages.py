@@ -139,13 +139,13 @@ async def test_a_restart_of_the_container_installs_nothing_again(
     (pod.model / "more.txt").write_text("tinytool\n")
     await pod.start()
     runs: list[object] = []
-    pip = packages._pip
+    pip = packages.run_pip
 
     async def counted(*arguments: object) -> tuple[int, list[str]]:
         runs.append(arguments)
         return await pip(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packages, "_pip", counted)
+    monkeypatch.setattr(packages, "run_pip", counted)
     await pod.start()
     assert (runs, version_of("tinytool")) == ([], "1.0")
     write_wheel(pod.wheels, "tinytool", "1.1")

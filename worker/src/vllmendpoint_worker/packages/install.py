@@ -32,7 +32,7 @@ from .image_packages import CONSTRAINTS, ImagePackages
 from .pip_output import redact, summarize_failure
 from .requirements import WHEELS_FOLDER, Requirements, read_requirements
 
-__all__ = ["INSTALL_SECONDS", "Packages", "packages_folder"]
+__all__ = ["INSTALL_SECONDS", "Packages", "packages_folder", "run_pip"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class Packages:
         links = () if requirements.wheels is None else (f"--find-links={requirements.wheels}",)
         for more in ((*links, "--no-index"), links) if links else (links,):
             command = [*_OPTIONS, *options, *requirements.arguments, *more]
-            code, lines = await _pip(command, environ, requirements.folder, report_progress)
+            code, lines = await run_pip(command, environ, requirements.folder, report_progress)
             if code == 0:
                 return
         for line in lines[-_LOGGED_LINES:]:
@@ -160,7 +160,7 @@ class Packages:
         raise PackagesError(f"cannot be installed: {message}", fix)
 
 
-async def _pip(
+async def run_pip(
     arguments: Sequence[str], environ: Mapping[str, str], folder: Path, report_progress: Callable[[str], None]
 ) -> tuple[int, list[str]]:
     """Run ``pip install`` in its own process group. Returns its exit status and its output.
