@@ -204,6 +204,7 @@ HARMLESS = (
     "model.type",
     "healthCheck",
     "frontend.mode",
+    "frontend.migrationLimit",
     "worker.startupTimeoutSeconds",
     "paused",
     "restartedAt",

@@ -7,6 +7,8 @@ from . import _names as names
 from ._base import MAX_DEPTH, Contract, JsonObject, Quantity
 from ._conditions import *  # noqa: F403
 from ._conditions import __all__ as _conditions
+from ._frontend_report import *  # noqa: F403
+from ._frontend_report import __all__ as _frontend_report
 from ._handlers import *  # noqa: F403
 from ._handlers import __all__ as _handlers
 from ._health import *  # noqa: F403
@@ -44,6 +46,7 @@ __all__ = [  # noqa: PLE0604
     "Quantity",
     "names",
     *_conditions,
+    *_frontend_report,
     *_handlers,
     *_health,
     *_rejected_options,

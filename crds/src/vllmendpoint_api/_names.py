@@ -26,6 +26,10 @@ SYSTEM_PORT: Final = 9090
 REPORT_PORT: Final = 9091
 FRONTEND_PORT: Final = 8000
 
+PROBE_HEADER: Final = "x-dynamo-meta-vllmendpoint-probe"
+"""Header of a frontend's probe. Dynamo passes its value to the worker as metadata ``PROBE_METADATA``."""
+PROBE_METADATA: Final = "vllmendpoint-probe"
+
 # Files that the operator mounts into a worker.
 SETTINGS_DIR: Final = "/etc/vllmendpoint"
 SETTINGS_FILE: Final = "settings.json"
@@ -44,6 +48,8 @@ ENV_MODEL_URI: Final = "VLLMENDPOINT_MODEL_URI"
 ENV_FRONTEND_MODE: Final = "VLLMENDPOINT_FRONTEND_MODE"
 """``frontend.mode`` of the endpoint. Without an operator it is unset, and the worker accepts the options that
 the operator would set."""
+ENV_MODEL_NAME: Final = "VLLMENDPOINT_MODEL_NAME"
+"""On frontends: the model name that clients send in requests."""
 ENV_REPORT_PORT: Final = "VLLMENDPOINT_REPORT_PORT"
 ENV_CPU_REQUEST: Final = "VLLMENDPOINT_CPU_REQUEST"
 """CPU request of the container in cores, rounded up. 0 if it has no request."""

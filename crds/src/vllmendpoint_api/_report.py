@@ -60,7 +60,9 @@ Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 Figure = Annotated[float, Field(ge=0, le=1e9)]
 
 
-class _Report(Contract):
+class Report(Contract):
+    """Base class of reports and their parts. Readers ignore unknown fields."""
+
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
@@ -111,7 +113,7 @@ class ConfigurationState(StrEnum):
     REJECTED = "Refused"
 
 
-class Problem(_Report):
+class Problem(Report):
     """One rejected setting. It never contains the value of a variable or the content of a file."""
 
     reason: Word
@@ -123,7 +125,7 @@ class Problem(_Report):
     """The field, the cause and the remedy, as one sentence."""
 
 
-class ConfigurationReport(_Report):
+class ConfigurationReport(Report):
     state: ConfigurationState = ConfigurationState.PENDING
     settings_hash: Word = ""
     """Hash of the last ``settings.json``, accepted or rejected. Empty without an operator."""
@@ -132,12 +134,12 @@ class ConfigurationReport(_Report):
     """For example settings that this version of the worker does not know."""
 
 
-class Ignored(_Report):
+class Ignored(Report):
     source: PayloadSource
     reason: Text
 
 
-class HealthCheckReport(_Report):
+class HealthCheckReport(Report):
     mode: Mode = Mode.ENFORCE
     source: PayloadSource
     level: Level | None = None
@@ -153,12 +155,12 @@ class HealthCheckReport(_Report):
     restart_after_seconds: float
 
 
-class HandlerReport(_Report):
+class HandlerReport(Report):
     source: HandlerSource = HandlerSource.DEFAULT
     handler: Annotated[str, Field(max_length=512)] = ""
 
 
-class HandlerError(_Report):
+class HandlerError(Report):
     """A custom handler raised an exception, hung, or blocked the worker's event loop."""
 
     route: Word
@@ -167,7 +169,7 @@ class HandlerError(_Report):
     time: Moment
 
 
-class HandlersReport(_Report):
+class HandlersReport(Report):
     script_digest: Word = ""
     ping: HandlerReport = HandlerReport()
     invocations: HandlerReport = HandlerReport()
@@ -180,7 +182,7 @@ class PingState(StrEnum):
     FAILING = "Failing"
 
 
-class PingReport(_Report):
+class PingReport(Report):
     """Result of the worker's own requests to the custom ping handler, which affects its readiness."""
 
     state: PingState
@@ -189,20 +191,20 @@ class PingReport(_Report):
     since: Moment
 
 
-class ProbeReport(_Report):
+class ProbeReport(Report):
     time: Moment
     latency_milliseconds: Figure
     tokens: Annotated[int, Field(ge=0, le=1_000_000_000)]
     outcome: Outcome
 
 
-class StageReport(_Report):
+class StageReport(Report):
     name: Stage
     since: Moment
     detail: Text = ""
 
 
-class VerdictReport(_Report):
+class VerdictReport(Report):
     state: Verdict = Verdict.STARTING
     reason: Word = ""
     """A :class:`Reason` of the condition ``Generating``. Empty if the state is Generating or Busy."""
@@ -212,7 +214,7 @@ class VerdictReport(_Report):
     """Time when the engine last completed a probe or a client's request."""
 
 
-class RankReport(_Report):
+class RankReport(Report):
     """Verdict on one data-parallel rank, which is a separate engine core."""
 
     rank: Annotated[int, Field(ge=0, le=1_000_000)]
@@ -220,12 +222,14 @@ class RankReport(_Report):
     reason: Word = ""
 
 
-class WorkerReport(_Report):
+class WorkerReport(Report):
     """The report of one worker."""
 
     version: int = 1
     worker_version: Word
     pod_uid: Word = ""
+    instance_id: Word = ""
+    """Dynamo's instance ID of the worker in decimal. Empty until the worker is registered."""
     time: Moment
     started: bool = False
     """True once the worker serves, or once it has rejected its configuration."""

@@ -144,6 +144,7 @@ def _printer_columns() -> list[dict[str, Any]]:
         ("Ready", "string", condition("Ready", "status"), 0),
         ("Replicas", "integer", ".status.replicas", 0),
         ("Generating", "integer", ".status.generatingReplicas", 0),
+        ("Routed", "integer", ".status.routedReplicas", 0),
         ("Reason", "string", condition("Ready", "reason"), 0),
         ("Age", "date", ".metadata.creationTimestamp", 0),
         ("URL", "string", ".status.url", 1),

@@ -41,6 +41,15 @@ class FrontendSpec(Contract):
         ),
     ] = FrontendMode.MANAGED
     replicas: Annotated[int, Field(ge=1, le=100, description="Number of frontend pods. Defaults to 1.")] = 1
+    migration_limit: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="How often the frontend may move a request to another worker, with the tokens "
+            "generated so far, when its worker stalls, fails or terminates. 0: never. Defaults to 3.",
+        ),
+    ] = 3
     resources: Annotated[
         Resources,
         Field(description="Compute resources of each frontend pod. Defaults to none."),

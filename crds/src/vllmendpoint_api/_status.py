@@ -11,8 +11,10 @@ from ._health import Level, PayloadSource
 from ._report import Outcome, Verdict
 
 __all__ = [
+    "MAX_FRONTENDS_IN_STATUS",
     "MAX_WORKERS_IN_STATUS",
     "ConditionEntry",
+    "FrontendStatus",
     "HandlerStatus",
     "HandlersStatus",
     "HealthCheckStatus",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 MAX_WORKERS_IN_STATUS = 32
+MAX_FRONTENDS_IN_STATUS = 8
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Count = Annotated[int, Field(ge=0)]
@@ -139,6 +142,24 @@ class WorkerStatus(Contract):
     last_probe: Annotated[LastProbe | None, Field(description="Most recent probe.")] = None
 
 
+class FrontendStatus(Contract):
+    """State of one frontend pod."""
+
+    name: Annotated[str, Field(description="Name of the pod.")]
+    node_name: Annotated[str, Field(description="Name of the node that the pod runs on.")] = ""
+    ready: Annotated[bool, Field(description="Whether the pod is ready and receives traffic.")]
+    routed_replicas: Annotated[
+        Count,
+        Field(description="Number of ready worker pods that answer requests through this frontend."),
+    ] = 0
+    reason: Annotated[
+        str, Field(description="Reason why the pod is not ready or does not reach a ready worker.")
+    ] = ""
+    message: Annotated[str, Field(description="Explanation of the reason.")] = ""
+    restart_count: Annotated[int, Field(description="Number of restarts of the main container.")] = 0
+    last_transition_time: Annotated[Time, Field(description="Time of the last change of ready or reason.")]
+
+
 class VLLMEndpointStatus(Contract):
     """Observed state of the endpoint."""
 
@@ -162,6 +183,13 @@ class VLLMEndpointStatus(Contract):
     generating_replicas: Annotated[
         Count, Field(description="Number of worker pods whose verdict is Generating or Busy.")
     ] = 0
+    routed_replicas: Annotated[
+        Count,
+        Field(
+            description="Number of ready worker pods that answer requests through every ready frontend. 0 "
+            "if frontend.mode is None."
+        ),
+    ] = 0
     selector: Annotated[str, Field(description="Label selector of the worker pods.")] = ""
     model_name: Annotated[str, Field(description="Model name that clients send in requests.")] = ""
     url: Annotated[str, Field(description="Base URL of the OpenAI API.")] = ""
@@ -178,7 +206,7 @@ class VLLMEndpointStatus(Contract):
         tuple[WorkerStatus, ...],
         Field(
             max_length=MAX_WORKERS_IN_STATUS,
-            description="State of at most {MAX_WORKERS_IN_STATUS} worker pods, the least healthy first.",
+            description=f"State of at most {MAX_WORKERS_IN_STATUS} worker pods, the least healthy first.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["name"],
@@ -188,11 +216,22 @@ class VLLMEndpointStatus(Contract):
     workers_omitted: Annotated[
         Count, Field(description="Number of worker pods that are not listed in workers.")
     ] = 0
+    frontends: Annotated[
+        tuple[FrontendStatus, ...],
+        Field(
+            max_length=MAX_FRONTENDS_IN_STATUS,
+            description=f"State of at most {MAX_FRONTENDS_IN_STATUS} frontend pods, the least healthy first.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = ()
     conditions: Annotated[
         tuple[ConditionEntry, ...],
         Field(
             max_length=16,
-            description="Conditions of the endpoint. Wait for Ready; alert on Available.",
+            description="Conditions of the endpoint. Wait for Ready; alert on Available and Serving.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],
