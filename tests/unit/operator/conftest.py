@@ -88,7 +88,7 @@ def child() -> Callable[[Plan, str, str], Object]:
 
 
 @pytest.fixture
-def living() -> Callable[..., Observed]:
+def make_observed() -> Callable[..., Observed]:
     """The snapshot after a plan was applied and its rollouts are complete."""
 
     def make(planned: Plan, *, pods: Iterable[Pod] = (), **more: Any) -> Observed:
@@ -228,12 +228,12 @@ def make_worker() -> Callable[..., Pod]:
 
 
 @pytest.fixture
-def make_status(make_plan: Callable[..., Plan], living: Callable[..., Observed]) -> Callable[..., Any]:
+def make_status(make_plan: Callable[..., Plan], make_observed: Callable[..., Observed]) -> Callable[..., Any]:
     """The status of an endpoint with these worker pods, after its plan was applied."""
 
     def make(endpoint: Endpoint, *pods: Pod, problem: Any = None, **more: Any) -> VLLMEndpointStatus:
         planned = make_plan(endpoint)
-        observed = living(planned, pods=pods, **more)
+        observed = make_observed(planned, pods=pods, **more)
         return endpoint_status(endpoint, observed, None if problem else planned, problem)
 
     return make

@@ -10,18 +10,18 @@ Object = dict[str, Any]
 
 
 class FakeKube:
-    """Objects by (kind, name). ``refuse``, ``warn`` and ``mutate`` script the responses."""
+    """Objects by (kind, name). ``rejections``, ``warnings`` and ``mutations`` script the responses."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Object] = {}
         self.endpoint: Object | None = {"metadata": {"uid": "uid-1"}}
         self.writes: list[tuple[str, str, str]] = []
-        self.refuse: dict[str, Exception] = {}
-        self.warn: dict[tuple[str, str], list[str]] = {}
+        self.rejections: dict[str, Exception] = {}
+        self.warnings: dict[tuple[str, str], list[str]] = {}
         self.version = 10
         self.reads: list[tuple[str, str]] = []
         self.managers: list[str | None] = []
-        self.mutate: dict[tuple[str, str], Callable[[Object], Object]] = {}
+        self.mutations: dict[tuple[str, str], Callable[[Object], Object]] = {}
         """(kind, name) -> changes an object like a mutating admission policy."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
@@ -48,7 +48,7 @@ class FakeKube:
     ) -> Object:
         metadata = body["metadata"]
         if on_warning is not None:
-            for text in self.warn.get((kind.kind, metadata["name"]), ()):
+            for text in self.warnings.get((kind.kind, metadata["name"]), ()):
                 on_warning(text)
         existing = self.objects.get((kind.kind, metadata["name"]))
         if existing and metadata.get("resourceVersion") not in (
@@ -57,8 +57,8 @@ class FakeKube:
         ):
             raise Conflict(409, "the object has been modified")
         self.writes.append(("verify" if dry_run else "apply", kind.kind, metadata["name"]))
-        if kind.kind in self.refuse and not options.get("manager", "").endswith("-scale"):
-            raise self.refuse[kind.kind]
+        if kind.kind in self.rejections and not options.get("manager", "").endswith("-scale"):
+            raise self.rejections[kind.kind]
         if dry_run:
             return body
         old = self.objects.get((kind.kind, metadata["name"]), {"metadata": {"uid": f"u{len(self.objects)}"}})
@@ -66,7 +66,7 @@ class FakeKube:
             raise Conflict(409, "another object")
         self.managers.append(options.get("manager"))
         self.version += 1
-        if (mutate := self.mutate.get((kind.kind, metadata["name"]))) is not None:
+        if (mutate := self.mutations.get((kind.kind, metadata["name"]))) is not None:
             body = mutate(body)
         if options.get("manager", "").endswith("-scale"):
             body = {**old, "spec": {**old["spec"], **body["spec"]}}

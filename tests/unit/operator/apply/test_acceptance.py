@@ -6,18 +6,12 @@ from copy import deepcopy
 import pytest
 
 from tests.unit.operator.applying import apply_plan
-from tests.unit.operator.fake_kube import FakeKube
 from vllmendpoint_operator.cache.caches import Cache
 from vllmendpoint_operator.kube.kinds import by_name
 
 WORKERS = ("Deployment", "smollm-workers")
 RECORD = "serving.vllmendpoint.dev/accepted-differences"
 IMAGE = ("spec", "template", "spec", "containers", "[main]", "image")
-
-
-@pytest.fixture
-def kube():
-    return FakeKube()
 
 
 def new_cache(kube):
@@ -69,7 +63,7 @@ def change_deployment(kube, cache, manager="kubectl-set", **spec):
 async def test_a_field_that_admission_changes_is_accepted_once_and_across_restarts(
     kube, cache, make_endpoint, make_plan
 ):
-    kube.mutate[WORKERS] = mirror()
+    kube.mutations[WORKERS] = mirror()
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     done = await apply_plan(kube, cache, endpoint, planned)
@@ -88,7 +82,7 @@ async def test_a_field_that_admission_changes_is_accepted_once_and_across_restar
 
 
 async def test_a_change_of_the_spec_after_acceptance_takes_one_apply(kube, cache, make_endpoint, make_plan):
-    kube.mutate[WORKERS] = mirror()
+    kube.mutations[WORKERS] = mirror()
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
     scaled = make_endpoint(replicas=3)
@@ -100,7 +94,7 @@ async def test_a_change_of_the_spec_after_acceptance_takes_one_apply(kube, cache
 
 async def test_a_later_edit_of_an_accepted_field_is_reverted(kube, cache, make_endpoint, make_plan):
     policy = mirror()
-    kube.mutate[WORKERS] = policy
+    kube.mutations[WORKERS] = policy
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
@@ -116,7 +110,7 @@ async def test_a_later_edit_of_an_accepted_field_is_reverted(kube, cache, make_e
 
 async def test_a_policy_that_writes_other_values_each_time_is_accepted(kube, cache, make_endpoint, make_plan):
     numbers = itertools.count()
-    kube.mutate[WORKERS] = mirror(lambda image: f"{image}-{next(numbers)}")
+    kube.mutations[WORKERS] = mirror(lambda image: f"{image}-{next(numbers)}")
     endpoint = make_endpoint()
     planned = make_plan(endpoint)
     await apply_plan(kube, cache, endpoint, planned)
@@ -126,10 +120,10 @@ async def test_a_policy_that_writes_other_values_each_time_is_accepted(kube, cac
 
 async def test_a_record_without_differences_is_removed(kube, cache, make_endpoint, make_plan):
     """Otherwise a later edit to that value would be accepted as the policy's."""
-    kube.mutate[WORKERS] = mirror()
+    kube.mutations[WORKERS] = mirror()
     endpoint = make_endpoint()
     await apply_plan(kube, cache, endpoint, make_plan(endpoint))
-    del kube.mutate[WORKERS]
+    del kube.mutations[WORKERS]
     scaled = make_endpoint(replicas=2)
     await apply_plan(kube, cache, scaled, make_plan(scaled))
     assert RECORD not in kube.objects[WORKERS]["metadata"]["annotations"]

@@ -20,17 +20,7 @@ from vllmendpoint_operator.plan.planner import scaling
 from vllmendpoint_operator.reports.streams import ReportStreams
 
 
-@pytest.fixture
-def kube():
-    return FakeKube()
-
-
-@pytest.fixture
-def cache(kube):
-    return Cache(kube, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
-
-
-def seen(kube, noon):
+def snapshot(kube, noon):
     return Observed(now=noon, children={key: {"kind": key[0], **obj} for key, obj in kube.objects.items()})
 
 
@@ -46,8 +36,10 @@ async def test_replicas_apply_without_the_template(kube, cache, make_endpoint, m
     kube.writes.clear()
     refused = make_endpoint(replicas=wanted, frontend={"replicas": 3}, engine={"args": ["--model", "x"]})
     with pytest.raises(ConditionError):
-        make_plan(refused, seen(kube, noon))
-    done = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)), seen(kube, noon))
+        make_plan(refused, snapshot(kube, noon))
+    done = await apply_scaling(
+        kube, cache, refused, scaling(refused, snapshot(kube, noon)), snapshot(kube, noon)
+    )
     after = kube.objects["Deployment", "smollm-workers"]
     assert after["spec"] == {**before["spec"], "replicas": wanted}
     assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
@@ -57,7 +49,9 @@ async def test_replicas_apply_without_the_template(kube, cache, make_endpoint, m
     assert (budget in kube.objects) is (wanted > 1)
     assert done.writes == len(kube.writes)
     kube.writes.clear()
-    again = await apply_scaling(kube, cache, refused, scaling(refused, seen(kube, noon)), seen(kube, noon))
+    again = await apply_scaling(
+        kube, cache, refused, scaling(refused, snapshot(kube, noon)), snapshot(kube, noon)
+    )
     assert (again.writes, kube.writes) == (0, []), "replicas that are right are not written"
 
 
@@ -66,7 +60,7 @@ async def test_the_budget_follows_the_replicas(kube, cache, make_endpoint, make_
     first = make_endpoint(replicas=2, strategy=rolling)
     await apply_plan(kube, cache, first, make_plan(first))
     more = make_endpoint(replicas=8, strategy=rolling)
-    await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)), seen(kube, noon))
+    await apply_scaling(kube, cache, more, scaling(more, snapshot(kube, noon)), snapshot(kube, noon))
     assert kube.objects["PodDisruptionBudget", "smollm-workers"]["spec"]["maxUnavailable"] == 4
 
 
@@ -74,10 +68,10 @@ async def test_the_rest_is_applied_once_the_spec_is_valid_again(kube, cache, mak
     first = make_endpoint(replicas=1)
     await apply_plan(kube, cache, first, make_plan(first))
     scaled = make_endpoint(replicas=4)
-    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)), seen(kube, noon))
-    done = await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))
+    await apply_scaling(kube, cache, scaled, scaling(scaled, snapshot(kube, noon)), snapshot(kube, noon))
+    done = await apply_plan(kube, cache, scaled, make_plan(scaled, snapshot(kube, noon)))
     assert done.edits == [], "a change by the operator is no edit"
-    assert (await apply_plan(kube, cache, scaled, make_plan(scaled, seen(kube, noon)))).writes == 0
+    assert (await apply_plan(kube, cache, scaled, make_plan(scaled, snapshot(kube, noon)))).writes == 0
 
 
 @pytest.mark.parametrize("manager", ["vllmendpoint-operator-scale", "kubectl"])
@@ -88,10 +82,10 @@ async def test_replicas_applied_meanwhile_are_not_reported_as_an_edit(
     first = make_endpoint(replicas=1)
     await apply_plan(kube, cache, first, make_plan(first))
     scaled = make_endpoint(replicas=4)
-    await apply_scaling(kube, cache, scaled, scaling(scaled, seen(kube, noon)), seen(kube, noon))
+    await apply_scaling(kube, cache, scaled, scaling(scaled, snapshot(kube, noon)), snapshot(kube, noon))
     owned = {"manager": manager, "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
     kube.objects["Deployment", "smollm-workers"]["metadata"]["managedFields"] = [owned]
-    done = await apply_plan(kube, cache, first, make_plan(first, seen(kube, noon)))
+    done = await apply_plan(kube, cache, first, make_plan(first, snapshot(kube, noon)))
     assert replicas(kube) == 1
     assert [edit.managers for edit in done.edits] == ([("kubectl",)] if manager == "kubectl" else [])
 
@@ -102,10 +96,10 @@ async def test_replicas_apply_if_the_api_server_rejects_other_children(
 ):
     first = make_endpoint()
     await apply_plan(kube, cache, first, make_plan(first))
-    kube.refuse[kind] = Rejected(422, "no")
+    kube.rejections[kind] = Rejected(422, "no")
     more = make_endpoint(replicas=3)
     try:
-        await apply_scaling(kube, cache, more, scaling(more, seen(kube, noon)), seen(kube, noon))
+        await apply_scaling(kube, cache, more, scaling(more, snapshot(kube, noon)), snapshot(kube, noon))
     except TerminalError:
         assert kind == "PodDisruptionBudget"
     assert replicas(kube) == 3
@@ -123,7 +117,7 @@ async def test_a_deployment_that_is_being_deleted_is_not_scaled(kube, cache, mak
     live = kube.objects["Deployment", "smollm-workers"]
     live["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
     other = make_endpoint(replicas=9)
-    await apply_scaling(kube, cache, other, scaling(other, seen(kube, noon)), seen(kube, noon))
+    await apply_scaling(kube, cache, other, scaling(other, snapshot(kube, noon)), snapshot(kube, noon))
     assert ("apply", "PodDisruptionBudget", "smollm-workers") not in kube.writes, "it is in sync"
     assert ("apply", "Deployment", "smollm-workers") not in kube.writes
 
@@ -132,7 +126,7 @@ async def test_an_unwanted_frontend_is_not_scaled(kube, cache, make_endpoint, ma
     first = make_endpoint(frontend={"replicas": 2})
     await apply_plan(kube, cache, first, make_plan(first))
     without = make_endpoint(frontend={"mode": "None"})
-    assert "smollm-frontend" not in scaling(without, seen(kube, noon)).replicas
+    assert "smollm-frontend" not in scaling(without, snapshot(kube, noon)).replicas
 
 
 MODEL = {"uri": "hf://o/n"}
@@ -269,7 +263,7 @@ async def test_nothing_changes_while_paused(operated):
 async def test_replicas_apply_while_another_child_is_rejected(operated, kind):
     await operated(replicas=1)
     kube = operated.kube
-    kube.refuse[kind] = Rejected(422, "no")
+    kube.rejections[kind] = Rejected(422, "no")
     change = {"worker": {"env": [{"name": "A", "value": "1"}]}, "healthCheck": {"periodSeconds": 7}}
     _, again = await operated(replicas=3, **change)
     assert replicas(kube) == 3
@@ -280,7 +274,7 @@ async def test_scaling_after_a_failed_apply_creates_nothing_twice(operated):
     """The budget was created before the Deployment was rejected."""
     await operated(replicas=1)
     kube = operated.kube
-    kube.refuse["Deployment"] = Rejected(422, "no")
+    kube.rejections["Deployment"] = Rejected(422, "no")
     kube.writes.clear()
     kube.reads.clear()
     await operated(replicas=3, healthCheck={"periodSeconds": 7})

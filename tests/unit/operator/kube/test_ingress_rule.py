@@ -19,9 +19,11 @@ def policies(planned):
     return {c["metadata"]["name"]: c["spec"] for c in planned.children if c["kind"] == "NetworkPolicy"}
 
 
-def test_rules_are_appended_to_every_policy_and_change_no_pod_template(make_endpoint, make_plan, living):
+def test_rules_are_appended_to_every_policy_and_change_no_pod_template(
+    make_endpoint, make_plan, make_observed
+):
     before = make_plan(make_endpoint())
-    after = make_plan(make_endpoint(), living(before), additional_ingress=(MESH, PROBES))
+    after = make_plan(make_endpoint(), make_observed(before), additional_ingress=(MESH, PROBES))
     assert policies(after).keys() == {"smollm-workers", "smollm-frontend"}
     for name, spec in policies(after).items():
         assert spec["ingress"] == [*policies(before)[name]["ingress"], MESH, PROBES]

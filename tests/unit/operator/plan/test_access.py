@@ -31,16 +31,16 @@ def test_a_service_account_of_the_user_is_bound_and_none_is_created(make_endpoin
     assert pods == {"workers": "mine", "frontend": "smollm-frontend"}
 
 
-def test_older_workers_keep_their_account_until_they_are_gone(make_endpoint, make_plan, living, child):
+def test_older_workers_keep_their_account_until_they_are_gone(make_endpoint, make_plan, make_observed, child):
     before = make_plan(make_endpoint())
     named = make_endpoint(worker={"serviceAccountName": "mine"})
-    rolling = make_plan(named, living(before, accounts_in_use=frozenset({"smollm-workers", "mine"})))
+    rolling = make_plan(named, make_observed(before, accounts_in_use=frozenset({"smollm-workers", "mine"})))
     assert subjects(child(rolling, "RoleBinding", "smollm-workers")) == ["mine", "smollm-workers"]
     assert not rolling.prune
-    done = make_plan(named, living(before, accounts_in_use=frozenset({"mine"})))
+    done = make_plan(named, make_observed(before, accounts_in_use=frozenset({"mine"})))
     assert subjects(child(done, "RoleBinding", "smollm-workers")) == ["mine"]
     assert [(o["kind"], o["metadata"]["name"]) for o in done.prune] == [("ServiceAccount", "smollm-workers")]
-    back = make_plan(make_endpoint(), living(done, accounts_in_use=frozenset({"mine"})))
+    back = make_plan(make_endpoint(), make_observed(done, accounts_in_use=frozenset({"mine"})))
     assert subjects(child(back, "RoleBinding", "smollm-workers")) == ["smollm-workers", "mine"]
 
 

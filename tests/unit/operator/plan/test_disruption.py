@@ -33,8 +33,8 @@ def test_max_unavailable_follows_the_strategy_and_is_at_least_one(
     }
 
 
-def test_the_budget_is_pruned_at_one_replica(make_endpoint, make_plan, living):
-    observed = living(make_plan(make_endpoint(replicas=3)))
+def test_the_budget_is_pruned_at_one_replica(make_endpoint, make_plan, make_observed):
+    observed = make_observed(make_plan(make_endpoint(replicas=3)))
     one = make_plan(make_endpoint(replicas=1), observed)
     assert budget(one) is None
     assert [obj["kind"] for obj in one.prune] == ["PodDisruptionBudget"]

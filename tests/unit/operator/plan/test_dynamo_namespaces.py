@@ -42,10 +42,10 @@ def prefix(template):
 
 
 @pytest.fixture
-def plain(make_endpoint, make_plan, living, make_worker):
+def plain(make_endpoint, make_plan, make_observed, make_worker):
     """The observed state of an endpoint with one legacy worker and legacy frontends."""
     planned = make_plan(make_endpoint())
-    observed = living(planned, pods=[worker_of(make_worker, "w-old", None)])
+    observed = make_observed(planned, pods=[worker_of(make_worker, "w-old", None)])
     children = {key: copy.deepcopy(obj) for key, obj in observed.children.items()}
     revision = history(replace(observed, children=children))
     for part, name in (("worker", WORKERS), ("frontend", FRONTEND)):
@@ -59,11 +59,11 @@ def plain(make_endpoint, make_plan, living, make_worker):
 
 
 @pytest.fixture
-def frontends_rolled_out(living, plain):
+def frontends_rolled_out(make_observed, plain):
     """The observed state after ``planned``: its frontends and the retained workers."""
 
     def make(planned):
-        observed = living(planned, pods=plain.workers)
+        observed = make_observed(planned, pods=plain.workers)
         history = {key: obj for key, obj in plain.children.items() if key[0] == "ControllerRevision"}
         return replace(observed, children={**history, **observed.children})
 
@@ -92,10 +92,10 @@ def test_each_template_has_a_namespace_below_the_endpoints_prefix(
 
 @pytest.mark.parametrize("change", [{"replicas": 3}, {"frontend": {"resources": {"limits": {"cpu": 1}}}}])
 def test_a_change_without_effect_on_workers_keeps_their_namespace(
-    make_endpoint, make_plan, living, published, template, change
+    make_endpoint, make_plan, make_observed, published, template, change
 ):
     first = make_plan(make_endpoint())
-    second = make_plan(make_endpoint(**change), living(first))
+    second = make_plan(make_endpoint(**change), make_observed(first))
     assert published(second) == published(first)
     assert template(second, WORKERS) == template(first, WORKERS)
 
@@ -204,7 +204,15 @@ def test_legacy_workers_that_are_not_ready_are_replaced_immediately(
 
 
 def test_legacy_workers_are_routed_until_the_last_one_is_gone(
-    make_endpoint, make_plan, living, make_worker, plain, frontends_rolled_out, published, prefix, template
+    make_endpoint,
+    make_plan,
+    make_observed,
+    make_worker,
+    plain,
+    frontends_rolled_out,
+    published,
+    prefix,
+    template,
 ):
     endpoint = make_endpoint(**SEED)
     old = base_namespace(endpoint)
@@ -214,13 +222,13 @@ def test_legacy_workers_are_routed_until_the_last_one_is_gone(
 
     mine = published(rolling).rpartition("-")[2]
     pods = [worker_of(make_worker, "w-old", None), worker_of(make_worker, "w-new", mine)]
-    midway = make_plan(endpoint, living(rolling, pods=pods))
+    midway = make_plan(endpoint, make_observed(rolling, pods=pods))
     assert prefix(midway) == prefix(rolling)
     assert midway.revision.name == rolling.revision.name
-    again = make_plan(make_endpoint(engine={"args": ["--seed", "2"]}), living(rolling, pods=pods))
+    again = make_plan(make_endpoint(engine={"args": ["--seed", "2"]}), make_observed(rolling, pods=pods))
     assert old.startswith(prefix(again)), "after another change during the rollout"
 
-    gone = living(rolling, pods=pods[1:])
+    gone = make_observed(rolling, pods=pods[1:])
     missing = dict(gone.children)
     deployment = missing["Deployment", WORKERS]
     missing["Deployment", WORKERS] = {
@@ -236,14 +244,14 @@ def test_legacy_workers_are_routed_until_the_last_one_is_gone(
     assert template(done, WORKERS) == template(rolling, WORKERS), "no worker restarts"
     assert done.revision.name != rolling.revision.name
     assert not done.revision.upgrade_available
-    settled = make_plan(endpoint, living(done, pods=pods[1:]))
+    settled = make_plan(endpoint, make_observed(done, pods=pods[1:]))
     assert settled.revision.name == done.revision.name
 
 
-def test_without_a_frontend_a_rollout_has_one_revision(make_endpoint, make_plan, living, plain):
+def test_without_a_frontend_a_rollout_has_one_revision(make_endpoint, make_plan, make_observed, plain):
     endpoint = make_endpoint(**SEED, frontend={"mode": "None"})
     rolling = make_plan(endpoint, plain)
-    assert make_plan(endpoint, living(rolling)).revision.name == rolling.revision.name
+    assert make_plan(endpoint, make_observed(rolling)).revision.name == rolling.revision.name
 
 
 @pytest.mark.parametrize(

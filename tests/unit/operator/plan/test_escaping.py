@@ -89,14 +89,14 @@ def test_variable_references_in_a_pod_template_are_expanded(make_endpoint, make_
 
 
 def test_a_pinned_template_keeps_what_an_earlier_version_rendered(
-    make_endpoint, make_plan, living, child, monkeypatch
+    make_endpoint, make_plan, make_observed, child, monkeypatch
 ):
     endpoint = make_endpoint(engine={"args": ["--chat-template", "$(HOME)"]})
     with monkeypatch.context() as earlier:
         earlier.setattr(workers_module, "escape_variable_references", lambda container: container)
         earlier.setattr(frontend_module, "escape_variable_references", lambda container: container)
         first = make_plan(endpoint)
-    second = make_plan(endpoint, living(first))
+    second = make_plan(endpoint, make_observed(first))
     for name in ("smollm-workers", "smollm-frontend"):
         assert child(second, "Deployment", name)["spec"] == child(first, "Deployment", name)["spec"]
     assert second.revision.upgrade_available

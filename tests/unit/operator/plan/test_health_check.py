@@ -20,7 +20,7 @@ PROBLEM = {
 
 
 @pytest.fixture
-def world(make_endpoint, make_plan, living, make_worker):
+def world(make_endpoint, make_plan, make_observed, make_worker):
     """An endpoint over time: ``step(check, *pods)`` plans it with the children of the last plan."""
 
     class World:
@@ -38,9 +38,9 @@ def world(make_endpoint, make_plan, living, make_worker):
 
         def step(self, check, *pods, **spec):
             endpoint = self.endpoint(check, **spec)
-            observed = living(self.planned, pods=pods) if self.planned else None
+            observed = make_observed(self.planned, pods=pods) if self.planned else None
             self.planned = make_plan(endpoint, observed)
-            observed = living(self.planned, pods=pods)
+            observed = make_observed(self.planned, pods=pods)
             found = endpoint_status(endpoint, observed, self.planned, None)
             self.condition = next(
                 entry for entry in found.conditions if entry.type == "ConfigurationResolved"

@@ -65,9 +65,9 @@ def test_a_model_path_that_cannot_be_mounted_is_rejected(rendered, where):
     rendered(model={"uri": HUB}, worker={"env": env})  # nothing is mounted: the worker's own business
 
 
-def test_another_artifacts_uri_changes_the_template(make_endpoint, make_plan, living):
+def test_another_artifacts_uri_changes_the_template(make_endpoint, make_plan, make_observed):
     first = make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}))
-    observed = living(first)
+    observed = make_observed(first)
     assert make_plan(make_endpoint(model={"uri": HUB, "artifactsUri": URI}), observed).revision.name == (
         first.revision.name
     )

@@ -27,9 +27,9 @@ def states_of(condition, found, *kinds):
     return tuple((condition(found, kind).status, condition(found, kind).reason) for kind in kinds)
 
 
-def unseen(make_plan, living, endpoint):
+def unseen(make_plan, make_observed, endpoint):
     """The Deployment controller has not observed the newest spec yet."""
-    children = dict(living(make_plan(endpoint)).children)
+    children = dict(make_observed(make_plan(endpoint)).children)
     for key, obj in children.items():
         if key[0] == "Deployment":
             children[key] = {**obj, "metadata": {**obj["metadata"], "generation": 2}}
@@ -37,7 +37,7 @@ def unseen(make_plan, living, endpoint):
 
 
 def test_a_corrected_secret_reference_resolves_before_older_pods_are_gone(
-    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition
+    make_endpoint, make_plan, make_observed, make_status, make_pod, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=3)
     old = [make_pod(f"w-{i}", metadata=OLD, **waiting(NO_SECRET)) for i in (1, 2)]
@@ -55,7 +55,7 @@ def test_a_corrected_secret_reference_resolves_before_older_pods_are_gone(
         ("False", "Starting"),
     )
     # Between the new spec and its first pod, no condition reports a problem.
-    between = make_status(endpoint, *old, children=unseen(make_plan, living, endpoint))
+    between = make_status(endpoint, *old, children=unseen(make_plan, make_observed, endpoint))
     assert states_of(condition, between, "ResolvedRefs", "Stalled", "Reconciling") == (
         ("Unknown", "Pending"),
         ("False", "Settled"),
@@ -64,7 +64,7 @@ def test_a_corrected_secret_reference_resolves_before_older_pods_are_gone(
 
 
 def test_a_corrected_environment_resolves_before_older_pods_are_gone(
-    make_endpoint, make_plan, living, make_status, make_worker, condition
+    make_endpoint, make_plan, make_observed, make_status, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)
     old = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, report=REFUSED)
@@ -79,7 +79,7 @@ def test_a_corrected_environment_resolves_before_older_pods_are_gone(
         ("Unknown", "Pending"),
         ("False", "Settled"),
     )
-    between = make_status(endpoint, old, children=unseen(make_plan, living, endpoint))
+    between = make_status(endpoint, old, children=unseen(make_plan, make_observed, endpoint))
     assert states_of(condition, between, *kinds) == (("Unknown", "Pending"), ("False", "Settled"))
 
 
@@ -110,11 +110,11 @@ def test_a_corrected_image_is_not_reported_for_older_pods(
 
 @pytest.mark.parametrize("made", ["2026-01-01T11:00:00Z", "2026-01-01T11:59:30Z"], ids=["before", "after"])
 def test_a_recreated_older_pod_is_not_of_the_new_revision(
-    make_endpoint, make_plan, living, make_status, make_pod, make_worker, condition, made
+    make_endpoint, make_plan, make_observed, make_status, make_pod, make_worker, condition, made
 ):
     """A drain during the rollout: the old ReplicaSet creates the newest pod."""
     endpoint = make_endpoint(replicas=3)
-    children = dict(living(make_plan(endpoint)).children)
+    children = dict(make_observed(make_plan(endpoint)).children)
     key = ("Deployment", "smollm-workers")
     status = {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 1}
     children[key] = {**children[key], "status": status}
@@ -129,13 +129,13 @@ def test_a_recreated_older_pod_is_not_of_the_new_revision(
     assert states_of(condition, goes_on, "UpToDate") == (("False", "RollingOut"),)
 
 
-def test_a_rejected_rollout_is_not_the_current_revision(make_endpoint, make_plan, living, make_worker):
+def test_a_rejected_rollout_is_not_the_current_revision(make_endpoint, make_plan, make_observed, make_worker):
     from vllmendpoint_api import Reason
     from vllmendpoint_operator.errors import PlanError
     from vllmendpoint_operator.status import endpoint_status
 
     endpoint = make_endpoint()
-    observed = living(make_plan(endpoint), pods=[make_worker(settings=endpoint)])
+    observed = make_observed(make_plan(endpoint), pods=[make_worker(settings=endpoint)])
     before = endpoint_status(endpoint, observed, make_plan(endpoint, observed), None)
     changed = replace(make_endpoint(worker={"image": "registry.example/worker:next"}), status=before)
     problem = PlanError(Reason.INVALID_POD_TEMPLATE, "no")
@@ -147,11 +147,11 @@ def test_a_rejected_rollout_is_not_the_current_revision(make_endpoint, make_plan
 
 @pytest.mark.parametrize("step", ["the replicas first", "the old template again"])
 def test_a_deployment_that_still_has_an_older_revision_number(
-    make_endpoint, make_plan, living, make_status, make_pod, condition, step
+    make_endpoint, make_plan, make_observed, make_status, make_pod, condition, step
 ):
     """The Deployment controller writes both steps with the newest ``observedGeneration``."""
     endpoint = make_endpoint(replicas=2)
-    observed = living(make_plan(endpoint))
+    observed = make_observed(make_plan(endpoint))
     children, hashes = dict(observed.children), dict(observed.template_hashes)
     key = ("Deployment", "smollm-workers")
     status = {"observedGeneration": 1, "replicas": 2, "updatedReplicas": 1}
@@ -171,22 +171,22 @@ def test_a_deployment_that_still_has_an_older_revision_number(
 
 
 def test_rejections_by_pods_of_an_unknown_template(
-    make_endpoint, make_plan, living, make_status, make_worker, condition
+    make_endpoint, make_plan, make_observed, make_status, make_worker, condition
 ):
     endpoint = make_endpoint(replicas=2)
     never = make_worker("w-1", "Starting", settings=endpoint, metadata=OLD, report=REFUSED)
     hot = {**REFUSED, "stage__name": "Serving", "started": True}
     hot["configuration__problems"] = [{**REFUSED["configuration__problems"][0], "reason": "InvalidPayload"}]
     serves = make_worker("w-2", settings=endpoint, metadata=OLD, report=hot)
-    found = make_status(endpoint, never, serves, children=unseen(make_plan, living, endpoint))
+    found = make_status(endpoint, never, serves, children=unseen(make_plan, make_observed, endpoint))
     assert states_of(condition, found, "ConfigurationResolved") == (("False", "InvalidPayload"),)
 
 
 def test_a_quota_that_blocks_new_pods_is_reported_before_problems_of_older_pods(
-    make_endpoint, make_plan, living, make_status, make_pod, condition
+    make_endpoint, make_plan, make_observed, make_status, make_pod, condition
 ):
     endpoint = make_endpoint(replicas=1)
-    children = dict(living(make_plan(endpoint)).children)
+    children = dict(make_observed(make_plan(endpoint)).children)
     key = ("Deployment", "smollm-workers")
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: q"}
     status = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 0, "conditions": [failure]}

@@ -16,17 +16,19 @@ def templates(child):
     return read
 
 
-def test_another_default_image_changes_no_template(make_endpoint, make_plan, living, templates):
+def test_another_default_image_changes_no_template(make_endpoint, make_plan, make_observed, templates):
     first = make_plan(make_endpoint())
     assert not first.revision.upgrade_available
-    second = make_plan(make_endpoint(), living(first), worker_image="registry.example/worker:2")
+    second = make_plan(make_endpoint(), make_observed(first), worker_image="registry.example/worker:2")
     assert templates(second) == templates(first)
     assert second.revision.name == first.revision.name
     assert second.revision.image == "registry.example/worker:1"
     assert second.revision.upgrade_available
 
 
-def test_a_changed_renderer_changes_no_template(make_endpoint, make_plan, living, templates, monkeypatch):
+def test_a_changed_renderer_changes_no_template(
+    make_endpoint, make_plan, make_observed, templates, monkeypatch
+):
     first = make_plan(make_endpoint())
     old = revision_module.worker_template
 
@@ -36,20 +38,24 @@ def test_a_changed_renderer_changes_no_template(make_endpoint, make_plan, living
         return rendered
 
     monkeypatch.setattr(revision_module, "worker_template", newer)
-    second = make_plan(make_endpoint(), living(first))
+    second = make_plan(make_endpoint(), make_observed(first))
     assert templates(second) == templates(first)
     assert second.revision.upgrade_available
 
 
 def test_the_rollout_annotation_changes_the_template_and_restarts(
-    make_endpoint, make_plan, living, templates
+    make_endpoint, make_plan, make_observed, templates
 ):
     first = make_plan(make_endpoint())
-    second = make_plan(make_endpoint(rollout="1"), living(first), worker_image="registry.example/worker:2")
+    second = make_plan(
+        make_endpoint(rollout="1"), make_observed(first), worker_image="registry.example/worker:2"
+    )
     assert second.revision.image == "registry.example/worker:2"
     assert not second.revision.upgrade_available
     assert second.revision.name != first.revision.name
-    third = make_plan(make_endpoint(rollout="2"), living(second), worker_image="registry.example/worker:2")
+    third = make_plan(
+        make_endpoint(rollout="2"), make_observed(second), worker_image="registry.example/worker:2"
+    )
     assert templates(third)[0] != templates(second)[0], (
         "a requested restart restarts, although nothing else changed"
     )
@@ -66,9 +72,11 @@ def test_the_rollout_annotation_changes_the_template_and_restarts(
         {"paused": True},
     ],
 )
-def test_hot_changes_change_no_template(make_endpoint, make_plan, living, templates, change):
+def test_hot_changes_change_no_template(make_endpoint, make_plan, make_observed, templates, change):
     first = make_plan(make_endpoint())
-    second = make_plan(make_endpoint(**change), living(first), worker_image="registry.example/worker:2")
+    second = make_plan(
+        make_endpoint(**change), make_observed(first), worker_image="registry.example/worker:2"
+    )
     assert templates(second) == templates(first)
     assert second.revision.name == first.revision.name
 
@@ -85,9 +93,9 @@ def test_hot_changes_change_no_template(make_endpoint, make_plan, living, templa
         {"frontend": {"resources": {"limits": {"cpu": 1}}}},
     ],
 )
-def test_cold_changes_change_the_template(make_endpoint, make_plan, living, templates, change):
+def test_cold_changes_change_the_template(make_endpoint, make_plan, make_observed, templates, change):
     first = make_plan(make_endpoint())
-    second = make_plan(make_endpoint(**change), living(first))
+    second = make_plan(make_endpoint(**change), make_observed(first))
     assert templates(second) != templates(first)
     assert second.revision.name != first.revision.name
 
@@ -118,23 +126,27 @@ MOMENT = "2026-01-31T12:00:00Z"
 
 @pytest.mark.parametrize("requested", [{"rollout": "1"}, {"restartedAt": MOMENT}])
 @pytest.mark.parametrize("image", ["registry.example/worker:1", "registry.example/worker:2"])
-def test_removing_a_request_requests_nothing(make_endpoint, make_plan, living, templates, requested, image):
+def test_removing_a_request_requests_nothing(
+    make_endpoint, make_plan, make_observed, templates, requested, image
+):
     """`kubectl replace` with a manifest that never had the request, before or after an upgrade."""
     first = make_plan(make_endpoint(**requested))
-    removed = make_plan(make_endpoint(), living(first), worker_image=image)
+    removed = make_plan(make_endpoint(), make_observed(first), worker_image=image)
     assert templates(removed) == templates(first)
     assert removed.revision.name == first.revision.name
     assert removed.children[0] == first.children[0], "the revision is not written again"
-    again = make_plan(make_endpoint(**requested), living(removed), worker_image=image)
+    again = make_plan(make_endpoint(**requested), make_observed(removed), worker_image=image)
     assert again.revision.name == first.revision.name, "the request was carried out already"
 
 
 @pytest.mark.parametrize("requested", [{"rollout": "1"}, {"restartedAt": MOMENT}])
-def test_a_request_that_was_removed_is_kept_by_later_revisions(make_endpoint, make_plan, living, requested):
+def test_a_request_that_was_removed_is_kept_by_later_revisions(
+    make_endpoint, make_plan, make_observed, requested
+):
     first = make_plan(make_endpoint(**requested))
-    changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), living(first))
+    changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), make_observed(first))
     assert changed.revision.name != first.revision.name
-    back = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}, **requested), living(changed))
+    back = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}, **requested), make_observed(changed))
     assert back.revision.name == changed.revision.name
 
 
@@ -150,29 +162,29 @@ def test_a_request_that_was_removed_is_kept_by_later_revisions(make_endpoint, ma
     ],
 )
 def test_any_other_value_restarts_the_workers_alone(
-    make_endpoint, make_plan, living, templates, before, after
+    make_endpoint, make_plan, make_observed, templates, before, after
 ):
     """An earlier time too: the client's clock may be slow."""
     first = make_plan(make_endpoint(**before))
-    second = make_plan(make_endpoint(**after), living(first))
+    second = make_plan(make_endpoint(**after), make_observed(first))
     workers, frontend = zip(templates(first), templates(second), strict=True)
     assert workers[0] != workers[1]
     assert frontend[0] == frontend[1]
 
 
 @pytest.mark.parametrize("spelled", ["2026-01-31T12:00:00.000Z", "2026-01-31T13:00:00+01:00"])
-def test_the_same_time_in_another_notation_requests_nothing(make_endpoint, make_plan, living, spelled):
+def test_the_same_time_in_another_notation_requests_nothing(make_endpoint, make_plan, make_observed, spelled):
     first = make_plan(make_endpoint(restartedAt=MOMENT))
-    second = make_plan(make_endpoint(restartedAt=spelled), living(first))
+    second = make_plan(make_endpoint(restartedAt=spelled), make_observed(first))
     assert second.revision.name == first.revision.name
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
 def test_a_time_without_utc_equivalent_requests_a_restart(
-    make_endpoint, make_plan, living, templates, moment
+    make_endpoint, make_plan, make_observed, templates, moment
 ):
     first = make_plan(make_endpoint())
-    second = make_plan(make_endpoint(restartedAt=moment), living(first))
+    second = make_plan(make_endpoint(restartedAt=moment), make_observed(first))
     assert templates(first)[0] != templates(second)[0]
 
 
@@ -182,38 +194,38 @@ def test_an_earlier_version_keeps_the_pods_of_a_restart_request(make_endpoint):
     assert inputs == revision_module.inputs_hash(make_endpoint(), None, "")
 
 
-def test_an_annotation_of_the_pod_template_requests_nothing(make_endpoint, make_plan, living):
+def test_an_annotation_of_the_pod_template_requests_nothing(make_endpoint, make_plan, make_observed):
     """It has the name of a request in the template, but an upgrade must not take it for one."""
     annotated = {"metadata": {"annotations": {"serving.vllmendpoint.dev/rollout": "theirs"}}}
     endpoint = make_endpoint(worker={"podTemplate": annotated})
     first = make_plan(endpoint)
-    second = make_plan(endpoint, living(first), worker_image="registry.example/worker:2")
+    second = make_plan(endpoint, make_observed(first), worker_image="registry.example/worker:2")
     assert second.revision.name == first.revision.name
 
 
-def test_an_explicit_default_changes_nothing(make_endpoint, make_plan, living):
+def test_an_explicit_default_changes_nothing(make_endpoint, make_plan, make_observed):
     first = make_plan(make_endpoint())
     worker = {"sharedMemorySize": "8Gi", "startupTimeoutSeconds": 1800, "resources": {}}
-    second = make_plan(make_endpoint(worker=worker, frontend={"mode": "Managed"}), living(first))
+    second = make_plan(make_endpoint(worker=worker, frontend={"mode": "Managed"}), make_observed(first))
     assert second.revision.name == first.revision.name
 
 
-def test_returning_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_plan, living, child):
+def test_returning_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_plan, make_observed, child):
     first = make_plan(make_endpoint())
-    changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), living(first))
-    observed = living(changed)
-    both = replace(observed, children={**living(first).children, **observed.children})
+    changed = make_plan(make_endpoint(engine={"args": ["--seed", "1"]}), make_observed(first))
+    observed = make_observed(changed)
+    both = replace(observed, children={**make_observed(first).children, **observed.children})
     back = make_plan(make_endpoint(), both)
     assert back.revision.name == first.revision.name
     assert child(back, "ControllerRevision", back.revision.name)["revision"] == 3
 
 
-def test_a_stored_template_survives_json(make_endpoint, make_plan, living):
+def test_a_stored_template_survives_json(make_endpoint, make_plan, make_observed):
     """The API server returns JSON; its types must not look like an available upgrade."""
     first = make_plan(
         make_endpoint(worker={"envFrom": [{"secretRef": {"name": "s"}}]}, engine={"args": ["--x"]})
     )
-    observed = living(first)
+    observed = make_observed(first)
     stored = {key: json.loads(json.dumps(obj)) for key, obj in observed.children.items()}
     again = make_plan(
         make_endpoint(worker={"envFrom": [{"secretRef": {"name": "s"}}]}, engine={"args": ["--x"]}),
@@ -226,7 +238,7 @@ def config_of(number: int) -> dict:
     return {"config": {"inline": {"seed": number}}}
 
 
-def test_an_old_config_map_is_kept_while_a_pod_mounts_it(make_endpoint, make_plan, living):
+def test_an_old_config_map_is_kept_while_a_pod_mounts_it(make_endpoint, make_plan, make_observed):
     first = make_plan(make_endpoint(engine=config_of(1)))
     (old,) = [
         c["metadata"]["name"]
@@ -234,14 +246,14 @@ def test_an_old_config_map_is_kept_while_a_pod_mounts_it(make_endpoint, make_pla
         if c["kind"] == "ConfigMap" and "-config-" in c["metadata"]["name"]
     ]
     second = make_endpoint(engine=config_of(2))
-    mounted = make_plan(second, living(first, settings_in_use=frozenset({old})))
+    mounted = make_plan(second, make_observed(first, settings_in_use=frozenset({old})))
     assert not mounted.prune
-    free = make_plan(second, living(first))
+    free = make_plan(second, make_observed(first))
     assert [(o["kind"], o["metadata"]["name"]) for o in free.prune] == [("ConfigMap", old)]
 
 
-def test_a_disabled_frontend_is_pruned(make_endpoint, make_plan, living):
-    observed = living(make_plan(make_endpoint()))
+def test_a_disabled_frontend_is_pruned(make_endpoint, make_plan, make_observed):
+    observed = make_observed(make_plan(make_endpoint()))
     gone = {
         (o["kind"], o["metadata"]["name"])
         for o in make_plan(make_endpoint(frontend={"mode": "None"}), observed).prune
@@ -255,19 +267,19 @@ def test_a_disabled_frontend_is_pruned(make_endpoint, make_plan, living):
     }
 
 
-def test_three_revisions_are_kept_including_the_current_one(make_endpoint, make_plan, living):
+def test_three_revisions_are_kept_including_the_current_one(make_endpoint, make_plan, make_observed):
     children: dict = {}
     for number in range(6):
         endpoint = make_endpoint(engine={"args": ["--seed", str(number)]})
-        planned = make_plan(endpoint, replace(living(make_plan(endpoint)), children=children))
-        children |= living(planned).children
+        planned = make_plan(endpoint, replace(make_observed(make_plan(endpoint)), children=children))
+        children |= make_observed(planned).children
         for obj in planned.prune:
             del children[obj["kind"], obj["metadata"]["name"]]
     kept = sorted(obj["revision"] for (kind, _), obj in children.items() if kind == "ControllerRevision")
     assert kept == [4, 5, 6]
 
 
-def test_pods_are_annotated_with_new_settings_once(make_endpoint, make_plan, living, make_worker):
+def test_pods_are_annotated_with_new_settings_once(make_endpoint, make_plan, make_observed, make_worker):
     endpoint = make_endpoint(healthCheck={"level": "Standard"})
     planned = make_plan(endpoint)
     key = "serving.vllmendpoint.dev/settings-hash"
@@ -279,4 +291,4 @@ def test_pods_are_annotated_with_new_settings_once(make_endpoint, make_plan, liv
         make_worker("annotated", metadata=annotated, report={"configuration__settingsHash": "old"}),
         make_worker("going", metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"}),
     ]
-    assert make_plan(endpoint, living(planned, pods=pods)).refresh == {"behind": planned.settings.hash}
+    assert make_plan(endpoint, make_observed(planned, pods=pods)).refresh == {"behind": planned.settings.hash}

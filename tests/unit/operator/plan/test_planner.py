@@ -313,9 +313,11 @@ def test_a_variable_with_value_and_source_is_rejected(make_endpoint, make_plan):
         ({"c": {}}, Reason.CONFIG_MAP_KEY_NOT_FOUND, "Its keys: none."),
     ],
 )
-def test_missing_references_are_named(make_endpoint, make_plan, living, config_maps, maps, reason, message):
+def test_missing_references_are_named(
+    make_endpoint, make_plan, make_observed, config_maps, maps, reason, message
+):
     endpoint = make_endpoint(engine={"config": {"configMapKeyRef": {"name": "c", "key": "k"}}})
-    observed = living(make_plan(make_endpoint()), config_maps=config_maps(**maps))
+    observed = make_observed(make_plan(make_endpoint()), config_maps=config_maps(**maps))
     with pytest.raises(PlanError) as error:
         make_plan(endpoint, observed)
     assert error.value.reason is reason

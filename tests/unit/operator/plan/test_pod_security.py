@@ -134,10 +134,10 @@ def test_a_null_that_kubectl_apply_did_not_send_is_reported(annotations, live, m
         assert text.endswith("Use $patch: delete, $patch: replace or $retainKeys.")
 
 
-def test_chart_options_change_no_pinned_template(make_endpoint, make_plan, living, pods):
+def test_chart_options_change_no_pinned_template(make_endpoint, make_plan, make_observed, pods):
     first = make_plan(make_endpoint())
-    second = make_plan(make_endpoint(), living(first), fixed_user=False)
+    second = make_plan(make_endpoint(), make_observed(first), fixed_user=False)
     assert pods(second) == pods(first)
     assert second.revision.upgrade_available
-    third = make_plan(make_endpoint(rollout="1"), living(second), fixed_user=False)
+    third = make_plan(make_endpoint(rollout="1"), make_observed(second), fixed_user=False)
     assert all("runAsUser" not in pod["securityContext"] for pod in pods(third))

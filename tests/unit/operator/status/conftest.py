@@ -37,13 +37,15 @@ def states() -> Callable[[VLLMEndpointStatus], dict[str, tuple[str, str]]]:
 
 
 @pytest.fixture
-def children_with(make_plan: Callable[..., Plan], living: Callable[..., Observed]) -> Callable[..., Children]:
+def children_with(
+    make_plan: Callable[..., Plan], make_observed: Callable[..., Observed]
+) -> Callable[..., Children]:
     """The children of an endpoint, with another status of one of its Deployments."""
 
     def make(
         endpoint: Endpoint, component: str = "workers", children: Children | None = None, **status: Any
     ) -> Children:
-        result = dict(living(make_plan(endpoint)).children if children is None else children)
+        result = dict(make_observed(make_plan(endpoint)).children if children is None else children)
         key = ("Deployment", f"{endpoint.name}-{component}")
         result[key] = {**result[key], "status": {"observedGeneration": 1} | status}
         return result

@@ -128,13 +128,13 @@ def test_a_spec_that_cannot_be_read_changes_the_conditions_only(
 
 
 def test_a_spec_that_is_read_in_part_reports_the_running_pods(
-    make_endpoint, make_plan, make_status, make_worker, living, states
+    make_endpoint, make_plan, make_status, make_worker, make_observed, states
 ):
     endpoint = make_endpoint(model={"uri": "hf://o/n", "name": "mine"}, frontend={"mode": "None"})
     before = make_status(endpoint, make_worker(settings=endpoint))
     partial = replace(make_endpoint(replicas=2), generation=2, status=before)
     pods = [make_worker(f"w-{number}", settings=endpoint) for number in (1, 2)]
-    observed = living(make_plan(make_endpoint(replicas=2)), pods=pods)
+    observed = make_observed(make_plan(make_endpoint(replicas=2)), pods=pods)
     found = partial_spec_status(partial, observed, PlanError(Reason.INVALID_SPEC, "model.name: no"))
     assert states(found)["Ready"] == states(found)["Accepted"] == ("False", "InvalidSpec")
     assert states(found)["Available"] == ("True", "Available")

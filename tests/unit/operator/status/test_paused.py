@@ -11,11 +11,11 @@ from vllmendpoint_operator.status import endpoint_status
 
 
 def test_a_paused_endpoint_keeps_serving_and_reports_that_nothing_changes(
-    make_endpoint, make_plan, living, make_worker, condition
+    make_endpoint, make_plan, make_observed, make_worker, condition
 ):
     running = make_endpoint()
     first = make_plan(running)
-    observed = living(first, pods=[make_worker(settings=running)])
+    observed = make_observed(first, pods=[make_worker(settings=running)])
     before = endpoint_status(running, observed, first, None)
     assert condition(before, "Ready").status == "True"
     paused = replace(
@@ -35,10 +35,12 @@ def test_a_paused_endpoint_keeps_serving_and_reports_that_nothing_changes(
     [(1, None, "Paused"), (3, 1, "Paused"), (2, 2, "Starting"), (0, None, "ScaledToZero")],
 )
 def test_missing_replicas_are_reported_as_paused(
-    make_endpoint, make_plan, living, condition, noon, replicas, existing, reason
+    make_endpoint, make_plan, make_observed, condition, noon, replicas, existing, reason
 ):
     endpoint = make_endpoint(paused=True, replicas=replicas)
-    observed = Observed(now=noon) if existing is None else living(make_plan(make_endpoint(replicas=existing)))
+    observed = (
+        Observed(now=noon) if existing is None else make_observed(make_plan(make_endpoint(replicas=existing)))
+    )
     found = condition(endpoint_status(endpoint, observed, make_plan(endpoint), None), "Available")
     assert found.reason == reason
     if reason == "Paused":
@@ -65,9 +67,11 @@ def test_a_rejected_spec_is_reported_while_paused(make_endpoint, condition, noon
     assert condition(found, "Reconciling").status == "False"
 
 
-def test_a_missing_frontend_is_reported_as_paused(make_endpoint, make_plan, living, make_worker, condition):
+def test_a_missing_frontend_is_reported_as_paused(
+    make_endpoint, make_plan, make_observed, make_worker, condition
+):
     without = make_endpoint(frontend={"mode": "None"})
-    observed = replace(living(make_plan(without), pods=[make_worker(settings=without)]), frontends=())
+    observed = replace(make_observed(make_plan(without), pods=[make_worker(settings=without)]), frontends=())
     endpoint = make_endpoint(paused=True)
     found = endpoint_status(endpoint, observed, make_plan(endpoint, observed), None)
     available = condition(found, "Available")
@@ -80,10 +84,10 @@ def test_a_missing_frontend_is_reported_as_paused(make_endpoint, make_plan, livi
 
 
 def test_a_changed_pod_template_is_not_called_valid_before_it_is_verified(
-    make_endpoint, make_plan, living, condition
+    make_endpoint, make_plan, make_observed, condition
 ):
     running = make_endpoint()
-    observed = living(make_plan(running))
+    observed = make_observed(make_plan(running))
     paused = make_endpoint(paused=True, worker={"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}})
     found = endpoint_status(paused, observed, make_plan(paused, observed), None)
     assert (
@@ -95,10 +99,10 @@ def test_a_changed_pod_template_is_not_called_valid_before_it_is_verified(
 
 
 def test_missing_frontend_pods_do_not_hide_that_the_workers_load(
-    make_endpoint, make_plan, living, make_worker, condition
+    make_endpoint, make_plan, make_observed, make_worker, condition
 ):
     running = make_endpoint()
-    observed = living(
+    observed = make_observed(
         make_plan(running), pods=[make_worker("w-1", "Starting", settings=running, ready=False)]
     )
     endpoint = make_endpoint(paused=True, frontend={"replicas": 2})

@@ -191,10 +191,10 @@ def test_a_problem_of_both_components_is_reported_once(make_endpoint, make_statu
 
 
 def test_a_scale_up_that_is_not_applied_is_not_ready(
-    make_endpoint, make_plan, living, make_status, make_worker, finding
+    make_endpoint, make_plan, make_observed, make_status, make_worker, finding
 ):
     before = make_endpoint()
-    children = living(make_plan(before)).children
+    children = make_observed(make_plan(before)).children
     problem = PlanError(Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap")
     endpoint = make_endpoint(replicas=5)
     found = make_status(endpoint, make_worker(settings=before), children=children, problem=problem)

@@ -16,10 +16,10 @@ def test_an_endpoint_without_replicas_is_ready(make_endpoint, make_status, state
 
 @pytest.mark.parametrize("paused", [False, True])
 def test_pods_of_a_scale_down_that_is_not_applied_still_serve(
-    make_endpoint, make_plan, living, make_status, make_worker, finding, paused
+    make_endpoint, make_plan, make_observed, make_status, make_worker, finding, paused
 ):
     before = make_endpoint(replicas=2)
-    children = living(make_plan(before)).children
+    children = make_observed(make_plan(before)).children
     pods = [make_worker(f"w-{number}", settings=before) for number in (1, 2)]
     problem = None if paused else PlanError(Reason.CONFIG_MAP_NOT_FOUND, "no ConfigMap")
     found = make_status(make_endpoint(replicas=0, paused=paused), *pods, children=children, problem=problem)
@@ -76,9 +76,9 @@ def test_the_message_about_one_remaining_pod_is_in_the_singular(
 
 @pytest.mark.parametrize(("paused", "expected"), [(True, "Paused"), (False, "Pending")])
 def test_unready_pods_of_a_scale_down_that_is_not_applied_are_reported(
-    make_endpoint, make_plan, living, make_status, make_pod, finding, paused, expected
+    make_endpoint, make_plan, make_observed, make_status, make_pod, finding, paused, expected
 ):
-    children = living(make_plan(make_endpoint(replicas=2))).children
+    children = make_observed(make_plan(make_endpoint(replicas=2))).children
     pods = [make_pod(f"w-{number}", ready=False) for number in (1, 2)]
     problem = None if paused else PlanError(Reason.INVALID_SPEC, "engine.args: no")
     found = make_status(make_endpoint(replicas=0, paused=paused), *pods, children=children, problem=problem)
