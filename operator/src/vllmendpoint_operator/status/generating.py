@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from vllmendpoint_api import Mode, Reason, Verdict, WorkerStatus
+from vllmendpoint_api import DEFAULT_RESTART_AFTER_SECONDS, Mode, Reason, Verdict, WorkerStatus
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .conditions import Finding, false, true, unknown
@@ -102,9 +102,14 @@ def _effect_and_remedy(reason: Reason, endpoint: Endpoint) -> str:
         traffic = "Because healthCheck.mode is Observe, the pod still receives traffic"
     if reason is not Reason.ENGINE_STALLED:
         return f"{traffic}. {_REMEDIES[reason]}"
-    if check is not None and check.restart_after_seconds == 0:
+    seconds = None if check is None else check.restart_after_seconds
+    if seconds == 0:
         return f"{traffic}. It does not restart because healthCheck.restartAfterSeconds is 0. Delete it."
-    return f"{traffic} and restarts after healthCheck.restartAfterSeconds. To replace it now, delete it."
+    seconds = DEFAULT_RESTART_AFTER_SECONDS if seconds is None else seconds
+    return (
+        f"{traffic} and restarts after {seconds} s (healthCheck.restartAfterSeconds). "
+        "To replace it now, delete it."
+    )
 
 
 def _reason(worker: WorkerStatus) -> Reason:

@@ -57,7 +57,7 @@ def test_the_message_has_count_cause_effect_and_remedy(
     assert condition(found, "Generating").message == (
         "1 of 3 replicas is not generating: the engine in pod w-bad is stalled. "
         "The engine has scheduled no token for 12 s. "
-        "The pod receives no traffic and restarts after healthCheck.restartAfterSeconds. "
+        "The pod receives no traffic and restarts after 600 s (healthCheck.restartAfterSeconds). "
         "To replace it now, delete it."
     )
     assert condition(found, "Ready").message == condition(found, "Generating").message
@@ -69,10 +69,10 @@ def test_the_message_has_count_cause_effect_and_remedy(
     [
         (
             "Stalled",
-            {"mode": "Observe"},
+            {"mode": "Observe", "restartAfterSeconds": 60},
             (
                 "the engine in pod w is stalled. The cause. Because healthCheck.mode is Observe, the pod "
-                "still receives traffic and restarts after healthCheck.restartAfterSeconds. "
+                "still receives traffic and restarts after 60 s (healthCheck.restartAfterSeconds). "
                 "To replace it now, delete it."
             ),
         ),
