@@ -1,4 +1,4 @@
-"""compat: the guide's functions, level by level; real Dynamo is tests/worker/test_python_api.py's."""
+"""compat: the functions of the guide, level by level. tests/worker/test_python_api.py uses real Dynamo."""
 
 import itertools
 import json
@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.unit.worker.compat.compat_payloads import (  # noqa: F401
+from tests.unit.worker.compat.compat_payloads import (
     CHAT,
     MARKERS,
     MINIMAL,
     OTHER,
     PAYLOAD,
     STANDARD,
-    nothing_set,
 )
 from vllmendpoint_api import Level, ModelType, payload_for
 from vllmendpoint_worker.compat import (
@@ -27,8 +26,6 @@ from vllmendpoint_worker.compat._model_type import detect_model_type
 from vllmendpoint_worker.compat._payloads import payload_to_send
 from vllmendpoint_worker.config.sources import REMOVED_VARIABLES
 from vllmendpoint_worker.errors import WorkerError
-
-pytestmark = pytest.mark.usefixtures("nothing_set")
 
 
 class Config:

@@ -1,4 +1,4 @@
-"""compat: the custom default, what Dynamo is sent and reads, and that the import changes nothing of it."""
+"""compat: the custom default, the payload that Dynamo receives, and the effects of the import."""
 
 import asyncio
 import json
@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from tests.unit.worker.compat.compat_payloads import (  # noqa: F401
-    CHAT,
+from tests.unit.worker.compat.compat_payloads import (
     MARKERS,
     MINIMAL,
     OTHER,
     PAYLOAD,
     STANDARD,
-    nothing_set,
 )
 from vllmendpoint_api import HandlerSettings
 from vllmendpoint_worker.compat import (
@@ -38,9 +36,6 @@ from vllmendpoint_worker.config.sources import ConfigSources
 from vllmendpoint_worker.errors import ConfigurationRejectedError
 from vllmendpoint_worker.handlers import HandlerManager
 from vllmendpoint_worker.serving.state import WorkerState
-
-pytestmark = pytest.mark.usefixtures("nothing_set")
-
 
 # --- set_custom_health_check_payload
 
@@ -72,7 +67,7 @@ def test_an_invalid_custom_default_is_rejected_and_changes_nothing(payload: Any)
 
 
 def test_an_equal_custom_default_is_not_a_change() -> None:
-    """Or a script that is read again at every change would be one itself."""
+    """A script is read again at each change; its unchanged default must not cause another change."""
     set_custom_health_check_payload(OTHER)
     version = CUSTOM_DEFAULT.version
     set_custom_health_check_payload(dict(OTHER))
@@ -124,7 +119,7 @@ async def test_a_handler_script_sets_the_custom_default(
         assert problems == ()
         loaded, before = await manager.load(wanted), CUSTOM_DEFAULT.value
         generation = manager.bind(loaded)
-        assert CUSTOM_DEFAULT.value == before, "it comes into force with its handlers"
+        assert CUSTOM_DEFAULT.value == before, "it becomes active with its handlers"
         manager.activate(generation)
         return CUSTOM_DEFAULT.value
 
