@@ -17,16 +17,20 @@ from typing import Final
 __all__ = ["configure", "reconciling"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""Attributes of every log record. All others were passed in ``extra`` or added by :class:`_ContextFilter`."""
 
 
 @dataclass(slots=True)
 class _Run:
     endpoint: str
-    reconcile: str
-    """Empty after the reconcile: a stream that it opened continues, and belongs to the endpoint."""
+    """namespace/name"""
+    reconcile_id: str
+    """Empty after the reconcile. Tasks that it started keep this object in their context, so their later
+    lines carry the endpoint only.
+    """
 
 
-_RUN: ContextVar[_Run | None] = ContextVar("reconcile", default=None)
+_RUN: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 
 @contextmanager
@@ -38,22 +42,25 @@ def reconciling(key: tuple[str, str]) -> Iterator[None]:
         yield
     finally:
         _RUN.reset(token)
-        run.reconcile = ""
+        run.reconcile_id = ""
 
 
 class _ContextFilter(logging.Filter):
-    """Attached to the handler, because a filter of a logger does not see the records of its children."""
+    """Adds the fields of the current reconcile to a record, and rejects none.
+
+    It is attached to the handler, because a filter of a logger does not receive the records of its children.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if (run := _RUN.get()) is not None:
             record.endpoint = run.endpoint
-            if run.reconcile:
-                record.reconcile = run.reconcile
+            if run.reconcile_id:
+                record.reconcile = run.reconcile_id
         return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, str | int | float | bool]:
-    """The fields passed in ``extra``, and those of the context."""
+    """The fields passed in ``extra``, and those of the context. Values that are not scalars are omitted."""
     return {
         key: value
         for key, value in vars(record).items()
@@ -82,7 +89,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, style: str) -> None:
-    """Configure the root logger. ``style``: ``json`` or ``text``."""
+    """Configure the root logger. ``level``: a name such as ``INFO``. ``style``: ``json`` or ``text``."""
     handler = logging.StreamHandler()
     handler.addFilter(_ContextFilter())
     handler.setFormatter(

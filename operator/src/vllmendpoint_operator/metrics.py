@@ -21,6 +21,8 @@ __all__ = ["Metrics", "serve"]
 
 
 class Metrics:
+    """The operator's own metrics, in ``registry``, and the series of endpoints."""
+
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -41,12 +43,12 @@ class Metrics:
         )
         self.queue_seconds = Histogram(
             "vllmendpoint_operator_queue_duration_seconds",
-            "Time a key waited in the queue.",
+            "Time an endpoint waited in the queue.",
             registry=registry,
             buckets=(0.001, 0.01, 0.1, 0.5, 1, 5, 30, 120),
         )
         self.queue_depth = Gauge(
-            "vllmendpoint_operator_queue_depth", "Keys that wait in the queue.", registry=registry
+            "vllmendpoint_operator_queue_depth", "Endpoints that wait in the queue.", registry=registry
         )
         self.requests = Counter(
             "vllmendpoint_operator_api_requests_total",
@@ -66,7 +68,7 @@ class Metrics:
             registry=registry,
         )
         self.foreign: set[tuple[str, str]] = set()
-        """Endpoints that another operator manages."""
+        """(namespace, name) of the endpoints that another operator manages."""
         Gauge(
             "vllmendpoint_operator_foreign_endpoints",
             "Endpoints in watched namespaces that another operator manages.",
@@ -78,7 +80,7 @@ class Metrics:
         self.requests.labels(verb, resource, str(status)).inc()
 
     def set_endpoint(self, key: tuple[str, str], desired: int, status: VLLMEndpointStatus) -> None:
-        """Expose the conditions and replicas of the endpoint ``key`` (namespace, name)."""
+        """Set the series of the endpoint ``key`` (namespace, name). ``desired``: ``spec.replicas``."""
         self._endpoints.samples[key] = _EndpointSample(
             conditions=_shared(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
             replicas=(desired, status.replicas, status.ready_replicas, status.generating_replicas),
@@ -100,7 +102,7 @@ _Conditions = tuple[tuple[str, ConditionStatus], ...]
 
 @lru_cache(maxsize=1024)
 def _shared(conditions: _Conditions) -> _Conditions:
-    """Return one tuple for all endpoints with equal conditions, which saves memory."""
+    """Return the cached tuple that equals ``conditions``, so that endpoints share one: it saves memory."""
     return conditions
 
 
@@ -112,6 +114,7 @@ class _EndpointSample:
 
 
 _STATES: Final = ("desired", "current", "ready", "generating")
+"""Values of the label ``state`` of ``vllmendpoint_replicas``."""
 
 
 class _EndpointSeries:
@@ -125,7 +128,7 @@ class _EndpointSeries:
         self.samples: dict[tuple[str, str], _EndpointSample] = {}
 
     def text(self) -> Iterator[str]:
-        """Iterate over chunks. Namespaces, names and condition types need no escaping."""
+        """Iterate over chunks. Labels are not escaped: names in Kubernetes contain no quote or backslash."""
         samples = [
             (f'name="{name}",namespace="{namespace}"', sample)
             for (namespace, name), sample in self.samples.items()
@@ -166,7 +169,7 @@ async def serve(
 ) -> list[web.AppRunner]:
     """Serve ``/metrics`` on one port, and ``/healthz`` and ``/readyz`` on another.
 
-    The caller must await ``cleanup()`` of the returned runners.
+    ``ready`` decides the answer of ``/readyz``. The caller must await ``cleanup()`` of the returned runners.
     """
 
     async def exposition(request: web.Request) -> web.StreamResponse:

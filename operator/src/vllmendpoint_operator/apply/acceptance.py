@@ -1,8 +1,9 @@
-"""Records on a child: the digest of what was applied, and differences that the operator accepts. Pure.
+"""Keeps two digests in annotations of a child: of the applied object, and of accepted differences. Pure.
 
 A mutating admission policy changes a child again after every apply. The operator then accepts the differences
-and records their digest in an annotation of the child, so that the record survives a restart of the operator.
-A later change of such a field to another value has another digest.
+between the applied and the stored object, and records their digest in an annotation of the child, which
+survives a restart of the operator. Design decision 17 explains the comparison
+(docs/decisions/0017-differences-and-reverts.md).
 """
 
 from collections.abc import Iterable
@@ -19,8 +20,8 @@ from vllmendpoint_operator.observe.snapshot import Object
 __all__ = [
     "APPLIED_HASH_PATH",
     "accepted_record",
+    "difference_records",
     "is_in_sync",
-    "records",
     "with_accepted_record",
     "with_applied_hash",
 ]
@@ -28,6 +29,7 @@ __all__ = [
 _APPLIED_HASH: Final = f"{names.GROUP}/applied-hash"
 """Annotation of every child: digest of what was last applied. It shows that a field was removed."""
 APPLIED_HASH_PATH: Final = ("metadata", "annotations", _APPLIED_HASH)
+"""Path of that annotation among the differences of a child."""
 _ACCEPTED_DIFFERENCES: Final = f"{names.GROUP}/accepted-differences"
 """Annotation of a child: digest of the differences between the applied and the stored object."""
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
@@ -50,7 +52,7 @@ def is_in_sync(desired: Object, live: Object) -> bool:
     if not differs(desired, live):
         return True
     record = accepted_record(live)
-    return bool(record) and record in records(differences(desired, live))
+    return bool(record) and record in difference_records(differences(desired, live))
 
 
 def accepted_record(live: Object) -> str:
@@ -66,10 +68,12 @@ def with_accepted_record(desired: Object, record: str) -> Object:
     return {**desired, "metadata": {**metadata, "annotations": annotations}}
 
 
-def records(found: Iterable[Difference]) -> tuple[str, str]:
-    """The records that accept these differences: with these values, and with any values.
+def difference_records(found: Iterable[Difference]) -> tuple[str, str]:
+    """The two records that accept these differences; both are empty if there is no difference.
 
-    Both are empty if there is no difference.
+    The first accepts these fields with these values. After it, a change of such a field to another value is
+    a new difference, which the operator reverts. The second accepts these fields with any value. It is for a
+    policy that stores another value at each apply.
     """
     pairs = sorted(found, key=itemgetter(0))
     if not pairs:

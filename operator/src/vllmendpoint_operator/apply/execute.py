@@ -14,7 +14,7 @@ from vllmendpoint_operator.kube.differences import differences
 from vllmendpoint_operator.kube.kinds import DEPLOYMENT, ENDPOINT, POD, by_name
 from vllmendpoint_operator.observe.snapshot import Endpoint, Object, ObjectKey, Observed, object_key
 
-from .acceptance import accepted_record, records, with_accepted_record
+from .acceptance import accepted_record, difference_records, with_accepted_record
 from .diff import Abort, Action, ConfirmEndpoint, Create, Delete, DryRun, RefreshPod, Scale, Update
 from .edits import Edit, Path, field_managers, is_managed_by
 from .ownership import name_conflict, owned_by_endpoint
@@ -164,7 +164,7 @@ class Executor:
         edit = None
         for exactness in range(2):
             found = list(differences(desired, stored))
-            matching = records(found)
+            matching = difference_records(found)
             if accepted_record(stored) in matching:
                 break
             if found:

@@ -1,7 +1,8 @@
 """Rejects engine options and variables that the operator owns, or that have no effect. Pure.
 
 The CEL rules of the CRD reject most of them on admission. These checks add what CEL cannot express, and apply
-if the installed CRD is of another version.
+if the installed CRD is of another version. ``with_frontend`` is whether the endpoint has a frontend: some
+options then do not affect ``status.url``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from vllmendpoint_api import (
     SERVED_OPTIONS,
     UNSUPPORTED_ENV,
     Reason,
+    VLLMEndpointSpec,
     WorkerSpec,
     engine_arg_name,
     environment_option,
@@ -38,58 +40,51 @@ _VARIABLES_WITH_REJECTED_VALUES: Final = {
 
 def check_spec(endpoint: Endpoint) -> None:
     """Raises PlanError with the first problem."""
-    spec, frontend = endpoint.spec, has_frontend(endpoint)
-    _check_arguments(spec.engine.args, frontend)
+    spec, with_frontend = endpoint.spec, has_frontend(endpoint)
+    _check_arguments(spec.engine.args, with_frontend)
     if spec.engine.config is not None and spec.engine.config.inline is not None:
-        _check_config(spec.engine.config.inline, frontend)
-    _check_environment(spec.worker, frontend)
-    _check_pod_template(spec.worker.pod_template, frontend)
-    for item in spec.worker.env:
-        if item.name == "HF_TOKEN" and spec.model.token_secret_ref is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC,
-                "model.tokenSecretRef: HF_TOKEN is also set in worker.env. Remove one of them.",
-            )
-        if item.value is not None and item.value_from is not None:
-            raise PlanError(
-                Reason.INVALID_SPEC,
-                f"worker.env: {item.name} has both value and valueFrom. Remove one of them.",
-            )
+        _check_config(spec.engine.config.inline, with_frontend)
+    _check_environment(spec.worker, with_frontend)
+    _check_pod_template(spec.worker.pod_template, with_frontend)
+    _check_sources(spec)
 
 
-def _check_arguments(arguments: tuple[str, ...], frontend: bool) -> None:
+def _check_arguments(arguments: tuple[str, ...], with_frontend: bool) -> None:
     for argument in arguments:
-        if (problem := _argument_problem(argument, frontend)) is not None:
+        if (problem := _argument_problem(argument, with_frontend)) is not None:
             raise _invalid("engine.args", engine_arg_name(argument) or argument.split("=", 1)[0], problem)
     if (found := rejected_value(arguments)) is not None:
         option, reason = found
         raise _invalid("engine.args", option, _unsupported(reason))
 
 
-def _check_config(config: Mapping[str, Any], frontend: bool) -> None:
+def _check_config(config: Mapping[str, Any], with_frontend: bool) -> None:
     for key, value in config.items():
         argument = "--" + key.replace("_", "-")
-        problem = None if argument in COMPARED_OPTIONS else _argument_problem(argument, frontend)
-        if problem is not None and value is not None and value is not False:
+        # The worker compares these with the spec; null and false leave an option unset.
+        is_allowed = argument in COMPARED_OPTIONS or value is None or value is False
+        problem = None if is_allowed else _argument_problem(argument, with_frontend)
+        if problem is not None:
             raise _invalid("engine.config.inline", key, problem)
         if (found := rejected_value((argument, str(value)))) is not None:
-            raise _invalid("engine.config.inline", f"{key}: {value}", _unsupported(found[1]))
+            _, reason = found
+            raise _invalid("engine.config.inline", f"{key}: {value}", _unsupported(reason))
 
 
-def _check_environment(worker: WorkerSpec, frontend: bool) -> None:
+def _check_environment(worker: WorkerSpec, with_frontend: bool) -> None:
     for item in worker.env:
-        if (problem := _variable_problem(item.name, frontend)) is not None:
+        if (problem := _variable_problem(item.name, with_frontend)) is not None:
             raise _invalid("worker.env", item.name, problem)
         if (problem := _value_problem(item.name, item.value)) is not None:
             raise _invalid("worker.env", f"{item.name}={item.value}", problem)
 
 
-def _check_pod_template(template: Mapping[str, Any] | None, frontend: bool) -> None:
+def _check_pod_template(template: Mapping[str, Any] | None, with_frontend: bool) -> None:
     for name, value in _template_variables(template):
-        # The merge compares these with the rendered template (plan.pods.user_template).
+        # The podTemplate may repeat the operator's value: plan.pods.user_template rejects any other value.
         if owned_env(name) is not None:
             continue
-        subject, problem = name, _variable_problem(name, frontend)
+        subject, problem = name, _variable_problem(name, with_frontend)
         if problem is None:
             subject, problem = f"{name}={value}", _value_problem(name, value)
         if problem is not None:
@@ -111,36 +106,54 @@ def _template_variables(template: Mapping[str, Any] | None) -> Iterator[tuple[st
                     yield item["name"], item.get("value")
 
 
-def _argument_problem(argument: str, frontend: bool) -> str | None:
-    """Predicate of a sentence about a rejected argument. ``frontend``: the endpoint has a frontend."""
+def _check_sources(spec: VLLMEndpointSpec) -> None:
+    """Raises PlanError if a variable has two sources."""
+    for item in spec.worker.env:
+        if item.name == "HF_TOKEN" and spec.model.token_secret_ref is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                "model.tokenSecretRef: HF_TOKEN is also set in worker.env. Remove one of them.",
+            )
+        if item.value is not None and item.value_from is not None:
+            raise PlanError(
+                Reason.INVALID_SPEC,
+                f"worker.env: {item.name} has both value and valueFrom. Remove one of them.",
+            )
+
+
+def _argument_problem(argument: str, with_frontend: bool) -> str | None:
+    """Predicate of a sentence about a rejected argument."""
     if (alternative := owned_engine_arg(argument)) is not None:
         return _owned(alternative)
     if (reason := unsupported_engine_arg(argument)) is not None:
         return _unsupported(reason)
-    if frontend and (alternative := frontend_arg(argument)) is not None:
+    if with_frontend and (alternative := frontend_arg(argument)) is not None:
         return _not_at_url(alternative)
     return None
 
 
-def _variable_problem(name: str, frontend: bool) -> str | None:
+def _variable_problem(name: str, with_frontend: bool) -> str | None:
     """Predicate of a sentence about a variable that is rejected with any value."""
     if (alternative := owned_env(name)) is not None:
         return _owned(alternative)
     if name in UNSUPPORTED_ENV:
         return _unsupported(UNSUPPORTED_ENV[name])
-    if frontend and name in FRONTEND_ENV:
+    if with_frontend and name in FRONTEND_ENV:
         return _not_at_url(FRONTEND_ENV[name])
     argument = environment_option(name)
+    # The worker compares the values of these options with the operator's.
     if argument is None or argument in (*COMPARED_OPTIONS, *SERVED_OPTIONS):
         return None
-    return _argument_problem(argument, frontend)
+    return _argument_problem(argument, with_frontend)
 
 
 def _value_problem(name: str, value: Any) -> str | None:
     """Predicate of a sentence about a variable that is rejected with this value."""
     argument = environment_option(name) or _VARIABLES_WITH_REJECTED_VALUES.get(name)
-    found = None if argument is None or value is None else rejected_value((argument, str(value)))
-    return None if found is None else _unsupported(found[1])
+    if argument is None or value is None or (found := rejected_value((argument, str(value)))) is None:
+        return None
+    _, reason = found
+    return _unsupported(reason)
 
 
 def _owned(alternative: str) -> str:

@@ -10,9 +10,9 @@ from .events import condition_events, handler_events
 __all__ = ["BURST", "WRITE_INTERVAL_SECONDS", "StatusWriteLimiter", "is_urgent"]
 
 WRITE_INTERVAL_SECONDS: Final = 5.0
-"""Minimum time in seconds between two writes that are not urgent, and time in which one token is added.
+"""Seconds from a write to the next one that is not urgent. One token is added per interval.
 
-When a thousand endpoints start, most intermediate states would be outdated before anyone reads them.
+While an endpoint starts, its state changes more often than a user reads it.
 """
 BURST: Final = 10
 """Maximum number of tokens, and so of urgent writes without a pause.
@@ -24,28 +24,36 @@ _URGENT_CONDITIONS: Final = frozenset({Condition.READY, Condition.STALLED})
 
 @dataclass(slots=True)
 class StatusWriteLimiter:
-    """Token bucket for the status writes of one endpoint. Times are seconds of a monotonic clock."""
+    """Token bucket for the status writes of one endpoint. Times are seconds of a monotonic clock.
+
+    Each write takes a token. An urgent write may take any token; other writes wait until the interval since
+    the last write has elapsed, and so keep the burst for urgent ones.
+    """
 
     last_write: float
     tokens: float = float(BURST)
+    """Number of tokens immediately after the last write; fractions are part of the next token."""
 
     def delay(self, now: float, *, urgent: bool) -> float:
-        """Seconds until the status may be written; 0 or less if it may be written now."""
-        elapsed = now - self.last_write
-        if urgent and self.tokens + elapsed / WRITE_INTERVAL_SECONDS >= 1:
+        """Seconds until the status may be written; 0 if it may be written now."""
+        if urgent and self._available(now) >= 1:
             return 0.0
-        return WRITE_INTERVAL_SECONDS - elapsed
+        return max(0.0, WRITE_INTERVAL_SECONDS - (now - self.last_write))
 
     def record_write(self, now: float) -> None:
-        self.tokens = min(BURST, self.tokens + (now - self.last_write) / WRITE_INTERVAL_SECONDS) - 1
+        self.tokens = self._available(now) - 1
         self.last_write = now
+
+    def _available(self, now: float) -> float:
+        added = (now - self.last_write) / WRITE_INTERVAL_SECONDS
+        return min(BURST, self.tokens + added)
 
 
 def is_urgent(before: VLLMEndpointStatus | None, after: VLLMEndpointStatus) -> bool:
     """Whether a change must be written without delay.
 
-    Urgent are the first status, the first status of a generation, a change that causes an Event, a change of
-    ``Ready`` or ``Stalled``, and a part of ``Ready`` that is no longer True.
+    Urgent changes are the first status, the first status of a generation, a change that causes an Event, a
+    change of ``Ready`` or ``Stalled``, and the change of a condition in ``READY_PARTS`` from True.
     """
     if before is None or before.observed_generation != after.observed_generation:
         return True
