@@ -13,10 +13,11 @@ from .controller.controller import Controller
 from .controller.election import LeaderElection
 from .controller.standby import Standby
 from .errors import MissingCredentials, RestartRequired
+from .http_server import serve
 from .kube.client import Kube
 from .kube.configuration import Configuration, load_configuration
 from .logs import configure
-from .metrics import Metrics, serve
+from .metrics import Metrics
 from .settings import Settings
 from .source.credentials import connection_info
 from .source.kopf_source import KopfSource
@@ -61,22 +62,20 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     metrics, readiness = Metrics(), _Readiness()
-    runners = await serve(
+    serving = serve(
         metrics,
         readiness,
         address=settings.bind_address,
         metrics_port=settings.metrics_port,
         health_port=settings.health_port,
     )
-    try:
-        configuration = await load_configuration(settings.kubeconfig)
-        async with Kube(configuration, on_request=metrics.count_request) as kube:
-            await _operate(kube, configuration, settings, metrics, readiness)
-    except asyncio.CancelledError:
-        log.info("the operator exits after a signal")
-    finally:
-        for runner in runners:
-            await runner.cleanup()
+    async with serving:
+        try:
+            configuration = await load_configuration(settings.kubeconfig)
+            async with Kube(configuration, on_request=metrics.count_request) as kube:
+                await _operate(kube, configuration, settings, metrics, readiness)
+        except asyncio.CancelledError:
+            log.info("the operator exits after a signal")
 
 
 class _Readiness:

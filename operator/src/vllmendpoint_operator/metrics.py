@@ -1,23 +1,20 @@
-"""Defines the operator's Prometheus metrics and serves them and the health endpoints."""
+"""Defines the operator's Prometheus metrics. ``http_server`` serves them."""
 
-import asyncio
-import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from vllmendpoint_api import ConditionStatus, VLLMEndpointStatus
 
-__all__ = ["Metrics", "serve"]
+__all__ = ["Metrics"]
 
 
 class Metrics:
@@ -151,54 +148,3 @@ class _EndpointSeries:
 
 def _header(name: str, text: str) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} gauge\n"
-
-
-def _listener(address: str, port: int) -> socket.socket:
-    """Listen on ``address``; empty or ``::`` means all IPv4 and IPv6 addresses. Raises OSError."""
-    bare = address.strip().removeprefix("[").removesuffix("]")
-    if bare not in ("", "::"):
-        family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-        return socket.create_server((bare, port), family=family)
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
-
-
-async def serve(
-    metrics: Metrics, ready: Callable[[], bool], *, address: str, metrics_port: int, health_port: int
-) -> list[web.AppRunner]:
-    """Serve ``/metrics`` on one port, and ``/healthz`` and ``/readyz`` on another.
-
-    ``ready`` decides the answer of ``/readyz``. The caller must await ``cleanup()`` of the returned runners.
-    """
-
-    async def exposition(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE_LATEST})
-        await response.prepare(request)
-        for chunk in metrics.exposition():
-            await response.write(chunk)
-            await asyncio.sleep(0)  # rendering 1,000 endpoints without a pause would delay the lease renewal
-        return response
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        if ready():
-            return web.Response(text="ok\n")
-        return web.Response(
-            status=503, text="No watched namespace is reconciled yet. The log names the cause.\n"
-        )
-
-    runners = []
-    for port, routes in (
-        (metrics_port, [web.get("/metrics", exposition)]),
-        (health_port, [web.get("/healthz", healthz), web.get("/readyz", readyz)]),
-    ):
-        app = web.Application()
-        app.add_routes(routes)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.SockSite(runner, _listener(address, port)).start()
-        runners.append(runner)
-    return runners

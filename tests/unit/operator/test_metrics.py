@@ -4,7 +4,8 @@ from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.documented_metrics import documented
-from vllmendpoint_operator.metrics import Metrics, serve
+from vllmendpoint_operator.http_server import serve
+from vllmendpoint_operator.metrics import Metrics
 
 
 def exposed(metrics: Metrics) -> list[str]:
@@ -61,14 +62,12 @@ async def test_the_docs_list_exactly_the_exposed_metrics(make_endpoint, make_sta
     metrics.count_request("apply", "deployments", 200)
     metrics.reconciles.labels("success").inc()
     metrics.namespaces.labels("team-a").set(1)
-    runners = await serve(metrics, lambda: True, address="127.0.0.1", metrics_port=0, health_port=0)
-    try:
-        ((host, port),) = runners[0].addresses
-        async with ClientSession() as session, session.get(f"http://{host}:{port}/metrics") as response:
-            text = await response.text()
-    finally:
-        for runner in runners:
-            await runner.cleanup()
+    async with (
+        serve(metrics, lambda: True, address="127.0.0.1", metrics_port=0, health_port=0) as (port, _),
+        ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics") as response,
+    ):
+        text = await response.text()
     scraped = {}
     for family in text_string_to_metric_families(text):
         # prometheus_client adds a _created series to each of its metrics.

@@ -10,7 +10,8 @@ from tests.network_namespace import POD, ipv6_only, network_namespace
 
 OPERATOR = """
 import asyncio, json, sys
-from vllmendpoint_operator.metrics import Metrics, serve
+from vllmendpoint_operator.http_server import serve
+from vllmendpoint_operator.metrics import Metrics
 
 async def responds(address, port, path):
     try:
@@ -23,15 +24,13 @@ async def responds(address, port, path):
     return answer.startswith(b"HTTP/1.1 200")
 
 async def main():
-    runners = await serve(
-        Metrics(), lambda: True, address=sys.argv[1], metrics_port=8080, health_port=8081
-    )
     ports = (8080, "/metrics"), (8081, "/healthz"), (8081, "/readyz")
-    found = [
-        address for address in sys.argv[2:] if all([await responds(address, *port) for port in ports])
-    ]
-    for runner in runners:
-        await runner.cleanup()
+    async with serve(
+        Metrics(), lambda: True, address=sys.argv[1], metrics_port=8080, health_port=8081
+    ):
+        found = [
+            address for address in sys.argv[2:] if all([await responds(address, *port) for port in ports])
+        ]
     print(json.dumps(found))
 
 asyncio.run(main())
