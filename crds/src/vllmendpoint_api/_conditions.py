@@ -20,6 +20,7 @@ class Condition(StrEnum):
     CONFIGURATION_RESOLVED = "ConfigurationResolved"
     AVAILABLE = "Available"
     GENERATING = "Generating"
+    SERVING = "Serving"
     UP_TO_DATE = "UpToDate"
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -34,6 +35,7 @@ READY_PARTS: Final = (
     Condition.CONFIGURATION_RESOLVED,
     Condition.AVAILABLE,
     Condition.GENERATING,
+    Condition.SERVING,
     Condition.UP_TO_DATE,
 )
 """The conditions that ``Ready`` depends on, in order of evaluation."""
@@ -47,6 +49,7 @@ class Reason(StrEnum):
     RESOLVED = "Resolved"
     AVAILABLE = "Available"
     GENERATING = "Generating"
+    SERVING = "Serving"
     UP_TO_DATE = "UpToDate"
     READY = "Ready"
     SCALED_TO_ZERO = "ScaledToZero"
@@ -99,6 +102,17 @@ class Reason(StrEnum):
     WORKER_UNREACHABLE = "WorkerUnreachable"
     PROBING_DISABLED = "ProbingDisabled"
     NO_WORKERS = "NoWorkers"
+    # Serving
+    NO_FRONTEND = "NoFrontend"
+    """The field frontend.mode is None, so clients connect to the workers."""
+    NO_ROUTE = "NoRoute"
+    """No frontend sends requests to any worker."""
+    NOT_ROUTED = "NotRouted"
+    """A frontend does not reach a ready worker, or ignores it."""
+    FRONTEND_NOT_ANSWERING = "FrontendNotAnswering"
+    FRONTEND_UNREACHABLE = "FrontendUnreachable"
+    FRONTEND_OUTDATED = "FrontendOutdated"
+    """Frontends of an earlier release do not report."""
     # UpToDate, Reconciling
     PAUSED = "Paused"
     ROLLING_OUT = "RollingOut"
@@ -186,6 +200,17 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.WORKER_UNREACHABLE,
         Reason.PROBING_DISABLED,
         Reason.NO_WORKERS,
+    ),
+    Condition.SERVING: (
+        Reason.SERVING,
+        Reason.NO_FRONTEND,
+        Reason.SCALED_TO_ZERO,
+        Reason.PENDING,
+        Reason.NO_ROUTE,
+        Reason.NOT_ROUTED,
+        Reason.FRONTEND_NOT_ANSWERING,
+        Reason.FRONTEND_UNREACHABLE,
+        Reason.FRONTEND_OUTDATED,
     ),
     Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.PAUSED, Reason.ROLLING_OUT, Reason.ROLLOUT_STOPPED),
     Condition.READY: (Reason.READY, Reason.SCALED_TO_ZERO),

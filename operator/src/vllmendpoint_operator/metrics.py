@@ -80,7 +80,13 @@ class Metrics:
         """Set the series of the endpoint ``key`` (namespace, name). ``desired``: ``spec.replicas``."""
         self._endpoints.samples[key] = _EndpointSample(
             conditions=_shared(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
-            replicas=(desired, status.replicas, status.ready_replicas, status.generating_replicas),
+            replicas=(
+                desired,
+                status.replicas,
+                status.ready_replicas,
+                status.generating_replicas,
+                status.routed_replicas,
+            ),
         )
 
     def remove_endpoint(self, key: tuple[str, str]) -> None:
@@ -106,11 +112,11 @@ def _shared(conditions: _Conditions) -> _Conditions:
 @dataclass(frozen=True, slots=True)
 class _EndpointSample:
     conditions: _Conditions
-    replicas: tuple[int, int, int, int]
+    replicas: tuple[int, int, int, int, int]
     """In the order of ``_STATES``."""
 
 
-_STATES: Final = ("desired", "current", "ready", "generating")
+_STATES: Final = ("desired", "current", "ready", "generating", "routed")
 """Values of the label ``state`` of ``vllmendpoint_replicas``."""
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from vllmendpoint_api import (
     Condition,
     ConditionEntry,
+    FrontendReport,
     VLLMEndpointSpec,
     VLLMEndpointStatus,
     WorkerReport,
@@ -106,12 +108,13 @@ def make_observed() -> Callable[..., Observed]:
                 live["metadata"]["annotations"] = {REVISION_ANNOTATION: "1"}
                 hashes[child["metadata"]["name"], "1"] = "new"
             children[child["kind"], child["metadata"]["name"]] = live
-        frontend = ready_pod("frontend-1")
+        pods = tuple(pods)
+        frontend = frontend_pod("frontend-1", {pod.name: "Answered" for pod in pods})
         return Observed(
             **{
                 "now": NOON,
                 "children": children,
-                "workers": tuple(pods),
+                "workers": pods,
                 "frontends": (frontend,),
                 "template_hashes": hashes,
                 **more,
@@ -198,6 +201,70 @@ def ready_pod(name: str, stream: StreamState | None = None, **changed: Any) -> P
     return Pod(name, metadata["uid"], obj, stream or StreamState())
 
 
+def instance_id(name: str) -> str:
+    """Dynamo's instance ID of the worker pod ``name``."""
+    return str(crc32(name.encode()))
+
+
+def frontend_report(routes: dict[str, str], **changed: Any) -> FrontendReport:
+    """``routes``: name of a worker pod -> state of the route to it. Keywords replace fields of the report."""
+    since = (NOON - timedelta(minutes=10)).isoformat()
+    answers = "Answered" in routes.values()
+    wire: dict[str, Any] = {
+        "workerVersion": "0.1.0",
+        "podUid": "uid-frontend",
+        "time": NOON.isoformat(),
+        "ready": answers,
+        "stage": {"name": "Serving", "since": since},
+        "answering": True,
+        "message": "" if answers else "No worker answers.",
+        "models": ["smollm"],
+        "accepted": [{"namespace": "n", "role": "aggregated", "workers": len(routes)}],
+        "routes": [
+            {
+                "instanceId": instance_id(name),
+                "namespace": "n",
+                "state": state,
+                "message": "" if state == "Answered" else f"{name} is {state}.",
+                "since": since,
+            }
+            for name, state in routes.items()
+        ],
+        **changed,
+    }
+    return FrontendReport.model_validate(wire)
+
+
+def frontend_pod(
+    name: str = "f-1",
+    routes: dict[str, str] | None = None,
+    *,
+    ready: bool | None = None,
+    report: dict[str, Any] | None = None,
+    connected: bool = True,
+    grace_expired: bool = True,
+    error: str = "",
+    **pod: Any,
+) -> Pod:
+    """A frontend whose report was received; ready if it has a route."""
+    sent = frontend_report(routes or {}, **(report or {}))
+    stream = StreamState(None, connected, grace_expired, error, sent)
+    ports = [{"name": "report", "containerPort": 9091}]
+    return ready_pod(
+        name,
+        stream,
+        ready=sent.ready if ready is None else ready,
+        spec={"containers": [{"name": names.MAIN_CONTAINER, "ports": ports}]} | pod.pop("spec", {}),
+        **pod,
+    )
+
+
+@pytest.fixture
+def make_frontend() -> Callable[..., Pod]:
+    """``make_frontend("f-1", {"w-1": "Answered"})``: the frontend ``f-1`` with a route to the pod ``w-1``."""
+    return frontend_pod
+
+
 @pytest.fixture
 def make_pod() -> Callable[..., Pod]:
     return ready_pod
@@ -220,7 +287,7 @@ def make_worker() -> Callable[..., Pod]:
         **pod: Any,
     ) -> Pod:
         hash_ = worker_settings(settings.spec, None).hash if settings else ""
-        sent = report_of(verdict, settings_hash=hash_, **(report or {}))
+        sent = report_of(verdict, settings_hash=hash_, **{"instanceId": instance_id(name), **(report or {})})
         good = verdict in ("Generating", "Busy", "Disabled") if ready is None else ready
         return ready_pod(name, StreamState(sent, connected, grace_expired, error), ready=good, **pod)
 

@@ -22,6 +22,7 @@ from vllmendpoint_operator.plan.planner import plan, scaling
 from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
 from vllmendpoint_operator.reports.streams import CONNECTING_GRACE_SECONDS, FIRST_REPORT_SECONDS
 from vllmendpoint_operator.status import endpoint_status, invalid_spec_status, partial_spec_status
+from vllmendpoint_operator.status.routes import settling_seconds
 
 from .claims import EndpointClaims
 from .endpoint_parser import has_status_of_generation, parse_endpoint, parse_partly
@@ -143,9 +144,10 @@ class Reconciler:
             return requeue_after
         if not is_scaled or (problem is not None and desired is not None):
             return _REJECTED_RETRY_SECONDS
-        if any(pod.running and not pod.stream.grace_expired for pod in observed.workers):
+        pods = [*observed.workers, *(pod for pod in observed.frontends if pod.has_report_port)]
+        if any(pod.running and not pod.stream.grace_expired for pod in pods):
             return CONNECTING_GRACE_SECONDS
-        return None
+        return settling_seconds(observed)
 
     async def _reconcile_unreadable(self, obj: Object, error: PlanError, workload: Workload) -> float | None:
         """Apply the replicas and report on the pods of a spec that this version cannot read completely."""

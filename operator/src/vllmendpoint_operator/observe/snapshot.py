@@ -10,6 +10,7 @@ from vllmendpoint_operator.reports.state import StreamState
 
 __all__ = [
     "FRONTEND",
+    "REPORT_PORT_NAME",
     "REVISION_ANNOTATION",
     "WORKER",
     "ConfigMapContent",
@@ -31,6 +32,8 @@ ObjectKey = tuple[str, str]
 WORKER: Final = "worker"
 FRONTEND: Final = "frontend"
 """Values of the component label, and names of the component's section in the spec."""
+REPORT_PORT_NAME: Final = "report"
+"""Name of the container port on which a pod serves reports."""
 REVISION_ANNOTATION: Final = "deployment.kubernetes.io/revision"
 """The Deployment controller sets it to the same number on a Deployment and on its newest ReplicaSet."""
 
@@ -143,13 +146,30 @@ class Pod:
 
     @property
     def awaiting_first_report(self) -> bool:
-        """Whether the worker runs, has not reported yet and still has time to connect."""
+        """Whether the pod runs, has not reported yet and still has time to connect."""
         return (
             self.running
             and not self.terminating
             and self.stream.report is None
+            and self.stream.frontend is None
             and not self.stream.grace_expired
         )
+
+    @property
+    def has_report_port(self) -> bool:
+        """Whether the main container serves reports. Frontends of earlier releases do not."""
+        return any(
+            port.get("name") == REPORT_PORT_NAME
+            for container in (self.obj.get("spec") or {}).get("containers") or []
+            if container.get("name") == names.MAIN_CONTAINER
+            for port in container.get("ports") or []
+        )
+
+    @property
+    def ready_since(self) -> datetime | None:
+        """Time at which the pod became ready, by the kubelet's clock; None if it is not ready."""
+        changed = self.condition("Ready").get("lastTransitionTime")
+        return datetime.fromisoformat(changed) if self.ready and changed else None
 
     @property
     def started(self) -> bool:

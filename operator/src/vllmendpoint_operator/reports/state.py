@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vllmendpoint_api import WorkerReport
+from vllmendpoint_api import FrontendReport, WorkerReport
 
 __all__ = ["ReportTarget", "StreamState"]
 
@@ -21,12 +21,14 @@ class ReportTarget:
 @dataclass(frozen=True, slots=True)
 class StreamState:
     report: WorkerReport | None = None
-    """The newest report; it stays after the stream has ended."""
+    """The newest report of a worker; it stays after the stream has ended."""
     connected: bool = False
     grace_expired: bool = False
     """A report has arrived, or none arrived within the grace period: a missing stream is now a finding."""
     error: str = ""
     """Why the stream ended or could not be opened."""
+    frontend: FrontendReport | None = None
+    """The newest report of a frontend; it stays after the stream has ended."""
 
     @property
     def disconnected(self) -> bool:

@@ -9,6 +9,7 @@ from .component_diagnosis import diagnose_component
 from .conditions import Finding, false, previous_finding, true
 from .diagnosis.pod_diagnosis import PodDiagnosis
 from .diagnosis.sentences import counted, quantity
+from .routes import has_settled_worker
 
 __all__ = ["available"]
 
@@ -47,12 +48,17 @@ def _too_few_replicas(
 def _unavailable_frontend(
     endpoint: Endpoint, observed: Observed, problem: ConditionError | None
 ) -> PodDiagnosis | None:
-    """None if a frontend pod is ready or the endpoint has no frontend."""
+    """None if a frontend pod is ready or the endpoint has no frontend.
+
+    A frontend without a route counts as starting, unless a replica has been ready for some seconds: its cause
+    is that of the replicas.
+    """
     frontend = frontend_component(endpoint, observed)
     if frontend is None or frontend.ready_replicas:
         return None
     diagnosis = diagnose_component(frontend, problem, observed.now)
-    starting = diagnosis.reason is Reason.STARTING
+    waiting = diagnosis.reason is Reason.NO_ROUTE and not has_settled_worker(observed)
+    starting = waiting or diagnosis.reason is Reason.STARTING
     reason = Reason.STARTING if starting else Reason.FRONTEND_UNAVAILABLE
     message = f"{_count(frontend)} ready, so the endpoint accepts no requests. {diagnosis.message}"
     return PodDiagnosis(reason, message)

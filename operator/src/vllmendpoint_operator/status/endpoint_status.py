@@ -25,10 +25,12 @@ from .available import available
 from .component import worker_component
 from .conditions import Finding, condition_entries, false, true, unknown
 from .configuration_resolved import configuration_resolved
+from .frontends import frontend_statuses
 from .generating import generating
 from .paused import paused
 from .ready import BLOCKED, ready, ready_message, reconciling, stalled
 from .resolved_refs import resolved_refs
+from .serving import awaits_reports, routed_replicas, serving
 from .up_to_date import up_to_date, updated_replicas
 from .workers import GENERATING, truncate, worker_statuses
 
@@ -53,6 +55,11 @@ def endpoint_status(
         updated_replicas=updated_replicas(endpoint, observed),
         ready_replicas=sum(worker.ready for worker in workers),
         generating_replicas=sum(worker.verdict in GENERATING for worker in workers),
+        routed_replicas=(
+            previous.routed_replicas
+            if previous is not None and awaits_reports(observed)
+            else routed_replicas(endpoint, observed)
+        ),
         selector=",".join(f"{key}={value}" for key, value in sorted(endpoint.selector(WORKER).items())),
         model_name=endpoint.model_name,
         url=url(endpoint),
@@ -62,6 +69,7 @@ def endpoint_status(
         handlers=_handlers(report) or fallback.handlers,
         workers=listed,
         workers_omitted=omitted,
+        frontends=frontend_statuses(endpoint, observed),
         conditions=condition_entries(
             _findings(endpoint, observed, plan, problem, workers),
             previous.conditions if previous else (),
@@ -129,6 +137,7 @@ def _findings(
         ),
         Condition.AVAILABLE: available(endpoint, observed, problem),
         Condition.GENERATING: generating(endpoint, workers, {pod.name for pod in current_pods}),
+        Condition.SERVING: serving(endpoint, observed),
         Condition.UP_TO_DATE: up_to_date(
             endpoint, observed, None if plan is None else plan.revision.name, problem
         ),

@@ -16,7 +16,13 @@ __all__ = ["BLOCKED", "ready", "ready_message", "reconciling", "stalled"]
 BLOCKED: Final = false(Reason.SETTLED, "Reconciliation is blocked until the error is fixed.")
 """``Reconciling`` after a terminal error."""
 
-_HARMLESS: Final = frozenset({Reason.PROBING_DISABLED})
+_HARMLESS: Final = frozenset({Reason.PROBING_DISABLED, Reason.FRONTEND_OUTDATED})
+"""An upgrade of the operator does not make an endpoint unready whose pods do not report yet."""
+_UNKNOWN_WITHOUT_REPLICAS: Final = (
+    Condition.CONFIGURATION_RESOLVED,
+    Condition.GENERATING,
+    Condition.SERVING,
+)
 _TERMINAL: Final = (Condition.ACCEPTED, Condition.RESOLVED_REFS, Condition.CONFIGURATION_RESOLVED)
 _IN_PROGRESS: Final = frozenset({Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT})
 
@@ -35,7 +41,7 @@ def ready(findings: Mapping[Condition, Finding], message: str) -> Finding:
         and findings[condition].reason not in _HARMLESS
         and not (
             scaled_to_zero
-            and condition in (Condition.CONFIGURATION_RESOLVED, Condition.GENERATING)
+            and condition in _UNKNOWN_WITHOUT_REPLICAS
             and findings[condition].status is ConditionStatus.UNKNOWN
         )
     ]
@@ -64,7 +70,7 @@ def reconciling(findings: Mapping[Condition, Finding]) -> Finding:
     for condition in READY_PARTS:
         finding = findings[condition]
         if not finding.is_true and finding.reason in _IN_PROGRESS:
-            if condition is Condition.CONFIGURATION_RESOLVED and (
+            if condition in (Condition.CONFIGURATION_RESOLVED, Condition.SERVING) and (
                 findings[Condition.AVAILABLE].reason not in _IN_PROGRESS | {Reason.AVAILABLE}
             ):
                 continue

@@ -53,8 +53,9 @@ def _incomplete_rollout(component: Component, was_complete: bool) -> Finding | N
     """None if the rollout of the component is complete."""
     if component.deployment is None:
         return false(Reason.ROLLING_OUT, f"The Deployment {component.name} does not exist yet.")
+    ignores_availability = was_complete or _lacks_only_routes(component)
     if component.desired_replicas == component.replicas and is_rolled_out(
-        component.deployment, available=not was_complete
+        component.deployment, available=not ignores_availability
     ):
         return None
     counts = _counts(component)
@@ -68,6 +69,17 @@ def _incomplete_rollout(component: Component, was_complete: bool) -> Finding | N
         Reason.ROLLOUT_STOPPED,
         f"{counts}. The rollout is stopped, and {serving} to serve. {obstacle.message}",
     )
+
+
+def _lacks_only_routes(component: Component) -> bool:
+    """Whether some of the newest pods are not ready, all of them only for lack of a route to a ready replica.
+
+    Such frontends become ready with the replicas, whose problems other conditions report. The frontends of an
+    endpoint with 0 replicas are never ready.
+    """
+    newest = component.current_pods or []
+    causes = diagnose_pods(newest, component.startup_timeout_seconds).values()
+    return bool(causes) and all(cause.reason is Reason.NO_ROUTE for cause in causes)
 
 
 def _was_complete(endpoint: Endpoint, revision: str | None) -> bool:

@@ -20,6 +20,7 @@ ALL_READY = {
     "ConfigurationResolved": ("True", "Resolved"),
     "Available": ("True", "Available"),
     "Generating": ("True", "Generating"),
+    "Serving": ("True", "Serving"),
     "UpToDate": ("True", "UpToDate"),
     "Ready": ("True", "Ready"),
     "Reconciling": ("False", "Settled"),
@@ -167,7 +168,7 @@ def set_fields(value, path=()):
     return set() if value in ("", None, 0) and value is not False else {".".join(path)}
 
 
-def test_every_field_of_the_crd_can_be_set(make_endpoint, make_status, make_worker):
+def test_every_field_of_the_crd_can_be_set(make_endpoint, make_status, make_worker, make_frontend):
     endpoint = make_endpoint(replicas=40)
     report = {
         "healthCheck__ignored": [{"source": "Environment", "reason": "outranked"}],
@@ -180,7 +181,14 @@ def test_every_field_of_the_crd_can_be_set(make_endpoint, make_status, make_work
         make_worker(f"w-{number:02}", settings=endpoint, report=report | {"verdict__reason": ""})
         for number in range(39)
     ]
-    status = make_status(endpoint, bad, *good).wire() | {"operator": "written by the reconciler"}
+    routes = {"w-00": "Failing"} | {f"w-{number:02}": "Answered" for number in range(1, 39)}
+    frontends = (
+        make_frontend("f-1", {pod.name: "Answered" for pod in good}),
+        make_frontend("f-2", routes, container={"restartCount": 1}),
+    )
+    status = make_status(endpoint, bad, *good, frontends=frontends).wire() | {
+        "operator": "written by the reconciler"
+    }
     (version,) = custom_resource_definition()["spec"]["versions"]
     expected = schema_fields(version["schema"]["openAPIV3Schema"]["properties"]["status"])
     assert set_fields(status) == expected

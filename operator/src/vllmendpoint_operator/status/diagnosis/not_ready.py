@@ -1,9 +1,10 @@
-"""Why a pod without a failed container is not ready: from its worker's report and its containers' states."""
+"""Why a pod without a failed container is not ready: from its report and its containers' states."""
 
 from vllmendpoint_api import PingState, Reason, Stage, Verdict, WorkerReport
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container, Role, containers
+from .frontend_not_ready import frontend_cause
 from .pod_diagnosis import PodDiagnosis
 from .sentences import one_line, sentence
 from .startup_stage import startup_stage
@@ -20,6 +21,10 @@ def not_ready_cause(pod: Pod, startup_timeout_seconds: int) -> PodDiagnosis:
             f"Pod {pod.name} is not ready, and the operator receives no report from it "
             f"({pod.stream.error or 'the stream ended'}): its process hangs, or the network is interrupted. "
             "Check the node and the NetworkPolicies, or delete the pod to replace it.",
+        )
+    if pod.stream.frontend is not None:
+        return frontend_cause(pod, pod.stream.frontend) or PodDiagnosis(
+            Reason.STARTING, f"Pod {pod.name} has a route to a replica, but {_not_ready_reason(pod)}."
         )
     if report is None:
         return PodDiagnosis(Reason.STARTING, _before_first_report(pod))

@@ -41,6 +41,7 @@ _SEVERITY: Final = {
             Reason.PROBE_FAILED,
             Reason.PING_FAILED,
             Reason.NOT_READY,
+            Reason.NO_ROUTE,
             Reason.STARTING,
         )
     )

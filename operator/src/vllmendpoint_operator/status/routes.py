@@ -1,0 +1,199 @@
+"""Which ready replicas each frontend routes to, from the reports of both."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from vllmendpoint_api import FrontendReport, RouteReport, RouteState, Stage, Verdict
+from vllmendpoint_operator.observe.snapshot import Observed, Pod
+
+from .diagnosis.sentences import quantity, sentence
+
+__all__ = [
+    "FrontendRoutes",
+    "MissingRoute",
+    "ReadyWorkers",
+    "frontend_routes",
+    "has_settled_worker",
+    "intersection",
+    "is_settled",
+    "ready_workers",
+    "settling_seconds",
+]
+
+_SETTLING: Final = timedelta(seconds=10)
+"""Time from the readiness of a worker or frontend until a missing route is a problem: discovery and the first
+probe take a moment."""
+_MAX_ROUTES: Final = 256
+"""A report with this number of routes may be truncated."""
+_SERVING_VERDICTS: Final = frozenset({Verdict.GENERATING, Verdict.BUSY, Verdict.DISABLED})
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyWorkers:
+    """The ready replicas by what their reports contain. ``Generating`` reports those that do not generate."""
+
+    identified: dict[str, Pod]
+    """Instance ID -> pod."""
+    unidentified: tuple[Pod, ...]
+    """Without an instance ID: workers of earlier releases, and workers without a report."""
+    not_generating: tuple[Pod, ...]
+
+    @property
+    def expected(self) -> tuple[Pod, ...]:
+        """The replicas that a frontend must have a route to."""
+        return (*self.identified.values(), *self.unidentified)
+
+    @property
+    def count(self) -> int:
+        return len(self.expected) + len(self.not_generating)
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRoute:
+    """A settled ready replica that does not answer through a frontend."""
+
+    worker: str
+    """Name of the pod; empty if only the number of accepted replicas is known."""
+    cause: str
+    """Complete sentences: the pods, the cause, the effect and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendRoutes:
+    """The routes of one frontend to the ready replicas."""
+
+    pod: Pod
+    answered: frozenset[str]
+    """Names of the identified replicas that answer through this frontend."""
+    unidentified: int
+    """Number of the other replicas that the frontend accepts."""
+    missing: tuple[MissingRoute, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.answered) + self.unidentified
+
+
+def ready_workers(observed: Observed) -> ReadyWorkers:
+    identified, unidentified, not_generating = {}, [], []
+    for pod in observed.workers:
+        if not pod.ready:
+            continue
+        report = pod.stream.report
+        if report is not None and report.verdict.state not in _SERVING_VERDICTS:
+            not_generating.append(pod)
+        elif report is not None and report.instance_id:
+            identified[report.instance_id] = pod
+        else:
+            unidentified.append(pod)
+    return ReadyWorkers(identified, tuple(unidentified), tuple(not_generating))
+
+
+def frontend_routes(pod: Pod, workers: ReadyWorkers, now: datetime) -> FrontendRoutes:
+    """``pod``: a frontend with a report."""
+    report = pod.stream.frontend
+    assert report is not None, "the frontend has a report"
+    by_id = {route.instance_id: route for route in report.routes}
+    identified = workers.identified if report.probing else {}
+    answered = frozenset(
+        worker.name
+        for instance, worker in identified.items()
+        if instance in by_id and by_id[instance].state == RouteState.ANSWERED
+    )
+    others = len(workers.expected) - len(identified)
+    known = sum(1 for instance in identified if _is_accepted(by_id.get(instance)))
+    accepted = max(0, sum(entry.workers for entry in report.accepted) - known)
+    missing = [
+        MissingRoute(worker.name, cause)
+        for instance, worker in identified.items()
+        if is_settled(worker, now)
+        and (cause := _cause(pod.name, worker.name, report, by_id.get(instance))) is not None
+    ]
+    if accepted < others and all(is_settled(worker, now) for worker in workers.expected):
+        missing.append(MissingRoute("", _too_few_accepted(pod.name, accepted, others)))
+    return FrontendRoutes(pod, answered, min(accepted, others), tuple(missing))
+
+
+def is_settled(pod: Pod, now: datetime) -> bool:
+    """Whether the pod has been ready, or a frontend has served, long enough for its routes to exist."""
+    return _remaining(_since(pod), now) is None
+
+
+def has_settled_worker(observed: Observed) -> bool:
+    """Whether a frontend must have a route, because a replica has been ready long enough."""
+    return any(pod.ready and is_settled(pod, observed.now) for pod in observed.workers)
+
+
+def settling_seconds(observed: Observed) -> float | None:
+    """Seconds until the routes of a pod are judged that are not judged yet; None if there is no such pod."""
+    frontends = [pod for pod in observed.frontends if pod.has_report_port]
+    if not frontends:
+        return None
+    pods = [pod for pod in (*observed.workers, *frontends) if not pod.terminating]
+    remaining = (_remaining(_since(pod), observed.now) for pod in pods)
+    return min((seconds for seconds in remaining if seconds is not None), default=None)
+
+
+def _since(pod: Pod) -> datetime | None:
+    report = pod.stream.frontend
+    if pod.ready or report is None:
+        return pod.ready_since
+    # A frontend without a route is not ready.
+    return report.stage.since if report.stage.name == Stage.SERVING else None
+
+
+def _remaining(since: datetime | None, now: datetime) -> float | None:
+    # The clocks of nodes may differ by some seconds.
+    if since is None or abs(now - since) >= _SETTLING:
+        return None
+    return (since + _SETTLING - now).total_seconds()
+
+
+def _is_accepted(route: RouteReport | None) -> bool:
+    return route is not None and route.state != RouteState.NOT_ACCEPTED
+
+
+def _cause(frontend: str, worker: str, report: FrontendReport, route: RouteReport | None) -> str | None:
+    """None if the worker answers, or its first probe has not ended."""
+    if route is None:
+        return None if len(report.routes) >= _MAX_ROUTES else _not_discovered(frontend, worker)
+    if route.state == RouteState.NOT_ACCEPTED:
+        return (
+            f"Frontend pod {frontend} sends no requests to pod {worker}, because the model card of the pod "
+            "differs from that of the other replicas of its Dynamo namespace. Check that all replicas load "
+            f"the same model files and options, then delete pod {worker}."
+        )
+    if route.state == RouteState.FAILING:
+        detail = f" {sentence(route.message)}" if route.message else ""
+        return (
+            f"The probes that frontend pod {frontend} sends to pod {worker} fail.{detail} Clients' requests "
+            "on this route may fail too. Check the NetworkPolicies between the pods, and their nodes."
+        )
+    return None
+
+
+def _not_discovered(frontend: str, worker: str) -> str:
+    return (
+        f"Frontend pod {frontend} has not discovered pod {worker}, so it sends no requests to it. Check that "
+        "the frontend's ServiceAccount may watch EndpointSlices and DynamoWorkerMetadata."
+    )
+
+
+def _too_few_accepted(frontend: str, accepted: int, total: int) -> str:
+    count = quantity(accepted, total, "ready replica")
+    return (
+        f"{count} accepted by frontend pod {frontend}, which sends no requests to the others. Check that all "
+        "replicas load the same model files and options, and that the frontend's ServiceAccount may watch "
+        "EndpointSlices and DynamoWorkerMetadata."
+    )
+
+
+def intersection(routes: Iterable[FrontendRoutes]) -> int:
+    """Number of ready replicas that answer through all of these frontends."""
+    found = list(routes)
+    if not found:
+        return 0
+    answered = frozenset.intersection(*(each.answered for each in found))
+    return len(answered) + min(each.unidentified for each in found)
