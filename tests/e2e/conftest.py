@@ -285,10 +285,15 @@ def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Clust
     deployed.kubectl("delete", "pv", f"models-{name}", "--wait=false")
 
 
+def first_node(cluster: Cluster) -> dict[str, Any]:
+    """The oldest node, which runs the control plane; others may be added meanwhile."""
+    return dict(min(cluster.get("nodes")["items"], key=lambda n: str(n["metadata"]["creationTimestamp"])))
+
+
 @pytest.fixture(scope="session")
 def host(deployed: Cluster) -> str:
     """The address at which pods reach servers of this machine: the local address of the route to the node."""
-    (node,) = deployed.get("nodes")["items"]
+    node = first_node(deployed)
     address = next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
         route.connect((address, 9))  # sends nothing
@@ -297,8 +302,8 @@ def host(deployed: Cluster) -> str:
 
 @pytest.fixture
 def gpu(cluster: Cluster) -> Iterator[None]:
-    """The node reports one GPU, as with a device plugin."""
-    (node,) = cluster.get("nodes")["items"]
+    """The first node reports one GPU, as with a device plugin."""
+    node = first_node(cluster)
 
     def patch(*operations: dict[str, str]) -> None:
         name = node["metadata"]["name"]

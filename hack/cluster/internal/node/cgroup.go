@@ -32,8 +32,8 @@ func cgroupRoots() ([]string, error) {
 	return roots, nil
 }
 
-// otherNodes reports whether nodes of other folders run on this machine.
-func otherNodes(name string) (bool, error) {
+// otherClusters reports whether clusters of other folders run on this machine.
+func otherClusters(id string) (bool, error) {
 	roots, err := cgroupRoots()
 	if err != nil {
 		return false, err
@@ -44,7 +44,7 @@ func otherNodes(name string) (bool, error) {
 			return false, err
 		}
 		for _, f := range found {
-			if filepath.Base(f) != name {
+			if filepath.Base(f) != id {
 				return true, nil
 			}
 		}
@@ -80,15 +80,22 @@ func makeCgroups(name string, pid int) error {
 	return nil
 }
 
-// removeCgroups removes NAME and its children. It retries, because the kernel needs a moment after their processes were
-// killed.
-func removeCgroups(name string) error {
+// removeCgroups removes the control groups that match a pattern, and their children. It retries, because the kernel needs
+// a moment after their processes were killed.
+func removeCgroups(pattern string) error {
 	roots, err := cgroupRoots()
 	if err != nil {
 		return err
 	}
+	var dirs []string
 	for _, root := range roots {
-		dir := filepath.Join(root, name)
+		found, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			return err
+		}
+		dirs = append(dirs, found...)
+	}
+	for _, dir := range dirs {
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 			err := removeTree(dir)
 			if err == nil {

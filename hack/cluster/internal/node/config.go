@@ -1,4 +1,5 @@
-// Package node runs a Kubernetes node in its own namespaces: up and down run on the host, the rest inside.
+// Package node runs Kubernetes nodes, each in its own namespaces: the exported functions run on the host, except Init
+// and Supervise, which run inside. The first node also runs the control plane.
 package node
 
 import (
@@ -14,29 +15,29 @@ import (
 	"strings"
 )
 
-// Name is the node's name in Kubernetes.
+// Name is the first node's name in Kubernetes.
 const Name = "vllmendpoint-local"
 
 const apiPort = 6443
 
 const namePrefix = "vllmendpoint-" // of control groups
 
-// Config has the folders and addresses of a node.
+// Config has the folders and addresses of a cluster.
 type Config struct {
 	Dir     string       // all state
 	Bin     string       // the programs
-	Nodes   netip.Prefix // the link between host (first address) and node (second)
-	Pods    netip.Prefix
+	Nodes   netip.Prefix // the host (first address), the first node (second) and further nodes
+	Pods    netip.Prefix // one block per node
 	Service netip.Prefix
 }
 
 // State has the data that is needed to undo a start; it is written before each step.
 type State struct {
-	Config
+	Node
 	Boot    string            // boot ID: after a reboot, no process or setting is left
 	Pid     int               // the node's init; its end terminates all processes of the node
 	Started string            // its start time, because process IDs are reused
-	Sysctls map[string]string // machine-wide settings before the kubelet changed them
+	Sysctls map[string]string // machine-wide settings before the kubelet changed them; only of the first node
 }
 
 // ConfigFromEnv reads the configuration from the environment.
@@ -70,8 +71,8 @@ func ConfigFromEnv() (Config, error) {
 		to             *netip.Prefix
 		bits           int // the longest prefix that is large enough
 	}{
-		{"VLLMENDPOINT_NODE_CIDR", "10.99.0.0/30", &c.Nodes, 30},
-		{"VLLMENDPOINT_POD_CIDR", "10.244.0.0/24", &c.Pods, 26},
+		{"VLLMENDPOINT_NODE_CIDR", "10.99.0.0/29", &c.Nodes, 30},
+		{"VLLMENDPOINT_POD_CIDR", "10.244.0.0/21", &c.Pods, 26},
 		{"VLLMENDPOINT_SERVICE_CIDR", "10.96.0.0/16", &c.Service, 28},
 	}
 	for _, r := range ranges {
@@ -94,9 +95,9 @@ func (c Config) id() string {
 	return namePrefix + hex.EncodeToString(sum[:])[:6]
 }
 
-func (c Config) link() string   { return "vep" + strings.TrimPrefix(c.id(), namePrefix) }
-func (c Config) hostIP() string { return c.Nodes.Addr().Next().String() }
-func (c Config) nodeIP() string { return c.Nodes.Addr().Next().Next().String() }
+func (c Config) hostLink() string { return "vep" + strings.TrimPrefix(c.id(), namePrefix) }
+func (c Config) hostIP() string   { return c.Nodes.Addr().Next().String() }
+func (c Config) server() string   { return fmt.Sprintf("https://%s:%d", c.first().ip(), apiPort) }
 
 // dnsIP is the tenth address of the Services, as is usual.
 func (c Config) dnsIP() string {
@@ -114,11 +115,6 @@ func (c Config) path(parts ...string) string {
 // Kubeconfig is the administrator's kubeconfig file.
 func (c Config) Kubeconfig() string { return c.path("kubeconfig") }
 
-func (c Config) statePath() string { return c.path("state.json") }
-
-// readyPath exists once a start is complete.
-func (c Config) readyPath() string { return c.path("ready") }
-
 func (s *State) save() error {
 	b, err := json.MarshalIndent(s, "", " ")
 	if err != nil {
@@ -130,7 +126,7 @@ func (s *State) save() error {
 	return os.Rename(s.statePath()+".new", s.statePath())
 }
 
-// load returns nil without an error if nothing was started.
+// load reads the state of the node with this folder. It returns nil without an error if nothing was started.
 func load(dir string) (*State, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "state.json"))
 	if errors.Is(err, fs.ErrNotExist) {

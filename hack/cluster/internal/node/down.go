@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,7 +24,7 @@ var machineSysctls = []string{
 	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
 }
 
-// Down removes the node; with purge, its images too.
+// Down removes all nodes; with purge, the images of the first node too.
 func Down(ctx context.Context, c Config, purge bool) error {
 	unlock, err := lock(ctx, c)
 	if err != nil {
@@ -49,32 +48,35 @@ func clean(c Config, purge bool) error {
 	if purge {
 		return os.RemoveAll(c.Dir)
 	}
-	entries, err := os.ReadDir(c.Dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	return c.first().removeFiles()
+}
+
+// kill terminates the processes of all nodes and reverts their changes outside of Dir.
+func kill(c Config) error {
+	further, err := c.further()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if e.Name() != imageStore {
-			if err := os.RemoveAll(c.path(e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// kill terminates the node's processes and reverts its changes outside of Dir.
-func kill(c Config) error {
 	s, err := load(c.Dir)
 	if err != nil {
 		return err
 	}
 	if s == nil {
-		s = &State{Config: c}
+		s = &State{Node: c.first()}
 	}
+	var errs []error
+	for _, node := range append(further, s) {
+		errs = append(errs, node.terminate())
+	}
+	errs = append(errs, removeLink(s.hostLink()), removeCgroups(s.id()+"-*"))
+	if s.Boot == bootID() {
+		errs = append(errs, writeSysctls(s.Sysctls))
+	}
+	return errors.Join(errs...)
+}
+
+// terminate kills the node's processes and removes its control groups.
+func (s *State) terminate() error {
 	if s.alive() {
 		// The kernel kills the whole PID namespace with its first process; network and mounts disappear with the processes.
 		if err := syscall.Kill(s.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -86,11 +88,7 @@ func kill(c Config) error {
 			}
 		}
 	}
-	errs := []error{removeLink(s.link()), removeCgroups(s.id())}
-	if s.Boot == bootID() {
-		errs = append(errs, writeSysctls(s.Sysctls))
-	}
-	return errors.Join(errs...)
+	return removeCgroups(s.cgroup())
 }
 
 func bootID() string {
@@ -121,7 +119,7 @@ func writeSysctls(values map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// lock allows one up or down at a time. The file is next to Dir, so that a purge does not remove it.
+// lock allows one start or removal of a node at a time. The file is next to Dir, so that a purge does not remove it.
 func lock(ctx context.Context, c Config) (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(c.Dir), 0o755); err != nil {
 		return nil, err
@@ -131,7 +129,7 @@ func lock(ctx context.Context, c Config) (unlock func(), err error) {
 		return nil, err
 	}
 	group := &proc.Group{}
-	err = group.Until(ctx, "another up or down to end", upLimit, func(context.Context) error {
+	err = group.Until(ctx, "another command that starts or removes a node to end", upLimit, func(context.Context) error {
 		return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	})
 	if err != nil {

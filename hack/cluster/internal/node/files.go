@@ -32,7 +32,7 @@ func (s *supervisor) nodePrograms() []proc.Command {
 	return []proc.Command{
 		{Name: "kubelet", Args: []string{
 			"--config=" + s.path("kubelet.json"), "--kubeconfig=" + s.path("kubelet.kubeconfig"),
-			"--hostname-override=" + Name, "--node-ip=" + s.nodeIP(),
+			"--hostname-override=" + s.Name, "--node-ip=" + s.ip(),
 		}},
 		{Name: "kube-proxy", Args: []string{"--config=" + s.path("kube-proxy.json")}},
 	}
@@ -45,8 +45,8 @@ func (s *supervisor) netpol() proc.Command {
 // writeFiles writes certificates and configuration of the node's programs.
 func (s *supervisor) writeFiles(keys *pki.Dir) error {
 	users := map[string]pki.Subject{
-		"kubelet": {User: "system:node:" + Name, Groups: []string{"system:nodes"},
-			IPs: []net.IP{net.ParseIP(s.nodeIP())}, Names: []string{Name}},
+		"kubelet": {User: "system:node:" + s.Name, Groups: []string{"system:nodes"},
+			IPs: []net.IP{net.ParseIP(s.ip())}, Names: []string{s.Name}},
 		"kube-proxy": {User: "system:kube-proxy"},
 		"netpol":     {User: "netpol"},
 	}
@@ -54,7 +54,7 @@ func (s *supervisor) writeFiles(keys *pki.Dir) error {
 		if err := keys.Issue(name, subject); err != nil {
 			return err
 		}
-		if err := keys.Kubeconfig(s.path(name+".kubeconfig"), s.plane.Server(), name); err != nil {
+		if err := keys.Kubeconfig(s.path(name+".kubeconfig"), s.server(), name); err != nil {
 			return err
 		}
 	}
@@ -66,7 +66,7 @@ func (s *supervisor) writeFiles(keys *pki.Dir) error {
 		return err
 	}
 	values := map[string]string{
-		"Dir": s.Dir, "Bin": s.Bin, "Cgroup": "/" + s.id() + "/daemons", "PauseImage": pauseImage, "CoreDNSImage": corednsImage,
+		"Dir": s.path(), "Node": s.Name, "Bin": s.Bin, "Cgroup": "/" + s.cgroup() + "/daemons", "PauseImage": pauseImage, "CoreDNSImage": corednsImage,
 		"DNS": s.dnsIP(), "Socket": socket, "Store": s.path(imageStore),
 	}
 	for name, text := range map[string]string{"addons.yaml": addonsTemplate, "containerd.toml": containerdTemplate} {
@@ -99,7 +99,7 @@ func render(path, text string, values map[string]string) error {
 func (s *supervisor) kubelet(keys *pki.Dir) object {
 	return object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-		"address": s.nodeIP(),
+		"address": s.ip(),
 		"authentication": object{
 			"anonymous": object{"enabled": false}, "webhook": object{"enabled": true},
 			"x509": object{"clientCAFile": keys.File("ca.crt")},
@@ -107,12 +107,12 @@ func (s *supervisor) kubelet(keys *pki.Dir) object {
 		"authorization": object{"mode": "Webhook"},
 		"tlsCertFile":   keys.File("kubelet.crt"), "tlsPrivateKeyFile": keys.File("kubelet.key"),
 		"containerRuntimeEndpoint": "unix://" + socket,
-		"cgroupDriver":             "cgroupfs", "cgroupRoot": "/" + s.id(),
+		"cgroupDriver":             "cgroupfs", "cgroupRoot": "/" + s.cgroup(),
 		"failCgroupV1": false, "failSwapOn": false,
 		"enforceNodeAllocatable": []string{"pods"},
 		"clusterDNS":             []string{s.dnsIP()}, "clusterDomain": "cluster.local", "resolvConf": s.path("resolv.conf"),
 		"podLogsDir": s.path("pod-logs"), "volumePluginDir": s.path("volume-plugins"),
-		"serializeImagePulls": false,
+		"serializeImagePulls": false, "registerWithTaints": s.Taints,
 		// The disk belongs to the developer, so its usage is irrelevant to the node. Images are never garbage-collected,
 		// because they could not be pulled again.
 		"evictionHard":                object{"memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%"},
@@ -124,7 +124,7 @@ func (s *supervisor) kubeProxy() object {
 	return object{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
 		"clientConnection": object{"kubeconfig": s.path("kube-proxy.kubeconfig")},
-		"hostnameOverride": Name, "bindAddress": s.nodeIP(),
+		"hostnameOverride": s.Name, "bindAddress": s.ip(),
 		"mode":      "nftables",
 		"conntrack": object{"maxPerCore": 0, "min": 0}, // otherwise it changes the setting of the whole machine
 	}
@@ -139,7 +139,7 @@ func (s *supervisor) cni() object {
 				"hairpinMode": true, // a pod may reach itself through its Service
 				"ipam": object{
 					"type": "host-local", "dataDir": s.path("cni-addresses"),
-					"ranges": [][]object{{{"subnet": s.Pods.String()}}}, "routes": []object{{"dst": "0.0.0.0/0"}},
+					"ranges": [][]object{{{"subnet": s.pods().String()}}}, "routes": []object{{"dst": "0.0.0.0/0"}},
 				},
 			},
 			{"type": "portmap", "capabilities": object{"portMappings": true}, "backend": "nftables"},

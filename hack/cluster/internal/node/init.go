@@ -35,10 +35,10 @@ func Init(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := mounts(state.Config); err != nil {
+	if err := mounts(state.Node); err != nil {
 		return err
 	}
-	if err := unix.Sethostname([]byte(Name)); err != nil {
+	if err := unix.Sethostname([]byte(state.Name)); err != nil {
 		return err
 	}
 	supervisor, err := os.StartProcess("/proc/self/exe", []string{"cluster", "node-supervise", dir}, &os.ProcAttr{
@@ -61,7 +61,7 @@ func Init(dir string) error {
 	}
 }
 
-func mounts(c Config) error {
+func mounts(n Node) error {
 	type mount struct {
 		source, target, kind string
 		flags                uintptr
@@ -76,7 +76,7 @@ func mounts(c Config) error {
 		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=755"},
 	}
 	for target, source := range bindMounts {
-		list = append(list, mount{c.path(source), target, "", unix.MS_BIND, ""})
+		list = append(list, mount{n.path(source), target, "", unix.MS_BIND, ""})
 	}
 	for _, m := range list {
 		if m.flags&unix.MS_BIND != 0 {

@@ -8,24 +8,40 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"serving.vllmendpoint.dev/hack/cluster/internal/images"
+	"k8s.io/client-go/kubernetes"
 )
 
-// Load loads images from buildah's storage into the running node.
+// Load loads images from buildah's storage into all running nodes.
 func Load(ctx context.Context, c Config, names []string) error {
 	if len(names) == 0 {
 		return errors.New("load needs the name of at least one image that buildah has built")
 	}
-	s, err := load(c.Dir)
+	unlock, err := lock(ctx, c) // a node that is starting would miss the images
 	if err != nil {
 		return err
 	}
-	if s == nil || !s.alive() {
-		return errors.New("the cluster is not up: run `cluster up` first")
+	defer unlock()
+	first, err := running(c)
+	if err != nil {
+		return err
 	}
-	// The socket is in the node's mount namespace, which is accessible through its first process.
-	store, err := images.Connect(ctx, fmt.Sprintf("/proc/%d/root%s", s.Pid, socket))
+	further, err := first.further()
+	if err != nil {
+		return err
+	}
+	for _, s := range append([]*State{first}, further...) {
+		if !s.alive() {
+			continue // it gets the images when it is added again
+		}
+		if err := s.loadImages(ctx, names); err != nil {
+			return fmt.Errorf("node %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *State) loadImages(ctx context.Context, names []string) error {
+	store, err := s.store(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,8 +87,25 @@ func Status(ctx context.Context, c Config) error {
 			running++
 		}
 	}
-	fmt.Printf("api: https://%s:%d\nnode: %s %s, up since %s\npods: %d, running %d\nimages: %d\nstate: up\n",
-		s.nodeIP(), apiPort, Name, n.Status.NodeInfo.KubeletVersion, n.CreationTimestamp.Format(time.RFC3339),
-		len(pods.Items), running, len(n.Status.Images))
+	fmt.Printf("api: %s\nnode: %s %s, up since %s\n",
+		s.server(), s.Name, n.Status.NodeInfo.KubeletVersion, n.CreationTimestamp.Format(time.RFC3339))
+	further, err := s.further()
+	if err != nil {
+		return err
+	}
+	for _, f := range further {
+		fmt.Printf("node: %s, %s\n", f.Name, f.describe(ctx, client))
+	}
+	fmt.Printf("pods: %d, running %d\nimages: %d\nstate: up\n", len(pods.Items), running, len(n.Status.Images))
 	return nil
+}
+
+func (s *State) describe(ctx context.Context, client kubernetes.Interface) string {
+	if !s.alive() {
+		return "killed"
+	}
+	if err := s.ready(ctx, client, time.Time{}); err != nil {
+		return firstLine(err)
+	}
+	return "logs: " + s.path("log")
 }

@@ -14,16 +14,19 @@ import (
 
 	"serving.vllmendpoint.dev/hack/cluster/internal/control"
 	"serving.vllmendpoint.dev/hack/cluster/internal/images"
+	"serving.vllmendpoint.dev/hack/cluster/internal/pki"
 	"serving.vllmendpoint.dev/hack/cluster/internal/proc"
 )
 
 const socket = "/run/containerd/containerd.sock"
 
+// containerdReady is the line of progress after which images can be added.
+const containerdReady = "containerd is ready"
+
 // supervisor starts the node's programs, inside the namespaces.
 type supervisor struct {
 	*State
 	*proc.Group
-	plane    *control.Plane
 	progress *os.File
 }
 
@@ -38,16 +41,17 @@ func Supervise(ctx context.Context, dir string) error {
 	c := state.Config
 	s := &supervisor{
 		State:    state,
-		Group:    proc.NewGroup(c.Bin, c.path("log")),
+		Group:    proc.NewGroup(c.Bin, state.path("log")),
 		progress: os.NewFile(progressFD, "progress"),
-		plane: &control.Plane{
-			Dir: c.Dir, IP: c.nodeIP(), Port: apiPort, EtcdPort: 2379, ServiceCIDR: c.Service, PodCIDR: c.Pods, ControllerQPS: 300,
-		},
 	}
-	if err := s.bringUp(ctx); err != nil {
+	bringUp := s.bringUpFirst
+	if state.Index > 0 {
+		bringUp = s.bringUpFurther
+	}
+	if err := bringUp(ctx); err != nil {
 		return err
 	}
-	if err := os.WriteFile(c.readyPath(), nil, 0o644); err != nil {
+	if err := os.WriteFile(state.readyPath(), nil, 0o644); err != nil {
 		return err
 	}
 	s.say("ready")
@@ -61,37 +65,34 @@ func (s *supervisor) say(line string) {
 	fmt.Fprintln(s.progress, line)
 }
 
-func (s *supervisor) bringUp(ctx context.Context) error {
-	if err := connectNode(s.Config); err != nil {
+// bringUpFirst starts the control plane and the node.
+func (s *supervisor) bringUpFirst(ctx context.Context) error {
+	if err := connectNode(s.Node); err != nil {
 		return err
 	}
-	keys, err := s.plane.Prepare(s.Kubeconfig())
+	plane := &control.Plane{
+		Dir: s.Dir, IP: s.ip(), Port: apiPort, EtcdPort: 2379, ServiceCIDR: s.Service, PodCIDR: s.Pods, ControllerQPS: 300,
+	}
+	keys, err := plane.Prepare(s.Kubeconfig())
 	if err != nil {
 		return err
 	}
 	if err := s.writeFiles(keys); err != nil {
 		return err
 	}
-	if err := s.Start(proc.Command{Name: "containerd", Args: []string{"--config", s.path("containerd.toml")}}); err != nil {
+	if err := s.startAll(append([]proc.Command{s.containerd()}, plane.Commands(keys)...)); err != nil {
 		return err
 	}
-	for _, c := range s.plane.Commands(keys) {
-		if err := s.Start(c); err != nil {
-			return err
-		}
-	}
-	if err := s.containerd(ctx); err != nil {
+	if err := s.prepareStore(ctx); err != nil {
 		return err
 	}
-	s.say("containerd is ready")
+	s.say(containerdReady)
 	if err := control.Answers(ctx, s.Kubeconfig(), time.Minute, s.Group); err != nil {
 		return err
 	}
 	s.say("API server is ready")
-	for _, c := range s.nodePrograms() {
-		if err := s.Start(c); err != nil {
-			return err
-		}
+	if err := s.startAll(s.nodePrograms()); err != nil {
+		return err
 	}
 	if err := s.addons(ctx); err != nil {
 		return err
@@ -99,25 +100,78 @@ func (s *supervisor) bringUp(ctx context.Context) error {
 	if err := s.Start(s.netpol()); err != nil { // only after its permissions exist
 		return err
 	}
-	client, err := s.client()
-	if err != nil {
+	if err := s.awaitReady(ctx, time.Time{}); err != nil {
 		return err
 	}
-	if err := s.Until(ctx, "the node to be Ready", time.Minute, func(ctx context.Context) error {
-		return nodeReady(ctx, client)
-	}); err != nil {
-		return err
-	}
-	s.say("node is Ready")
 	if err := control.Ready(ctx, s.Kubeconfig(), time.Minute, s.Group); err != nil {
 		return err
 	}
 	return s.dns(ctx)
 }
 
-// containerd waits until it is ready, removes the remains of an earlier node except images from its store, and adds
-// the two images that the node itself needs.
-func (s *supervisor) containerd(ctx context.Context) error {
+// bringUpFurther starts a node that joins the control plane of the first node.
+func (s *supervisor) bringUpFurther(ctx context.Context) error {
+	begun := time.Now()
+	if err := connectNode(s.Node); err != nil {
+		return err
+	}
+	keys, err := pki.Join(s.Config.path("pki"), s.path("pki"))
+	if err != nil {
+		return err
+	}
+	if err := s.writeFiles(keys); err != nil {
+		return err
+	}
+	if err := s.Start(s.containerd()); err != nil {
+		return err
+	}
+	if err := s.prepareStore(ctx); err != nil {
+		return err
+	}
+	s.say(containerdReady)
+	// The kubelet starts after the images have been added, because it would try to pull an image that is missing.
+	if err := s.Until(ctx, "the images of the first node to be added", upLimit, func(context.Context) error {
+		_, err := os.Stat(s.imagesPath())
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := s.startAll(append(s.nodePrograms(), s.netpol())); err != nil {
+		return err
+	}
+	return s.awaitReady(ctx, begun)
+}
+
+func (s *supervisor) startAll(commands []proc.Command) error {
+	for _, c := range commands {
+		if err := s.Start(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *supervisor) awaitReady(ctx context.Context, since time.Time) error {
+	client, err := s.client()
+	if err != nil {
+		return err
+	}
+	if err := s.Until(ctx, "the node to be Ready", time.Minute, func(ctx context.Context) error {
+		return s.ready(ctx, client, since)
+	}); err != nil {
+		return err
+	}
+	s.say("node is Ready")
+	return nil
+}
+
+func (s *supervisor) containerd() proc.Command {
+	return proc.Command{Name: "containerd", Args: []string{"--config", s.path("containerd.toml")}}
+}
+
+// prepareStore waits until containerd is ready, removes the remains of an earlier node except images from its store, and
+// adds the two images that the node itself needs.
+func (s *supervisor) prepareStore(ctx context.Context) error {
 	var store *images.Store
 	err := s.Until(ctx, "containerd to answer", 30*time.Second, func(ctx context.Context) (err error) {
 		store, err = images.Connect(ctx, socket)

@@ -23,7 +23,7 @@ import (
 // upLimit bounds the whole start; each step also has its own limit.
 const upLimit = 5 * time.Minute
 
-// Up starts the node and returns when it is ready. It removes the remains of an earlier node that is not healthy.
+// Up starts the first node and returns when it is ready. It removes the remains of an earlier cluster that is not healthy.
 func Up(ctx context.Context, c Config) error {
 	if os.Geteuid() != 0 {
 		return errors.New("up needs root: it makes network and mount namespaces")
@@ -68,17 +68,27 @@ func firstLine(err error) string {
 }
 
 func start(ctx context.Context, c Config) error {
-	begun := time.Now()
-	say := func(line string) { fmt.Printf("[up %5.1fs] %s\n", time.Since(begun).Seconds(), line) }
-	s := &State{Config: c, Boot: bootID()}
-	others, err := otherNodes(c.id())
+	s := &State{Node: c.first(), Boot: bootID()}
+	others, err := otherClusters(c.id())
 	if err != nil {
 		return err
 	}
-	if !others { // otherwise a kubelet has already changed the settings, and the other node restores them
+	if !others { // otherwise a kubelet has already changed the settings, and the other cluster restores them
 		s.Sysctls = readSysctls()
 	}
-	if err := os.MkdirAll(c.path("log"), 0o755); err != nil {
+	return s.start(ctx, stopwatch("up"), func() error { return connectHost(c, s.Pid) }, nil)
+}
+
+// stopwatch returns a function that prints a line with the time since its creation.
+func stopwatch(command string) func(line string) {
+	begun := time.Now()
+	return func(line string) { fmt.Printf("[%s %5.1fs] %s\n", command, time.Since(begun).Seconds(), line) }
+}
+
+// start starts a node and returns when it is ready. connect creates its link to other namespaces; onLine, if not
+// nil, is called with each line of its progress.
+func (s *State) start(ctx context.Context, say func(string), connect func() error, onLine func(string) error) error {
+	if err := os.MkdirAll(s.path("log"), 0o755); err != nil {
 		return err
 	}
 	// Mount points must exist on the host. They are kept: removing a folder would remove another node's mount.
@@ -95,13 +105,13 @@ func start(ctx context.Context, c Config) error {
 		return err
 	}
 	defer node.close()
-	if err := connectHost(c, s.Pid); err != nil {
+	if err := connect(); err != nil {
 		return err
 	}
-	if err := makeCgroups(c.id(), s.Pid); err != nil {
+	if err := makeCgroups(s.cgroup(), s.Pid); err != nil {
 		return err
 	}
-	say("namespaces, control groups and the link to the host are ready")
+	say("namespaces, control groups and the network link are ready")
 	if _, err := node.start.Write([]byte{1}); err != nil {
 		return fmt.Errorf("start the node: %w", err)
 	}
@@ -119,16 +129,22 @@ func start(ctx context.Context, c Config) error {
 				for range lines {
 				}
 			}()
-			return fmt.Errorf("the cluster is not up: %w", context.Cause(ctx))
+			return fmt.Errorf("the node is not up: %w", context.Cause(ctx))
 		case line, ok := <-lines:
 			switch {
 			case !ok:
-				return fmt.Errorf("the node ended while it started; the end of %s:\n%s", c.path("log", "node.log"), proc.Tail(c.path("log", "node.log"), 12))
+				log := s.path("log", "node.log")
+				return fmt.Errorf("the node ended while it started; the end of %s:\n%s", log, proc.Tail(log, 12))
 			case line == "ready":
-				say("ready: KUBECONFIG=" + c.Kubeconfig())
+				say("ready: KUBECONFIG=" + s.Kubeconfig())
 				return nil
-			default:
-				say(line)
+			}
+			say(line)
+			if onLine == nil {
+				continue
+			}
+			if err := onLine(line); err != nil {
+				return err
 			}
 		}
 	}
@@ -161,7 +177,7 @@ func spawn(s *State) (spawned, error) {
 		return none, err
 	}
 	defer log.Close()
-	cmd := exec.Command("/proc/self/exe", "node-init", s.Dir)
+	cmd := exec.Command("/proc/self/exe", "node-init", s.path())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{startR, progressW} // goFD, progressFD
 	cmd.Env = append(os.Environ(), "PATH="+s.Bin+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -197,7 +213,7 @@ func (s *State) healthy(ctx context.Context, limit time.Duration) error {
 	}
 	group := &proc.Group{} // has no programs: it only bounds the wait
 	return group.Until(ctx, "the running cluster to be healthy", limit, func(ctx context.Context) error {
-		return nodeReady(ctx, client)
+		return s.ready(ctx, client, time.Time{})
 	})
 }
 
@@ -210,16 +226,21 @@ func (s *State) client() (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(config)
 }
 
-func nodeReady(ctx context.Context, client kubernetes.Interface) error {
-	n, err := client.CoreV1().Nodes().Get(ctx, Name, metav1.GetOptions{})
+// ready returns nil if the node is Ready, by a report of its kubelet that is not older than since. (After a node was
+// killed, its last report remains until the node controller marks the node as unreachable.)
+func (n Node) ready(ctx context.Context, client kubernetes.Interface, since time.Time) error {
+	found, err := client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
-	for _, condition := range n.Status.Conditions {
-		if condition.Type == corev1.NodeReady {
-			if condition.Status == corev1.ConditionTrue {
-				return nil
-			}
+	for _, condition := range found.Status.Conditions {
+		switch {
+		case condition.Type != corev1.NodeReady:
+		case condition.LastHeartbeatTime.Time.Before(since.Truncate(time.Second)): // it has no fractions of seconds
+			return errors.New("the kubelet has not reported since its start")
+		case condition.Status == corev1.ConditionTrue:
+			return nil
+		default:
 			return fmt.Errorf("the node is not Ready: %s: %s", condition.Reason, condition.Message)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -25,7 +26,8 @@ const ContextName = "vllmendpoint-local"
 
 const lifetime = 365 * 24 * time.Hour
 
-// Dir is a folder with a certificate authority (ca.crt, ca.key) and the certificates that it has signed.
+// Dir is a folder with the certificate of an authority (ca.crt) and certificates that it has signed. New also creates the
+// authority's key (ca.key).
 type Dir struct {
 	Path string
 	cert *x509.Certificate
@@ -63,6 +65,19 @@ func New(path string) (*Dir, error) {
 	}
 	d := &Dir{Path: path, cert: cert, key: key}
 	return d, d.write("ca", der, key)
+}
+
+// Join creates a folder for certificates that are signed by the authority of another folder.
+func Join(authority, path string) (*Dir, error) {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(authority, "ca.crt"), filepath.Join(authority, "ca.key"))
+	if err != nil {
+		return nil, fmt.Errorf("read the certificate authority: %w", err)
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, err
+	}
+	d := &Dir{Path: path, cert: pair.Leaf, key: pair.PrivateKey.(*ecdsa.PrivateKey)}
+	return d, d.writePEM("ca.crt", "CERTIFICATE", pair.Leaf.Raw, 0o644)
 }
 
 // Issue signs a certificate and writes NAME.crt and NAME.key.
