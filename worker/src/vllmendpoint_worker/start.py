@@ -7,10 +7,8 @@ import asyncio
 import logging
 import os
 import signal
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from vllmendpoint_api import Reason, Stage, names
 
@@ -23,25 +21,28 @@ from .options.sagemaker import ENV_SAGEMAKER_HOST, container_environment, model_
 from .packages.install import Packages
 from .process.cpu_threads import ENV_THREADS, omp_threads
 from .process.dynamo_log import log_filter
+from .process.launch import (
+    installed_version,
+    log_to_stderr,
+    port_from_environment,
+    remove_empty_dynamo_variables,
+)
 from .process.listening import dynamo_hosts, network
 from .process.shutdown import EXIT_FAILURE, terminate, write_termination_message
-from .serving.report_server import ReportServer
+from .serving.report_server import start_report_server
 from .serving.state import WorkerState
 
-__all__ = ["ENV_REPORT_HOST", "start"]
+__all__ = ["start"]
 
 logger = logging.getLogger(__name__)
-
-ENV_REPORT_HOST: Final = "VLLMENDPOINT_REPORT_HOST"
-"""Address of the report port. Default: all addresses, IPv4 and IPv6."""
 
 
 def start(argv: list[str]) -> NoReturn:
     """Run the worker and exit: with 0 after a signal, else with another code."""
-    _log_to_stderr()
-    state = WorkerState(worker_version=_version(), pod_uid=os.environ.get("POD_UID", ""))
+    log_to_stderr()
+    state = WorkerState(worker_version=installed_version(), pod_uid=os.environ.get("POD_UID", ""))
     _exit_on_signals(state)
-    server = _start_report_server(state)
+    server = start_report_server(state)
     configuration = Configuration(ConfigSources(os.environ, strip_serve_command(argv)), state)
     _prepare_environment()
     try:
@@ -56,7 +57,7 @@ def start(argv: list[str]) -> NoReturn:
             state,
             server,
             host=os.environ.get(ENV_SAGEMAKER_HOST, ""),
-            port=_port(names.ENV_SAGEMAKER_PORT, names.SAGEMAKER_PORT),
+            port=port_from_environment(names.ENV_SAGEMAKER_PORT, names.SAGEMAKER_PORT),
         ).run()
     except Exception as error:
         logger.exception("The worker failed")
@@ -64,27 +65,12 @@ def start(argv: list[str]) -> NoReturn:
     terminate(code, message)
 
 
-def _start_report_server(state: WorkerState) -> ReportServer:
-    server = ReportServer(
-        state,
-        os.environ.get(ENV_REPORT_HOST, ""),
-        _port(names.ENV_REPORT_PORT, names.REPORT_PORT),
-    )
-    try:
-        server.start()
-    except OSError as error:
-        terminate(EXIT_FAILURE, f"The report port cannot be bound: {error.strerror}.")
-    logger.info("The report port answers: port=%d", server.port)
-    return server
-
-
 def _prepare_environment() -> None:
     """Remove variables that Dynamo and vLLM must not read, even while they are imported, and add others."""
     for name in GUIDE_VARIABLES:
         if (value := os.environ.pop(name, None)) is not None:
             REMOVED_VARIABLES[name] = value
-    for name in [name for name, value in os.environ.items() if name.startswith("DYN_") and not value.strip()]:
-        del os.environ[name]  # Dynamo exits if a number is empty
+    remove_empty_dynamo_variables(os.environ)
     os.environ.update(
         container_environment(os.environ) | log_filter(os.environ) | dynamo_hosts(os.environ, network())
     )
@@ -150,37 +136,3 @@ def _exit_on_signals(state: WorkerState) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
-
-
-def _port(name: str, default: int) -> int:
-    """A port from the environment. Exits the process if it is malformed."""
-    raw = os.environ.get(name, "").strip()
-    if not raw:
-        return default
-    if not raw.isdecimal() or len(raw) > 5 or int(raw) > 65535:
-        terminate(EXIT_FAILURE, f"{name} is not a port number from 0 to 65535.")
-    return int(raw)
-
-
-class _OneLineFormatter(logging.Formatter):
-    """One line for each record, including tracebacks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return " | ".join(super().format(record).splitlines())
-
-
-def _log_to_stderr() -> None:
-    """Configure this package's logger only: Dynamo and vLLM configure the root logger."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    package_logger = logging.getLogger(__package__)
-    package_logger.addHandler(handler)
-    package_logger.setLevel(logging.INFO)
-    package_logger.propagate = False
-
-
-def _version() -> str:
-    try:
-        return version("vllmendpoint-worker")
-    except PackageNotFoundError:
-        return "unknown"

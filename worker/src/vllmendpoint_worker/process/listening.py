@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Network", "dynamo_hosts", "listeners", "network"]
+__all__ = ["Network", "dynamo_hosts", "frontend_hosts", "listeners", "loopback", "network"]
 
 ANY_IPV4: Final = "0.0.0.0"
 ANY_IPV6: Final = "::"
@@ -25,6 +25,8 @@ _GLOBAL: Final = "00"
 
 _ADVERTISED_HOSTS: Final = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
 """Addresses that Dynamo's request, response and event planes publish."""
+
+_HTTP_HOST: Final = "DYN_HTTP_HOST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,21 @@ def dynamo_hosts(environ: Mapping[str, str], network: Network) -> dict[str, str]
     else:
         hosts = {"DYN_SYSTEM_HOST": ANY_IPV6}
     return {name: host for name, host in hosts.items() if not environ.get(name, "").strip()}
+
+
+def frontend_hosts(environ: Mapping[str, str], network: Network) -> dict[str, str]:
+    """As :func:`dynamo_hosts`, for a frontend. Its HTTP server listens on all addresses of both families."""
+    both = network.dual_stack or ":" in environ.get("POD_IP", "")
+    hosts = {} if environ.get(_HTTP_HOST, "").strip() else {_HTTP_HOST: ANY_IPV6 if both else ANY_IPV4}
+    return dynamo_hosts(environ, network) | hosts
+
+
+def loopback(host: str, network: Network) -> str:
+    """The address by which a process on this machine reaches a server that listens on ``host``."""
+    bare = host.strip().removeprefix("[").removesuffix("]")
+    if bare == ANY_IPV6:
+        return "127.0.0.1" if network.dual_stack else "::1"
+    return "127.0.0.1" if bare in ("", ANY_IPV4) else bare
 
 
 def listeners(host: str, port: int) -> list[socket.socket]:

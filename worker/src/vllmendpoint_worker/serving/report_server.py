@@ -8,7 +8,7 @@ client that reads too slowly is disconnected.
 ``GET /status``          the report (JSON); with ``?watch=true`` one line immediately, at every
                          change, and every 5 s, until the client disconnects
 ``GET /ready``           200, or 503 with the reason on one line
-``GET /started``         200 when the worker serves or has rejected its configuration
+``GET /started``         200 when the program serves, or the worker has rejected its configuration
 ``GET /live``            200 while the process runs
 ``POST /probe``          run a probe and answer its outcome
 ``GET /metrics``         Prometheus text
@@ -21,22 +21,24 @@ or for writing a response, and its import takes 80 ms.
 import asyncio
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 import h11
 
+from vllmendpoint_api import Contract, Stage, names
 from vllmendpoint_worker.errors import ProbeUnavailableError
+from vllmendpoint_worker.process.launch import ENV_REPORT_HOST, port_from_environment
 from vllmendpoint_worker.process.listening import listeners
+from vllmendpoint_worker.process.shutdown import EXIT_FAILURE, terminate
 
-from .state import WorkerState
-
-__all__ = ["HEARTBEAT_SECONDS", "ReportServer"]
+__all__ = ["HEARTBEAT_SECONDS", "ReportServer", "ReportedState", "start_report_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,29 @@ PROBE_SLACK_SECONDS: Final = 15.0
 """``POST /probe`` waits for the probe in flight and its own, each at most its timeout, and this."""
 
 
+class ReportedState(Protocol):
+    """The state of a worker or of a frontend. Its methods are called on the server's thread."""
+
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def started(self) -> bool: ...
+
+    @property
+    def probe_timeout(self) -> float:
+        """Longest probe in seconds."""
+        ...
+
+    def subscribe(self, callback: Callable[[], None]) -> None: ...
+
+    def blocked_for(self) -> float: ...
+
+    def readiness(self) -> tuple[bool, str]: ...
+
+    def report(self) -> Contract: ...
+
+
 class ReportServer:
     """Serves ``state`` on ``host:port`` (0: any free port) from a daemon thread.
 
@@ -59,7 +84,7 @@ class ReportServer:
     text. ``on_blocked`` receives, once per second while the main loop is blocked, for how long in seconds.
     """
 
-    def __init__(self, state: WorkerState, host: str, port: int) -> None:
+    def __init__(self, state: ReportedState, host: str, port: int) -> None:
         self._state = state
         self._host = host
         self._port = port
@@ -188,7 +213,7 @@ class ReportServer:
                 ready, reason = self._state.readiness()
                 await _respond(writer, 200 if ready else 503, "ready\n" if ready else f"{reason}\n")
             case "/started":
-                started = self._state.snapshot.started
+                started = self._state.started
                 stage = f"stage {self._state.stage}\n"
                 await _respond(writer, 200 if started else 503, "started\n" if started else stage)
             case "/live":
@@ -203,10 +228,9 @@ class ReportServer:
 
     async def _run_probe(self, writer: asyncio.StreamWriter) -> None:
         if self.probe is None:
-            await _respond(writer, 503, "the worker does not serve yet\n")
+            await _respond(writer, 503, "no probe can run yet\n")
             return
-        health_check = self._state.snapshot.health_check
-        timeout = 2 * (health_check.timeout_seconds if health_check else 5.0) + PROBE_SLACK_SECONDS
+        timeout = 2 * self._state.probe_timeout + PROBE_SLACK_SECONDS
         try:
             async with asyncio.timeout(timeout):
                 outcome = await asyncio.wrap_future(self.probe())
@@ -234,6 +258,18 @@ class ReportServer:
 
     def _report(self) -> str:
         return json.dumps(self._state.report().wire(), separators=(",", ":"))
+
+
+def start_report_server(state: ReportedState) -> ReportServer:
+    """Start the server on the address and port of the environment. Exits the process if it cannot."""
+    port = port_from_environment(names.ENV_REPORT_PORT, names.REPORT_PORT)
+    server = ReportServer(state, os.environ.get(ENV_REPORT_HOST, ""), port)
+    try:
+        server.start()
+    except OSError as error:
+        terminate(EXIT_FAILURE, f"The report port cannot be bound: {error.strerror}.")
+    logger.info("The report port answers: port=%d", server.port)
+    return server
 
 
 async def _read_request(reader: asyncio.StreamReader) -> h11.Request:

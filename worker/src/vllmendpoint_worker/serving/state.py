@@ -90,6 +90,16 @@ class WorkerState:
         return Stage(self._snapshot.stage.name)
 
     @property
+    def started(self) -> bool:
+        return self._snapshot.started
+
+    @property
+    def probe_timeout(self) -> float:
+        """Longest probe in seconds; the default until the configuration is resolved."""
+        health_check = self._snapshot.health_check
+        return health_check.timeout_seconds if health_check else float(DEFAULT_TIMEOUT_SECONDS)
+
+    @property
     def is_registered(self) -> bool:
         """Whether the model has been registered with Dynamo. Stays true during the shutdown."""
         return self.stage in (Stage.SERVING, Stage.STOPPING)
@@ -140,10 +150,10 @@ class WorkerState:
         last = self._last_heartbeat
         if last is None:
             return 0.0
-        health_check = self._snapshot.health_check
-        timeout = health_check.timeout_seconds if health_check else float(DEFAULT_TIMEOUT_SECONDS)
         silent = self._clock.monotonic() - last
-        if silent <= timeout + LOOP_GRACE_SECONDS or (self._starting and not self.blocking_frame()):
+        if silent <= self.probe_timeout + LOOP_GRACE_SECONDS or (
+            self._starting and not self.blocking_frame()
+        ):
             return 0.0
         return silent
 

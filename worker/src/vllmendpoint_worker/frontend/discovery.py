@@ -1,0 +1,88 @@
+"""Reads what Dynamo's frontend has discovered from the responses of its HTTP server. Pure.
+
+``GET /health`` lists the instances of all endpoints, whether or not the frontend sends them requests.
+``GET /v1/models/<model>/ready`` contains the number of accepted workers per Dynamo namespace and worker type.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+__all__ = ["Discovery", "Instance", "accepted_workers", "instances", "models"]
+
+ENDPOINT: Final = "generate"
+"""Dynamo endpoint of a worker that receives requests. Workers have others, for example for LoRA adapters."""
+
+MAX_INSTANCES: Final = 256
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Instance:
+    """One discovered worker."""
+
+    namespace: str
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """Result of one poll. ``accepted``: workers per Dynamo namespace and worker type."""
+
+    instances: tuple[Instance, ...] = ()
+    models: tuple[str, ...] = ()
+    accepted: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def accepted_in(self, namespace: str) -> int:
+        return sum(self.accepted.get(namespace, {}).values())
+
+    @property
+    def total_accepted(self) -> int:
+        return sum(self.accepted_in(namespace) for namespace in self.accepted)
+
+    def share(self, namespace: str) -> float:
+        """Share of the accepted workers that are in ``namespace``, from 0 to 1.
+
+        Dynamo first draws a namespace with this probability, and then a worker in it.
+        """
+        return self.accepted_in(namespace) / total if (total := self.total_accepted) else 0.0
+
+
+def instances(body: Any) -> tuple[Instance, ...]:
+    """The workers in a response of ``/health``. Invalid entries are skipped."""
+    found = set()
+    for item in _list(body, "instances"):
+        if not isinstance(item, dict) or item.get("endpoint") != ENDPOINT:
+            continue
+        namespace, number = item.get("namespace"), item.get("instance_id")
+        if isinstance(namespace, str) and isinstance(number, int) and 0 <= number < 2**64:
+            found.add(Instance(namespace, number))
+    return tuple(sorted(found)[:MAX_INSTANCES])
+
+
+def models(body: Any) -> tuple[str, ...]:
+    """The names in a response of ``/v1/models``."""
+    names = [item.get("id") for item in _list(body, "data") if isinstance(item, dict)]
+    return tuple(name for name in names if isinstance(name, str) and name)
+
+
+def accepted_workers(body: Any) -> dict[str, dict[str, int]]:
+    """Workers per namespace and type in a response of ``/v1/models/<model>/ready``."""
+    namespaces = body.get("namespaces") if isinstance(body, dict) else None
+    return {
+        str(namespace): {
+            str(role): _count(row)
+            for role, row in (value.get("worker_types") or {}).items()
+        }
+        for namespace, value in (namespaces or {}).items()
+        if isinstance(value, dict)
+    }  # fmt: skip
+
+
+def _list(body: Any, key: str) -> list[Any]:
+    value = body.get(key) if isinstance(body, dict) else None
+    return value if isinstance(value, list) else []
+
+
+def _count(row: Any) -> int:
+    count = row.get("workers") if isinstance(row, dict) else None
+    return max(count, 0) if isinstance(count, int) else 0

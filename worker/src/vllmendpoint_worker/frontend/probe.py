@@ -1,0 +1,154 @@
+"""One probe: a small request through the frontend's own HTTP server to one worker.
+
+Measured on Dynamo 1.6.1: a worker is addressed by a header for chat and completions. If the router has drawn
+another worker set, or does not know the worker, the response is 400. A form that the model does not serve is
+404. For embeddings, classes and pooled vectors the router ignores the header.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from vllmendpoint_api import ModelType, names
+from vllmendpoint_worker.process.clock import Clock
+
+from .http_client import HttpResponse
+from .routes import ProbeEnd, RouteOutcome
+
+__all__ = ["Client", "Probe", "RequestForm", "forms_to_try", "run_probe"]
+
+WORKER_HEADER: Final = "x-dynamo-worker-instance-id"
+"""The value is the instance ID in decimal. Dynamo ignores other forms."""
+
+MAX_MESSAGE: Final = 300
+
+
+class Client(Protocol):
+    """The methods of :class:`.http_client.HttpClient`."""
+
+    async def get(self, path: str, timeout: float) -> HttpResponse: ...  # noqa: ASYNC109
+
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        timeout: float,  # noqa: ASYNC109
+    ) -> HttpResponse: ...
+
+
+class RequestForm(StrEnum):
+    """Paths of Dynamo's HTTP server, in the order in which they are tried."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETION = "/v1/completions"
+    EMBEDDING = "/v1/embeddings"
+    CLASSIFY = "/v1/classify"
+    POOLING = "/v1/pooling"
+
+
+_GENERATES: Final = frozenset({RequestForm.CHAT, RequestForm.COMPLETION})
+
+_OF_TYPE: Final[Mapping[ModelType, RequestForm]] = {
+    ModelType.CHAT: RequestForm.CHAT,
+    ModelType.COMPLETION: RequestForm.COMPLETION,
+    ModelType.EMBEDDING: RequestForm.EMBEDDING,
+    ModelType.CLASSIFY: RequestForm.CLASSIFY,
+    ModelType.POOLING: RequestForm.POOLING,
+}
+
+
+def forms_to_try(model_type: ModelType | None, last_answered: RequestForm | None) -> list[RequestForm]:
+    """``last_answered`` first. A declared type excludes all other forms."""
+    if model_type is not None and model_type in _OF_TYPE:
+        return [_OF_TYPE[model_type]]
+    return sorted(RequestForm, key=lambda form: form is not last_answered)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``attempts``: number of requests until a response of 400 counts."""
+
+    model: str
+    instance_id: int
+    forms: Sequence[RequestForm]
+    attempts: int
+    timeout: float
+
+
+async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEnd, RequestForm | None]:
+    """Send the probe and read the whole response. Returns the form that was answered, or None."""
+    started = clock.monotonic()
+
+    def end(outcome: RouteOutcome, message: str = "") -> ProbeEnd:
+        return ProbeEnd(started, clock.monotonic(), outcome, message)
+
+    try:
+        for form in probe.forms:
+            response = await _send(client, probe, form, lambda: started + probe.timeout - clock.monotonic())
+            if response.status == 404:
+                continue
+            if response.status == 400:
+                return end(RouteOutcome.REFUSED, _refusal(response, probe)), None
+            fault = _fault(form, response)
+            return (end(RouteOutcome.FAILED, fault), None) if fault else (end(RouteOutcome.ANSWERED), form)
+    except TimeoutError:
+        fault = f"The worker has not responded to the frontend's probe within {probe.timeout:g} s."
+        return end(RouteOutcome.FAILED, fault), None
+    except (OSError, ValueError) as error:
+        fault = f"The frontend's HTTP server has not responded to the probe: {type(error).__name__}."
+        return end(RouteOutcome.FAILED, fault), None
+    return end(RouteOutcome.FAILED, f"The frontend does not serve the model {probe.model[:128]}."), None
+
+
+async def _send(
+    client: Client, probe: Probe, form: RequestForm, seconds_left: Callable[[], float]
+) -> HttpResponse:
+    """Send the request until the router has drawn the worker's set. Raises as :meth:`.HttpClient.get`."""
+    headers = {names.PROBE_HEADER: "1", WORKER_HEADER: str(probe.instance_id)}
+    body = _body(form, probe.model)
+    response = await client.post(form, body, headers, seconds_left())
+    for _ in range(probe.attempts - 1):
+        if response.status != 400 or form not in _GENERATES or seconds_left() <= 0.0:
+            break
+        response = await client.post(form, body, headers, seconds_left())
+    return response
+
+
+def _body(form: RequestForm, model: str) -> dict[str, Any]:
+    if form is RequestForm.CHAT:
+        return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    if form is RequestForm.COMPLETION:
+        return {"model": model, "prompt": "1", "max_tokens": 1}
+    return {"model": model, "input": "test"}
+
+
+def _refusal(response: HttpResponse, probe: Probe) -> str:
+    times = f"all {probe.attempts} probes" if probe.attempts > 1 else "the probe"
+    return f"The frontend's router does not send requests to the worker: {times} got {_described(response)}."
+
+
+def _fault(form: RequestForm, response: HttpResponse) -> str:
+    """Why the response is not a complete answer, as a sentence, or ""."""
+    if response.status != 200:
+        return f"The frontend's HTTP server responded to the probe with {_described(response)}."
+    body = response.json()
+    rows = body.get("choices" if form in _GENERATES else "data") if isinstance(body, dict) else None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return "The frontend's HTTP server responded to the probe with 200 and without a result."
+    if form in _GENERATES and not all(row.get("finish_reason") for row in rows):
+        return "The response to the frontend's probe has no finish reason: the stream of tokens broke off."
+    if form is RequestForm.EMBEDDING and not all(row.get("embedding") for row in rows):
+        return "The response to the frontend's probe contains no embedding."
+    return ""
+
+
+def _described(response: HttpResponse) -> str:
+    """Status and message. The request is the frontend's own, so the message has no content of a client."""
+    body = response.json()
+    text = body.get("message") if isinstance(body, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        return str(response.status)
+    line = " ".join(text.split())[:MAX_MESSAGE].rstrip(".")
+    return f'{response.status} ("{line}")'

@@ -1,0 +1,160 @@
+"""The frontend's state, shared by the prober, the main event loop and the report server's thread."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from vllmendpoint_api import (
+    AcceptedWorkers,
+    FrontendReport,
+    RouteReport,
+    RouteState,
+    Stage,
+    StageReport,
+)
+from vllmendpoint_worker.process.clock import Clock
+
+from .discovery import Discovery
+from .routes import Route
+from .settings import ProbeRules
+
+__all__ = ["FrontendSnapshot", "FrontendState"]
+
+_MAX_ROUTES: Final = 256
+_MAX_ACCEPTED: Final = 64
+_MAX_MODELS: Final = 64
+_MAX_WORD: Final = 128
+_MAX_TEXT: Final = 2048
+
+_STARTING: Final = "The frontend is starting."
+_STOPPING: Final = "The frontend is shutting down."
+
+_ORDER: Final = (RouteState.FAILING, RouteState.NOT_ACCEPTED, RouteState.PENDING, RouteState.ANSWERED)
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendSnapshot:
+    """The content of a report."""
+
+    stage: StageReport
+    started: bool = False
+    answering: bool = False
+    reachable: bool = False
+    """Whether there is a route to at least one worker."""
+    message: str = _STARTING
+    """Why the HTTP server does not respond, or why there is no route."""
+    rules: ProbeRules = field(default_factory=ProbeRules)
+    discovery: Discovery = field(default_factory=Discovery)
+    routes: tuple[Route, ...] = ()
+
+
+class FrontendState:
+    """Thread-safe holder of the current :class:`FrontendSnapshot`, and what the report server needs of it.
+
+    Callbacks of ``subscribe`` are called on the thread that changes the state, and must only schedule work on
+    their own loop.
+    """
+
+    def __init__(self, *, worker_version: str, pod_uid: str = "", clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._worker_version = worker_version[:_MAX_WORD]
+        self._pod_uid = pod_uid[:_MAX_WORD]
+        self._lock = threading.RLock()  # a signal handler may update the state during another update
+        self._subscribers: list[Callable[[], None]] = []
+        self._snapshot = FrontendSnapshot(StageReport(name=Stage.IMPORTING, since=self._clock.wall()))
+
+    @property
+    def snapshot(self) -> FrontendSnapshot:
+        return self._snapshot
+
+    @property
+    def stage(self) -> Stage:
+        return Stage(self._snapshot.stage.name)
+
+    @property
+    def started(self) -> bool:
+        return self._snapshot.started
+
+    @property
+    def probe_timeout(self) -> float:
+        return self._snapshot.rules.timeout
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        with self._lock:
+            self._subscribers.append(callback)
+
+    def update(self, **changes: Any) -> None:
+        """Replace fields of the snapshot. Calls the subscribers if more than the times of probes changed."""
+        with self._lock:
+            before = self._snapshot
+            self._snapshot = replace(before, **changes)
+            changed = _without_volatile(self._snapshot) != _without_volatile(before)
+            subscribers = list(self._subscribers) if changed else []
+        for callback in subscribers:
+            callback()
+
+    def enter_stage(self, name: Stage) -> None:
+        """Enter a stage. STOPPING is final."""
+        with self._lock:
+            if self.stage not in (name, Stage.STOPPING):
+                self.update(stage=StageReport(name=name, since=self._clock.wall()))
+
+    def blocked_for(self) -> float:
+        """0: no code of a user runs in a frontend, so the main loop is not watched."""
+        return 0.0
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether the frontend is ready, and if not, the reason on one line."""
+        snapshot = self._snapshot
+        if self.stage is Stage.STOPPING:
+            return False, _STOPPING
+        ready = self.stage is Stage.SERVING and snapshot.answering and snapshot.reachable
+        return ready, "" if ready else snapshot.message or _STARTING
+
+    def report(self) -> FrontendReport:
+        snapshot = self._snapshot
+        ready, reason = self.readiness()
+        routes = sorted(snapshot.routes, key=lambda route: (_ORDER.index(route.state), route.instance))
+        return FrontendReport(
+            worker_version=self._worker_version,
+            pod_uid=self._pod_uid,
+            time=self._clock.wall(),
+            ready=ready,
+            stage=snapshot.stage,
+            answering=snapshot.answering,
+            message=reason[:_MAX_TEXT],
+            models=tuple(name[:_MAX_WORD] for name in snapshot.discovery.models[:_MAX_MODELS]),
+            probing=snapshot.rules.probing,
+            accepted=_accepted(snapshot.discovery),
+            routes=tuple(self._route(route) for route in routes[:_MAX_ROUTES]),
+        )
+
+    def _route(self, route: Route) -> RouteReport:
+        last = route.last_answer
+        return RouteReport(
+            instance_id=str(route.instance.id),
+            namespace=route.instance.namespace[:_MAX_WORD],
+            state=route.state,
+            message=route.message[:_MAX_TEXT],
+            since=self._clock.wall_of(route.since),
+            last_answer=None if last is None else self._clock.wall_of(last),
+        )
+
+
+def _accepted(discovery: Discovery) -> tuple[AcceptedWorkers, ...]:
+    rows = [
+        AcceptedWorkers(namespace=namespace[:_MAX_WORD], role=role[:_MAX_WORD], workers=min(count, 1_000_000))
+        for namespace, roles in sorted(discovery.accepted.items())
+        for role, count in sorted(roles.items())
+    ]
+    return tuple(rows[:_MAX_ACCEPTED])
+
+
+def _without_volatile(snapshot: FrontendSnapshot) -> FrontendSnapshot:
+    """The snapshot without what changes with every probe. The next line of a stream includes it."""
+    routes = tuple(
+        replace(route, last_answer=None, last_probe=None, failures=0, unaccepted_since=None)
+        for route in snapshot.routes
+    )
+    return replace(snapshot, routes=routes)
