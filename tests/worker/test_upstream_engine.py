@@ -1,5 +1,8 @@
-"""The worker's additions to Dynamo's worker: canary, progress, used blocks, the report of a dead engine."""
+"""The worker's additions to Dynamo's worker: answers to canaries and frontends' probes, progress, used
+blocks, the report of a dead engine.
+"""
 
+import contextlib
 import inspect
 import types
 import warnings
@@ -19,10 +22,50 @@ with warnings.catch_warnings():
     )
 
     from tests.worker.signatures import parameters
+    from vllmendpoint_api import names
     from vllmendpoint_worker import upstream
-    from vllmendpoint_worker.probing.progress import PROGRESS
+    from vllmendpoint_worker.probing.progress import PROBE_PREFIX, PROGRESS
 
 pytestmark = pytest.mark.timeout(120)
+
+
+class FakeContext:
+    """Dynamo's context of one request."""
+
+    def __init__(self, metadata: dict[str, str] | None = None, *, cancelled: bool = False) -> None:
+        self.metadata = metadata or {}
+        self.cancelled = cancelled
+
+    def is_stopped(self) -> bool:
+        return self.cancelled
+
+    def is_killed(self) -> bool:
+        return self.cancelled
+
+
+USER = FakeContext({"user": "x"})
+PROBE = FakeContext({names.PROBE_METADATA: "1"})
+PROBED = [{"index": 0, "token_ids": [5]}, {"index": 0, "token_ids": [6], "finish_reason": "length"}]
+EMBEDDED = {
+    "object": "list",
+    "data": [{"object": "embedding", "embedding": "AACAPw==", "index": 0}],
+    "model": "m",
+    "usage": {"prompt_tokens": 3, "total_tokens": 3},
+}
+
+
+def answering(
+    generate: Any, probed: list[dict[str, Any]], *, pools: bool = False, replays: bool = True
+) -> tuple[Any, types.SimpleNamespace]:
+    """``generate``, wrapped, and the state that its answers depend on."""
+    state = types.SimpleNamespace(healthy=True)
+
+    async def answer_probe() -> list[dict[str, Any]]:
+        return probed
+
+    health = upstream.HealthSource(lambda: state.healthy, lambda: False, answer_probe)
+    engine = types.SimpleNamespace(pools=pools, replays_probes=replays)
+    return upstream._probe_requests.answer_probes(generate, engine, health), state
 
 
 async def test_the_canary_is_answered_from_the_verdict_and_other_requests_by_the_engine() -> None:
@@ -32,16 +75,45 @@ async def test_the_canary_is_answered_from_the_verdict_and_other_requests_by_the
         asked.append((request, context))
         yield {"token_ids": [7]}
 
-    healthy = True
-    answer = upstream._dynamo_worker._answer_canary(generate, lambda: healthy)
+    answer, state = answering(generate, PROBED)
     assert parameters(answer) == ["request", "context"]
     canary = {"token_ids": [1], "_HEALTH_CHECK": True}
-    chunks = [chunk async for chunk in answer(canary, context="c")]
+    chunks = [chunk async for chunk in answer(canary, context=None)]
     assert [chunk["finish_reason"] for chunk in chunks] == ["stop"]
-    healthy = False
-    assert [chunk async for chunk in answer(canary, context="c")] == []
+    state.healthy = False
+    assert [chunk async for chunk in answer(canary, context=None)] == []
+    assert [chunk async for chunk in answer({"token_ids": [1]}, context=PROBE)] == PROBED
     assert asked == []
-    assert [chunk async for chunk in answer({"token_ids": [1]}, context="c")] == [{"token_ids": [7]}]
+    assert [chunk async for chunk in answer({"token_ids": [1]}, context=USER)] == [{"token_ids": [7]}]
+    assert asked == [({"token_ids": [1]}, USER)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "probed", "expected"),
+    [
+        ({"input": "x"}, [EMBEDDED], EMBEDDED),
+        ({"token_ids": [[1]]}, [EMBEDDED], {"embeddings": ["AACAPw=="], **EMBEDDED["usage"]}),
+        ({"input": "x"}, [], upstream._probe_requests._NO_EMBEDDING),
+    ],
+)
+async def test_a_frontends_probe_of_an_embedding_model_is_answered_in_the_form_of_the_request(
+    request_: dict[str, Any], probed: list[dict[str, Any]], expected: dict[str, Any]
+) -> None:
+    answer, _ = answering(None, probed, pools=True)
+    assert [chunk async for chunk in answer(request_, context=PROBE)] == [expected]
+
+
+async def test_a_probe_that_cannot_be_replayed_runs_without_counting_as_a_users_request() -> None:
+    ids: list[str | None] = []
+
+    async def generate(request: Any, context: Any) -> Any:
+        ids.append(upstream._ranks._REQUEST.get())
+        yield {"data": [{"score": 0.5}]}
+
+    answer, _ = answering(generate, [], pools=True, replays=False)
+    (chunk,) = [chunk async for chunk in answer({"input": "x"}, context=PROBE)]
+    assert chunk == {"data": [{"score": 0.5}]}
+    assert [str(one).startswith(PROBE_PREFIX) for one in ids] == [True]
 
 
 def test_the_stat_logger_records_vllms_counts() -> None:
@@ -77,11 +149,12 @@ def test_used_blocks_are_published_only_when_they_change() -> None:
 
 
 @pytest.mark.parametrize("dead", [None, "vLLM reports EngineDeadError"])
-def test_a_dead_engine_is_reported_before_upstream_ends_the_process(dead: str | None) -> None:
+def test_a_dead_engine_is_reported_instead_of_upstreams_exit(dead: str | None) -> None:
     called: list[str] = []
     engine = types.SimpleNamespace(dead=lambda: dead, on_died=lambda: called.append("died"))
     runtime = types.SimpleNamespace(shutdown=lambda: called.append("shutdown"), endpoint="theirs")
-    words = upstream._engine.ShutdownInterceptor(runtime, engine)
-    assert words.endpoint == "theirs"
-    words.shutdown()
-    assert called == (["died", "shutdown"] if dead else ["shutdown"])
+    interceptor = upstream._engine.ShutdownInterceptor(runtime, engine, KeyError)
+    assert interceptor.endpoint == "theirs"
+    with pytest.raises(KeyError) if dead else contextlib.nullcontext():
+        interceptor.shutdown()
+    assert called == (["died"] if dead else ["shutdown"])

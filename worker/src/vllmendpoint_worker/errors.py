@@ -9,11 +9,13 @@ from .vllm_rejections import VLLMRejection
 __all__ = [
     "ArtifactsError",
     "ConfigurationRejectedError",
+    "EngineNotGeneratingError",
     "EngineStartError",
     "HandlerAbortedError",
     "HandlerTimeoutError",
     "PackagesError",
     "ProbeUnavailableError",
+    "RequestInterruptedError",
     "TranslationError",
     "WorkerError",
 ]
@@ -65,6 +67,10 @@ class EngineStartError(WorkerError):
     """The engine cannot start, or its arguments are invalid."""
 
 
+class EngineNotGeneratingError(WorkerError):
+    """A frontend's probe cannot be answered, because the engine does not generate tokens."""
+
+
 class HandlerTimeoutError(WorkerError):
     """The user's code exceeded its time limit. The message is the line that it was executing, or empty."""
 
@@ -78,3 +84,7 @@ class HandlerAbortedError(BaseException):
 
 class ProbeUnavailableError(WorkerError):
     """No probe can run, because probing is disabled or the worker is not serving yet."""
+
+
+class RequestInterruptedError(WorkerError):
+    """The worker ended a request in flight, because the engine cannot complete it."""

@@ -6,7 +6,7 @@ import signal
 import threading
 from typing import Final
 
-from vllmendpoint_api import Stage, Verdict
+from vllmendpoint_api import Stage
 from vllmendpoint_worker import upstream
 from vllmendpoint_worker.handlers import HandlerInterrupter
 from vllmendpoint_worker.probing.publisher import HealthPublisher
@@ -90,11 +90,12 @@ class GracefulShutdown:
     async def _drain(self) -> None:
         """Called after the grace period, before Dynamo aborts the requests in flight."""
 
-        def is_stalled() -> bool:
-            return self._publisher.verdict is Verdict.STALLED
+        await asyncio.gather(self._http.stop(), self._drain_requests())
 
-        drain = wait_for_drain(self._engine.unfinished, is_stalled, self._clock)
-        await asyncio.gather(self._http.stop(), drain)
+    async def _drain_requests(self) -> None:
+        """Requests of frontends that are not complete in time move to other workers."""
+        await wait_for_drain(self._engine.unfinished, self._publisher.is_stopped, self._clock)
+        await self._engine.requests.drain()
 
     async def _clean_up(self) -> None:
         """Called after the drain, before the runtime and the engine shut down."""

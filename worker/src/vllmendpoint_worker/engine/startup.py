@@ -69,6 +69,8 @@ class Startup:
 
     def after_engine_load(self, engine: upstream.WorkerEngine) -> None:
         engine.on_died = self.liveness.on_engine_died
+        self.liveness.move_requests = engine.requests.drain
+        self.publisher.on_stopped.append(engine.requests.move_all)
 
     async def before_registration(self, engine: upstream.WorkerEngine, shutdown: upstream.Shutdown) -> None:
         """Resolve the configuration, warm up, probe and serve HTTP: the router sends no requests yet."""
@@ -111,7 +113,7 @@ class Startup:
         self.report_server.probe = lambda: asyncio.run_coroutine_threadsafe(self._probe_on_demand(), loop)
         self.report_server.on_blocked = self.liveness.on_blocked
         self.state.enter_stage(Stage.SERVING)
-        self.state.update(started=True)
+        self.state.update(started=True, instance_id=engine.instance_id)
         self.publisher.publish()
         logger.info("The worker serves: models=%s", ",".join(engine.model_names))
 

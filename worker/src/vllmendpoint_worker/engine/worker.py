@@ -10,6 +10,7 @@ import uvloop
 from vllmendpoint_worker import upstream
 from vllmendpoint_worker.config.configuration import Configuration
 from vllmendpoint_worker.handlers import HandlerManager
+from vllmendpoint_worker.probing.frontend_probes import FrontendProbes
 from vllmendpoint_worker.probing.publisher import HealthPublisher
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.shutdown import EXIT_FAILURE
@@ -64,9 +65,7 @@ class Worker:
         stages.start()
         self._environ[ENV_STAGE_SOCKET] = stages.address
         try:
-            await upstream.serve(
-                arguments, startup, self._publisher.is_healthy_for_dynamo, self._publisher.metrics.registry
-            )
+            await upstream.serve(arguments, startup, self._health(), self._publisher.metrics.registry)
         finally:
             stages.stop()
             await self._tasks.stop()
@@ -89,6 +88,13 @@ class Worker:
             report_server=self._report_server,
             tasks=self._tasks,
             clock=self._clock,
+        )
+
+    def _health(self) -> upstream.HealthSource:
+        return upstream.HealthSource(
+            is_healthy=self._publisher.is_healthy_for_dynamo,
+            is_stopped=self._publisher.is_stopped,
+            answer_probe=FrontendProbes(self._publisher, self._clock).answer,
         )
 
     def _publish_handlers(self) -> None:

@@ -1,23 +1,28 @@
 """Decides whether the stream of a probe is an answer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from vllmendpoint_api import Outcome
 from vllmendpoint_worker.payload.expect import Expectation
 
 __all__ = ["Answer"]
 
+_REPLAYED: Final = ("index", "token_ids", "finish_reason", "completion_usage")
+"""Fields of a chunk that answer any request. Others, such as log probabilities, depend on the request."""
+
 
 class Answer:
     """Collects the chunks of one stream.
 
     An answer is a set of choices with tokens and a finish reason each, whose text meets ``expect`` if that is
-    given, or an embedding.
+    given, or an embedding. ``chunks``: the first choice, or the first embedding, as Dynamo's handlers yield
+    them.
     """
 
     def __init__(self, expect: Expectation | None) -> None:
         self.tokens = 0
+        self.chunks: list[Mapping[str, Any]] = []
         self._expect = expect
         self._choices: dict[int, list[int]] = {}
         self._unfinished: set[int] = set()
@@ -34,8 +39,12 @@ class Answer:
             self._unfinished.add(index)
             if self._expect is not None:
                 self._choices.setdefault(index, []).extend(tokens)
-        if chunk.get("data"):
+        if data := chunk.get("data"):
             self._has_embedding = True
+            if chunk.get("object") == "list" and isinstance(data, list):
+                self.chunks.append({**chunk, "data": data[:1]})
+        elif index == 0:
+            self.chunks.append({name: chunk[name] for name in _REPLAYED if name in chunk})
         if finish := chunk.get("finish_reason"):
             self._finish_reasons.append(str(finish))
             self._unfinished.discard(index)

@@ -1,7 +1,7 @@
 """Runs one probe: one request over the worker's own request path, aborted at its timeout."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -47,6 +47,8 @@ class ProbeResult:
     detail: str = ""
     error: BaseException | None = None
     """What the request path raised. Its text may repeat the payload and must not be published."""
+    chunks: Sequence[Mapping[str, Any]] = ()
+    """The answer, which can be replayed to a frontend. Empty if Dynamo's handlers have no such form."""
 
 
 async def run_probe(
@@ -79,7 +81,7 @@ async def run_probe(
         outcome = Outcome.ERROR if target.dead() is None else Outcome.ENGINE_DEAD
         return ProbeResult(outcome, latency, answer.tokens, ended, type(error).__name__, error)
     outcome, detail = answer.outcome()
-    return ProbeResult(outcome, latency, answer.tokens, ended, detail)
+    return ProbeResult(outcome, latency, answer.tokens, ended, detail, chunks=tuple(answer.chunks))
 
 
 async def _read_stream(target: ProbeTarget, request: Mapping[str, Any], answer: Answer) -> None:

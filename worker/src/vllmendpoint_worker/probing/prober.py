@@ -111,9 +111,13 @@ class Prober:
         self.last_result: ProbeResult | None = None
         self.last_proof: float | None = None
         """Monotonic seconds of the last complete probe or finished user request."""
+        self.last_complete: ProbeResult | None = None
+        """The last complete probe with the current request and condition."""
         self._user_requests_seen = progress.user_requests_finished
         self._traffic_since: float | None = None
         self._pending: list[asyncio.Future[ProbeResult]] = []
+        self._waiting: list[asyncio.Future[ProbeResult]] = []
+        """Callers that wait for the probe in flight."""
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         """Held by the probe or trial in flight."""
@@ -128,6 +132,7 @@ class Prober:
         before, self._settings = self._settings, settings
         if before.probe != settings.probe:
             self.state = reset_for_new_probe(self.state)
+            self.last_complete = None
         if before.mode is Mode.DISABLED and settings.mode is not Mode.DISABLED:
             self.state = reset_after_disabled(self.state, self._clock.monotonic())
         if settings.mode is Mode.DISABLED:
@@ -142,14 +147,25 @@ class Prober:
             self._in_flight.cancel()  # its result, or its timeout, is no longer the one that applies
         self._publish()
 
-    async def probe_now(self) -> ProbeResult:
+    @property
+    def proof(self) -> float | None:
+        """Monotonic seconds of the last proof of the expected answers; None without a complete probe.
+
+        A finished user request is one, unless the text must meet a condition.
+        """
+        if self.last_complete is None:
+            return None
+        return self.last_proof if self._settings.expect is None else self.last_complete.ended
+
+    async def probe_now(self, *, join: bool = False) -> ProbeResult:
         """Run a probe after the one in flight. Concurrent callers share it.
 
-        Raises ProbeUnavailableError if probing is off.
+        ``join``: the probe in flight is sufficient. Raises ProbeUnavailableError if probing is off.
         """
         if self._settings.mode is Mode.DISABLED:
             raise ProbeUnavailableError(_OFF)
-        return await asyncio.shield(self._request_probe())
+        in_flight = join and self._in_flight is not None
+        return await asyncio.shield(self._join_probe() if in_flight else self._request_probe())
 
     def report(self) -> tuple[RankReport, ...]:
         """Reports of ranks: none, because a prober has one target."""
@@ -182,11 +198,14 @@ class Prober:
             self._pending.clear()
 
     def _request_probe(self) -> "asyncio.Future[ProbeResult]":
-        waiting: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
-        # Retrieve the exception: after a reload no caller awaits this future, and asyncio would log it.
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        waiting = _create_future()
         self._pending.append(waiting)
         self._wake.set()
+        return waiting
+
+    def _join_probe(self) -> "asyncio.Future[ProbeResult]":
+        waiting = _create_future()
+        self._waiting.append(waiting)
         return waiting
 
     def _fail_pending(self) -> None:
@@ -214,7 +233,7 @@ class Prober:
         return now - last_progress >= max(STOP_SECONDS, 1.5 * progress.longest_step)
 
     async def _probe(self) -> None:
-        pending, self._pending = self._pending, []
+        self._waiting, self._pending = self._pending, []
         settings = self._settings
         task = self._in_flight = asyncio.create_task(self._run_locked(settings), name="run-probe")
         try:
@@ -223,20 +242,20 @@ class Prober:
                 self._poll()
         except asyncio.CancelledError:
             task.cancel()
-            for waiting in pending:
+            for waiting in self._waiting:
                 waiting.cancel()
             await asyncio.wait({task}, timeout=2 * ABORT_SECONDS)
             raise
         finally:
             self._in_flight = None
         if task.cancelled():  # by configure: the callers get a result of the new settings
-            self._pending = pending + self._pending
+            self._pending = self._waiting + self._pending
             if self._settings.mode is Mode.DISABLED:
                 self._fail_pending()
             return
         result = task.result()
         self._record(result, settings)
-        for waiting in pending:
+        for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(result)
 
@@ -253,6 +272,7 @@ class Prober:
         self.last_result = result
         if result.outcome is Outcome.COMPLETE:
             self.last_proof = result.ended
+            self.last_complete = result
         event = ProbeEnded(result.ended, result.outcome, self._progress.snapshot(), result.detail)
         self._transition(next_state(self.state, event, settings.rules))
         self._publish()
@@ -291,3 +311,10 @@ class Prober:
             state.message,
         )
         self._publish()
+
+
+def _create_future() -> "asyncio.Future[ProbeResult]":
+    waiting: asyncio.Future[ProbeResult] = asyncio.get_running_loop().create_future()
+    # Retrieve the exception: after a reload no caller awaits this future, and asyncio would log it.
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return waiting

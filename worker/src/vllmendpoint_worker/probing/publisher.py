@@ -1,5 +1,6 @@
 """Publishes verdict, probes and readiness in the worker state and the metrics."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -26,6 +27,8 @@ class HealthPublisher:
         self._clock = clock
         self.metrics = ProbeMetrics(self._seconds_since_proof)
         self.prober: Prober | RankProbers | None = None
+        self.on_stopped: list[Callable[[], None]] = []
+        """Called after each publication while the engine is stalled or dead."""
         self._ping: PingReport | None = None
         self._last_report: tuple[ProbeResult, ProbeReport] | None = None
         self._since: tuple[float, datetime] | None = None
@@ -39,6 +42,10 @@ class HealthPublisher:
         """The verdict as published: ``Disabled`` if probing is off, but a dead engine is always ``Dead``."""
         verdict = self.prober.state.verdict if self.prober is not None else Verdict.STARTING
         return Verdict.DISABLED if self.mode is Mode.DISABLED and verdict is not Verdict.DEAD else verdict
+
+    def is_stopped(self) -> bool:
+        """Whether the engine certainly generates no tokens, in any mode that has a verdict."""
+        return self.verdict in (Verdict.STALLED, Verdict.DEAD)
 
     def is_healthy(self) -> bool:
         """Whether the default ``/ping`` answers 200."""
@@ -73,6 +80,9 @@ class HealthPublisher:
             ready=ready,
             not_ready_reason=not_ready_reason,
         )
+        if self.is_stopped():
+            for callback in self.on_stopped:
+                callback()
 
     def publish_ping(self, report: PingReport | None) -> None:
         """Publish the state of the custom ping handler. None: there is no custom ping handler."""

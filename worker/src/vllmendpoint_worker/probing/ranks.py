@@ -5,7 +5,7 @@ them. One prober for all would not notice a stalled rank, because the other rank
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from vllmendpoint_api import RankReport, Verdict
@@ -91,8 +91,18 @@ class RankProbers:
     @property
     def last_proof(self) -> float | None:
         """The last proof of life of the rank whose is oldest; None if a rank has none."""
-        proofs = [prober.last_proof for prober in self._probers.values()]
-        return None if None in proofs else min(proof for proof in proofs if proof is not None)
+        return _oldest([prober.last_proof for prober in self._probers.values()])
+
+    @property
+    def proof(self) -> float | None:
+        """As for a prober: the oldest of the ranks' last ones; None if a rank has none."""
+        return _oldest([prober.proof for prober in self._probers.values()])
+
+    @property
+    def last_complete(self) -> ProbeResult | None:
+        """The newest complete probe of a rank."""
+        results = [prober.last_complete for prober in self._probers.values()]
+        return max((one for one in results if one is not None), key=lambda one: one.ended, default=None)
 
     def report(self) -> tuple[RankReport, ...]:
         """Empty if there is only one rank."""
@@ -115,9 +125,9 @@ class RankProbers:
         best = max(self._probers.values(), key=lambda prober: _BY_SEVERITY.index(prober.state.verdict))
         return await best.run_trial(request, timeout)
 
-    async def probe_now(self) -> ProbeResult:
+    async def probe_now(self, *, join: bool = False) -> ProbeResult:
         """Probe every rank; returns the result of the rank with the most severe verdict."""
-        await asyncio.gather(*(prober.probe_now() for prober in self._probers.values()))
+        await asyncio.gather(*(prober.probe_now(join=join) for prober in self._probers.values()))
         last = self.last_result
         assert last is not None, "every rank has just been probed"
         return last
@@ -127,3 +137,7 @@ class RankProbers:
         async with asyncio.TaskGroup() as group:
             for rank, prober in self._probers.items():
                 group.create_task(prober.run(), name=f"prober-{rank}")
+
+
+def _oldest(proofs: Sequence[float | None]) -> float | None:
+    return None if None in proofs else min(proof for proof in proofs if proof is not None)

@@ -50,6 +50,7 @@ class StateSnapshot:
     last_probe: ProbeReport | None = None
     ready: bool = False
     not_ready_reason: str = "the worker is starting"
+    instance_id: str = ""
     started: bool = False
     model_type: str = ""
     handlers: HandlersReport = field(default_factory=HandlersReport)
@@ -175,6 +176,7 @@ class WorkerState:
         return WorkerReport(
             worker_version=self._worker_version,
             pod_uid=self._pod_uid,
+            instance_id=snapshot.instance_id,
             time=self._clock.wall(),
             started=snapshot.started,
             ready=ready,

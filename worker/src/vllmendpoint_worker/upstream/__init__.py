@@ -26,7 +26,7 @@ from ._arguments import (
     request_fields,
     split_frontend,
 )
-from ._dynamo_worker import HEALTH_CHECK_KEY, Hooks, Shutdown, grace_seconds, serve
+from ._dynamo_worker import HEALTH_CHECK_KEY, HealthSource, Hooks, Shutdown, grace_seconds, serve
 from ._engine import WorkerEngine
 from ._http import HttpApp, build_http_app
 from ._progress import ProgressLogger
@@ -40,6 +40,7 @@ __all__ = [
     "ClassificationCompletionRequest",
     "CompletionRequest",
     "EmbeddingCompletionRequest",
+    "HealthSource",
     "Hooks",
     "HttpApp",
     "ModelInspection",

@@ -5,13 +5,12 @@ See docs/decisions/0026-composition-of-dynamo-and-vllm.md.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from dynamo.common.utils.graceful_shutdown import get_grace_period_seconds, graceful_shutdown_with_discovery
 from dynamo.common.utils.prometheus import register_engine_metrics_callback
 from dynamo.common.utils.runtime import create_runtime
-from dynamo.health_check import HEALTH_CHECK_KEY
 from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.vllm import main as dynamo_main
 from dynamo.vllm.handlers import EmbeddingWorkerHandler
@@ -27,14 +26,12 @@ from vllmendpoint_worker.payload.model_type import pooled_type
 
 from ._arguments import Arguments
 from ._engine import WorkerEngine
+from ._probe_requests import HEALTH_CHECK_KEY, HealthSource, answer_probes
 from ._ranks import RankedClient
 
-__all__ = ["HEALTH_CHECK_KEY", "Hooks", "Shutdown", "grace_seconds", "serve"]
+__all__ = ["HEALTH_CHECK_KEY", "HealthSource", "Hooks", "Shutdown", "grace_seconds", "serve"]
 
 logger = logging.getLogger(__name__)
-
-IsHealthy = Callable[[], bool]
-"""Whether the worker may be reported as healthy."""
 
 
 class Hooks(Protocol):
@@ -79,10 +76,11 @@ def grace_seconds() -> float:
     return float(get_grace_period_seconds())
 
 
-async def serve(parsed: Arguments, hooks: Hooks, is_healthy: IsHealthy, metrics: CollectorRegistry) -> None:
+async def serve(parsed: Arguments, hooks: Hooks, health: HealthSource, metrics: CollectorRegistry) -> None:
     """Run Dynamo's worker until it is shut down: the steps of upstream's ``main.worker``, with hooks.
 
-    ``is_healthy`` decides the answer of Dynamo's ``/health``; Dynamo's system port serves ``metrics`` too.
+    ``health`` decides the answers of Dynamo's ``/health`` and of frontends' probes. Dynamo's system port also
+    serves ``metrics``.
     """
     config = parsed.dynamo
     event = asyncio.Event()
@@ -96,6 +94,7 @@ async def serve(parsed: Arguments, hooks: Hooks, is_healthy: IsHealthy, metrics:
     )
     shutdown = Shutdown(runtime, endpoints, event, lifecycle)
     engine = WorkerEngine(config, event)
+    engine.requests.is_stopped = health.is_stopped
 
     def setup(config: Any, factory: StatLoggerFactory, **kwargs: Any) -> Any:
         # Blocks the event loop for the whole load.
@@ -124,7 +123,7 @@ async def serve(parsed: Arguments, hooks: Hooks, is_healthy: IsHealthy, metrics:
 
     factory = _HookedFactory(
         engine,
-        is_healthy,
+        health,
         setup_vllm_engine_fn=setup,
         setup_kv_event_publisher_fn=dynamo_main.setup_kv_event_publisher,
         setup_kv_state_attachment_owner_fn=dynamo_main.setup_kv_state_attachment_owner,
@@ -137,24 +136,28 @@ async def serve(parsed: Arguments, hooks: Hooks, is_healthy: IsHealthy, metrics:
 
 
 class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not typed
-    """Records the request handler, answers the canary from the verdict, and omits the ``/engine/*`` routes.
+    """Records the request handler, wraps it, and omits the ``/engine/*`` routes.
 
     These routes need no authentication: with ``POST /engine/control/sleep`` or ``pause_generation``, every
     client that reaches the system port could stop the engine.
     """
 
-    def __init__(self, engine: WorkerEngine, is_healthy: IsHealthy, **kwargs: Any) -> None:
+    def __init__(self, engine: WorkerEngine, health: HealthSource, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._engine = engine
-        self._is_healthy = is_healthy
+        self._health = health
 
     def register_engine_routes(
         self, runtime: Any, generate_endpoint: Any, handler: Any, lora_enabled: bool = False
     ) -> None:
-        del runtime, generate_endpoint, lora_enabled
+        del runtime, lora_enabled
+        self._engine.instance_id = str(generate_endpoint.connection_id())
         self._engine.set_handler(handler)
-        # The factory serves ``handler.generate``, so the canary is answered there.
-        handler.generate = _answer_canary(self._engine.count_requests(handler.generate), self._is_healthy)
+        handler.generate = self._wrap(handler.generate)  # the factory serves it
+
+    def _wrap(self, generate: Any) -> Any:
+        movable = self._engine.requests.wrap(generate, pools=self._engine.pools)
+        return answer_probes(movable, self._engine, self._health)
 
     async def _create_embedding_worker(
         self, runtime: Any, config: Any, shutdown_event: asyncio.Event, shutdown_endpoints: list[Any]
@@ -179,6 +182,8 @@ class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not ty
         handler = _pooling_handler(
             client, embeds=embeds, runtime=runtime, config=config, shutdown_event=shutdown_event
         )
+        self._engine.pools, self._engine.replays_probes = True, embeds
+        self._engine.instance_id = str(endpoint.connection_id())
         self._engine.set_handler(handler)
         self.setup_metrics_collection(config, endpoint, logger)
         try:
@@ -193,7 +198,7 @@ class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not ty
                 needs=[],
             )
             await endpoint.serve_endpoint(
-                _answer_canary(self._engine.count_requests(handler.generate), self._is_healthy),
+                self._wrap(handler.generate),
                 graceful_shutdown=True,
                 metrics_labels=[("model", config.model)],
                 health_check_payload=VllmEmbeddingHealthCheckPayload(
@@ -217,22 +222,6 @@ def _pooling_handler(client: Any, *, embeds: bool, **kwargs: Any) -> Any:
         handler = ClassifyWorkerHandler(engine=client, model_config=client.model_config, **kwargs)
     handler.engine_client = RankedClient(client)
     return handler
-
-
-def _answer_canary(generate: Any, is_healthy: IsHealthy) -> Any:
-    """``generate``, which answers upstream's canary (a request with its marker) from the verdict, without the
-    engine. Dynamo passes the context by the name ``context``.
-    """
-
-    async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
-        if isinstance(request, Mapping) and request.get(HEALTH_CHECK_KEY) is True:
-            if is_healthy():
-                yield {"index": 0, "token_ids": [0], "finish_reason": "stop"}
-            return  # the canary reads an empty stream as "not ready"; an error would be logged every second
-        async for chunk in generate(request, context):
-            yield chunk
-
-    return answer
 
 
 class DeduplicatingPublisher:

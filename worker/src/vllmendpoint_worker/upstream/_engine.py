@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from dynamo._core import Context
+from dynamo.llm.exceptions import EngineShutdown
 
 from vllmendpoint_api import ModelType
 from vllmendpoint_worker.payload.forms import SCORE_FORMS, form_of
 from vllmendpoint_worker.payload.model_type import pooled_type
 
+from ._in_flight import MovableRequests
 from ._ranks import EngineRank
 from ._scores import Scorer
 
@@ -26,8 +28,16 @@ class WorkerEngine:
         self.vllm_config: Any = None
         self.default_sampling: dict[str, Any] = {}
         self.on_died: Callable[[], None] = lambda: None
-        """Called when upstream is about to end the process because the engine is dead."""
-        self._served = 0
+        """Called instead of upstream's own exit when the engine is dead."""
+        self.requests = MovableRequests(self.dead)
+        """The requests of Dynamo's frontends."""
+        self.instance_id = ""
+        """Dynamo's instance ID of this worker in decimal. Set before the registration."""
+        self.pools = False
+        """Whether vLLM pools the model, instead of generating tokens."""
+        self.replays_probes = True
+        """Whether the chunks of a probe are an answer to a frontend's request, as for generated tokens and
+        embeddings."""
         self._shutdown_event = shutdown_event
         self._generate: Any = None
         self._handler: Any = None
@@ -42,7 +52,9 @@ class WorkerEngine:
         """Keep Dynamo's handler and its own ``generate``, which does not answer the canary."""
         self._handler = handler
         self._generate = handler.generate
-        handler.runtime = handler.engine_monitor.runtime = ShutdownInterceptor(handler.runtime, self)
+        runtime = handler.runtime
+        handler.runtime = ShutdownInterceptor(runtime, self, lambda: EngineShutdown("The engine is dead."))
+        handler.engine_monitor.runtime = ShutdownInterceptor(runtime, self, asyncio.CancelledError)
 
     def set_scores(self, serving: Any) -> None:
         """``serving``: vLLM's ``ServingScores``; None if vLLM does not serve scores with this model."""
@@ -80,24 +92,11 @@ class WorkerEngine:
         """Number of unfinished requests of vLLM."""
         return int(self.client.get_num_unfinished_requests()) if self.client is not None else 0
 
-    def count_requests(self, generate: Any) -> Any:
-        """``generate`` for Dynamo's frontends, whose requests :meth:`unfinished` counts."""
-
-        async def counting(request: Any, context: Any) -> AsyncIterator[Any]:
-            self._served += 1
-            try:
-                async for chunk in generate(request, context):
-                    yield chunk
-            finally:
-                self._served -= 1
-
-        return counting
-
     def unfinished(self) -> int:
         """Number of requests that a client waits for. A request of a frontend counts until its last chunk is
         read.
         """
-        return max(self._served, self.in_flight())
+        return max(len(self.requests), self.in_flight())
 
     def dead(self) -> str | None:
         """Why the engine is dead; None while it is alive. vLLM's ``errored`` is also true after the worker
@@ -121,12 +120,14 @@ class ShutdownInterceptor:
     """Dynamo's runtime as Dynamo's handler and engine monitor receive it.
 
     When they find a dead engine, they call ``shutdown()`` and end the process before the worker does. This
-    class first calls the engine's ``on_died``, so that the worker reports the cause.
+    class calls the engine's ``on_died`` instead and raises ``error``, which ends the caller. So the worker
+    can move its requests and report the cause before it exits.
     """
 
-    def __init__(self, runtime: Any, engine: WorkerEngine) -> None:
+    def __init__(self, runtime: Any, engine: WorkerEngine, error: Callable[[], BaseException]) -> None:
         self._runtime = runtime
         self._engine = engine
+        self._error = error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
@@ -134,4 +135,5 @@ class ShutdownInterceptor:
     def shutdown(self) -> None:
         if self._engine.dead() is not None:
             self._engine.on_died()
+            raise self._error()
         self._runtime.shutdown()

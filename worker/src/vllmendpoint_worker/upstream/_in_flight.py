@@ -1,0 +1,104 @@
+"""Ends Dynamo's requests in flight so that the frontend continues them at another worker.
+
+Dynamo's frontend does so for a stream that ends with ``EngineShutdown``
+(docs/decisions/0040-requests-move-to-another-worker.md).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+from dynamo.llm.exceptions import EngineShutdown
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vllmendpoint_worker.errors import RequestInterruptedError
+from vllmendpoint_worker.serving.in_flight import InFlightRequests
+
+__all__ = ["MovableRequests"]
+
+logger = logging.getLogger(__name__)
+
+DELIVERY_SECONDS: Final = 1.0
+"""Longest wait for the streams to end."""
+
+FLUSH_SECONDS: Final = 0.1
+"""Time for Dynamo's runtime to send the ends of the streams."""
+
+_STOPPED: Final = "The worker's engine does not generate tokens."
+_INCOMPLETE: Final = "The engine ended the request before it was complete."
+
+
+class MovableRequests:
+    """The requests of Dynamo's frontends at one worker.
+
+    ``is_stopped``: whether the engine is stalled or dead, so that new requests end immediately. ``dead``: why
+    the engine is dead, else None.
+    """
+
+    def __init__(self, dead: Callable[[], str | None]) -> None:
+        self.is_stopped: Callable[[], bool] = lambda: False
+        self._dead = dead
+        self._requests = InFlightRequests()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def wrap(self, generate: Any, *, pools: bool = False) -> Any:
+        """``generate`` of Dynamo's handler, whose requests :meth:`move_all` ends.
+
+        A stream that ends early ends with ``EngineShutdown``, unless the client cancelled the request.
+        ``pools``: the handler yields one chunk, without a finish reason.
+        """
+
+        async def movable(request: Any, context: Any) -> AsyncIterator[Any]:
+            if self.is_stopped():
+                raise EngineShutdown(_STOPPED)
+            remaining = 1 if pools else _choices(request)
+            with self._requests.track() as tracked:
+                async with aclosing(generate(request, context)) as stream:
+                    try:
+                        while (chunk := await tracked.step(anext(stream, None))) is not None:
+                            if finish_reason := pools or chunk.get("finish_reason"):
+                                if finish_reason == "cancelled" and not _is_cancelled(context):
+                                    break  # by the engine
+                                remaining -= 1
+                            yield chunk
+                    except RequestInterruptedError:
+                        pass
+                    except Exception as error:
+                        if not self._means_dead(error):
+                            raise
+            if remaining > 0 and not _is_cancelled(context):
+                raise EngineShutdown(_STOPPED if self.is_stopped() else _INCOMPLETE)
+
+        return movable
+
+    def move_all(self) -> None:
+        """End all requests in flight. The streams end as soon as the event loop runs."""
+        if count := self._requests.interrupt():
+            logger.warning("Requests in flight move to other workers: count=%d", count)
+
+    async def drain(self) -> None:
+        """:meth:`move_all`, and wait until the frontends have received the ends, at most about a second."""
+        if not self._requests:
+            return
+        self.move_all()
+        if not await self._requests.wait_until_ended(DELIVERY_SECONDS):
+            logger.warning("Requests in flight did not end in time: count=%d", len(self._requests))
+        await asyncio.sleep(FLUSH_SECONDS)
+
+    def _means_dead(self, error: Exception) -> bool:
+        return isinstance(error, (EngineDeadError, EngineShutdown)) or self._dead() is not None
+
+
+def _choices(request: Any) -> int:
+    """The number of finish reasons of a complete stream."""
+    options = request.get("sampling_options") if isinstance(request, Mapping) else None
+    return (options or {}).get("n") or 1
+
+
+def _is_cancelled(context: Any) -> bool:
+    """Whether the client has cancelled the request. Its end is not a failure of the worker then."""
+    return bool(context.is_stopped() or context.is_killed())
