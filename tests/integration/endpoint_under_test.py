@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from tests.integration.api_server import MANAGED, Api, Object
-from tests.integration.fake_worker import Worker
+from tests.integration.fake_worker import Frontend, ReportServer, Worker
 from tests.integration.polling import until
 
 _numbers = itertools.count(1)
@@ -17,7 +17,7 @@ class EndpointUnderTest:
 
     def __init__(self, api: Api, namespace: str, name: str) -> None:
         self.api, self.namespace, self.name = api, namespace, name
-        self.started: list[Worker] = []
+        self.started: list[ReportServer] = []
 
     def create(self, **spec: Any) -> "EndpointUnderTest":
         body = {"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}, **spec}
@@ -110,7 +110,7 @@ class EndpointUnderTest:
     def start_all(self, count: int = 1) -> list[Worker]:
         """Make the frontend and that many workers ready; return the workers, which serve reports."""
         for pod in until(lambda: self.pods("frontend"), "frontend pods"):
-            self.set_pod_status(pod)
+            self.start_frontend(pod)
         pods = until(lambda: (found := self.pods()) and len(found) == count and found, f"{count} workers")
         return [self.start_worker(pod) for pod in pods]
 
@@ -118,10 +118,22 @@ class EndpointUnderTest:
         settings = self.child("ConfigMap", "-settings")
         assert settings is not None
         hash_ = json.loads(settings["data"]["settings.json"])["hash"]
-        number = next(_numbers)
-        # Each test process uses its own range of addresses.
-        address = f"127.{os.getpid() % 250 + 2}.{number // 200}.{number % 200 + 1}"
+        address = _next_address()
         worker = Worker(address, uid or pod["metadata"]["uid"], hash_)
         self.started.append(worker)
         self.set_pod_status(pod, ready=ready, address=address)
         return worker
+
+    def start_frontend(self, pod: Object) -> Frontend:
+        """Make the frontend ready. It serves reports."""
+        address = _next_address()
+        frontend = Frontend(address, pod["metadata"]["uid"])
+        self.started.append(frontend)
+        self.set_pod_status(pod, address=address)
+        return frontend
+
+
+def _next_address() -> str:
+    """Each test process uses its own range of addresses."""
+    number = next(_numbers)
+    return f"127.{os.getpid() % 250 + 2}.{number // 200}.{number % 200 + 1}"

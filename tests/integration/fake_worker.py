@@ -1,4 +1,4 @@
-"""A worker as the operator sees it: a report server on a loopback address."""
+"""Workers and frontends as the operator sees them: report servers on loopback addresses."""
 
 import contextlib
 import json
@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 REPORT_PORT = 19091
-"""All workers use this port, each on its own address; the operator has a flag for it."""
+"""All pods use this port, each on its own address; the operator has a flag for it."""
 
 
-class Worker(ThreadingHTTPServer):
+class ReportServer(ThreadingHTTPServer):
     """A report server on a loopback address that streams ``report`` and sends it again at every change."""
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: str, pod_uid: str, settings_hash: str) -> None:
-        self.report = json.loads((Path(__file__).parent / "report.json").read_text())
-        self.report |= {"podUid": pod_uid}
-        self.report["configuration"]["settingsHash"] = settings_hash
+    def __init__(self, address: str, pod_uid: str, report: str) -> None:
+        self.report = json.loads((Path(__file__).parent / report).read_text()) | {"podUid": pod_uid}
         self.raw: bytes | None = None
         self.connections = 0
         self.updated = threading.Condition()
@@ -49,8 +47,23 @@ class Worker(ThreadingHTTPServer):
         self.server_close()
 
 
+class Worker(ReportServer):
+    """A worker that generates."""
+
+    def __init__(self, address: str, pod_uid: str, settings_hash: str) -> None:
+        super().__init__(address, pod_uid, "report.json")
+        self.send_report(configuration__settingsHash=settings_hash)
+
+
+class Frontend(ReportServer):
+    """A frontend that accepts every worker. The workers of the tests have no instance IDs."""
+
+    def __init__(self, address: str, pod_uid: str) -> None:
+        super().__init__(address, pod_uid, "frontend_report.json")
+
+
 class _Stream(BaseHTTPRequestHandler):
-    server: Worker
+    server: ReportServer
 
     def do_GET(self) -> None:
         worker = self.server

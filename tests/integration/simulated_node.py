@@ -39,7 +39,7 @@ class SimulatedNode:
         with contextlib.suppress(LookupError):
             for pod in self.endpoint.pods("frontend"):
                 if "podIP" not in pod.get("status", {}):
-                    self.endpoint.set_pod_status(pod)
+                    self.endpoint.start_frontend(pod)
             for pod in self.endpoint.pods():
                 if pod["metadata"]["uid"] not in self.workers:
                     self.workers[pod["metadata"]["uid"]] = self.endpoint.start_worker(pod)

@@ -15,7 +15,6 @@ import pytest
 from tests.free_port import free_port
 from tests.network_namespace import POD, Namespace, network_namespace
 from tests.worker.conftest import START_SECONDS, WorkerProcess
-from vllmendpoint_operator.plan.pods.frontend import START_SCRIPT
 
 IPV4_OF_THE_NODE = "169.254.172.5"
 """Amazon EKS gives such an address to pods of IPv6 clusters: other nodes cannot reach it."""
@@ -52,10 +51,14 @@ def pods(make_worker: Callable[..., WorkerProcess]) -> Iterator[Pods]:
         worker.start()
         own = {name: value for name, value in worker.environ.items() if name not in UNSET}
         own |= {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RESPONSE_STREAM_PORT": str(free_port())}
+        own |= {"VLLMENDPOINT_REPORT_PORT": str(free_port())}
         del own["DYN_TCP_RPC_PORT"]
         with (worker.folder / "frontend.log").open("wb") as log:
             frontend = subprocess.Popen(
-                [*namespace.inside, sys.executable, "-c", START_SCRIPT, "--http-port", str(port)],
+                [
+                    *namespace.inside,
+                    *(sys.executable, "-m", "vllmendpoint_worker.frontend", "--http-port", str(port)),
+                ],
                 env=own, stdout=log, stderr=log, cwd=worker.folder,
             )  # fmt: skip
         try:

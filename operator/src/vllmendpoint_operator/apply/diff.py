@@ -111,7 +111,9 @@ def diff(
     actions += _children(endpoint, plan.children, live, _has_own_children(observed), confirmed=is_new)
     actions += [Delete(obj) for obj in plan.prune]
     actions += [
-        RefreshPod(pod.obj, plan.refresh[pod.name]) for pod in observed.workers if pod.name in plan.refresh
+        RefreshPod(pod.obj, plan.refresh[pod.name])
+        for pod in (*observed.workers, *observed.frontends)
+        if pod.name in plan.refresh
     ]
     return actions
 

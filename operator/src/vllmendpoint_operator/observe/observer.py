@@ -1,4 +1,4 @@
-"""Collects the observed state of one endpoint from the cache and the workers' reports. Writes nothing."""
+"""Collects the observed state of one endpoint from the cache and the pods' reports. Writes nothing."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Workload:
     replica_sets: list[Object]
     pods: list[Object]
     awaiting_first_report: bool
-    """The operator has just connected to a worker and expects its first report."""
+    """The operator has just connected to a pod and expects its first report."""
 
 
 class Observer:
@@ -55,11 +55,11 @@ class Observer:
         self.config_maps = ReferencedConfigMaps(kube, cache)
 
     def workload(self, key: Key, uid: str) -> Workload:
-        """The current workload. Opens and closes report streams to match the worker pods."""
+        """The current workload. Opens and closes report streams to match the pods."""
         deployments = self._owned(DEPLOYMENT, key, {uid})
         replica_sets = self._owned(REPLICA_SET, key, _uids(deployments))
         pods = self._owned(POD, key, _uids(replica_sets))
-        awaiting = self._sync_streams(key, (obj for obj in pods if _component(obj) == WORKER))
+        awaiting = self._sync_streams(key, pods)
         return Workload(deployments, replica_sets, pods, awaiting)
 
     async def observe(self, endpoint: Endpoint, workload: Workload) -> Observed:
@@ -121,11 +121,15 @@ class Observer:
             pods.append(Pod(name, uid, obj, self._reports.state(endpoint.key, uid)))
         return tuple(pods)
 
-    def _sync_streams(self, key: Key, workers: Iterable[Object]) -> bool:
+    def _sync_streams(self, key: Key, objects: Iterable[Object]) -> bool:
         """Whether the first report of a new stream is expected."""
-        pods = [Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj) for obj in workers]
-        running = [pod for pod in pods if pod.running and pod.address and not pod.terminating]
-        return self._reports.sync_targets(key, [ReportTarget(pod.uid, pod.address, key) for pod in running])
+        targets = []
+        for obj in objects:
+            pod, component = Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj), _component(obj)
+            reports = component == WORKER or (component == FRONTEND and pod.has_report_port)
+            if reports and pod.running and pod.address and not pod.terminating:
+                targets.append(ReportTarget(pod.uid, pod.address, key, component == FRONTEND))
+        return self._reports.sync_targets(key, targets)
 
 
 def find_others(

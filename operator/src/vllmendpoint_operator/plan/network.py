@@ -91,6 +91,7 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
                 [
                     {"ports": [_port(names.FRONTEND_PORT)]},
                     {"from": [peers], "ports": [dynamo]},
+                    {"from": [operator], "ports": [_port(names.REPORT_PORT)]},
                     *options.additional_ingress,
                 ],
             )

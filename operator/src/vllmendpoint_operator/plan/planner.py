@@ -149,14 +149,24 @@ def _prune(
 
 
 def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:
-    """Pods whose worker reports other settings and that do not have the annotation yet."""
-    return {
-        pod.name: settings.hash
+    """Pods that may use other settings and do not have the annotation yet.
+
+    A frontend does not report its settings. It gets the annotation together with the workers; without it, the
+    kubelet updates the volume within some 90 s.
+    """
+    workers = [
+        pod
         for pod in observed.workers
         if not pod.terminating
         and pod.stream.report is not None
         # Empty: the worker has not read any settings yet, and will read the newest.
         and pod.stream.report.configuration.settings_hash not in ("", settings.hash)
+    ]
+    frontends = [pod for pod in observed.frontends if workers and pod.running and pod.has_report_port]
+    return {
+        pod.name: settings.hash
+        for pod in (*workers, *frontends)
+        if not pod.terminating
         and (pod.obj["metadata"].get("annotations") or {}).get(names.ANNOTATION_SETTINGS_HASH)
         != settings.hash
     }

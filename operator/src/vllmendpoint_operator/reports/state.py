@@ -1,4 +1,4 @@
-"""What the operator knows about one worker's report stream; pure, so that snapshots can hold it."""
+"""What the operator knows about one pod's report stream; pure, so that snapshots can hold it."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,15 @@ __all__ = ["ReportTarget", "StreamState"]
 
 @dataclass(frozen=True, slots=True)
 class ReportTarget:
-    """A worker pod that serves reports."""
+    """A pod that serves reports."""
 
     uid: str
     address: str
     """The pod's IP address."""
     owner: tuple[str, str]
     """(namespace, name) of the endpoint."""
+    is_frontend: bool = False
+    """Whether the pod sends the reports of a frontend, not of a worker."""
 
 
 @dataclass(frozen=True, slots=True)

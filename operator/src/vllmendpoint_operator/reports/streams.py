@@ -1,4 +1,4 @@
-"""Keeps one stream open to each worker pod, and the newest report of each.
+"""Keeps one stream open to each worker and frontend pod, and the newest report of each.
 
 ReportStreams are untrusted input, because customer code runs in the worker pods:
 
@@ -17,13 +17,13 @@ import re
 from collections.abc import Callable, Collection
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
-from vllmendpoint_api import WorkerReport, names
+from vllmendpoint_api import FrontendReport, WorkerReport, names
 from vllmendpoint_operator.cache.compression import ObjectCompressor
 
 from .state import ReportTarget, StreamState
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_REPORT_BYTES: Final = 128 * 1024
 REPORT_TIMEOUT_SECONDS: Final = 15.0
-"""A worker sends a report at least every 5 s; after three missing ones the stream is closed."""
+"""A pod sends a report at least every 5 s; after three missing ones the stream is closed."""
 MAX_REPORTS_PER_SECOND: Final = 50
 """Each report costs the operator CPU and possibly a status write."""
 FIRST_REPORT_SECONDS: Final = 0.5
@@ -49,7 +49,7 @@ _NO_ESCAPES = re.compile(rb"[^\\\x7f-\xff]*")
 """JSON text of these bytes has no control characters in its strings: JSON forbids raw ones, and an escaped
 one needs a backslash."""
 _VOLATILE_FIELDS = re.compile(
-    rb'"(?:time|lastProofOfLife)":\s*"[-+.:TZ\d]{20,35}"|"latencyMilliseconds":\s*[\d.]+|"tokens":\s*\d+'
+    rb'"(?:time|lastProofOfLife|lastAnswer)":\s*"[-+.:TZ\d]{20,35}"|"latencyMilliseconds":\s*[\d.]+|"tokens":\s*\d+'
 )
 """Fields that differ in every report: times, and the figures of probes. They do not cause a reconcile."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -57,7 +57,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One worker's stream. The compressed report takes a thirtieth of the memory of its model."""
+    """One pod's stream. The compressed report takes a thirtieth of the memory of its model."""
 
     target: ReportTarget
     disconnected_at: float
@@ -80,13 +80,13 @@ class _Stream:
 
 
 class ReportStreams:
-    """The streams of all endpoints' workers.
+    """The streams of all endpoints' pods.
 
     Args:
-        on_change: called with the (namespace, name) of an endpoint when a report of one of its workers
-            changes, or when a worker becomes unreachable. The second argument is True if users wait for the
-            change, or lose requests until it is handled.
-        port: the port on which workers serve reports.
+        on_change: called with the (namespace, name) of an endpoint when a report of one of its pods changes,
+            or when a pod becomes unreachable. The second argument is True if users wait for the change, or
+            lose requests until it is handled.
+        port: the port on which pods serve reports.
     """
 
     def __init__(
@@ -124,13 +124,13 @@ class ReportStreams:
         stream = next((held for held in self._streams.get(owner, ()) if held.target.uid == uid), None)
         if stream is None:
             return StreamState()
-        report = None
         try:
-            if stream.compressed_report:
-                report = parse(self._compressor.decompress(stream.compressed_report), uid)
+            line = self._compressor.decompress(stream.compressed_report) if stream.compressed_report else b""
+            worker = parse(line, uid) if line and not stream.target.is_frontend else None
+            frontend = parse_frontend(line, uid) if line and stream.target.is_frontend else None
         except ValueError as malformed:  # in a volatile field, which _on_report does not parse
             return StreamState(None, False, stream.grace_expired, str(malformed))
-        return StreamState(report, stream.connected, stream.grace_expired, stream.error)
+        return StreamState(worker, stream.connected, stream.grace_expired, stream.error, frontend)
 
     def sync_targets(self, owner: tuple[str, str], targets: Collection[ReportTarget]) -> bool:
         """Open and close streams until the endpoint has exactly these; existing ones continue.
@@ -174,9 +174,9 @@ class ReportStreams:
             stream.retry_delay = min(stream.retry_delay * 2, _MAX_RETRY_SECONDS)
 
     async def _read(self, stream: _Stream) -> None:
-        """Connect and process reports until the worker closes the stream.
+        """Connect and process reports until the pod closes the stream.
 
-        Raises OSError, TimeoutError or ValueError. The messages do not quote what the worker sent.
+        Raises OSError, TimeoutError or ValueError. The messages do not quote what the pod sent.
         """
         assert self._session is not None
         address = stream.target.address
@@ -204,14 +204,14 @@ class ReportStreams:
             raise ValueError("the response is malformed or incomplete") from None
 
     def _on_end(self, stream: _Stream, failure: Exception | None) -> None:
-        """Record that the stream ended, or could not be opened, and why. None: the worker closed it."""
+        """Record that the stream ended, or could not be opened, and why. None: the pod closed it."""
         target, now = stream.target, asyncio.get_running_loop().time()
-        error = "the worker closed the stream"
+        error = f"the {'frontend' if target.is_frontend else 'worker'} closed the stream"
         if failure is not None:
             error = _clean(f"{type(failure).__name__}: {failure}".rstrip(": "))
         was_connected, had_expired = stream.connected, stream.grace_expired
         if was_connected:
-            log.info("worker stream disconnected", extra={"pod_uid": target.uid, "error": error})
+            log.info("report stream disconnected", extra={"pod_uid": target.uid, "error": error})
             stream.disconnected_at = now
         if was_connected or failure is None:
             stream.retry_delay = _FIRST_RETRY_SECONDS
@@ -247,8 +247,11 @@ class ReportStreams:
         if stream.connected and digest == stream.stable_digest:
             stream.compressed_report = self._compressor.compress(line, "")
             return
-        report = parse(line, stream.target.uid)
-        urgency_key = _urgency_key(report)
+        target = stream.target
+        if target.is_frontend:
+            urgency_key = _frontend_urgency_key(parse_frontend(line, target.uid))
+        else:
+            urgency_key = _urgency_key(parse(line, target.uid))
         urgent = not stream.connected or urgency_key != stream.urgency_key
         stream.compressed_report = self._compressor.compress(line, "")
         stream.stable_digest, stream.urgency_key = digest, urgency_key
@@ -257,13 +260,25 @@ class ReportStreams:
 
 
 def parse(line: bytes, pod_uid: str) -> WorkerReport:
-    """Parse one line of the stream.
+    """Parse one line of a worker's stream.
 
     Raises ValueError for a malformed report, and for the report of another pod. The message does not quote
     the input.
     """
+    return _parse(WorkerReport, line, pod_uid)
+
+
+def parse_frontend(line: bytes, pod_uid: str) -> FrontendReport:
+    """Parse one line of a frontend's stream. Raises ValueError as :func:`parse` does."""
+    return _parse(FrontendReport, line, pod_uid)
+
+
+_AnyReport = TypeVar("_AnyReport", WorkerReport, FrontendReport)
+
+
+def _parse(model: type[_AnyReport], line: bytes, pod_uid: str) -> _AnyReport:
     try:
-        report = WorkerReport.model_validate_json(line)
+        report = model.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the report"
@@ -274,7 +289,7 @@ def parse(line: bytes, pod_uid: str) -> WorkerReport:
         raise ValueError("the report is of another pod")
     if _NO_ESCAPES.fullmatch(line):
         return report
-    return WorkerReport.model_validate(_cleaned(report.model_dump()))
+    return model.model_validate(_cleaned(report.model_dump()))
 
 
 def _cleaned(value: Any) -> Any:
@@ -295,3 +310,7 @@ def _urgency_key(report: WorkerReport) -> tuple[object, ...]:
     """Excludes the progress of a start: a download reports some every second."""
     ping = report.custom_ping
     return report.verdict.state, report.ready, report.configuration.state, ping and ping.state
+
+
+def _frontend_urgency_key(report: FrontendReport) -> tuple[object, ...]:
+    return report.ready, report.answering, {route.instance_id: route.state for route in report.routes}

@@ -128,8 +128,8 @@ def _no_route(
 ) -> Finding | None:
     usable = [pod for pod in reporting if _serves(pod)]
     if not usable:
-        if any(pod.ready for pod in reporting):
-            return None  # unreachable
+        if any(pod.ready and pod.stream.disconnected for pod in reporting):
+            return None  # FrontendUnreachable
         return unknown(Reason.PENDING, "No frontend pod serves yet. See the condition Available.")
     routes = [frontend_routes(pod, workers, observed.now) for pod in usable]
     if any(each.count for each in routes if each.pod.ready):

@@ -1,7 +1,6 @@
-"""The ports of the operator and of Dynamo's frontend respond over IPv4 and IPv6."""
+"""The ports of the operator respond over IPv4 and IPv6."""
 
 import json
-import os
 import sys
 
 import pytest
@@ -36,15 +35,6 @@ async def main():
 asyncio.run(main())
 """
 ALL = ("127.0.0.1", "::1", "10.0.0.5", POD)
-HOSTS = ("DYN_HTTP_HOST", "DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
-FRONTEND = f"""
-import json, os, sys
-print(json.dumps([sys.argv[1:], [os.environ.get(name) for name in {HOSTS!r}]]))
-"""
-NO_IPV6 = (
-    "AF_INET6 = 10\ndef socket(family):\n    raise OSError(97, 'Address family not supported by protocol')\n"
-)
-"""Python's socket module as on a kernel that was started with ipv6.disable=1."""
 
 
 @pytest.mark.parametrize(
@@ -63,48 +53,6 @@ NO_IPV6 = (
 def test_the_operators_ports_respond_on_each_ip_family(namespace, address, answered):
     with namespace() as inside:
         assert json.loads(inside.run(sys.executable, "-c", OPERATOR, address, *ALL)) == answered
-
-
-@pytest.fixture
-def started(make_endpoint, make_plan, child, tmp_path):
-    """Runs the frontend's rendered command; returns the environment of Dynamo's frontend."""
-    planned = make_plan(make_endpoint())
-    (main,) = child(planned, "Deployment", "smollm-frontend")["spec"]["template"]["spec"]["containers"]
-    assert "POD_IP" in [item["name"] for item in main["env"]]
-    package = tmp_path / "path" / "dynamo"
-    package.mkdir(parents=True)
-    (package / "frontend.py").write_text(FRONTEND)
-    command = [sys.executable, *main["command"][1:], *main["args"]]
-
-    def run(inside, directory, **environ):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DYN_", "POD_"))}
-        found = kept | {"PYTHONPATH": str(package.parent)} | environ
-        arguments, hosts = json.loads(inside.run("env", "-C", str(directory), *command, environ=found))
-        assert arguments == ["--http-port", "8000"]
-        return hosts
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("environ", "hosts"),
-    [
-        ({"POD_IP": POD}, ["::", POD, POD, POD]),
-        ({"POD_IP": "10.0.0.5"}, ["::", None, None, None]),
-        ({}, ["::", None, None, None]),
-        ({"POD_IP": POD, "DYN_HTTP_HOST": "::1", "DYN_TCP_RPC_HOST": "eth1"}, ["::1", "eth1", POD, POD]),
-        ({"DYN_HTTP_HOST": ""}, ["::", None, None, None]),
-    ],
-)
-def test_the_frontend_listens_on_both_ip_families(started, tmp_path, environ, hosts):
-    with ipv6_only() as inside:
-        assert started(inside, tmp_path, **environ) == hosts
-
-
-def test_the_frontend_starts_without_ipv6_in_the_kernel(started, tmp_path):
-    (tmp_path / "socket.py").write_text(NO_IPV6)
-    with network_namespace("10.0.0.5/24", ipv6=False) as inside:
-        assert started(inside, tmp_path, POD_IP="10.0.0.5") == ["0.0.0.0", None, None, None]
 
 
 def test_no_host_is_pinned_in_the_pod_templates(make_endpoint, make_plan, child):

@@ -76,7 +76,7 @@ def test_one_rejection_restores_the_last_good_check_for_all_workers(world) -> No
         f"Pod w-1 rejected the health check from Spec: {SENTENCE} All workers keep the last valid health "
         f"check."
     )
-    assert world.planned.refresh.keys() == {"w-1", "w-2"}
+    assert world.planned.refresh.keys() == {"w-1", "w-2", "frontend-1"}
 
 
 def test_the_check_stays_withheld_once_all_workers_use_the_last_good_one(world) -> None:

@@ -279,7 +279,9 @@ def test_three_revisions_are_kept_including_the_current_one(make_endpoint, make_
     assert kept == [4, 5, 6]
 
 
-def test_pods_are_annotated_with_new_settings_once(make_endpoint, make_plan, make_observed, make_worker):
+def test_pods_are_annotated_with_new_settings_once(
+    make_endpoint, make_plan, make_observed, make_worker, make_frontend, make_pod
+):
     endpoint = make_endpoint(healthCheck={"level": "Standard"})
     planned = make_plan(endpoint)
     key = "serving.vllmendpoint.dev/settings-hash"
@@ -291,4 +293,15 @@ def test_pods_are_annotated_with_new_settings_once(make_endpoint, make_plan, mak
         make_worker("annotated", metadata=annotated, report={"configuration__settingsHash": "old"}),
         make_worker("going", metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"}),
     ]
-    assert make_plan(endpoint, make_observed(planned, pods=pods)).refresh == {"behind": planned.settings.hash}
+    frontends = (
+        make_frontend("f-1"),
+        make_frontend("f-2", metadata=annotated),
+        make_frontend("f-3", metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"}),
+        make_pod("f-4"),  # an earlier release, which mounts no settings
+    )
+
+    def refreshed(pods):
+        return make_plan(endpoint, make_observed(planned, pods=pods, frontends=frontends)).refresh
+
+    assert refreshed(pods) == dict.fromkeys(("behind", "f-1"), planned.settings.hash)
+    assert refreshed(pods[1:3]) == {}, "no worker has other settings, so neither has a frontend"

@@ -8,7 +8,7 @@ from tests.nested import walk
 from vllmendpoint_api import Reason, script_digest
 from vllmendpoint_operator.components import invocations_url, url
 from vllmendpoint_operator.errors import PlanError
-from vllmendpoint_operator.observe.snapshot import Observed
+from vllmendpoint_operator.observe.snapshot import Observed, object_key
 
 MAIN = "spec.template.spec.containers.0"
 CASES = [
@@ -218,6 +218,19 @@ def test_only_pods_of_the_endpoint_may_connect_to_dynamo_ports(make_endpoint, ma
     }
 
 
+def test_only_the_operator_may_connect_to_the_report_port_of_a_frontend(make_endpoint, make_plan, child):
+    ingress = child(make_plan(make_endpoint()), "NetworkPolicy", "smollm-frontend")["spec"]["ingress"]
+    rules = [(rule.get("from"), port) for rule in ingress for port in rule["ports"]]
+    ((sources, _),) = [
+        (sources, port)
+        for sources, port in rules
+        if port["port"] <= 9091 <= port.get("endPort", port["port"])
+    ]
+    workers = child(make_plan(make_endpoint()), "NetworkPolicy", "smollm-workers")["spec"]["ingress"]
+    assert sources == next(rule["from"] for rule in workers if rule["ports"][0]["port"] == 9091)
+    assert [port["port"] for sources, port in rules if sources is None] == [8000]
+
+
 def test_labels_stay_within_63_characters_in_the_longest_namespace(make_endpoint, make_plan):
     planned = make_plan(make_endpoint(namespace="n" * 63, name="e" * 40))
     texts = [obj["metadata"]["labels"] for obj in planned.children]
@@ -368,21 +381,76 @@ def test_the_kubelet_restarts_a_worker_only_after_ten_minutes_without_response(
 def test_a_replacement_serves_before_the_old_pod_terminates(make_endpoint, make_plan, child):
     planned = make_plan(make_endpoint())
     assert walk(child(planned, "Deployment", "smollm-workers"), "spec.minReadySeconds") >= 5
-    frontend = child(planned, "Deployment", "smollm-frontend")
-    assert walk(frontend, f"{MAIN}.lifecycle.preStop.sleep.seconds") >= 5
-    assert walk(frontend, f"{MAIN}.readinessProbe.successThreshold") >= 3
+    frontend = walk(child(planned, "Deployment", "smollm-frontend"), MAIN)
+    assert frontend["readinessProbe"]["httpGet"]["path"] == "/ready", "it has a route to a worker"
+    assert walk(frontend, "env.[name=VLLMENDPOINT_DRAIN_SECONDS].value") == "105"
+    assert "lifecycle" not in frontend, "the process drains after SIGTERM"
 
 
-@pytest.mark.parametrize(("grace", "seconds"), [(0, None), (1, 1), (4, 4), (5, 5), (300, 5)])
+@pytest.mark.parametrize(
+    ("grace", "seconds"), [(0, 0), (1, 1), (5, 4), (30, 23), (120, 105), (300, 285), (None, 23), ("x", 105)]
+)
 def test_the_frontend_drains_no_longer_than_its_grace_period(make_endpoint, make_plan, child, grace, seconds):
     template = {"spec": {"terminationGracePeriodSeconds": grace}}
     planned = make_plan(make_endpoint(frontend={"podTemplate": template}))
     frontend = child(planned, "Deployment", "smollm-frontend")
-    lifecycle = walk(frontend, f"{MAIN}.lifecycle")
-    assert lifecycle == ({} if seconds is None else {"preStop": {"sleep": {"seconds": seconds}}})
+    assert walk(frontend, f"{MAIN}.env.[name=VLLMENDPOINT_DRAIN_SECONDS].value") == str(seconds)
 
 
-def test_a_pre_stop_hook_of_the_user_replaces_the_drain_of_the_frontend(make_endpoint, make_plan, child):
+def test_the_frontend_has_what_its_probes_need(make_endpoint, make_plan, child):
+    endpoint = make_endpoint(model={"uri": "hf://o/n", "name": "mine", "type": "Chat"})
+    planned = make_plan(endpoint)
+    pod = walk(child(planned, "Deployment", "smollm-frontend"), "spec.template.spec")
+    main = walk(pod, "containers.[name=main]")
+    assert [*main["command"], *main["args"]] == [
+        *("python3", "-m", "vllmendpoint_worker.frontend"),
+        *("--http-port", "8000"),
+    ]
+    env = {item["name"]: item.get("value") for item in main["env"]}
+    expected = {
+        "VLLMENDPOINT_MODEL_NAME": "mine",
+        "VLLMENDPOINT_MODEL_TYPE": "Chat",
+        "VLLMENDPOINT_SETTINGS_DIR": "/etc/vllmendpoint",
+        "VLLMENDPOINT_REPORT_PORT": "9091",
+        "DYN_MIGRATION_LIMIT": "3",
+    }
+    assert expected.items() <= env.items()
+    assert walk(main, "ports.[name=report].containerPort") == 9091
+    assert walk(main, "volumeMounts.[name=settings]") == {
+        "name": "settings",
+        "mountPath": "/etc/vllmendpoint",
+        "readOnly": True,
+    }
+    items = [{"key": "settings.json", "path": "settings.json"}]
+    assert walk(pod, "volumes.[name=settings].configMap") == {"name": "smollm-settings", "items": items}
+    assert {kind: walk(main, f"{kind}Probe.httpGet") for kind in ("startup", "readiness", "liveness")} == {
+        "startup": {"path": "/started", "port": "report", "scheme": "HTTP"},
+        "readiness": {"path": "/ready", "port": "report", "scheme": "HTTP"},
+        "liveness": {"path": "/live", "port": "http", "scheme": "HTTP"},
+    }
+    plain = make_plan(make_endpoint(frontend={"migrationLimit": 0}))
+    env = walk(child(plain, "Deployment", "smollm-frontend"), f"{MAIN}.env")
+    assert walk(env, "[name=DYN_MIGRATION_LIMIT].value") == "0"
+    assert "VLLMENDPOINT_MODEL_TYPE" not in [item["name"] for item in env]
+
+
+def test_the_settings_exist_before_the_pods_that_mount_them(make_endpoint, make_plan):
+    children = [object_key(child) for child in make_plan(make_endpoint()).children]
+    settings = children.index(("ConfigMap", "smollm-settings"))
+    assert settings < children.index(("Deployment", "smollm-workers"))
+    assert settings < children.index(("Deployment", "smollm-frontend"))
+
+
+@pytest.mark.parametrize(("replicas", "unavailable"), [(0, "100%"), (1, None)])
+def test_a_rollout_of_frontends_without_workers_does_not_wait_for_routes(
+    make_endpoint, make_plan, child, replicas, unavailable
+):
+    frontend = child(make_plan(make_endpoint(replicas=replicas)), "Deployment", "smollm-frontend")
+    strategy = frontend["spec"].get("strategy", {}).get("rollingUpdate", {})
+    assert strategy.get("maxUnavailable") == unavailable
+
+
+def test_a_pre_stop_hook_of_the_user_is_kept(make_endpoint, make_plan, child):
     hook = {"preStop": {"exec": {"command": ["true"]}}}
     pod = {"terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "lifecycle": hook}]}
     planned = make_plan(make_endpoint(frontend={"podTemplate": {"spec": pod}}))

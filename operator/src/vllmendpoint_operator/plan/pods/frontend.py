@@ -2,9 +2,10 @@
 
 from typing import Any, Final
 
-from vllmendpoint_api import names
+from vllmendpoint_api import ModelType, names
 from vllmendpoint_operator.components import FRONTEND, FRONTEND_STARTUP_SECONDS, frontend_name
-from vllmendpoint_operator.observe.snapshot import Endpoint
+from vllmendpoint_operator.observe.snapshot import REPORT_PORT_NAME, Endpoint
+from vllmendpoint_operator.plan.configuration import settings_name
 from vllmendpoint_operator.plan.options import Options
 
 from .containers import (
@@ -18,31 +19,19 @@ from .containers import (
 from .dynamo import RESPONSE_PORT, base_namespace, dynamo_env, dynamo_labels, namespace_prefix
 from .user_template import merge_user_template
 
-__all__ = ["START_SCRIPT", "deployment", "pod_template", "selects_by_prefix", "with_prefix"]
+__all__ = ["deployment", "pod_template", "selects_by_prefix", "with_prefix"]
 
-_DRAIN_SECONDS: Final = 5
+_GRACE_SECONDS: Final = 120
+"""``terminationGracePeriodSeconds``, unless the user's podTemplate sets another."""
+_DEFAULT_GRACE_SECONDS: Final = 30
+"""Of Kubernetes, for a podTemplate that removes the field."""
+_MAX_EXIT_SECONDS: Final = 15
+"""Part of the grace period that is left for the end of the process after the drain."""
 _PREFIX_VARIABLE: Final = "DYN_NAMESPACE_PREFIX"
-START_SCRIPT: Final = """\
-import os, socket, sys
-pod = os.environ.get("POD_IP", "")
-try:
-    with socket.socket(socket.AF_INET6) as any_address:
-        any_address.bind(("::", 0))
-        dual_stack = not any_address.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-except OSError:
-    dual_stack = False
-hosts = {"DYN_HTTP_HOST": "::" if dual_stack or ":" in pod else "0.0.0.0"}
-if ":" in pod:
-    planes = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST")
-    hosts |= dict.fromkeys(planes, pod)
-os.environ.update({name: host for name, host in hosts.items() if not os.environ.get(name)})
-os.execv(sys.executable, [sys.executable, "-m", "dynamo.frontend", *sys.argv[1:]])
-"""
-"""Starts Dynamo's frontend. Without DYN_HTTP_HOST it listens on IPv4 only.
-
-The pod detects whether its kernel supports IPv6, because nodes may differ. The script uses only the standard
-library, because the image may be older than the operator.
-"""
+_WITHOUT_WORKERS: Final = {
+    "type": "RollingUpdate",
+    "rollingUpdate": {"maxUnavailable": "100%", "maxSurge": "25%"},
+}
 
 
 def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: int) -> dict[str, Any]:
@@ -54,6 +43,8 @@ def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: 
             "replicas": endpoint.spec.frontend.replicas,
             "paused": False,
             "selector": {"matchLabels": endpoint.selector(FRONTEND)},
+            # Without workers no frontend is ready, so a rollout must not wait for readiness.
+            **({} if endpoint.spec.replicas else {"strategy": _WITHOUT_WORKERS}),
             "revisionHistoryLimit": 2,
             # The API server does not store 0.
             **({"minReadySeconds": min_ready_seconds} if min_ready_seconds else {}),
@@ -64,13 +55,19 @@ def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: 
 
 def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     """Raises PlanError if the user's podTemplate conflicts with what the operator sets."""
+    settings = {
+        "name": settings_name(endpoint),
+        # Only the settings: the frontend does not need the handlers' script.
+        "items": [{"key": names.SETTINGS_FILE, "path": names.SETTINGS_FILE}],
+    }
     pod: dict[str, Any] = {
         "serviceAccountName": frontend_name(endpoint),
         "automountServiceAccountToken": True,
         "securityContext": pod_security(options),
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "enableServiceLinks": False,
         "containers": [escape_variable_references(_container(endpoint, options))],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": "settings", "configMap": settings}, {"name": "tmp", "emptyDir": {}}],
     }
     if endpoint.spec.worker.image_pull_secrets:
         pod["imagePullSecrets"] = [item.wire() for item in endpoint.spec.worker.image_pull_secrets]
@@ -81,67 +78,74 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     }
     template = {"metadata": {"labels": labels}, "spec": pod}
     merged = merge_user_template(template, endpoint.spec.frontend.pod_template, "frontend.podTemplate")
-    _fit_drain(merged["spec"])
-    return merged
+    return _with_variable(merged, names.ENV_DRAIN_SECONDS, str(_drain_seconds(merged["spec"])))
 
 
 def _container(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     return {
         "name": names.MAIN_CONTAINER,
         "image": image(endpoint, options),
-        "command": ["python3", "-c", START_SCRIPT],
+        "command": ["python3", "-m", "vllmendpoint_worker.frontend"],
         "args": ["--http-port", str(names.FRONTEND_PORT)],
-        "env": [
-            *dynamo_env({_PREFIX_VARIABLE: namespace_prefix(endpoint)}),
-            {"name": "DYN_TCP_RESPONSE_STREAM_PORT", "value": str(RESPONSE_PORT)},
-            {"name": "HF_HUB_OFFLINE", "value": "1"},
+        "env": _environment(endpoint),
+        "ports": [
+            {"name": "http", "containerPort": names.FRONTEND_PORT, "protocol": "TCP"},
+            {"name": REPORT_PORT_NAME, "containerPort": names.REPORT_PORT, "protocol": "TCP"},
         ],
-        "ports": [{"name": "http", "containerPort": names.FRONTEND_PORT, "protocol": "TCP"}],
         **_probes(),
-        # SIGTERM ends the frontend without draining. During the sleep all nodes remove it from the Service.
-        "lifecycle": {"preStop": {"sleep": {"seconds": _DRAIN_SECONDS}}},
         # The termination message, which the status quotes, has the last lines of the log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": container_security(),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [
+            {"name": "settings", "mountPath": names.SETTINGS_DIR, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
         **resources(endpoint.spec.frontend.resources),
     }
 
 
-def _fit_drain(pod: dict[str, Any]) -> None:
-    """Adjust the preStop sleep to the user's podTemplate, where the API server rejects both together.
+def _environment(endpoint: Endpoint) -> list[dict[str, Any]]:
+    model_type = endpoint.spec.model.type
+    values = {
+        "DYN_TCP_RESPONSE_STREAM_PORT": str(RESPONSE_PORT),
+        "DYN_MIGRATION_LIMIT": str(endpoint.spec.frontend.migration_limit),
+        "HF_HUB_OFFLINE": "1",
+        names.ENV_MODEL_NAME: endpoint.model_name,
+        **({} if model_type is None else {names.ENV_MODEL_TYPE: ModelType(model_type).value}),
+        names.ENV_SETTINGS_DIR: names.SETTINGS_DIR,
+        names.ENV_REPORT_PORT: str(names.REPORT_PORT),
+        names.ENV_DRAIN_SECONDS: "",  # depends on the user's podTemplate
+    }
+    return [
+        *dynamo_env({_PREFIX_VARIABLE: namespace_prefix(endpoint)}),
+        *({"name": name, "value": value} for name, value in values.items()),
+    ]
 
-    A hook of the user replaces the sleep, and a shorter grace period shortens it.
-    """
-    grace = pod.get("terminationGracePeriodSeconds")
-    for container in pod["containers"]:
-        hook = (container.get("lifecycle") or {}).get("preStop") or {}
-        if hook.get("sleep") != {"seconds": _DRAIN_SECONDS}:
-            continue
-        if len(hook) > 1:
-            del hook["sleep"]
-        elif isinstance(grace, int) and grace < _DRAIN_SECONDS:
-            if grace > 0:
-                hook["sleep"] = {"seconds": grace}
-            else:
-                del container["lifecycle"]["preStop"]
+
+def _drain_seconds(pod: dict[str, Any]) -> int:
+    """Maximum seconds from SIGTERM until the frontend exits, within the grace period of the pod."""
+    grace = pod.get("terminationGracePeriodSeconds", _DEFAULT_GRACE_SECONDS)
+    if not isinstance(grace, int):
+        grace = _GRACE_SECONDS  # the API server rejects the template
+    return max(0, grace - min(_MAX_EXIT_SECONDS, grace // 4))
 
 
 def _probes() -> dict[str, Any]:
     return {
+        # It succeeds once the HTTP server has responded.
         "startupProbe": {
-            **http_get("/live", "http"),
+            **http_get("/started", REPORT_PORT_NAME),
             "periodSeconds": 1,
             "timeoutSeconds": 2,
             "failureThreshold": FRONTEND_STARTUP_SECONDS,
         },
-        # It responds shortly before it has discovered the workers; three successes take two seconds.
+        # The frontend is ready while it has a route. It has tried the route, so one success suffices, and the
+        # failures have a threshold of their own; the second failure tolerates one slow response.
         "readinessProbe": {
-            **http_get("/health", "http"),
+            **http_get("/ready", REPORT_PORT_NAME),
             "periodSeconds": 1,
-            "timeoutSeconds": 3,
-            "successThreshold": 3,
-            "failureThreshold": 15,
+            "timeoutSeconds": 2,
+            "failureThreshold": 2,
         },
         "livenessProbe": {
             **http_get("/live", "http"),
@@ -159,17 +163,21 @@ def with_prefix(endpoint: Endpoint, template: dict[str, Any], *, include_legacy:
     endpoints whose names begin with this one's. Use it only for the rollout that replaces the legacy workers.
     """
     prefix = base_namespace(endpoint) if include_legacy else namespace_prefix(endpoint)
+    return _with_variable(template, _PREFIX_VARIABLE, prefix)
+
+
+def _with_variable(template: dict[str, Any], name: str, value: str) -> dict[str, Any]:
+    """``template`` with another value of a variable that its main container has."""
     containers = [
-        {**container, "env": [_with_prefix(item, prefix) for item in container["env"]]}
+        {
+            **container,
+            "env": [{**item, "value": value} if item["name"] == name else item for item in container["env"]],
+        }
         if container["name"] == names.MAIN_CONTAINER
         else container
         for container in template["spec"]["containers"]
     ]
     return {**template, "spec": {**template["spec"], "containers": containers}}
-
-
-def _with_prefix(variable: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {**variable, "value": prefix} if variable["name"] == _PREFIX_VARIABLE else variable
 
 
 def selects_by_prefix(template: dict[str, Any]) -> bool:
