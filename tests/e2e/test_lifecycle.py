@@ -118,6 +118,7 @@ def test_the_status_of_a_ready_endpoint_is_complete(cluster: Cluster, pod: str) 
         "READY",
         "REPLICAS",
         "GENERATING",
+        "ROUTED",
         "REASON",
         "AGE",
         "URL",

@@ -12,7 +12,7 @@ from vllmendpoint_operator.controller.publish.status_write_limiter import WRITE_
 def test_an_endpoint_gets_all_children_and_becomes_ready(shared, make_endpoint, api, until):
     endpoint = make_endpoint().create(replicas=1, healthCheck={"level": "Standard"})
     first = until(lambda: endpoint.get().get("status", {}).get("conditions"))
-    assert len(first) == 9, "the first status write contains all conditions"
+    assert len(first) == 10, "the first status write contains all conditions"
     assert all(entry["reason"] for entry in first)
     endpoint.start_all()
     ready = endpoint.until("Ready", "True")
@@ -21,6 +21,8 @@ def test_an_endpoint_gets_all_children_and_becomes_ready(shared, make_endpoint, 
     status = found["status"]
     assert status["observedGeneration"] == found["metadata"]["generation"] == 1
     assert (status["replicas"], status["readyReplicas"], status["generatingReplicas"]) == (1, 1, 1)
+    assert status["routedReplicas"] == 1
+    assert [entry["routedReplicas"] for entry in status["frontends"]] == [1]
     assert status["modelName"] == endpoint.name
     assert status["workers"][0]["verdict"] == "Generating"
     kinds = sorted(
@@ -51,11 +53,11 @@ def test_kubectl_waits_for_ready_and_shows_the_columns(shared, make_endpoint, ap
     resource = ("-n", "shared", "vep", endpoint.name)
     api.kubectl("wait", "--for=condition=Ready", "--timeout=20s", *resource)
     header, row = api.kubectl("get", *resource).splitlines()
-    assert header.split() == ["NAME", "MODEL", "READY", "REPLICAS", "GENERATING", "REASON", "AGE"]
-    assert row.split()[:6] == [endpoint.name, "the-model", "True", "1", "1", "Ready"]
+    assert header.split() == ["NAME", "MODEL", "READY", "REPLICAS", "GENERATING", "ROUTED", "REASON", "AGE"]
+    assert row.split()[:7] == [endpoint.name, "the-model", "True", "1", "1", "1", "Ready"]
     header, row = api.kubectl("get", *resource, "-o", "wide").splitlines()
-    assert header.split()[7:] == ["URL", "PAYLOAD", "HANDLERS"]
-    assert row.split()[7:] == [f"http://{endpoint.name}.shared.svc:8000/v1", "ModelDefault", "Default"]
+    assert header.split()[8:] == ["URL", "PAYLOAD", "HANDLERS"]
+    assert row.split()[8:] == [f"http://{endpoint.name}.shared.svc:8000/v1", "ModelDefault", "Default"]
 
 
 def test_an_unchanged_endpoint_causes_no_requests(shared, make_endpoint, api, until):

@@ -45,7 +45,7 @@ def test_a_missing_config_map_is_reported_and_used_once_it_exists(shared, make_e
         "Create it"
     )
     assert endpoint.condition("Stalled")["status"] == "True"
-    assert len(endpoint.get()["status"]["conditions"]) == 9
+    assert len(endpoint.get()["status"]["conditions"]) == 10
     api.create("ConfigMap", "shared", "engine-config", data={"other": "x"})
     wrong = endpoint.until("ResolvedRefs", "False", "ConfigMapKeyNotFound")
     assert "has no key 'c.yaml'. Its keys: other." in wrong["message"]

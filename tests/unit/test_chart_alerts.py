@@ -9,7 +9,7 @@ from vllmendpoint_api import Condition, ConditionStatus
 VALUES = {
     "condition": [condition.value for condition in Condition],
     "status": [status.value for status in ConditionStatus],
-    "state": ["desired", "current", "ready", "generating"],
+    "state": ["desired", "current", "ready", "generating", "routed"],
     "result": ["success", "error"],
 }
 """Label -> its possible values."""

@@ -143,7 +143,7 @@ def test_every_alert_is_documented():
     assert all(len(row) == 3 and all(row) for row in rows)
 
 
-@pytest.mark.parametrize("condition", [Condition.AVAILABLE, Condition.GENERATING])
+@pytest.mark.parametrize("condition", [Condition.AVAILABLE, Condition.GENERATING, Condition.SERVING])
 def test_every_reason_is_documented(condition):
     documented = [reason for reason, of, *_ in rows_of("reasons") if condition in of.split(", ")]
     assert sorted(documented) == sorted(CONDITION_REASONS[condition])
