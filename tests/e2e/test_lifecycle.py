@@ -95,6 +95,7 @@ def test_the_status_of_a_ready_endpoint_is_complete(cluster: Cluster, pod: str) 
         "ConfigurationResolved": "True",
         "Available": "True",
         "Generating": "True",
+        "Serving": "True",
         "UpToDate": "True",
         "Ready": "True",
         "Reconciling": "False",
@@ -216,7 +217,7 @@ def test_network_policies_restrict_which_pods_reach_which_port(
 
     worker, frontend = target(cluster, "worker"), target(cluster, "frontend")
     assert {8080, 9090, 9091, 9092} < worker.ports, "and the ports of Dynamo's event plane"
-    assert {8000, 9093} <= frontend.ports
+    assert {8000, 9091, 9093} <= frontend.ports
     serving = (frozenset({8080}), frozenset({8000}))
     all_but_the_report = worker.ports - {9091}
     table = {
@@ -231,8 +232,13 @@ def test_network_policies_restrict_which_pods_reach_which_port(
             all_but_the_report,
             frontend.ports,
         ),
-        "its worker": (cluster, pod_name(cluster, NAME), worker.ports, frontend.ports),
-        "the operator": (system, operator["metadata"]["name"], frozenset({8080, 9091}), frozenset({8000})),
+        "its worker": (cluster, pod_name(cluster, NAME), worker.ports, frontend.ports - {9091}),
+        "the operator": (
+            system,
+            operator["metadata"]["name"],
+            frozenset({8080, 9091}),
+            frozenset({8000, 9091}),
+        ),
     }
 
     def reached(source: Cluster, pod: str, goal: Target) -> frozenset[int]:

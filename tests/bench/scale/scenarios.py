@@ -179,7 +179,8 @@ class Bench:
         offset, opened, cpu = self._audit_offset(), _control()["opened"], standby.cpu()
         stopped = self.operator.stop()
         began = time.monotonic()
-        until(lambda: _control()["opened"] >= opened + self.count, "all streams are open again", 60)
+        streams = self.count * (2 if self.frontend else 1)
+        until(lambda: _control()["opened"] >= opened + streams, "all streams are open again", 60)
         connected = time.monotonic() - began
         standby.until_idle(max_cpu=self.idle_cpu)
         used = standby.cpu() - cpu

@@ -1,4 +1,4 @@
-"""The report ports of all workers, in one process: a listener on all addresses of the pod range.
+"""The report ports of all pods, in one process: a listener on all addresses of the pod range.
 
 ``python -m tests.bench.scale.workers --kubeconfig FILE --settings-hash H``. It watches pods to find the pod
 of an address. A control server listens on 127.0.0.1:9099:
@@ -14,7 +14,7 @@ import json
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from vllmendpoint_api import names
 
@@ -29,11 +29,13 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnec
 
 class SimulatedWorkers:
     def __init__(self, settings_hash: str) -> None:
-        report = json.loads((Path(__file__).parents[2] / "integration/report.json").read_text())
+        folder = Path(__file__).parents[2] / "integration"
+        report = json.loads((folder / "report.json").read_text())
+        self._frontend_report = json.loads((folder / "frontend_report.json").read_text())
         report["configuration"]["settingsHash"] = settings_hash
         self._report = report
         self._pods: dict[str, dict[str, str]] = {}
-        """Name and UID of a pod by address."""
+        """Name, UID and component of a pod by address."""
         self._verdicts: dict[str, str] = {}
         self._changed: dict[str, asyncio.Event] = {}
         """Set when the verdict of a pod changes; by pod name."""
@@ -74,10 +76,11 @@ class SimulatedWorkers:
 
     def _line(self, pod: dict[str, str]) -> bytes:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if pod["component"] == "frontend":
+            return _encoded({**self._frontend_report, "podUid": pod["uid"], "time": now})
         state = self._verdicts.get(pod["name"], "Generating")
         verdict = {"state": state, "since": self._report["verdict"]["since"], "lastProofOfLife": now}
-        report = {**self._report, "podUid": pod["uid"], "time": now, "verdict": verdict}
-        return json.dumps(report, separators=(",", ":")).encode() + b"\n"
+        return _encoded({**self._report, "podUid": pod["uid"], "time": now, "verdict": verdict})
 
     async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, path, _ = (await reader.readuntil(b"\r\n\r\n")).decode().split(" ", 2)
@@ -90,12 +93,17 @@ class SimulatedWorkers:
         writer.close()
 
 
+def _encoded(report: dict[str, Any]) -> bytes:
+    return json.dumps(report, separators=(",", ":")).encode() + b"\n"
+
+
 def _watch_pods(api: Api, workers: SimulatedWorkers, loop: asyncio.AbstractEventLoop) -> None:
     for event in api.watch("/api/v1/pods"):
         pod = event["object"]
         address = pod.get("status", {}).get("podIP")
-        if address and pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT) == "worker":
-            identity = {key: pod["metadata"][key] for key in ("name", "uid")}
+        component = pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT)
+        if address and component in ("worker", "frontend"):
+            identity = {key: pod["metadata"][key] for key in ("name", "uid")} | {"component": component}
             loop.call_soon_threadsafe(workers.add_pod, identity, address)
 
 
