@@ -4,6 +4,7 @@ without a lost token. Two real workers, of which one is slow, behind Dynamo's fr
 The tests share the processes and run in the order of the file.
 """
 
+import json
 import os
 import signal
 import time
@@ -155,8 +156,59 @@ def test_a_recovered_worker_receives_requests_again(pair: Pair) -> None:
     print(f"requests again after {time.monotonic() - began:.1f} s")
 
 
+def test_requests_on_the_workers_own_port_end_while_the_engine_is_frozen(pair: Pair) -> None:
+    port = pair.slow.ports["http"]
+    body = completion("hello", TOKENS)
+    chat = {"model": "toy", "messages": [{"role": "user", "content": "x"}], "max_tokens": TOKENS}
+    chat |= {"ignore_eos": True, "temperature": 0.0}
+    clients = [
+        Client(port, body),
+        Client(port, body | {"stream": True}),
+        Client(port, chat, "/v1/chat/completions"),
+        Client(port, chat | {"stream": True}, "/v1/chat/completions"),
+        Client(port, chat | {"stream": True}, "/invocations"),
+    ]
+    for client in clients:
+        client.start()
+    wait(lambda: running(pair.slow) == len(clients), 10.0)
+    wait(lambda: all(client.answer.chunks for client in clients if client.body.get("stream")), 10.0)
+    with stopped(pair.slow.engine_core()):
+        for client in clients:
+            answer = client.wait(20.0)
+            assert answer.status == (200 if client.body.get("stream") else 503), answer
+            assert "verdict Stalled" in client.raw.decode()
+            assert b"[DONE]" not in client.raw
+            assert answer.finish_reason is None
+        began = time.monotonic()
+        status, error = pair.slow.request("http", "/v1/completions", body)
+        assert (status, json.loads(error)["error"]["code"]) == (503, 503)
+        assert time.monotonic() - began < 1.0
+        for path in ("/metrics", "/v1/models", "/version", "/load"):
+            assert pair.slow.status("http", path) == 200, path
+        assert pair.slow.request("http", "/tokenize", {"model": "toy", "prompt": "x"})[0] == 200
+        assert pair.slow.status("http", "/ping") == 503
+    pair.slow.until(lambda report: report.ready, 30.0)
+    wait(lambda: running(pair.slow) == 0, 10.0)
+    assert pair.slow.request("http", "/v1/completions", completion("x", 2))[0] == 200
+
+
 def test_requests_move_from_a_dead_engine_without_a_lost_token(pair: Pair, undisturbed: list[str]) -> None:
     clients = start_all(pair)
     os.kill(pair.slow.engine_core(), signal.SIGKILL)
     assert_undisturbed(clients, undisturbed)
     assert pair.slow.exit_code(20.0) == 1
+    assert "EngineDeadError" in "".join(pair.slow.log_lines())
+
+
+def test_requests_move_at_the_end_of_the_drain_without_a_lost_token(
+    pair: Pair, undisturbed: list[str]
+) -> None:
+    pair.slow.start()
+    pair.slow.until_ready()
+    pair.frontend.wait_for_workers(2)
+    clients = start_all(pair)
+    began = time.monotonic()
+    os.kill(pair.slow.pid, signal.SIGTERM)
+    assert_undisturbed(clients, undisturbed)
+    assert time.monotonic() - began > 20.0, "the worker continued its requests until then"
+    assert pair.slow.exit_code(20.0) == 0

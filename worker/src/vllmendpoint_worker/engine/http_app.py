@@ -7,7 +7,7 @@ A middleware in front of it serves nothing over a dead engine, and answers vLLM'
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, Final
 
 import uvicorn
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS: Final = 20.0
 Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Any, Any], Awaitable[None]]
+App = Callable[[Scope, Any, Any], Coroutine[Any, Any, None]]
 
 
 class ReadinessMiddleware:

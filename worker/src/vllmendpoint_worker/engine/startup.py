@@ -24,7 +24,7 @@ from vllmendpoint_worker.probing.publisher import HealthPublisher
 from vllmendpoint_worker.probing.ranks import RankProbers
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.task_supervisor import TaskSupervisor
-from vllmendpoint_worker.serving.health_route import reaches_health
+from vllmendpoint_worker.serving.health_route import needs_engine, reaches_health
 from vllmendpoint_worker.serving.report_server import ReportServer
 from vllmendpoint_worker.serving.state import WorkerState
 
@@ -33,6 +33,7 @@ from .hot_reload import HotReload
 from .http_app import HttpServer, ReadinessMiddleware
 from .liveness import Liveness
 from .resolution import AcceptedConfiguration, HandlerLoader, Resolver
+from .stall_middleware import StallMiddleware
 from .translate import Translator
 from .warm_up import WarmUp
 
@@ -90,7 +91,13 @@ class Startup:
         self.state.enter_stage(Stage.REGISTERING)
         ping = self._create_ping(resolver)
         await ping.run_probe()
-        self.http = HttpServer(app, self._readiness_middleware(), self.listeners)
+        stall = StallMiddleware(
+            self.handlers,
+            verdict=lambda: self.publisher.verdict,
+            needs_engine=lambda scope: needs_engine(self.handlers.app, scope),
+        )
+        self.publisher.on_stopped.append(stall.end_requests)
+        self.http = HttpServer(app, self._readiness_middleware(stall), self.listeners)
         await self.http.start()
         self.tasks.start("configuration", HotReload(self.configuration, resolver, prober).run())
         self.tasks.start("ping", ping.run())
@@ -182,9 +189,9 @@ class Startup:
             clock=self.clock,
         )
 
-    def _readiness_middleware(self) -> ReadinessMiddleware:
+    def _readiness_middleware(self, stall: StallMiddleware) -> ReadinessMiddleware:
         return ReadinessMiddleware(
-            self.handlers,
+            stall,
             is_healthy=self.publisher.is_healthy,
             is_health_check=lambda scope: reaches_health(self.handlers.app, scope),
             verdict=lambda: self.publisher.verdict,

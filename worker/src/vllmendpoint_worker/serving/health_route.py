@@ -1,4 +1,4 @@
-"""The health checks of the SageMaker port: which routes they are, and whether a request reaches one.
+"""The health checks of the SageMaker port, and whether a request reaches one of them or the engine.
 
 The router decides, not the text of the path: a root path, percent-encoding and trailing slashes lead to the
 same route.
@@ -6,15 +6,18 @@ same route.
 
 import functools
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 
-__all__ = ["HealthRoute", "SlashRoute", "guarded", "reaches_health"]
+__all__ = ["HealthRoute", "SlashRoute", "guarded", "needs_engine", "reaches_health"]
 
 Scope = MutableMapping[str, Any]
+
+WITHOUT_ENGINE: Final = frozenset({"/ping", "/tokenize", "/detokenize"})
+"""Routes with the method POST whose answers do not depend on the engine."""
 
 
 class SlashRoute(APIRoute):  # type: ignore[misc]  # mypy does not follow FastAPI
@@ -58,9 +61,15 @@ def guarded(route: APIRoute, is_healthy: Callable[[], bool]) -> HealthRoute:
 
 def reaches_health(app: FastAPI, scope: Scope) -> bool:
     """Whether one of vLLM's own health checks answers the request, as Starlette's router decides it."""
+    return isinstance(_route(app, scope), HealthRoute)
+
+
+def needs_engine(app: FastAPI, scope: Scope) -> bool:
+    """Whether a request with the method POST needs the engine."""
+    return getattr(_route(app, scope), "path", None) not in WITHOUT_ENGINE
+
+
+def _route(app: FastAPI, scope: Scope) -> Any:
+    """The route that answers the request; None if there is none."""
     routed = {**scope, "root_path": app.root_path or scope.get("root_path", "")}
-    for route in app.router.routes:
-        match, _ = route.matches(routed)
-        if match is Match.FULL:
-            return isinstance(route, HealthRoute)
-    return False
+    return next((route for route in app.router.routes if route.matches(routed)[0] is Match.FULL), None)
