@@ -1,5 +1,6 @@
 """A cluster with the operator in it (``hack/deploy.sh``), and one namespace for a module's tests."""
 
+import fcntl
 import http.client
 import json
 import os
@@ -288,6 +289,17 @@ def cluster(deployed: Cluster, request: pytest.FixtureRequest) -> Iterator[Clust
 def first_node(cluster: Cluster) -> dict[str, Any]:
     """The oldest node, which runs the control plane; others may be added meanwhile."""
     return dict(min(cluster.get("nodes")["items"], key=lambda n: str(n["metadata"]["creationTimestamp"])))
+
+
+@contextmanager
+def nodes_locked(operation: int) -> Iterator[None]:
+    """Separate tests whose expected messages count the nodes (LOCK_SH) from those that add one (LOCK_EX).
+
+    The modules run at the same time in different processes. The time limit of the test bounds the wait.
+    """
+    with (CACHE / "nodes.lock").open("w") as file:
+        fcntl.flock(file, operation)
+        yield
 
 
 @pytest.fixture(scope="session")

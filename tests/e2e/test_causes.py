@@ -1,5 +1,6 @@
 """A condition states the cause of a failure in one sentence. The causes are real; some need a real engine."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import pytest
 
 from vllmendpoint_api import Reason
 
-from .conftest import CACHE, Cluster, eventually, manifest, python_pod
+from .conftest import CACHE, Cluster, eventually, manifest, nodes_locked, python_pod
 from .hub import serve_hub
 
 pytestmark = pytest.mark.timeout(600)
@@ -302,8 +303,19 @@ def failing_endpoints(cluster: Cluster, host: str, registry: None) -> Iterator[N
         yield
 
 
+@pytest.fixture
+def one_node() -> Iterator[None]:
+    """No other module adds a node during the test."""
+    with nodes_locked(fcntl.LOCK_SH):
+        yield
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_the_condition_states_the_cause(cluster: Cluster, failing_endpoints: None, case: Case) -> None:
+def test_the_condition_states_the_cause(
+    cluster: Cluster, failing_endpoints: None, case: Case, request: pytest.FixtureRequest
+) -> None:
+    if any("1 node" in part for part in case.message_parts):
+        request.getfixturevalue("one_node")
     try:
         eventually(
             lambda: cluster.condition(case.name, case.condition),
@@ -321,7 +333,7 @@ def test_the_condition_states_the_cause(cluster: Cluster, failing_endpoints: Non
         cluster.kubectl("delete", "vep", case.name, "--wait=false")
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("one_node", "gpu")
 def test_a_gpu_in_use_is_distinguished_from_a_missing_gpu(cluster: Cluster) -> None:
     cluster.apply(
         manifest(

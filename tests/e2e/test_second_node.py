@@ -3,6 +3,7 @@
 The node has a taint, so that the pods of tests that run at the same time stay on the first node.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import CACHE, Cluster, eventually, first_node, python_pod
+from .conftest import CACHE, Cluster, eventually, first_node, nodes_locked, python_pod
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -61,12 +62,13 @@ def ready(cluster: Cluster, name: str = NODE) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def second_node(cluster: Cluster) -> Iterator[None]:
-    node_command("remove", NODE, check=False)  # an interrupted run leaves its node
-    try:
-        add()
-        yield
-    finally:
-        node_command("remove", NODE, check=False)  # fails after the test of the removal
+    with nodes_locked(fcntl.LOCK_EX):
+        node_command("remove", NODE, check=False)  # an interrupted run leaves its node
+        try:
+            add()
+            yield
+        finally:
+            node_command("remove", NODE, check=False)  # fails after the test of the removal
 
 
 def server(name: str, node: str) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ func Status(ctx context.Context, c Config) error {
 
 func (s *State) describe(ctx context.Context, client kubernetes.Interface) string {
 	if !s.alive() {
-		return "killed"
+		return "not running"
 	}
 	if err := s.ready(ctx, client, time.Time{}); err != nil {
 		return firstLine(err)
