@@ -14,16 +14,19 @@ import uvloop
 from dynamo.frontend import __main__ as dynamo_command
 from dynamo.frontend import main as dynamo_frontend
 
-__all__ = ["HttpServer", "http_server", "preload_allocator", "run"]
+from .discovery import Scope
+
+__all__ = ["Settings", "parse_settings", "preload_allocator", "run"]
 
 
 @dataclass(frozen=True, slots=True)
-class HttpServer:
-    """Where Dynamo's HTTP server listens."""
+class Settings:
+    """Where Dynamo's HTTP server listens, and the namespaces that it serves."""
 
     host: str
     port: int
     tls: bool
+    scope: Scope
 
 
 def preload_allocator() -> None:
@@ -31,10 +34,11 @@ def preload_allocator() -> None:
     dynamo_command._maybe_preload_jemalloc()
 
 
-def http_server() -> HttpServer:
+def parse_settings() -> Settings:
     """Parse ``sys.argv`` and the environment as Dynamo does. Exits the process if an argument is invalid."""
     config, _, _ = dynamo_frontend.parse_args()
-    return HttpServer(config.http_host, config.http_port, bool(config.tls_cert_path))
+    scope = Scope(config.namespace or "", config.namespace_prefix or "")
+    return Settings(config.http_host, config.http_port, bool(config.tls_cert_path), scope)
 
 
 def run(on_signal: Callable[[], Awaitable[None]]) -> None:

@@ -1,6 +1,7 @@
 """Reads what Dynamo's frontend has discovered from the responses of its HTTP server. Pure.
 
-``GET /health`` lists the instances of all endpoints, whether or not the frontend sends them requests.
+``GET /health`` lists the instances of all endpoints and of all Dynamo namespaces, whether or not the frontend
+sends them requests.
 ``GET /v1/models/<model>/ready`` contains the number of accepted workers per Dynamo namespace and worker type.
 """
 
@@ -8,12 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["Discovery", "Instance", "accepted_workers", "instances", "models"]
+__all__ = ["Discovery", "Instance", "Scope", "accepted_workers", "instances", "models"]
 
 ENDPOINT: Final = "generate"
 """Dynamo endpoint of a worker that receives requests. Workers have others, for example for LoRA adapters."""
 
 MAX_INSTANCES: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Dynamo namespaces of the frontend. ``prefix`` has priority, as in Dynamo. Empty: all namespaces."""
+
+    namespace: str = ""
+    prefix: str = ""
+
+    def __contains__(self, namespace: str) -> bool:
+        if self.prefix:
+            return namespace.startswith(self.prefix)
+        return not self.namespace or namespace == self.namespace
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,14 +61,16 @@ class Discovery:
         return self.accepted_in(namespace) / total if (total := self.total_accepted) else 0.0
 
 
-def instances(body: Any) -> tuple[Instance, ...]:
-    """The workers in a response of ``/health``. Invalid entries are skipped."""
+def instances(body: Any, scope: Scope) -> tuple[Instance, ...]:
+    """The workers of ``scope`` in a response of ``/health``. Invalid entries are skipped."""
     found = set()
     for item in _list(body, "instances"):
         if not isinstance(item, dict) or item.get("endpoint") != ENDPOINT:
             continue
         namespace, number = item.get("namespace"), item.get("instance_id")
-        if isinstance(namespace, str) and isinstance(number, int) and 0 <= number < 2**64:
+        if not isinstance(namespace, str) or not isinstance(number, int):
+            continue
+        if namespace in scope and 0 <= number < 2**64:
             found.add(Instance(namespace, number))
     return tuple(sorted(found)[:MAX_INSTANCES])
 

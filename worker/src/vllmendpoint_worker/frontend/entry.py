@@ -28,6 +28,7 @@ from vllmendpoint_worker.process.listening import frontend_hosts, loopback, netw
 from vllmendpoint_worker.process.shutdown import EXIT_FAILURE, terminate
 from vllmendpoint_worker.serving.report_server import start_report_server
 
+from .discovery import Scope
 from .drain import drain, drain_seconds
 from .http_client import HttpClient
 from .prober import UNRESPONSIVE_SECONDS, RouteProber
@@ -55,9 +56,9 @@ def start() -> NoReturn:
     from . import _dynamo  # noqa: PLC0415  (after the report port answers)
 
     _dynamo.preload_allocator()
-    http = _dynamo.http_server()
-    client = HttpClient(loopback(http.host, pod), http.port, tls=http.tls)
-    prober = _ProberThread(_prober(client, state, os.environ))
+    dynamo = _dynamo.parse_settings()
+    client = HttpClient(loopback(dynamo.host, pod), dynamo.port, tls=dynamo.tls)
+    prober = _ProberThread(_prober(client, state, dynamo.scope, os.environ))
     server.metrics = prober.prober.metrics.text
     server.probe = prober.probe
     prober.start()
@@ -72,11 +73,14 @@ def start() -> NoReturn:
     terminate(EXIT_FAILURE, "Dynamo's frontend has ended without a signal.")
 
 
-def _prober(client: HttpClient, state: FrontendState, environ: Mapping[str, str]) -> RouteProber:
+def _prober(
+    client: HttpClient, state: FrontendState, scope: Scope, environ: Mapping[str, str]
+) -> RouteProber:
     return RouteProber(
         client,
         state,
         SettingsFile(environ),
+        scope=scope,
         model=environ.get(names.ENV_MODEL_NAME, "").strip(),
         model_type=declared_model_type(environ),
         on_unresponsive=_exit_unresponsive,

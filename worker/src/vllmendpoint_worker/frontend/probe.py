@@ -2,9 +2,14 @@
 
 Measured on Dynamo 1.6.1: a worker is addressed by a header for chat and completions. If the router has drawn
 another worker set, or does not know the worker, the response is 400. A form that the model does not serve is
-404. For embeddings, classes and pooled vectors the router ignores the header.
+404.
+
+For embeddings, classes and pooled vectors the router ignores the header, and any worker may answer. A worker
+sets the field ``model`` of its answer to such a probe to its instance ID, and the frontend repeats the probe
+until the right worker has answered. If the field is the model's name, the answer counts as the right one.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +27,10 @@ WORKER_HEADER: Final = "x-dynamo-worker-instance-id"
 """The value is the instance ID in decimal. Dynamo ignores other forms."""
 
 MAX_MESSAGE: Final = 300
+
+HEDGE_SECONDS: Final = 0.5
+"""If any worker may receive the probe, the next attempt starts after this time, even without a response,
+because another worker may hang."""
 
 
 class Client(Protocol):
@@ -68,12 +77,15 @@ def forms_to_try(model_type: ModelType | None, last_answered: RequestForm | None
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """``attempts``: number of requests until a response of 400 counts."""
+    """``attempts``: number of requests after which the router certainly does not find the worker, with the
+    worker's header and, in forms for which the router ignores it, without.
+    """
 
     model: str
     instance_id: int
     forms: Sequence[RequestForm]
     attempts: int
+    attempts_without_header: int
     timeout: float
 
 
@@ -86,7 +98,10 @@ async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEn
 
     try:
         for form in probe.forms:
-            response = await _send(client, probe, form, lambda: started + probe.timeout - clock.monotonic())
+            send = _send_to_worker if form in _GENERATES else _send_to_any
+            response = await send(client, probe, form, lambda: started + probe.timeout - clock.monotonic())
+            if response is None:
+                return end(RouteOutcome.REFUSED, _OTHERS_ANSWERED), None
             if response.status == 404:
                 continue
             if response.status == 400:
@@ -102,7 +117,7 @@ async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEn
     return end(RouteOutcome.FAILED, f"The frontend does not serve the model {probe.model[:128]}."), None
 
 
-async def _send(
+async def _send_to_worker(
     client: Client, probe: Probe, form: RequestForm, seconds_left: Callable[[], float]
 ) -> HttpResponse:
     """Send the request until the router has drawn the worker's set. Raises as :meth:`.HttpClient.get`."""
@@ -110,10 +125,53 @@ async def _send(
     body = _body(form, probe.model)
     response = await client.post(form, body, headers, seconds_left())
     for _ in range(probe.attempts - 1):
-        if response.status != 400 or form not in _GENERATES or seconds_left() <= 0.0:
+        if response.status != 400 or seconds_left() <= 0.0:
             break
         response = await client.post(form, body, headers, seconds_left())
     return response
+
+
+async def _send_to_any(
+    client: Client, probe: Probe, form: RequestForm, seconds_left: Callable[[], float]
+) -> HttpResponse | None:
+    """Send the request until the worker has answered, or the model has no such form (404).
+
+    Otherwise, return the last error, or None if only other workers have answered. Raises as
+    :meth:`.HttpClient.get`.
+    """
+    body, headers = _body(form, probe.model), {names.PROBE_HEADER: "1"}
+    running: set[asyncio.Task[HttpResponse]] = set()
+    attempts, last_error = 0, None
+    try:
+        while (more := attempts < probe.attempts_without_header) or running:
+            if (left := seconds_left()) <= 0.0:
+                raise TimeoutError
+            if more:
+                attempts += 1
+                running.add(asyncio.create_task(client.post(form, body, headers, left), name="probe-any"))
+            done, running = await asyncio.wait(
+                running,
+                timeout=min(left, HEDGE_SECONDS) if more else left,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for response in [task.result() for task in done]:
+                if response.status == 404 or (response.status == 200 and _is_from(response, probe)):
+                    return response
+                if response.status != 200:
+                    last_error = response
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return last_error
+
+
+def _is_from(response: HttpResponse, probe: Probe) -> bool:
+    """Whether the probed worker has answered, or a worker that does not identify itself."""
+    body = response.json()
+    name = body.get("model") if isinstance(body, dict) else None
+    is_id = isinstance(name, str) and name.isdecimal() and name != probe.model
+    return not is_id or name == str(probe.instance_id)
 
 
 def _body(form: RequestForm, model: str) -> dict[str, Any]:
@@ -122,6 +180,11 @@ def _body(form: RequestForm, model: str) -> dict[str, Any]:
     if form is RequestForm.COMPLETION:
         return {"model": model, "prompt": "1", "max_tokens": 1}
     return {"model": model, "input": "test"}
+
+
+_OTHERS_ANSWERED: Final = (
+    "The frontend's router does not send requests to the worker: other workers have answered all probes."
+)
 
 
 def _refusal(response: HttpResponse, probe: Probe) -> str:

@@ -14,7 +14,7 @@ from vllmendpoint_api import ModelType, RouteState, Stage
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.process.clock import Clock
 
-from .discovery import Discovery, Instance, accepted_workers, instances, models
+from .discovery import Discovery, Instance, Scope, accepted_workers, instances, models
 from .metrics import RouteMetrics
 from .probe import Client, Probe, RequestForm, forms_to_try, run_probe
 from .routes import Route, attempts, next_probe_at, readiness, route_after_probe, update_routes
@@ -60,6 +60,7 @@ class RouteProber:
         state: FrontendState,
         settings: SettingsFile,
         *,
+        scope: Scope,
         model: str = "",
         model_type: ModelType | None = None,
         on_unresponsive: Callable[[], None],
@@ -68,6 +69,7 @@ class RouteProber:
         self._client = client
         self._state = state
         self._settings = settings
+        self._scope = scope
         self._model = model
         self._model_type = model_type
         self._on_unresponsive = on_unresponsive
@@ -124,7 +126,7 @@ class RouteProber:
         if model:
             path = f"/v1/models/{quote(model, safe='')}/ready"
             accepted = accepted_workers((await self._client.get(path, GET_TIMEOUT_SECONDS)).json())
-        return Discovery(instances(health.json()), served, accepted)
+        return Discovery(instances(health.json(), self._scope), served, accepted)
 
     def _model_name(self, served: tuple[str, ...]) -> str:
         return self._model or next(iter(served), "")
@@ -186,6 +188,7 @@ class RouteProber:
                 instance_id=instance.id,
                 forms=forms_to_try(self._model_type, self._form),
                 attempts=attempts(self._discovery.share(instance.namespace)),
+                attempts_without_header=attempts(1.0 / max(self._discovery.total_accepted, 1)),
                 timeout=rules.timeout + SLACK_SECONDS,
             )
             end, form = await run_probe(self._client, probe, self._clock)
