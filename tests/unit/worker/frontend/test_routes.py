@@ -9,7 +9,6 @@ from vllmendpoint_worker.frontend.discovery import Discovery, Instance
 from vllmendpoint_worker.frontend.routes import (
     ACCEPT_SECONDS,
     MAX_ATTEMPTS,
-    REFUSED_RETRY_SECONDS,
     RETRY_SECONDS,
     ProbeEnd,
     Route,
@@ -115,6 +114,17 @@ def test_a_route_is_probed_immediately_when_its_namespace_is_accepted_again() ->
     assert routes[ONE].state is RouteState.NOT_ACCEPTED, "until the probe is answered"
 
 
+def test_a_refused_route_is_probed_immediately_when_the_number_of_accepted_workers_changes() -> None:
+    routes = update_routes({}, discovered(ONE, ns=1), RULES, 100.0)
+    for at in (101.0, 102.0):
+        routes[ONE] = route_after_probe(routes[ONE], ended(REFUSED, at), threshold=2)
+    assert routes[ONE].state is RouteState.NOT_ACCEPTED
+    unchanged = update_routes(routes, discovered(ONE, ns=1), RULES, 103.0)[ONE]
+    changed = update_routes(routes, discovered(ONE, ns=2), RULES, 103.0)[ONE]
+    assert next_probe_at(unchanged, RULES, 0.0) == 112.0
+    assert next_probe_at(changed, RULES, 0.0) == 100.0
+
+
 def test_without_probes_the_accepted_workers_decide() -> None:
     failing = route_after_probe(NEW, ended(FAILED), threshold=1)
     routes = update_routes({ONE: failing}, discovered(ONE, ns=1), DISABLED, 102.0)
@@ -137,7 +147,7 @@ def test_without_probes_the_accepted_workers_decide() -> None:
         (ended(FAILED, 101.0), RouteState.FAILING, 101.0 + RETRY_SECONDS),
         (ended(FAILED, 106.0, took=5.0), RouteState.FAILING, 106.0),
         (ended(REFUSED, 101.0), RouteState.PENDING, 101.0 + RETRY_SECONDS),
-        (ended(REFUSED, 101.0), RouteState.NOT_ACCEPTED, 101.0 + REFUSED_RETRY_SECONDS),
+        (ended(REFUSED, 101.0), RouteState.NOT_ACCEPTED, 101.0 + RULES.period),
     ],
 )
 def test_when_a_probe_is_due(end: ProbeEnd | None, state: RouteState, due: float) -> None:

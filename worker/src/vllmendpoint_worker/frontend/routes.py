@@ -31,10 +31,8 @@ ACCEPT_SECONDS: Final = 3.0
 without accepted workers changes no state."""
 
 RETRY_SECONDS: Final = 1.0
-"""Time from the start of a failed probe to the next."""
-
-REFUSED_RETRY_SECONDS: Final = 5.0
-"""Time between probes of a route that is not accepted. One such probe has up to ``MAX_ATTEMPTS`` requests."""
+"""Time from the start of a failed probe to the next. A route that is not accepted is probed once per period
+and when the number of accepted workers changes, because such a probe has up to ``MAX_ATTEMPTS`` requests."""
 
 MAX_ATTEMPTS: Final = 200
 _MISS_PROBABILITY: Final = 1e-6
@@ -71,8 +69,10 @@ class Route:
     last_probe: ProbeEnd | None = None
     failures: int = 0
     """Consecutive failed or refused probes."""
+    accepted: int = 0
+    """Number of workers that the frontend accepts in the namespace."""
     unaccepted_since: float | None = None
-    """When the frontend was first seen to accept no worker in the namespace."""
+    """Since when that number is 0."""
 
 
 def attempts(share: float) -> int:
@@ -108,11 +108,12 @@ def _without_probes(route: Route, discovery: Discovery, now: float) -> Route:
 
 
 def _with_acceptance(route: Route, discovery: Discovery, now: float) -> Route:
-    if discovery.accepted_in(route.instance.namespace):
-        if route.unaccepted_since is None:
-            return route
-        # The accepted workers have changed: probe immediately.
-        return replace(route, unaccepted_since=None, last_probe=None)
+    accepted = discovery.accepted_in(route.instance.namespace)
+    if accepted != route.accepted:
+        last_probe = route.last_probe if route.state is RouteState.ANSWERED else None  # probe immediately
+        route = replace(route, accepted=accepted, last_probe=last_probe)
+    if accepted:
+        return replace(route, unaccepted_since=None)
     since = now if route.unaccepted_since is None else route.unaccepted_since
     route = replace(route, unaccepted_since=since)
     if now - since < ACCEPT_SECONDS:
@@ -153,8 +154,8 @@ def next_probe_at(route: Route, rules: ProbeRules, phase: float) -> float | None
     if last.outcome is RouteOutcome.ANSWERED:
         period = rules.period
         return (math.floor(last.ended / period - phase) + 1 + phase) * period
-    is_not_accepted = route.state is RouteState.NOT_ACCEPTED
-    return max(last.ended, last.started + (REFUSED_RETRY_SECONDS if is_not_accepted else RETRY_SECONDS))
+    retry = rules.period if route.state is RouteState.NOT_ACCEPTED else RETRY_SECONDS
+    return max(last.ended, last.started + retry)
 
 
 def readiness(routes: Iterable[Route], discovery: Discovery, rules: ProbeRules) -> tuple[bool, str]:

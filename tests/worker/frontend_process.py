@@ -1,0 +1,138 @@
+"""Real processes of our frontend and of Dynamo workers without an engine, on loopback, ended by PID."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.free_port import free_port
+from vllmendpoint_api import FrontendReport, RouteReport
+
+from .conftest import LOOPBACK, ROOT
+
+__all__ = ["FrontendProcess", "PlainWorker"]
+
+PREFIX = "team_"
+"""Prefix of the Dynamo namespaces that the frontend serves."""
+
+
+class _Process:
+    def __init__(
+        self, folder: Path, name: str, module: str, arguments: Sequence[str], **environ: str
+    ) -> None:
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DYN_", "VLLM", "SAGEMAKER"))
+        }
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.folder = folder
+        self.log_file = folder / f"{name}.log"
+        self.environ = kept | LOOPBACK | {"DYN_FILE_KV": str(folder / "discovery")} | environ
+        self._command = [sys.executable, "-m", module, *arguments]
+        self.started_at = 0.0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(self._command, env=self.environ, stdout=log, stderr=log, cwd=ROOT)
+        self.started_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()  # also ends a frozen process
+            self.process.wait(20)
+
+
+class PlainWorker(_Process):
+    """``python -m tests.worker.plain_worker``."""
+
+    def __init__(self, folder: Path, name: str, model: Path, namespace: str, block_size: int = 16) -> None:
+        arguments = [str(model), namespace, str(block_size)]
+        super().__init__(folder, name, "tests.worker.plain_worker", arguments)
+
+    @property
+    def instance_id(self) -> str:
+        match = re.search(r"^instance (\d+)$", self.log(), re.MULTILINE)
+        return match[1] if match else ""
+
+
+class FrontendProcess(_Process):
+    """``python -m vllmendpoint_worker.frontend``. ``health_check``: that of its ``settings.json``."""
+
+    def __init__(
+        self, folder: Path, health_check: dict[str, Any], arguments: Sequence[str] = (), **environ: str
+    ) -> None:
+        self.port, self.report_port = free_port(), free_port()
+        settings = folder / "frontend-settings"
+        settings.mkdir()
+        (settings / "settings.json").write_text(json.dumps({"healthCheck": health_check}))
+        given = {
+            "DYN_HTTP_HOST": "127.0.0.1",
+            "DYN_NAMESPACE_PREFIX": PREFIX,
+            "DYN_TCP_RPC_PORT": str(free_port()),
+            "VLLMENDPOINT_REPORT_PORT": str(self.report_port),
+            "VLLMENDPOINT_SETTINGS_DIR": str(settings),
+        }
+        command = ["--http-port", str(self.port), *arguments]
+        super().__init__(folder, "frontend", "vllmendpoint_worker.frontend", command, **(given | environ))
+
+    def get(self, path: str, *, method: str = "GET") -> tuple[int, bytes]:
+        """A response of the report port."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.report_port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def complete(self, **body: Any) -> tuple[int, str]:
+        """A response of the HTTP server to a client."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            text = json.dumps({"prompt": "hi", **body})
+            connection.request("POST", "/v1/completions", text, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    def report(self) -> FrontendReport:
+        return FrontendReport.model_validate_json(self.get("/status")[1])
+
+    def route(self, instance_id: str) -> RouteReport:
+        (route,) = [route for route in self.report().routes if route.instance_id == instance_id]
+        return route
+
+    def until(self, condition: Callable[[FrontendReport], Any], seconds: float) -> float:
+        """Seconds until the report fulfils ``condition``."""
+        began = time.monotonic()
+        last: FrontendReport | str = "no answer"
+        while time.monotonic() - began < seconds:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the frontend ended: {self.log()[-2000:]}"
+            with contextlib.suppress(OSError):
+                last = self.report()
+                if condition(last):
+                    return time.monotonic() - began
+            time.sleep(0.02)
+        raise AssertionError(f"not fulfilled within {seconds} s: {last!r} {self.log()[-2000:]}")
+
+    def memory_mib(self) -> int:
+        """Proportional set size."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        match = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
+        assert match is not None
+        return int(match[1]) // 1024
