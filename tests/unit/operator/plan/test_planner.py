@@ -441,6 +441,12 @@ def test_the_settings_exist_before_the_pods_that_mount_them(make_endpoint, make_
     assert settings < children.index(("Deployment", "smollm-frontend"))
 
 
+def test_frontends_have_as_much_time_as_the_workers_that_they_wait_for(make_endpoint, make_plan, child):
+    planned = make_plan(make_endpoint(worker={"startupTimeoutSeconds": 7200}))
+    for part in ("workers", "frontend"):
+        assert walk(child(planned, "Deployment", f"smollm-{part}"), "spec.progressDeadlineSeconds") == 7800
+
+
 @pytest.mark.parametrize(("replicas", "unavailable"), [(0, "100%"), (1, None)])
 def test_a_rollout_of_frontends_without_workers_does_not_wait_for_routes(
     make_endpoint, make_plan, child, replicas, unavailable

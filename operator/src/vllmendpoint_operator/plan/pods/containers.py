@@ -1,4 +1,4 @@
-"""What the pods of both components share: image, security contexts, resources, probes, escaping. Pure."""
+"""What both components share: image, security contexts, resources, probes, escaping, deadline. Pure."""
 
 from typing import Any, Final
 
@@ -12,16 +12,24 @@ __all__ = [
     "http_get",
     "image",
     "pod_security",
+    "progress_deadline_seconds",
     "resources",
 ]
 
 _EXPANDED_FIELDS: Final = ("command", "args")
 _USER: Final = 1000
+_PROGRESS_MARGIN_SECONDS: Final = 600
+"""For scheduling and image pulls, which the startup timeout does not include."""
 
 
 def image(endpoint: Endpoint, options: Options) -> str:
     """Workers and frontends run the same image."""
     return endpoint.spec.worker.image or options.worker_image
+
+
+def progress_deadline_seconds(endpoint: Endpoint) -> int:
+    """``progressDeadlineSeconds`` of both Deployments: frontends become ready with the first worker."""
+    return endpoint.spec.worker.startup_timeout_seconds + _PROGRESS_MARGIN_SECONDS
 
 
 def pod_security(options: Options) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .containers import (
     http_get,
     image,
     pod_security,
+    progress_deadline_seconds,
     resources,
 )
 from .dynamo import RESPONSE_PORT, base_namespace, dynamo_env, dynamo_labels, namespace_prefix
@@ -45,6 +46,7 @@ def deployment(endpoint: Endpoint, template: dict[str, Any], min_ready_seconds: 
             "selector": {"matchLabels": endpoint.selector(FRONTEND)},
             # Without workers no frontend is ready, so a rollout must not wait for readiness.
             **({} if endpoint.spec.replicas else {"strategy": _WITHOUT_WORKERS}),
+            "progressDeadlineSeconds": progress_deadline_seconds(endpoint),
             "revisionHistoryLimit": 2,
             # The API server does not store 0.
             **({"minReadySeconds": min_ready_seconds} if min_ready_seconds else {}),

@@ -18,6 +18,7 @@ from .containers import (
     http_get,
     image,
     pod_security,
+    progress_deadline_seconds,
     resources,
 )
 from .dynamo import REQUEST_PORT, dynamo_env, dynamo_labels, namespace_prefix
@@ -30,8 +31,6 @@ _MIN_READY_SECONDS: Final = 5
 """Time from a worker's readiness until every frontend routes to it; measured: less than 1 s on an idle node.
 The Deployment removes an older worker only after this time. A frontend that receives both changes together
 removes the older worker first, and would have no worker."""
-_PROGRESS_MARGIN_SECONDS: Final = 600
-"""For scheduling and image pulls, which the startup timeout does not include."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _CLAIMS_DIR: Final = "/var/lib/vllmendpoint/models"
 _S3_DIR: Final = f"{_CACHE_DIR}/s3"
@@ -80,7 +79,7 @@ def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
                 "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
             },
             "minReadySeconds": _MIN_READY_SECONDS,
-            "progressDeadlineSeconds": spec.worker.startup_timeout_seconds + _PROGRESS_MARGIN_SECONDS,
+            "progressDeadlineSeconds": progress_deadline_seconds(endpoint),
             "revisionHistoryLimit": 2,
             "template": template,
         },
