@@ -60,6 +60,7 @@ FIRST = {
     "handlers": {"script": {"inline": SCRIPT}, "ping": "model:p", "invocations": "model:i"},
     "frontend": {
         "replicas": 3,
+        "migrationLimit": 7,
         "resources": {"limits": {"memory": "2Gi"}, "requests": {"cpu": "125m"}},
         "podTemplate": {"metadata": {"annotations": {"note": "n"}}},
     },
@@ -155,6 +156,7 @@ EXPECTED = {
         ("frontend.resources.limits", "frontend", f"{MAIN}.resources.limits.memory", "2Gi"),
         ("frontend.resources.requests", "frontend", f"{MAIN}.resources.requests.cpu", "125m"),
         ("frontend.podTemplate", "frontend", "metadata.annotations.note", "n"),
+        ("frontend.migrationLimit", "frontend", f"{MAIN}.env.[name=DYN_MIGRATION_LIMIT].value", "7"),
         (
             "strategy.rollingUpdate.maxUnavailable",
             "deployment",
@@ -252,7 +254,9 @@ def test_every_field_of_the_status_is_written(objects, until):
             handlers={"ping": handler, "invocations": handler, "scriptDigest": "d"},
         )
     workers[0].send_report("Stalled", verdict__reason="EngineStalled")
-    for pod in endpoint.pods():
+    frontend = next(server for server in endpoint.started if server not in workers)
+    frontend.send_report(answering=False, ready=False)
+    for pod in [*endpoint.pods(), *endpoint.pods("frontend")]:
         target = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "n"}}
         path = endpoint.api.path("Pod", endpoint.namespace, pod["metadata"]["name"])
         endpoint.api.call("POST", f"{path}/binding", target)
