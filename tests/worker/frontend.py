@@ -5,6 +5,7 @@ import http.client
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tests.free_port import free_port
@@ -14,8 +15,11 @@ from .conftest import WorkerProcess, wait
 __all__ = ["request_through_frontend"]
 
 
-def request_through_frontend(worker: WorkerProcess, path: str, body: dict[str, Any]) -> Any:
+def request_through_frontend(
+    worker: WorkerProcess, path: str, body: dict[str, Any], headers: Mapping[str, str] | None = None
+) -> Any:
     """The first answer of Dynamo's frontend with status 200, within 60 s of its start."""
+    sent = {"content-type": "application/json", **(headers or {})}
     port = free_port()
     environ = worker.environ | {"DYN_SYSTEM_PORT": "-1", "DYN_TCP_RPC_PORT": str(free_port())}
     with (worker.folder / "frontend.log").open("wb") as log:
@@ -28,7 +32,7 @@ def request_through_frontend(worker: WorkerProcess, path: str, body: dict[str, A
     def is_answered() -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         with contextlib.closing(connection), contextlib.suppress(OSError):
-            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+            connection.request("POST", path, json.dumps(body), sent)
             answer = connection.getresponse()
             text = answer.read()
             if answer.status == 200:

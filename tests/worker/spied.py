@@ -33,6 +33,11 @@ class Spied(WorkerProcess):
     def seen_lines(self) -> list[str]:
         return self._seen_file.read_text().split("\n")[:-1]  # the last may be half written
 
+    def users_seen(self) -> list[dict[str, Any]]:
+        """Every request of a user that reached the engine core, oldest first."""
+        seen = map(json.loads, self.seen_lines())
+        return [request for request in seen if not request["id"].startswith("vllmendpoint-probe-")]
+
     def probes_seen(self) -> list[dict[str, Any]]:
         """Every probe that reached the engine core, oldest first."""
         seen = map(json.loads, self.seen_lines())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict
+from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict, names
 
 from .conftest import Load, WorkerProcess, assert_health_follows, stopped, wait
 from .frontend import request_through_frontend
@@ -118,6 +118,14 @@ def test_invocations_reject_an_unknown_model_in_every_form(
 def test_dynamos_frontend_is_served(worker: WorkerProcess) -> None:
     answer = request_through_frontend(worker, "/v1/embeddings", BODY)
     assert len(answer["data"][0]["embedding"]) == 384
+
+
+def test_a_frontends_probe_is_answered_with_the_embedding_of_the_last_probe(worker: Spied) -> None:
+    before = worker.users_seen()
+    answer = request_through_frontend(worker, "/v1/embeddings", BODY, {names.PROBE_HEADER: "1"})
+    probed = vector(worker.request("http", "/v1/embeddings", {"model": "minilm", "input": "test"})[1])
+    assert answer["data"][0]["embedding"] == pytest.approx(probed, abs=1e-5)
+    assert len(worker.users_seen()) == len(before) + 1, "the request on port 8080"
 
 
 def test_metrics_of_vllm_and_of_the_worker_are_served(worker: WorkerProcess) -> None:

@@ -171,7 +171,13 @@ def test_a_classifier_serves_its_own_routes_and_invocations(classifier: Spied) -
 
 
 def test_a_classifier_serves_dynamos_frontend(classifier: Spied) -> None:
-    answer = request_through_frontend(classifier, "/v1/classify", {"model": "pooled", "input": "a cat"})
+    users = len(classifier.users_seen())
+    body = {"model": "pooled", "input": "a cat"}
+    answer = request_through_frontend(classifier, "/v1/classify", body, {names.PROBE_HEADER: "1"})
+    assert answer["data"]
+    assert len(classifier.users_seen()) == users, "a frontend's probe is not a user's request"
+    answer = request_through_frontend(classifier, "/v1/classify", body)
+    assert len(classifier.users_seen()) == users + 1
     assert len(answer["data"][0]["probs"]) == 3
 
 
