@@ -179,6 +179,8 @@ def test_requests_on_the_workers_own_port_end_while_the_engine_is_frozen(pair: P
             assert "verdict Stalled" in client.raw.decode()
             assert b"[DONE]" not in client.raw
             assert answer.finish_reason is None
+            if client.body.get("stream"):
+                assert client.closed_early, "the client must not take the answer for complete"
         began = time.monotonic()
         status, error = pair.slow.request("http", "/v1/completions", body)
         assert (status, json.loads(error)["error"]["code"]) == (503, 503)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -103,6 +104,8 @@ class Client:
     headers: dict[str, str] = field(default_factory=dict)
     answer: Answer = field(default_factory=Answer)
     raw: bytes = b""
+    closed_early: bool = False
+    """Whether the connection was closed without the end of the response."""
     _thread: threading.Thread | None = None
 
     def start(self) -> "Client":
@@ -134,7 +137,7 @@ class Client:
             if response.status == 200:
                 self._add(json.loads(self.raw))
             return
-        for line in response:
+        for line in self._lines(response):
             self.raw += line
             if line.startswith(b"event: error"):
                 self.answer.error = "event"
@@ -142,6 +145,12 @@ class Client:
                 self._add(json.loads(line[6:]))
         if b"data: [DONE]" not in self.raw:
             self.answer.error = self.answer.error or "no end"
+
+    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        try:
+            yield from response
+        except (http.client.IncompleteRead, ConnectionError):
+            self.closed_early = True
 
     def _add(self, data: dict[str, Any]) -> None:
         if "error" in data:
