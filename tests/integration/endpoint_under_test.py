@@ -19,6 +19,16 @@ class EndpointUnderTest:
         self.api, self.namespace, self.name = api, namespace, name
         self.started: list[ReportServer] = []
 
+    @property
+    def workers(self) -> list[Worker]:
+        """Those that were started."""
+        return [server for server in self.started if isinstance(server, Worker)]
+
+    @property
+    def frontends(self) -> list[Frontend]:
+        """Those that were started."""
+        return [server for server in self.started if isinstance(server, Frontend)]
+
     def create(self, **spec: Any) -> "EndpointUnderTest":
         body = {"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"}, **spec}
         self.api.create("VLLMEndpoint", self.namespace, self.name, spec=body)

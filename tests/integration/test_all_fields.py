@@ -254,8 +254,7 @@ def test_every_field_of_the_status_is_written(objects, until):
             handlers={"ping": handler, "invocations": handler, "scriptDigest": "d"},
         )
     workers[0].send_report("Stalled", verdict__reason="EngineStalled")
-    frontend = next(server for server in endpoint.started if server not in workers)
-    frontend.send_report(answering=False, ready=False)
+    endpoint.frontends[0].send_report(answering=False, ready=False)
     for pod in [*endpoint.pods(), *endpoint.pods("frontend")]:
         target = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "n"}}
         path = endpoint.api.path("Pod", endpoint.namespace, pod["metadata"]["name"])

@@ -23,7 +23,7 @@ def serving(shared, make_endpoint):
 def test_a_replica_is_ready_by_its_pod_and_not_by_its_report(serving, until):
     endpoint = serving()
     (pod,) = endpoint.pods()
-    (worker,) = endpoint.started
+    (worker,) = endpoint.workers
     endpoint.set_pod_status(pod, ready=False, address=worker.server_address[0])
     worker.send_report("Generating", ready=True, started=True)
     endpoint.until("Available", "False")
@@ -46,7 +46,7 @@ def test_readiness_is_updated_while_every_stream_is_interrupted(serving):
 
 def test_a_flood_of_reports_causes_few_writes_and_hides_no_stall_of_others(serving, api, until):
     flooding, other = serving(), serving()
-    (worker,), (other_worker,) = flooding.started, other.started
+    (worker,), (other_worker,) = flooding.workers, other.workers
     reports = []
     for number in range(400):
         worker.report["verdict"] |= {"message": f"report {number}"}
@@ -71,7 +71,7 @@ def test_a_flood_of_reports_causes_few_writes_and_hides_no_stall_of_others(servi
 def test_status_writes_of_an_alternating_verdict_are_rate_limited(serving, api):
     """Slow enough for each report to be a transition."""
     endpoint = serving()
-    (worker,) = endpoint.started
+    (worker,) = endpoint.workers
     offset, started = api.audit_offset(), time.monotonic()
     for number in range(100):
         worker.send_report(("Stalled", "Generating")[number % 2])

@@ -13,7 +13,7 @@ def running(shared, make_endpoint, until):
     """An endpoint with a frontend and two workers, each with an instance ID and a route."""
     endpoint = make_endpoint().create(replicas=2)
     workers = endpoint.start_all(2)
-    frontend = endpoint.started[0]
+    (frontend,) = endpoint.frontends
     for number, worker in enumerate(workers):
         worker.send_report(instanceId=str(number))
     set_routes(frontend, "Answered", "Answered")
