@@ -100,14 +100,19 @@ class FrontendProcess(_Process):
             answer = connection.getresponse()
             return answer.status, answer.read()
 
-    def complete(self, **body: Any) -> tuple[int, str]:
+    def request(
+        self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> tuple[int, str]:
         """A response of the HTTP server to a client."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
-            text = json.dumps({"prompt": "hi", **body})
-            connection.request("POST", "/v1/completions", text, {"content-type": "application/json"})
+            given = {"content-type": "application/json", **(headers or {})}
+            connection.request("POST", path, json.dumps(body), given)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
+
+    def complete(self, **body: Any) -> tuple[int, str]:
+        return self.request("/v1/completions", {"prompt": "hi", **body})
 
     def report(self) -> FrontendReport:
         return FrontendReport.model_validate_json(self.get("/status")[1])

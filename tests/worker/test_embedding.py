@@ -13,10 +13,19 @@ from typing import Any
 
 import pytest
 
-from vllmendpoint_api import ConfigurationState, ModelType, Outcome, PayloadSource, Verdict, names
+from vllmendpoint_api import (
+    ConfigurationState,
+    ModelType,
+    Outcome,
+    PayloadSource,
+    RouteState,
+    Verdict,
+    names,
+)
 
 from .conftest import Load, WorkerProcess, assert_health_follows, stopped, wait
 from .frontend import request_through_frontend
+from .frontend_process import FrontendProcess
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
@@ -126,6 +135,21 @@ def test_a_frontends_probe_is_answered_with_the_embedding_of_the_last_probe(work
     probed = vector(worker.request("http", "/v1/embeddings", {"model": "minilm", "input": "test"})[1])
     assert answer["data"][0]["embedding"] == pytest.approx(probed, abs=1e-5)
     assert len(worker.users_seen()) == len(before) + 1, "the request on port 8080"
+
+
+def test_our_frontend_recognizes_the_worker_by_its_answer(worker: WorkerProcess) -> None:
+    health_check = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT}
+    frontend = FrontendProcess(worker.folder, health_check, DYN_NAMESPACE_PREFIX="")
+    try:
+        frontend.start()
+        frontend.until(lambda report: report.ready, 60.0)
+        (route,) = frontend.report().routes
+        assert (route.instance_id, route.state) == (worker.report().instance_id, RouteState.ANSWERED)
+        probed = frontend.request("/v1/embeddings", BODY, {names.PROBE_HEADER: "1"})[1]
+        assert json.loads(probed)["model"] == route.instance_id
+        assert json.loads(frontend.request("/v1/embeddings", BODY)[1])["model"] == "minilm"
+    finally:
+        frontend.stop()
 
 
 def test_metrics_of_vllm_and_of_the_worker_are_served(worker: WorkerProcess) -> None:

@@ -64,7 +64,7 @@ def answering(
         return probed
 
     health = upstream.HealthSource(lambda: state.healthy, lambda: False, answer_probe)
-    engine = types.SimpleNamespace(pools=pools, replays_probes=replays)
+    engine = types.SimpleNamespace(pools=pools, replays_probes=replays, instance_id="77")
     return upstream._probe_requests.answer_probes(generate, engine, health), state
 
 
@@ -91,9 +91,9 @@ async def test_the_canary_is_answered_from_the_verdict_and_other_requests_by_the
 @pytest.mark.parametrize(
     ("request_", "probed", "expected"),
     [
-        ({"input": "x"}, [EMBEDDED], EMBEDDED),
+        ({"input": "x"}, [EMBEDDED], EMBEDDED | {"model": "77"}),
         ({"token_ids": [[1]]}, [EMBEDDED], {"embeddings": ["AACAPw=="], **EMBEDDED["usage"]}),
-        ({"input": "x"}, [], upstream._probe_requests._NO_EMBEDDING),
+        ({"input": "x"}, [], {**upstream._probe_requests._NO_EMBEDDING, "model": "77"}),
     ],
 )
 async def test_a_frontends_probe_of_an_embedding_model_is_answered_in_the_form_of_the_request(
@@ -108,12 +108,14 @@ async def test_a_probe_that_cannot_be_replayed_runs_without_counting_as_a_users_
 
     async def generate(request: Any, context: Any) -> Any:
         ids.append(upstream._ranks._REQUEST.get())
-        yield {"data": [{"score": 0.5}]}
+        yield {"data": [{"score": 0.5}], "model": "m"}
 
     answer, _ = answering(generate, [], pools=True, replays=False)
+    (chunk,) = [chunk async for chunk in answer({"input": "x"}, context=USER)]
+    assert chunk["model"] == "m"
     (chunk,) = [chunk async for chunk in answer({"input": "x"}, context=PROBE)]
-    assert chunk == {"data": [{"score": 0.5}]}
-    assert [str(one).startswith(PROBE_PREFIX) for one in ids] == [True]
+    assert chunk == {"data": [{"score": 0.5}], "model": "77"}, "the worker identifies itself"
+    assert [str(one).startswith(PROBE_PREFIX) for one in ids] == [False, True]
 
 
 def test_the_stat_logger_records_vllms_counts() -> None:

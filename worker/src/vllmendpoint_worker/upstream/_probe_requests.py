@@ -57,9 +57,12 @@ def answer_probes(generate: Any, engine: WorkerEngine, health: HealthSource) -> 
         if _is_probe(context):
             if engine.replays_probes:
                 for chunk in _response(request, await health.answer_probe(), pools=engine.pools):
-                    yield chunk
+                    yield _identified(chunk, engine)
                 return
             set_request_id(f"{PROBE_PREFIX}{uuid4().hex}")  # it does not count as a user's request
+            async for chunk in generate(request, context):
+                yield _identified(chunk, engine)
+            return
         async for chunk in generate(request, context):
             yield chunk
 
@@ -69,6 +72,17 @@ def answer_probes(generate: Any, engine: WorkerEngine, health: HealthSource) -> 
 def _is_probe(context: Any) -> bool:
     metadata: Mapping[str, str] | None = getattr(context, "metadata", None)
     return metadata is not None and names.PROBE_METADATA in metadata
+
+
+def _identified(chunk: Any, engine: WorkerEngine) -> Any:
+    """``chunk`` with the worker's instance ID as the model, if vLLM pools the model.
+
+    For these models, Dynamo's router ignores the header by which a frontend selects a worker. The frontend
+    returns this field unchanged, so its prober recognizes the worker that has answered.
+    """
+    if engine.pools and engine.instance_id and isinstance(chunk, Mapping) and "model" in chunk:
+        return {**chunk, "model": engine.instance_id}
+    return chunk
 
 
 def _response(request: Mapping[str, Any], chunks: Sequence[Chunk], *, pools: bool) -> Sequence[Chunk]:
