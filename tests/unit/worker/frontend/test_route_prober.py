@@ -14,6 +14,7 @@ from tests.unit.worker.virtual_time import LoopClock, on_virtual_time
 from vllmendpoint_api import RouteState, Stage, names
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.frontend.discovery import Scope
+from vllmendpoint_worker.frontend.http_client import HttpResponse
 from vllmendpoint_worker.frontend.prober import RouteProber
 from vllmendpoint_worker.frontend.settings import SettingsFile
 from vllmendpoint_worker.frontend.state import FrontendState
@@ -193,6 +194,17 @@ async def test_all_routes_are_probed_on_request(tmp_path: Path) -> None:
         outcome = await probed.prober.probe_all()
         assert outcome["ready"] is True
         assert [route["state"] for route in outcome["routes"]] == [RouteState.ANSWERED.value] * 2
+
+
+@on_virtual_time
+async def test_an_unexpected_error_ends_the_prober(tmp_path: Path) -> None:
+    class Broken(FakeFrontend):
+        async def post(self, *args: Any) -> HttpResponse:
+            raise KeyError("unexpected")
+
+    probed = Probed(Broken({1: FakeWorker()}), tmp_path)
+    with pytest.raises(ExceptionGroup):
+        await asyncio.wait_for(probed.prober.run(), 10.0)
 
 
 @on_virtual_time

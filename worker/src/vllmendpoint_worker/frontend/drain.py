@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from vllmendpoint_api import names
 from vllmendpoint_worker.process.clock import Clock
 
 from .probe import Client
@@ -14,9 +15,9 @@ __all__ = ["drain", "drain_seconds", "requests_in_flight"]
 
 logger = logging.getLogger(__name__)
 
-ENV_DRAIN_SECONDS: Final = "VLLMENDPOINT_DRAIN_SECONDS"
+
 DEFAULT_DRAIN_SECONDS: Final = 105.0
-"""Longest drain, including ``ANNOUNCE_SECONDS``. It is shorter than the grace period of the pod, 120 s."""
+"""Longest drain, including ``ANNOUNCE_SECONDS``, without an operator."""
 
 ANNOUNCE_SECONDS: Final = 5.0
 """The frontend serves new requests for this long, until all nodes have removed it from the Service."""
@@ -45,13 +46,13 @@ def requests_in_flight(metrics: str) -> int:
 
 def drain_seconds(environ: Mapping[str, str]) -> float:
     """``VLLMENDPOINT_DRAIN_SECONDS``, or the default if it is not a number from 0 to 86400."""
-    text = environ.get(ENV_DRAIN_SECONDS, "").strip()
+    text = environ.get(names.ENV_DRAIN_SECONDS, "").strip()
     try:
         seconds = float(text) if text else DEFAULT_DRAIN_SECONDS
     except ValueError:
         seconds = -1.0
     if not 0.0 <= seconds <= 86400.0:
-        logger.error("The variable is not a number of seconds: name=%s", ENV_DRAIN_SECONDS)
+        logger.error("The variable is not a number of seconds: name=%s", names.ENV_DRAIN_SECONDS)
         return DEFAULT_DRAIN_SECONDS
     return seconds
 

@@ -78,6 +78,7 @@ class RouteProber:
         self._routes: dict[Instance, Route] = {}
         self._discovery = Discovery()
         self._form: RequestForm | None = None
+        self._tasks = asyncio.TaskGroup()
         self._in_flight: dict[Instance, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_PROBES)
         self._failed_polls = 0
@@ -85,21 +86,17 @@ class RouteProber:
         """None until the HTTP server has responded for the first time."""
 
     async def run(self) -> None:
-        """Poll and probe until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._poll_forever(), name="poll-discovery")
-                tasks.create_task(self._probe_forever(), name="schedule-probes")
-        finally:
-            for task in self._in_flight.values():
-                task.cancel()
-            await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+        """Poll and probe until cancelled. Raises the exception of a task that fails unexpectedly."""
+        async with self._tasks:
+            self._tasks.create_task(self._poll_forever(), name="poll-discovery")
+            self._tasks.create_task(self._probe_forever(), name="schedule-probes")
 
     async def probe_all(self) -> dict[str, Any]:
         """Probe all routes now. Raises ProbeUnavailableError if no probe can run."""
         if not self._can_probe():
             raise ProbeUnavailableError("probing is off, or the frontend does not serve")
-        await asyncio.gather(*[self._start(route) for route in list(self._routes.values())])
+        if tasks := [self._start(route) for route in self._routes.values()]:
+            await asyncio.wait(tasks)
         report = self._state.report().wire()
         return {"ready": report["ready"], "routes": report.get("routes", [])}
 
@@ -173,7 +170,7 @@ class RouteProber:
         instance = route.instance
         if (running := self._in_flight.get(instance)) is not None:
             return running
-        task = asyncio.create_task(self._probe(instance), name="probe-route")
+        task = self._tasks.create_task(self._probe(instance), name="probe-route")
         self._in_flight[instance] = task
         task.add_done_callback(lambda _: self._in_flight.pop(instance, None))
         return task
