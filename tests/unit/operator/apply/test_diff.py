@@ -214,11 +214,12 @@ def test_a_dry_run_of_another_owners_object_is_left_out(make_endpoint, make_plan
     assert ("DryRun", *WORKERS) not in described(taken)
 
 
-def test_pods_with_older_settings_are_refreshed(endpoint, plan, observed, make_worker):
+def test_pods_with_older_settings_are_refreshed(endpoint, plan, observed, make_worker, make_frontend):
     pods = (make_worker("w-1"), make_worker("w-2"))
-    refreshed = replace(plan, refresh={"w-2": "hash"})
-    actions = diff(endpoint, refreshed, replace(observed, workers=pods), {})
-    assert actions == [RefreshPod(pods[1].obj, "hash")]
+    frontends = (make_frontend("f-1"), make_frontend("f-2"))
+    refreshed = replace(plan, refresh={"w-2": "hash", "f-1": "hash"})
+    actions = diff(endpoint, refreshed, replace(observed, workers=pods, frontends=frontends), {})
+    assert actions == [RefreshPod(pods[1].obj, "hash"), RefreshPod(frontends[0].obj, "hash")]
 
 
 def test_scaling_changes_replicas_then_the_budget(make_endpoint, observed):

@@ -1,5 +1,6 @@
 """Reconciles of one endpoint: conditional status writes, missed events, Events, and retries."""
 
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -246,11 +247,11 @@ async def test_a_paused_endpoint_is_reported_and_not_applied(setup):
     assert "revision" not in setup.api.status_write["status"], "no revision is in effect"
 
 
-def child(name, owner_uid, *, version, **more):
+def child(name, owner_uid, *, version, component="worker", **more):
     """An object that the object with the UID ``owner_uid`` controls."""
     labels = {
         names.LABEL_INSTANCE: "e",
-        names.LABEL_COMPONENT: "worker",
+        names.LABEL_COMPONENT: component,
         names.LABEL_MANAGED_BY: names.MANAGED_BY,
     }
     owners = [{"kind": "x", "name": "x", "uid": owner_uid, "controller": True}]
@@ -285,6 +286,41 @@ async def test_a_reconcile_waits_for_the_first_report_of_a_worker(setup, monkeyp
     setup.now += 3600
     await setup.reconcile()
     assert api.status_write["status"]["replicas"] == 1
+
+
+@pytest.fixture
+def add_frontend(setup):
+    """``await add_frontend(ports, status)``: a frontend pod of an endpoint that was reconciled once."""
+
+    async def add(ports, status):
+        setup.endpoints.upsert(endpoint())
+        await setup.reconcile()
+        spec = {"replicas": 1, "template": {"spec": {}}}
+        owned = child("rs", "e-frontend", version="900", component="frontend", spec=spec)
+        setup.cache.informer(REPLICA_SET, "ns").apply_local_write(owned)
+        spec = {"containers": [{"name": "main", "ports": [{"name": name} for name in ports]}]}
+        pod = child("pod", "rs", version="901", component="frontend", spec=spec, status=status)
+        setup.cache.informer(POD, "ns").apply_local_write(pod)
+
+    return add
+
+
+@pytest.mark.parametrize(("ports", "seconds"), [(["http", "report"], 0.5), (["http"], None)])
+async def test_a_reconcile_waits_for_the_first_report_of_a_frontend_that_reports(
+    setup, add_frontend, ports, seconds
+):
+    main = {"name": "main", "state": {"running": {}}}
+    await add_frontend(ports, {"podIP": "127.0.0.1", "containerStatuses": [main]})
+    setup.now += 3600
+    assert await setup.reconcile() == seconds
+
+
+async def test_a_reconcile_follows_when_the_routes_of_a_new_pod_are_due(setup, add_frontend):
+    since = (datetime.now(UTC) - timedelta(seconds=4)).isoformat()
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": since}
+    await add_frontend(["report"], {"conditions": [ready]})
+    setup.now += 3600
+    assert 4 < await setup.reconcile() <= 6
 
 
 async def test_each_version_of_a_config_map_is_read_once_and_kept_while_it_is_referenced(setup):

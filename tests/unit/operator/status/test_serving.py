@@ -227,6 +227,8 @@ def test_a_reconcile_follows_when_the_routes_of_a_new_pod_are_due(
     assert settling_seconds(make_observed(planned, pods=[older], frontends=(waiting,))) == 8
     ahead = make_worker("w-3", conditions=became_ready("2026-01-01T12:00:02Z"))
     assert settling_seconds(make_observed(planned, pods=[ahead])) == 12, "the node's clock is ahead"
+    wrong = make_worker("w-4", conditions=became_ready("2026-01-01T13:00:00Z"))
+    assert settling_seconds(make_observed(planned, pods=[wrong])) is None
 
 
 def test_no_route_at_all_names_the_first_cause(make_frontend, serving_of):
