@@ -1,8 +1,8 @@
-"""Dynamo's canary does not log a warning every second while a worker is unhealthy."""
+"""Lines that Dynamo would log every second are filtered."""
 
 import pytest
 
-from vllmendpoint_worker.process.dynamo_log import log_filter
+from vllmendpoint_worker.process.dynamo_log import FRONTEND_FILTER, log_filter
 
 CANARY = "dynamo_runtime::health_check=error"
 
@@ -30,6 +30,12 @@ def test_the_canarys_warnings_are_filtered_unless_the_user_requests_them(
 ) -> None:
     environ = {} if given is None else {"DYN_LOG": given}
     assert log_filter(environ).get("DYN_LOG") == filters
+
+
+def test_a_frontend_does_not_log_each_response() -> None:
+    quiet = "dynamo_llm::http::service::service_v2=warn"
+    assert log_filter({}, FRONTEND_FILTER) == {"DYN_LOG": f"info,{quiet}"}
+    assert log_filter({"DYN_LOG": "dynamo_llm::http::service::service_v2=info"}, FRONTEND_FILTER) == {}
 
 
 def test_a_configuration_file_for_the_log_is_not_changed() -> None:

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from tests.network_namespace import POD, ipv6_only, network_namespace
-from vllmendpoint_worker.process.listening import Network, dynamo_hosts, listeners
+from vllmendpoint_worker.process.listening import Network, dynamo_hosts, frontend_hosts, listeners, loopback
 
 REPORT_SERVER = """
 import json, socket, sys
@@ -58,6 +58,64 @@ def test_the_report_port_answers_over_each_available_family(namespace, host, ans
     assert found[0] == answered
     assert found[2] is global_ipv6
     assert found[1]
+
+
+FRONTEND_CLIENT = """
+import socket
+from vllmendpoint_worker.process.listening import frontend_hosts, loopback, network
+host = frontend_hosts({}, network())["DYN_HTTP_HOST"]
+family = socket.AF_INET6 if ":" in host else socket.AF_INET
+with socket.create_server((host, 0), family=family, dualstack_ipv6=":" in host) as server:
+    own = loopback(host, network())
+    socket.create_connection((own, server.getsockname()[1]), timeout=5).close()
+print(host, own)
+"""
+
+
+@pytest.mark.parametrize(
+    ("namespace", "expected"),
+    [
+        (ipv6_only, ":: 127.0.0.1"),
+        (lambda: ipv6_only(loopback_ipv4=False), ":: ::1"),
+        (lambda: network_namespace("10.0.0.5/24", f"{POD}/64"), ":: 127.0.0.1"),
+        (lambda: network_namespace("10.0.0.5/24", ipv6=False), ":: 127.0.0.1"),
+    ],
+    ids=["ipv6", "no-ipv4-at-all", "both", "ipv6-disabled"],
+)
+def test_a_frontend_reaches_its_own_http_server(namespace, expected):
+    with namespace() as inside:
+        assert inside.run(sys.executable, "-c", FRONTEND_CLIENT).strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "dual_stack", "http_host"),
+    [
+        ({}, True, "::"),
+        ({}, False, "0.0.0.0"),
+        ({"POD_IP": "10.0.0.5"}, True, "::"),
+        ({"POD_IP": POD}, False, "::"),
+        ({"DYN_HTTP_HOST": "127.0.0.1"}, True, None),
+    ],
+)
+def test_the_frontends_http_server_listens_on_each_family(environ, dual_stack, http_host):
+    hosts = frontend_hosts(environ, Network(dual_stack, global_ipv6=False))
+    assert hosts.pop("DYN_HTTP_HOST", None) == http_host
+    assert hosts == dynamo_hosts(environ, Network(dual_stack, global_ipv6=False))
+
+
+@pytest.mark.parametrize(
+    ("host", "dual_stack", "own"),
+    [
+        ("0.0.0.0", True, "127.0.0.1"),
+        ("", True, "127.0.0.1"),
+        ("::", False, "::1"),
+        ("[::]", True, "127.0.0.1"),
+        ("10.0.0.5", True, "10.0.0.5"),
+        (f"[{POD}]", True, POD),
+    ],
+)
+def test_the_own_address_follows_the_listening_address(host, dual_stack, own):
+    assert loopback(host, Network(dual_stack, global_ipv6=False)) == own
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ __all__ = ["Network", "dynamo_hosts", "frontend_hosts", "listeners", "loopback",
 
 ANY_IPV4: Final = "0.0.0.0"
 ANY_IPV6: Final = "::"
+_LOOPBACK_IPV4: Final = "127.0.0.1"
+_LOOPBACK_IPV6: Final = "::1"
 
 _NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
 _ATTEMPTS: Final = 10
@@ -37,6 +39,8 @@ class Network:
     """A socket on ``::`` also accepts IPv4 without a socket option, because Dynamo sets none."""
     global_ipv6: bool
     """An interface has an IPv6 address that other machines can reach."""
+    loopback_ipv4: bool = True
+    """127.0.0.1 exists. A pod without IPv4 may not have it."""
 
 
 def network() -> Network:
@@ -51,7 +55,17 @@ def network() -> Network:
         lines = [line.split() for line in _INTERFACES.read_text().splitlines()]
     except OSError:  # a kernel without IPv6
         lines = []
-    return Network(dual_stack, any(len(line) == 6 and line[3] == _GLOBAL for line in lines))
+    global_ipv6 = any(len(line) == 6 and line[3] == _GLOBAL for line in lines)
+    return Network(dual_stack, global_ipv6, _is_local(_LOOPBACK_IPV4))
+
+
+def _is_local(address: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def dynamo_hosts(environ: Mapping[str, str], network: Network) -> dict[str, str]:
@@ -83,8 +97,8 @@ def loopback(host: str, network: Network) -> str:
     """The address by which a process on this machine reaches a server that listens on ``host``."""
     bare = host.strip().removeprefix("[").removesuffix("]")
     if bare == ANY_IPV6:
-        return "127.0.0.1" if network.dual_stack else "::1"
-    return "127.0.0.1" if bare in ("", ANY_IPV4) else bare
+        return _LOOPBACK_IPV4 if network.dual_stack and network.loopback_ipv4 else _LOOPBACK_IPV6
+    return _LOOPBACK_IPV4 if bare in ("", ANY_IPV4) else bare
 
 
 def listeners(host: str, port: int) -> list[socket.socket]:
