@@ -13,6 +13,7 @@ with warnings.catch_warnings():
     from dynamo.llm.exceptions import EngineShutdown, HttpError
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    from vllmendpoint_worker.upstream import _in_flight
     from vllmendpoint_worker.upstream._in_flight import MovableRequests
 
 pytestmark = pytest.mark.timeout(120)
@@ -97,6 +98,23 @@ async def test_a_stream_that_ends_early_moves_unless_the_client_cancelled_it(
     stream = movable.wrap(Handler(*steps).generate)(request, context(cancelled=cancelled))
     assert await read(stream) == expected
     assert len(movable) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({}, 1),
+        ({"sampling_options": None, "extra_args": None}, 1),
+        ({"sampling_options": {"n": None}}, 1),
+        ({"sampling_options": {"n": 3}}, 3),
+        ({"sampling_options": {"n": 3}, "extra_args": {"sampling_options": {"n": 2}}}, 2),
+        ({"sampling_options": {"n": 3}, "extra_args": {"sampling_options": {}}}, 3),
+    ],
+)
+def test_a_stream_has_as_many_choices_as_dynamos_handler_requests(
+    request_: dict[str, Any], expected: int
+) -> None:
+    assert _in_flight._choices(request_) == expected
 
 
 async def test_every_error_of_a_dead_engine_moves_the_request() -> None:

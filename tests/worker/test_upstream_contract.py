@@ -13,6 +13,8 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
+    from dynamo._core import Context, Endpoint
+    from dynamo.common.utils.engine_response import normalize_finish_reason
     from dynamo.vllm import engine_monitor, handlers
     from vllm.config import ModelConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -172,8 +174,37 @@ def test_a_generating_worker_receives_its_handler_before_it_is_registered() -> N
     assert places == sorted(places)
 
 
+def test_members_of_dynamos_context_and_endpoint() -> None:
+    for name in ("is_stopped", "is_killed", "id", "metadata"):
+        assert hasattr(Context, name)
+    context = Context(metadata={"key": "value"})
+    assert "key" in context.metadata
+    assert (context.is_stopped(), context.is_killed()) == (False, False)
+    context.stop_generating()
+    assert context.is_stopped()
+    assert hasattr(Endpoint, "connection_id")
+
+
+def test_an_aborted_request_has_the_finish_reason_cancelled() -> None:
+    assert normalize_finish_reason("abort") == "cancelled"
+    source = inspect.getsource(handlers.BaseWorkerHandler.generate_tokens)
+    assert "normalize_finish_reason(finish_reason)" in source
+
+
+def test_the_number_of_choices_is_where_dynamos_handler_reads_it() -> None:
+    source = inspect.getsource(handlers.build_sampling_params)
+    assert 'request.get("sampling_options")' in source
+    assert 'extra_args.get("sampling_options")' in source
+
+
+def test_dynamos_embedding_handler_has_two_forms_of_answers() -> None:
+    source = inspect.getsource(upstream._dynamo_worker.EmbeddingWorkerHandler.generate)
+    for text in ('request.get("token_ids")', '"embeddings": token_embeddings', '"object": "list"'):
+        assert text in source
+
+
 def test_upstream_shuts_the_runtime_down_before_it_exits_over_a_dead_engine() -> None:
-    """There we say why: ``ShutdownInterceptor`` stands for the runtime."""
+    """``ShutdownInterceptor``, in the place of the runtime, prevents that exit. The worker exits later."""
     for module in (handlers, engine_monitor):
         source = inspect.getsource(module)
         ends = re.findall(r"^ +os\._exit\(", source, re.MULTILINE)

@@ -138,7 +138,7 @@ class Client:
                 self._add(json.loads(self.raw))
             return
         for line in self._lines(response):
-            self.raw += line
+            self.raw += line + b"\n"
             if line.startswith(b"event: error"):
                 self.answer.error = "event"
             if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
@@ -147,8 +147,12 @@ class Client:
             self.answer.error = self.answer.error or "no end"
 
     def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """The lines of a stream. ``readline`` of http.client does not report a missing end."""
+        rest = b""
         try:
-            yield from response
+            while data := response.read1(65536):
+                *lines, rest = (rest + data).split(b"\n")
+                yield from lines
         except (http.client.IncompleteRead, ConnectionError):
             self.closed_early = True
 

@@ -45,7 +45,7 @@ async def wait_for_drain(unfinished: Callable[[], int], give_up: Callable[[], bo
     deadline = clock.monotonic() + DRAIN_SECONDS
     while count := unfinished():
         if give_up() or clock.monotonic() >= deadline:
-            logger.warning("Requests in flight are aborted: count=%d", count)
+            logger.warning("Requests in flight are not complete: count=%d", count)
             return
         await asyncio.sleep(0.05)
 

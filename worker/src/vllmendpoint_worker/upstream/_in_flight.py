@@ -94,9 +94,11 @@ class MovableRequests:
 
 
 def _choices(request: Any) -> int:
-    """The number of finish reasons of a complete stream."""
-    options = request.get("sampling_options") if isinstance(request, Mapping) else None
-    return (options or {}).get("n") or 1
+    """The number of finish reasons of a complete stream. Dynamo's handler reads the same fields."""
+    extra = request.get("extra_args")
+    places = (extra if isinstance(extra, Mapping) else {}, request)
+    counts = [(place.get("sampling_options") or {}).get("n") for place in places]
+    return next((count for count in counts if count), 1)
 
 
 def _is_cancelled(context: Any) -> bool:
