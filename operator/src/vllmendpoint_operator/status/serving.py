@@ -50,7 +50,7 @@ def serving(endpoint: Endpoint, observed: Observed) -> Finding:
         or _no_route(endpoint, observed, reporting, workers)
         or _not_routed(observed, workers)
         or _unreachable(reporting)
-        or _serving(observed, reporting, workers)
+        or _serving(endpoint, observed, reporting, workers)
     )
 
 
@@ -209,10 +209,11 @@ def _unreachable(reporting: list[Pod]) -> Finding | None:
     )
 
 
-def _serving(observed: Observed, reporting: list[Pod], workers: ReadyWorkers) -> Finding:
+def _serving(endpoint: Endpoint, observed: Observed, reporting: list[Pod], workers: ReadyWorkers) -> Finding:
     routes = _ready_routes(observed, workers)
     count = quantity(intersection(routes), workers.count, "ready replica", "answers", "answer")
-    message = f"{count} through {len(routes)} of {counted(len(_frontends(observed)), 'frontend')}."
+    total = max(len(_frontends(observed)), endpoint.spec.frontend.replicas)
+    message = f"{count} through {len(routes)} of {counted(total, 'frontend')}."
     # A frontend without any route is not ready. The Service sends clients to the others.
     unready = [pod for pod in reporting if _serves(pod) and not pod.ready and is_settled(pod, observed.now)]
     missing = (frontend_routes(pod, workers, observed.now).missing for pod in unready)

@@ -37,6 +37,13 @@ def test_all_replicas_answer_through_all_frontends(make_frontend, serving_of):
     assert serving_of(make_frontend("f-1", BOTH))[2].endswith(" through 1 of 1 frontend.")
 
 
+def test_missing_frontends_are_counted(make_endpoint, make_status, make_worker, make_frontend, message_of):
+    endpoint = make_endpoint(frontend={"replicas": 3})
+    frontend = make_frontend("f-1", {"w-1": "Answered"})
+    found = make_status(endpoint, make_worker("w-1", settings=endpoint), frontends=(frontend,))
+    assert message_of(found, "Serving") == "1 of 1 ready replica answers through 1 of 3 frontends."
+
+
 def test_an_endpoint_without_a_frontend_names_the_url_of_the_workers(
     make_endpoint, make_status, make_worker, finding
 ):
