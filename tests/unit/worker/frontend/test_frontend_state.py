@@ -61,6 +61,15 @@ def test_subscribers_learn_changes_but_not_each_probe() -> None:
     assert calls == [1]
 
 
+def test_a_moment_has_the_same_time_in_each_report() -> None:
+    """The wall time of a monotonic moment differs by microseconds at each calculation."""
+    state = serving()
+    first, second = state.report(), state.report()
+    assert first.routes == second.routes
+    state.update(routes=tuple(replace(route, since=1.0) for route in ROUTES))
+    assert state.report().routes[0].since == first.routes[0].last_answer
+
+
 def test_many_routes_and_long_words_fit_into_the_report() -> None:
     state = serving()
     routes = tuple(Route(Instance("n" * 300, number), 0.0, 0.0, message="x" * 3000) for number in range(300))

@@ -1,8 +1,9 @@
 """The frontend's state, shared by the prober, the main event loop and the report server's thread."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 
 from vllmendpoint_api import (
@@ -62,6 +63,8 @@ class FrontendState:
         self._pod_uid = pod_uid[:_MAX_WORD]
         self._lock = threading.RLock()  # a signal handler may update the state during another update
         self._subscribers: list[Callable[[], None]] = []
+        self._wall_times: dict[float, datetime] = {}
+        """Of monotonic moments, so that a moment has the same wall time in each report."""
         self._snapshot = FrontendSnapshot(StageReport(name=Stage.IMPORTING, since=self._clock.wall()))
 
     @property
@@ -116,6 +119,7 @@ class FrontendState:
         snapshot = self._snapshot
         ready, reason = self.readiness()
         routes = sorted(snapshot.routes, key=lambda route: (_ORDER.index(route.state), route.instance))
+        walls = self._wall_times_of(routes)
         return FrontendReport(
             worker_version=self._worker_version,
             pod_uid=self._pod_uid,
@@ -127,19 +131,27 @@ class FrontendState:
             models=tuple(name[:_MAX_WORD] for name in snapshot.discovery.models[:_MAX_MODELS]),
             probing=snapshot.rules.probing,
             accepted=_accepted(snapshot.discovery),
-            routes=tuple(self._route(route) for route in routes[:_MAX_ROUTES]),
+            routes=tuple(_route(route, walls) for route in routes[:_MAX_ROUTES]),
         )
 
-    def _route(self, route: Route) -> RouteReport:
-        last = route.last_answer
-        return RouteReport(
-            instance_id=str(route.instance.id),
-            namespace=route.instance.namespace[:_MAX_WORD],
-            state=route.state,
-            message=route.message[:_MAX_TEXT],
-            since=self._clock.wall_of(route.since),
-            last_answer=None if last is None else self._clock.wall_of(last),
-        )
+    def _wall_times_of(self, routes: Iterable[Route]) -> dict[float, datetime]:
+        known, moments = self._wall_times, set[float]()
+        for route in routes:
+            moments |= {route.since} if route.last_answer is None else {route.since, route.last_answer}
+        walls = {moment: known.get(moment) or self._clock.wall_of(moment) for moment in moments}
+        self._wall_times = walls
+        return walls
+
+
+def _route(route: Route, walls: Mapping[float, datetime]) -> RouteReport:
+    return RouteReport(
+        instance_id=str(route.instance.id),
+        namespace=route.instance.namespace[:_MAX_WORD],
+        state=route.state,
+        message=route.message[:_MAX_TEXT],
+        since=walls[route.since],
+        last_answer=None if route.last_answer is None else walls[route.last_answer],
+    )
 
 
 def _accepted(discovery: Discovery) -> tuple[AcceptedWorkers, ...]:
