@@ -1,5 +1,6 @@
 """Our frontend with Dynamo's real HTTP server and router, in front of Dynamo workers without an engine."""
 
+import shutil
 import signal
 import threading
 import time
@@ -157,6 +158,24 @@ def test_a_long_stream_is_completed_after_sigterm(tmp_path: Path, toy_model: Pat
         ended = time.monotonic() - began
         print(f"SIGTERM -> 503 in {unready:.2f} s, stream end {streamed:.1f} s, exit {ended:.1f} s")
         assert ended - streamed < 5.0
+    finally:
+        frontend.stop()
+        worker.stop()
+
+
+def test_a_chat_template_that_rejects_the_probe_does_not_hide_the_worker(
+    tmp_path: Path, toy_model: Path
+) -> None:
+    model = shutil.copytree(toy_model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('a system message is required') }}")
+    worker = PlainWorker(tmp_path, "worker", model, "team_r1")
+    frontend = FrontendProcess(tmp_path, HEALTH_CHECK)
+    try:
+        worker.start()
+        frontend.start()
+        frontend.until(lambda report: report.ready, START_SECONDS)
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        assert frontend.request("/v1/chat/completions", chat)[0] == 400
     finally:
         frontend.stop()
         worker.stop()

@@ -31,8 +31,9 @@ def probe(instance_id: int = 1, **changes: Any) -> Probe:
     [
         (None, None, CHAT, 5),
         (None, EMBEDDING, EMBEDDING, 5),
-        (ModelType.COMPLETION, None, COMPLETION, 1),
-        (ModelType.EMBEDDING, CHAT, EMBEDDING, 1),
+        (ModelType.COMPLETION, None, COMPLETION, 5),
+        (ModelType.COMPLETION, CHAT, CHAT, 5),
+        (ModelType.EMBEDDING, None, EMBEDDING, 5),
         (ModelType.SCORE, None, CHAT, 5),
     ],
 )
@@ -85,6 +86,30 @@ async def test_a_model_without_any_form_is_a_failure() -> None:
     end, answered = await run_probe(frontend, probe(), LoopClock())
     assert (end.outcome, answered) == (RouteOutcome.FAILED, None)
     assert end.message == "The frontend does not serve the model m."
+
+
+@pytest.mark.parametrize(
+    ("status", "answers_first", "outcome", "paths"),
+    [
+        (400, False, RouteOutcome.ANSWERED, [CHAT, CHAT, CHAT, COMPLETION]),
+        (400, True, RouteOutcome.ANSWERED, [CHAT, CHAT, CHAT, COMPLETION]),
+        (500, False, RouteOutcome.ANSWERED, [CHAT, COMPLETION]),
+        (500, True, RouteOutcome.FAILED, [CHAT]),
+    ],
+)
+@on_virtual_time
+async def test_a_chat_template_that_rejects_the_probe_does_not_hide_the_worker(
+    status: int, answers_first: bool, outcome: RouteOutcome, paths: list[RequestForm]
+) -> None:
+    class Rejecting(FakeFrontend):
+        async def post(self, path: str, *args: Any) -> HttpResponse:
+            response = await super().post(path, *args)
+            return HttpResponse(status, b"{}") if path == CHAT else response
+
+    frontend = Rejecting({1: FakeWorker()}, forms=(CHAT, COMPLETION))
+    end, form = await run_probe(frontend, probe(answers_first=answers_first), LoopClock())
+    assert (end.outcome, [path for path, _ in frontend.posts]) == (outcome, paths)
+    assert form is (COMPLETION if outcome is RouteOutcome.ANSWERED else None)
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(), ValueError("not HTTP")])

@@ -2,7 +2,8 @@
 
 Measured on Dynamo 1.6.1: a worker is addressed by a header for chat and completions. If the router has drawn
 another worker set, or does not know the worker, the response is 400. A form that the model does not serve is
-404.
+404. A chat template that rejects the conversation is 400 too, so the other forms are tried before the worker
+counts as unknown.
 
 For embeddings, classes and pooled vectors the router ignores the header, and any worker may answer. A worker
 sets the field ``model`` of its answer to such a probe to its instance ID, and the frontend repeats the probe
@@ -69,16 +70,16 @@ _OF_TYPE: Final[Mapping[ModelType, RequestForm]] = {
 
 
 def forms_to_try(model_type: ModelType | None, last_answered: RequestForm | None) -> list[RequestForm]:
-    """``last_answered`` first. A declared type excludes all other forms."""
-    if model_type is not None and model_type in _OF_TYPE:
-        return [_OF_TYPE[model_type]]
-    return sorted(RequestForm, key=lambda form: form is not last_answered)
+    """``last_answered`` first, or else the form of the declared type."""
+    first = last_answered or (None if model_type is None else _OF_TYPE.get(model_type))
+    return sorted(RequestForm, key=lambda form: form is not first)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """``attempts``: number of requests after which the router certainly does not find the worker, with the
-    worker's header and, in forms for which the router ignores it, without.
+    worker's header and, in forms for which the router ignores it, without. ``answers_first``: the first form
+    has been answered before, so an error is not caused by the form.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Probe:
     attempts: int
     attempts_without_header: int
     timeout: float
+    answers_first: bool = False
 
 
 async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEnd, RequestForm | None]:
@@ -96,25 +98,40 @@ async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEn
     def end(outcome: RouteOutcome, message: str = "") -> ProbeEnd:
         return ProbeEnd(started, clock.monotonic(), outcome, message)
 
+    failure: tuple[RouteOutcome, str] | None = None
     try:
         for form in probe.forms:
             send = _send_to_worker if form in _GENERATES else _send_to_any
             response = await send(client, probe, form, lambda: started + probe.timeout - clock.monotonic())
-            if response is None:
-                return end(RouteOutcome.REFUSED, _OTHERS_ANSWERED), None
-            if response.status == 404:
-                continue
-            if response.status == 400:
-                return end(RouteOutcome.REFUSED, _refusal(response, probe)), None
-            fault = _fault(form, response)
-            return (end(RouteOutcome.FAILED, fault), None) if fault else (end(RouteOutcome.ANSWERED), form)
+            outcome, fault = _result(probe, form, response)
+            if outcome is RouteOutcome.ANSWERED:
+                return end(outcome), form
+            failure = failure or (None if outcome is None else (outcome, fault))
+            if outcome is RouteOutcome.FAILED and probe.answers_first:
+                break
     except TimeoutError:
         fault = f"The worker has not responded to the frontend's probe within {probe.timeout:g} s."
         return end(RouteOutcome.FAILED, fault), None
     except (OSError, ValueError) as error:
         fault = f"The frontend's HTTP server has not responded to the probe: {type(error).__name__}."
         return end(RouteOutcome.FAILED, fault), None
+    if failure is not None:
+        return end(*failure), None
     return end(RouteOutcome.FAILED, f"The frontend does not serve the model {probe.model[:128]}."), None
+
+
+def _result(
+    probe: Probe, form: RequestForm, response: HttpResponse | None
+) -> tuple[RouteOutcome | None, str]:
+    """The outcome and the fault as a sentence. None if the model does not have the form."""
+    if response is None:
+        return RouteOutcome.REFUSED, _OTHERS_ANSWERED
+    if response.status == 404:
+        return None, ""
+    if response.status == 400:
+        return RouteOutcome.REFUSED, _refusal(response, probe)
+    fault = _fault(form, response)
+    return (RouteOutcome.FAILED, fault) if fault else (RouteOutcome.ANSWERED, "")
 
 
 async def _send_to_worker(
