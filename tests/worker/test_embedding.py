@@ -132,7 +132,11 @@ def test_dynamos_frontend_is_served(worker: WorkerProcess) -> None:
 def test_a_frontends_probe_is_answered_with_the_embedding_of_the_last_probe(worker: Spied) -> None:
     before = worker.users_seen()
     answer = request_through_frontend(worker, "/v1/embeddings", BODY, {names.PROBE_HEADER: "1"})
-    probed = vector(worker.request("http", "/v1/embeddings", {"model": "minilm", "input": "test"})[1])
+    check = worker.report().health_check
+    assert check is not None
+    assert check.payload is not None
+    body = {"model": "minilm", "input": check.payload["input"]}
+    probed = vector(worker.request("http", "/v1/embeddings", body)[1])
     assert answer["data"][0]["embedding"] == pytest.approx(probed, abs=1e-5)
     assert len(worker.users_seen()) == len(before) + 1, "the request on port 8080"
 

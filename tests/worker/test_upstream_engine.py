@@ -24,6 +24,7 @@ with warnings.catch_warnings():
     from tests.worker.signatures import parameters
     from vllmendpoint_api import names
     from vllmendpoint_worker import upstream
+    from vllmendpoint_worker.errors import EngineNotGeneratingError
     from vllmendpoint_worker.probing.progress import PROBE_PREFIX, PROGRESS
 
 pytestmark = pytest.mark.timeout(120)
@@ -58,12 +59,12 @@ def answering(
     generate: Any, probed: list[dict[str, Any]], *, pools: bool = False, replays: bool = True
 ) -> tuple[Any, types.SimpleNamespace]:
     """``generate``, wrapped, and the state that its answers depend on."""
-    state = types.SimpleNamespace(healthy=True)
+    state = types.SimpleNamespace(healthy=True, stopped=False)
 
     async def answer_probe() -> list[dict[str, Any]]:
         return probed
 
-    health = upstream.HealthSource(lambda: state.healthy, lambda: False, answer_probe)
+    health = upstream.HealthSource(lambda: state.healthy, lambda: state.stopped, answer_probe)
     engine = types.SimpleNamespace(pools=pools, replays_probes=replays, instance_id="77")
     return upstream._probe_requests.answer_probes(generate, engine, health), state
 
@@ -110,12 +111,16 @@ async def test_a_probe_that_cannot_be_replayed_runs_without_counting_as_a_users_
         ids.append(upstream._ranks._REQUEST.get())
         yield {"data": [{"score": 0.5}], "model": "m"}
 
-    answer, _ = answering(generate, [], pools=True, replays=False)
+    answer, state = answering(generate, [], pools=True, replays=False)
     (chunk,) = [chunk async for chunk in answer({"input": "x"}, context=USER)]
     assert chunk["model"] == "m"
     (chunk,) = [chunk async for chunk in answer({"input": "x"}, context=PROBE)]
     assert chunk == {"data": [{"score": 0.5}], "model": "77"}, "the worker identifies itself"
     assert [str(one).startswith(PROBE_PREFIX) for one in ids] == [False, True]
+    state.stopped = True
+    with pytest.raises(EngineNotGeneratingError):  # an EngineShutdown would be answered by another worker
+        await anext(answer({"input": "x"}, context=PROBE))
+    assert len(ids) == 2
 
 
 def test_the_stat_logger_records_vllms_counts() -> None:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from dynamo.health_check import HEALTH_CHECK_KEY
 
 from vllmendpoint_api import names
+from vllmendpoint_worker.errors import EngineNotGeneratingError
 from vllmendpoint_worker.probing.progress import PROBE_PREFIX
 
 from ._engine import WorkerEngine
@@ -59,6 +60,8 @@ def answer_probes(generate: Any, engine: WorkerEngine, health: HealthSource) -> 
                 for chunk in _response(request, await health.answer_probe(), pools=engine.pools):
                     yield _identified(chunk, engine)
                 return
+            if health.is_stopped():
+                raise EngineNotGeneratingError("The engine is stalled or dead.")
             set_request_id(f"{PROBE_PREFIX}{uuid4().hex}")  # it does not count as a user's request
             async for chunk in generate(request, context):
                 yield _identified(chunk, engine)
