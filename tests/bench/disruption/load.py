@@ -37,7 +37,7 @@ def _kind(name: str, callers: int, tokens: int, *, stream: bool) -> Kind:
         "max_tokens": tokens,
         "temperature": 0,
         "stream": stream,
-        "nvext": {"ignore_eos": True},
+        "ignore_eos": True,
     }
     return Kind(name, callers, body)
 
