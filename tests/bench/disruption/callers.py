@@ -16,7 +16,7 @@ from locust import HttpUser, constant, task
 
 KINDS = json.loads(os.environ["DISRUPTION_KINDS"])
 RECORDS = open(os.environ["DISRUPTION_RECORDS"], "a", buffering=1)  # noqa: SIM115, PTH123  (for the process)
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 40.0
 
 
 class Caller(HttpUser):

@@ -15,7 +15,8 @@ from .subjects import Subject
 
 __all__ = ["CASES", "Case"]
 
-STALL_SECONDS: Final = 20
+STALL_SECONDS: Final = 45
+"""Longer than a caller waits: a request that hangs fails."""
 Step = Callable[[Subject], Any]
 
 

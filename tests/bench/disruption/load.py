@@ -16,8 +16,8 @@ __all__ = ["KINDS", "Kind", "Load", "running_load"]
 
 LOCUST: Final = ("uvx", "--from", "locust==2.47.0", "locust")
 """Installed by uv outside of the project's environment: it replaces Python's sockets by gevent's."""
-STOP_SECONDS: Final = 70
-"""For the requests in flight: they end after 60 s at the latest."""
+STOP_SECONDS: Final = 50
+"""For the requests in flight, whose callers wait for 40 s."""
 
 
 @dataclass(frozen=True)
