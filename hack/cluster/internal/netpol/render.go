@@ -52,7 +52,8 @@ func Render(w World) string {
 	fmt.Fprintf(&b, "table %s\ndelete table %s\ntable %s {\n%s", table, table, table, chains.String())
 	base := func(hook string, directions ...direction) {
 		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype filter hook %s priority 10; policy accept;\n", hook, hook)
-		b.WriteString("\t\tct state established,related accept\n")
+		// Only replies pass without a check, so that a policy also applies to connections that exist already.
+		b.WriteString("\t\tct state established ct direction reply accept\n\t\tct state related accept\n")
 		for _, d := range directions {
 			if len(jumps[d]) > 0 {
 				fmt.Fprintf(&b, "\t\tip %s vmap { %s }\n", d.pod, strings.Join(jumps[d], ", "))

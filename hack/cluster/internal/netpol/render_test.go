@@ -107,10 +107,10 @@ func TestRenderJumps(t *testing.T) {
 	parse(t, spaces, &w.Namespaces)
 	out := "ip saddr vmap { 10.0.0.1 : jump from_10_0_0_1, 10.0.0.2 : jump from_10_0_0_2 }"
 	in := "ip daddr vmap { 10.0.0.1 : jump to_10_0_0_1, 10.0.0.2 : jump to_10_0_0_2 }"
-	established := "ct state established,related accept"
+	replies, related := "ct state established ct direction reply accept", "ct state related accept"
 	for hook, want := range map[string][]string{
-		"forward": {"type filter hook forward priority 10; policy accept;", established, out, in},
-		"input":   {"type filter hook input priority 10; policy accept;", established, out},
+		"forward": {"type filter hook forward priority 10; policy accept;", replies, related, out, in},
+		"input":   {"type filter hook input priority 10; policy accept;", replies, related, out},
 	} {
 		got := chain(Render(w), "chain "+hook+" {")
 		if strings.Join(got, "\n") != strings.Join(want, "\n") {
@@ -120,7 +120,7 @@ func TestRenderJumps(t *testing.T) {
 	// The order of the objects in the API has no effect.
 	w.Pods = append([]*corev1.Pod{w.Pods[1], w.Pods[0]}, w.Pods[2:]...)
 	w.Policies[0], w.Policies[1] = w.Policies[1], w.Policies[0]
-	if a := Render(w); strings.Join(chain(a, "chain forward {"), "\n") != strings.Join([]string{"type filter hook forward priority 10; policy accept;", established, out, in}, "\n") {
+	if a := Render(w); strings.Join(chain(a, "chain forward {"), "\n") != strings.Join([]string{"type filter hook forward priority 10; policy accept;", replies, related, out, in}, "\n") {
 		t.Errorf("another order gave another table:\n%s", a)
 	}
 }
