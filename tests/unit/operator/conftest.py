@@ -244,11 +244,12 @@ def frontend_pod(
     connected: bool = True,
     grace_expired: bool = True,
     error: str = "",
+    silent: bool = False,
     **pod: Any,
 ) -> Pod:
     """A frontend whose report was received; ready if it has a route."""
     sent = frontend_report(routes or {}, **(report or {}))
-    stream = StreamState(None, connected, grace_expired, error, sent)
+    stream = StreamState(None, connected, grace_expired, error, sent, silent)
     ports = [{"name": "report", "containerPort": 9091}]
     return ready_pod(
         name,

@@ -31,6 +31,8 @@ class StreamState:
     """Why the stream ended or could not be opened."""
     frontend: FrontendReport | None = None
     """The newest report of a frontend; it stays after the stream has ended."""
+    silent: bool = False
+    """A heartbeat is missing, but the stream is not closed yet."""
 
     @property
     def disconnected(self) -> bool:

@@ -39,6 +39,8 @@ MAX_REPORTS_PER_SECOND: Final = 50
 """Each report costs the operator CPU and possibly a status write."""
 FIRST_REPORT_SECONDS: Final = 0.5
 """How long a reconcile waits for the first report of a new stream, which usually takes milliseconds."""
+SILENCE_SECONDS: Final = 7.0
+"""One missing heartbeat. The stream is closed after three."""
 CONNECTING_GRACE_SECONDS: Final = 10.0
 """How long a pod may be without a stream before it counts as unreachable."""
 _PATH: Final = "/status?watch=true"
@@ -74,6 +76,8 @@ class _Stream:
     """Hash of the newest line without its volatile fields."""
     urgency_key: tuple[object, ...] = ()
     """The fields of the newest report whose change is urgent."""
+    received_at: float = 0.0
+    """Time of the loop's clock at which the newest report arrived."""
     connected: bool = False
     grace_expired: bool = False
     error: str = ""
@@ -130,7 +134,9 @@ class ReportStreams:
             frontend = parse_frontend(line, uid) if line and stream.target.is_frontend else None
         except ValueError as malformed:  # in a volatile field, which _on_report does not parse
             return StreamState(None, False, stream.grace_expired, str(malformed))
-        return StreamState(worker, stream.connected, stream.grace_expired, stream.error, frontend)
+        silence = asyncio.get_running_loop().time() - stream.received_at
+        silent = stream.connected and silence >= SILENCE_SECONDS
+        return StreamState(worker, stream.connected, stream.grace_expired, stream.error, frontend, silent)
 
     def sync_targets(self, owner: tuple[str, str], targets: Collection[ReportTarget]) -> bool:
         """Open and close streams until the endpoint has exactly these; existing ones continue.
@@ -239,6 +245,7 @@ class ReportStreams:
                 raise ValueError(f"more than {MAX_REPORTS_PER_SECOND} reports per second")
             if line.strip():
                 self._on_report(stream, line)
+                stream.received_at = now
                 received = True
         return received
 

@@ -25,6 +25,7 @@ __all__ = [
 _SETTLING: Final = timedelta(seconds=10)
 """Time from the readiness of a worker or frontend until a missing route is a problem: discovery and the first
 probe take a moment."""
+_RECHECK_SECONDS: Final = 2.0
 _MAX_ROUTES: Final = 256
 """A report with this number of routes may be truncated."""
 _SERVING_VERDICTS: Final = frozenset({Verdict.GENERATING, Verdict.BUSY, Verdict.DISABLED})
@@ -127,13 +128,25 @@ def has_settled_worker(observed: Observed) -> bool:
 
 
 def settling_seconds(observed: Observed) -> float | None:
-    """Seconds until the routes of a pod are judged that are not judged yet; None if there is no such pod."""
+    """Seconds until the next judgement that no event triggers; None if there is none.
+
+    It concerns routes of a pod that has become ready, and a frontend that the kubelet finds unready although
+    its newest report is positive: its heartbeat may be missing soon.
+    """
     frontends = [pod for pod in observed.frontends if pod.has_report_port]
     if not frontends:
         return None
     pods = [pod for pod in (*observed.workers, *frontends) if not pod.terminating]
     remaining = (_remaining(_since(pod), observed.now) for pod in pods)
-    return min((seconds for seconds in remaining if seconds is not None), default=None)
+    found = [seconds for seconds in remaining if seconds is not None]
+    if any(_contradicts_kubelet(pod) for pod in frontends if not pod.terminating):
+        found.append(_RECHECK_SECONDS)
+    return min(found, default=None)
+
+
+def _contradicts_kubelet(pod: Pod) -> bool:
+    report, stream = pod.stream.frontend, pod.stream
+    return report is not None and report.ready and not pod.ready and stream.connected and not stream.silent
 
 
 def _since(pod: Pod) -> datetime | None:
@@ -141,7 +154,7 @@ def _since(pod: Pod) -> datetime | None:
     if pod.ready or report is None:
         return pod.ready_since
     # A frontend without a route is not ready.
-    return report.stage.since if report.stage.name == Stage.SERVING else None
+    return report.stage.since if report.stage.name != Stage.STOPPING else None
 
 
 def _remaining(since: datetime | None, now: datetime) -> float | None:

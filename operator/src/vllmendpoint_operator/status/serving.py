@@ -36,6 +36,8 @@ def serving(endpoint: Endpoint, observed: Observed) -> Finding:
     if not endpoint.spec.replicas and not workers.count:
         return unknown(Reason.SCALED_TO_ZERO, "The endpoint serves no requests because spec.replicas is 0.")
     started = [pod for pod in _frontends(observed) if pod.started]
+    if not started and (stuck := _stuck_start(observed)):
+        return false(Reason.NO_ROUTE, f"The endpoint answers no requests. {stuck}")
     if not started:
         return unknown(Reason.PENDING, "No frontend pod has started. See the condition Available.")
     # A new leader does not have all reports yet, so the previous finding of this generation holds.
@@ -106,7 +108,7 @@ def _not_answering(reporting: list[Pod]) -> Finding | None:
 
 def _is_unanswering(pod: Pod) -> bool:
     """A failed report stream alone may be a problem of the operator's network: the kubelet must agree."""
-    if pod.stream.disconnected:
+    if pod.stream.disconnected or pod.stream.silent:
         return not pod.ready
     report = pod.stream.frontend
     return report is not None and report.stage.name == Stage.SERVING and not report.answering
@@ -114,11 +116,8 @@ def _is_unanswering(pod: Pod) -> bool:
 
 def _silence(pod: Pod) -> str:
     report = pod.stream.frontend
-    if pod.stream.disconnected or report is None:
-        error = pod.stream.error or "the stream ended"
-        return (
-            f"pod {pod.name} is not ready, and the operator receives no report from its port 9091 ({error})."
-        )
+    if pod.stream.disconnected or pod.stream.silent or report is None:
+        return f"pod {pod.name} responds neither to the kubelet's readiness probe nor to the operator."
     detail = f" {sentence(report.message)}" if report.message else ""
     return f"the HTTP server of pod {pod.name} does not respond.{detail}"
 
@@ -130,6 +129,8 @@ def _no_route(
     if not usable:
         if any(pod.ready and pod.stream.disconnected for pod in reporting):
             return None  # FrontendUnreachable
+        if stuck := _stuck_start(observed):
+            return false(Reason.NO_ROUTE, f"The endpoint answers no requests. {stuck}")
         return unknown(Reason.PENDING, "No frontend pod serves yet. See the condition Available.")
     routes = [frontend_routes(pod, workers, observed.now) for pod in usable]
     if any(each.count for each in routes if each.pod.ready):
@@ -144,6 +145,26 @@ def _no_route(
 def _serves(pod: Pod) -> bool:
     report = pod.stream.frontend
     return not pod.stream.disconnected and report is not None and report.stage.name == Stage.SERVING
+
+
+def _stuck_start(observed: Observed) -> str:
+    """Why a frontend does not finish its start, as sentences, or "".
+
+    Dynamo starts its HTTP server after it has listed the objects in which it discovers workers.
+    """
+    for pod in _frontends(observed):
+        report = pod.stream.frontend
+        if (
+            report is not None
+            and not pod.stream.disconnected
+            and report.stage.name not in (Stage.SERVING, Stage.STOPPING)
+            and is_settled(pod, observed.now)
+        ):
+            return (
+                f"Frontend pod {pod.name} does not finish its start. Check that its ServiceAccount may list "
+                "and watch EndpointSlices and DynamoWorkerMetadata, and see the log of the pod."
+            )
+    return ""
 
 
 def _obstacle(routes: Sequence[FrontendRoutes], workers: ReadyWorkers) -> str:
@@ -218,4 +239,5 @@ def _serving(endpoint: Endpoint, observed: Observed, reporting: list[Pod], worke
     unready = [pod for pod in reporting if _serves(pod) and not pod.ready and is_settled(pod, observed.now)]
     missing = (frontend_routes(pod, workers, observed.now).missing for pod in unready)
     cause = next((routes[0].cause for routes in missing if routes), "")
+    cause = cause or _stuck_start(observed)
     return true(Reason.SERVING, f"{message} {cause}".rstrip())

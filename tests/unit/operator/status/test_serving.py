@@ -91,11 +91,12 @@ NOT_ANSWERING = {
         "the HTTP server of pod f-1 does not respond. No response within 5 s. ",
     ),
     "its process hangs": (
+        {"ready": False, "silent": True},
+        "pod f-1 responds neither to the kubelet's readiness probe nor to the operator. ",
+    ),
+    "its process has hung for 15 s": (
         {"ready": False, "connected": False, "error": "no report within 15 s"},
-        (
-            "pod f-1 is not ready, and the operator receives no report from its port 9091 "
-            "(no report within 15 s). "
-        ),
+        "pod f-1 responds neither to the kubelet's readiness probe nor to the operator. ",
     ),
 }
 
@@ -114,10 +115,38 @@ def test_a_frontend_that_does_not_answer_is_reported_with_the_effect(make_fronte
 
 
 def test_a_starting_frontend_is_not_reported_as_not_answering(make_frontend, serving_of):
-    stage = {"name": "Importing", "since": "2026-01-01T11:59:00Z"}
+    stage = {"name": "Importing", "since": "2026-01-01T11:59:55Z"}
     starting = make_frontend("f-1", ready=False, report={**BROKEN, "stage": stage})
     assert serving_of(starting)[:2] == ("Unknown", "Pending")
-    assert serving_of(starting, make_frontend("f-2", BOTH))[:2] == ("True", "Serving")
+    assert serving_of(starting, make_frontend("f-2", BOTH))[1:] == (
+        "Serving",
+        "2 of 2 ready replicas answer through 1 of 2 frontends.",
+    )
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_frontend_without_permission_for_discovery_is_named(make_frontend, serving_of, started):
+    """Dynamo waits for the permission before it starts its HTTP server."""
+    stage = {"name": "Importing", "since": "2026-01-01T11:59:00Z"}
+    stuck = make_frontend(
+        "f-1", ready=False, container={"started": started}, report={**BROKEN, "stage": stage}
+    )
+    cause = (
+        "Frontend pod f-1 does not finish its start. Check that its ServiceAccount may list and watch "
+        "EndpointSlices and DynamoWorkerMetadata, and see the log of the pod."
+    )
+    assert serving_of(stuck) == ("False", "NoRoute", f"The endpoint answers no requests. {cause}")
+    message = f"2 of 2 ready replicas answer through 1 of 2 frontends. {cause}"
+    assert serving_of(stuck, make_frontend("f-2", BOTH)) == ("True", "Serving", message)
+
+
+def test_a_frontend_that_the_kubelet_finds_unready_is_judged_again_when_its_heartbeat_may_be_missing(
+    make_plan, make_endpoint, make_observed, make_frontend
+):
+    planned = make_plan(make_endpoint())
+    for state, seconds in (({}, 2), ({"silent": True}, None), ({"ready": True}, None)):
+        frontend = make_frontend("f-1", BOTH, **{"ready": False, **state})
+        assert settling_seconds(make_observed(planned, frontends=(frontend,))) == seconds
 
 
 def test_one_witness_alone_does_not_prove_that_a_frontend_does_not_answer(make_frontend, serving_of):

@@ -41,7 +41,10 @@ MAX_CONCURRENT_PROBES: Final = 16
 
 _HTTP_ERRORS: Final = (OSError, ValueError)
 
-_STARTING: Final = "The frontend is starting."
+_STARTING: Final = (
+    "The frontend is starting: Dynamo starts its HTTP server after it has listed the objects in which it "
+    "discovers workers."
+)
 _UNRESPONSIVE: Final = (
     f"The frontend's HTTP server does not respond. The pod restarts after {UNRESPONSIVE_SECONDS:g} s."
 )
