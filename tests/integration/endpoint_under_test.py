@@ -134,12 +134,14 @@ class EndpointUnderTest:
         self.set_pod_status(pod, ready=ready, address=address)
         return worker
 
-    def start_frontend(self, pod: Object) -> Frontend:
-        """Make the frontend ready. It serves reports."""
+    def start_frontend(self, pod: Object, *, ready: bool = True) -> Frontend:
+        """Start the frontend, which serves reports. One that is not ready lacks only a route."""
         address = _next_address()
         frontend = Frontend(address, pod["metadata"]["uid"])
         self.started.append(frontend)
-        self.set_pod_status(pod, address=address)
+        if not ready:
+            frontend.send_report(ready=False, accepted=[], message="No worker is discovered")
+        self.set_pod_status(pod, ready=ready, address=address)
         return frontend
 
 

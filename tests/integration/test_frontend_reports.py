@@ -94,3 +94,38 @@ def test_new_settings_refresh_the_frontend_without_a_restart(running, until):
     )
     (after,) = endpoint.pods("frontend")
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_frontends_of_an_endpoint_without_workers_are_rolled_out(shared, make_endpoint, until):
+    """None of them is ready, so the Deployment controller must not wait for readiness."""
+    endpoint = make_endpoint().create(replicas=0)
+
+    def start_pods():
+        started = {frontend.report["podUid"] for frontend in endpoint.frontends}
+        for pod in endpoint.pods("frontend"):
+            if pod["metadata"]["uid"] not in started:
+                endpoint.start_frontend(pod, ready=False)
+
+    def is_ready():
+        start_pods()
+        status = endpoint.get().get("status", {})
+        ready = endpoint.condition("Ready")
+        return (
+            ready.get("reason") == "ScaledToZero"
+            and status["observedGeneration"] == endpoint.get()["metadata"]["generation"]
+        )
+
+    until(is_ready, lambda: endpoint.get().get("status"))
+    (before,) = endpoint.pods("frontend")
+    template = {"metadata": {"annotations": {"note": "1"}}}
+    endpoint.patch(spec={"frontend": {"podTemplate": template}})
+    until(is_ready, lambda: endpoint.get().get("status"))
+    (after,) = endpoint.pods("frontend")
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["metadata"]["annotations"]["note"] == "1"
+    endpoint.patch(spec={"replicas": 1})
+
+    def strategy():
+        return endpoint.child("Deployment", "-frontend")["spec"]["strategy"]["rollingUpdate"]
+
+    until(lambda: strategy() == {"maxSurge": "25%", "maxUnavailable": "25%"}, strategy)
