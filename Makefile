@@ -11,7 +11,7 @@ REFERENCE := docs/reference.md
 SOURCES := crds operator worker tests hack
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo deploy test test-unit test-long bench bench-scale lint format generate kubeconfig clean
+.PHONY: help setup demo deploy test test-unit test-long bench bench-scale bench-disruption lint format generate kubeconfig clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,10 @@ bench: setup ## measure performance ratios
 bench-scale: setup ## measure 1,000 endpoints on simulated nodes against a minimal Go operator (ARGS="--endpoints 100")
 	@tests/bench/scale/build.sh
 	@$(PYTHON) -m tests.bench.scale $(ARGS)
+
+bench-disruption: setup ## measure what callers lose during failures and changes, against plain Dynamo (ARGS="--only ours")
+	@hack/deploy.sh
+	@$(PYTHON) -m tests.bench.disruption $(ARGS)
 
 lint: setup ## check style, prose, types, import layers, Go modules and generated files
 	@.venv/bin/ruff check $(SOURCES)

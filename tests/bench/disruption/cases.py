@@ -1,15 +1,15 @@
 """The disruptions, each one applied alone while callers send requests.
 
-A case is a function of the subject. It returns when the disruption is over; what it changed is undone by
-``undo``, outside of the measured time.
+``disrupt`` is a function of the subject. It returns when the disruption is over.
 """
 
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.e2e.conftest import SYSTEM, Cluster, eventually
+from tests.e2e.conftest import CACHE, SYSTEM, Cluster, eventually
 
 from .subjects import Subject
 
@@ -22,10 +22,14 @@ Step = Callable[[Subject], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """``quick``: part of ``make test``; ``operator``: needs an operator, so it has no reference."""
+    """``prepare`` and ``undo`` run outside of the measured time.
+
+    ``quick``: part of ``make test``; ``operator``: needs an operator, so it has no reference.
+    """
 
     name: str
     disrupt: Step
+    prepare: Step = field(default=lambda subject: None)
     undo: Step = field(default=lambda subject: None)
     quick: bool = False
     operator: bool = False
@@ -141,6 +145,41 @@ def scale_up(subject: Subject) -> None:
     wait_healthy(subject)
 
 
+SECOND_NODE: Final = "second"
+
+
+def _cluster_command(*arguments: str) -> None:
+    command = [str(CACHE / "bin/cluster"), "node", *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
+
+
+def use_second_node(subject: Subject) -> None:
+    """Add a node, and move one worker and one frontend to it."""
+    cluster = subject.cluster
+    (first,) = (str(node["metadata"]["name"]) for node in cluster.get("nodes")["items"])
+    _cluster_command("add", SECOND_NODE)
+    cluster.kubectl("cordon", first)
+    try:
+        for pods in (subject.workers(), subject.frontends()):
+            cluster.kubectl("delete", "pod", pod_name(pods[0]), timeout=180)
+        wait_healthy(subject)
+    finally:
+        cluster.kubectl("uncordon", first)
+
+
+def drain_node(subject: Subject) -> None:
+    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=300s")
+    nodes = subject.cluster.get("nodes")["items"]
+    second = next(n for n in map(pod_name, nodes) if SECOND_NODE in n)
+    subject.cluster.kubectl("drain", second, *options, timeout=330)
+    wait_healthy(subject)
+
+
+def remove_second_node(subject: Subject) -> None:
+    del subject
+    _cluster_command("remove", SECOND_NODE)
+
+
 def _operator_pods(cluster: Cluster) -> list[dict[str, Any]]:
     system = Cluster(cluster.kubeconfig, SYSTEM)
     return list(system.get("pods", "-l", "app.kubernetes.io/name=vllmendpoint-operator")["items"])
@@ -168,15 +207,21 @@ def kill_operator_during_rollout(subject: Subject) -> None:
 
 
 CASES: Final = (
-    Case("engine stopped (SIGSTOP)", stop_engine, wait_healthy, quick=True),
+    Case("engine stopped (SIGSTOP)", stop_engine, undo=wait_healthy, quick=True),
     Case("engine killed (SIGKILL)", kill_engine, quick=True),
     Case("worker process killed", kill_worker),
     Case("worker pod deleted", delete_worker, quick=True),
     Case("frontend pod deleted", delete_frontend, quick=True),
     Case("frontend rollout", restart_frontends),
-    Case("rollout of another model card", change_model_card, change_model_card_back),
+    Case("rollout of another model card", change_model_card, undo=change_model_card_back),
     Case("rollout of another image", change_image),
-    Case("scaled from 2 to 1", scale_down, scale_up, quick=True),
+    Case("node drained", drain_node, use_second_node, remove_second_node),
+    Case("scaled from 2 to 1", scale_down, undo=scale_up, quick=True),
     Case("operator restarted", restart_operator, operator=True),
-    Case("operator killed in a rollout", kill_operator_during_rollout, change_model_card_back, operator=True),
+    Case(
+        "operator killed in a rollout",
+        kill_operator_during_rollout,
+        undo=change_model_card_back,
+        operator=True,
+    ),
 )

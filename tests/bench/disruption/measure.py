@@ -43,14 +43,16 @@ def measure(
     subject: Subject, case: Case, load: Load, baseline: Sequence[Record], expected: Mapping[str, str]
 ) -> Row:
     """Apply ``case`` under ``load`` and return its row. The subject is healthy before and after."""
-    wait_healthy(subject)
-    before = migrations(subject)
-    begin = time.time()
-    case.disrupt(subject)
-    end = time.time() + AFTER_SECONDS
-    time.sleep(AFTER_SECONDS)
-    load.wait_for(1, 90)
-    moved = sum(count - before.get(pod, 0.0) for pod, count in migrations(subject).items())
-    found = row(load.records(), baseline, expected, (begin, end), round(moved))
-    case.undo(subject)
-    return found
+    try:
+        case.prepare(subject)
+        wait_healthy(subject)
+        before = migrations(subject)
+        begin = time.time()
+        case.disrupt(subject)
+        end = time.time() + AFTER_SECONDS
+        time.sleep(AFTER_SECONDS)
+        load.wait_for(1, 90)
+        moved = sum(count - before.get(pod, 0.0) for pod, count in migrations(subject).items())
+        return row(load.records(), baseline, expected, (begin, end), round(moved))
+    finally:
+        case.undo(subject)
