@@ -426,7 +426,7 @@ def test_the_frontend_has_what_its_probes_need(make_endpoint, make_plan, child):
     assert {kind: walk(main, f"{kind}Probe.httpGet") for kind in ("startup", "readiness", "liveness")} == {
         "startup": {"path": "/started", "port": "report", "scheme": "HTTP"},
         "readiness": {"path": "/ready", "port": "report", "scheme": "HTTP"},
-        "liveness": {"path": "/live", "port": "http", "scheme": "HTTP"},
+        "liveness": {"path": "/live", "port": "report", "scheme": "HTTP"},
     }
     plain = make_plan(make_endpoint(frontend={"migrationLimit": 0}))
     env = walk(child(plain, "Deployment", "smollm-frontend"), f"{MAIN}.env")

@@ -157,4 +157,4 @@ class _Shutdown:
         deadline.start()
         unfinished = await drain(self._client, self._seconds, Clock())
         if unfinished:
-            logger.warning("Requests in flight are aborted: count=%d", unfinished)
+            logger.warning("Requests are still in flight after the drain: count=%d", unfinished)

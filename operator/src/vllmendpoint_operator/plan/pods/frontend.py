@@ -149,8 +149,9 @@ def _probes() -> dict[str, Any]:
             "timeoutSeconds": 2,
             "failureThreshold": 2,
         },
+        # A frontend whose HTTP server hangs exits after a minute. The port of that server may use TLS.
         "livenessProbe": {
-            **http_get("/live", "http"),
+            **http_get("/live", REPORT_PORT_NAME),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,
