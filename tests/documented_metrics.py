@@ -1,9 +1,9 @@
-"""The operator's metrics as docs/operations.md lists them."""
+"""The operator's metrics as docs/tasks/monitor.md lists them."""
 
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs/operations.md"
+DOCS = Path(__file__).parents[1] / "docs/tasks/monitor.md"
 
 
 def documented() -> dict[str, tuple[str, set[str]]]:

@@ -285,7 +285,7 @@ def failing_endpoints(cluster: Cluster, host: str, registry: None) -> Iterator[N
     hooks = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hooks"}, "data": HOOKS}
     cluster.apply(quota, hooks)
     user, _, password = PULLER.partition(":")
-    # The command of docs/operations.md.
+    # The command of docs/tasks/network.md.
     credentials = (
         f"--docker-server={REGISTRY}",
         f"--docker-username={user}",

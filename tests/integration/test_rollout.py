@@ -52,7 +52,7 @@ def test_a_requested_rollout_restarts_an_unchanged_endpoint(shared, make_endpoin
 
 def documented_restart(docs):
     """The command of the docs that requests a restart and waits for its end, for the endpoint NAME."""
-    text = docs.split("## Upgrading and restarting", 1)[1]
+    text = docs.split("## Restart the workers", 1)[1]
     (command,) = [block for block in text.split("```")[1::2] if "restartedAt" in block]
     return command.strip()
 
@@ -61,7 +61,7 @@ def test_the_documented_command_waits_for_the_end_of_the_restart(shared, make_en
     """kubectl starts to wait before the operator has received the request."""
     endpoint = make_endpoint()
     old = create_ready(endpoint, until, 1)
-    command = documented_restart((ROOT / "docs/operations.md").read_text()).replace("NAME", endpoint.name)
+    command = documented_restart((ROOT / "docs/tasks/upgrade.md").read_text()).replace("NAME", endpoint.name)
     shared_flags = f"--kubeconfig={api.kubeconfig} --namespace=shared"
     command = command.replace("kubectl ", f"{BIN / 'kubectl'} {shared_flags} ")
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True) as kubectl:

@@ -4,13 +4,13 @@ import json
 import re
 import shlex
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import user_docs
+from tests.user_docs import parts_of_specs
 from vllmendpoint_api import OWNED_ENGINE_ARGS, VLLMEndpointSpec, custom_resource_definition
 from vllmendpoint_operator.kube.kinds import by_name
 from vllmendpoint_operator.observe.snapshot import ConfigMapContent, Endpoint, Observed
@@ -228,7 +228,10 @@ def is_accepted(api, spec, accepted_children):
         return False
     parsed = VLLMEndpointSpec.model_validate(created["spec"])
     endpoint = Endpoint("default", name, owner, 1, parsed, None)
-    maps = {"map": ConfigMapContent({"k": "seed: 1\n"})}
+    maps = {
+        "map": ConfigMapContent({"k": "seed: 1\n"}),
+        "handlers": ConfigMapContent({"model.py": ""}),
+    }
     planned = plan(endpoint, Observed(now=datetime.now(UTC), config_maps=maps), Options("worker:1"))
     for child in planned.children:
         if child in accepted_children:
@@ -267,10 +270,8 @@ def parts(value):
     return list(value) if isinstance(value, dict) else [""]
 
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-BLOCKS = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)]
-PARTS = [block for block in BLOCKS if "kind" not in block]
-COMMANDS = re.findall(r"^kubectl (create .*)$", DOCUMENT, re.MULTILINE)
+PARTS = parts_of_specs(user_docs.TEXT)
+COMMANDS = re.findall(r"^kubectl (create .*)$", user_docs.TEXT, re.MULTILINE)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=range(len(PARTS)))

@@ -1,4 +1,4 @@
-"""The autoscaler of docs/operations.md, with the real controller, which has a period of 15 seconds."""
+"""The autoscaler of docs/tasks/scale.md, with the real controller, which has a period of 15 seconds."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_the_documented_autoscaler_scales_the_endpoint(operate, make_endpoint, n
     operate(namespace).until_leading()
     endpoint = make_endpoint(namespace).create()
     until(endpoint.pods, "its pod")
-    document = (ROOT / "docs" / "operations.md").read_text()
+    document = (ROOT / "docs/tasks/scale.md").read_text()
     (text,) = re.findall(r"```yaml\n(apiVersion: autoscaling.*?)```", document, re.DOTALL)
     body = yaml.safe_load(text)
     body["metadata"]["name"] = body["spec"]["scaleTargetRef"]["name"] = endpoint.name

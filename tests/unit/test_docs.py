@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.unit.rendered_chart import container, env, one, template
+from tests.user_docs import table
 from vllmendpoint_api import (
     CONDITION_REASONS,
     HANDLER_PRECEDENCE,
@@ -21,17 +22,18 @@ from vllmendpoint_api import (
 )
 
 ROOT = Path(__file__).parents[2]
+INSTALLATION = ROOT / "docs/getting-started/any-cluster.md"
 
 
 def test_the_precedence_of_payloads_in_the_docs_is_that_of_the_code():
-    text = (ROOT / "docs/health-checks.md").read_text()
+    text = (ROOT / "docs/tasks/health-check.md").read_text()
     block = text.split("<!-- precedence:", 1)[1].split("<!-- /precedence -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
     assert rows == [f"| {row.level} | `{row.source}` | {row.where} |" for row in PRECEDENCE]
 
 
 def test_the_precedence_of_handlers_in_the_docs_is_that_of_the_code():
-    text = (ROOT / "docs/handlers.md").read_text()
+    text = (ROOT / "docs/tasks/handlers.md").read_text()
     block = text.split("<!-- precedence:", 1)[1].split("<!-- /precedence -->", 1)[0]
     rows = [line for line in block.splitlines() if line.startswith("| ")][1:]
     assert rows == [f"| `{row.source}` | {row.ping} | {row.invocations} |" for row in HANDLER_PRECEDENCE]
@@ -94,7 +96,7 @@ def test_the_tests_in_the_table_of_invariants_exist():
             assert re.search(rf"^(async )?def {name}\(", code, re.MULTILINE), name
 
 
-def test_samples_are_valid_and_so_is_the_manifest_in_the_readme():
+def test_samples_are_valid_and_so_is_the_documented_manifest():
     count = 0
     for path in (ROOT / "samples").glob("*.yaml"):
         for sample in yaml.safe_load_all(path.read_text()):
@@ -102,50 +104,45 @@ def test_samples_are_valid_and_so_is_the_manifest_in_the_readme():
                 VLLMEndpointSpec.model_validate(sample["spec"])
                 count += 1
     assert count == 3
-    readme = (ROOT / "README.md").read_text()
-    assert (ROOT / "samples/gpu.yaml").read_text() in readme
+    page = INSTALLATION.read_text()
+    assert (ROOT / "samples/gpu.yaml").read_text() in page
 
 
-def test_the_readme_creates_the_objects_that_its_sample_refers_to():
-    readme = (ROOT / "README.md").read_text()
+def test_the_documentation_creates_the_objects_that_its_sample_refers_to():
+    page = INSTALLATION.read_text()
     spec = yaml.safe_load((ROOT / "samples/gpu.yaml").read_text())["spec"]
     claim = spec["cache"]["persistentVolumeClaim"]["claimName"]
     secret = spec["model"]["tokenSecretRef"]
-    assert f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}=" in readme
-    created = yaml.safe_load(readme.split("kubectl apply -f - <<EOF\n", 1)[1].split("EOF\n", 1)[0])
+    assert f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}=" in page
+    created = yaml.safe_load(page.split("kubectl apply -f - <<EOF\n", 1)[1].split("EOF\n", 1)[0])
     assert (created["kind"], created["metadata"]["name"]) == ("PersistentVolumeClaim", claim)
     assert created["spec"]["accessModes"] == ["ReadWriteMany"], "the sample has more than one replica"
 
 
-def test_the_chart_runs_the_images_that_the_readme_builds():
-    readme = (ROOT / "README.md").read_text()
-    (registry,) = re.findall(r"--set global\.imageRegistry=(\S+)", readme)
-    (pushed,) = re.findall(r"docker push (\S+)", readme)
+def test_the_chart_runs_the_images_that_the_documentation_builds():
+    page = INSTALLATION.read_text()
+    (registry,) = re.findall(r"--set global\.imageRegistry=(\S+)", page)
+    (pushed,) = re.findall(r"docker push (\S+)", page)
     rendered = template({"global": {"imageRegistry": registry}})
     assert container(rendered)["image"] == pushed.replace("$image", "operator")
     assert env(rendered)["VLLMENDPOINT_WORKER_IMAGE"] == pushed.replace("$image", "worker")
 
 
-def rows_of(name):
-    """Cells of the table in docs/operations.md with the marker ``name``."""
-    text = (ROOT / "docs/operations.md").read_text()
-    block = text.split(f"<!-- {name}: checked by a test", 1)[1].split(f"<!-- /{name} -->", 1)[0]
-    return [
-        [cell.strip(" `") for cell in row.split("|")[1:-1]] for row in block.splitlines() if row[:3] == "| `"
-    ]
-
-
 def test_every_alert_is_documented():
     groups = one(template({"prometheusRule": {"enabled": True}}), "PrometheusRule")["spec"]["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
-    rows = rows_of("alerts")
+    rows = table((ROOT / "docs/tasks/monitor.md").read_text(), "alerts")
     assert [alert for alert, *_ in rows] == alerts
     assert all(len(row) == 3 and all(row) for row in rows)
 
 
 @pytest.mark.parametrize("condition", [Condition.AVAILABLE, Condition.GENERATING, Condition.SERVING])
 def test_every_reason_is_documented(condition):
-    documented = [reason for reason, of, *_ in rows_of("reasons") if condition in of.split(", ")]
+    documented = [
+        reason
+        for reason, of, *_ in table((ROOT / "docs/troubleshooting/reasons.md").read_text(), "reasons")
+        if condition in of.split(", ")
+    ]
     assert sorted(documented) == sorted(CONDITION_REASONS[condition])
 
 

@@ -26,8 +26,8 @@ from vllmendpoint_api import Verdict, WorkerReport
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240.0
 HEALTH_LAG = 15.0
-"""Maximum delay in seconds of Dynamo's ``/health`` after a stall: its canary checks every second ("a second
-or two" in docs/health-checks.md), and the machine may be busy."""
+"""Maximum delay in seconds of Dynamo's ``/health`` after a stall: its canary checks every second ("one to two
+seconds" in docs/concepts/verdict.md), and the machine may be busy."""
 ENGINE_ARGUMENTS = [
     "--served-model-name", "toy", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8",
     "--kv-cache-memory-bytes", "67108864", "--distributed-executor-backend", "uni",

@@ -1,5 +1,5 @@
 """Real workers that only the environment configures: probing is disabled, and pre- and post-processing
-(docs/handlers.md) wrap vLLM's own ``/invocations``."""
+(docs/tasks/handlers.md) wrap vLLM's own ``/invocations``."""
 
 import json
 import urllib.error

@@ -203,9 +203,9 @@ def test_health_follows_the_handler(run: Callable[..., Program]) -> None:
 
 
 def test_the_example_of_the_documentation_works_as_printed(run: Callable[..., Program]) -> None:
-    """docs/health-checks.md, "From Python"."""
-    section = (ROOT / "docs/health-checks.md").read_text().split("## From Python", 1)[1].split("\n## ", 1)[0]
-    block = section.split("```python\n", 1)[1].split("```", 1)[0]
+    """docs/tasks/python-api.md."""
+    page = (ROOT / "docs/tasks/python-api.md").read_text()
+    block = page.split("```python\n", 1)[1].split("```", 1)[0]
     program = run(block, environ=EACH_SECOND | {"DYN_HEALTH_CHECK_LEVEL": "standard"})
     program.until_health(200, "ready")
     assert program.requests()[0] == marked(

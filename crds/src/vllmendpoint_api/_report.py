@@ -85,7 +85,7 @@ class Stage(StrEnum):
 
 
 class Verdict(StrEnum):
-    """Results of the health check on an engine. docs/health-checks.md defines each verdict."""
+    """Results of the health check on an engine. docs/concepts/verdict.md defines each verdict."""
 
     STARTING = "Starting"
     GENERATING = "Generating"

@@ -1,4 +1,4 @@
-"""Dynamo's download uses the settings that docs/operations.md describes: token, mirror, private CA, proxy."""
+"""Dynamo's download uses the settings that docs/tasks describes: token, mirror, private CA, proxy."""
 
 import datetime
 import os

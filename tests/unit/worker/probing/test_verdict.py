@@ -1,4 +1,4 @@
-"""The transitions of the verdict, as docs/health-checks.md defines them."""
+"""The transitions of the verdict, as docs/concepts/verdict.md defines them."""
 
 import pytest
 from hypothesis import given

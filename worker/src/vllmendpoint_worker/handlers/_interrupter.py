@@ -3,7 +3,7 @@
 While the event loop is blocked, no task on it can load the changed script. Therefore a thread compares the
 desired handlers with the loaded ones and sends a signal to the main thread, whose signal handler raises in
 the customer's code. This ends Python code, ``time.sleep()``, locks and sockets. It does not end a call into C
-that ignores signals. See docs/handlers.md, "Troubleshooting".
+that ignores signals. See docs/troubleshooting/README.md, "Handlers".
 """
 
 import logging

@@ -3,7 +3,7 @@
 State that the worker itself needs is restored as soon as the import ends (:func:`preserve_process_state`).
 Other changes may be intended for the handlers, so they last as long as the handlers are active.
 :class:`ScriptChanges` reverts them before the next script is imported, and reapplies them if that script is
-refused. docs/handlers.md, "What a script changes in the process", has the table.
+refused. docs/tasks/handlers.md, "What a script changes in the process", has the table.
 """
 
 import asyncio

@@ -1,26 +1,26 @@
-"""Every spec in docs/operations.md is valid and has the effect that the text describes."""
+"""Every part of a spec in the documentation is valid and has the effect that the text describes."""
 
-import re
-from pathlib import Path
+from datetime import UTC, datetime
 
 import pytest
-import yaml
 
-TEXT = (Path(__file__).parents[3] / "docs/operations.md").read_text()
-BLOCKS = {
-    title.splitlines()[0]: [
-        block
-        for text in re.findall(r"```yaml\n(.*?)```", title, re.DOTALL)
-        if "kind" not in (block := yaml.safe_load(text))
-    ]
-    for title in TEXT.split("\n## ")[1:]
-}
+from tests import user_docs
+from vllmendpoint_operator.observe.snapshot import Observed
+
+SECTIONS = [(text.splitlines()[0], user_docs.parts_of_specs(text)) for text in user_docs.TEXT.split("\n## ")]
+BLOCKS = {title: blocks for title, blocks in SECTIONS if blocks}
+
+
+def test_titles_are_unique():
+    assert len(BLOCKS) == sum(bool(blocks) for _, blocks in SECTIONS)
 
 
 @pytest.fixture
-def planned(make_endpoint, make_plan):
+def planned(make_endpoint, config_maps, make_plan):
+    observed = Observed(now=datetime.now(UTC), config_maps=config_maps(handlers={"model.py": ""}))
+
     def of(title, block=0):
-        return make_plan(make_endpoint(**BLOCKS[title][block]))
+        return make_plan(make_endpoint(**BLOCKS[title][block]), observed)
 
     return of
 
