@@ -44,7 +44,7 @@ async def test_an_idle_frontend_serves_until_the_nodes_have_updated_the_service(
 @on_virtual_time
 async def test_requests_in_flight_are_completed() -> None:
     frontend = FakeFrontend(in_flight=2)
-    asyncio.get_running_loop().call_later(60.0, lambda: setattr(frontend, "in_flight", 0))
+    asyncio.get_running_loop().call_later(60.01, lambda: setattr(frontend, "in_flight", 0))
     began = now()
     assert await drain(frontend, 105.0, LoopClock()) == 0
     assert 60.0 <= now() - began < 61.0
