@@ -11,7 +11,7 @@ REFERENCE := docs/reference.md
 SOURCES := crds operator worker tests hack
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo deploy test test-unit test-long bench bench-scale bench-disruption lint format generate kubeconfig clean
+.PHONY: help setup demo deploy test test-unit test-long bench bench-scale bench-disruption lint format generate docs kubeconfig clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -68,6 +68,12 @@ generate: setup ## generate the CRD and its reference from the models
 	@$(PYTHON) -m vllmendpoint_api > $(CACHE)/crd.new
 	@$(PYTHON) -m vllmendpoint_api reference > $(CACHE)/reference.new
 	@cp $(CACHE)/crd.new $(CRD) && cp $(CACHE)/crd.new $(CHART_CRD) && cp $(CACHE)/reference.new $(REFERENCE)
+
+docs: ## build the site of the documentation in the cache; fail on a broken link
+	@hack/tools.sh
+	@UV_PROJECT_ENVIRONMENT=$(CACHE)/docs-venv NO_MKDOCS_2_WARNING=1 \
+	  uv run --frozen --no-default-groups --only-group docs mkdocs build --strict --site-dir $(CACHE)/site
+	@echo "$(CACHE)/site/index.html"
 
 kubeconfig: ## print the path of the demo cluster's kubeconfig
 ifeq ($(CLUSTER),kind)

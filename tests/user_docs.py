@@ -27,3 +27,8 @@ def table(text: str, name: str) -> list[list[str]]:
     (block,) = re.findall(rf"<!-- {name}:.*?-->(.*?)<!-- /{name} -->", text, re.DOTALL)
     rows = [row for row in block.splitlines() if row.startswith("| `")]
     return [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def commands(text: str) -> list[str]:
+    """The blocks of shell commands."""
+    return re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

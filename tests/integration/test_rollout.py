@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.integration.api_server import BIN, ROOT
+from tests.user_docs import commands
 
 ROLLOUT = "serving.vllmendpoint.dev/rollout"
 
@@ -50,18 +51,14 @@ def test_a_requested_rollout_restarts_an_unchanged_endpoint(shared, make_endpoin
     endpoint.until("Ready", "True")
 
 
-def documented_restart(docs):
-    """The command of the docs that requests a restart and waits for its end, for the endpoint NAME."""
-    text = docs.split("## Restart the workers", 1)[1]
-    (command,) = [block for block in text.split("```")[1::2] if "restartedAt" in block]
-    return command.strip()
-
-
 def test_the_documented_command_waits_for_the_end_of_the_restart(shared, make_endpoint, api, until):
     """kubectl starts to wait before the operator has received the request."""
     endpoint = make_endpoint()
     old = create_ready(endpoint, until, 1)
-    command = documented_restart((ROOT / "docs/tasks/upgrade.md").read_text()).replace("NAME", endpoint.name)
+    page = (ROOT / "docs/tasks/upgrade.md").read_text()
+    (command,) = [
+        block.strip().replace("NAME", endpoint.name) for block in commands(page) if "restartedAt" in block
+    ]
     shared_flags = f"--kubeconfig={api.kubeconfig} --namespace=shared"
     command = command.replace("kubectl ", f"{BIN / 'kubectl'} {shared_flags} ")
     with subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True) as kubectl:
