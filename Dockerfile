@@ -16,7 +16,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
 
 # The locked requirements of each image, with hashes, in separate files: a change elsewhere in the lock does not invalidate
-# an image's layer of dependencies.
+# an image's layer of dependencies. Nor does a change of which package requires another (--no-annotate).
 FROM python AS lock
 COPY --from=uv /uv /usr/local/bin/uv
 COPY pyproject.toml uv.lock /src/
@@ -25,7 +25,7 @@ COPY operator/pyproject.toml /src/operator/
 COPY worker/pyproject.toml /src/worker/
 COPY worker/cpu /src/worker/cpu
 RUN cd /src \
-    && export="uv export --quiet --frozen --no-dev --no-emit-workspace --no-header --python /usr/bin/python3" \
+    && export="uv export --quiet --frozen --no-dev --no-emit-workspace --no-header --no-annotate --python /usr/bin/python3" \
     && $export --package vllmendpoint-operator -o /operator/requirements.txt \
     && $export --package vllmendpoint-worker --extra cpu -o /worker/requirements.txt \
     && $export --package vllmendpoint-worker --only-group gpu -o /extra/requirements.txt \
@@ -35,6 +35,7 @@ RUN cd /src \
 # folder to the path of the image's Python; a PYTHONPATH in a pod's env does not undo that.
 FROM python AS code
 COPY --from=uv /uv /usr/local/bin/uv
+COPY LICENSE /src/
 COPY crds /src/crds
 ENV UV_OFFLINE=1 UV_NO_CACHE=1 UV_PYTHON=/usr/bin/python3 UV_COMPILE_BYTECODE=1
 
