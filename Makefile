@@ -11,7 +11,8 @@ REFERENCE := docs/reference.md
 SOURCES := crds operator worker tests hack
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo deploy test test-unit test-long bench bench-scale bench-disruption lint format generate docs kubeconfig clean
+.PHONY: help setup demo deploy images package test test-unit test-long bench bench-scale bench-disruption lint hooks \
+  format generate docs kubeconfig clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,8 +26,14 @@ deploy: ## update the cluster, the images and the operator to this checkout
 setup: ## install the Python workspace in .venv and the tools in the cache
 	@hack/setup.sh
 
-test: ## run all tests except test-long and bench (at most 60 minutes at first, 15 when everything is built)
-	@hack/test.sh
+images: ## build the images operator and worker-cpu (BUILD="worker" selects others, CLUSTER=kind uses Docker)
+	@hack/images.sh $(if $(filter kind,$(CLUSTER)),docker,buildah) $(BUILD)
+
+package: ## build the wheels, their bills of materials and the Helm chart in dist/
+	@hack/package.sh $(IMAGES)
+
+test: ## run all tests except test-long and bench (at most 60 minutes at first, 15 when everything is built; TESTS=tests/e2e selects some)
+	@hack/test.sh $(TESTS)
 
 test-unit: setup ## run the unit tests (seconds)
 	@$(PYTHON) -m pytest tests/unit -q
@@ -45,13 +52,18 @@ bench-disruption: setup ## measure what callers lose during failures and changes
 	@hack/deploy.sh
 	@$(PYTHON) -m tests.bench.disruption $(ARGS)
 
-lint: setup ## check style, prose, types, import layers, Go modules and generated files
+lint: setup ## check style, prose, types, import layers, dependencies, scripts, YAML, chart, workflows and generated files
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
 	@$(PYTHON) hack/prose.py
 	@.venv/bin/mypy
 	@.venv/bin/mypy $$(git ls-files 'tests/*.py' | grep -vE '/test_|^tests/guide/|/engine_spy/')
 	@.venv/bin/lint-imports
+	@for part in crds operator worker; do (cd $$part && ../.venv/bin/deptry src) || exit 1; done
+	@.venv/bin/shellcheck -x -P SCRIPTDIR $$(git ls-files '*.sh' .ci/run)
+	@.venv/bin/yamllint --strict .
+	@helm lint --strict --quiet charts/vllmendpoint-operator
+	@hack/tools.sh actionlint && PATH=$$PWD/.venv/bin:$$PATH actionlint
 	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 	@cd tests/bench/scale/ideal && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 	@$(MAKE) -s generate CRD=$(CACHE)/generated.yaml CHART_CRD=$(CACHE)/generated-chart.yaml \
@@ -59,6 +71,9 @@ lint: setup ## check style, prose, types, import layers, Go modules and generate
 	@diff -u $(CRD) $(CACHE)/generated.yaml && diff -u $(CHART_CRD) $(CACHE)/generated-chart.yaml \
 	  && diff -u $(REFERENCE) $(CACHE)/generated.md \
 	  || { echo "error: generated files are not current; run 'make generate'"; exit 1; }
+
+hooks: setup ## install the git hooks of .pre-commit-config.yaml
+	@.venv/bin/pre-commit install
 
 format: setup ## apply ruff's formatting and safe fixes
 	@.venv/bin/ruff check --fix -q $(SOURCES); .venv/bin/ruff format -q $(SOURCES)

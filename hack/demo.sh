@@ -102,6 +102,7 @@ kubectl apply -f samples/smollm.yaml
 stage "waiting for Ready (an engine without a GPU loads for one to two minutes)"
 kubectl wait --for=condition=Ready vep/$endpoint --timeout=15m >/dev/null &
 waiting=$!
+# shellcheck disable=SC2154 # coproc sets forward_PID
 trap 'kill $waiting ${forward_PID:-} 2>/dev/null || true' EXIT
 await Ready True 900
 wait $waiting || die "kubectl wait failed"

@@ -30,6 +30,7 @@ settle() {
   wait "${pids[$1]}" || die "$1 failed, see its lines above"
   unset "pids[$1]"
 }
+# shellcheck disable=SC2154 # the loop sets pid
 trap 'for pid in "${pids[@]}"; do stop "$pid" 15; done' EXIT
 
 # The model is a directory on this machine; pods mount it through a hostPath volume.

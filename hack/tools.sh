@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the client tools in $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum. Skips installed tools.
-# usage: tools.sh [s3]     s3: also builds the S3 server for the tests from checksummed Go modules (two minutes)
+# usage: tools.sh [s3|actionlint]   also builds a tool from checksummed Go modules: the S3 server of the tests (two minutes),
+#                                   or actionlint, which checks the workflows (half a minute)
 set -euo pipefail
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
@@ -58,18 +59,18 @@ PYTHON
   rm -rf "$tmp"
 }
 
-# Versity's S3 gateway, which serves a directory.
-s3_tool() {
-  local module=$here/s3 sum
+# go_tool FOLDER PACKAGE: builds the program of a Go package at the versions of FOLDER/go.sum
+go_tool() {
+  local module=$here/$1 package=$2 name=${2##*/} sum
   command -v go >/dev/null || die "no Go compiler on PATH: install Go 1.26 or newer"
   sum=$({ go version && cat "$0" "$module"/go.*; } | sha256sum | cut -c1-64)
-  [[ -f $bin/.versitygw.sum && $(<"$bin/.versitygw.sum") == "$sum" ]] && return
-  info "building versitygw, an S3 server (about two minutes on two cores)"
+  [[ -f $bin/.$name.sum && $(<"$bin/.$name.sum") == "$sum" ]] && return
+  info "building $name"
   # -v prints each package that is compiled, which shows the progress.
-  watched "versitygw" env -C "$module" CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -v -buildvcs=false -trimpath \
-    -ldflags '-s -w' -o "$bin/versitygw.new" github.com/versity/versitygw/cmd/versitygw
-  mv "$bin/versitygw.new" "$bin/versitygw"
-  echo "$sum" >"$bin/.versitygw.sum"
+  watched "$name" env -C "$module" CGO_ENABLED=0 GOFLAGS=-mod=readonly go build -v -buildvcs=false -trimpath \
+    -ldflags '-s -w' -o "$bin/$name.new" "$package"
+  mv "$bin/$name.new" "$bin/$name"
+  echo "$sum" >"$bin/.$name.sum"
 }
 
 [[ $(uname -sm) == "Linux x86_64" ]] || die "the pinned binaries are for Linux on x86_64; install helm, helm3 and uv in $bin yourself"
@@ -82,5 +83,8 @@ helm_tool helm 37 2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f80
   b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd
 helm_tool helm3 34 2.1.0 bdcae1ac78c45da0b9b7446e106d5ea01052dae35f74fa571611054edb1bbccc \
   e4722a77de9df824214aaf19d43687c49f7cbcf3b107905acea002173777d486
-[[ ${1:-} != s3 ]] || s3_tool
+case ${1:-} in
+  s3) go_tool s3 github.com/versity/versitygw/cmd/versitygw ;; # Versity's S3 gateway, which serves a directory
+  actionlint) go_tool actionlint github.com/rhysd/actionlint/cmd/actionlint ;;
+esac
 info "done: $bin"

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds the wheels, source archives, software bills of materials (CycloneDX) and the Helm chart in dist/:
+#   hack/package.sh [IMAGES]   IMAGES: registry and path of the images in the chart's default values and annotations, such
+#                              as registry.example.com/vllmendpoint; default: those of the chart
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
+export PATH=$cache/bin:$PATH
+images=${1:-}
+chart=charts/vllmendpoint-operator
+. hack/common.sh
+
+hack/tools.sh
+rm -rf dist
+for part in api operator worker; do
+  watched "vllmendpoint-$part" uv build --quiet --package "vllmendpoint-$part" --out-dir dist
+  watched "vllmendpoint-$part" uv export --quiet --frozen --no-dev --preview-features sbom-export --format cyclonedx1.5 \
+    --package "vllmendpoint-$part" -o "dist/vllmendpoint-$part.cdx.json"
+done
+rm -f dist/.gitignore
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cp -r "$chart" "$scratch/chart"
+if [[ -n $images ]]; then
+  sed -i "s|registry: ghcr.io$|registry: ${images%%/*}|; s|repository: vllmendpoint/|repository: ${images#*/}/|" "$scratch/chart/values.yaml"
+  sed -i "s|image: ghcr.io/vllmendpoint/|image: $images/|" "$scratch/chart/Chart.yaml"
+  default=$(helm template release "$chart" | grep -c "ghcr.io/vllmendpoint/")
+  replaced=$(helm template release "$scratch/chart" | grep -c "$images/") || true
+  [[ $replaced == "$default" ]] || die "$replaced of $default references to images are in $images"
+fi
+helm package --destination dist "$scratch/chart" >/dev/null
+(cd dist && sha256sum -- * >SHA256SUMS)
+info "done: $(ls -m dist | tr '\n' ' ')"
