@@ -59,7 +59,8 @@ lint: setup ## check style, prose, types, import layers, dependencies, scripts, 
 	@.venv/bin/mypy
 	@.venv/bin/mypy $$(git ls-files 'tests/*.py' | grep -vE '/test_|^tests/guide/|/engine_spy/')
 	@.venv/bin/lint-imports
-	@for part in crds operator worker; do (cd $$part && ../.venv/bin/deptry src) || exit 1; done
+	@for part in crds operator worker; do \
+	  found=$$(cd $$part && ../.venv/bin/deptry --no-ansi src 2>&1) || { echo "$$found"; exit 1; }; done
 	@.venv/bin/shellcheck -x -P SCRIPTDIR $$(git ls-files '*.sh' .ci/run)
 	@.venv/bin/yamllint --strict .
 	@helm lint --strict --quiet charts/vllmendpoint-operator

@@ -31,4 +31,4 @@ if [[ -n $images ]]; then
 fi
 helm package --destination dist "$scratch/chart" >/dev/null
 (cd dist && sha256sum -- * >SHA256SUMS)
-info "done: $(ls -m dist | tr '\n' ' ')"
+info "done: $(cd dist && echo ./* | sed 's:\./::g')"

@@ -7,7 +7,7 @@ cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 hack/tools.sh
 
 # vLLM's CPU kernels are linked against libnuma.
-if ! ldconfig -p | grep -q libnuma.so.1; then
+if [[ $(ldconfig -p) != *libnuma.so.1* ]]; then
   info "libnuma1"
   watched "apt-get update" apt-get update
   watched "libnuma1" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libnuma1
