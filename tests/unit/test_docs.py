@@ -14,10 +14,12 @@ from vllmendpoint_api import (
     CONDITION_REASONS,
     HANDLER_PRECEDENCE,
     PRECEDENCE,
-    Condition,
+    EventReason,
     Level,
     ModelType,
+    Reason,
     VLLMEndpointSpec,
+    names,
     payload_for,
 )
 
@@ -136,14 +138,31 @@ def test_every_alert_is_documented():
     assert all(len(row) == 3 and all(row) for row in rows)
 
 
-@pytest.mark.parametrize("condition", [Condition.AVAILABLE, Condition.GENERATING, Condition.SERVING])
-def test_every_reason_is_documented(condition):
-    documented = [
-        reason
-        for reason, of, *_ in table((ROOT / "docs/troubleshooting/reasons.md").read_text(), "reasons")
-        if condition in of.split(", ")
-    ]
-    assert sorted(documented) == sorted(CONDITION_REASONS[condition])
+REASONS = (ROOT / "docs/troubleshooting/reasons.md").read_text()
+ENTRY = re.compile(
+    r"^### (\w+)\nConditions: (.*)\n\n"
+    r"- \*\*Symptom:\*\* \S[^*]*\n- \*\*Cause:\*\* \S[^*]*\n- \*\*Remedy:\*\* \S[^*]*?\n(?:\n|$)",
+    re.MULTILINE,
+)
+"""A reason, its conditions, and the three parts of its entry."""
+
+
+def test_every_entry_of_a_reason_has_symptom_cause_and_remedy() -> None:
+    entries = [reason for reason, _ in ENTRY.findall(REASONS)]
+    assert entries == re.findall(r"^### (.*)$", REASONS, re.MULTILINE)
+    assert len(set(entries)) == len(entries)
+
+
+def test_every_reason_of_every_condition_is_documented() -> None:
+    rows = [*ENTRY.findall(REASONS), *((reason, of) for reason, of, _ in table(REASONS, "neutral"))]
+    documented = [(reason, name) for reason, of in rows for name in re.findall(r"\w+", of)]
+    expected = [(reason, condition) for condition, found in CONDITION_REASONS.items() for reason in found]
+    expected.append((Reason.MANAGED_BY_ANOTHER_OPERATOR, names.CONDITION_OPERATOR_CONFLICT))
+    assert sorted(documented) == sorted(expected)
+
+
+def test_every_event_without_a_condition_is_documented() -> None:
+    assert [reason for reason, _ in table(REASONS, "events")] == [*EventReason]
 
 
 PACKAGES = (

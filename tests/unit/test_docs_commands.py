@@ -30,7 +30,20 @@ BLOCKS = [
     for number, block in enumerate(commands(page.read_text()))
 ]
 PROGRAMS = ["kubectl", "helm", "make", "docker", "curl", "hack", "git", "export", "for", "cd", "uv"]
-KINDS = {"vep", "pods", "pod", "service", "svc", "secret", "configmap", "lease", "deploy", "pvc", "pod,lease"}
+KINDS = {
+    "vep",
+    "pods",
+    "pod",
+    "service",
+    "svc",
+    "secret",
+    "configmap",
+    "lease",
+    "deploy",
+    "pvc",
+    "pod,lease",
+    "events",
+}
 PLACEHOLDERS = {"previous.yaml", "-", "my-values.yaml"}
 OTHER_FIELDS = {"status.podIP", "handlers.lastError"}
 """Fields of a pod and of a worker's report."""
