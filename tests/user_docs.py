@@ -8,7 +8,10 @@ import yaml
 
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDERS = ("getting-started", "concepts", "tasks", "troubleshooting")
-PAGES = sorted(page for folder in FOLDERS for page in (DOCS / folder).glob("*.md"))
+PAGES = [
+    *sorted(page for folder in FOLDERS for page in (DOCS / folder).glob("*.md")),
+    DOCS / "reference.md",
+]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 
 

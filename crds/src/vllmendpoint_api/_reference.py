@@ -6,16 +6,18 @@ from typing import Any, Final
 from ._conditions import CONDITION_REASONS, Reason
 from ._engine_options import ENGINE_OPTIONS, OptionRule
 from ._names import API_VERSION, CONDITION_OPERATOR_CONFLICT, KIND
+from ._reference_examples import SPEC_EXAMPLES
 from ._rejected_options import OWNED_ENV, UNSUPPORTED_ENV
 from ._schema import custom_resource_definition
 
 __all__ = ["reference"]
 
 
+_HEAD: Final = ("| field | type | default | description |", "|---|---|---|---|")
 _REASONS: Final = (
     "`Ready`, `Reconciling` and `Stalled` also use the reason of the condition that determines them. A "
     "condition that the operator does not evaluate, because an earlier one is False, is Unknown with reason "
-    "`Pending`."
+    "`Pending`. [Reasons](troubleshooting/reasons.md) describes each reason."
 )
 
 _OPTIONS: Final = (
@@ -26,12 +28,11 @@ _OPTIONS: Final = (
 
 
 def reference() -> str:
-    """The content of ``docs/reference.md``: the fields, the conditions with their reasons, and the engine
-    options that are rejected, mapped or read by one server only.
+    """The content of ``docs/reference.md``: the fields with examples, the conditions with their reasons, and
+    the engine options that are rejected, mapped or read by one server only.
     """
     (version,) = custom_resource_definition()["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]["properties"]
-    head = ["| field | type | default | description |", "|---|---|---|---|"]
     reasons = ["| condition | reasons |", "|---|---|"]
     conflict = {CONDITION_OPERATOR_CONFLICT: (Reason.MANAGED_BY_ANOTHER_OPERATOR,)}
     for condition, names in (*CONDITION_REASONS.items(), *conflict.items()):
@@ -43,11 +44,12 @@ def reference() -> str:
             f"`{API_VERSION}`. `kubectl explain vep.spec --recursive` prints the same descriptions.",
             "",
             "## spec",
-            *head,
-            *_rows(schema["spec"], "", frozenset(schema["spec"].get("required", ()))),
+            *_HEAD,
+            *_rows(schema["spec"], "", _required(schema["spec"]), depth=1),
             "",
+            *_sections(schema["spec"]),
             "## status",
-            *head,
+            *_HEAD,
             *_rows(schema["status"], "", None),
             "",
             "## Conditions",
@@ -80,8 +82,25 @@ def _options() -> Iterator[str]:
                 yield f"| | | `{variable}` | {rule} | {why} |"
 
 
-def _rows(node: dict[str, Any], path: str, required: frozenset[str] | None) -> Iterator[str]:
-    """``required``: names of the required properties; None for the status, which only the operator writes."""
+def _sections(spec: dict[str, Any]) -> Iterator[str]:
+    """One section with an example for each object of the spec."""
+    for name, field in spec["properties"].items():
+        if "properties" in field:
+            yield from (f"### {name}", str(field["description"]), "```yaml")
+            yield from SPEC_EXAMPLES[name].splitlines()
+            yield from ("```", "", *_HEAD)
+            yield from _rows(field, f"{name}.", _required(field))
+            yield ""
+
+
+def _required(node: dict[str, Any]) -> frozenset[str]:
+    return frozenset(node.get("required", ()))
+
+
+def _rows(node: dict[str, Any], path: str, required: frozenset[str] | None, depth: int = 99) -> Iterator[str]:
+    """``required``: names of the required properties; None for the status, which only the operator writes.
+    ``depth``: levels of fields.
+    """
     for name, field in node.get("properties", {}).items():
         default = f"`{_plain(field['default'])}`" if "default" in field and required is not None else ""
         if required is not None and name in required:
@@ -89,8 +108,10 @@ def _rows(node: dict[str, Any], path: str, required: frozenset[str] | None) -> I
         description = str(field.get("description", "")).replace("|", "\\|")
         yield f"| `{path}{name}` | {_type(field)} | {default} | {description} |"
         inner = field.get("items", field)
-        inner_required = None if required is None else frozenset(inner.get("required", ()))
-        yield from _rows(inner, f"{path}{name}{'[]' if 'items' in field else ''}.", inner_required)
+        inner_required = None if required is None else _required(inner)
+        if depth > 1:
+            inner_path = f"{path}{name}{'[]' if 'items' in field else ''}."
+            yield from _rows(inner, inner_path, inner_required, depth - 1)
 
 
 def _type(field: dict[str, Any]) -> str:
