@@ -85,11 +85,11 @@ generate: setup ## generate the CRD and its reference from the models
 	@$(PYTHON) -m vllmendpoint_api reference > $(CACHE)/reference.new
 	@cp $(CACHE)/crd.new $(CRD) && cp $(CACHE)/crd.new $(CHART_CRD) && cp $(CACHE)/reference.new $(REFERENCE)
 
-docs: ## build the site of the documentation in the cache; fail on a broken link
+docs: ## build the site of the documentation in .site; fail on a broken link
 	@hack/tools.sh
 	@UV_PROJECT_ENVIRONMENT=$(CACHE)/docs-venv NO_MKDOCS_2_WARNING=1 \
-	  uv run --frozen --no-default-groups --only-group docs mkdocs build --strict --site-dir $(CACHE)/site
-	@echo "$(CACHE)/site/index.html"
+	  uv run --frozen --no-default-groups --only-group docs mkdocs build --strict --site-dir .site
+	@echo .site/index.html
 
 kubeconfig: ## print the path of the demo cluster's kubeconfig
 ifeq ($(CLUSTER),kind)
@@ -102,5 +102,5 @@ clean: ## remove the cluster; keep the build cache (PURGE=1 also removes images,
 	@if [ "$(CLUSTER)" = kind ]; then kind delete cluster --name vllmendpoint --kubeconfig $(CACHE)/kind/kubeconfig; \
 	 elif [ -x $(CACHE)/bin/cluster ]; then cluster down $(if $(PURGE),--purge); fi
 	@hack/images.sh $(if $(PURGE),clean,tidy)
-	@$(if $(PURGE),rm -rf $(CACHE)/models .venv)
+	@$(if $(PURGE),rm -rf $(CACHE)/models .venv .site)
 	@echo "clean"

@@ -81,6 +81,12 @@ def with_breaks_in_tables(html: str) -> str:
     return CELL.sub(lambda cell: CODE.sub(broken, cell[0]), html)
 
 
+def with_whole_options(html: str) -> str:
+    """The page without line breaks after the hyphens of an option in code."""
+    option = re.compile(r"(?<![\w-])(--[\w-]+)")
+    return CODE.sub(lambda code: option.sub(r'<span class="option">\1</span>', code[0]), html)
+
+
 def github_anchor(heading: str, separator: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", separator)
 
@@ -121,4 +127,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    return with_breaks_in_tables(html)
+    return with_whole_options(with_breaks_in_tables(html))

@@ -71,5 +71,10 @@ def test_code_in_tables_can_break_between_the_parts_of_a_path(hook: ModuleType) 
     assert hook.with_breaks_in_tables(html) == "<code>a.b</code><td><code>a.<wbr>b</code> c.d</td>"
 
 
+def test_an_option_in_code_is_not_broken_after_a_hyphen(hook: ModuleType) -> None:
+    html = "--a <code>x --max-len 1</code>"
+    assert hook.with_whole_options(html) == '--a <code>x <span class="option">--max-len</span> 1</code>'
+
+
 def test_anchors_are_those_of_github(hook: ModuleType) -> None:
     assert hook.github_anchor("SM_VLLM_* variables", "-") == "sm_vllm_-variables"
