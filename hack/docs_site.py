@@ -76,7 +76,7 @@ def with_breaks_in_tables(html: str) -> str:
     """The page with possible line breaks in the code of tables, such as in paths of fields."""
 
     def broken(code: re.Match[str]) -> str:
-        return re.sub(r"([./_,=])(?=\w)", r"\1<wbr>", code[0])
+        return re.sub(r"(?<=[\w\]])([./_,=])(?=\w)", r"\1<wbr>", code[0])
 
     return CELL.sub(lambda cell: CODE.sub(broken, cell[0]), html)
 
