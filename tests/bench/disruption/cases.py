@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.e2e.conftest import CACHE, SYSTEM, Cluster, eventually
+from tests.e2e.conftest import CACHE, SYSTEM, Cluster, eventually, worker_image
 
 from .subjects import Subject
 
@@ -127,10 +127,20 @@ def change_model_card_back(subject: Subject) -> None:
     wait_rolled_out(subject, subject.workers_deployment, 600)
 
 
+def load_other_image(subject: Subject) -> None:
+    """The same image by another tag, so that the pods are replaced and the texts stay the same."""
+    del subject
+    image = worker_image()
+    for command in (["buildah", "tag", image, _other_image()], ["cluster", "load", _other_image()]):
+        subprocess.run(command, check=True, capture_output=True, timeout=180)
+
+
+def _other_image() -> str:
+    return f"{worker_image().rpartition(':')[0]}:disruption"
+
+
 def change_image(subject: Subject) -> None:
-    """The same image by another name, so that the pods are replaced and the texts stay the same."""
-    image = str(subject.workers()[0]["spec"]["containers"][0]["image"])
-    subject.change_image(image.removeprefix("docker.io/") if "docker.io/" in image else f"docker.io/{image}")
+    subject.change_image(_other_image())
     time.sleep(2)
     wait_rolled_out(subject, subject.workers_deployment, 600)
 
@@ -214,7 +224,7 @@ CASES: Final = (
     Case("frontend pod deleted", delete_frontend, quick=True),
     Case("frontend rollout", restart_frontends),
     Case("rollout of another model card", change_model_card, undo=change_model_card_back),
-    Case("rollout of another image", change_image),
+    Case("rollout of another image", change_image, load_other_image),
     Case("node drained", drain_node, use_second_node, remove_second_node),
     Case("scaled from 2 to 1", scale_down, undo=scale_up, quick=True),
     Case("operator restarted", restart_operator, operator=True),
