@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from vllmendpoint_api import names
@@ -57,8 +57,13 @@ def drain_seconds(environ: Mapping[str, str]) -> float:
     return seconds
 
 
-async def drain(client: Client, seconds: float, clock: Clock) -> int:
-    """Return the number of requests in flight at the end: 0, unless ``seconds`` have passed."""
+async def drain(
+    client: Client, seconds: float, clock: Clock, close_connections: Callable[[], int] = lambda: 0
+) -> int:
+    """Return the number of requests in flight at the end: 0, unless ``seconds`` have passed.
+
+    ``close_connections`` closes the clients' connections if none has a request, else returns how many have.
+    """
     deadline = clock.monotonic() + seconds
     await asyncio.sleep(min(ANNOUNCE_SECONDS, seconds))
     count = 0
@@ -69,7 +74,7 @@ async def drain(client: Client, seconds: float, clock: Clock) -> int:
         except (OSError, ValueError) as error:
             logger.warning("The HTTP server does not respond: error=%s", type(error).__name__)
             return count
-        if not count:
+        if not count and not (count := close_connections()):
             return 0
         await asyncio.sleep(POLL_SECONDS)
     return count

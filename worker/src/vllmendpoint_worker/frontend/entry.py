@@ -28,6 +28,7 @@ from vllmendpoint_worker.process.listening import frontend_hosts, loopback, netw
 from vllmendpoint_worker.process.shutdown import EXIT_FAILURE, terminate
 from vllmendpoint_worker.serving.report_server import start_report_server
 
+from .connections import close_idle_connections
 from .discovery import Scope
 from .drain import drain, drain_seconds
 from .http_client import HttpClient
@@ -63,7 +64,7 @@ def start() -> NoReturn:
     server.probe = prober.probe
     prober.start()
     try:
-        _dynamo.run(_Shutdown(client, state, drain_seconds(os.environ)).on_signal)
+        _dynamo.run(_Shutdown(client, state, drain_seconds(os.environ), dynamo.port).on_signal)
     except Exception as error:
         logger.exception("Dynamo's frontend failed")
         terminate(EXIT_FAILURE, f"Dynamo's frontend failed: {type(error).__name__}: {error}")
@@ -140,7 +141,8 @@ class _ProberThread:
 class _Shutdown:
     """Drains the requests after the first signal. The second signal ends the process."""
 
-    def __init__(self, client: HttpClient, state: FrontendState, seconds: float) -> None:
+    def __init__(self, client: HttpClient, state: FrontendState, seconds: float, port: int) -> None:
+        self._port = port
         self._client = client
         self._state = state
         self._seconds = seconds
@@ -155,6 +157,8 @@ class _Shutdown:
         deadline = threading.Timer(self._seconds + SHUTDOWN_SECONDS, terminate, (0,))
         deadline.daemon = True
         deadline.start()
-        unfinished = await drain(self._client, self._seconds, Clock())
+        unfinished = await drain(
+            self._client, self._seconds, Clock(), lambda: close_idle_connections(self._port)
+        )
         if unfinished:
             logger.warning("Requests are still in flight after the drain: count=%d", unfinished)
