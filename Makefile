@@ -35,7 +35,7 @@ package: ## build the wheels, their bills of materials and the Helm chart in dis
 test: ## run all tests except test-long and bench (at most 60 minutes at first, 15 when everything is built; TESTS=tests/e2e selects some)
 	@hack/test.sh $(TESTS)
 
-test-unit: setup ## run the unit tests (seconds)
+test-unit: setup ## run the unit tests (about three minutes on two cores)
 	@$(PYTHON) -m pytest tests/unit -q
 
 test-long: ## run the tests that take too long for `make test`
