@@ -1,6 +1,6 @@
 """Runs the commands of the documents with kubectl and helm against an API server with the installed chart.
 
-No pods run: waiting, logs, port-forwards, requests and builds of images are omitted.
+No pods run: waiting, exec, logs, port-forwards, requests and builds of images are omitted.
 """
 
 import os
@@ -20,7 +20,7 @@ INSTALLATION = DOCS / "getting-started/any-cluster.md"
 LIFECYCLE = [DOCS / "tasks/upgrade.md", DOCS / "tasks/roll-back.md"]
 OMITTED = re.compile(r"\b(curl|docker|make|jq)\b|KUBECONFIG")
 KUBECTL = """#!/bin/bash
-case " $* " in *" logs "*|*" port-forward "*|*" wait "*) exit 0;; esac
+case " $* " in *" logs "*|*" port-forward "*|*" wait "*|*" exec "*) exit 0;; esac
 exec {program} --kubeconfig={kubeconfig} --namespace={namespace} "$@"
 """
 HELM = """#!/bin/bash
