@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.unit.rendered_chart import (
     ALL_SET,
@@ -53,6 +54,7 @@ def test_the_environment_contains_valid_settings_of_the_operator(
 
 def test_images_are_set_by_registry_tag_and_digest() -> None:
     digest = "sha256:" + "0" * 64
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
     def images(values: Object) -> tuple[str, str]:
         docs = template(values)
@@ -60,11 +62,14 @@ def test_images_are_set_by_registry_tag_and_digest() -> None:
         assert test == container(docs)["image"]
         return test, env(docs)["VLLMENDPOINT_WORKER_IMAGE"]
 
-    assert images({}) == ("ghcr.io/vllmendpoint/operator:0.1.0", "ghcr.io/vllmendpoint/worker:0.1.0")
+    assert images({}) == (
+        f"ghcr.io/vllmendpoint/operator:{version}",
+        f"ghcr.io/vllmendpoint/worker:{version}",
+    )
     mirrored = {"global": {"imageRegistry": "mirror:5000"}, "image": {"tag": "x"}}
     assert images(mirrored) == (
         "mirror:5000/vllmendpoint/operator:x",
-        "mirror:5000/vllmendpoint/worker:0.1.0",
+        f"mirror:5000/vllmendpoint/worker:{version}",
     )
     bare = {"image": {"registry": "", "digest": digest}, "worker": {"image": {"digest": digest}}}
     assert images(bare) == (f"vllmendpoint/operator@{digest}", f"ghcr.io/vllmendpoint/worker@{digest}")
