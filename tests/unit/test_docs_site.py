@@ -32,9 +32,9 @@ def pages(nav: Any) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation_once(hook: ModuleType) -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    found = sorted(
-        page for page in pages(hook.with_pages_of_folders(config["nav"])) if "repository/" not in page
-    )
+    listed = list(pages(hook.with_pages_of_folders(config["nav"])))
+    assert len(listed) == len(set(listed))
+    found = sorted(page for page in listed if not page.startswith("repository/"))
     assert found == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
 
 
