@@ -30,7 +30,7 @@ images: ## build the images operator and worker-cpu (BUILD="worker" selects othe
 	@hack/images.sh $(if $(filter kind,$(CLUSTER)),docker,buildah) $(BUILD)
 
 package: ## build the wheels, their bills of materials and the Helm chart in dist/
-	@hack/package.sh $(IMAGES)
+	@hack/package.sh '$(IMAGES)' '$(URL)'
 
 test: ## run all tests except test-long and bench (at most 60 minutes at first, 15 when everything is built; TESTS=tests/e2e selects some)
 	@hack/test.sh $(TESTS)
