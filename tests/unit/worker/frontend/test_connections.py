@@ -21,19 +21,12 @@ class Pair(NamedTuple):
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """A connection of a client, over loopback, which counts as another machine here."""
-    monkeypatch.setattr(connections, "_is_client", is_client)
+    monkeypatch.setattr(connections, "_is_remote", lambda address: True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0] as server:
             client.settimeout(5)
             yield Pair(server, client, port)
-
-
-def is_client(connection: socket.socket, port: int) -> bool:
-    try:
-        return connection.getsockname()[1] == port and bool(connection.getpeername())
-    except OSError:
-        return False
 
 
 def exchange(pair: Pair) -> None:
@@ -70,14 +63,22 @@ def test_a_connection_with_a_request_that_is_not_answered_stays_open(pair: Pair)
     assert pair.client.recv(100) == b"response"
 
 
+def test_sockets_of_other_families_are_ignored(pair: Pair) -> None:
+    exchange(pair)
+    one, other = socket.socketpair()
+    with one, other, socket.create_server(("::1", 0), family=socket.AF_INET6):
+        assert close_idle_connections(pair.port) == 0
+    assert pair.client.recv(100) == b""
+
+
 def test_other_ports_and_connections_of_this_machine_are_ignored(pair: Pair) -> None:
     exchange(pair)
     assert close_idle_connections(pair.port + 1) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connections, "_is_client", original)
+        patch.setattr(connections, "_is_remote", is_remote)
         assert close_idle_connections(pair.port) == 0
     threading.Timer(0.1, pair.server.sendall, (b"still open",)).start()
     assert pair.client.recv(100) == b"still open"
 
 
-original = connections._is_client
+is_remote = connections._is_remote

@@ -71,7 +71,11 @@ def _is_client(connection: socket.socket, port: int) -> bool:
         local, peer = connection.getsockname(), connection.getpeername()
     except OSError:  # it listens
         return False
-    return local[1] == port and not ip_address(peer[0].removeprefix("::ffff:")).is_loopback
+    return local[1] == port and _is_remote(peer[0])
+
+
+def _is_remote(address: str) -> bool:
+    return not ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
 def _has_unanswered_data(connection: socket.socket) -> bool:
