@@ -294,7 +294,7 @@ async def test_unsupported_calls_at_import_are_rejected_with_a_remedy(
 
 
 async def test_a_slow_import_does_not_block_requests(served: Served) -> None:
-    served.script(f"import asyncio, time\nloop = asyncio.get_event_loop()\ntime.sleep(0.5){PING}")
+    served.script(f"import asyncio, time\nloop = asyncio.get_event_loop()\ntime.sleep(1.5){PING}")
     loading = asyncio.create_task(served.start())
     longest = 0.0
     while not loading.done():
@@ -302,7 +302,7 @@ async def test_a_slow_import_does_not_block_requests(served: Served) -> None:
         await asyncio.sleep(0.01)
         longest = max(longest, time.monotonic() - began)
     await loading
-    assert longest < 0.4
+    assert longest < 1.0
 
 
 async def test_a_call_on_a_blocked_loop_times_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,12 +318,12 @@ async def test_a_call_on_a_blocked_loop_times_out(served: Served, monkeypatch: p
 async def test_an_abandoned_import_cannot_use_the_loop(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.manager._loader, "_seconds", 0.3)
+    monkeypatch.setattr(served.manager._loader, "_seconds", 1.0)
     served.script("""
 import asyncio, threading, time
 result = []
 try:
-    time.sleep(2)
+    time.sleep(3)
 except BaseException:
     pass
 try:
