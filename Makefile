@@ -32,10 +32,10 @@ images: ## build the images operator and worker-cpu (BUILD="worker" selects othe
 package: ## build the wheels, their bills of materials and the Helm chart in dist/
 	@hack/package.sh '$(IMAGES)' '$(URL)'
 
-test: ## run all tests except test-long and bench (at most 60 minutes at first, 15 when everything is built; TESTS=tests/e2e selects some)
+test: ## run all tests except test-long and bench (33 minutes on two cores when the images are built; TESTS=tests/e2e selects some)
 	@hack/test.sh $(TESTS)
 
-test-unit: setup ## run the unit tests (about three minutes on two cores)
+test-unit: setup ## run the unit tests (some minutes)
 	@$(PYTHON) -m pytest tests/unit -q
 
 test-long: ## run the tests that take too long for `make test`

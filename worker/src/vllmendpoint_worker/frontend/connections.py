@@ -79,10 +79,13 @@ def _is_remote(address: str) -> bool:
 
 
 def _has_unanswered_data(connection: socket.socket) -> bool:
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        unread = struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))[0]
+    except OSError:  # closed meanwhile
+        return False
     if info[0] != _ESTABLISHED:
         return False
-    unread = struct.unpack("i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))[0]
     sent, received = (
         struct.unpack_from("I", info, offset)[0] for offset in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED)
     )
