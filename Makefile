@@ -32,7 +32,7 @@ images: ## build the images operator and worker-cpu (BUILD="worker" selects othe
 package: ## build the wheels, their bills of materials and the Helm chart in dist/
 	@hack/package.sh '$(IMAGES)' '$(URL)'
 
-test: ## run all tests except test-long and bench (33 minutes on two cores when the images are built; TESTS=tests/e2e selects some)
+test: ## run all tests except test-long and bench (33 minutes on two cores, including a rebuild of the worker image; TESTS=tests/e2e selects some)
 	@hack/test.sh $(TESTS)
 
 test-unit: setup ## run the unit tests (some minutes)
