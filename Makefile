@@ -48,7 +48,7 @@ bench-scale: setup ## measure 1,000 endpoints on simulated nodes against a minim
 	@tests/bench/scale/build.sh
 	@$(PYTHON) -m tests.bench.scale $(ARGS)
 
-bench-disruption: setup ## measure what callers lose during failures and changes, against plain Dynamo (ARGS="--only ours")
+bench-disruption: setup ## measure what callers lose during failures and changes, against plain Dynamo (ARGS="--resume" continues)
 	@hack/deploy.sh
 	@$(PYTHON) -m tests.bench.disruption $(ARGS)
 

@@ -9,12 +9,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from .conftest import Cluster, chat, eventually, manifest, post
+from .node_processes import python_process
 
 NAME: Final = "routed"
 PERIOD: Final = 5
@@ -149,23 +149,10 @@ def ready(pod: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"])
 
 
-def frontend_process(pod: str) -> int:
-    """The frontend's process as this machine sees it: PID 1 of a container ignores SIGSTOP from inside."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"POD_NAME={pod}".encode() in environment and b"frontend" in command:
-            return int(folder.name)
-    raise AssertionError(f"no process of {pod}")
-
-
 def test_a_frontend_that_hangs_is_named_and_receives_no_requests(cluster: Cluster, endpoint: None) -> None:
     def fault() -> None:
         frontend = names(cluster, "frontend")[0]
-        process = frontend_process(frontend)
+        process = python_process(cluster.namespace, frontend, "vllmendpoint_worker.frontend")
         os.kill(process, signal.SIGSTOP)
         try:
             message = reported(cluster, "frontend stopped", "FrontendNotAnswering")

@@ -18,7 +18,9 @@ def test_no_request_fails_or_changes_its_text_in_any_case(deployed: Cluster, tmp
     rows = tmp_path / "rows.json"
     command = [sys.executable, "-m", "tests.bench.disruption", "--json", str(rows)]
     done = subprocess.run(command, cwd=ROOT, timeout=5300, check=False)
-    found = json.loads(rows.read_text())
+    results = json.loads(rows.read_text())
+    assert results["unmeasured"] == {}
+    found = results["rows"]
     ours = found["VLLMEndpoint"]
     assert set(ours) == {case.name for case in CASES}, "some cases were not measured"
     assert {name: row["errors"] for name, row in ours.items() if row["failed"] or row["wrong"]} == {}

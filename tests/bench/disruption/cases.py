@@ -3,6 +3,7 @@
 ``disrupt`` is a function of the subject. It returns when the disruption is over.
 """
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.e2e.conftest import CACHE, SYSTEM, Cluster, eventually, worker_image
+from tests.e2e.node_processes import signal_python
 
 from .subjects import Subject
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "Case", "remove_second_node", "wait_healthy"]
 
 STALL_SECONDS: Final = 45
 """Longer than a caller waits: a request that hangs fails."""
@@ -76,18 +78,10 @@ def kill_engine(subject: Subject) -> None:
     settle(subject)
 
 
-_KILL_WORKER = (
-    "import os, pathlib, signal\n"
-    "found = [int(p.parent.name) for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')"
-    " if any(name in p.read_bytes() for name in (b'vllmendpoint_worker', b'dynamo.vllm'))"
-    " and p.read_bytes().startswith(b'python3')]\n"
-    "[os.kill(pid, signal.SIGKILL) for pid in found if pid != os.getpid()]\n"
-)
-
-
 def kill_worker(subject: Subject) -> None:
-    """Kill the worker's main process. Where it is PID 1 of the container, only the kubelet's kill ends it."""
-    subject.cluster.python(pod_name(subject.workers()[0]), _KILL_WORKER)
+    """Kill the worker's main process from this machine, because it is PID 1 of plain Dynamo's container."""
+    pod = pod_name(subject.workers()[0])
+    signal_python(signal.SIGKILL, subject.cluster.namespace, pod, "vllmendpoint_worker", "dynamo.vllm")
     settle(subject)
 
 
@@ -185,7 +179,7 @@ def drain_node(subject: Subject) -> None:
     wait_healthy(subject)
 
 
-def remove_second_node(subject: Subject) -> None:
+def remove_second_node(subject: Subject | None = None) -> None:
     del subject
     _cluster_command("remove", SECOND_NODE)
 
