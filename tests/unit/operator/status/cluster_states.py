@@ -20,6 +20,15 @@ NO_GPU = {
 }
 TERMINATING = {"deletionTimestamp": "2026-01-01T12:00:05Z"}
 """Metadata of a terminating pod."""
+BOTH = {"w-1": "Answered", "w-2": "Answered"}
+"""Routes of a frontend to two workers."""
+BROKEN = {"answering": False, "ready": False, "message": "No response within 5 s."}
+"""Report of a frontend whose HTTP server does not answer."""
+
+
+def became_ready(at: str) -> list[dict[str, str]]:
+    """Conditions of a pod."""
+    return [{"type": "Ready", "status": "True", "lastTransitionTime": at}]
 
 
 def replica_failure(message: str) -> dict[str, str]:

@@ -59,3 +59,28 @@ def make_workers(make_worker: Callable[..., Pod]) -> Callable[..., list[Pod]]:
     return lambda endpoint, *verdicts: [
         make_worker(f"w-{number}", verdict, settings=endpoint) for number, verdict in enumerate(verdicts)
     ]
+
+
+@pytest.fixture
+def serving_of(
+    make_endpoint: Callable[..., Endpoint],
+    make_status: Callable[..., VLLMEndpointStatus],
+    make_worker: Callable[..., Pod],
+    finding: Callable[..., tuple[str, str, str]],
+) -> Callable[..., tuple[str, str, str]]:
+    """The finding Serving of an endpoint with the ready workers w-1 and w-2 and these frontends."""
+
+    def find(
+        *frontends: Pod,
+        workers: list[Pod] | None = None,
+        before: Any = None,
+        now: Any = None,
+        replicas: int = 2,
+    ) -> tuple[str, str, str]:
+        endpoint = make_endpoint(replicas=replicas, before=before)
+        if workers is None:
+            workers = [make_worker(name, settings=endpoint) for name in ("w-1", "w-2")]
+        more = {} if now is None else {"now": now}
+        return finding(make_status(endpoint, *workers, frontends=frontends, **more), "Serving")
+
+    return find
