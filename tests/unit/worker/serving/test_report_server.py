@@ -165,6 +165,37 @@ def test_the_number_of_clients_is_bounded(server: ReportServer) -> None:
         assert time.monotonic() < deadline
 
 
+def test_one_address_with_all_places_does_not_exclude_another(server: ReportServer) -> None:
+    """As the kubelet's probes, while a pod holds as many connections as it can."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(contextlib.closing(Watch(server)))
+        for _ in range(2 * report_server.MAX_CLIENTS):
+            stack.enter_context(connect_from("127.0.0.2", server))
+        time.sleep(0.3)
+        for path in ("/live", "/ready", "/started") * 3:
+            assert ask(server, path)[0] in (200, 503)
+        server._state.update(model_type="changed")  # type: ignore[attr-defined]
+        assert stream.line().worker_version
+        assert stream.line().model_type == "changed"
+
+
+def test_a_new_address_replaces_the_oldest_client_of_the_largest(server: ReportServer) -> None:
+    with contextlib.ExitStack() as stack:
+        first, *others = (
+            stack.enter_context(connect_from("127.0.0.2", server)) for _ in range(report_server.MAX_CLIENTS)
+        )
+        time.sleep(0.3)
+        held = stack.enter_context(contextlib.closing(Watch(server)))
+        assert held.line().worker_version
+        assert first.recv(1) == b""
+        others[-1].sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert others[-1].recv(20).startswith(b"HTTP/1.1 200")
+
+
+def connect_from(address: str, server: ReportServer) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=5, source_address=(address, 0))
+
+
 def live(server: ReportServer) -> bool:
     with contextlib.suppress(OSError, http.client.HTTPException):
         return ask(server, "/live")[0] == 200

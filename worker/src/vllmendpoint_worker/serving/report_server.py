@@ -2,7 +2,7 @@
 
 It answers before the heavy imports, and while the main loop loads the engine, stalls or is blocked. Each
 connection serves one request. The number of clients, the size of a request and every wait are bounded; a
-client that reads too slowly is disconnected.
+client that reads too slowly is disconnected. Addresses share the places for clients equally.
 
 =======================  ======================================================================
 ``GET /status``          the report (JSON); with ``?watch=true`` one line immediately, at every
@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -95,6 +96,8 @@ class ReportServer:
         self._stop: asyncio.Event | None = None
         self._changed = asyncio.Event()
         self._clients: set[asyncio.Task[None]] = set()
+        self._places: dict[asyncio.Task[None], str] = {}
+        """Address of each served client, the oldest first."""
         self.probe: Callable[[], Future[dict[str, Any]]] | None = None
         self.metrics: Callable[[], bytes] | None = None
         self.on_blocked: Callable[[float], None] | None = None
@@ -171,12 +174,32 @@ class ReportServer:
                 self.on_blocked(seconds)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= MAX_CLIENTS:
+        address = str((writer.get_extra_info("peername") or ("",))[0])
+        if not self._has_place(address):
             writer.transport.abort()
             return
         task = asyncio.get_running_loop().create_task(self._serve_client(reader, writer))
         self._clients.add(task)
+        self._places[task] = address
         task.add_done_callback(self._clients.discard)
+        task.add_done_callback(lambda done: self._places.pop(done, None))
+
+    def _has_place(self, address: str) -> bool:
+        """Whether a client of this address is served.
+
+        If all places are taken, it replaces the oldest client of the address with the most clients, unless
+        its own address would then have the most. So one address cannot exclude the kubelet or the operator.
+        """
+        if len(self._places) < MAX_CLIENTS:
+            return True
+        counts = Counter(self._places.values())
+        largest, count = counts.most_common(1)[0]
+        if counts[address] + 1 >= count:
+            return False
+        oldest = next(task for task, holder in self._places.items() if holder == largest)
+        del self._places[oldest]
+        oldest.cancel()
+        return True
 
     async def _serve_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
