@@ -1,10 +1,9 @@
 """The frontend's state, shared by the prober, the main event loop and the report server's thread."""
 
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from vllmendpoint_api import (
     AcceptedWorkers,
@@ -15,6 +14,7 @@ from vllmendpoint_api import (
     StageReport,
 )
 from vllmendpoint_worker.process.clock import Clock
+from vllmendpoint_worker.serving.snapshots import MAX_WORD, Snapshot, SnapshotHolder
 
 from .discovery import Discovery
 from .routes import Route
@@ -25,7 +25,6 @@ __all__ = ["FrontendSnapshot", "FrontendState"]
 _MAX_ROUTES: Final = 256
 _MAX_ACCEPTED: Final = 64
 _MAX_MODELS: Final = 64
-_MAX_WORD: Final = 128
 _MAX_TEXT: Final = 2048
 
 _STARTING: Final = "The frontend is starting."
@@ -34,12 +33,10 @@ _STOPPING: Final = "The frontend is shutting down."
 _ORDER: Final = (RouteState.FAILING, RouteState.NOT_ACCEPTED, RouteState.PENDING, RouteState.ANSWERED)
 
 
-@dataclass(frozen=True, slots=True)
-class FrontendSnapshot:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendSnapshot(Snapshot):
     """The content of a report."""
 
-    stage: StageReport
-    started: bool = False
     answering: bool = False
     reachable: bool = False
     """Whether there is a route to at least one worker."""
@@ -50,52 +47,19 @@ class FrontendSnapshot:
     routes: tuple[Route, ...] = ()
 
 
-class FrontendState:
-    """Thread-safe holder of the current :class:`FrontendSnapshot`, and what the report server needs of it.
-
-    Callbacks of ``subscribe`` are called on the thread that changes the state, and must only schedule work on
-    their own loop.
-    """
+class FrontendState(SnapshotHolder[FrontendSnapshot]):
+    """Holder of the current :class:`FrontendSnapshot`, and what the report server needs of it."""
 
     def __init__(self, *, worker_version: str, pod_uid: str = "", clock: Clock | None = None) -> None:
-        self._clock = clock or Clock()
-        self._worker_version = worker_version[:_MAX_WORD]
-        self._pod_uid = pod_uid[:_MAX_WORD]
-        self._lock = threading.RLock()  # a signal handler may update the state during another update
-        self._subscribers: list[Callable[[], None]] = []
+        clock = clock or Clock()
+        snapshot = FrontendSnapshot(stage=StageReport(name=Stage.IMPORTING, since=clock.wall()))
+        super().__init__(snapshot, worker_version=worker_version, pod_uid=pod_uid, clock=clock)
         self._wall_times: dict[float, datetime] = {}
         """Of monotonic moments, so that a moment has the same wall time in each report."""
-        self._snapshot = FrontendSnapshot(StageReport(name=Stage.IMPORTING, since=self._clock.wall()))
-
-    @property
-    def snapshot(self) -> FrontendSnapshot:
-        return self._snapshot
-
-    @property
-    def stage(self) -> Stage:
-        return Stage(self._snapshot.stage.name)
-
-    @property
-    def started(self) -> bool:
-        return self._snapshot.started
 
     @property
     def probe_timeout(self) -> float:
         return self._snapshot.rules.timeout
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        with self._lock:
-            self._subscribers.append(callback)
-
-    def update(self, **changes: Any) -> None:
-        """Replace fields of the snapshot. Calls the subscribers if more than the times of probes changed."""
-        with self._lock:
-            before = self._snapshot
-            self._snapshot = replace(before, **changes)
-            changed = _without_volatile(self._snapshot) != _without_volatile(before)
-            subscribers = list(self._subscribers) if changed else []
-        for callback in subscribers:
-            callback()
 
     def enter_stage(self, name: Stage) -> None:
         """Enter a stage. STOPPING is final."""
@@ -128,7 +92,7 @@ class FrontendState:
             stage=snapshot.stage,
             answering=snapshot.answering,
             message=reason[:_MAX_TEXT],
-            models=tuple(name[:_MAX_WORD] for name in snapshot.discovery.models[:_MAX_MODELS]),
+            models=tuple(name[:MAX_WORD] for name in snapshot.discovery.models[:_MAX_MODELS]),
             probing=snapshot.rules.probing,
             accepted=_accepted(snapshot.discovery),
             routes=tuple(_route(route, walls) for route in routes[:_MAX_ROUTES]),
@@ -142,11 +106,20 @@ class FrontendState:
         self._wall_times = walls
         return walls
 
+    @staticmethod
+    def _without_volatile(snapshot: FrontendSnapshot) -> FrontendSnapshot:
+        """Without what changes with every probe."""
+        routes = tuple(
+            replace(route, last_answer=None, last_probe=None, failures=0, unaccepted_since=None)
+            for route in snapshot.routes
+        )
+        return replace(snapshot, routes=routes)
+
 
 def _route(route: Route, walls: Mapping[float, datetime]) -> RouteReport:
     return RouteReport(
         instance_id=str(route.instance.id),
-        namespace=route.instance.namespace[:_MAX_WORD],
+        namespace=route.instance.namespace[:MAX_WORD],
         state=route.state,
         message=route.message[:_MAX_TEXT],
         since=walls[route.since],
@@ -156,17 +129,8 @@ def _route(route: Route, walls: Mapping[float, datetime]) -> RouteReport:
 
 def _accepted(discovery: Discovery) -> tuple[AcceptedWorkers, ...]:
     rows = [
-        AcceptedWorkers(namespace=namespace[:_MAX_WORD], role=role[:_MAX_WORD], workers=min(count, 1_000_000))
+        AcceptedWorkers(namespace=namespace[:MAX_WORD], role=role[:MAX_WORD], workers=min(count, 1_000_000))
         for namespace, roles in sorted(discovery.accepted.items())
         for role, count in sorted(roles.items())
     ]
     return tuple(rows[:_MAX_ACCEPTED])
-
-
-def _without_volatile(snapshot: FrontendSnapshot) -> FrontendSnapshot:
-    """The snapshot without what changes with every probe. The next line of a stream includes it."""
-    routes = tuple(
-        replace(route, last_answer=None, last_probe=None, failures=0, unaccepted_since=None)
-        for route in snapshot.routes
-    )
-    return replace(snapshot, routes=routes)

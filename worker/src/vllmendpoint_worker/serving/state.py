@@ -4,10 +4,9 @@ The state is one frozen :class:`StateSnapshot`, replaced under a lock. The repor
 of each request: a blocked main loop shows in the report although the loop cannot update the state.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from vllmendpoint_api import (
     DEFAULT_TIMEOUT_SECONDS,
@@ -26,6 +25,8 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_worker.process.clock import Clock
 
+from .snapshots import Snapshot, SnapshotHolder
+
 __all__ = ["LOOP_GRACE_SECONDS", "StateSnapshot", "WorkerState"]
 
 LOOP_GRACE_SECONDS: Final = 3.0
@@ -39,11 +40,10 @@ _LOAD_STAGES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StateSnapshot:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSnapshot(Snapshot):
     """The content of a report."""
 
-    stage: StageReport
     verdict: VerdictReport
     configuration: ConfigurationReport = field(default_factory=ConfigurationReport)
     health_check: HealthCheckReport | None = None
@@ -51,48 +51,27 @@ class StateSnapshot:
     ready: bool = False
     not_ready_reason: str = "the worker is starting"
     instance_id: str = ""
-    started: bool = False
     model_type: str = ""
     handlers: HandlersReport = field(default_factory=HandlersReport)
     custom_ping: PingReport | None = None
     ranks: tuple[RankReport, ...] = ()
 
 
-class WorkerState:
-    """Thread-safe holder of the current :class:`StateSnapshot`.
-
-    Callbacks of ``subscribe`` are called on the thread that changes the state, and must only schedule work on
-    their own loop.
-    """
+class WorkerState(SnapshotHolder[StateSnapshot]):
+    """Holder of the current :class:`StateSnapshot`."""
 
     def __init__(self, *, worker_version: str, pod_uid: str = "", clock: Clock | None = None) -> None:
-        self._clock = clock or Clock()
-        self._worker_version = worker_version[:128]
-        self._pod_uid = pod_uid[:128]
-        self._lock = threading.RLock()  # a signal handler may update the state during another update
-        self._subscribers: list[Callable[[], None]] = []
+        clock = clock or Clock()
+        now = clock.wall()
+        snapshot = StateSnapshot(
+            stage=StageReport(name=Stage.IMPORTING, since=now),
+            verdict=VerdictReport(state=Verdict.STARTING, reason=Reason.STARTING, since=now),
+        )
+        super().__init__(snapshot, worker_version=worker_version, pod_uid=pod_uid, clock=clock)
         self._last_heartbeat: float | None = None
         self._starting = False
         self.blocking_frame: Callable[[], str] = str
         """Returns the location of the main thread in a custom handler's code, or ""."""
-        now = self._clock.wall()
-        self._snapshot = StateSnapshot(
-            stage=StageReport(name=Stage.IMPORTING, since=now),
-            verdict=VerdictReport(state=Verdict.STARTING, reason=Reason.STARTING, since=now),
-        )
-
-    @property
-    def snapshot(self) -> StateSnapshot:
-        return self._snapshot
-
-    @property
-    def stage(self) -> Stage:
-        """The phase of the worker's lifecycle, and the only record of it."""
-        return Stage(self._snapshot.stage.name)
-
-    @property
-    def started(self) -> bool:
-        return self._snapshot.started
 
     @property
     def probe_timeout(self) -> float:
@@ -104,20 +83,6 @@ class WorkerState:
     def is_registered(self) -> bool:
         """Whether the model has been registered with Dynamo. Stays true during the shutdown."""
         return self.stage in (Stage.SERVING, Stage.STOPPING)
-
-    def subscribe(self, callback: Callable[[], None]) -> None:
-        with self._lock:
-            self._subscribers.append(callback)
-
-    def update(self, **changes: Any) -> None:
-        """Replace fields of the snapshot. Calls the subscribers if more than the proof of life changed."""
-        with self._lock:
-            before = self._snapshot
-            self._snapshot = replace(before, **changes)
-            changed = _without_volatile(self._snapshot) != _without_volatile(before)
-            subscribers = list(self._subscribers) if changed else []
-        for callback in subscribers:
-            callback()
 
     def enter_stage(self, name: Stage, detail: str = "") -> None:
         """Enter a stage. ``since`` changes only if the stage does."""
@@ -201,7 +166,7 @@ class WorkerState:
             last_proof_of_life=verdict.last_proof_of_life,
         )
 
-
-def _without_volatile(snapshot: StateSnapshot) -> StateSnapshot:
-    """The snapshot without what changes with every user request. The next line of a stream includes it."""
-    return replace(snapshot, verdict=snapshot.verdict.model_copy(update={"last_proof_of_life": None}))
+    @staticmethod
+    def _without_volatile(snapshot: StateSnapshot) -> StateSnapshot:
+        """Without the proof of life, which changes with every user request."""
+        return replace(snapshot, verdict=snapshot.verdict.model_copy(update={"last_proof_of_life": None}))
