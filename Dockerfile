@@ -1,4 +1,4 @@
-# Three images: operator, worker (GPU, on NVIDIA's Dynamo image) and worker-cpu (the same worker, vLLM on CPU).
+# Four images: operator, worker (GPU, on NVIDIA's Dynamo image), worker-cpu (the same worker, vLLM on CPU) and frontend.
 # Dependencies come from uv.lock, in a layer below our code, so that a change of our code creates one small layer.
 # To build behind a private CA: docker build --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt ...
 ARG BASE=docker.io/library/debian:bookworm-slim
@@ -29,6 +29,8 @@ RUN cd /src \
     && $export --package vllmendpoint-operator -o /operator/requirements.txt \
     && $export --package vllmendpoint-worker --extra cpu -o /worker/requirements.txt \
     && $export --package vllmendpoint-worker --only-group gpu -o /extra/requirements.txt \
+    && $export --package vllmendpoint-worker --only-group frontend --prune aiohttp --prune certifi --prune kubernetes \
+        --prune pyzmq --prune redis --prune tqdm --prune transformers --prune zstandard -o /frontend/requirements.txt \
     && mkdir /worker/worker && cp -r worker/cpu /worker/worker/
 
 # Our code in a separate folder, with its metadata because vLLM finds our stat logger by entry point. A .pth file adds the
@@ -65,6 +67,31 @@ USER 65532:65532
 ENTRYPOINT ["/usr/bin/tini", "--", "python3", "-m", "vllmendpoint_operator"]
 LABEL org.opencontainers.image.title="vllmendpoint-operator" \
       org.opencontainers.image.description="Operator for VLLMEndpoint resources" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+
+# Dynamo's frontend without vLLM, torch and transformers, which only its option --dyn-chat-processor needs. haproxy is Debian's
+# package for a proxy in front of Dynamo's HTTP server.
+FROM python AS frontend
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends haproxy \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
+COPY --from=lock /frontend /opt/locked
+RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
+    --mount=type=cache,target=/root/.cache/uv \
+    --mount=type=secret,id=ca \
+    if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
+    && cd /opt/locked \
+    && uv venv --python /usr/bin/python3 /opt/venv \
+    && uv pip install --python /opt/venv --no-deps --link-mode copy --compile-bytecode -r requirements.txt \
+    && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
+ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=frontend PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DO_NOT_TRACK=1
+COPY --from=worker-code /app /app
+WORKDIR /app
+USER 1000:0
+ENTRYPOINT ["/usr/bin/tini", "--", "python3", "-m", "vllmendpoint_worker.frontend"]
+LABEL org.opencontainers.image.title="vllmendpoint-frontend" \
+      org.opencontainers.image.description="VLLMEndpoint frontend: NVIDIA Dynamo's OpenAI server without an engine" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 

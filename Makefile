@@ -26,7 +26,7 @@ deploy: ## update the cluster, the images and the operator to this checkout
 setup: ## install the Python workspace in .venv and the tools in the cache
 	@hack/setup.sh
 
-images: ## build the images operator and worker-cpu (BUILD="worker" selects others, CLUSTER=kind uses Docker)
+images: ## build the images operator, frontend and worker-cpu (BUILD="worker" selects others, CLUSTER=kind uses Docker)
 	@hack/images.sh $(if $(filter kind,$(CLUSTER)),docker,buildah) $(BUILD)
 
 package: ## build the wheels, their bills of materials and the Helm chart in dist/

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images `operator` and `worker-cpu` from the Dockerfile:
+# Builds the images `operator`, `frontend` and `worker-cpu` from the Dockerfile:
 #   hack/images.sh [buildah]   without Docker: as root, into containers-storage (Debian packages, no image registry)
 #   hack/images.sh docker      with Docker (BuildKit)
 #   hack/images.sh buildah|docker IMAGE...   only these images; `worker` is the image for GPUs
@@ -12,7 +12,7 @@ cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 tool=${1:-buildah}
 shift || true
 images=("$@")
-((${#images[@]})) || images=(operator worker-cpu)
+((${#images[@]})) || images=(operator frontend worker-cpu)
 prefix=localhost/vllmendpoint
 . hack/common.sh
 
