@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs everything that a running operator needs: tools, images, model, cluster, Helm release. It can be repeated; a
-# change of the project's code builds and loads only two small layers. CLUSTER=local (default: hack/cluster, no Docker) or
+# change of the project's code builds and loads only small layers. CLUSTER=local (default: hack/cluster, no Docker) or
 # kind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -116,6 +116,7 @@ watched "the operator" helm upgrade --install vllmendpoint-operator charts/vllme
   --set global.imageRegistry=localhost \
   --set image.repository=vllmendpoint/operator --set-string image.tag="${tags[operator]}" \
   --set worker.image.repository=vllmendpoint/worker-cpu --set-string worker.image.tag="${tags[worker-cpu]}" \
+  --set frontend.image.repository=vllmendpoint/frontend --set-string frontend.image.tag="${tags[frontend]}" \
   --wait --timeout 3m
 kubectl -n "$namespace" get pods
 printf '\n[%4ds] the operator is running\n' $((SECONDS - begun))

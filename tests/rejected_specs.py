@@ -346,6 +346,7 @@ REJECTED: Final[list[tuple[Object, str]]] = [
         _HANDLER.format("invocations"),
     ),
     # frontend and strategy
+    ({"frontend": {"image": " x"}}, "spec.frontend.image"),
     ({"frontend": {"replicas": 0}}, "greater than or equal to 1"),
     ({"frontend": {"mode": "none"}}, "supported values"),
     (

@@ -220,10 +220,19 @@ def manifest(name: str, *, uri: str = TOY, **spec: Any) -> dict[str, Any]:
 
 
 def worker_image() -> str:
-    """The worker image for CPUs, with the tag that ``hack/deploy.sh`` sets: the beginning of the image ID."""
+    """The worker image for CPUs."""
+    return _image("worker-cpu")
+
+
+def frontend_image() -> str:
+    return _image("frontend")
+
+
+def _image(part: str) -> str:
+    """An image with the tag that ``hack/deploy.sh`` sets: the beginning of the image ID."""
     for line in (CACHE / "images.txt").read_text().splitlines():
         name, identity = line.split()
-        if "worker-cpu" in name:
+        if f"/{part}:" in name:
             return f"{name.rpartition(':')[0]}:{identity[:12]}"
     raise AssertionError("no image was built: run `make deploy` first (`make test` does)")
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from .conftest import Cluster, chat, eventually, manifest, post
+from .conftest import Cluster, chat, eventually, frontend_image, manifest, post
 from .node_processes import python_process
 
 NAME: Final = "routed"
@@ -105,6 +105,25 @@ def test_a_request_to_the_url_is_answered_while_serving_is_true(cluster: Cluster
     status = cluster.endpoint(NAME)["status"]
     assert status["routedReplicas"] == 2
     assert [entry["routedReplicas"] for entry in status["frontends"]] == [2, 2]
+    with cluster.forward(f"service/{NAME}", 8000) as base:
+        assert chat(base, NAME, max_tokens=2)[0] == 200
+
+
+INSPECT: Final = """
+import importlib.util, json, os, subprocess
+found = [name for name in ("torch", "vllm", "transformers") if importlib.util.find_spec(name)]
+proxy = subprocess.run(["/usr/sbin/haproxy", "-v"], capture_output=True, check=True).stdout.decode()
+print(json.dumps([found, proxy, os.environ["NVIDIA_VISIBLE_DEVICES"]]))
+"""
+
+
+def test_frontends_run_an_image_of_their_own_without_an_engine(cluster: Cluster, endpoint: None) -> None:
+    for pod in cluster.workers(NAME, "frontend"):
+        assert [container["image"] for container in pod["spec"]["containers"]] == [frontend_image()]
+    found, proxy, devices = json.loads(cluster.python(names(cluster, "frontend")[0], INSPECT))
+    assert found == []
+    assert proxy.startswith("HAProxy version")
+    assert devices == "void"
     with cluster.forward(f"service/{NAME}", 8000) as base:
         assert chat(base, NAME, max_tokens=2)[0] == 200
 

@@ -26,6 +26,7 @@ class Operator:
         self.log = log
         flags = {
             "worker-image": "registry.example/worker:1",
+            "frontend-image": "registry.example/frontend:1",
             "worker-role-name": "vllmendpoint-operator-worker",  # the only one that the chart allows
             "namespaces": namespace,
             "namespace": namespace,

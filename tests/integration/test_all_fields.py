@@ -59,6 +59,7 @@ FIRST = {
     },
     "handlers": {"script": {"inline": SCRIPT}, "ping": "model:p", "invocations": "model:i"},
     "frontend": {
+        "image": "registry.example/f:9",
         "replicas": 3,
         "migrationLimit": 7,
         "resources": {"limits": {"memory": "2Gi"}, "requests": {"cpu": "125m"}},
@@ -130,6 +131,7 @@ EXPECTED = {
                 "secretRef.optional",
             )
         ),
+        ("frontend.image", "frontend", f"{MAIN}.image", "registry.example/f:9"),
         ("worker.imagePullSecrets.name", "frontend", "spec.imagePullSecrets", [{"name": "pull"}]),
         ("worker.serviceAccountName", "worker", "spec.serviceAccountName", "mine"),
         ("worker.sharedMemorySize", "worker", "spec.volumes.[name=shm].emptyDir.sizeLimit", "3Gi"),

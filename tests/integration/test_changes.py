@@ -172,7 +172,9 @@ def test_the_change_of_a_mutating_policy_is_accepted_with_an_event(
     operate, namespace, mirror, make_endpoint, api, until
 ):
     operator = operate(namespace).until_leading()
-    endpoint = make_endpoint(namespace).create(worker={"image": "mirrored/worker:1"})
+    endpoint = make_endpoint(namespace).create(
+        worker={"image": "mirrored/worker:1"}, frontend={"image": "mirrored/worker:1"}
+    )
     until(lambda: endpoint.child("Deployment", "-frontend"), "its last Deployment")
     assert image(endpoint) == image(endpoint, "-frontend") == "mirror.example/worker:1"
     until(lambda: len(endpoint.events("AdmissionChangeAccepted")) == 2, "an Event for each Deployment")

@@ -148,7 +148,7 @@ spec:
 
 
 def create_ready(endpoint, until, replicas):
-    """Create it without a frontend, which another image would roll, too. Returns the UIDs of the pods."""
+    """Create it without a frontend. Returns the UIDs of the pods."""
     endpoint.create(replicas=replicas, frontend={"mode": "None"})
     pods = until(lambda: (found := endpoint.pods()) and len(found) == replicas and found, "the workers")
     for pod in pods:

@@ -195,6 +195,7 @@ SPEC = st.builds(
         ),
         frontend=fields(
             mode=st.sampled_from(["Managed", "None"]),
+            image=st.sampled_from(["i", "r.example:5000/a/b@sha256:" + "0" * 64]),
             replicas=st.integers(1, 100),
             resources=resources(),
             podTemplate=pod_template(),
@@ -232,7 +233,7 @@ def is_accepted(api, spec, accepted_children):
         "map": ConfigMapContent({"k": "seed: 1\n"}),
         "handlers": ConfigMapContent({"model.py": ""}),
     }
-    planned = plan(endpoint, Observed(now=datetime.now(UTC), config_maps=maps), Options("worker:1"))
+    planned = plan(endpoint, Observed(now=datetime.now(UTC), config_maps=maps), Options("worker:1", "frontend:1"))
     for child in planned.children:
         if child in accepted_children:
             continue

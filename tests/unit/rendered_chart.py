@@ -49,6 +49,14 @@ ALL_SET: Object = {
             "digest": "sha256:" + "1" * 64,
         }
     },
+    "frontend": {
+        "image": {
+            "registry": "f.example",
+            "repository": "a/frontend",
+            "tag": "t3",
+            "digest": "sha256:" + "2" * 64,
+        }
+    },
     "watchNamespaces": ["a", "b"],
     "replicas": 3,
     "leaseSeconds": 20,

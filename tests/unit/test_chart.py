@@ -121,7 +121,11 @@ def test_the_annotations_list_the_images_and_crds_of_the_chart() -> None:
     annotations = chart["annotations"]
     images = {item["name"]: item["image"] for item in yaml.safe_load(annotations["artifacthub.io/images"])}
     docs = template()
-    assert images == {"operator": container(docs)["image"], "worker": env(docs)["VLLMENDPOINT_WORKER_IMAGE"]}
+    assert images == {
+        "operator": container(docs)["image"],
+        "worker": env(docs)["VLLMENDPOINT_WORKER_IMAGE"],
+        "frontend": env(docs)["VLLMENDPOINT_FRONTEND_IMAGE"],
+    }
     (crd,) = yaml.safe_load(annotations["artifacthub.io/crds"])
     assert crd["name"] == ENDPOINTS
     assert chart["type"] == "application"

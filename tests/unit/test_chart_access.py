@@ -243,7 +243,9 @@ def test_the_policy_derives_the_dynamo_namespace_that_the_operator_renders() -> 
         endpoint = Endpoint(
             namespace=namespace, name=name, uid="u", generation=1, spec=spec, status=None, rollout=""
         )
-        worker = with_namespace_suffix(pod_template(endpoint, Options(worker_image="i"), None))
+        worker = with_namespace_suffix(
+            pod_template(endpoint, Options(worker_image="i", frontend_image="f"), None)
+        )
         env = {item["name"]: item.get("value") for item in worker["spec"]["containers"][0]["env"]}
         own = f"{env['DYN_NAMESPACE']}-{env['DYN_NAMESPACE_WORKER_SUFFIX']}"
         assert own.startswith(f"{base_namespace(endpoint)}_")

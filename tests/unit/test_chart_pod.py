@@ -56,23 +56,34 @@ def test_images_are_set_by_registry_tag_and_digest() -> None:
     digest = "sha256:" + "0" * 64
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 
-    def images(values: Object) -> tuple[str, str]:
+    def images(values: Object) -> tuple[str, str, str]:
         docs = template(values)
         test = one(docs, "Pod")["spec"]["containers"][0]["image"]
         assert test == container(docs)["image"]
-        return test, env(docs)["VLLMENDPOINT_WORKER_IMAGE"]
+        environment = env(docs)
+        return test, environment["VLLMENDPOINT_WORKER_IMAGE"], environment["VLLMENDPOINT_FRONTEND_IMAGE"]
 
     assert images({}) == (
         f"ghcr.io/vllmendpoint/operator:{version}",
         f"ghcr.io/vllmendpoint/worker:{version}",
+        f"ghcr.io/vllmendpoint/frontend:{version}",
     )
     mirrored = {"global": {"imageRegistry": "mirror:5000"}, "image": {"tag": "x"}}
     assert images(mirrored) == (
         "mirror:5000/vllmendpoint/operator:x",
         f"mirror:5000/vllmendpoint/worker:{version}",
+        f"mirror:5000/vllmendpoint/frontend:{version}",
     )
-    bare = {"image": {"registry": "", "digest": digest}, "worker": {"image": {"digest": digest}}}
-    assert images(bare) == (f"vllmendpoint/operator@{digest}", f"ghcr.io/vllmendpoint/worker@{digest}")
+    bare = {
+        "image": {"registry": "", "digest": digest},
+        "worker": {"image": {"digest": digest}},
+        "frontend": {"image": {"digest": digest}},
+    }
+    assert images(bare) == (
+        f"vllmendpoint/operator@{digest}",
+        f"ghcr.io/vllmendpoint/worker@{digest}",
+        f"ghcr.io/vllmendpoint/frontend@{digest}",
+    )
 
 
 def test_pods_meet_the_restricted_standard() -> None:
@@ -106,6 +117,8 @@ def test_every_value_that_is_set_is_rendered() -> None:
     assert main["imagePullPolicy"] == "Always"
     worker = values["worker"]["image"]
     assert env(docs)["VLLMENDPOINT_WORKER_IMAGE"] == f"w.example/a/worker@{worker['digest']}"
+    frontend = values["frontend"]["image"]
+    assert env(docs)["VLLMENDPOINT_FRONTEND_IMAGE"] == f"f.example/a/frontend@{frontend['digest']}"
     assert spec["imagePullSecrets"] == [{"name": "global-pull"}, {"name": "pull"}]
     assert main["args"] == values["extraArgs"]
     assert main["env"][-1:] == values["extraEnv"]

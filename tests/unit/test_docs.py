@@ -128,6 +128,9 @@ def test_the_chart_runs_the_images_that_the_documentation_builds():
     rendered = template({"global": {"imageRegistry": registry}})
     assert container(rendered)["image"] == pushed.replace("$image", "operator")
     assert env(rendered)["VLLMENDPOINT_WORKER_IMAGE"] == pushed.replace("$image", "worker")
+    assert env(rendered)["VLLMENDPOINT_FRONTEND_IMAGE"] == pushed.replace("$image", "frontend")
+    (built,) = re.findall(r"for image in (.*); do", page)
+    assert built.split() == ["operator", "worker", "frontend"]
 
 
 def test_every_alert_is_documented():

@@ -14,6 +14,8 @@
   value: "app.kubernetes.io/name={{ include "vllmendpoint.name" . }},app.kubernetes.io/instance={{ .Release.Name }}"
 - name: VLLMENDPOINT_WORKER_IMAGE
   value: {{ include "vllmendpoint.image" (dict "image" .Values.worker.image "root" .) | quote }}
+- name: VLLMENDPOINT_FRONTEND_IMAGE
+  value: {{ include "vllmendpoint.image" (dict "image" .Values.frontend.image "root" .) | quote }}
 - name: VLLMENDPOINT_FIXED_USER
   value: {{ include "vllmendpoint.openshift" . | empty | quote }}
 - name: VLLMENDPOINT_ADDITIONAL_INGRESS
@@ -44,6 +46,7 @@ VLLMENDPOINT_OPERATOR_NAME: its value is the release's namespace and name
 VLLMENDPOINT_NAMESPACES: use the value watchNamespaces
 VLLMENDPOINT_POD_LABELS: use the value nameOverride
 VLLMENDPOINT_WORKER_IMAGE: use the value worker.image
+VLLMENDPOINT_FRONTEND_IMAGE: use the value frontend.image
 VLLMENDPOINT_FIXED_USER: use the value openshift
 VLLMENDPOINT_ADDITIONAL_INGRESS: use the value networkPolicy.additionalIngress
 VLLMENDPOINT_WORKER_ROLE_KIND: use the value watchNamespaces

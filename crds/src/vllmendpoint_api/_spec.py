@@ -40,6 +40,16 @@ class FrontendSpec(Contract):
             "is no frontend, and status.url is the workers' port 8080. Defaults to Managed."
         ),
     ] = FrontendMode.MANAGED
+    image: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=512,
+            pattern=r"^\S+$",
+            description="Container image of the frontends. Defaults to the operator's image at the time of "
+            "the last change of the spec or restart. It needs no GPU libraries.",
+        ),
+    ] = None
     replicas: Annotated[int, Field(ge=1, le=100, description="Number of frontend pods. Defaults to 1.")] = 1
     migration_limit: Annotated[
         int,

@@ -80,7 +80,7 @@ class WorkerSpec(Contract):
             min_length=1,
             max_length=512,
             pattern=r"^\S+$",
-            description="Container image of the workers and the frontend. Defaults to the operator's image "
+            description="Container image of the workers. Defaults to the operator's image "
             "at the time of the last change of the spec or restart.",
         ),
     ] = None
@@ -114,7 +114,8 @@ class WorkerSpec(Contract):
         tuple[LocalObjectReference, ...],
         Field(
             max_length=16,
-            description="Secrets for pulling the images. Defaults to those of the pods' ServiceAccounts.",
+            description="Secrets for pulling the images of workers and frontends. Defaults to those of "
+            "the pods' ServiceAccounts.",
             json_schema_extra={
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["name"],

@@ -27,7 +27,10 @@ class Settings(BaseSettings):
     )
 
     worker_image: Annotated[
-        str, Field(min_length=1, description="Image of workers and frontends. Endpoints may set another one.")
+        str, Field(min_length=1, description="Image of workers. Endpoints may set another one.")
+    ]
+    frontend_image: Annotated[
+        str, Field(min_length=1, description="Image of frontends. Endpoints may set another one.")
     ]
     namespaces: Annotated[
         str,
@@ -114,6 +117,7 @@ class Settings(BaseSettings):
         labels = dict(pair.split("=", 1) for pair in self.pod_labels.split(",") if "=" in pair)
         return Options(
             worker_image=self.worker_image,
+            frontend_image=self.frontend_image,
             role_kind=self.worker_role_kind,
             role_name=self.worker_role_name,
             operator_namespace=self.namespace,

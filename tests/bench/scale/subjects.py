@@ -42,7 +42,9 @@ def _plan(*, frontend: bool) -> Plan:
     spec = VLLMEndpointSpec.model_validate(manifest["spec"])
     endpoint = Endpoint("namespace-placeholder", "name-placeholder", "", 1, spec, None)
     labels = {"app.kubernetes.io/name": "vllmendpoint-operator"}
-    options = Options(worker_image=_IMAGE, operator_namespace=SYSTEM, operator_labels=labels)
+    options = Options(
+        worker_image=_IMAGE, frontend_image=_IMAGE, operator_namespace=SYSTEM, operator_labels=labels
+    )
     return plan(endpoint, Observed(now=datetime.now(UTC)), options)
 
 
@@ -87,6 +89,7 @@ class Subject:
 def _ours(plane: ControlPlane, frontend: bool, number: int) -> list[str | Path]:
     flags = {
         "worker-image": _IMAGE,
+        "frontend-image": _IMAGE,
         "namespace": SYSTEM,
         "kubeconfig": plane.kubeconfig,
         "identity": f"bench-{number}",

@@ -41,7 +41,11 @@ def noon() -> datetime:
 
 @pytest.fixture
 def options() -> Options:
-    return Options(worker_image="registry.example/worker:1", operator_labels={"app": "operator"})
+    return Options(
+        worker_image="registry.example/worker:1",
+        frontend_image="registry.example/frontend:1",
+        operator_labels={"app": "operator"},
+    )
 
 
 @pytest.fixture

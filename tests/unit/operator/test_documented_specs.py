@@ -58,9 +58,9 @@ def test_workers_have_the_token_and_the_mirror_of_the_hub(pods):
 
 
 def test_pods_pull_from_the_private_registry_with_its_secret(pods):
-    for pod in pods("A private registry"):
+    for part, pod in zip(("worker", "frontend"), pods("A private registry"), strict=True):
         assert pod["imagePullSecrets"] == [{"name": "registry"}]
-        assert pod["containers"][0]["image"] == "registry.example.com/vllmendpoint/worker:1"
+        assert pod["containers"][0]["image"] == f"registry.example.com/vllmendpoint/{part}:1"
 
 
 def test_workers_use_the_proxy_except_within_the_cluster(pods):

@@ -6,7 +6,13 @@ from vllmendpoint_operator.settings import Settings
 
 def test_missing_credentials_end_the_process_with_their_cause(monkeypatch, tmp_path, caplog):
     kubeconfig = tmp_path / "missing"
-    options = ["--worker-image=x", "--metrics-port=0", "--health-port=0", f"--kubeconfig={kubeconfig}"]
+    options = [
+        "--worker-image=x",
+        "--frontend-image=y",
+        "--metrics-port=0",
+        "--health-port=0",
+        f"--kubeconfig={kubeconfig}",
+    ]
     settings = Settings(_cli_parse_args=options)
     monkeypatch.setenv("KUBECONFIG", "restored after the test")
     monkeypatch.setattr(main, "Settings", lambda: settings)

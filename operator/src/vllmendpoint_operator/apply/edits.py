@@ -24,7 +24,7 @@ _ADVICE: Final[tuple[tuple[str, str | None, Path, str], ...]] = (
     ("Deployment", "frontend", ("spec", "replicas"), "Set spec.frontend.replicas of the {kind} instead."),
     ("Deployment", None, ("spec", "paused"), "Set spec.paused of the {kind} instead."),
     ("Deployment", "worker", ("spec", "strategy"), "Set spec.strategy of the {kind} instead."),
-    ("Deployment", None, (*_MAIN, "image"), "Set spec.worker.image of the {kind} instead."),
+    ("Deployment", None, (*_MAIN, "image"), "Set spec.{component}.image of the {kind} instead."),
     ("Deployment", None, (*_MAIN, "resources"), "Set spec.{component}.resources of the {kind} instead."),
     ("Deployment", "worker", (*_MAIN, "args"), "Set spec.engine.args of the {kind} instead."),
     ("Deployment", "worker", (*_MAIN, "env"), "Set spec.worker.env of the {kind} instead."),

@@ -10,6 +10,8 @@ __all__ = ["Options"]
 class Options:
     worker_image: str
     """Default of ``worker.image``. The revision pins it for each endpoint."""
+    frontend_image: str
+    """Default of ``frontend.image``. The revision pins it for each endpoint."""
     role_kind: str = "ClusterRole"
     """``Role`` if the chart has no cluster-scoped resources."""
     role_name: str = "vllmendpoint-worker"

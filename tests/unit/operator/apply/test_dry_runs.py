@@ -86,7 +86,9 @@ async def test_warnings_of_the_api_server_are_collected_once(
         ({}, {"replicas": 3}, []),
         ({}, {"healthCheck": {"level": "Standard"}}, []),
         ({}, {"engine": {"args": ["--seed", "1"]}}, ["smollm-workers"]),
-        ({}, {"worker": {"image": "x:2"}}, ["smollm-workers", "smollm-frontend"]),
+        ({}, {"worker": {"image": "x:2"}}, ["smollm-workers"]),
+        ({}, {"frontend": {"image": "x:2"}}, ["smollm-frontend"]),
+        ({}, {"worker": {"imagePullSecrets": [{"name": "s"}]}}, ["smollm-workers", "smollm-frontend"]),
         ({}, {"frontend": {"resources": {"limits": {"cpu": 1}}}}, ["smollm-frontend"]),
         ({"frontend": {"mode": "None"}}, {}, ["smollm-workers"]),
         (

@@ -79,6 +79,7 @@ def edit_event(kind, component, *paths, managers=("m",), **more):
         ),
         ("Deployment", "frontend", ("spec", "replicas"), "Set spec.frontend.replicas of"),
         ("Deployment", "worker", (*MAIN, "image"), "Set spec.worker.image of"),
+        ("Deployment", "frontend", (*MAIN, "image"), "Set spec.frontend.image of"),
         ("Deployment", "worker", (*MAIN, "args"), "Set spec.engine.args of"),
         ("Deployment", "worker", (*MAIN, "env", "[A]"), "Set spec.worker.env of"),
         ("Deployment", "frontend", (*MAIN, "env", "[A]"), "Set spec.frontend.podTemplate of"),

@@ -208,7 +208,7 @@ async def operated():
             cache=cache,
             observer=Observer(kube, cache, reports),
             endpoints=kube.endpoints,
-            options=Options("image"),
+            options=Options("image", "image"),
             metrics=metrics,
             reporting_instance="test",
             operator="ops/vllm",

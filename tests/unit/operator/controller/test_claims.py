@@ -105,7 +105,7 @@ class Operator:
             cache=cache,
             observer=Observer(api, cache, streams),
             endpoints=self.endpoints,
-            options=Options("image"),
+            options=Options("image", "image"),
             metrics=self.metrics,
             reporting_instance=name,
             operator=name,

@@ -74,7 +74,9 @@ class Api:
 async def api_and_controller():
     """(API, controller, coroutine function that starts the controller)"""
     api = Api()
-    controller = Controller(api, Settings(_cli_parse_args=["--worker-image=x"]), Metrics())
+    controller = Controller(
+        api, Settings(_cli_parse_args=["--worker-image=x", "--frontend-image=y"]), Metrics()
+    )
     tasks = []
 
     async def start():

@@ -50,7 +50,9 @@ class Api:
 async def running():
     """(API, controller, function that counts the reconciles); the endpoint has been reconciled once."""
     api, metrics = Api(), Metrics()
-    controller = Controller(api, Settings(_cli_parse_args=["--worker-image=x"]), metrics)
+    controller = Controller(
+        api, Settings(_cli_parse_args=["--worker-image=x", "--frontend-image=y"]), metrics
+    )
     task = asyncio.create_task(controller.run())
     controller.on_upsert(TERMINATING)
 

@@ -97,7 +97,7 @@ async def setup():
             cache=cache,
             observer=created.observer,
             endpoints=endpoints,
-            options=Options("image"),
+            options=Options("image", "image"),
             metrics=metrics,
             reporting_instance="test",
             operator=OPERATOR,

@@ -12,7 +12,13 @@ PROBES = {"from": [{"ipBlock": {"cidr": "169.254.7.127/32"}}]}
 
 
 def settings(*rules):
-    return Settings(_cli_parse_args=["--worker-image=x", f"--additional-ingress={json.dumps(rules)}"])
+    return Settings(
+        _cli_parse_args=[
+            "--worker-image=x",
+            "--frontend-image=y",
+            f"--additional-ingress={json.dumps(rules)}",
+        ]
+    )
 
 
 def policies(planned):
@@ -93,4 +99,6 @@ def test_an_invalid_rule_is_an_error_at_the_start(rule, message):
 
 def test_rules_are_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("VLLMENDPOINT_ADDITIONAL_INGRESS", json.dumps([MESH]))
-    assert Settings(_cli_parse_args=["--worker-image=x"]).options.additional_ingress == (MESH,)
+    assert Settings(
+        _cli_parse_args=["--worker-image=x", "--frontend-image=y"]
+    ).options.additional_ingress == (MESH,)

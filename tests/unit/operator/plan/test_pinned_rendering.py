@@ -26,6 +26,21 @@ def test_another_default_image_changes_no_template(make_endpoint, make_plan, mak
     assert second.revision.upgrade_available
 
 
+def test_another_default_image_of_frontends_rolls_them_with_the_next_change(
+    make_endpoint, make_plan, make_observed, templates
+):
+    """Before ``frontend.image`` the frontends ran the worker's image."""
+    earlier = make_plan(make_endpoint(), frontend_image="registry.example/worker:1")
+    upgraded = make_plan(make_endpoint(), make_observed(earlier))
+    assert templates(upgraded) == templates(earlier)
+    assert upgraded.revision.upgrade_available
+    rolled = make_plan(make_endpoint(rollout="1"), make_observed(upgraded))
+    images = [template["spec"]["containers"][0]["image"] for template in templates(rolled)]
+    assert images == ["registry.example/worker:1", "registry.example/frontend:1"]
+    again = make_plan(make_endpoint(rollout="1"), make_observed(rolled))
+    assert templates(again) == templates(rolled)
+
+
 def test_a_changed_renderer_changes_no_template(
     make_endpoint, make_plan, make_observed, templates, monkeypatch
 ):
@@ -88,6 +103,7 @@ def test_hot_changes_change_no_template(make_endpoint, make_plan, make_observed,
         {"engine": {"args": ["--seed", "1"]}},
         {"engine": {"config": {"inline": {"seed": 1}}}},
         {"worker": {"image": "x:9"}},
+        {"frontend": {"image": "x:9"}},
         {"worker": {"startupTimeoutSeconds": 60}},
         {"cache": {"emptyDir": {"sizeLimit": "1Gi"}}},
         {"frontend": {"resources": {"limits": {"cpu": 1}}}},

@@ -44,8 +44,11 @@ CASES = [
     ({"engine": {"args": ["--seed", "1"]}}, "workers", f"{MAIN}.args.5", "1"),
     ({"replicas": 3}, "workers", "spec.replicas", 3),
     ({"worker": {"image": "x:2"}}, "workers", f"{MAIN}.image", "x:2"),
-    ({"worker": {"image": "x:2"}}, "frontend", f"{MAIN}.image", "x:2"),
+    ({"worker": {"image": "x:2"}}, "frontend", f"{MAIN}.image", "registry.example/frontend:1"),
+    ({"frontend": {"image": "y:2"}}, "frontend", f"{MAIN}.image", "y:2"),
+    ({"frontend": {"image": "y:2"}}, "workers", f"{MAIN}.image", "registry.example/worker:1"),
     ({}, "workers", f"{MAIN}.image", "registry.example/worker:1"),
+    ({}, "frontend", f"{MAIN}.env.[name=NVIDIA_VISIBLE_DEVICES].value", "void"),
     (
         {"worker": {"resources": {"limits": {"nvidia.com/gpu": 1}}}},
         "workers",

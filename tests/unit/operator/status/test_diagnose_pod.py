@@ -82,6 +82,11 @@ CASES = {
         Reason.IMAGE_PULL_FAILED,
         ["cannot pull the image registry.example/worker:1", "Check worker.image and worker.imagePullSecrets"],
     ),
+    "image pull of a frontend": (
+        waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/frontend:1"') | FRONTEND,
+        Reason.IMAGE_PULL_FAILED,
+        ["Check frontend.image and worker.imagePullSecrets"],
+    ),
     "image name": (
         waiting("InvalidImageName", "couldn't parse image name"),
         Reason.IMAGE_PULL_FAILED,

@@ -1,4 +1,4 @@
-"""What both components share: image, security contexts, resources, probes, escaping, deadline. Pure."""
+"""What both components share: security contexts, resources, probes, escaping, deadline. Pure."""
 
 from typing import Any, Final
 
@@ -10,7 +10,6 @@ __all__ = [
     "container_security",
     "escape_variable_references",
     "http_get",
-    "image",
     "pod_security",
     "progress_deadline_seconds",
     "resources",
@@ -20,11 +19,6 @@ _EXPANDED_FIELDS: Final = ("command", "args")
 _USER: Final = 1000
 _PROGRESS_MARGIN_SECONDS: Final = 600
 """For scheduling and image pulls, which the startup timeout does not include."""
-
-
-def image(endpoint: Endpoint, options: Options) -> str:
-    """Workers and frontends run the same image."""
-    return endpoint.spec.worker.image or options.worker_image
 
 
 def progress_deadline_seconds(endpoint: Endpoint) -> int:

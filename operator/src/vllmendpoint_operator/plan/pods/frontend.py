@@ -12,7 +12,6 @@ from .containers import (
     container_security,
     escape_variable_references,
     http_get,
-    image,
     pod_security,
     progress_deadline_seconds,
     resources,
@@ -86,7 +85,7 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
 def _container(endpoint: Endpoint, options: Options) -> dict[str, Any]:
     return {
         "name": names.MAIN_CONTAINER,
-        "image": image(endpoint, options),
+        "image": endpoint.spec.frontend.image or options.frontend_image,
         "command": ["python3", "-m", "vllmendpoint_worker.frontend"],
         "args": ["--http-port", str(names.FRONTEND_PORT)],
         "env": _environment(endpoint),
@@ -112,6 +111,8 @@ def _environment(endpoint: Endpoint) -> list[dict[str, Any]]:
         "DYN_TCP_RESPONSE_STREAM_PORT": str(RESPONSE_PORT),
         "DYN_MIGRATION_LIMIT": str(endpoint.spec.frontend.migration_limit),
         "HF_HUB_OFFLINE": "1",
+        # On nodes where NVIDIA's runtime is the default, an image may request all GPUs by this variable.
+        "NVIDIA_VISIBLE_DEVICES": "void",
         names.ENV_MODEL_NAME: endpoint.model_name,
         **({} if model_type is None else {names.ENV_MODEL_TYPE: ModelType(model_type).value}),
         names.ENV_SETTINGS_DIR: names.SETTINGS_DIR,

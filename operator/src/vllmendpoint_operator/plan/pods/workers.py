@@ -16,7 +16,6 @@ from .containers import (
     container_security,
     escape_variable_references,
     http_get,
-    image,
     pod_security,
     progress_deadline_seconds,
     resources,
@@ -117,7 +116,7 @@ def _container(
     worker = endpoint.spec.worker
     container = {
         "name": names.MAIN_CONTAINER,
-        "image": image(endpoint, options),
+        "image": endpoint.spec.worker.image or options.worker_image,
         # No command: the image's entry point starts the worker under an init process that reaps children.
         "args": _arguments(endpoint),
         "env": _environment(endpoint, config),

@@ -42,8 +42,7 @@ class Container:
     def field(self, pod: Pod) -> str:
         """The field that sets its image."""
         if self.is_main:
-            # The frontend uses the same image.
-            return "worker.image"
+            return f"{pod.component}.image"
         if self.role is Role.EPHEMERAL:
             return "the options of kubectl debug"
         return f"{pod.component}.podTemplate"
