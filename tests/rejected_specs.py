@@ -349,6 +349,16 @@ REJECTED: Final[list[tuple[Object, str]]] = [
     ({"frontend": {"image": " x"}}, "spec.frontend.image"),
     ({"frontend": {"replicas": 0}}, "greater than or equal to 1"),
     ({"frontend": {"mode": "none"}}, "supported values"),
+    ({"frontend": {"routing": {"mode": "kv"}}}, "supported values"),
+    ({"frontend": {"routing": {"sessionAffinitySeconds": 0}}}, "greater than or equal to 1"),
+    (
+        {"frontend": {"mode": "None", "routing": {"mode": "KV"}}},
+        "frontend.routing: there is no frontend because frontend.mode is None; remove this field",
+    ),
+    (
+        _model(type="Embedding") | {"frontend": {"routing": {"mode": "KV"}}},
+        "frontend.routing.mode: a model of type Embedding has no KV cache to route by; set another mode",
+    ),
     (
         {"strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 0}}},
         _NEVER_REPLACED,

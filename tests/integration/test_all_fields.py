@@ -62,6 +62,7 @@ FIRST = {
         "image": "registry.example/f:9",
         "replicas": 3,
         "migrationLimit": 7,
+        "routing": {"mode": "KV", "sessionAffinitySeconds": 77},
         "resources": {"limits": {"memory": "2Gi"}, "requests": {"cpu": "125m"}},
         "podTemplate": {"metadata": {"annotations": {"note": "n"}}},
     },
@@ -97,7 +98,7 @@ EXPECTED = {
             f"{MAIN}.env.[name=VLLMENDPOINT_ARTIFACTS_URI].value",
             "s3://bucket/data/",
         ),
-        ("engine.args", "worker", f"{MAIN}.args.7", "7"),
+        ("engine.args", "worker", f"{MAIN}.args.9", "7"),
         ("engine.config.inline", "config", "max-num-seqs", 3),
         ("replicas", "deployment", "spec.replicas", 2),
         (
@@ -158,6 +159,13 @@ EXPECTED = {
         ("frontend.resources.limits", "frontend", f"{MAIN}.resources.limits.memory", "2Gi"),
         ("frontend.resources.requests", "frontend", f"{MAIN}.resources.requests.cpu", "125m"),
         ("frontend.podTemplate", "frontend", "metadata.annotations.note", "n"),
+        ("frontend.routing.mode", "frontend", f"{MAIN}.env.[name=DYN_ROUTER_MODE].value", "kv"),
+        (
+            "frontend.routing.sessionAffinitySeconds",
+            "frontend",
+            f"{MAIN}.env.[name=DYN_ROUTER_SESSION_AFFINITY_TTL_SECS].value",
+            "77",
+        ),
         ("frontend.migrationLimit", "frontend", f"{MAIN}.env.[name=DYN_MIGRATION_LIMIT].value", "7"),
         (
             "strategy.rollingUpdate.maxUnavailable",

@@ -205,6 +205,7 @@ HARMLESS = (
     "healthCheck",
     "frontend.mode",
     "frontend.migrationLimit",
+    "frontend.routing",
     "worker.startupTimeoutSeconds",
     "paused",
     "restartedAt",

@@ -62,9 +62,11 @@ class _Process:
 class PlainWorker(_Process):
     """``python -m tests.worker.plain_worker``."""
 
-    def __init__(self, folder: Path, name: str, model: Path, namespace: str, block_size: int = 16) -> None:
+    def __init__(
+        self, folder: Path, name: str, model: Path, namespace: str, block_size: int = 16, **environ: str
+    ) -> None:
         arguments = [str(model), namespace, str(block_size)]
-        super().__init__(folder, name, "tests.worker.plain_worker", arguments)
+        super().__init__(folder, name, "tests.worker.plain_worker", arguments, **environ)
 
     @property
     def instance_id(self) -> str:
@@ -76,10 +78,16 @@ class FrontendProcess(_Process):
     """``python -m vllmendpoint_worker.frontend``. ``health_check``: that of its ``settings.json``."""
 
     def __init__(
-        self, folder: Path, health_check: dict[str, Any], arguments: Sequence[str] = (), **environ: str
+        self,
+        folder: Path,
+        health_check: dict[str, Any],
+        arguments: Sequence[str] = (),
+        *,
+        name: str = "frontend",
+        **environ: str,
     ) -> None:
         self.port, self.report_port = free_port(), free_port()
-        settings = folder / "frontend-settings"
+        settings = folder / f"{name}-settings"
         settings.mkdir()
         (settings / "settings.json").write_text(json.dumps({"healthCheck": health_check}))
         given = {
@@ -90,7 +98,7 @@ class FrontendProcess(_Process):
             "VLLMENDPOINT_SETTINGS_DIR": str(settings),
         }
         command = ["--http-port", str(self.port), *arguments]
-        super().__init__(folder, "frontend", "vllmendpoint_worker.frontend", command, **(given | environ))
+        super().__init__(folder, name, "vllmendpoint_worker.frontend", command, **(given | environ))
 
     def get(self, path: str, *, method: str = "GET") -> tuple[int, bytes]:
         """A response of the report port."""
@@ -110,6 +118,14 @@ class FrontendProcess(_Process):
             connection.request("POST", path, json.dumps(body), given)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
+
+    def worker_of(self, prompt: str, max_tokens: int = 1, **headers: str) -> str:
+        """Instance ID of the worker that answers a client's request, which must succeed."""
+        body = {"model": "plain", "prompt": prompt, "max_tokens": max_tokens}
+        extra = {"nvext": {"extra_fields": ["worker_id"]}}
+        status, answer = self.request("/v1/completions", body | extra, headers)
+        assert status == 200, answer
+        return str(json.loads(answer)["nvext"]["worker_id"]["decode_worker_id"])
 
     def complete(self, **body: Any) -> tuple[int, str]:
         return self.request("/v1/completions", {"prompt": "hi", **body})

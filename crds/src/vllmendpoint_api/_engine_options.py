@@ -21,6 +21,10 @@ class OptionRule(StrEnum):
     """Rejected if ``frontend.mode`` is Managed, because it affects only vLLM's HTTP server on port 8080."""
     MAPPED = "Mapped"
     """Accepted. If ``frontend.mode`` is Managed, the worker passes it to both servers."""
+    ROUTING = "Routing"
+    """Rejected if ``frontend.routing`` is not the default, because a worker's router options override it."""
+    KV_EVENTS = "KVEvents"
+    """Rejected if ``frontend.routing.mode`` is KV: the operator sets the option, or needs its default."""
     LOCAL = "Local"
     """Accepted, although it affects only vLLM's HTTP server on port 8080, because it is harmless."""
 
@@ -39,6 +43,8 @@ class EngineOption:
     """It is a flag that is off by default. ``--no-...`` and ``false`` are accepted."""
     values: tuple[str, ...] = ()
     """If not empty, only these values are rejected."""
+    only_disabled: bool = False
+    """Only ``--no-...`` and ``false`` are rejected."""
 
 
 def _owned(
@@ -64,6 +70,14 @@ def _frontend(instead: str, *, env: tuple[str, ...] = (), switch: bool = False) 
 
 def _mapped(dynamo: str) -> EngineOption:
     return EngineOption(OptionRule.MAPPED, dynamo)
+
+
+def _routing(instead: str, *, env: tuple[str, ...] = ()) -> EngineOption:
+    return EngineOption(OptionRule.ROUTING, instead, (), env)
+
+
+def _kv(instead: str, *, only_disabled: bool = False) -> EngineOption:
+    return EngineOption(OptionRule.KV_EVENTS, instead, only_disabled=only_disabled)
 
 
 def _local(why: str) -> EngineOption:
@@ -120,6 +134,12 @@ ENGINE_OPTIONS: Final[dict[str, EngineOption]] = {
     "--data-parallel-multi-port-external-lb": _owned(ONE_POD, short=("-dpm",), switch=True),
     "--data-parallel-backend": _owned(ONE_POD, short=("-dpb",), values=("ray",)),
     "--distributed-executor-backend": _owned(_NODES, values=("external_launcher",)),
+    # Options that contradict frontend.routing.
+    "--router-mode": _routing("set spec.frontend.routing.mode instead", env=("DYN_ROUTER_MODE",)),
+    "--kv-events-config": _kv("the operator sets it, because frontend.routing.mode is KV"),
+    "--enable-prefix-caching": _kv(
+        "frontend.routing.mode KV selects workers by the prefixes that they cache", only_disabled=True
+    ),
     # Options that this worker does not support.
     "--headless": _unsupported(_NODES, env=("DYN_VLLM_HEADLESS",), switch=True),
     "--health-check-payload": _unsupported(

@@ -25,6 +25,9 @@ SAGEMAKER_PORT: Final = 8080
 SYSTEM_PORT: Final = 9090
 REPORT_PORT: Final = 9091
 FRONTEND_PORT: Final = 8000
+KV_EVENTS_PORT: Final = 5557
+"""On workers with KV-aware routing: vLLM publishes KV events at this port to Dynamo in the same pod. Each
+data-parallel rank has the next port. No NetworkPolicy allows clients to connect to them."""
 
 PROBE_HEADER: Final = "x-dynamo-meta-vllmendpoint-probe"
 """Header of a frontend's probe. Dynamo passes its value to the worker as metadata ``PROBE_METADATA``."""
@@ -48,6 +51,8 @@ ENV_MODEL_URI: Final = "VLLMENDPOINT_MODEL_URI"
 ENV_FRONTEND_MODE: Final = "VLLMENDPOINT_FRONTEND_MODE"
 """``frontend.mode`` of the endpoint. Without an operator it is unset, and the worker accepts the options that
 the operator would set."""
+ENV_ROUTING_MODE: Final = "VLLMENDPOINT_ROUTING_MODE"
+"""On workers: ``frontend.routing.mode`` of the endpoint if it is KV; otherwise unset."""
 ENV_MODEL_NAME: Final = "VLLMENDPOINT_MODEL_NAME"
 """On frontends: the model name that clients send in requests."""
 ENV_REPORT_PORT: Final = "VLLMENDPOINT_REPORT_PORT"

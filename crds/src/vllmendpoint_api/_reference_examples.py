@@ -68,6 +68,7 @@ handlers:
 frontend:
   mode: Managed
   replicas: 2
+  routing: {mode: LeastLoaded, sessionAffinitySeconds: 600}
   migrationLimit: 3
   resources:
     requests: {cpu: "1", memory: 1Gi}

@@ -25,6 +25,7 @@ __all__ = [
     "UNSUPPORTED_ENV",
     "EngineOption",
     "OptionRule",
+    "contradicted_routing",
     "engine_arg_name",
     "environment_option",
     "frontend_arg",
@@ -33,6 +34,8 @@ __all__ = [
     "rejected_value",
     "unsupported_engine_arg",
 ]
+
+_FALSE: Final = ("false", "0", "no", "off")
 
 
 def _by_rule(*rules: OptionRule) -> dict[str, str]:
@@ -136,6 +139,32 @@ def frontend_arg(argument: str) -> str | None:
     Ignores abbreviations, because the parsers of the worker reject them.
     """
     return FRONTEND_OPTIONS.get((engine_arg_name(argument) or "").split(".", 1)[0])
+
+
+def contradicted_routing(
+    argument: str, value: str | None = None, *, kv: bool, environment: bool = False
+) -> str | None:
+    """Return the alternative if this argument contradicts a ``frontend.routing`` that is not the default.
+
+    ``value``: of a key in the config file or of an environment variable; None for an argument. ``kv``:
+    whether the mode is KV. ``environment``: ``argument`` is the name of a variable that Dynamo reads.
+    """
+    for name, option in ENGINE_OPTIONS.items():
+        applies = option.rule is OptionRule.ROUTING or (kv and option.rule is OptionRule.KV_EVENTS)
+        if not applies:
+            continue
+        if environment:
+            if argument in option.env:
+                return option.instead
+            continue
+        given = (engine_arg_name(argument) or "").split(".", 1)[0]
+        if option.only_disabled:
+            disabled = value is not None and value.lower() in _FALSE
+            if given == f"--no-{name.removeprefix('--')}" or (given == name and disabled):
+                return option.instead
+        elif given == name:
+            return option.instead
+    return None
 
 
 def _alternative(argument: str, table: Mapping[str, str]) -> str | None:

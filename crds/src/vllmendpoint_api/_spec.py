@@ -20,6 +20,8 @@ __all__ = [
     "FrontendMode",
     "FrontendSpec",
     "RollingUpdate",
+    "RoutingMode",
+    "RoutingSpec",
     "Strategy",
     "VLLMEndpointSpec",
 ]
@@ -30,9 +32,49 @@ class FrontendMode(StrEnum):
     NONE = "None"
 
 
+class RoutingMode(StrEnum):
+    ROUND_ROBIN = "RoundRobin"
+    RANDOM = "Random"
+    LEAST_LOADED = "LeastLoaded"
+    KV = "KV"
+
+
+class RoutingSpec(Contract):
+    """How the frontend selects the worker for a request."""
+
+    mode: Annotated[
+        RoutingMode,
+        Field(
+            description="RoundRobin: each worker in turn. Random: any worker. LeastLoaded: the worker with "
+            "the fewest requests of this frontend in flight. KV: the worker with most of the prompt in its "
+            "KV cache, weighed against its load; a change to or from KV restarts the workers, which then "
+            "publish the content of their caches. Defaults to RoundRobin."
+        ),
+    ] = RoutingMode.ROUND_ROBIN
+    session_affinity_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=31_536_000,
+            description="Keep requests with the same value of the header X-Dynamo-Session-ID on one worker "
+            "while it is available, until this long after the last of them. If unset, the header has no "
+            "effect.",
+        ),
+    ] = None
+
+
 class FrontendSpec(Contract):
     """Dynamo's frontend, the OpenAI-compatible HTTP server in front of the workers."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            {
+                "rule": "!has(self.routing) || !has(self.mode) || self.mode != 'None'",
+                "message": "frontend.routing: there is no frontend because frontend.mode is None; remove "
+                "this field",
+            }
+        )
+    )
     mode: Annotated[
         FrontendMode,
         Field(
@@ -51,6 +93,9 @@ class FrontendSpec(Contract):
         ),
     ] = None
     replicas: Annotated[int, Field(ge=1, le=100, description="Number of frontend pods. Defaults to 1.")] = 1
+    routing: Annotated[
+        RoutingSpec, Field(description="How the frontend selects the worker for a request.")
+    ] = RoutingSpec()
     migration_limit: Annotated[
         int,
         Field(
@@ -154,6 +199,12 @@ class VLLMEndpointSpec(Contract):
                 "!has(self.healthCheck) || !has(self.healthCheck.expect)",
                 "message": "healthCheck.expect: a model of type Embedding generates no text; remove this "
                 "field",
+            },
+            {
+                "rule": "!has(self.model.type) || self.model.type != 'Embedding' || !has(self.frontend) || "
+                "!has(self.frontend.routing) || self.frontend.routing.mode != 'KV'",
+                "message": "frontend.routing.mode: a model of type Embedding has no KV cache to route by; "
+                "set another mode",
             },
             {
                 "rule": f"({_UNCHANGED}) || !{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",

@@ -14,9 +14,13 @@ from vllmendpoint_api import (
     FRONTEND_ENV,
     SERVED_OPTIONS,
     UNSUPPORTED_ENV,
+    ModelType,
     Reason,
+    RoutingMode,
+    RoutingSpec,
     VLLMEndpointSpec,
     WorkerSpec,
+    contradicted_routing,
     engine_arg_name,
     environment_option,
     frontend_arg,
@@ -47,6 +51,51 @@ def check_spec(endpoint: Endpoint) -> None:
     _check_environment(spec.worker, with_frontend)
     _check_pod_template(spec.worker.pod_template, with_frontend)
     _check_sources(spec)
+    _check_routing(spec, with_frontend)
+
+
+def _check_routing(spec: VLLMEndpointSpec, with_frontend: bool) -> None:
+    """Raises PlanError for an option that contradicts ``frontend.routing``."""
+    routing = spec.frontend.routing
+    if routing == RoutingSpec():
+        return
+    if not with_frontend:
+        raise PlanError(
+            Reason.INVALID_SPEC,
+            "frontend.routing: There is no frontend because frontend.mode is None. Remove this field.",
+        )
+    kv = routing.mode == RoutingMode.KV
+    if kv and spec.model.type == ModelType.EMBEDDING:
+        raise PlanError(
+            Reason.INVALID_SPEC,
+            "frontend.routing.mode: A model of type Embedding has no KV cache to route by. Set another mode.",
+        )
+    for argument in spec.engine.args:
+        if alternative := contradicted_routing(argument, kv=kv):
+            raise _contradiction("engine.args", engine_arg_name(argument) or argument, alternative)
+    config = spec.engine.config
+    for key, value in (config.inline or {}).items() if config is not None else ():
+        argument = "--" + key.replace("_", "-")
+        if value is not None and (alternative := contradicted_routing(argument, str(value), kv=kv)):
+            raise _contradiction("engine.config.inline", key, alternative)
+    variables = [(item.name, item.value, "worker.env") for item in spec.worker.env]
+    variables += [
+        (name, value, "worker.podTemplate") for name, value in _template_variables(spec.worker.pod_template)
+    ]
+    for name, value, field in variables:
+        option = environment_option(name)
+        alternative = (
+            contradicted_routing(name, kv=kv, environment=True)
+            if option is None
+            else contradicted_routing(option, str(value), kv=kv)
+        )
+        if alternative:
+            raise _contradiction(field, name, alternative)
+
+
+def _contradiction(field: str, subject: str, alternative: str) -> PlanError:
+    reason = Reason.INVALID_POD_TEMPLATE if field == "worker.podTemplate" else Reason.INVALID_SPEC
+    return PlanError(reason, f"{field}: {subject} contradicts frontend.routing. Remove it: {alternative}.")
 
 
 def _check_arguments(arguments: tuple[str, ...], with_frontend: bool) -> None:

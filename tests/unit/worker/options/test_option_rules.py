@@ -88,6 +88,36 @@ async def test_the_mode_of_the_frontend_selects_the_rejected_options(
     )
 
 
+ROUTING = "VLLMENDPOINT_ROUTING_MODE"
+KV_EVENTS = ["--kv-events-config", '{"enable_kv_cache_events": true}']
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "config", "field"),
+    [
+        (["--no-enable-prefix-caching"], {}, "", "engine.args (--no-enable-prefix-caching)"),
+        (["--router-mode", "kv"], {}, "", "engine.args (--router-mode)"),
+        ([], {"SM_VLLM_ENABLE_PREFIX_CACHING": "false"}, "", "SM_VLLM_ENABLE_PREFIX_CACHING"),
+        ([], {"SM_VLLM_ROUTER_MODE": "random"}, "", "SM_VLLM_ROUTER_MODE"),
+        ([], {"DYN_ROUTER_MODE": "random"}, "", "DYN_ROUTER_MODE"),
+        ([], {}, "enable-prefix-caching: false", "enable-prefix-caching of the config file"),
+        ([], {}, "kv-events-config: {}", "kv-events-config of the config file"),
+    ],
+)
+async def test_an_option_that_contradicts_kv_routing_is_named(
+    tmp_path: Path, argv: list[str], environ: dict[str, str], config: str, field: str
+) -> None:
+    environ = environ | {MODE: "Managed"}
+    given = [*KV_EVENTS, *argv]
+    assert field in await rejected_fields(tmp_path, given, environ | {ROUTING: "KV"}, config)
+    assert await rejected_fields(tmp_path, argv, environ, config) == set()
+
+
+async def test_the_arguments_of_the_operator_are_accepted(tmp_path: Path) -> None:
+    environ = {MODE: "Managed", ROUTING: "KV", "SM_VLLM_ENABLE_PREFIX_CACHING": "true"}
+    assert await rejected_fields(tmp_path, KV_EVENTS, environ) == set()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

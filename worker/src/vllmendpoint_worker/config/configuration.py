@@ -118,7 +118,7 @@ class Configuration:
         problems = [
             *engine.problems,
             *engine.shared.problems,
-            *rejected_options(engine.options, self.option_names, engine.frontend_mode),
+            *rejected_options(engine.options, self.option_names, engine.frontend_mode, kv=engine.kv_routing),
             *find_conflicts(engine.options, self.option_names),
         ]
         if problems:

@@ -10,7 +10,7 @@ from vllmendpoint_api import FrontendMode, Problem, Reason, names
 from . import sagemaker
 from .dynamo_numbers import invalid_numbers
 from .option_setting import OptionSetting, find_option, from_arguments, from_config, from_environment
-from .rules import rejected_variables
+from .rules import rejected_variables, routes_by_kv
 from .shared_options import SharedOptions
 
 __all__ = ["CommandLine", "EngineInvocation"]
@@ -31,6 +31,8 @@ class EngineInvocation:
     """Known once the engine's parsers are imported."""
     frontend_mode: FrontendMode | None = None
     """None outside the operator."""
+    kv_routing: bool = False
+    """Whether the operator's frontends route by the KV caches of the workers."""
 
 
 class CommandLine:
@@ -61,7 +63,8 @@ class CommandLine:
         """
         options = (*self._options, *from_config(config))
         default_model: list[str] = []
-        problems = [*self._problems, *rejected_variables(self._environ, mode)]
+        kv = routes_by_kv(self._environ)
+        problems = [*self._problems, *rejected_variables(self._environ, mode, kv=kv)]
         missing = None
         model = find_option(options, "--model")
         if model is not None:
@@ -79,6 +82,7 @@ class CommandLine:
             tuple(self._warnings),
             missing,
             frontend_mode=mode,
+            kv_routing=kv,
         )
 
     def _missing_path(self, model: OptionSetting) -> Path | None:

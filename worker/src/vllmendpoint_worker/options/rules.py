@@ -23,19 +23,21 @@ from vllmendpoint_api import (
     PayloadSource,
     Problem,
     Reason,
+    RoutingMode,
     names,
 )
 from vllmendpoint_worker.setting_origin import SettingOrigin
 
 from .option_setting import FALSE, OptionSetting, canonical_form, destination
 
-__all__ = ["frontend_mode", "rejected_options", "rejected_variables"]
+__all__ = ["frontend_mode", "rejected_options", "rejected_variables", "routes_by_kv"]
 
 _UNSUPPORTED: Final = "is not supported by the worker"
 _OWNED: Final = "is set by the operator"
+_ROUTING: Final = "contradicts spec.frontend.routing"
 _FRONTEND: Final = "is read by the server on port 8080, not at status.url"
 
-_RENDERED_FROM_SPEC: Final = frozenset({"--model", "--served-model-name", "--revision"})
+_RENDERED_FROM_SPEC: Final = frozenset({"--model", "--served-model-name", "--revision", "--kv-events-config"})
 """The operator renders these arguments from fields of the spec."""
 
 _BY_DESTINATION: Final = {destination(name): name for name in ENGINE_OPTIONS}
@@ -60,12 +62,22 @@ def frontend_mode(environ: Mapping[str, str]) -> FrontendMode | None:
     return FrontendMode.NONE if mode == FrontendMode.NONE else FrontendMode.MANAGED
 
 
+def routes_by_kv(environ: Mapping[str, str]) -> bool:
+    """Whether ``frontend.routing.mode`` of the endpoint is KV."""
+    return environ.get(names.ENV_ROUTING_MODE, "").strip() == RoutingMode.KV
+
+
 def rejected_options(
-    settings: Iterable[OptionSetting], parser_names: Mapping[str, str], mode: FrontendMode | None
+    settings: Iterable[OptionSetting],
+    parser_names: Mapping[str, str],
+    mode: FrontendMode | None,
+    *,
+    kv: bool = False,
 ) -> list[Problem]:
     """One problem for each setting of a rejected option.
 
-    ``parser_names``: option -> ``dest``; empty before the engine's parsers are imported.
+    ``parser_names``: option -> ``dest``; empty before the engine's parsers are imported. ``kv``: from
+    :func:`routes_by_kv`.
     """
     problems = []
     for setting in settings:
@@ -73,7 +85,7 @@ def rejected_options(
         option_name = _BY_DESTINATION.get(name, "")
         if option_name and not _is_exempt(setting, option_name):
             option = ENGINE_OPTIONS[option_name]
-            if (fault := _rejection(option, mode)) and _applies(option, value):
+            if (fault := _rejection(option, mode, kv=kv)) and _applies(option, value):
                 problems.append(setting.violation(fault, _remove(option.instead)))
     return problems
 
@@ -94,8 +106,10 @@ def _is_exempt(setting: OptionSetting, option: str) -> bool:
             return option in COMPARED_OPTIONS
 
 
-def _rejection(option: EngineOption, mode: FrontendMode | None) -> str:
+def _rejection(option: EngineOption, mode: FrontendMode | None, *, kv: bool) -> str:
     """Why the option is rejected, or ""."""
+    if kv and option.rule in (OptionRule.ROUTING, OptionRule.KV_EVENTS):
+        return _ROUTING
     if option.rule is OptionRule.UNSUPPORTED:
         return _UNSUPPORTED
     if option.rule is OptionRule.OWNED and mode is not None:
@@ -106,6 +120,8 @@ def _rejection(option: EngineOption, mode: FrontendMode | None) -> str:
 
 
 def _applies(option: EngineOption, value: tuple[str, ...]) -> bool:
+    if option.only_disabled:
+        return value == FALSE
     if option.values:
         return any(token.strip('"') in option.values for token in value)
     return not (option.switch and value == FALSE)
@@ -126,10 +142,12 @@ class _VariableRule:
         return not self.values or value in self.values
 
 
-def rejected_variables(environ: Mapping[str, str], mode: FrontendMode | None) -> list[Problem]:
+def rejected_variables(
+    environ: Mapping[str, str], mode: FrontendMode | None, *, kv: bool = False
+) -> list[Problem]:
     """One problem for each variable that Dynamo or vLLM reads as a rejected option."""
     problems = []
-    for variable, rule in sorted(_variable_rules(mode).items()):
+    for variable, rule in sorted(_variable_rules(mode, kv=kv).items()):
         if rule.rejects(environ.get(variable, "").strip()):
             origin = SettingOrigin(PayloadSource.ENVIRONMENT, variable, confidential=True)
             fix = _remove(rule.alternative)
@@ -137,7 +155,7 @@ def rejected_variables(environ: Mapping[str, str], mode: FrontendMode | None) ->
     return problems
 
 
-def _variable_rules(mode: FrontendMode | None) -> dict[str, _VariableRule]:
+def _variable_rules(mode: FrontendMode | None, *, kv: bool) -> dict[str, _VariableRule]:
     """The rules of options have priority over those of variables."""
     rules = {
         variable: _VariableRule(_UNSUPPORTED, alternative, switch=True)
@@ -152,7 +170,7 @@ def _variable_rules(mode: FrontendMode | None) -> dict[str, _VariableRule]:
     return rules | {
         variable: _VariableRule(fault, option.instead, option.switch, option.values)
         for option in ENGINE_OPTIONS.values()
-        if (fault := _rejection(option, mode))
+        if (fault := _rejection(option, mode, kv=kv))
         for variable in option.env
         if variable not in RENDERED_ENV
     }

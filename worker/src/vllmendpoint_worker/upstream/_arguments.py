@@ -15,6 +15,7 @@ from typing import Any, Final, get_args
 
 from dynamo._core import get_reasoning_parser_names, get_tool_parser_names
 from dynamo.common.config_dump import dump_config
+from dynamo.common.configuration.groups.router_args import add_worker_router_arguments
 from dynamo.common.configuration.groups.runtime_args import DynamoRuntimeArgGroup
 from dynamo.common.model_fetch import fetch_model, needs_local_model_path
 from dynamo.vllm import main as dynamo_main
@@ -182,7 +183,8 @@ def option_names() -> dict[str, str]:
 
 def _engine_names() -> dict[str, str]:
     return (
-        _names_of(DynamoRuntimeArgGroup().add_arguments)
+        _names_of(add_worker_router_arguments)
+        | _names_of(DynamoRuntimeArgGroup().add_arguments)
         | _names_of(DynamoVllmArgGroup().add_arguments)
         | _names_of(lambda parser: AsyncEngineArgs.add_cli_args(parser, async_args_only=False))
     )

@@ -17,6 +17,7 @@ from .containers import (
     resources,
 )
 from .dynamo import RESPONSE_PORT, base_namespace, dynamo_env, dynamo_labels, namespace_prefix
+from .routing import ROUTER_VARIABLES, router_env
 from .user_template import merge_user_template
 
 __all__ = ["deployment", "pod_template", "selects_by_prefix", "with_prefix"]
@@ -78,7 +79,13 @@ def pod_template(endpoint: Endpoint, options: Options) -> dict[str, Any]:
         names.LABEL_DRAINS: "true",
     }
     template = {"metadata": {"labels": labels}, "spec": pod}
-    merged = merge_user_template(template, endpoint.spec.frontend.pod_template, "frontend.podTemplate")
+    routing = router_env(endpoint.spec.frontend.routing)
+    merged = merge_user_template(
+        template,
+        endpoint.spec.frontend.pod_template,
+        "frontend.podTemplate",
+        owned_variables=ROUTER_VARIABLES if routing else frozenset(),
+    )
     return _with_variable(merged, names.ENV_DRAIN_SECONDS, str(_drain_seconds(merged["spec"])))
 
 
@@ -110,6 +117,7 @@ def _environment(endpoint: Endpoint) -> list[dict[str, Any]]:
     values = {
         "DYN_TCP_RESPONSE_STREAM_PORT": str(RESPONSE_PORT),
         "DYN_MIGRATION_LIMIT": str(endpoint.spec.frontend.migration_limit),
+        **router_env(endpoint.spec.frontend.routing),
         "HF_HUB_OFFLINE": "1",
         # On nodes where NVIDIA's runtime is the default, an image may request all GPUs by this variable.
         "NVIDIA_VISIBLE_DEVICES": "void",

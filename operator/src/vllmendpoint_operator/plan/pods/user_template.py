@@ -13,8 +13,16 @@ __all__ = ["merge_user_template"]
 _TOKEN_DIR: Final = PurePosixPath("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
-def merge_user_template(template: dict[str, Any], patch: dict[str, Any] | None, field: str) -> dict[str, Any]:
+def merge_user_template(
+    template: dict[str, Any],
+    patch: dict[str, Any] | None,
+    field: str,
+    owned_variables: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
     """``template`` with ``patch``, the value of ``field`` (such as ``worker.podTemplate``), merged over it.
+
+    ``owned_variables``: environment variables of the main container that only the operator may set, in
+    addition to those that it always owns.
 
     Raises PlanError(InvalidPodTemplate) if the patch is not valid or removes what the operator needs.
     """
@@ -23,7 +31,7 @@ def merge_user_template(template: dict[str, Any], patch: dict[str, Any] | None, 
     try:
         merged = _merge(template, patch)
         _check_labels(template, merged)
-        _check_main_container(template, merged)
+        _check_main_container(template, merged, owned_variables)
         _check_service_account_token(template, merged)
         _check_service_account(template, merged, field)
     except MergeError as error:
@@ -46,11 +54,13 @@ def _check_labels(template: dict[str, Any], merged: dict[str, Any]) -> None:
             raise MergeError(f"The operator sets the label {name}. Remove it from metadata.labels.")
 
 
-def _check_main_container(template: dict[str, Any], merged: dict[str, Any]) -> None:
+def _check_main_container(
+    template: dict[str, Any], merged: dict[str, Any], owned_variables: frozenset[str]
+) -> None:
     before, after = _main_container(template), _main_container(merged)
     if after is None or before is None:
         raise MergeError("The container main must not be removed. Remove $patch from spec.containers.")
-    expected, found = _operator_env(before), _operator_env(after)
+    expected, found = _operator_env(before, owned_variables), _operator_env(after, owned_variables)
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
             raise MergeError(f"In env of the container main, {name} is set by the operator. Remove it.")
@@ -80,13 +90,15 @@ def _check_service_account(template: dict[str, Any], merged: dict[str, Any], fie
         raise MergeError(f"The operator sets spec.serviceAccountName. {remedy}.")
 
 
-def _operator_env(container: dict[str, Any]) -> dict[str, Any]:
+def _operator_env(container: dict[str, Any], owned_variables: frozenset[str]) -> dict[str, Any]:
     """Name -> variable, of the variables that only the operator may set."""
     env = container.get("env") or []
     if not isinstance(env, list):
         raise MergeError("The field env must be a list.")
     variables = [item for item in env if isinstance(item, dict) and isinstance(item.get("name"), str)]
-    return {item["name"]: item for item in variables if owned_env(item["name"])}
+    return {
+        item["name"]: item for item in variables if owned_env(item["name"]) or item["name"] in owned_variables
+    }
 
 
 def _main_container(template: dict[str, Any]) -> dict[str, Any] | None:

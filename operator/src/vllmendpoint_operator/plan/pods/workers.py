@@ -21,6 +21,7 @@ from .containers import (
     resources,
 )
 from .dynamo import REQUEST_PORT, dynamo_env, dynamo_labels, namespace_prefix
+from .routing import KV_EVENT_ARGUMENTS, worker_routing_env
 from .user_template import merge_user_template
 
 __all__ = ["account_name", "deployment", "pod_template"]
@@ -143,6 +144,7 @@ def _arguments(endpoint: Endpoint) -> list[str]:
         # In this order: --served-model-name takes all values up to the next option.
         *("--served-model-name", endpoint.model_name, "--model", _model_path(model.uri)),
         *(("--revision", model.revision) if model.revision else ()),
+        *(KV_EVENT_ARGUMENTS if worker_routing_env(endpoint.spec.frontend.routing) else ()),
         *endpoint.spec.engine.args,
     ]
 
@@ -181,7 +183,9 @@ def _default_environment(endpoint: Endpoint) -> list[dict[str, Any]]:
 
 def _spec_environment(spec: VLLMEndpointSpec, config: str | None) -> list[dict[str, Any]]:
     model = spec.model
-    env: list[dict[str, Any]] = []
+    env: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in worker_routing_env(spec.frontend.routing).items()
+    ]
     if model.uri.startswith("s3://"):
         env.append({"name": names.ENV_MODEL_URI, "value": model.uri})
     if model.type is not None:
