@@ -113,6 +113,8 @@ class Reason(StrEnum):
     FRONTEND_UNREACHABLE = "FrontendUnreachable"
     FRONTEND_OUTDATED = "FrontendOutdated"
     """Frontends of an earlier release do not report."""
+    KV_EVENTS_MISSING = "KVEventsMissing"
+    """Serving is True: requests are answered, but a frontend does not know a replica's KV cache."""
     # UpToDate, Reconciling
     PAUSED = "Paused"
     ROLLING_OUT = "RollingOut"
@@ -211,6 +213,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.FRONTEND_NOT_ANSWERING,
         Reason.FRONTEND_UNREACHABLE,
         Reason.FRONTEND_OUTDATED,
+        Reason.KV_EVENTS_MISSING,
     ),
     Condition.UP_TO_DATE: (Reason.UP_TO_DATE, Reason.PAUSED, Reason.ROLLING_OUT, Reason.ROLLOUT_STOPPED),
     Condition.READY: (Reason.READY, Reason.SCALED_TO_ZERO),

@@ -10,7 +10,14 @@ from pydantic import Field
 
 from ._report import Moment, Report, StageReport, Text, Word
 
-__all__ = ["AcceptedWorkers", "FrontendReport", "RouteReport", "RouteState"]
+__all__ = [
+    "AcceptedWorkers",
+    "FrontendReport",
+    "KVEventsReport",
+    "KVEventsState",
+    "RouteReport",
+    "RouteState",
+]
 
 InstanceId = Annotated[str, Field(max_length=20, pattern=r"^[0-9]{0,20}$")]
 """Dynamo's instance ID of a worker in decimal. It is a string, because it does not fit into a JSON number."""
@@ -28,6 +35,23 @@ class RouteState(StrEnum):
     """The frontend sends the worker requests, and the last probes had no complete response."""
 
 
+class KVEventsState(StrEnum):
+    """Whether the frontend's router receives the KV events of a worker."""
+
+    PENDING = "Pending"
+    """No check has ended yet."""
+    RECEIVED = "Received"
+    MISSING = "Missing"
+    """The router does not know the content of the worker's KV cache, and selects the worker by its load."""
+
+
+class KVEventsReport(Report):
+    state: KVEventsState
+    message: Text = ""
+    """If the state is Missing: what is wrong, as a sentence."""
+    since: Moment
+
+
 class RouteReport(Report):
     """The route from the frontend to one discovered worker."""
 
@@ -40,6 +64,8 @@ class RouteReport(Report):
     since: Moment
     last_answer: Moment | None = None
     """Time of the last complete response of the worker through this frontend."""
+    kv_events: KVEventsReport | None = None
+    """Set only if the frontend routes by KV events, and the worker has answered a probe."""
 
 
 class AcceptedWorkers(Report):
@@ -72,3 +98,5 @@ class FrontendReport(Report):
     accepted: Annotated[tuple[AcceptedWorkers, ...], Field(max_length=64)] = ()
     routes: Annotated[tuple[RouteReport, ...], Field(max_length=256)] = ()
     """Failing routes come first."""
+    kv_routing: bool = False
+    """Whether the router selects workers by their KV events."""

@@ -12,7 +12,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from vllmendpoint_api import ConditionStatus, VLLMEndpointStatus
+from vllmendpoint_api import ConditionStatus, Reason, VLLMEndpointStatus
 
 __all__ = ["Metrics"]
 
@@ -87,6 +87,7 @@ class Metrics:
                 status.generating_replicas,
                 status.routed_replicas,
             ),
+            kv_events_missing=any(entry.reason == Reason.KV_EVENTS_MISSING for entry in status.conditions),
         )
 
     def remove_endpoint(self, key: tuple[str, str]) -> None:
@@ -114,6 +115,7 @@ class _EndpointSample:
     conditions: _Conditions
     replicas: tuple[int, int, int, int, int]
     """In the order of ``_STATES``."""
+    kv_events_missing: bool
 
 
 _STATES: Final = ("desired", "current", "ready", "generating", "routed")
@@ -150,6 +152,14 @@ class _EndpointSeries:
                 f'vllmendpoint_replicas{{{labels},state="{state}"}} {float(count)}\n'
                 for state, count in zip(_STATES, sample.replicas, strict=True)
             )
+        yield _header(
+            "vllmendpoint_kv_events_missing",
+            "1 if a frontend that routes by KV caches does not receive the KV events of a ready replica.",
+        )
+        yield "".join(
+            f"vllmendpoint_kv_events_missing{{{labels}}} {float(sample.kv_events_missing)}\n"
+            for labels, sample in samples
+        )
 
 
 def _header(name: str, text: str) -> str:

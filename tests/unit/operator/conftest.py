@@ -210,7 +210,7 @@ def instance_id(name: str) -> str:
     return str(crc32(name.encode()))
 
 
-def frontend_report(routes: dict[str, str], **changed: Any) -> FrontendReport:
+def frontend_report(routes: dict[str, str], /, **changed: Any) -> FrontendReport:
     """``routes``: name of a worker pod -> state of the route to it. Keywords replace fields of the report."""
     since = (NOON - timedelta(minutes=10)).isoformat()
     answers = "Answered" in routes.values()

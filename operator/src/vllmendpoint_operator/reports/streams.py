@@ -320,4 +320,7 @@ def _urgency_key(report: WorkerReport) -> tuple[object, ...]:
 
 
 def _frontend_urgency_key(report: FrontendReport) -> tuple[object, ...]:
-    return report.ready, report.answering, {route.instance_id: route.state for route in report.routes}
+    routes = {
+        route.instance_id: (route.state, route.kv_events and route.kv_events.state) for route in report.routes
+    }
+    return report.ready, report.answering, routes

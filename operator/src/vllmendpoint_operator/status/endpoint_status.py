@@ -149,6 +149,8 @@ def _findings(
         if spec.replicas
         else findings[Condition.AVAILABLE].message
     )
+    if findings[Condition.SERVING].reason is Reason.KV_EVENTS_MISSING:
+        message = f"{message} {findings[Condition.SERVING].message}"
     return findings | {
         Condition.READY: ready(findings, message),
         Condition.RECONCILING: reconciling(findings),

@@ -9,6 +9,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 from .conditions import timestamp
 from .diagnosis.pod_diagnosis import PodDiagnosis
 from .diagnosis.pods import diagnose_pods
+from .kv_events import describe_missing_events, missing_events
 from .routes import FrontendRoutes, frontend_routes, is_settled, ready_workers
 from .serving import awaits_reports
 
@@ -23,7 +24,7 @@ def frontend_statuses(endpoint: Endpoint, observed: Observed) -> tuple[FrontendS
     previous = {entry.name: entry for entry in endpoint.status.frontends} if endpoint.status else {}
     diagnoses = diagnose_pods(observed.frontends, FRONTEND_STARTUP_SECONDS)
     entries = [
-        _frontend_status(pod, previous.get(pod.name), observed, diagnoses.get(pod.name))
+        _frontend_status(endpoint, pod, previous.get(pod.name), observed, diagnoses.get(pod.name))
         for pod in observed.frontends
         if not pod.terminating and not pod.finished
     ]
@@ -32,7 +33,11 @@ def frontend_statuses(endpoint: Endpoint, observed: Observed) -> tuple[FrontendS
 
 
 def _frontend_status(
-    pod: Pod, previous: FrontendStatus | None, observed: Observed, diagnosis: PodDiagnosis | None
+    endpoint: Endpoint,
+    pod: Pod,
+    previous: FrontendStatus | None,
+    observed: Observed,
+    diagnosis: PodDiagnosis | None,
 ) -> FrontendStatus:
     if previous is not None and pod.started and pod.has_report_port and awaits_reports(observed):
         # A new leader does not have all reports yet, so the previous entry still holds.
@@ -40,7 +45,7 @@ def _frontend_status(
     routes = None
     if pod.running and pod.stream.frontend is not None and not pod.stream.disconnected:
         routes = frontend_routes(pod, ready_workers(observed), observed.now)
-    problem = (_problem(pod, routes, observed) if pod.ready else diagnosis) or None
+    problem = (_problem(endpoint, pod, routes, observed) if pod.ready else diagnosis) or None
     reason = problem.reason.value if problem is not None else ""
     since = timestamp(observed.now)
     if previous is not None and (previous.ready, previous.reason) == (pod.ready, reason):
@@ -57,7 +62,9 @@ def _frontend_status(
     )
 
 
-def _problem(pod: Pod, routes: FrontendRoutes | None, observed: Observed) -> PodDiagnosis | None:
+def _problem(
+    endpoint: Endpoint, pod: Pod, routes: FrontendRoutes | None, observed: Observed
+) -> PodDiagnosis | None:
     """What is wrong with a ready frontend."""
     report = pod.stream.frontend
     if not pod.has_report_port:
@@ -78,4 +85,7 @@ def _problem(pod: Pod, routes: FrontendRoutes | None, observed: Observed) -> Pod
         )
     if routes is not None and routes.missing and is_settled(pod, observed.now):
         return PodDiagnosis(Reason.NOT_ROUTED, routes.missing[0].cause)
+    workers = ready_workers(observed)
+    if is_settled(pod, observed.now) and (blind := [*missing_events(endpoint, observed, pod, workers)]):
+        return PodDiagnosis(Reason.KV_EVENTS_MISSING, describe_missing_events(blind, workers))
     return None

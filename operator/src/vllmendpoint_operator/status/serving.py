@@ -12,6 +12,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
 from .conditions import Finding, false, previous_finding, true, unknown
 from .diagnosis.sentences import counted, pods_named, quantity, sentence
+from .kv_events import describe_missing_events, missing_events
 from .routes import (
     FrontendRoutes,
     ReadyWorkers,
@@ -240,4 +241,13 @@ def _serving(endpoint: Endpoint, observed: Observed, reporting: list[Pod], worke
     missing = (frontend_routes(pod, workers, observed.now).missing for pod in unready)
     cause = next((routes[0].cause for routes in missing if routes), "")
     cause = cause or _stuck_start(observed)
-    return true(Reason.SERVING, f"{message} {cause}".rstrip())
+    message = f"{message} {cause}".rstrip()
+    blind = [
+        missing
+        for each in routes
+        if is_settled(each.pod, observed.now)
+        for missing in missing_events(endpoint, observed, each.pod, workers)
+    ]
+    if blind:
+        return true(Reason.KV_EVENTS_MISSING, f"{message} {describe_missing_events(blind, workers)}")
+    return true(Reason.SERVING, message)

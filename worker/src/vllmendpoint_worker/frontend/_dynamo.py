@@ -27,6 +27,8 @@ class Settings:
     port: int
     tls: bool
     scope: Scope
+    kv_events: bool
+    """Whether the router selects workers by the KV events that it receives from them."""
 
 
 def preload_allocator() -> None:
@@ -38,7 +40,8 @@ def parse_settings() -> Settings:
     """Parse ``sys.argv`` and the environment as Dynamo does. Exits the process if an argument is invalid."""
     config, _, _ = dynamo_frontend.parse_args()
     scope = Scope(config.namespace or "", config.namespace_prefix or "")
-    return Settings(config.http_host, config.http_port, bool(config.tls_cert_path), scope)
+    kv_events = config.router_mode == "kv" and bool(config.use_kv_events)
+    return Settings(config.http_host, config.http_port, bool(config.tls_cert_path), scope, kv_events)
 
 
 def run(on_signal: Callable[[], Awaitable[None]]) -> None:

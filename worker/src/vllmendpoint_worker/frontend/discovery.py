@@ -5,14 +5,17 @@ sends them requests.
 ``GET /v1/models/<model>/ready`` contains the number of accepted workers per Dynamo namespace and worker type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["Discovery", "Instance", "Scope", "accepted_workers", "instances", "models"]
+__all__ = ["Discovery", "Instance", "Scope", "accepted_workers", "instances", "kv_sources", "models"]
 
 ENDPOINT: Final = "generate"
 """Dynamo endpoint of a worker that receives requests. Workers have others, for example for LoRA adapters."""
+
+KV_SOURCE: Final = "worker_kv_query_source_"
+"""Prefix of the Dynamo endpoint at which a router reads the index of a worker that publishes KV events."""
 
 MAX_INSTANCES: Final = 256
 
@@ -45,6 +48,8 @@ class Discovery:
     instances: tuple[Instance, ...] = ()
     models: tuple[str, ...] = ()
     accepted: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    kv_sources: frozenset[Instance] = frozenset()
+    """Workers that publish KV events."""
 
     def accepted_in(self, namespace: str) -> int:
         return sum(self.accepted.get(namespace, {}).values())
@@ -63,9 +68,19 @@ class Discovery:
 
 def instances(body: Any, scope: Scope) -> tuple[Instance, ...]:
     """The workers of ``scope`` in a response of ``/health``. Invalid entries are skipped."""
+    return _instances(body, scope, lambda endpoint: endpoint == ENDPOINT)
+
+
+def kv_sources(body: Any, scope: Scope) -> frozenset[Instance]:
+    """The workers of ``scope`` in a response of ``/health`` that publish KV events."""
+    return frozenset(_instances(body, scope, lambda endpoint: endpoint.startswith(KV_SOURCE)))
+
+
+def _instances(body: Any, scope: Scope, is_wanted: Callable[[str], bool]) -> tuple[Instance, ...]:
     found = set()
     for item in _list(body, "instances"):
-        if not isinstance(item, dict) or item.get("endpoint") != ENDPOINT:
+        endpoint = item.get("endpoint") if isinstance(item, dict) else None
+        if not isinstance(endpoint, str) or not is_wanted(endpoint):
             continue
         namespace, number = item.get("namespace"), item.get("instance_id")
         if not isinstance(namespace, str) or not isinstance(number, int):

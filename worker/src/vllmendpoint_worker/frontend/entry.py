@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from vllmendpoint_api import Stage, names
 from vllmendpoint_worker.errors import ProbeUnavailableError
@@ -29,12 +29,14 @@ from vllmendpoint_worker.process.shutdown import EXIT_FAILURE, terminate
 from vllmendpoint_worker.serving.report_server import start_report_server
 
 from .connections import close_idle_connections
-from .discovery import Scope
 from .drain import drain, drain_seconds
 from .http_client import HttpClient
 from .prober import UNRESPONSIVE_SECONDS, RouteProber
 from .settings import SettingsFile, declared_model_type
 from .state import FrontendState
+
+if TYPE_CHECKING:
+    from . import _dynamo
 
 __all__ = ["start"]
 
@@ -59,7 +61,7 @@ def start() -> NoReturn:
     _dynamo.preload_allocator()
     dynamo = _dynamo.parse_settings()
     client = HttpClient(loopback(dynamo.host, pod), dynamo.port, tls=dynamo.tls)
-    prober = _ProberThread(_prober(client, state, dynamo.scope, os.environ))
+    prober = _ProberThread(_prober(client, state, dynamo, os.environ))
     server.metrics = prober.prober.metrics.text
     server.probe = prober.probe
     prober.start()
@@ -75,15 +77,16 @@ def start() -> NoReturn:
 
 
 def _prober(
-    client: HttpClient, state: FrontendState, scope: Scope, environ: Mapping[str, str]
+    client: HttpClient, state: FrontendState, dynamo: "_dynamo.Settings", environ: Mapping[str, str]
 ) -> RouteProber:
     return RouteProber(
         client,
         state,
         SettingsFile(environ),
-        scope=scope,
+        scope=dynamo.scope,
         model=environ.get(names.ENV_MODEL_NAME, "").strip(),
         model_type=declared_model_type(environ),
+        kv_events=dynamo.kv_events,
         on_unresponsive=_exit_unresponsive,
     )
 

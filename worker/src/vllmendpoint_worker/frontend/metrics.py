@@ -6,18 +6,22 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vllmendpoint_api import RouteState
+from vllmendpoint_api import KVEventsState, RouteState
 from vllmendpoint_worker.process.clock import Clock
 
-from .routes import Route, RouteOutcome
+from .kv_events import CheckOutcome
+from .routes import RouteOutcome
+from .state import FrontendSnapshot
 
 __all__ = ["RouteMetrics"]
 
 
 class RouteMetrics:
-    """``routes`` returns the current routes. It is called for each scrape, on the report server's thread."""
+    """``snapshot`` returns the current snapshot. It is called for each scrape, on the report server's
+    thread.
+    """
 
-    def __init__(self, routes: Callable[[], Iterable[Route]], clock: Clock) -> None:
+    def __init__(self, snapshot: Callable[[], FrontendSnapshot], clock: Clock) -> None:
         self._registry = CollectorRegistry()
         self._probes = Counter(
             "vllmendpoint_route_probes",
@@ -27,22 +31,32 @@ class RouteMetrics:
         )
         for outcome in RouteOutcome:
             self._probes.labels(outcome.value)
-        self._registry.register(_RouteCollector(routes, clock))
+        self._kv_checks = Counter(
+            "vllmendpoint_kv_event_checks",
+            "Checks whether the router receives the KV events of a worker, by outcome",
+            ["outcome"],
+            registry=self._registry,
+        )
+        self._registry.register(_RouteCollector(snapshot, clock))
 
     def record_probe(self, outcome: RouteOutcome) -> None:
         self._probes.labels(outcome.value).inc()
+
+    def record_kv_check(self, outcome: CheckOutcome) -> None:
+        self._kv_checks.labels(outcome.value).inc()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
 
 
 class _RouteCollector(Collector):
-    def __init__(self, routes: Callable[[], Iterable[Route]], clock: Clock) -> None:
-        self._routes = routes
+    def __init__(self, snapshot: Callable[[], FrontendSnapshot], clock: Clock) -> None:
+        self._snapshot = snapshot
         self._clock = clock
 
     def collect(self) -> Iterable[Metric]:
-        routes = list(self._routes())
+        snapshot = self._snapshot()
+        routes = snapshot.routes
         states = [route.state for route in routes]
         by_state = GaugeMetricFamily(
             "vllmendpoint_routes",
@@ -52,6 +66,16 @@ class _RouteCollector(Collector):
         for state in RouteState:
             by_state.add_metric([state.value], states.count(state))
         yield by_state
+        if snapshot.kv_routing:
+            events = [event.state for event in snapshot.kv_events.values()]
+            kv_events = GaugeMetricFamily(
+                "vllmendpoint_kv_event_routes",
+                "Routes by whether the router receives the KV events of the worker",
+                labels=["state"],
+            )
+            for kv_state in KVEventsState:
+                kv_events.add_metric([kv_state.value], events.count(kv_state))
+            yield kv_events
         age = GaugeMetricFamily(
             "vllmendpoint_seconds_since_route_answer",
             "Seconds since the last complete response of a worker to a probe of this frontend",

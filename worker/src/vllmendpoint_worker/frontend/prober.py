@@ -14,7 +14,8 @@ from vllmendpoint_api import ModelType, RouteState, Stage
 from vllmendpoint_worker.errors import ProbeUnavailableError
 from vllmendpoint_worker.process.clock import Clock
 
-from .discovery import Discovery, Instance, Scope, accepted_workers, instances, models
+from .discovery import Discovery, Instance, Scope, accepted_workers, instances, kv_sources, models
+from .kv_checker import KVEventChecker, Target
 from .metrics import RouteMetrics
 from .probe import Client, Probe, RequestForm, forms_to_try, run_probe
 from .routes import Route, attempts, next_probe_at, readiness, route_after_probe, update_routes
@@ -54,6 +55,7 @@ class RouteProber:
     """``run`` is one task; its owner cancels and awaits it.
 
     ``model``: the name that clients send; if it is empty, the first model that the frontend serves.
+    ``kv_events``: whether the router selects workers by their KV events, which are then checked.
     ``on_unresponsive`` is called if the HTTP server has not responded for ``UNRESPONSIVE_SECONDS``.
     """
 
@@ -66,6 +68,7 @@ class RouteProber:
         scope: Scope,
         model: str = "",
         model_type: ModelType | None = None,
+        kv_events: bool = False,
         on_unresponsive: Callable[[], None],
         clock: Clock | None = None,
     ) -> None:
@@ -77,7 +80,11 @@ class RouteProber:
         self._model_type = model_type
         self._on_unresponsive = on_unresponsive
         self._clock = clock or Clock()
-        self.metrics = RouteMetrics(lambda: state.snapshot.routes, self._clock)
+        self.metrics = RouteMetrics(lambda: state.snapshot, self._clock)
+        self._kv_checker = None
+        if kv_events:
+            self._kv_checker = KVEventChecker(client, state, self._target, self.metrics, self._clock)
+            state.update(kv_routing=True)
         self._routes: dict[Instance, Route] = {}
         self._discovery = Discovery()
         self._form: RequestForm | None = None
@@ -93,6 +100,8 @@ class RouteProber:
         async with self._tasks:
             self._tasks.create_task(self._poll_forever(), name="poll-discovery")
             self._tasks.create_task(self._probe_forever(), name="schedule-probes")
+            if self._kv_checker is not None:
+                self._tasks.create_task(self._kv_checker.run(), name="check-kv-events")
 
     async def probe_all(self) -> dict[str, Any]:
         """Probe all routes now. Raises ProbeUnavailableError if no probe can run."""
@@ -126,10 +135,15 @@ class RouteProber:
         if model:
             path = f"/v1/models/{quote(model, safe='')}/ready"
             accepted = accepted_workers((await self._client.get(path, GET_TIMEOUT_SECONDS)).json())
-        return Discovery(instances(health.json(), self._scope), served, accepted)
+        body = health.json()
+        sources = kv_sources(body, self._scope) if self._kv_checker is not None else frozenset()
+        return Discovery(instances(body, self._scope), served, accepted, sources)
 
     def _model_name(self, served: tuple[str, ...]) -> str:
         return self._model or next(iter(served), "")
+
+    def _target(self) -> Target:
+        return Target(self._model_name(self._discovery.models), self._form)
 
     def _on_discovery(self, discovery: Discovery) -> None:
         now = self._clock.monotonic()

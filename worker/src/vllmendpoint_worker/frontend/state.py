@@ -8,6 +8,7 @@ from typing import Final
 from vllmendpoint_api import (
     AcceptedWorkers,
     FrontendReport,
+    KVEventsReport,
     RouteReport,
     RouteState,
     Stage,
@@ -16,7 +17,8 @@ from vllmendpoint_api import (
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.serving.snapshots import MAX_WORD, Snapshot, SnapshotHolder
 
-from .discovery import Discovery
+from .discovery import Discovery, Instance
+from .kv_events import KVEvents
 from .routes import Route
 from .settings import ProbeRules
 
@@ -45,6 +47,10 @@ class FrontendSnapshot(Snapshot):
     rules: ProbeRules = field(default_factory=ProbeRules)
     discovery: Discovery = field(default_factory=Discovery)
     routes: tuple[Route, ...] = ()
+    kv_routing: bool = False
+    """Whether the router selects workers by their KV events."""
+    kv_events: Mapping[Instance, KVEvents] = field(default_factory=dict)
+    """Of the workers that have answered a probe."""
 
 
 class FrontendState(SnapshotHolder[FrontendSnapshot]):
@@ -83,7 +89,7 @@ class FrontendState(SnapshotHolder[FrontendSnapshot]):
         snapshot = self._snapshot
         ready, reason = self.readiness()
         routes = sorted(snapshot.routes, key=lambda route: (_ORDER.index(route.state), route.instance))
-        walls = self._wall_times_of(routes)
+        walls = self._wall_times_of(routes, snapshot.kv_events.values())
         return FrontendReport(
             worker_version=self._worker_version,
             pod_uid=self._pod_uid,
@@ -95,11 +101,14 @@ class FrontendState(SnapshotHolder[FrontendSnapshot]):
             models=tuple(name[:MAX_WORD] for name in snapshot.discovery.models[:_MAX_MODELS]),
             probing=snapshot.rules.probing,
             accepted=_accepted(snapshot.discovery),
-            routes=tuple(_route(route, walls) for route in routes[:_MAX_ROUTES]),
+            routes=tuple(
+                _route(route, snapshot.kv_events.get(route.instance), walls) for route in routes[:_MAX_ROUTES]
+            ),
+            kv_routing=snapshot.kv_routing,
         )
 
-    def _wall_times_of(self, routes: Iterable[Route]) -> dict[float, datetime]:
-        known, moments = self._wall_times, set[float]()
+    def _wall_times_of(self, routes: Iterable[Route], kv_events: Iterable[KVEvents]) -> dict[float, datetime]:
+        known, moments = self._wall_times, {events.since for events in kv_events}
         for route in routes:
             moments |= {route.since} if route.last_answer is None else {route.since, route.last_answer}
         walls = {moment: known.get(moment) or self._clock.wall_of(moment) for moment in moments}
@@ -113,10 +122,14 @@ class FrontendState(SnapshotHolder[FrontendSnapshot]):
             replace(route, last_answer=None, last_probe=None, failures=0, unaccepted_since=None)
             for route in snapshot.routes
         )
-        return replace(snapshot, routes=routes)
+        kv_events = {
+            instance: replace(events, last_check=None, failures=0)
+            for instance, events in snapshot.kv_events.items()
+        }
+        return replace(snapshot, routes=routes, kv_events=kv_events)
 
 
-def _route(route: Route, walls: Mapping[float, datetime]) -> RouteReport:
+def _route(route: Route, kv_events: KVEvents | None, walls: Mapping[float, datetime]) -> RouteReport:
     return RouteReport(
         instance_id=str(route.instance.id),
         namespace=route.instance.namespace[:MAX_WORD],
@@ -124,6 +137,11 @@ def _route(route: Route, walls: Mapping[float, datetime]) -> RouteReport:
         message=route.message[:_MAX_TEXT],
         since=walls[route.since],
         last_answer=None if route.last_answer is None else walls[route.last_answer],
+        kv_events=None
+        if kv_events is None
+        else KVEventsReport(
+            state=kv_events.state, message=kv_events.message[:_MAX_TEXT], since=walls[kv_events.since]
+        ),
     )
 
 

@@ -40,6 +40,8 @@ _PROGRESS_REASONS: Final = frozenset(
     {Reason.STARTING, Reason.PENDING, Reason.ROLLING_OUT, Reason.NO_WORKERS, Reason.PAUSED}
 )
 """Reasons of False that are not errors. The Deployments' own Events report the progress of a rollout."""
+_DEGRADED_REASONS: Final = frozenset({Reason.KV_EVENTS_MISSING})
+"""Reasons of True that are errors, although requests are answered."""
 
 
 class EventType(StrEnum):
@@ -81,6 +83,8 @@ def _condition_event(old: ConditionEntry | None, new: ConditionEntry) -> Pending
 
 
 def _is_error(entry: ConditionEntry) -> bool:
+    if entry.reason in _DEGRADED_REASONS:
+        return entry.status == ConditionStatus.TRUE
     return entry.status == ConditionStatus.FALSE and entry.reason not in _PROGRESS_REASONS
 
 
