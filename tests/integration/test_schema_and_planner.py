@@ -197,6 +197,11 @@ SPEC = st.builds(
             mode=st.sampled_from(["Managed", "None"]),
             image=st.sampled_from(["i", "r.example:5000/a/b@sha256:" + "0" * 64]),
             replicas=st.integers(1, 100),
+            routing=fields(
+                mode=st.sampled_from(["RoundRobin", "Random", "LeastLoaded", "KV"]),
+                sessionAffinitySeconds=st.integers(1, 31_536_000),
+            ),
+            migrationLimit=st.integers(0, 100),
             resources=resources(),
             podTemplate=pod_template(),
         ),
@@ -249,7 +254,7 @@ def test_the_children_of_every_accepted_spec_are_accepted(api):
     children, accepted = [], set()
 
     @settings(
-        max_examples=300,
+        max_examples=450,
         derandomize=True,
         deadline=None,
         database=None,

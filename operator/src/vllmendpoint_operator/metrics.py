@@ -156,10 +156,8 @@ class _EndpointSeries:
             "vllmendpoint_kv_events_missing",
             "1 if a frontend that routes by KV caches does not receive the KV events of a ready replica.",
         )
-        yield "".join(
-            f"vllmendpoint_kv_events_missing{{{labels}}} {float(sample.kv_events_missing)}\n"
-            for labels, sample in samples
-        )
+        for labels, sample in samples:
+            yield f"vllmendpoint_kv_events_missing{{{labels}}} {float(sample.kv_events_missing)}\n"
 
 
 def _header(name: str, text: str) -> str:
