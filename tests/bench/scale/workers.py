@@ -1,5 +1,8 @@
 """The report ports of all pods, in one process: a listener on all addresses of the pod range.
 
+A worker generates, and a frontend has a route to each worker of its endpoint that was answered at the time of
+the report, as with real pods.
+
 ``python -m tests.bench.scale.workers --kubeconfig FILE --settings-hash H``. It watches pods to find the pod
 of an address. A control server listens on 127.0.0.1:9099:
 
@@ -35,7 +38,9 @@ class SimulatedWorkers:
         report["configuration"]["settingsHash"] = settings_hash
         self._report = report
         self._pods: dict[str, dict[str, str]] = {}
-        """Name, UID and component of a pod by address."""
+        """Name, UID, component and endpoint of a pod by address."""
+        self._workers: dict[str, list[str]] = {}
+        """Instance IDs of the workers of an endpoint."""
         self._verdicts: dict[str, str] = {}
         self._changed: dict[str, asyncio.Event] = {}
         """Set when the verdict of a pod changes; by pod name."""
@@ -43,12 +48,20 @@ class SimulatedWorkers:
         self.open = self.opened = 0
 
     def add_pod(self, pod: dict[str, str], address: str) -> None:
+        if address not in self._pods and pod["component"] == "worker":
+            self._workers.setdefault(pod["endpoint"], []).append(_instance(pod))
+            for other in self._pods.values():
+                if (other["component"], other["endpoint"]) == ("frontend", pod["endpoint"]):
+                    self._wake(other["name"])
         self._pods[address] = pod
         self._pod_added.set()
         self._pod_added = asyncio.Event()
 
     def set_verdict(self, pod: str, verdict: str) -> None:
         self._verdicts[pod] = verdict
+        self._wake(pod)
+
+    def _wake(self, pod: str) -> None:
         if pod in self._changed:
             self._changed[pod].set()
 
@@ -77,10 +90,22 @@ class SimulatedWorkers:
     def _line(self, pod: dict[str, str]) -> bytes:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         if pod["component"] == "frontend":
-            return _encoded({**self._frontend_report, "podUid": pod["uid"], "time": now})
+            since = self._frontend_report["stage"]["since"]
+            routes = [
+                {
+                    "instanceId": instance,
+                    "namespace": "n",
+                    "state": "Answered",
+                    "since": since,
+                    "lastAnswer": now,
+                }
+                for instance in self._workers.get(pod["endpoint"], [])
+            ]
+            return _encoded({**self._frontend_report, "podUid": pod["uid"], "time": now, "routes": routes})
         state = self._verdicts.get(pod["name"], "Generating")
         verdict = {"state": state, "since": self._report["verdict"]["since"], "lastProofOfLife": now}
-        return _encoded({**self._report, "podUid": pod["uid"], "time": now, "verdict": verdict})
+        identity = {"podUid": pod["uid"], "instanceId": _instance(pod)}
+        return _encoded({**self._report, **identity, "time": now, "verdict": verdict})
 
     async def control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method, path, _ = (await reader.readuntil(b"\r\n\r\n")).decode().split(" ", 2)
@@ -93,6 +118,11 @@ class SimulatedWorkers:
         writer.close()
 
 
+def _instance(pod: dict[str, str]) -> str:
+    """A number of 64 bits, as Dynamo's instance IDs."""
+    return str(int(pod["uid"].replace("-", "")[:16], 16))
+
+
 def _encoded(report: dict[str, Any]) -> bytes:
     return json.dumps(report, separators=(",", ":")).encode() + b"\n"
 
@@ -101,9 +131,13 @@ def _watch_pods(api: Api, workers: SimulatedWorkers, loop: asyncio.AbstractEvent
     for event in api.watch("/api/v1/pods"):
         pod = event["object"]
         address = pod.get("status", {}).get("podIP")
-        component = pod["metadata"].get("labels", {}).get(names.LABEL_COMPONENT)
+        labels = pod["metadata"].get("labels", {})
+        component = labels.get(names.LABEL_COMPONENT)
         if address and component in ("worker", "frontend"):
-            identity = {key: pod["metadata"][key] for key in ("name", "uid")} | {"component": component}
+            identity = {key: pod["metadata"][key] for key in ("name", "uid")} | {
+                "component": component,
+                "endpoint": f"{pod['metadata']['namespace']}/{labels[names.LABEL_INSTANCE]}",
+            }
             loop.call_soon_threadsafe(workers.add_pod, identity, address)
 
 
