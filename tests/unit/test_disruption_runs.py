@@ -84,6 +84,10 @@ def test_rows_are_in_the_file_after_an_interruption_and_a_resumed_run_adds_the_o
     with pytest.raises(KeyboardInterrupt):
         run(Subject(second=KeyboardInterrupt()), Results(path, "abc"))
     assert list(json.loads(path.read_text())["rows"]["ours"]) == ["first"]
+    interrupted = Results(path, "abc")
+    interrupted.resume()
+    interrupted.complete("ours", [case.name for case in CASES])
+    assert interrupted.unmeasured["ours"] == dict.fromkeys(("second", "third"), "the run ended before it")
     results = Results(path, "abc")
     results.resume()
     subject = Subject()

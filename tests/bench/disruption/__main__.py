@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.e2e.conftest import CACHE, ROOT, Cluster
@@ -42,12 +43,18 @@ def main() -> int:
         for create, short in ((Ours, "ours"), (Plain, "plain"))
         if arguments.only in (None, short)
     ]
+    possible = {
+        subject.name: [case for case in cases if subject.name == Ours.name or not case.operator]
+        for subject in subjects
+    }
     begun = time.monotonic()
     try:
         for subject in subjects:
-            possible = [case for case in cases if subject.name == Ours.name or not case.operator]
-            run_cases(subject.name, possible, lambda subject=subject: started(subject), results)  # type: ignore[misc]
+            start = partial(started, subject)
+            run_cases(subject.name, possible[subject.name], start, results)
     finally:
+        for name, wanted in possible.items():
+            results.complete(name, [case.name for case in wanted])
         names = [subject.name for subject in subjects]
         table = results.lines(names, [case.name for case in cases])
         if len(subjects) == 2:

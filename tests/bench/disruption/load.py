@@ -16,6 +16,8 @@ __all__ = ["KINDS", "Kind", "Load", "running_load"]
 
 LOCUST: Final = ("uvx", "--from", "locust==2.47.0", "locust")
 """Installed by uv outside of the project's environment: it replaces Python's sockets by gevent's."""
+START_SECONDS: Final = 240
+"""Until each caller has two answers, on a busy machine."""
 STOP_SECONDS: Final = 50
 """For the requests in flight, whose callers wait for 40 s."""
 
@@ -90,7 +92,7 @@ def running_load(base: str, folder: Path, kinds: Sequence[Kind] = KINDS) -> Iter
         subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
     ):
         try:
-            load.wait_for(2, 60)
+            load.wait_for(2, START_SECONDS)
             yield load
         finally:
             process.terminate()

@@ -78,6 +78,6 @@ def _measure(
     case.disrupt(subject)
     end = time.time() + AFTER_SECONDS
     time.sleep(AFTER_SECONDS)
-    load.wait_for(1, 90)
+    load.wait_for(1, 180)
     moved = sum(count - before.get(pod, 0.0) for pod, count in migrations(subject).items())
     return row(load.records(), baseline, expected, (begin, end), round(moved))

@@ -45,6 +45,12 @@ class Results:
         self.unmeasured.setdefault(subject, {})[case] = reason
         self.write()
 
+    def complete(self, subject: str, cases: Sequence[str]) -> None:
+        """Record the cases that an interrupted run did not reach."""
+        for case in cases:
+            if not self.has(subject, case) and case not in self.unmeasured.get(subject, {}):
+                self.failed(subject, case, "the run ended before it")
+
     def has(self, subject: str, case: str) -> bool:
         return case in self.rows.get(subject, {})
 

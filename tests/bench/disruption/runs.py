@@ -22,6 +22,7 @@ __all__ = ["Measure", "progress", "run_cases", "started"]
 
 Measure = Callable[[Case], Row]
 BASELINE_ANSWERS: Final = 6
+BASELINE_SECONDS: Final = 400
 START_ATTEMPTS: Final = 2
 
 
@@ -96,7 +97,7 @@ def started(subject: Subject) -> Iterator[Measure]:
         subject.create()
         folder = Path(tempfile.mkdtemp(prefix="disruption-"))
         with running_load(base_url(subject), folder) as load:
-            load.wait_for(BASELINE_ANSWERS, 120)
+            load.wait_for(BASELINE_ANSWERS, BASELINE_SECONDS)
             baseline = load.records()
             expected = expected_texts(baseline)
             progress(f"{subject.name}: {len(baseline)} undisturbed requests; records in {folder}")
