@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the client tools in $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum. Skips installed tools.
+# Installs the client tools in $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum, and Debian's haproxy, which the
+# tests of the frontend start. Skips installed tools.
 # usage: tools.sh [s3|actionlint]   also builds a tool from checksummed Go modules: the S3 server of the tests (two minutes),
 #                                   or actionlint, which checks the workflows (half a minute)
 set -euo pipefail
@@ -59,6 +60,24 @@ PYTHON
   rm -rf "$tmp"
 }
 
+# Debian's package unpacked, because an installation would start a system service.
+haproxy_tool() {
+  local root=$cache/haproxy packages=(haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 libpcre2-8-0) deb
+  "$bin/haproxy" -v >/dev/null 2>&1 && return
+  command -v apt-get >/dev/null || die "haproxy: apt-get is not available; install haproxy yourself and link it to $bin/haproxy"
+  info "haproxy"
+  rm -rf "$root" && mkdir -p "$root"
+  chmod 755 "$root"
+  (cd "$root" && apt-get download "${packages[@]}" >/dev/null 2>&1) || {
+    watched "apt-get update" apt-get update
+    watched "haproxy" env -C "$root" apt-get download "${packages[@]}"
+  }
+  for deb in "$root"/*.deb; do dpkg -x "$deb" "$root"; done
+  rm "$root"/*.deb
+  printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$@"\n' "$root/usr/lib/x86_64-linux-gnu" "$root/usr/sbin/haproxy" >"$bin/haproxy"
+  chmod +x "$bin/haproxy"
+}
+
 # go_tool FOLDER PACKAGE: builds the program of a Go package at the versions of FOLDER/go.sum
 go_tool() {
   local module=$here/$1 package=$2 name=${2##*/} sum
@@ -83,6 +102,7 @@ helm_tool helm 37 2.0.0 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f80
   b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd
 helm_tool helm3 34 2.1.0 bdcae1ac78c45da0b9b7446e106d5ea01052dae35f74fa571611054edb1bbccc \
   e4722a77de9df824214aaf19d43687c49f7cbcf3b107905acea002173777d486
+haproxy_tool
 case ${1:-} in
   s3) go_tool s3 github.com/versity/versitygw/cmd/versitygw ;; # Versity's S3 gateway, which serves a directory
   actionlint) go_tool actionlint github.com/rhysd/actionlint/cmd/actionlint ;;

@@ -1,11 +1,17 @@
 """Distributes the tests over processes by folder; the tests of one folder run in order in one process.
 
-Without ``-n`` all tests run in one process.
+Without ``-n`` all tests run in one process. The project's programs come first in ``PATH``.
 """
+
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+from .project_cache import BIN
+
+os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 
 # A slow machine is not a failure, and a failure must be reproducible.
 settings.register_profile(

@@ -1,6 +1,5 @@
 """A real S3 server (hack/s3) on this machine."""
 
-import os
 import socket
 import subprocess
 import time
@@ -11,10 +10,11 @@ from typing import Any
 
 import boto3
 
+from tests.project_cache import BIN
+
 __all__ = ["SECRET_KEY", "client", "object_store"]
 
 ROOT = Path(__file__).parents[1]
-CACHE = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
 SECRET_KEY = "hunter2-of-the-store"
 
 
@@ -33,7 +33,7 @@ def object_store(folder: Path, address: str = "127.0.0.1") -> Iterator[dict[str,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{address}:{port}",
     }
-    program: list[str | Path] = [CACHE / "bin" / "versitygw", "--quiet", "--port", f"{address}:{port}"]
+    program: list[str | Path] = [BIN / "versitygw", "--quiet", "--port", f"{address}:{port}"]
     server = subprocess.Popen(
         [*program, "posix", "--sidecar", folder / "metadata", folder / "buckets"],
         env={"ROOT_ACCESS_KEY": environ["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": SECRET_KEY},

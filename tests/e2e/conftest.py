@@ -22,12 +22,9 @@ import pytest
 import yaml
 
 from tests.free_port import free_port
+from tests.project_cache import BIN, CACHE
 
 ROOT = Path(__file__).parents[2]
-CACHE = Path(
-    os.environ.get("VLLMENDPOINT_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllmendpoint"
-)
 SYSTEM = "vllmendpoint-system"
 TOY = "pvc://models/toy-llama"
 T = TypeVar("T")
@@ -273,7 +270,7 @@ def deployed() -> Cluster:
     if os.environ.get("CLUSTER") == "kind":
         return Cluster(str(CACHE / "kind/kubeconfig"))
     path = subprocess.run(
-        [CACHE / "bin/cluster", "kubeconfig"], capture_output=True, text=True, check=True
+        [BIN / "cluster", "kubeconfig"], capture_output=True, text=True, check=True
     ).stdout.strip()
     assert Path(path).exists(), "no cluster is up: run `make deploy` first (`make test` does)"
     return Cluster(path)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,10 +11,10 @@ from typing import Any, NamedTuple
 import urllib3
 import yaml
 
+from tests.project_cache import BIN
+
 Object = dict[str, Any]
 
-CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-BIN = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path(CACHE) / "vllmendpoint") / "bin"
 ROOT = Path(__file__).parents[2]
 GROUP = "serving.vllmendpoint.dev"
 PATHS = {

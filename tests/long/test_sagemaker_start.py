@@ -28,7 +28,6 @@ from vllmendpoint_api import ConfigurationState, HandlerSource, Stage
 
 pytestmark = pytest.mark.timeout(300)
 GUIDE = ROOT / "tests" / "guide"
-CACHE = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
 MODEL_DATA = Path("/opt/ml/model")
 CLONE_NEWNET = 0x40000000
 Make = Callable[..., WorkerProcess]

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.project_cache import BIN
+
 Object = dict[str, Any]
 
 CHART = Path(__file__).parents[2] / "charts" / "vllmendpoint-operator"
-CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-BIN = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path(CACHE) / "vllmendpoint") / "bin"
 HELMS = ("helm", "helm3")
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
 NAME = "vllmendpoint-operator"

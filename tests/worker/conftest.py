@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.free_port import free_port
+from tests.project_cache import CACHE
 from vllmendpoint_api import Verdict, WorkerReport
 
 ROOT = Path(__file__).parents[2]
@@ -320,8 +321,7 @@ def minilm() -> Path:
 
 def _model(kind: str, folder: str) -> Path:
     subprocess.run([sys.executable, str(ROOT / "hack" / "model.py"), kind], timeout=300, check=True)
-    cache = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path.home() / ".cache" / "vllmendpoint")
-    return cache / "models" / folder
+    return CACHE / "models" / folder
 
 
 @pytest.fixture(scope="module")

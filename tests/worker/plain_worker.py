@@ -2,7 +2,7 @@
 
 ``python -m tests.worker.plain_worker MODEL_FOLDER NAMESPACE [BLOCK_SIZE]``. Workers with different block
 sizes have different model cards. With ``PLAIN_SHUTDOWN_AFTER=N``, an answer with more than N tokens ends with
-``EngineShutdown`` after N.
+``EngineShutdown`` after N. The worker prints a line for each request and for each that the client cancels.
 
 With ``PLAIN_KV_EVENTS=publish`` it has a KV cache without limit, and publishes KV events. With ``lose`` the
 events get lost, as if the network between worker and frontend was interrupted.
@@ -61,6 +61,7 @@ caches: list[Cache] = []
 
 
 async def generate(request: Any, context: Any) -> AsyncIterator[dict[str, Any]]:
+    print("request", flush=True)
     tokens = request["token_ids"]
     cached = sum(cache.store(tokens) for cache in caches)
     count = request["stop_conditions"].get("max_tokens") or 20
@@ -68,6 +69,9 @@ async def generate(request: Any, context: Any) -> AsyncIterator[dict[str, Any]]:
         if number == SHUTDOWN_AFTER:
             raise EngineShutdown("the engine is stalled")
         await asyncio.sleep(TOKEN_SECONDS)
+        if context.is_stopped():
+            print("cancelled", flush=True)
+            return
         usage = {
             "prompt_tokens": len(tokens),
             "completion_tokens": count,

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from typing import Any, Final
 import urllib3
 import yaml
 
+from tests.project_cache import BIN
+
 from .machine import Process, until
 
 __all__ = ["GROUP", "ROOT", "Api", "ControlPlane"]
@@ -23,8 +24,6 @@ Object = dict[str, Any]
 ROOT: Final = Path(__file__).parents[3]
 GROUP: Final = "serving.vllmendpoint.dev"
 NODES: Final = 10
-_CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-BIN: Final = Path(os.environ.get("VLLMENDPOINT_CACHE") or _CACHE / "vllmendpoint") / "bin"
 
 
 class Api:

@@ -11,6 +11,7 @@ __all__ = [
     "ConfigurationRejectedError",
     "EngineNotGeneratingError",
     "EngineStartError",
+    "FrontendError",
     "HandlerAbortedError",
     "HandlerTimeoutError",
     "PackagesError",
@@ -73,6 +74,10 @@ class EngineNotGeneratingError(WorkerError):
 
 class HandlerTimeoutError(WorkerError):
     """The user's code exceeded its time limit. The message is the line that it was executing, or empty."""
+
+
+class FrontendError(WorkerError):
+    """The frontend cannot start. The message is a sentence for the user."""
 
 
 class HandlerAbortedError(BaseException):

@@ -1,7 +1,6 @@
 """Compares ``strategic_merge`` with kubectl on generated templates."""
 
 import json
-import os
 import random
 import subprocess
 import tempfile
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.project_cache import BIN
 from vllmendpoint_operator.plan.pods.strategic_merge import MergeError, strategic_merge
 
-CACHE = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-KUBECTL = Path(os.environ.get("VLLMENDPOINT_CACHE") or Path(CACHE) / "vllmendpoint") / "bin" / "kubectl"
+KUBECTL = BIN / "kubectl"
 NAMES = ("main", "b", "c")
 
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.project_cache import CACHE
 from vllmendpoint_api import Reason
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.plan.pods.strategic_merge import strategic_merge
@@ -105,11 +104,6 @@ def test_merges(patch, path, value):
     assert found == value
 
 
-def cache_dir() -> Path:
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vllmendpoint"
-    return Path(os.environ.get("VLLMENDPOINT_CACHE") or default)
-
-
 def ordered(value):
     """Keyed lists by their key: kubectl puts added items first."""
     if isinstance(value, dict):
@@ -122,7 +116,7 @@ def ordered(value):
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_merges_as_kubectl_does(tmp_path, name):
-    kubectl = cache_dir() / "bin" / "kubectl"
+    kubectl = CACHE / "bin" / "kubectl"
     if not kubectl.exists():
         pytest.skip(f"no kubectl in {kubectl.parent}: `make cluster` builds it")
     template = {"metadata": {"name": "x"}, "template": BASE}

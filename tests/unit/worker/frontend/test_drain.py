@@ -38,7 +38,7 @@ def test_requests_in_flight_are_read_from_dynamos_gauges(metrics: str, count: in
 async def test_an_idle_frontend_serves_until_the_nodes_have_updated_the_service() -> None:
     began = now()
     assert await drain(FakeFrontend(), 105.0, LoopClock()) == 0
-    assert ANNOUNCE_SECONDS <= now() - began < ANNOUNCE_SECONDS + 1.0
+    assert ANNOUNCE_SECONDS <= now() - began < ANNOUNCE_SECONDS + 2.0
 
 
 @on_virtual_time
@@ -47,7 +47,7 @@ async def test_requests_in_flight_are_completed() -> None:
     asyncio.get_running_loop().call_later(60.01, lambda: setattr(frontend, "in_flight", 0))
     began = now()
     assert await drain(frontend, 105.0, LoopClock()) == 0
-    assert 60.0 <= now() - began < 61.0
+    assert 61.0 <= now() - began < 62.0
 
 
 @on_virtual_time

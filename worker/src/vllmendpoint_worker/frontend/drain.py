@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from vllmendpoint_api import names
@@ -22,9 +22,10 @@ DEFAULT_DRAIN_SECONDS: Final = 105.0
 ANNOUNCE_SECONDS: Final = 5.0
 """The frontend serves new requests for this long, until all nodes have removed it from the Service."""
 
-POLL_SECONDS: Final = 0.05
-"""Short, because clients that keep their connections send the next request on them: the shutdown starts in
-the first moment without a request in flight, since later requests on these connections get 503.
+POLL_SECONDS: Final = 0.25
+QUIET_SECONDS: Final = 1.0
+"""No request has been in flight for this long at the end: a client that uses a kept connection learns with
+its next response that the connection is closed.
 """
 GET_TIMEOUT_SECONDS: Final = 2.0
 _GAUGE: Final = re.compile(
@@ -57,15 +58,11 @@ def drain_seconds(environ: Mapping[str, str]) -> float:
     return seconds
 
 
-async def drain(
-    client: Client, seconds: float, clock: Clock, close_connections: Callable[[], int] = lambda: 0
-) -> int:
-    """Return the number of requests in flight at the end: 0, unless ``seconds`` have passed.
-
-    ``close_connections`` closes the clients' connections if none has a request, else returns how many have.
-    """
+async def drain(client: Client, seconds: float, clock: Clock) -> int:
+    """Return the number of requests in flight at the end: 0, unless ``seconds`` have passed."""
     deadline = clock.monotonic() + seconds
     await asyncio.sleep(min(ANNOUNCE_SECONDS, seconds))
+    last_busy = clock.monotonic()
     count = 0
     while clock.monotonic() < deadline:
         try:
@@ -74,7 +71,10 @@ async def drain(
         except (OSError, ValueError) as error:
             logger.warning("The HTTP server does not respond: error=%s", type(error).__name__)
             return count
-        if not count and not (count := close_connections()):
+        now = clock.monotonic()
+        if count:
+            last_busy = now
+        elif now - last_busy >= QUIET_SECONDS:
             return 0
         await asyncio.sleep(POLL_SECONDS)
     return count

@@ -1,4 +1,7 @@
-"""Starts the report port, the prober and Dynamo's frontend in one process, and exits it after a drain.
+"""Starts the report port, the prober, HAProxy and Dynamo's frontend, and exits after a drain.
+
+Clients reach HAProxy, a process of its own, which forwards to Dynamo's HTTP server on the loopback interface.
+The prober does so too, so that it proves what clients experience.
 
 Dynamo runs on the main thread. The report server and the prober each have a thread with an event loop of its
 own, so that they work while the main loop is blocked. The process exits with ``os._exit``, because Dynamo's
@@ -16,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from vllmendpoint_api import Stage, names
-from vllmendpoint_worker.errors import ProbeUnavailableError
+from vllmendpoint_worker.errors import FrontendError, ProbeUnavailableError
 from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.process.dynamo_log import FRONTEND_FILTER, log_filter
 from vllmendpoint_worker.process.launch import (
@@ -28,10 +31,11 @@ from vllmendpoint_worker.process.listening import frontend_hosts, loopback, netw
 from vllmendpoint_worker.process.shutdown import EXIT_FAILURE, terminate
 from vllmendpoint_worker.serving.report_server import start_report_server
 
-from .connections import close_idle_connections
 from .drain import drain, drain_seconds
 from .http_client import HttpClient
 from .prober import UNRESPONSIVE_SECONDS, RouteProber
+from .proxy import Proxy, free_port, tls_files
+from .proxy_configuration import Listener
 from .settings import SettingsFile, declared_model_type
 from .state import FrontendState
 
@@ -60,13 +64,20 @@ def start() -> NoReturn:
 
     _dynamo.preload_allocator()
     dynamo = _dynamo.parse_settings()
-    client = HttpClient(loopback(dynamo.host, pod), dynamo.port, tls=dynamo.tls)
+    client = HttpClient(loopback(dynamo.host, pod), dynamo.port, tls=dynamo.tls is not None)
     prober = _ProberThread(_prober(client, state, dynamo, os.environ))
     server.metrics = prober.prober.metrics.text
     server.probe = prober.probe
-    prober.start()
+    seconds = drain_seconds(os.environ)
+    proxy = Proxy(_exit_without_proxy) if dynamo.http else None
     try:
-        _dynamo.run(_Shutdown(client, state, drain_seconds(os.environ), dynamo.port).on_signal)
+        address = _start_proxy(proxy, dynamo, pod.loopback, seconds) if proxy else None
+        if proxy:
+            prober.prober.metrics.add_retries(proxy.retries)
+        prober.start()
+        _dynamo.run(_Shutdown(client, state, proxy, seconds).on_signal, address)
+    except FrontendError as error:
+        terminate(EXIT_FAILURE, str(error))
     except Exception as error:
         logger.exception("Dynamo's frontend failed")
         terminate(EXIT_FAILURE, f"Dynamo's frontend failed: {type(error).__name__}: {error}")
@@ -89,6 +100,23 @@ def _prober(
         kv_events=dynamo.kv_events,
         on_unresponsive=_exit_unresponsive,
     )
+
+
+def _start_proxy(proxy: Proxy, dynamo: "_dynamo.Settings", loopback: str, seconds: float) -> tuple[str, int]:
+    """The address at which Dynamo's HTTP server is to listen for HAProxy."""
+    address = (loopback, free_port(loopback))
+    certificate, client_ca = None, None
+    if dynamo.tls is not None:
+        certificate, client_ca = tls_files(
+            proxy.folder, dynamo.tls.certificate, dynamo.tls.key, dynamo.tls.client_ca
+        )
+    proxy.start(Listener(dynamo.host, dynamo.port, certificate, client_ca), address, seconds)
+    logger.info("HAProxy forwards port %d to Dynamo's HTTP server: port=%d", dynamo.port, address[1])
+    return address
+
+
+def _exit_without_proxy(status: int) -> None:
+    terminate(EXIT_FAILURE, f"HAProxy has ended with exit status {status}. Its messages are in the log.")
 
 
 def _exit_unresponsive() -> NoReturn:
@@ -144,9 +172,9 @@ class _ProberThread:
 class _Shutdown:
     """Drains the requests after the first signal. The second signal ends the process."""
 
-    def __init__(self, client: HttpClient, state: FrontendState, seconds: float, port: int) -> None:
-        self._port = port
+    def __init__(self, client: HttpClient, state: FrontendState, proxy: Proxy | None, seconds: float) -> None:
         self._client = client
+        self._proxy = proxy
         self._state = state
         self._seconds = seconds
 
@@ -160,8 +188,10 @@ class _Shutdown:
         deadline = threading.Timer(self._seconds + SHUTDOWN_SECONDS, terminate, (0,))
         deadline.daemon = True
         deadline.start()
-        unfinished = await drain(
-            self._client, self._seconds, Clock(), lambda: close_idle_connections(self._port)
-        )
+        if self._proxy is not None:
+            self._proxy.drain()
+        unfinished = await drain(self._client, self._seconds, Clock())
         if unfinished:
             logger.warning("Requests are still in flight after the drain: count=%d", unfinished)
+        if self._proxy is not None:
+            self._proxy.stop()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vllmendpoint_api import KVEventsState, RouteState
@@ -45,8 +45,26 @@ class RouteMetrics:
     def record_kv_check(self, outcome: CheckOutcome) -> None:
         self._kv_checks.labels(outcome.value).inc()
 
+    def add_retries(self, retries: Callable[[], int | None]) -> None:
+        """``retries`` returns how many requests were sent again to another worker, or None if unknown."""
+        self._registry.register(_RetryCollector(retries))
+
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+class _RetryCollector(Collector):
+    def __init__(self, retries: Callable[[], int | None]) -> None:
+        self._retries = retries
+
+    def collect(self) -> Iterable[Metric]:
+        count = self._retries()
+        if count is not None:
+            yield CounterMetricFamily(
+                "vllmendpoint_frontend_retries",
+                "Requests that the frontend repeated because Dynamo had no worker for them",
+                value=count,
+            )
 
 
 class _RouteCollector(Collector):

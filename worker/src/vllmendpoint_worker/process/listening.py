@@ -42,6 +42,11 @@ class Network:
     loopback_ipv4: bool = True
     """127.0.0.1 exists. A pod without IPv4 may not have it."""
 
+    @property
+    def loopback(self) -> str:
+        """An address that only this pod can reach."""
+        return _LOOPBACK_IPV4 if self.loopback_ipv4 else _LOOPBACK_IPV6
+
 
 def network() -> Network:
     """Detect the properties with a socket and ``/proc``."""
