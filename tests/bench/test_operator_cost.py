@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.conftest import CACHE, SYSTEM, TOY, Cluster, eventually, manifest
+from tests.e2e.conftest import SYSTEM, TOY, Cluster, eventually, manifest
+from tests.project_cache import CACHE
 
 pytestmark = pytest.mark.timeout(900)
 AUDIT = CACHE / "cluster/audit.log"

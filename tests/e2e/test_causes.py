@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.project_cache import CACHE
 from vllmendpoint_api import Reason
 
-from .conftest import CACHE, Cluster, eventually, manifest, nodes_locked, python_pod
+from .conftest import Cluster, eventually, manifest, nodes_locked, python_pod
 from .hub import serve_hub
 
 pytestmark = pytest.mark.timeout(600)

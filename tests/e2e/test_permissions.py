@@ -5,8 +5,9 @@ import os
 import pytest
 
 from tests.audit import granted, requests, used
+from tests.project_cache import CACHE
 
-from .conftest import CACHE, Cluster
+from .conftest import Cluster
 
 ROLE = "vllmendpoint-operator-worker"
 POLICY = ("run", "serving.vllmendpoint.dev", "workers")

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import CACHE, Cluster, eventually, first_node, nodes_locked, python_pod
+from tests.project_cache import CACHE
+
+from .conftest import Cluster, eventually, first_node, nodes_locked, python_pod
 
 pytestmark = [
     pytest.mark.timeout(300),

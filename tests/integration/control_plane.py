@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.api_server import BIN, ROOT, Api
+from tests.integration.api_server import ROOT, Api
 from tests.integration.chart_account import install_account
 from tests.integration.polling import until
+from tests.project_cache import BIN
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from tests.free_port import free_port
-from tests.integration.api_server import BIN
 from tests.integration.chart_account import CHART, NAME, kubeconfig_of
 from tests.integration.http_get import http_get, metrics_text
+from tests.project_cache import BIN
 
 _numbers = itertools.count(1)
 

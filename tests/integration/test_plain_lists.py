@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.api_server import BIN
 from tests.integration.control_plane import control_plane
 from tests.integration.endpoint_under_test import EndpointUnderTest
 from tests.integration.operator_process import Operator
 from tests.integration.polling import until
+from tests.project_cache import BIN
 
 NAMESPACE = "plain"
 SERVER = f"""#!/bin/sh

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.integration.api_server import BIN, ROOT
+from tests.integration.api_server import ROOT
+from tests.project_cache import BIN
 from tests.user_docs import commands
 
 ROLLOUT = "serving.vllmendpoint.dev/rollout"

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import (  # noqa: F401  (the same cluster, a namespace for each module)
-    CACHE,
     ROOT,
     cluster,
     deployed,
@@ -19,6 +18,7 @@ from tests.integration.conftest import (  # noqa: F401  (a control plane, no kub
     operate,
     until_fixture,
 )
+from tests.project_cache import CACHE
 from tests.worker.conftest import make_worker, toy_model  # noqa: F401  (workers on loopback)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import CACHE, ONE_PROCESS, SYSTEM, Cluster, chat, eventually, manifest, post
+from tests.e2e.conftest import ONE_PROCESS, SYSTEM, Cluster, chat, eventually, manifest, post
 from tests.e2e.hub import REVISION, Hub, serve_hub
+from tests.project_cache import CACHE
 from vllmendpoint_api import script_digest
 
 from .bucket import SECRET_KEY, bucket

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import CACHE, ROOT, SYSTEM, TOY, Cluster, chat, eventually, manifest
+from tests.e2e.conftest import ROOT, SYSTEM, TOY, Cluster, chat, eventually, manifest
+from tests.project_cache import CACHE
 
 pytestmark = pytest.mark.timeout(900)
 NAME = "stays"

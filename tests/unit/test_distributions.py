@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from tests.unit.rendered_chart import BIN
+from tests.project_cache import BIN
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"api": "crds", "operator": "operator", "worker": "worker"}

@@ -12,7 +12,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.e2e.conftest import CACHE, ROOT, Cluster
+from tests.e2e.conftest import ROOT, Cluster
+from tests.project_cache import CACHE
 
 from .cases import CASES
 from .results import Results

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tests.e2e.conftest import CACHE, SYSTEM, Cluster, eventually, worker_image
+from tests.e2e.conftest import SYSTEM, Cluster, eventually, worker_image
 from tests.e2e.node_processes import signal_python
+from tests.project_cache import CACHE
 
 from .subjects import Subject
 

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from tests.project_cache import BIN
 from vllmendpoint_api import VLLMEndpointSpec
 from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.plan.options import Options
 from vllmendpoint_operator.plan.planner import plan
 
-from .control_plane import BIN, ControlPlane
+from .control_plane import ControlPlane
 from .machine import Process, until
 
 __all__ = ["SUBJECTS", "SYSTEM", "Subject", "body", "settings_hash"]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.audit import requests
-from tests.integration.api_server import BIN, Api
+from tests.integration.api_server import Api
 from tests.integration.chart_account import CHART, NAME, kubeconfig_of
 from tests.integration.control_plane import bare_control_plane
 from tests.integration.fake_worker import REPORT_PORT
+from tests.project_cache import BIN
 
 __all__ = [
     "CHART",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.api_server import BIN
 from tests.integration.chart.installed_chart import NAME, Cluster, endpoint, running_cluster
+from tests.project_cache import BIN
 from tests.user_docs import DOCS, PAGES, commands
 
 ROOT = DOCS.parent

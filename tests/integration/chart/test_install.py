@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.api_server import BIN
 from tests.integration.chart.installed_chart import CHART, NAME, Cluster, endpoint, run
 from tests.integration.chart.lifecycle import (
     check_permissions,
@@ -15,6 +14,7 @@ from tests.integration.chart.lifecycle import (
     run_lifecycle,
 )
 from tests.integration.polling import until
+from tests.project_cache import BIN
 
 
 @pytest.mark.parametrize("program", ["helm", "helm3"])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.api_server import BIN
 from tests.integration.chart.installed_chart import Cluster, endpoint, readme_object, run
 from tests.integration.polling import until
+from tests.project_cache import BIN
 
 NAME = "limited-user"
 KIND = "vllmendpoints.serving.vllmendpoint.dev"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.api_server import BIN
 from tests.integration.chart.installed_chart import Cluster, endpoint, run, running_operator
 from tests.integration.polling import until
+from tests.project_cache import BIN
 
 OWN_POD = "A worker may write only the DynamoWorkerMetadata that has the name of its own pod."
 OWN_ENDPOINT = "A worker may publish only in the Dynamo namespace of its own endpoint."
