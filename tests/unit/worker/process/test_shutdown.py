@@ -1,4 +1,9 @@
-"""The drain waits for requests in flight, unless the engine cannot answer them."""
+"""The drain waits for requests in flight, unless the engine cannot answer them; the first cause of an exit
+counts.
+"""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +37,30 @@ async def test_the_drain_gives_up_on_an_engine_that_cannot_answer(caplog: pytest
 async def test_the_drain_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     await shutdown.wait_for_drain(lambda: 1, lambda: False, FastClock())
     assert "not complete: count=1" in caplog.text
+
+
+WATCHED_CHILD = """
+import multiprocessing, subprocess, threading, time
+from vllmendpoint_worker.process.shutdown import PROCESS_GROUPS, terminate
+
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+PROCESS_GROUPS.add(child.pid)
+
+def watch():
+    child.wait()
+    PROCESS_GROUPS.discard(child.pid)
+    terminate(1, "the child has ended")
+
+threading.Thread(target=watch, daemon=True).start()
+multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()  # terminate() waits for it
+terminate(0)
+"""
+
+
+def test_the_first_cause_of_the_exit_counts() -> None:
+    """The exit ends the children, and a thread that watches one of them notices."""
+    command = [sys.executable, "-c", WATCHED_CHILD]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in running:
+        assert process.communicate(timeout=60)[1] == b""
+    assert {process.returncode for process in running} == {0}

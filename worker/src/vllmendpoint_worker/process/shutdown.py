@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,8 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 
 MAX_MESSAGE: Final = 2048
 
+_TERMINATING: Final = threading.RLock()
+
 
 async def wait_for_drain(unfinished: Callable[[], int], give_up: Callable[[], bool], clock: Clock) -> None:
     """Return when no request is unfinished, or ``give_up`` is true (a stalled engine answers no request), or
@@ -53,20 +56,23 @@ async def wait_for_drain(unfinished: Callable[[], int], give_up: Callable[[], bo
 def terminate(code: int, message: str = "") -> NoReturn:
     """Exit immediately, with the child processes. ``message``: the cause, as a sentence, unless a signal is
     the cause.
+
+    Of several threads, the first one decides: another one may only have noticed that a child has ended.
     """
-    if message:
-        logger.critical("%s", message)
-        write_termination_message(message)
-    _end_children()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # the reader has gone
-            stream.flush()
-    os._exit(code)
+    with _TERMINATING:
+        if message:
+            logger.critical("%s", message)
+            write_termination_message(message)
+        _end_children()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the reader has gone
+                stream.flush()
+        os._exit(code)
 
 
 def _end_children() -> None:
     """vLLM's engine core is a child process; it ends its own workers."""
-    for group in PROCESS_GROUPS:
+    for group in tuple(PROCESS_GROUPS):  # a thread that waits for one of them removes it
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     multiprocessing = sys.modules.get("multiprocessing")
