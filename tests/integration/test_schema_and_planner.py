@@ -238,7 +238,9 @@ def is_accepted(api, spec, accepted_children):
         "map": ConfigMapContent({"k": "seed: 1\n"}),
         "handlers": ConfigMapContent({"model.py": ""}),
     }
-    planned = plan(endpoint, Observed(now=datetime.now(UTC), config_maps=maps), Options("worker:1", "frontend:1"))
+    planned = plan(
+        endpoint, Observed(now=datetime.now(UTC), config_maps=maps), Options("worker:1", "frontend:1")
+    )
     for child in planned.children:
         if child in accepted_children:
             continue
