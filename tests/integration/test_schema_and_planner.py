@@ -193,17 +193,19 @@ SPEC = st.builds(
             ping=st.just("model:f"),
             invocations=st.just("/opt/ml/model/m.py:g"),
         ),
-        frontend=fields(
-            mode=st.sampled_from(["Managed", "None"]),
-            image=st.sampled_from(["i", "r.example:5000/a/b@sha256:" + "0" * 64]),
-            replicas=st.integers(1, 100),
-            routing=fields(
-                mode=st.sampled_from(["RoundRobin", "Random", "LeastLoaded", "KV"]),
-                sessionAffinitySeconds=st.integers(1, 31_536_000),
+        frontend=st.one_of(
+            fields(mode=st.just("None"), replicas=st.integers(1, 100)),
+            fields(
+                mode=st.just("Managed"),
+                image=st.sampled_from(["i", "r.example:5000/a/b@sha256:" + "0" * 64]),
+                replicas=st.integers(1, 100),
+                routing=fields(
+                    mode=st.sampled_from(["RoundRobin", "Random", "LeastLoaded", "KV"]),
+                    sessionAffinitySeconds=st.integers(1, 31_536_000),
+                ),
+                resources=resources(),
+                podTemplate=pod_template(),
             ),
-            migrationLimit=st.integers(0, 100),
-            resources=resources(),
-            podTemplate=pod_template(),
         ),
         strategy=fields(rollingUpdate=fields(maxUnavailable=SHARES, maxSurge=SHARES)),
         paused=st.booleans(),
