@@ -108,8 +108,8 @@ def test_the_cost_of_streams(frontend: FrontendProcess) -> None:
     used = cpu_seconds(proxy) - began[0], cpu_seconds(dynamo) - began[1]
     per_token = [1e6 * seconds / (STREAMS * TOKENS) for seconds in used]
     print(
-        f"\n{STREAMS} simultaneous streams, {TOKENS} tokens each: CPU time per token {per_token[0]:.1f} us in "
-        f"HAProxy, {per_token[1]:.1f} us in Dynamo; memory of HAProxy {before:.1f} MiB idle, "
+        f"\n{STREAMS} simultaneous streams, {TOKENS} tokens each: CPU time per token {per_token[0]:.1f} us "
+        f"in HAProxy, {per_token[1]:.1f} us in Dynamo; memory of HAProxy {before:.1f} MiB idle, "
         f"{max(peak):.1f} MiB at most"
     )
     assert used[0] < used[1]
