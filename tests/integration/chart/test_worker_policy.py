@@ -22,7 +22,10 @@ Write = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def pods(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name of a worker pod by ``namespace/endpoint``. Workers of `own` use a service account of the user."""
+    """Names of pods: ``namespace/endpoint`` -> worker, ``namespace/endpoint frontend`` -> frontend.
+
+    Workers of `own` use a service account of the user.
+    """
     installed.kubectl("create", "namespace", LONG_NAMESPACE)
     installed.kubectl("create", "serviceaccount", "of-the-user", "-n", "a")
     found = {}
@@ -31,9 +34,12 @@ def pods(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             worker = {"serviceAccountName": "of-the-user"} if name == "own" else {}
             installed.kubectl("apply", "-f", "-", text=endpoint(namespace, name, worker=worker))
         for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (LONG_NAMESPACE, LONG)):
-            labels = f"app.kubernetes.io/component=worker,app.kubernetes.io/instance={name}"
-            names = until(lambda n=namespace, x=labels: installed.names("pods", "-n", n, "-l", x), name, 40)
-            found[f"{namespace}/{name}"] = names.pop().removeprefix("pod/")
+            for component, suffix in (("worker", ""), ("frontend", " frontend")):
+                labels = f"app.kubernetes.io/component={component},app.kubernetes.io/instance={name}"
+                names = until(
+                    lambda n=namespace, x=labels: installed.names("pods", "-n", n, "-l", x), name, 40
+                )
+                found[f"{namespace}/{name}{suffix}"] = names.pop().removeprefix("pod/")
     return found
 
 
@@ -154,3 +160,18 @@ def test_a_worker_with_a_truncated_name_can_publish_only_its_own_endpoint(
         assert "serverside-applied" in write(namespace, pod, own, endpoints=instance(env))
         assert OWN_ENDPOINT in write(namespace, pod, own, endpoints=instance(f"{namespace}-other"))
         assert OWN_ENDPOINT in write(namespace, pod, own, endpoints=instance(env + "x"))
+
+
+@pytest.mark.parametrize("name", ["tiny", LONG])
+def test_a_frontend_can_publish_event_channels_of_its_own_endpoint_only(
+    installed: Cluster, pods: dict[str, str], write: Write, name: str
+) -> None:
+    """Frontends exchange their requests in flight and their sessions."""
+    pod = pods[f"a/{name} frontend"]
+    own = token(installed, "a", f"{name}-frontend", pod)
+    until(lambda: OWN_POD in write("a", "another", own), "the policy", 60)
+    channel = event(f"a-{name}_-0123456789-abcdef0123", f"a-{name}_-0123456789-abcdef0123")
+    assert "serverside-applied" in write("a", pod, own, event_channels=channel)
+    assert OWN_POD in write("a", pods[f"a/{name}"], own, event_channels=channel)
+    for other in ("a-other_-0123456789", "b-tiny_-0123456789", ""):
+        assert OWN_ENDPOINT in write("a", pod, own, event_channels=event(other, other))

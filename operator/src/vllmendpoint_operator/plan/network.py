@@ -8,6 +8,7 @@ from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .options import Options
 from .pods.dynamo import REQUEST_PORT, dynamo_labels
+from .pods.routing import shares_state
 
 __all__ = ["network_policies", "services"]
 
@@ -27,6 +28,9 @@ def services(endpoint: Endpoint, *, draining: bool) -> list[dict[str, Any]]:
     if not has_frontend(endpoint):
         return [workers]
     frontends = _service(endpoint, endpoint.name, FRONTEND, [("http", names.FRONTEND_PORT, "http")])
+    if shares_state(endpoint.spec.frontend.routing):
+        # Frontends discover each other the same way.
+        frontends["metadata"]["labels"].update(dynamo_labels(endpoint, FRONTEND))
     if draining:
         frontends["spec"]["selector"][names.LABEL_DRAINS] = "true"
     return [workers, frontends]

@@ -77,6 +77,21 @@ def test_no_network_policy_opens_the_port_of_the_engines_kv_events(make_endpoint
     assert not any(first <= 5557 <= last for first, last in ranges)
 
 
+@pytest.mark.parametrize(
+    ("routing", "shared"),
+    [
+        ({}, False),
+        ({"mode": "LeastLoaded"}, False),
+        ({"mode": "KV"}, True),
+        ({"sessionAffinitySeconds": 9}, True),
+    ],
+)
+def test_frontends_that_share_state_discover_each_other(make_endpoint, make_plan, child, routing, shared):
+    service = child(make_plan(make_endpoint(frontend={"routing": routing})), "Service", "smollm")
+    label = service["metadata"]["labels"].get("nvidia.com/dynamo-discovery-enabled")
+    assert label == ("true" if shared else None)
+
+
 def test_session_affinity_lets_requests_move(rendered):
     frontend, _, _, (_, workers) = rendered({"sessionAffinitySeconds": 600})
     assert router_variables(frontend) == {

@@ -8,7 +8,7 @@ from typing import Final
 
 from vllmendpoint_api import RoutingMode, RoutingSpec, names
 
-__all__ = ["KV_EVENT_ARGUMENTS", "ROUTER_VARIABLES", "router_env", "worker_routing_env"]
+__all__ = ["KV_EVENT_ARGUMENTS", "ROUTER_VARIABLES", "router_env", "shares_state", "worker_routing_env"]
 
 _DYNAMO_MODES: Final = {
     RoutingMode.RANDOM: "random",
@@ -60,6 +60,11 @@ def router_env(routing: RoutingSpec) -> dict[str, str]:
         # With "hard", requests in flight cannot move, and later ones fail until the worker has left.
         env["DYN_ROUTER_SESSION_AFFINITY_MODE"] = "soft"
     return env
+
+
+def shares_state(routing: RoutingSpec) -> bool:
+    """Whether the frontends of an endpoint exchange requests in flight or sessions."""
+    return routing.mode == RoutingMode.KV or routing.session_affinity_seconds is not None
 
 
 def worker_routing_env(routing: RoutingSpec) -> dict[str, str]:
