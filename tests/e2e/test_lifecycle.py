@@ -17,6 +17,16 @@ OTHER = "other"
 pytestmark = pytest.mark.timeout(900)
 
 SLEEP = "import time; time.sleep(3600)"
+SIDE_CHANNEL = 5600
+LISTEN = """
+import os, socket, sys, time
+listener = socket.create_server(('', int(sys.argv[1])))
+if not os.fork():
+    os.setsid()
+    os.closerange(0, 3)
+    time.sleep(600)
+"""
+"""Listens in the background, as a worker on a GPU does at NIXL's side channel."""
 PRINT_LISTENING_PORTS = """
 import pathlib
 loopback = ('0100007F', '0000000000000000FFFF00000100007F', '00000000000000000000000001000000')
@@ -215,8 +225,9 @@ def test_network_policies_restrict_which_pods_reach_which_port(
     cluster.kubectl("wait", "--for=condition=Ready", "pod/unrelated", "--timeout=60s")
     other_namespace.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
 
+    cluster.python(insider["metadata"]["name"], LISTEN, str(SIDE_CHANNEL))
     worker, frontend = target(cluster, "worker"), target(cluster, "frontend")
-    assert {8080, 9090, 9091, 9092} < worker.ports, "and the ports of Dynamo's event plane"
+    assert {SIDE_CHANNEL, 8080, 9090, 9091, 9092} < worker.ports, "and the ports of Dynamo's event plane"
     assert {8000, 9091, 9093} <= frontend.ports
     serving = (frozenset({8080}), frozenset({8000}))
     all_but_the_report = worker.ports - {9091}

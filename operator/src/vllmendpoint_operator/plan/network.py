@@ -13,6 +13,12 @@ from .pods.routing import shares_state
 __all__ = ["network_policies", "services"]
 
 _LAST_PORT = 65_535
+_ENGINE_PORTS = (
+    {"port": 5600, "endPort": 5999, "protocol": "TCP"},
+    {"port": 8998, "protocol": "TCP"},
+)
+"""Channels between engines on GPUs, by the defaults of vLLM's variables ``VLLM_*_SIDE_CHANNEL_PORT`` (NIXL:
+5600 and one per data-parallel rank) and ``VLLM_MOONCAKE_BOOTSTRAP_PORT``. Others are above Dynamo's ports."""
 
 
 def services(endpoint: Endpoint, *, draining: bool) -> list[dict[str, Any]]:
@@ -55,8 +61,8 @@ def _service(
 
 
 def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any]]:
-    """All clients may connect to the serving ports, the endpoint's pods to Dynamo's ports, and the operator
-    to the report port. The chart may add rules.
+    """All clients may connect to the serving ports, the endpoint's pods to the ports of Dynamo and of
+    channels between engines, and the operator to the report port. The chart may add rules.
 
     A NetworkPolicy does not restrict the kubelet of the pod's node.
     """
@@ -80,7 +86,7 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
             WORKER,
             [
                 {"ports": [_port(names.SAGEMAKER_PORT)]},
-                {"from": [peers], "ports": [_port(names.SYSTEM_PORT), dynamo]},
+                {"from": [peers], "ports": [*_ENGINE_PORTS, _port(names.SYSTEM_PORT), dynamo]},
                 {"from": [operator], "ports": [_port(names.REPORT_PORT)]},
                 *options.additional_ingress,
             ],

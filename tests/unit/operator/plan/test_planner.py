@@ -32,16 +32,24 @@ def test_without_a_frontend_the_url_is_that_of_the_workers(make_endpoint, make_p
     assert invocations_url(endpoint) == "http://smollm-workers.team-a.svc:8080/invocations"
 
 
-def test_only_pods_of_the_endpoint_may_connect_to_dynamo_ports(make_endpoint, make_plan, child):
+def test_only_pods_of_the_endpoint_may_connect_to_dynamo_and_between_engines(make_endpoint, make_plan, child):
+    """5600 and 5601: NIXL's side channels; 8998: Mooncake's; 29550: vLLM's data-parallel RPC."""
     policy = child(make_plan(make_endpoint()), "NetworkPolicy", "smollm-workers")
-    opened = {}
-    for rule in policy["spec"]["ingress"]:
-        for port in rule["ports"]:
-            opened[port["port"]] = rule.get("from")
-    assert opened[8080] is None
+
+    def sources(number):
+        return [
+            rule.get("from")
+            for rule in policy["spec"]["ingress"]
+            for port in rule["ports"]
+            if port["port"] <= number <= port.get("endPort", port["port"])
+        ]
+
+    assert sources(8080) == [None]
+    assert sources(5599) == sources(6000) == []
     peers = {"app.kubernetes.io/name": "vllmendpoint", "app.kubernetes.io/instance": "smollm"}
-    assert opened[9090] == opened[9092] == [{"podSelector": {"matchLabels": peers}}]
-    (operator,) = opened[9091]
+    for number in (5600, 5601, 5999, 8998, 9090, 9092, 29550, 65535):
+        assert sources(number) == [[{"podSelector": {"matchLabels": peers}}]], number
+    ((operator,),) = sources(9091)
     assert operator["podSelector"]["matchLabels"] == {"app": "operator"}
     assert operator["namespaceSelector"]["matchLabels"] == {
         "kubernetes.io/metadata.name": "vllmendpoint-system"
