@@ -180,7 +180,7 @@ def test_the_condition_shows_the_stages_of_the_start(start: Start, pod: str) -> 
     stage = re.compile(
         rf"0 of 1 replica is ready \(minimum: 1\)\. Pod {pod} is starting: stage "
         r"(\w+(?: \(.*\))?) since \d\d:\d\d:\d\d UTC\. "
-        r"It must start within 1800 s \(worker\.startupTimeoutSeconds\)\."
+        r"It must start within 7200 s \(worker\.startupTimeoutSeconds\)\."
     )
     steps = list(dict.fromkeys(match[1] for line in start.messages if (match := stage.fullmatch(line))))
     # Earlier steps are the data of the bucket and the rejected payload.

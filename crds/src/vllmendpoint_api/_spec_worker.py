@@ -145,9 +145,9 @@ class WorkerSpec(Contract):
             ge=10,
             le=86_400,
             description="Seconds that a worker may take to start, including the download of the model, "
-            "before the kubelet restarts it. Defaults to 1800.",
+            "before the kubelet restarts it. Defaults to 7200.",
         ),
-    ] = 1800
+    ] = 7200
     pod_template: Annotated[
         JsonObject | None,
         Field(

@@ -8,11 +8,12 @@ from fractions import Fraction
 from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, RollingUpdate, names
-from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER, Endpoint
+from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER, Endpoint, Observed
 
 __all__ = [
     "FRONTEND",
     "FRONTEND_STARTUP_SECONDS",
+    "STARTUP_PERIOD_SECONDS",
     "WORKER",
     "WORKER_GRACE_SECONDS",
     "frontend_name",
@@ -21,10 +22,14 @@ __all__ = [
     "is_observed",
     "is_rolled_out",
     "min_ready_replicas",
+    "startup_seconds",
+    "startup_timeout_seconds",
     "url",
     "workers_name",
 ]
 
+STARTUP_PERIOD_SECONDS: Final = 5
+"""Period of the workers' startup probe."""
 FRONTEND_STARTUP_SECONDS: Final = 120
 """The startup probe fails after this time."""
 WORKER_GRACE_SECONDS: Final = 60
@@ -75,6 +80,27 @@ def _absolute(amount: int | str, replicas: int) -> Fraction:
     """``amount`` is a number or a percentage of ``replicas``."""
     text = str(amount)
     return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
+
+
+def startup_timeout_seconds(endpoint: Endpoint, observed: Observed) -> int:
+    """The time that the kubelet gives the workers to start: of the applied template, else of the spec.
+
+    The spec may differ: its default may be newer than the template, and a podTemplate may change the probe.
+    """
+    specified = endpoint.spec.worker.startup_timeout_seconds
+    deployment = observed.child("Deployment", workers_name(endpoint))
+    seconds = None if deployment is None else startup_seconds(deployment["spec"]["template"])
+    if seconds is None or 0 <= seconds - specified < STARTUP_PERIOD_SECONDS:  # rounded up to the period
+        return specified
+    return seconds
+
+
+def startup_seconds(template: dict[str, Any]) -> int | None:
+    """Seconds until the startup probe of the main container fails; None if it has none."""
+    for container in (template.get("spec") or {}).get("containers") or []:
+        if container.get("name") == names.MAIN_CONTAINER and (probe := container.get("startupProbe")):
+            return int(probe.get("periodSeconds", 10)) * int(probe.get("failureThreshold", 3))
+    return None
 
 
 def is_observed(deployment: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 
 from vllmendpoint_api import RollingUpdate
-from vllmendpoint_operator.components import min_ready_replicas
+from vllmendpoint_operator.components import min_ready_replicas, startup_timeout_seconds
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,26 @@ def test_min_ready_replicas_rounds_as_the_deployment_controller_does(
 ):
     strategy = RollingUpdate.model_validate({"maxUnavailable": max_unavailable, "maxSurge": max_surge})
     assert min_ready_replicas(replicas, strategy) == expected
+
+
+@pytest.mark.parametrize(
+    ("specified", "applied", "expected"),
+    [
+        (7200, {}, 7200),
+        (101, {}, 101),
+        (7200, {"failureThreshold": 360}, 1800),  # rendered with the former default
+        (7200, {"periodSeconds": 1, "failureThreshold": 30}, 30),
+        (7200, None, 7200),
+    ],
+)
+def test_the_startup_timeout_is_that_of_the_applied_template(
+    make_endpoint, make_plan, make_observed, child, specified, applied, expected
+):
+    endpoint = make_endpoint(worker={"startupTimeoutSeconds": specified})
+    planned = make_plan(endpoint)
+    (main,) = child(planned, "Deployment", "smollm-workers")["spec"]["template"]["spec"]["containers"]
+    if applied is None:
+        del main["startupProbe"]
+    else:
+        main["startupProbe"] |= applied
+    assert startup_timeout_seconds(endpoint, make_observed(planned)) == expected

@@ -10,7 +10,14 @@ from datetime import UTC
 from typing import Any, Final
 
 from vllmendpoint_api import RevisionStatus, names
-from vllmendpoint_operator.components import FRONTEND, WORKER, has_frontend, is_rolled_out, workers_name
+from vllmendpoint_operator.components import (
+    FRONTEND,
+    WORKER,
+    has_frontend,
+    is_rolled_out,
+    startup_seconds,
+    workers_name,
+)
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
 from .configuration import digest
@@ -28,6 +35,8 @@ _INPUTS_HASH: Final = f"{names.GROUP}/inputs-hash"
 """Annotation of a ControllerRevision."""
 _HOT_FIELDS: Final = ("replicas", "healthCheck", "handlers", "strategy", "paused", "restartedAt")
 """Fields of the spec that do not change the pod templates."""
+_FORMER_STARTUP_SECONDS: Final = 1800
+"""Default of ``worker.startupTimeoutSeconds`` in earlier releases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,7 @@ def current_revision(
     }
     if newest is not None and requests.restarted_at == last.restarted_at:
         inputs = str((newest["metadata"].get("annotations") or {}).get(_INPUTS_HASH, ""))
-        if inputs in hashes.values():
+        if inputs in hashes.values() and not _shortens_startup(endpoint, newest["data"], rendered):
             return _existing_revision(endpoint, newest, inputs, rendered, legacy)
     inputs = hashes[requests.rollout]
     number = 1 if newest is None else int(newest["revision"]) + 1
@@ -189,11 +198,21 @@ def _with_prefix(endpoint: Endpoint, data: dict[str, Any], *, include_legacy: bo
     return {**data, FRONTEND: with_prefix(endpoint, data[FRONTEND], include_legacy=include_legacy)}
 
 
+def _shortens_startup(endpoint: Endpoint, newest: dict[str, Any], rendered: dict[str, Any]) -> bool:
+    """Whether a user has set the former default of the start-up timeout, which the inputs do not contain."""
+    if endpoint.spec.worker.startup_timeout_seconds != _FORMER_STARTUP_SECONDS:
+        return False
+    return startup_seconds(newest[WORKER]) != startup_seconds(rendered[WORKER])
+
+
 def inputs_hash(endpoint: Endpoint, config: str | None, rollout: str) -> str:
     """Digest of what determines the pod templates: cold fields of the spec, config and rollout annotation.
 
     Defaults are left out, so that a field that a later version adds does not change the digest of an existing
     endpoint. ``restartedAt`` is compared separately, because earlier versions do not have it.
+
+    ``worker.startupTimeoutSeconds`` is left out if it is not set or has its former default, which the API
+    server has stored in existing endpoints.
     """
     spec = endpoint.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     for field in _HOT_FIELDS:
@@ -202,6 +221,14 @@ def inputs_hash(endpoint: Endpoint, config: str | None, rollout: str) -> str:
         rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}
         if rest:
             spec[section] = rest
+    worker = spec.pop("worker", {})
+    worker.pop("startupTimeoutSeconds", None)
+    timeout = endpoint.spec.worker.startup_timeout_seconds
+    is_set = "startup_timeout_seconds" in endpoint.spec.worker.model_fields_set
+    if is_set and timeout != _FORMER_STARTUP_SECONDS:
+        worker["startupTimeoutSeconds"] = timeout
+    if worker:
+        spec["worker"] = worker
     if "volumeClaimTemplate" in spec.get("cache", {}):
         spec["cache"]["volumeClaimTemplate"] = {}  # its size may grow while pods mount it
     return digest([spec, config, rollout])

@@ -11,6 +11,7 @@ from vllmendpoint_operator.components import (
     has_frontend,
     is_observed,
     min_ready_replicas,
+    startup_timeout_seconds,
     workers_name,
 )
 from vllmendpoint_operator.observe.snapshot import (
@@ -115,7 +116,7 @@ def worker_component(endpoint: Endpoint, observed: Observed) -> Component:
         name=name,
         replicas=replicas,
         min_available=min_ready_replicas(replicas, endpoint.spec.strategy.rolling_update),
-        startup_timeout_seconds=endpoint.spec.worker.startup_timeout_seconds,
+        startup_timeout_seconds=startup_timeout_seconds(endpoint, observed),
         pods=observed.workers,
         state=_deployment_state(observed, name),
     )

@@ -15,7 +15,7 @@ from vllmendpoint_api import (
     WorkerReport,
     WorkerStatus,
 )
-from vllmendpoint_operator.components import WORKER, invocations_url, url
+from vllmendpoint_operator.components import WORKER, invocations_url, startup_timeout_seconds, url
 from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
@@ -43,7 +43,7 @@ def endpoint_status(
     """``problem``: why there is no plan, or why the plan could not be applied."""
     previous = endpoint.status
     workers = worker_statuses(
-        observed.workers, previous, observed.now, endpoint.spec.worker.startup_timeout_seconds
+        observed.workers, previous, observed.now, startup_timeout_seconds(endpoint, observed)
     )
     listed, omitted = truncate(workers)
     report = _resolved_report(observed)

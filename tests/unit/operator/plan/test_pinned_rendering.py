@@ -221,9 +221,48 @@ def test_an_annotation_of_the_pod_template_requests_nothing(make_endpoint, make_
 
 def test_an_explicit_default_changes_nothing(make_endpoint, make_plan, make_observed):
     first = make_plan(make_endpoint())
-    worker = {"sharedMemorySize": "8Gi", "startupTimeoutSeconds": 1800, "resources": {}}
+    worker = {"sharedMemorySize": "8Gi", "resources": {}}
     second = make_plan(make_endpoint(worker=worker, frontend={"mode": "Managed"}), make_observed(first))
     assert second.revision.name == first.revision.name
+
+
+OWN_PROBE = {"spec": {"containers": [{"name": "main", "startupProbe": {"failureThreshold": 1440}}]}}
+
+
+def timeout(seconds):
+    return {"worker": {"startupTimeoutSeconds": seconds}}
+
+
+@pytest.mark.parametrize("stored", [{}, timeout(1800), timeout(7200), timeout(60)])
+def test_the_former_default_of_the_startup_timeout_restarts_nothing(
+    make_endpoint, make_plan, make_observed, templates, stored
+):
+    """Before, the default was 1800 s, and the digest left it out. The API server has stored it."""
+    seconds = stored["worker"]["startupTimeoutSeconds"] if stored else 1800
+    earlier = make_plan(make_endpoint(**timeout(seconds)))
+    inputs = earlier.children[0]["metadata"]["annotations"]["serving.vllmendpoint.dev/inputs-hash"]
+    former = make_endpoint(**timeout(seconds)) if seconds != 1800 else make_endpoint()
+    assert inputs == revision_module.inputs_hash(former, None, "")
+    upgraded = make_plan(make_endpoint(**stored), make_observed(earlier))
+    assert templates(upgraded) == templates(earlier)
+    assert upgraded.revision.name == earlier.revision.name
+
+
+@pytest.mark.parametrize("template", [None, OWN_PROBE])
+def test_a_startup_timeout_of_the_former_default_takes_effect(
+    make_endpoint, make_plan, make_observed, templates, template
+):
+    worker = {} if template is None else {"podTemplate": template}
+    first = make_plan(make_endpoint(worker=worker))
+    endpoint = make_endpoint(worker={**worker, "startupTimeoutSeconds": 1800})
+    second = make_plan(endpoint, make_observed(first))
+    (main,) = templates(second)[0]["spec"]["containers"]
+    assert main["startupProbe"]["failureThreshold"] == (360 if template is None else 1440)
+    third = make_plan(endpoint, make_observed(second))
+    assert third.revision == second.revision
+    assert (third.revision.name == first.revision.name) is (template is not None)
+    longer = make_plan(make_endpoint(worker={**worker, "startupTimeoutSeconds": 7200}), make_observed(second))
+    assert templates(longer)[0]["spec"]["containers"][0]["startupProbe"]["failureThreshold"] == 1440
 
 
 def test_returning_to_an_earlier_spec_is_a_newer_revision(make_endpoint, make_plan, make_observed, child):

@@ -72,7 +72,7 @@ def test_the_message_has_the_stage_of_a_restarting_replica(make_endpoint, make_s
     found = make_status(endpoint, make_worker("w-1", settings=endpoint), loading)
     assert finding(found)[2] == (
         "1 of 2 replicas is generating. 1 replica is not ready. Pod w-2 is starting: stage LoadingWeights "
-        "since 11:50:00 UTC. It must start within 1800 s (worker.startupTimeoutSeconds)."
+        "since 11:50:00 UTC. It must start within 7200 s (worker.startupTimeoutSeconds)."
     )
 
 

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, ModelType, Reason, VLLMEndpointSpec, WorkerSpec, names
-from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS, workers_name
+from vllmendpoint_operator.components import (
+    STARTUP_PERIOD_SECONDS,
+    WORKER,
+    WORKER_GRACE_SECONDS,
+    workers_name,
+)
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.observe.snapshot import Endpoint
 from vllmendpoint_operator.plan.configuration import settings_name
@@ -26,7 +31,6 @@ from .user_template import merge_user_template
 
 __all__ = ["account_name", "deployment", "pod_template"]
 
-_STARTUP_PERIOD_SECONDS: Final = 5
 _MIN_READY_SECONDS: Final = 5
 """Time from a worker's readiness until every frontend routes to it; measured: less than 1 s on an idle node.
 The Deployment removes an older worker only after this time. A frontend that receives both changes together
@@ -227,9 +231,9 @@ def _probes(worker: WorkerSpec) -> dict[str, Any]:
     return {
         "startupProbe": {
             **http_get("/started", "report"),
-            "periodSeconds": _STARTUP_PERIOD_SECONDS,
+            "periodSeconds": STARTUP_PERIOD_SECONDS,
             "timeoutSeconds": 3,
-            "failureThreshold": math.ceil(worker.startup_timeout_seconds / _STARTUP_PERIOD_SECONDS),
+            "failureThreshold": math.ceil(worker.startup_timeout_seconds / STARTUP_PERIOD_SECONDS),
         },
         # One failure: the worker's verdict has thresholds of its own.
         "readinessProbe": {
