@@ -1,5 +1,7 @@
 # Four images: operator, worker (GPU, on NVIDIA's Dynamo image), worker-cpu (the same worker, vLLM on CPU) and frontend.
-# Dependencies come from uv.lock, in a layer below our code, so that a change of our code creates one small layer.
+# Dependencies come from uv.lock, in a layer below our code, so that a change of our code creates one small layer. After the
+# dependencies, each image checks what our code relies on (hack/check_image.py), as an arbitrary user of the group 0, which is
+# how OpenShift runs containers. BuildKit repeats this check if our code changes; buildah only if the dependencies do.
 # To build behind a private CA: docker build --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt ...
 ARG BASE=docker.io/library/debian:bookworm-slim
 ARG GPU_BASE=nvcr.io/nvidia/ai-dynamo/vllm-runtime:1.6.1
@@ -86,6 +88,12 @@ RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/u
     && uv pip install --python /opt/venv --no-deps --link-mode copy --compile-bytecode -r requirements.txt \
     && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp USER=frontend PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 DO_NOT_TRACK=1
+# /app and the lock are mounted, so that the check adds nothing to the image.
+USER 1000670000:0
+RUN --mount=type=bind,from=worker-code,source=/app,target=/app \
+    --mount=type=bind,source=hack/check_image.py,target=/mnt/check_image.py \
+    --mount=type=bind,source=uv.lock,target=/mnt/uv.lock \
+    ["python3", "/mnt/check_image.py", "frontend", "/mnt/uv.lock"]
 COPY --from=worker-code /app /app
 WORKDIR /app
 USER 1000:0
@@ -109,6 +117,13 @@ RUN --mount=type=bind,from=lock,source=/usr/local/bin/uv,target=/usr/local/bin/u
     && echo /app > "$(echo /opt/venv/lib/python3*/site-packages)/vllmendpoint.pth"
 # By default, vLLM binds the engines of all pods on a node to the same cores (cpu_threads.py).
 ENV PATH=/opt/venv/bin:$PATH TORCH_COMPILE_DISABLE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+ENV HOME=/tmp USER=worker PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+# /app and the lock are mounted, so that the check adds nothing to the image.
+USER 1000670000:0
+RUN --mount=type=bind,from=worker-code,source=/app,target=/app \
+    --mount=type=bind,source=hack/check_image.py,target=/mnt/check_image.py \
+    --mount=type=bind,source=uv.lock,target=/mnt/uv.lock \
+    ["python3", "/mnt/check_image.py", "worker", "/mnt/uv.lock"]
 
 # Dependencies of the worker that NVIDIA's image may not have, for each Python version that it may use. google-re2 has one
 # compiled module per version, which can be installed side by side; the other packages are pure Python.
@@ -130,26 +145,31 @@ USER root
 COPY --from=python /usr/bin/tini-static /usr/bin/tini
 COPY --from=extra /opt/extra /opt/extra
 # Exec form, because NVIDIA's image runs RUN in a login shell, which may find another python3 than the one in PATH.
-RUN ["python3", "-c", "import importlib.metadata as m, sysconfig; print(m.version('ai-dynamo'), m.version('vllm')); open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\\n/opt/extra\\n')"]
-
-
-# The two worker images differ only in the engine. 1000 is the user of NVIDIA's image. USER is set for libraries that look up
-# the user name, because the user has no passwd entry. HOME is writable in a container with a read-only root file system.
-FROM engine-cpu AS worker-cpu
+RUN ["python3", "-c", "import sysconfig; open(sysconfig.get_path('purelib') + '/vllmendpoint.pth', 'w').write('/app\\n/opt/extra\\n')"]
 ENV HOME=/tmp USER=worker PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+USER 1000670000:0
+RUN --mount=type=bind,from=worker-code,source=/app,target=/app \
+    --mount=type=bind,source=hack/check_image.py,target=/mnt/check_image.py \
+    --mount=type=bind,source=uv.lock,target=/mnt/uv.lock \
+    ["python3", "/mnt/check_image.py", "worker", "/mnt/uv.lock"]
+
+
+# The two worker images differ only in the engine. 1000 is the user of NVIDIA's image, and 0 its group, which may write the
+# directories of compiled kernels there. USER is set for libraries that look up the user name, because the user has no passwd
+# entry. HOME is writable in a container with a read-only root file system.
+FROM engine-cpu AS worker-cpu
 COPY --from=worker-code /app /app
 WORKDIR /app
-USER 1000:1000
+USER 1000:0
 ENTRYPOINT ["/usr/bin/tini", "--", "python3", "-m", "vllmendpoint_worker"]
 LABEL org.opencontainers.image.title="vllmendpoint-worker-cpu" \
       org.opencontainers.image.description="VLLMEndpoint worker: NVIDIA Dynamo and vLLM on CPU" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 FROM engine-gpu AS worker
-ENV HOME=/tmp USER=worker PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 COPY --from=worker-code /app /app
 WORKDIR /app
-USER 1000:1000
+USER 1000:0
 ENTRYPOINT ["/usr/bin/tini", "--", "python3", "-m", "vllmendpoint_worker"]
 LABEL org.opencontainers.image.title="vllmendpoint-worker" \
       org.opencontainers.image.description="VLLMEndpoint worker: NVIDIA Dynamo and vLLM on GPUs" \

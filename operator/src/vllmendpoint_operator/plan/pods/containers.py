@@ -17,6 +17,9 @@ __all__ = [
 
 _EXPANDED_FIELDS: Final = ("command", "args")
 _USER: Final = 1000
+_GROUP: Final = 0
+"""Directories of NVIDIA's image, for instance of compiled kernels, belong to user 1000 and group 0."""
+_VOLUME_GROUP: Final = 1000
 _PROGRESS_MARGIN_SECONDS: Final = 600
 """For scheduling and image pulls, which the startup timeout does not include."""
 
@@ -28,10 +31,10 @@ def progress_deadline_seconds(endpoint: Endpoint) -> int:
 
 def pod_security(options: Options) -> dict[str, Any]:
     """The pod's security context, as the Pod Security Standard "restricted" requires."""
-    user_fields = ("runAsUser", "runAsGroup", "fsGroup") if options.fixed_user else ()
+    user = {"runAsUser": _USER, "runAsGroup": _GROUP, "fsGroup": _VOLUME_GROUP} if options.fixed_user else {}
     return {
         "runAsNonRoot": True,
-        **dict.fromkeys(user_fields, _USER),
+        **user,
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
