@@ -14,6 +14,8 @@ from .conftest import CHAT, ENGINE, SYSTEM, TOY, Cluster, chat, eventually, mani
 
 NAME = "smol"
 OTHER = "other"
+OPENSHIFT_USER = {"runAsUser": 1_000_670_000, "runAsGroup": 0, "fsGroup": 1_000_670_000}
+"""The IDs that OpenShift assigns: a user without a name, and the group 0."""
 pytestmark = pytest.mark.timeout(900)
 
 SLEEP = "import time; time.sleep(3600)"
@@ -56,7 +58,10 @@ class Target(NamedTuple):
 @pytest.fixture(scope="module")
 def pod(cluster: Cluster) -> str:
     chat = manifest(NAME, uri=CHAT, engine={"args": ENGINE})
-    cluster.apply(chat, manifest(OTHER, model={"uri": TOY, "name": NAME}))
+    user = {"podTemplate": {"spec": {"securityContext": OPENSHIFT_USER}}}
+    other = manifest(OTHER, model={"uri": TOY, "name": NAME}, frontend=user)
+    other["spec"]["worker"] |= user
+    cluster.apply(chat, other)
     for name in (NAME, OTHER):
         cluster.wait_ready(name)
     return str(cluster.workers(NAME)[0]["metadata"]["name"])
@@ -207,6 +212,17 @@ def test_an_unknown_payload_field_is_rejected_and_the_last_valid_payload_stays_a
     cluster.kubectl("patch", "vep", NAME, "--type=json", "-p", json.dumps(undo))
     cluster.wait_ready(NAME, 30)
     assert restarts(cluster) == [0]
+
+
+@pytest.mark.parametrize("component", ["worker", "frontend"])
+def test_the_images_run_as_their_user_and_as_any_user_of_the_group_0(
+    cluster: Cluster, pod: str, component: str
+) -> None:
+    script = "import os; print(os.getuid(), os.getgid(), *os.getgroups())"
+    own, other = (cluster.python(pod_name(cluster, name, component), script) for name in (NAME, OTHER))
+    assert own.split()[:2] == ["1000", "0"]
+    assert other.split()[:2] == [str(OPENSHIFT_USER["runAsUser"]), "0"]
+    assert cluster.condition(OTHER, "Ready")["status"] == "True"
 
 
 def test_network_policies_restrict_which_pods_reach_which_port(
