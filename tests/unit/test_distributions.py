@@ -137,3 +137,39 @@ def test_all_parts_have_the_same_version() -> None:
     assert (chart["version"], chart["appVersion"]) == (root, root)
     for folder in ("operator", "worker"):
         assert f"vllmendpoint-api=={root}" in projects[folder]["dependencies"]
+
+
+IMPORTED = """
+import importlib.metadata, json, sys
+before = set(sys.modules)
+import vllmendpoint_worker.frontend._dynamo, vllmendpoint_worker.frontend.entry
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+found = importlib.metadata.packages_distributions()
+print(json.dumps(sorted({distribution for name in names for distribution in found.get(name, ())})))
+"""
+
+
+def test_the_image_of_frontends_has_every_package_that_they_import() -> None:
+    """buildah does not repeat the check at the image's build if only our code has changed."""
+    (options,) = re.findall(
+        r"--package vllmendpoint-worker --only-group frontend ([^/]*) -o /frontend/",
+        (ROOT / "Dockerfile").read_text(),
+    )
+    arguments = [*options.replace("\\", " ").split(), "--no-hashes", "--no-header", "--no-annotate"]
+    command = [
+        "export",
+        "--quiet",
+        "--frozen",
+        "--package",
+        "vllmendpoint-worker",
+        "--only-group",
+        "frontend",
+    ]
+    exported = uv(*command, *arguments, cwd=ROOT)
+    installed = {line.partition("==")[0].lower() for line in exported.splitlines()}
+    assert "ai-dynamo" in installed
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
+    imported = {name.lower().replace("_", "-") for name in json.loads(done.stdout)}
+    ours = {"vllmendpoint-api", "vllmendpoint-worker", "setuptools"}
+    assert "pydantic" in imported
+    assert imported - ours <= installed
