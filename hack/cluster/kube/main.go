@@ -22,6 +22,7 @@ import (
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubeadm "k8s.io/kubernetes/cmd/kubeadm/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
@@ -35,6 +36,7 @@ var programs = map[string]func() int{
 	// The kubelet installs its own signal handling; it panics if the context already has one.
 	"kubelet": component(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
 	"kubectl": runKubectl,
+	"kubeadm": runKubeadm, // for the node image of hack/kind
 }
 
 func component(newCommand func() *cobra.Command) func() int {
@@ -44,6 +46,13 @@ func component(newCommand func() *cobra.Command) func() int {
 func runKubectl() int {
 	if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 		kubectlutil.CheckErr(err) // prints as kubectl does, and exits
+	}
+	return 0
+}
+
+func runKubeadm() int {
+	if err := kubeadm.Run(); err != nil {
+		return 1 // kubeadm has printed the error
 	}
 	return 0
 }
