@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shows the product: serves a model, freezes its engine, shows that the operator detects it, and resumes the engine. Keeps
-# the cluster.
+# Shows the product: serves a model, freezes its engine, shows that the operator detects it, and resumes the engine. Checks
+# each answer that it prints. Keeps the cluster.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
@@ -61,18 +61,26 @@ except (OSError, http.client.HTTPException) as error:  # such as a timeout: the 
 PYTHON
 }
 
-# ask_until refused|answered QUESTION: repeats the question for at most one minute, until the frontend answers with an HTTP
-# error (refused) or with text (answered). Sets `answer` to the last response.
+# ask_until refused|answered QUESTION: repeats the question until the frontend answers with an HTTP error (refused) or with
+# text (answered), and fails if it does not within one minute. Sets `answer` to the last response.
 ask_until() {
   local from=$SECONDS previous="" got
   while :; do
     answer=$(ask "$2")
     case $answer in HTTP*) got=refused ;; "no answer"*) got=none ;; *) got=answered ;; esac
-    [[ $got != "$1" ]] && ((SECONDS - from < 60)) || return 0
+    [[ $got != "$1" ]] || return 0
+    ((SECONDS - from < ${ask_seconds:-60})) || die "the question was not $1; the last response was: $answer"
     [[ $answer == "$previous" ]] || printf '  %s\n' "$answer"
     previous=$answer
     sleep 0.2
   done
+}
+
+# ask_capital: asks the model a question and checks its answer.
+ask_capital() {
+  ask_until answered "What is the capital of France?"
+  printf '  Q: What is the capital of France?\n  A: %s\n' "$answer"
+  [[ $answer == *Paris* ]] || die "the answer does not contain 'Paris'"
 }
 
 hack/deploy.sh
@@ -114,9 +122,8 @@ coproc forward { exec kubectl port-forward "service/$endpoint" :8000 2>&1; }
 read -r -t 30 line <&"${forward[0]}" || die "kubectl port-forward did not print a port within 30 s"
 port=${line#*127.0.0.1:}
 url=http://127.0.0.1:${port%% *}
-ask_until answered "What is the capital of France?"
-printf '  Q: What is the capital of France?\n  A: %s\n\n' "$answer"
-[[ $answer == *Paris* ]] || die "the answer does not contain 'Paris'"
+ask_capital
+echo
 kubectl get vep -o wide
 conditions='{range .status.conditions[*]}{.type}{"\t"}{.status}{"\t"}{.reason}{"\t"}{.message}{"\n"}{end}'
 kubectl get vep $endpoint -o "jsonpath=$conditions" |
@@ -132,7 +139,6 @@ printf '  after %s s: %s\n' "$(since "$frozen")" "$why"
 [[ $why == EngineStalled:*"$pod"* ]] || die "the condition Generating names another cause or another pod"
 kubectl wait --for=condition=Ready=False "pod/$pod" --timeout=30s >/dev/null
 ask_until refused "Are you there?"
-[[ $answer == HTTP* ]] || die "the frontend still routes to the frozen engine: $answer"
 printf '  the frontend no longer routes to this worker: %s\n' "$answer"
 kubectl get vep
 
@@ -142,17 +148,18 @@ signal_engine "$pod" SIGCONT
 await Generating True 120 0.2
 printf '  generating again after %s s\n' "$(since "$resumed")"
 await Ready True 60 0.2
-ask_until answered "What is the capital of France?"
-printf '  A: %s\n' "$answer"
+ask_capital
 restarts=$(kubectl get pod "$pod" -o jsonpath='{.status.containerStatuses[0].restartCount}')
 echo "  restarts of $pod: $restarts"
 [[ $restarts == 0 ]] || die "the worker was restarted"
 
 stage "done"
+selected=
+[[ $CLUSTER == local ]] || selected=" CLUSTER=$CLUSTER"
 cat <<TXT
 The cluster keeps running:
-  export KUBECONFIG=\$(make -s kubeconfig)     # a separate context with the namespace $namespace
+  export KUBECONFIG=\$(make -s kubeconfig$selected)     # a separate context with the namespace $namespace
   kubectl get vep -o wide
   kubectl describe vep $endpoint
-make clean removes the cluster.
+make clean$selected removes the cluster.
 TXT
