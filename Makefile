@@ -66,6 +66,7 @@ lint: setup ## check style, prose, types, import layers, dependencies, scripts, 
 	@helm lint --strict --quiet charts/vllmendpoint-operator
 	@hack/tools.sh actionlint && PATH=$$PWD/.venv/bin:$$PATH actionlint
 	@cd hack/cluster && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
+	@test -z "$$(gofmt -l hack/kind)"
 	@cd tests/bench/scale/ideal && test -z "$$(gofmt -l .)" && go vet ./... && go test ./...
 	@$(MAKE) -s generate CRD=$(CACHE)/generated.yaml CHART_CRD=$(CACHE)/generated-chart.yaml \
 	  REFERENCE=$(CACHE)/generated.md
@@ -98,8 +99,8 @@ else
 	@cluster kubeconfig
 endif
 
-clean: ## remove the cluster; keep the build cache (PURGE=1 also removes images, models and .venv)
-	@if [ "$(CLUSTER)" = kind ]; then kind delete cluster --name vllmendpoint --kubeconfig $(CACHE)/kind/kubeconfig; \
+clean: ## remove the cluster; keep the build cache (PURGE=1 also removes images, Docker's build cache, models and .venv)
+	@if [ "$(CLUSTER)" = kind ]; then hack/kind/cluster.sh down $(if $(PURGE),--purge); \
 	 elif [ -x $(CACHE)/bin/cluster ]; then cluster down $(if $(PURGE),--purge); fi
 	@hack/images.sh $(if $(PURGE),clean,tidy)
 	@$(if $(PURGE),rm -rf $(CACHE)/models .venv .site)

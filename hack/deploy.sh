@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs everything that a running operator needs: tools, images, model, cluster, Helm release. It can be repeated; a
-# change of the project's code builds and loads only small layers. CLUSTER=local (default: hack/cluster, no Docker) or
-# kind.
+# change of the project's code builds and loads only small layers. CLUSTER=local (default: hack/cluster, no Docker) or kind
+# (hack/kind/README.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
@@ -10,7 +10,9 @@ export PATH=$bin:$PATH
 cluster=${CLUSTER:-local}
 namespace=vllmendpoint-system
 model=SmolLM2-135M-Instruct
+registry=localhost # in the names of images
 . hack/common.sh
+. hack/kind/engine.sh
 
 stage() { printf '\n\033[1m[%4ds] %s\033[0m\n' $((SECONDS - begun)) "$*"; }
 
@@ -62,25 +64,19 @@ up_local() {
 }
 
 build_kind() {
-  command -v kind >/dev/null || die "kind is not installed; see https://kind.sigs.k8s.io, or use CLUSTER=local without Docker"
-  command -v kubectl >/dev/null || die "kubectl is not installed"
+  use_docker
+  if [[ $engine == machine ]]; then
+    command -v kind >/dev/null || die "kind is not installed; see https://kind.sigs.k8s.io, or use CLUSTER=local without Docker"
+    command -v kubectl >/dev/null || die "kubectl is not installed"
+  fi
   hack/tools.sh
   prepare_model
   hack/images.sh docker >"$cache/images.txt"
 }
 up_kind() {
   export KUBECONFIG=$cache/kind/kubeconfig
-  mkdir -p "$cache/kind"
-  if kind get clusters 2>/dev/null | grep -qx vllmendpoint; then
-    # The cluster may be incomplete or stopped, and its kubeconfig may be missing.
-    info "a kind cluster exists: waiting up to 50 s for its node"
-    kind export kubeconfig --name vllmendpoint --kubeconfig "$KUBECONFIG" &&
-      kubectl wait --for=condition=Ready node --all --timeout=50s && return
-    info "the kind cluster is not healthy: recreating it; its contents are lost"
-    kind delete cluster --name vllmendpoint --kubeconfig "$KUBECONFIG"
-  fi
-  sed "s|@MODELS@|$cache/models|" hack/kind.yaml >"$cache/kind/config.yaml"
-  kind create cluster --name vllmendpoint --kubeconfig "$KUBECONFIG" --config "$cache/kind/config.yaml" --wait 120s
+  registry=$kind_registry
+  hack/kind/cluster.sh up
 }
 
 case $cluster in local | kind) ;; *) die "CLUSTER=$cluster is unknown; use local or kind" ;; esac
@@ -99,8 +95,7 @@ while read -r name id; do
   image=${name%:*} tag=${id:0:12}
   tags[${image##*/}]=$tag
   if [[ $cluster == kind ]]; then
-    docker tag "$name" "$image:$tag"
-    kind load docker-image --name vllmendpoint "$image:$tag"
+    hack/kind/cluster.sh load "$name" "$id" </dev/null
   else
     buildah tag "$name" "$image:$tag"
     cluster load "$image:$tag"
@@ -113,7 +108,7 @@ done <"$cache/images.txt"
 stage "helm install"
 progress() { kubectl -n "$namespace" get pods --no-headers 2>&1 | tail -n 1; }
 watched "the operator" helm upgrade --install vllmendpoint-operator charts/vllmendpoint-operator --namespace "$namespace" --create-namespace \
-  --set global.imageRegistry=localhost \
+  --set global.imageRegistry="$registry" \
   --set image.repository=vllmendpoint/operator --set-string image.tag="${tags[operator]}" \
   --set worker.image.repository=vllmendpoint/worker-cpu --set-string worker.image.tag="${tags[worker-cpu]}" \
   --set frontend.image.repository=vllmendpoint/frontend --set-string frontend.image.tag="${tags[frontend]}" \

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs the client tools in $CACHE/bin: uv, helm (4) and helm3, each pinned by checksum, and Debian's haproxy, which the
 # tests of the frontend start. Skips installed tools.
-# usage: tools.sh [s3|actionlint]   also builds a tool from checksummed Go modules: the S3 server of the tests (two minutes),
-#                                   or actionlint, which checks the workflows (half a minute)
+# usage: tools.sh [s3|actionlint|kind]   also builds tools from checksummed Go modules: the S3 server of the tests (two minutes),
+#                                        actionlint, which checks the workflows (half a minute), or kind and the programs of
+#                                        its node image that hack/cluster does not build (two minutes)
 set -euo pipefail
 cache=${VLLMENDPOINT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vllmendpoint}
 bin=$cache/bin
@@ -78,11 +79,11 @@ haproxy_tool() {
   chmod +x "$bin/haproxy"
 }
 
-# go_tool FOLDER PACKAGE: builds the program of a Go package at the versions of FOLDER/go.sum
+# go_tool FOLDER PACKAGE: builds the program of a Go package at the versions of FOLDER/go.sum; ./NAME is a package in FOLDER
 go_tool() {
   local module=$here/$1 package=$2 name=${2##*/} sum
   command -v go >/dev/null || die "no Go compiler on PATH: install Go 1.26 or newer"
-  sum=$({ go version && cat "$0" "$module"/go.*; } | sha256sum | cut -c1-64)
+  sum=$({ go version && cat "$0" "$module"/go.* && { [[ $package != ./* ]] || cat "$module/$package"/*.go; }; } | sha256sum | cut -c1-64)
   [[ -f $bin/.$name.sum && $(<"$bin/.$name.sum") == "$sum" ]] && return
   info "building $name"
   # -v prints each package that is compiled, which shows the progress.
@@ -106,5 +107,11 @@ haproxy_tool
 case ${1:-} in
   s3) go_tool s3 github.com/versity/versitygw/cmd/versitygw ;; # Versity's S3 gateway, which serves a directory
   actionlint) go_tool actionlint github.com/rhysd/actionlint/cmd/actionlint ;;
+  kind)
+    for package in sigs.k8s.io/kind sigs.k8s.io/cri-tools/cmd/crictl github.com/distribution/distribution/v3/cmd/registry ./kind-coredns; do
+      go_tool kind "$package"
+    done
+    go_tool cluster github.com/containernetworking/plugins/plugins/main/ptp
+    ;;
 esac
 info "done: $bin"

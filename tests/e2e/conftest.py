@@ -26,6 +26,7 @@ from tests.project_cache import BIN, CACHE
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "vllmendpoint-system"
+ON_KIND = os.environ.get("CLUSTER") == "kind"
 TOY = "pvc://models/toy-llama"
 T = TypeVar("T")
 CHAT = "pvc://models/SmolLM2-135M-Instruct"
@@ -226,11 +227,15 @@ def frontend_image() -> str:
 
 
 def _image(part: str) -> str:
-    """An image with the tag that ``hack/deploy.sh`` sets: the beginning of the image ID."""
+    """An image with the tag that ``hack/deploy.sh`` sets: the beginning of the image ID.
+
+    On kind, it is in the registry that ``hack/kind/engine.sh`` names.
+    """
     for line in (CACHE / "images.txt").read_text().splitlines():
         name, identity = line.split()
         if f"/{part}:" in name:
-            return f"{name.rpartition(':')[0]}:{identity[:12]}"
+            image = f"{name.rpartition(':')[0]}:{identity[:12]}"
+            return image.replace("localhost/", "localhost:5011/") if ON_KIND else image
     raise AssertionError("no image was built: run `make deploy` first (`make test` does)")
 
 
@@ -258,7 +263,7 @@ def python_pod(name: str, script: str, labels: dict[str, str] | None = None, **s
 
 def make_volume(cluster: Cluster) -> None:
     """A PersistentVolumeClaim `models` in the namespace, bound to this machine's models."""
-    models = "/var/lib/vllmendpoint/models" if os.environ.get("CLUSTER") == "kind" else str(CACHE / "models")
+    models = "/var/lib/vllmendpoint/models" if ON_KIND else str(CACHE / "models")
     text = (ROOT / "samples/models-volume.yaml").read_text()
     text = text.replace("@MODELS@", models).replace("vllmendpoint-models", f"models-{cluster.namespace}")
     cluster.kubectl("apply", "-f", "-", stdin=text)
@@ -267,7 +272,7 @@ def make_volume(cluster: Cluster) -> None:
 @pytest.fixture(scope="session")
 def deployed() -> Cluster:
     """The cluster as ``make deploy`` leaves it."""
-    if os.environ.get("CLUSTER") == "kind":
+    if ON_KIND:
         return Cluster(str(CACHE / "kind/kubeconfig"))
     path = subprocess.run(
         [BIN / "cluster", "kubeconfig"], capture_output=True, text=True, check=True

@@ -22,6 +22,7 @@ DOCUMENTS = [
     *(ROOT.glob("[A-Z]*.md")),
     CHART / "README.md",
     ROOT / "hack/cluster/README.md",
+    ROOT / "hack/kind/README.md",
 ]
 DOCUMENTS = sorted({page for page in DOCUMENTS if page.name != "CHANGELOG.md"})
 BLOCKS = [
