@@ -36,13 +36,16 @@ class _Process:
         self.folder = folder
         self.log_file = folder / f"{name}.log"
         self.environ = kept | LOOPBACK | {"DYN_FILE_KV": str(folder / "discovery")} | environ
+        self.inside: Sequence[str] = ()
+        """Prefix of the command, which runs it in a network namespace."""
         self._command = [sys.executable, "-m", module, *arguments]
         self.started_at = 0.0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(self._command, env=self.environ, stdout=log, stderr=log, cwd=ROOT)
+            command = [*self.inside, *self._command]
+            self.process = subprocess.Popen(command, env=self.environ, stdout=log, stderr=log, cwd=ROOT)
         self.started_at = time.monotonic()
 
     @property
