@@ -1,5 +1,7 @@
 """Whether a frontend's router receives KV events: real frontends in front of workers without an engine."""
 
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,6 +122,37 @@ def test_a_started_frontend_reads_the_index_from_the_workers(
     assert [second.worker_of(prompt) for prompt in prompts] == homes
 
 
+def test_the_hit_rate_of_clients_excludes_probes_and_checks(
+    start_worker: MakeWorker, start_frontend: MakeFrontend
+) -> None:
+    for name in ("a", "b"):
+        start_worker(name, "publish")
+    frontend = start_frontend(**KV_ENV)
+    frontend.until(lambda report: list(states(report).values()) == [KVEventsState.RECEIVED] * 2, 60.0)
+    prompt = "long " + "x y z " * 60
+    sent = []
+    for _ in range(5):
+        status, answer = frontend.complete(model="plain", prompt=prompt, max_tokens=1)
+        assert status == 200
+        sent.append(json.loads(answer)["usage"]["prompt_tokens"])
+        time.sleep(0.3)
+    cached = 4 * (sent[0] // 16 * 16)  # all blocks, unless in the first request
+    expected = {
+        "vllmendpoint_prompt_tokens_total": sum(sent),
+        "vllmendpoint_cached_prompt_tokens_total": cached,
+    }
+    deadline, found = time.monotonic() + 30.0, {}
+    while found != expected and time.monotonic() < deadline:
+        time.sleep(1.0)
+        text = frontend.get("/metrics")[1].decode()
+        found = {
+            name: int(float(value))
+            for name in expected
+            for value in re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)
+        }
+    assert found == expected
+
+
 def test_without_kv_routing_nothing_is_checked(
     start_worker: MakeWorker, start_frontend: MakeFrontend
 ) -> None:
@@ -130,4 +163,5 @@ def test_without_kv_routing_nothing_is_checked(
     report = frontend.report()
     assert not report.kv_routing
     assert kv_events(report) == {}
+    assert "vllmendpoint_prompt_tokens" not in frontend.get("/metrics")[1].decode()
     assert "vllmendpoint_kv_event_routes" not in frontend.get("/metrics")[1].decode()

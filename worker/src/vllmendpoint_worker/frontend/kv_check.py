@@ -60,20 +60,24 @@ class _NoAnswerError(Exception):
     """The message is what the HTTP server responded."""
 
 
-async def run_check(client: Client, check: KVCheck, clock: Clock) -> CheckEnd:
+async def run_check(
+    client: Client, check: KVCheck, clock: Clock, on_response: Callable[[Any], None] = lambda _: None
+) -> CheckEnd:
+    """``on_response`` receives the JSON of each response with status 200."""
+
     def end(outcome: CheckOutcome, message: str = "") -> CheckEnd:
         return CheckEnd(clock.monotonic(), outcome, message)
 
     deadline = clock.monotonic() + CHECK_TIMEOUT_SECONDS
     body = _body(check)
     try:
-        first = await _send(client, check, body, lambda: deadline - clock.monotonic())
+        first = await _send(client, check, body, lambda: deadline - clock.monotonic(), on_response)
         if first.prompt_tokens <= check.block_size:
             raise _NoAnswerError("the prompt is too short")
         last = first
         for delay in DELAYS:
             await asyncio.sleep(delay)
-            last = await _send(client, check, body, lambda: deadline - clock.monotonic())
+            last = await _send(client, check, body, lambda: deadline - clock.monotonic(), on_response)
             if last.hit_rate > first.hit_rate:
                 return end(CheckOutcome.RECEIVED)
     except (OSError, ValueError, _NoAnswerError) as error:
@@ -95,7 +99,11 @@ def _body(check: KVCheck) -> dict[str, Any]:
 
 
 async def _send(
-    client: Client, check: KVCheck, body: dict[str, Any], seconds_left: Callable[[], float]
+    client: Client,
+    check: KVCheck,
+    body: dict[str, Any],
+    seconds_left: Callable[[], float],
+    on_response: Callable[[Any], None],
 ) -> _Answer:
     """Raises _NoAnswerError, and as :meth:`.HttpClient.get`."""
     headers = {WORKER_HEADER: str(check.instance_id)}
@@ -107,6 +115,7 @@ async def _send(
             break
     if response.status != 200:
         raise _NoAnswerError(str(response.status))
+    on_response(response.json())
     return _parse(response)
 
 

@@ -5,10 +5,10 @@ It runs beside :mod:`.prober`: a check uses the engine, so it may take long, and
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from vllmendpoint_api import KVEventsState, RouteState, Stage
 from vllmendpoint_worker.process.clock import Clock
@@ -16,6 +16,7 @@ from vllmendpoint_worker.process.clock import Clock
 from .discovery import Instance
 from .kv_check import KVCheck, run_check
 from .kv_events import CheckOutcome, KVEvents, after_check, next_check_at, with_source
+from .kv_usage import TokenUsage, block_sizes, own_tokens, router_tokens
 from .metrics import RouteMetrics
 from .probe import Client, RequestForm
 from .routes import attempts
@@ -27,10 +28,9 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.25
 MAX_CONCURRENT_CHECKS: Final = 2
+METRICS_SECONDS: Final = 10.0
+"""Interval between reads of Dynamo's metrics."""
 METRICS_TIMEOUT_SECONDS: Final = 5.0
-_BLOCK_SIZE: Final = re.compile(
-    r'^\w+_model_kv_cache_block_size\{[^}]*model="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE
-)
 _GENERATES: Final = (RequestForm.CHAT, RequestForm.COMPLETION)
 _MAX_BLOCK_SIZE: Final = 8192
 
@@ -62,15 +62,34 @@ class KVEventChecker:
         self._events: dict[Instance, KVEvents] = {}
         self._running: dict[Instance, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
+        self._block_sizes: dict[str, int] = {}
+        self._own = TokenUsage()
+        """Of the probes and checks of this process."""
 
     async def run(self) -> None:
         """Check until cancelled. Raises the exception of a check that fails unexpectedly."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read_metrics_forever(), name="read-metrics")
             while True:
                 self._update()
                 for instance in self._due():
                     self._running[instance] = tasks.create_task(self._check(instance), name="check-kv-events")
                 await asyncio.sleep(TICK_SECONDS)
+
+    def count_own_request(self, response: Any) -> None:
+        """Exclude a request of this process from the clients' tokens. ``response``: its JSON."""
+        if size := self._block_size(self._target().model):
+            self._own += own_tokens(response, size)
+
+    async def _read_metrics_forever(self) -> None:
+        while True:
+            own = self._own
+            with suppress(OSError, ValueError):
+                response = await self._client.get("/metrics", METRICS_TIMEOUT_SECONDS)
+                text = response.body.decode(errors="replace")
+                self._block_sizes = block_sizes(text)
+                self._metrics.record_client_tokens(router_tokens(text), own)
+            await asyncio.sleep(METRICS_SECONDS if self._block_sizes else 1.0)
 
     def _update(self) -> None:
         """Take the routes that answer, and the sources of events, from the current snapshot."""
@@ -113,8 +132,8 @@ class KVEventChecker:
         target = self._target()
         if target.form is None or self._state.stage is not Stage.SERVING:
             return
-        size = await self._block_size(target.model)
-        if size is None:
+        size = self._block_size(target.model)
+        if not size:
             # Without a model card there is no route either, and the next tick tries again.
             await asyncio.sleep(1.0)
             return
@@ -125,7 +144,7 @@ class KVEventChecker:
             block_size=size,
             attempts=attempts(self._state.snapshot.discovery.share(instance.namespace)),
         )
-        end = await run_check(self._client, check, self._clock)
+        end = await run_check(self._client, check, self._clock, self.count_own_request)
         self._metrics.record_kv_check(end.outcome)
         if end.outcome is CheckOutcome.FAILED:
             logger.info(
@@ -134,18 +153,10 @@ class KVEventChecker:
         if (before := self._events.get(instance)) is not None:
             self._publish({**self._events, instance: after_check(before, end)})
 
-    async def _block_size(self, model: str) -> int | None:
-        """The block size of the model's KV cache, from Dynamo's metrics."""
-        try:
-            response = await self._client.get("/metrics", METRICS_TIMEOUT_SECONDS)
-        except (OSError, ValueError):
-            return None
-        sizes = {
-            name: int(float(size))
-            for name, size in _BLOCK_SIZE.findall(response.body.decode(errors="replace"))
-        }
-        size = sizes.get(model) or next(iter(sizes.values()), 0)
-        return size if 0 < size <= _MAX_BLOCK_SIZE else None
+    def _block_size(self, model: str) -> int:
+        """Of the model's KV cache; 0 if it is unknown."""
+        size = self._block_sizes.get(model) or next(iter(self._block_sizes.values()), 0)
+        return size if size <= _MAX_BLOCK_SIZE else 0
 
     def _publish(self, events: Mapping[Instance, KVEvents]) -> None:
         if events == self._events:

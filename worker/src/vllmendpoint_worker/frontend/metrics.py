@@ -10,6 +10,7 @@ from vllmendpoint_api import KVEventsState, RouteState
 from vllmendpoint_worker.process.clock import Clock
 
 from .kv_events import CheckOutcome
+from .kv_usage import TokenUsage
 from .routes import RouteOutcome
 from .state import FrontendSnapshot
 
@@ -37,6 +38,7 @@ class RouteMetrics:
             ["outcome"],
             registry=self._registry,
         )
+        self._client_tokens: TokenUsage | None = None
         self._registry.register(_RouteCollector(snapshot, clock))
 
     def record_probe(self, outcome: RouteOutcome) -> None:
@@ -45,12 +47,36 @@ class RouteMetrics:
     def record_kv_check(self, outcome: CheckOutcome) -> None:
         self._kv_checks.labels(outcome.value).inc()
 
+    def record_client_tokens(self, total: TokenUsage, own: TokenUsage) -> None:
+        """``total``: of all requests; ``own``: of those that this process sent."""
+        if self._client_tokens is None:
+            self._registry.register(_TokenCollector(lambda: self._client_tokens or TokenUsage()))
+        self._client_tokens = total.without(own, self._client_tokens or TokenUsage())
+
     def add_retries(self, retries: Callable[[], int | None]) -> None:
         """``retries`` returns how many requests were sent again to another worker, or None if unknown."""
         self._registry.register(_RetryCollector(retries))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+class _TokenCollector(Collector):
+    def __init__(self, tokens: Callable[[], TokenUsage]) -> None:
+        self._tokens = tokens
+
+    def collect(self) -> Iterable[Metric]:
+        tokens = self._tokens()
+        yield CounterMetricFamily(
+            "vllmendpoint_prompt_tokens",
+            "Tokens of the prompts of clients that this frontend has routed",
+            value=tokens.prompt,
+        )
+        yield CounterMetricFamily(
+            "vllmendpoint_cached_prompt_tokens",
+            "Those of vllmendpoint_prompt_tokens that were in the KV cache of the selected worker",
+            value=tokens.cached,
+        )
 
 
 class _RetryCollector(Collector):

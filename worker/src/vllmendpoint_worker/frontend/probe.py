@@ -89,10 +89,17 @@ class Probe:
     attempts_without_header: int
     timeout: float
     answers_first: bool = False
+    timing: bool = False
+    """Whether the responses contain the KV hit rate."""
 
 
-async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEnd, RequestForm | None]:
-    """Send the probe and read the whole response. Returns the form that was answered, or None."""
+async def run_probe(
+    client: Client, probe: Probe, clock: Clock, on_response: Callable[[Any], None] = lambda _: None
+) -> tuple[ProbeEnd, RequestForm | None]:
+    """Send the probe and read the whole response. Returns the form that was answered, or None.
+
+    ``on_response`` receives the JSON of a generated answer.
+    """
     started = clock.monotonic()
 
     def end(outcome: RouteOutcome, message: str = "") -> ProbeEnd:
@@ -105,6 +112,8 @@ async def run_probe(client: Client, probe: Probe, clock: Clock) -> tuple[ProbeEn
             response = await send(client, probe, form, lambda: started + probe.timeout - clock.monotonic())
             outcome, fault = _result(probe, form, response)
             if outcome is RouteOutcome.ANSWERED:
+                if form in _GENERATES and response is not None:
+                    on_response(response.json())
                 return end(outcome), form
             failure = failure or (None if outcome is None else (outcome, fault))
             if outcome is RouteOutcome.FAILED and probe.answers_first:
@@ -139,7 +148,8 @@ async def _send_to_worker(
 ) -> HttpResponse:
     """Send the request until the router has drawn the worker's set. Raises as :meth:`.HttpClient.get`."""
     headers = {names.PROBE_HEADER: "1", WORKER_HEADER: str(probe.instance_id)}
-    body = _body(form, probe.model)
+    timing = {"nvext": {"extra_fields": ["timing"]}} if probe.timing else {}
+    body = _body(form, probe.model) | timing
     response = await client.post(form, body, headers, seconds_left())
     for _ in range(probe.attempts - 1):
         if response.status != 400 or seconds_left() <= 0.0:

@@ -205,8 +205,9 @@ class RouteProber:
                 attempts_without_header=attempts(1.0 / max(self._discovery.total_accepted, 1)),
                 timeout=rules.timeout + SLACK_SECONDS,
                 answers_first=self._form is not None,
+                timing=self._kv_checker is not None,
             )
-            end, form = await run_probe(self._client, probe, self._clock)
+            end, form = await run_probe(self._client, probe, self._clock, self._count)
         self._form = form or self._form
         self.metrics.record_probe(end.outcome)
         before = self._routes.get(instance)
@@ -215,6 +216,10 @@ class RouteProber:
         after = route_after_probe(before, end, rules.failure_threshold)
         self._routes = {**self._routes, instance: after}
         self._publish()
+
+    def _count(self, response: Any) -> None:
+        if self._kv_checker is not None:
+            self._kv_checker.count_own_request(response)
 
     def _publish(self) -> None:
         rules = self._settings.rules
