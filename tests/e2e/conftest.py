@@ -144,9 +144,10 @@ def _listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def post(url: str, body: dict[str, Any], seconds: float = 60) -> tuple[int, str]:
+def post(url: str, body: dict[str, Any], seconds: float = 60, **headers: str) -> tuple[int, str]:
     """Status and body; status 0 without a response in time. Retries while a port-forward restarts."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    sent = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, json.dumps(body).encode(), sent)
     end = time.monotonic() + 10
     while True:
         try:
