@@ -32,14 +32,13 @@ connect_registry() {
 }
 
 up() {
-  local options=() image=${KIND_IMAGE:-}
+  local options=() image=${KIND_IMAGE:-} built
   mkdir -p "$cache/kind"
-  if [[ $engine == ours && -z $image ]]; then
-    image=$(hack/kind/node-image.sh)
-    info "node image: $image (built on this machine; KIND_IMAGE names another)"
-  elif [[ -n $image ]]; then
-    info "node image: $image (KIND_IMAGE)"
+  if [[ $engine == ours ]]; then
+    built=$(hack/kind/node-image.sh) # also builds kind, kubectl and the registry
+    image=${image:-$built}
   fi
+  info "node image: ${image:-that of kind}${KIND_IMAGE:+ (KIND_IMAGE)}"
   [[ -z $image ]] || options+=(--image "$image")
   start_registry
   if kind get clusters 2>/dev/null | grep -qx "$name"; then

@@ -17,6 +17,9 @@ link=vllmendpoint-d
 link_host=10.98.0.1 link_docker=10.98.0.2
 bridge=10.97.0.1/24 pool=10.97.128.0/17 networks=10.97.0.0/16
 
+# Settings of the machine that the kubelet changes from inside of a node; `down` restores them.
+settings=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
+
 libraries=$root/usr/lib/x86_64-linux-gnu:$root/lib/x86_64-linux-gnu
 
 unpack() {
@@ -51,6 +54,7 @@ up() {
   down
   [[ ! -e /run/netns/$name ]] || die "another cache's Docker runs on this machine, in the network namespace $name"
   info "starting Docker in namespaces of its own"
+  for setting in "${settings[@]}"; do echo "$setting $(<"/proc/sys/$setting")"; done >"$dir/settings"
   ip netns add "$name"
   ip link add "$link" type veth peer name "$link" netns "$name"
   ip addr add "$link_host/30" dev "$link"
@@ -111,7 +115,8 @@ down() {
   fi
   pid=$(recorded network)
   [[ -z $pid ]] || kill "$pid" 2>/dev/null || true
-  rm -f "$dir"/*.pid "$dir/docker.sock"
+  if [[ -e $dir/settings ]]; then while read -r setting value; do echo "$value" >"/proc/sys/$setting"; done <"$dir/settings"; fi
+  rm -f "$dir"/*.pid "$dir/docker.sock" "$dir/settings"
   # Another cache may run an engine.
   [[ -z $(ip netns pids "$name" 2>/dev/null) ]] || return 0
   ip link delete "$link" 2>/dev/null || true
