@@ -99,7 +99,7 @@ down() {
     use_docker
     kind delete cluster --name "$name" --kubeconfig "$KUBECONFIG"
     docker rm --force "$registry" >/dev/null 2>&1 || true
-    [[ $1 != --purge ]] || docker volume rm --force "$registry" >/dev/null
+    [[ ${1:-} != --purge ]] || docker volume rm --force "$registry" >/dev/null
   fi
   [[ ! -d $cache/kind/docker ]] || hack/kind/docker.sh down "$@"
 }

@@ -71,3 +71,16 @@ def test_the_runtime_removes_the_capability_that_the_machine_lacks(tmp_path: Pat
     assert done.stdout == f"create {option} {value} name\n"
     written = json.loads(file.read_text())
     assert written.get("process", written)["capabilities"] == {"bounding": ["CAP_CHOWN"]}
+
+
+def test_down_without_options_removes_the_cluster_and_the_registry_and_keeps_its_data(tmp_path: Path) -> None:
+    for name in ("docker", "kind"):
+        program(tmp_path / "bin", name, f'echo {name} "$@" >>{tmp_path}/calls')
+    done = bash("hack/kind/cluster.sh down", tmp_path / "bin", VLLMENDPOINT_CACHE=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert "kind delete cluster --name vllmendpoint" in calls
+    assert "docker rm --force vllmendpoint-registry" in calls
+    assert "volume rm" not in calls
+    bash("hack/kind/cluster.sh down --purge", tmp_path / "bin", VLLMENDPOINT_CACHE=str(tmp_path))
+    assert "docker volume rm --force vllmendpoint-registry" in (tmp_path / "calls").read_text()
