@@ -199,6 +199,7 @@ SPEC = st.builds(
                 mode=st.just("Managed"),
                 image=st.sampled_from(["i", "r.example:5000/a/b@sha256:" + "0" * 64]),
                 replicas=st.integers(1, 100),
+                migrationLimit=st.integers(0, 100),
                 routing=fields(
                     mode=st.sampled_from(["RoundRobin", "Random", "LeastLoaded", "KV"]),
                     sessionAffinitySeconds=st.integers(1, 31_536_000),
@@ -209,6 +210,7 @@ SPEC = st.builds(
         ),
         strategy=fields(rollingUpdate=fields(maxUnavailable=SHARES, maxSurge=SHARES)),
         paused=st.booleans(),
+        restartedAt=st.just("2026-01-31T13:00:00+01:00"),
     ),
 )
 
