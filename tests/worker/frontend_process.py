@@ -17,7 +17,7 @@ from vllmendpoint_api import FrontendReport, RouteReport
 
 from .conftest import LOOPBACK, ROOT
 
-__all__ = ["FrontendProcess", "PlainWorker"]
+__all__ = ["FrontendProcess", "Mocker", "PlainWorker"]
 
 PREFIX = "team_"
 """Prefix of the Dynamo namespaces that the frontend serves."""
@@ -75,6 +75,15 @@ class PlainWorker(_Process):
     def instance_id(self) -> str:
         match = re.search(r"^instance (\d+)$", self.log(), re.MULTILINE)
         return match[1] if match else ""
+
+
+class Mocker(_Process):
+    """Dynamo's simulated engine with several data-parallel ranks, which publishes KV events."""
+
+    def __init__(self, folder: Path, model: Path, ranks: int) -> None:
+        arguments = ["--model-path", str(model), "--model-name", "plain", "--block-size", "16"]
+        arguments += ["--endpoint", f"dyn://{PREFIX}r1.backend.generate", "--data-parallel-size", str(ranks)]
+        super().__init__(folder, "mocker", "dynamo.mocker", arguments, DYN_SYSTEM_PORT="0")
 
 
 class FrontendProcess(_Process):

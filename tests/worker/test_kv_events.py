@@ -11,9 +11,9 @@ import pytest
 from vllmendpoint_api import FrontendReport, KVEventsState, RoutingMode, RoutingSpec
 from vllmendpoint_operator.plan.pods.routing import router_env
 
-from .frontend_process import PREFIX, FrontendProcess, PlainWorker
+from .frontend_process import PREFIX, FrontendProcess, Mocker, PlainWorker
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 HEALTH_CHECK = {"periodSeconds": 2, "timeoutSeconds": 2}
 KV_ENV = router_env(RoutingSpec(mode=RoutingMode.KV))
 
@@ -104,6 +104,21 @@ def test_large_blocks_are_checked_with_a_prompt_that_fills_one(
     worker = start_worker("good", "publish", block_size=128)
     frontend = start_frontend(**KV_ENV)
     frontend.until(lambda report: states(report) == {worker.instance_id: KVEventsState.RECEIVED}, 60.0)
+
+
+def test_every_data_parallel_rank_is_checked(
+    tmp_path: Path, toy_model: Path, start_frontend: MakeFrontend
+) -> None:
+    mocker = Mocker(tmp_path, toy_model, ranks=2)
+    mocker.start()
+    try:
+        frontend = start_frontend(**KV_ENV)
+        frontend.until(lambda report: list(states(report).values()) == [KVEventsState.RECEIVED], 90.0)
+        assert frontend.report().ready
+    finally:
+        mocker.stop()
+    ranks = set(re.findall(r"Selected pinned worker: .* dp_rank=(\d+)", frontend.log()))
+    assert ranks == {"0", "1"}
 
 
 def test_a_started_frontend_reads_the_index_from_the_workers(

@@ -22,7 +22,7 @@ from vllmendpoint_worker.frontend.kv_events import (
     next_check_at,
     with_source,
 )
-from vllmendpoint_worker.frontend.probe import WORKER_HEADER, RequestForm
+from vllmendpoint_worker.frontend.probe import RANK_HEADER, WORKER_HEADER, RequestForm
 
 NEW = KVEvents(discovered=100.0, since=100.0)
 WITH_SOURCE = with_source(NEW, has_source=True, now=101.0)
@@ -106,7 +106,7 @@ async def test_a_hit_of_the_second_request_proves_the_events() -> None:
     assert found.outcome is CheckOutcome.RECEIVED
     (path, body, headers), (_, again, _) = router.posts
     assert path == "/v1/chat/completions"
-    assert headers == {WORKER_HEADER: "7"}
+    assert headers == {WORKER_HEADER: "7", RANK_HEADER: "0"}
     assert body == again, "the same prompt"
     assert len(body["messages"][0]["content"].split()) > 16, "more than one block"
     await run_check(router, check(), LoopClock())

@@ -1,6 +1,6 @@
 """Tokens of clients' prompts from Dynamo's metrics. The text was recorded from Dynamo 1.6.1."""
 
-from vllmendpoint_worker.frontend.kv_usage import TokenUsage, block_sizes, own_tokens, router_tokens
+from vllmendpoint_worker.frontend.kv_usage import TokenUsage, block_sizes, own_tokens, ranks, router_tokens
 
 _LABELS = (
     'dynamo_component="backend",dynamo_namespace="team_r1",model="m",phase="aggregated",worker_id="88ef"'
@@ -11,6 +11,9 @@ dynamo_frontend_input_sequence_tokens_sum{{model="m"}} 2336
 dynamo_component_router_input_sequence_tokens_sum{{{_LABELS}}} 2000
 dynamo_component_router_input_sequence_tokens_sum{{{_LABELS.replace("r1", "r2")}}} 336
 dynamo_component_router_kv_selected_cached_prefix_tokens_total{{{_LABELS}}} 1344
+dynamo_component_router_worker_registered{{dp_rank="0",router_worker_id="7",worker_id="88ef"}} 1
+dynamo_component_router_worker_registered{{dp_rank="1",router_worker_id="7",worker_id="88ef"}} 1
+dynamo_component_router_worker_registered{{dp_rank="0",router_worker_id="8",worker_id="88ef"}} 0
 dynamo_component_router_kv_best_eligible_cached_prefix_tokens_total{{{_LABELS}}} 1500
 """
 
@@ -22,6 +25,7 @@ def answer(prompt: int, rate: float) -> dict[str, object]:
 def test_the_tokens_of_all_worker_sets_are_added() -> None:
     assert router_tokens(METRICS) == TokenUsage(2336, 1344)
     assert block_sizes(METRICS) == {"m": 16}
+    assert ranks(METRICS) == {7: (0, 1)}
     assert router_tokens("") == TokenUsage()
 
 

@@ -16,7 +16,7 @@ from vllmendpoint_worker.process.clock import Clock
 
 from .http_client import HttpResponse
 from .kv_events import CheckEnd, CheckOutcome
-from .probe import WORKER_HEADER, Client, RequestForm
+from .probe import RANK_HEADER, WORKER_HEADER, Client, RequestForm
 
 __all__ = ["KVCheck", "run_check"]
 
@@ -46,6 +46,8 @@ class KVCheck:
     instance_id: int
     block_size: int
     attempts: int
+    rank: int = 0
+    """Data-parallel rank, which has a KV cache of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ async def _send(
     on_response: Callable[[Any], None],
 ) -> _Answer:
     """Raises _NoAnswerError, and as :meth:`.HttpClient.get`."""
-    headers = {WORKER_HEADER: str(check.instance_id)}
+    headers = {WORKER_HEADER: str(check.instance_id), RANK_HEADER: str(check.rank)}
     for _ in range(check.attempts):
         if (left := seconds_left()) <= 0.0:
             raise TimeoutError

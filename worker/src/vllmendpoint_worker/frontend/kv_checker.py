@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vllmendpoint_api import KVEventsState, RouteState, Stage
@@ -15,8 +15,8 @@ from vllmendpoint_worker.process.clock import Clock
 
 from .discovery import Instance
 from .kv_check import KVCheck, run_check
-from .kv_events import CheckOutcome, KVEvents, after_check, next_check_at, with_source
-from .kv_usage import TokenUsage, block_sizes, own_tokens, router_tokens
+from .kv_events import CheckEnd, CheckOutcome, KVEvents, after_check, next_check_at, with_source
+from .kv_usage import TokenUsage, block_sizes, own_tokens, ranks, router_tokens
 from .metrics import RouteMetrics
 from .probe import Client, RequestForm
 from .routes import attempts
@@ -63,6 +63,8 @@ class KVEventChecker:
         self._running: dict[Instance, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
         self._block_sizes: dict[str, int] = {}
+        self._ranks: dict[int, tuple[int, ...]] = {}
+        """Data-parallel ranks by instance ID."""
         self._own = TokenUsage()
         """Of the probes and checks of this process."""
 
@@ -87,7 +89,7 @@ class KVEventChecker:
             with suppress(OSError, ValueError):
                 response = await self._client.get("/metrics", METRICS_TIMEOUT_SECONDS)
                 text = response.body.decode(errors="replace")
-                self._block_sizes = block_sizes(text)
+                self._block_sizes, self._ranks = block_sizes(text), ranks(text)
                 self._metrics.record_client_tokens(router_tokens(text), own)
             await asyncio.sleep(METRICS_SECONDS if self._block_sizes else 1.0)
 
@@ -144,7 +146,7 @@ class KVEventChecker:
             block_size=size,
             attempts=attempts(self._state.snapshot.discovery.share(instance.namespace)),
         )
-        end = await run_check(self._client, check, self._clock, self.count_own_request)
+        end = await self._check_ranks(check)
         self._metrics.record_kv_check(end.outcome)
         if end.outcome is CheckOutcome.FAILED:
             logger.info(
@@ -152,6 +154,19 @@ class KVEventChecker:
             )
         if (before := self._events.get(instance)) is not None:
             self._publish({**self._events, instance: after_check(before, end)})
+
+    async def _check_ranks(self, check: KVCheck) -> CheckEnd:
+        """The end of the first check that did not succeed, or else of the last."""
+        numbers = self._ranks.get(check.instance_id) or (0,)
+        for rank in numbers:
+            end = await run_check(
+                self._client, replace(check, rank=rank), self._clock, self.count_own_request
+            )
+            if end.outcome is not CheckOutcome.RECEIVED:
+                break
+        if end.message and len(numbers) > 1:
+            end = replace(end, message=f"Data-parallel rank {rank}: {end.message}")
+        return end
 
     def _block_size(self, model: str) -> int:
         """Of the model's KV cache; 0 if it is unknown."""

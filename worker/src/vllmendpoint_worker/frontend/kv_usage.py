@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["TokenUsage", "block_sizes", "own_tokens", "router_tokens"]
+__all__ = ["TokenUsage", "block_sizes", "own_tokens", "ranks", "router_tokens"]
 
 _SAMPLE: Final = r"^\w+_{name}\{{[^}}]*\}} ([0-9.e+]+)$"
 _PROMPT: Final = re.compile(_SAMPLE.format(name="router_input_sequence_tokens_sum"), re.MULTILINE)
@@ -18,6 +18,9 @@ _CACHED: Final = re.compile(
 )
 _BLOCK_SIZE: Final = re.compile(
     r'^\w+_model_kv_cache_block_size\{[^}]*model="([^"]*)"[^}]*\} ([0-9.e+]+)$', re.MULTILINE
+)
+_RANK: Final = re.compile(
+    r'^\w+_router_worker_registered\{dp_rank="(\d+)"[^}]*router_worker_id="(\d+)"[^}]*\} 1$', re.MULTILINE
 )
 
 
@@ -53,6 +56,14 @@ def router_tokens(metrics: str) -> TokenUsage:
 def block_sizes(metrics: str) -> dict[str, int]:
     """Block size of the KV cache by model."""
     return {name: int(float(size)) for name, size in _BLOCK_SIZE.findall(metrics)}
+
+
+def ranks(metrics: str) -> dict[int, tuple[int, ...]]:
+    """Data-parallel ranks by the instance ID of the worker."""
+    found: dict[int, set[int]] = {}
+    for rank, instance in _RANK.findall(metrics):
+        found.setdefault(int(instance), set()).add(int(rank))
+    return {instance: tuple(sorted(numbers)) for instance, numbers in found.items()}
 
 
 def own_tokens(response: Any, block_size: int) -> TokenUsage:

@@ -22,10 +22,14 @@ from vllmendpoint_worker.process.clock import Clock
 from .http_client import HttpResponse
 from .routes import ProbeEnd, RouteOutcome
 
-__all__ = ["Client", "Probe", "RequestForm", "forms_to_try", "run_probe"]
+__all__ = ["RANK_HEADER", "WORKER_HEADER", "Client", "Probe", "RequestForm", "forms_to_try", "run_probe"]
 
 WORKER_HEADER: Final = "x-dynamo-worker-instance-id"
 """The value is the instance ID in decimal. Dynamo ignores other forms."""
+
+RANK_HEADER: Final = "x-dynamo-dp-rank"
+"""Data-parallel rank of the worker. With KV-aware routing, a request to a worker with several ranks gets 500
+without it."""
 
 MAX_MESSAGE: Final = 300
 
@@ -89,8 +93,8 @@ class Probe:
     attempts_without_header: int
     timeout: float
     answers_first: bool = False
-    timing: bool = False
-    """Whether the responses contain the KV hit rate."""
+    kv_routing: bool = False
+    """The router selects a data-parallel rank, too. The responses contain the KV hit rate."""
 
 
 async def run_probe(
@@ -148,8 +152,10 @@ async def _send_to_worker(
 ) -> HttpResponse:
     """Send the request until the router has drawn the worker's set. Raises as :meth:`.HttpClient.get`."""
     headers = {names.PROBE_HEADER: "1", WORKER_HEADER: str(probe.instance_id)}
-    timing = {"nvext": {"extra_fields": ["timing"]}} if probe.timing else {}
-    body = _body(form, probe.model) | timing
+    body = _body(form, probe.model)
+    if probe.kv_routing:
+        headers[RANK_HEADER] = "0"
+        body["nvext"] = {"extra_fields": ["timing"]}
     response = await client.post(form, body, headers, seconds_left())
     for _ in range(probe.attempts - 1):
         if response.status != 400 or seconds_left() <= 0.0:

@@ -205,7 +205,7 @@ class RouteProber:
                 attempts_without_header=attempts(1.0 / max(self._discovery.total_accepted, 1)),
                 timeout=rules.timeout + SLACK_SECONDS,
                 answers_first=self._form is not None,
-                timing=self._kv_checker is not None,
+                kv_routing=self._kv_checker is not None,
             )
             end, form = await run_probe(self._client, probe, self._clock, self._count)
         self._form = form or self._form
