@@ -9,7 +9,7 @@ paths=("$@")
 parallel=(-n 3 --durations=25 --dist loadscope --no-loadscope-reorder tests/e2e tests/worker tests/integration tests/unit)
 # The requests in flight are measured last and alone: beside other engines on two cores, the only replica that is left during a
 # failure would be too slow for its probes.
-alone=tests/e2e/test_disruption.py
+alone=(tests/e2e/test_disruption.py tests/e2e/test_rollout.py)
 
 # Keep a cluster that was already running.
 was_up=0
@@ -23,7 +23,7 @@ failed=0
 if ((${#paths[@]})); then
   .venv/bin/python -m pytest "${paths[@]}" || failed=1
 else
-  .venv/bin/python -m pytest "${parallel[@]}" --ignore="$alone" || failed=1
-  .venv/bin/python -m pytest "$alone" || failed=1
+  .venv/bin/python -m pytest "${parallel[@]}" "${alone[@]/#/--ignore=}" || failed=1
+  .venv/bin/python -m pytest "${alone[@]}" || failed=1
 fi
 ((failed == 0))
