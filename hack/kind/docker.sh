@@ -108,7 +108,8 @@ down() {
   pid=$(recorded engine)
   if [[ -n $pid ]]; then
     info "stopping Docker and its containers"
-    pkill -TERM -P "$pid" || true
+    # shellcheck disable=SC2046 # one number for each child
+    kill -TERM $(cat /proc/"$pid"/task/*/children) || true
     until=$((SECONDS + 30))
     while kill -0 "$pid" 2>/dev/null && ((SECONDS < until)); do sleep 0.2; done
     kill -KILL "$pid" 2>/dev/null || true

@@ -103,7 +103,7 @@ def test_a_prefix_stays_where_it_is_cached_through_every_frontend_and_after_its_
 def test_a_session_stays_on_one_worker_through_every_frontend(cluster: Cluster, urls: list[str]) -> None:
     for session in ("a", "b", "c", "d"):
         first = worker_of(urls[0], f"{session} begins", **{SESSION: session})
-        later = Counter(worker_of(url, f"{session} goes on", **{SESSION: session}) for url in urls * 2)
+        later = Counter(worker_of(url, f"{session} continued", **{SESSION: session}) for url in urls * 2)
         assert later == {first: 4}
 
 

@@ -86,6 +86,7 @@ def _problem(
     if routes is not None and routes.missing and is_settled(pod, observed.now):
         return PodDiagnosis(Reason.NOT_ROUTED, routes.missing[0].cause)
     workers = ready_workers(observed)
-    if is_settled(pod, observed.now) and (blind := [*missing_events(endpoint, observed, pod, workers)]):
-        return PodDiagnosis(Reason.KV_EVENTS_MISSING, describe_missing_events(blind, workers))
+    unreceived = list(missing_events(endpoint, observed, pod, workers))
+    if unreceived and is_settled(pod, observed.now):
+        return PodDiagnosis(Reason.KV_EVENTS_MISSING, describe_missing_events(unreceived, workers))
     return None

@@ -242,12 +242,12 @@ def _serving(endpoint: Endpoint, observed: Observed, reporting: list[Pod], worke
     cause = next((routes[0].cause for routes in missing if routes), "")
     cause = cause or _stuck_start(observed)
     message = f"{message} {cause}".rstrip()
-    blind = [
+    unreceived = [
         missing
         for each in routes
         if is_settled(each.pod, observed.now)
         for missing in missing_events(endpoint, observed, each.pod, workers)
     ]
-    if blind:
-        return true(Reason.KV_EVENTS_MISSING, f"{message} {describe_missing_events(blind, workers)}")
+    if unreceived:
+        return true(Reason.KV_EVENTS_MISSING, f"{message} {describe_missing_events(unreceived, workers)}")
     return true(Reason.SERVING, message)

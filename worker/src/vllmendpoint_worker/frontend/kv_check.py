@@ -33,7 +33,7 @@ _NOT_RECEIVED: Final = (
 )
 _NOT_CACHED: Final = (
     "The engine does not keep a repeated prompt in its KV cache. See the log of the worker, or set another "
-    "routing mode."
+    "frontend.routing.mode."
 )
 
 

@@ -24,7 +24,7 @@ FAILURE_THRESHOLD: Final = 2
 
 NO_SOURCE: Final = (
     "The worker publishes no KV events. vLLM turns prefix caching off for some models: see the log of the "
-    "worker, or set another routing mode."
+    "worker, or set another frontend.routing.mode."
 )
 
 

@@ -54,7 +54,7 @@ class RouteMetrics:
         self._client_tokens = total.without(own, self._client_tokens or TokenUsage())
 
     def add_retries(self, retries: Callable[[], int | None]) -> None:
-        """``retries`` returns how many requests were sent again to another worker, or None if unknown."""
+        """``retries`` returns the number of retries, or None if unknown."""
         self._registry.register(_RetryCollector(retries))
 
     def text(self) -> bytes:
@@ -88,7 +88,7 @@ class _RetryCollector(Collector):
         if count is not None:
             yield CounterMetricFamily(
                 "vllmendpoint_frontend_retries",
-                "Requests that the frontend repeated because Dynamo had no worker for them",
+                "Retries that HAProxy counts: above 0 if requests were repeated",
                 value=count,
             )
 

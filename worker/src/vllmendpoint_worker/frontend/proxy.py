@@ -51,7 +51,9 @@ class Proxy:
         try:
             file.write_text(configuration(listener, server, self.folder, drain_seconds))
         except ValueError as error:
-            raise FrontendError(f"The frontend's HTTP server cannot listen: {error}.") from error
+            raise FrontendError(
+                f"--http-host (DYN_HTTP_HOST): {error}. Remove it to listen on all addresses of the pod."
+            ) from error
         # If this process ends abnormally, the kernel ends HAProxy.
         command = ["setpriv", "--pdeathsig", "KILL", program, "-db", "-f", str(file)]
         self._process = subprocess.Popen(command, start_new_session=True)  # noqa: S603
@@ -70,7 +72,9 @@ class Proxy:
             self._process.terminate()
 
     def retries(self) -> int | None:
-        """Requests that were sent to Dynamo again, since the start. None if HAProxy does not respond."""
+        """HAProxy's count of retries since the start; 2.6 counts the repetition of a request twice. None if
+        HAProxy does not respond.
+        """
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(_STATISTICS_SECONDS)
@@ -90,9 +94,9 @@ class Proxy:
 
 
 def _retries(statistics: str) -> int | None:
-    """The field ``wretr`` of the backend. ``statistics``: CSV, from HAProxy's command ``show stat``."""
+    """The field ``wretr`` of the backend ``dynamo``. ``statistics``: CSV of the command ``show stat``."""
     for row in csv.DictReader(statistics.removeprefix("# ").splitlines()):
-        if row["svname"] == "BACKEND":
+        if (row["pxname"], row["svname"]) == ("dynamo", "BACKEND"):
             return int(row["wretr"])
     return None
 
@@ -119,5 +123,7 @@ def tls_files(folder: Path, certificate: Path, key: Path, client_ca: Path | None
         return combined, Path(shutil.copyfile(client_ca, folder / "client-ca.pem"))
     except OSError as error:
         raise FrontendError(
-            f"The frontend's TLS file {error.filename} cannot be read: {error.strerror}."
+            "A TLS file of the frontend (--tls-cert-path, --tls-key-path, --tls-client-ca-cert-path) "
+            f"cannot be read: {error.filename}: {error.strerror}. "
+            "Mount a Secret there with frontend.podTemplate."
         ) from error

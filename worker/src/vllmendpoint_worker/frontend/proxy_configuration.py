@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .probe import WORKER_HEADER
+
 __all__ = ["RETRIES", "RETRY_BYTES", "Listener", "configuration"]
 
 RETRIES: Final = 3
@@ -58,12 +60,17 @@ defaults
 frontend clients
   bind {bind}
 {access}  http-after-response set-header Connection close if {{ stopping }}
+  # A request for one worker cannot go to another one, and the prober is to see each failure.
+  use_backend without-retries if !METH_POST or {{ req.hdr({worker_header}) -m found }}
   default_backend dynamo
 
 backend dynamo
   option http-buffer-request
   retries {retries}
   retry-on conn-failure empty-response 503
+  server dynamo {server}
+
+backend without-retries
   server dynamo {server}
 """
 
@@ -96,6 +103,7 @@ def configuration(listener: Listener, server: tuple[str, int], folder: Path, dra
         bind=_bind(listener),
         access=_CERTIFICATE_REQUIRED if listener.client_ca else "",
         retries=RETRIES,
+        worker_header=WORKER_HEADER,
         server=_address(*server),
     )
 
@@ -103,7 +111,7 @@ def configuration(listener: Listener, server: tuple[str, int], folder: Path, dra
 def _bind(listener: Listener) -> str:
     host = listener.host.strip().removeprefix("[").removesuffix("]")
     if not _HOST.fullmatch(host):
-        raise ValueError(f"the host {listener.host!r} is not an address or a name")
+        raise ValueError(f"{listener.host!r} is not an address or a name")
     words = [_address(host, listener.port)]
     if host == "::":
         words.append("v4v6")
