@@ -17,7 +17,7 @@ EXCLUDED = (
     "LICENSE",
     "uv.lock",
     "tests/unit/test_prose.py",
-    "tests/unit/operator/status/recorded.json",
+    "tests/unit/operator/status/diagnosis/recorded.json",
 )
 """Files that quote refused words, or that no person writes."""
 

@@ -26,6 +26,13 @@ from vllmendpoint_api import Verdict, WorkerReport
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 240.0
+PERIOD = 3
+PATIENT = {"periodSeconds": PERIOD, "timeoutSeconds": 30, "restartAfterSeconds": 0}
+"""Health check of tests that stall no engine. Beside other engines on two cores a probe takes
+seconds, and with a short timeout the worker would correctly be unready."""
+TIMEOUT = 4
+QUICK = PATIENT | {"timeoutSeconds": TIMEOUT}
+"""Health check of tests that stall an engine, in seconds."""
 HEALTH_LAG = 15.0
 """Maximum delay in seconds of Dynamo's ``/health`` after a stall: its canary checks every second ("one to two
 seconds" in docs/concepts/verdict.md), and the machine may be busy."""
@@ -142,6 +149,11 @@ class WorkerProcess:
         temporary.replace(self.settings_file)
         return digest
 
+    def apply(self, health_check: dict[str, Any]) -> None:
+        """Replace the settings and wait until the worker has read them."""
+        digest = self.settings(health_check)
+        self.until(lambda report: report.configuration.settings_hash == digest, 30.0)
+
     def start(self) -> None:
         self.sockets.mkdir(exist_ok=True)
         with self.log_file.open("ab") as log:
@@ -256,6 +268,7 @@ def stopped(pid: int) -> Iterator[float]:
 
 def assert_health_follows(worker: WorkerProcess) -> None:
     """Dynamo's ``/health`` returns 503 for as long as the engine is frozen, and 200 afterwards."""
+    worker.apply(QUICK)
     wait(lambda: worker.status("system", "/health") == 200)
     with stopped(worker.engine_core()) as began:
         wait(lambda: worker.status("system", "/health") == 503)

@@ -23,15 +23,22 @@ from vllmendpoint_api import (
     names,
 )
 
-from .conftest import Load, WorkerProcess, assert_health_follows, stopped, wait
+from .conftest import (
+    PATIENT,
+    PERIOD,
+    QUICK,
+    TIMEOUT,
+    Load,
+    WorkerProcess,
+    assert_health_follows,
+    stopped,
+    wait,
+)
 from .frontend import request_through_frontend
 from .frontend_process import FrontendProcess
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
-TIMEOUT = 2
-PERIOD = 3
-QUICK = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT, "restartAfterSeconds": 0}
 BODY = {"model": "minilm", "input": "a cat"}
 
 
@@ -43,7 +50,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Iterator[S
         {"DYN_HEALTH_CHECK_LEVEL": "comprehensive"},
         ["--max-model-len", "256", "--served-model-name", "minilm"],
     )
-    worker.settings(QUICK)
+    worker.settings(PATIENT)
     worker.start()
     try:
         worker.until_ready()
@@ -83,7 +90,7 @@ def test_type_and_payload_are_detected_from_the_model(worker: WorkerProcess) -> 
     ],
 )
 def test_every_field_reaches_the_engine(worker: Spied, payload: dict[str, Any] | None, prompt: str) -> None:
-    digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
+    digest = worker.settings(PATIENT | ({"payload": payload} if payload else {}))
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     assert worker.report().configuration.state == ConfigurationState.RESOLVED
     wait(lambda: worker.prompt(worker.probes_seen()[-1]) == prompt)
@@ -142,8 +149,7 @@ def test_a_frontends_probe_is_answered_with_the_embedding_of_the_last_probe(work
 
 
 def test_our_frontend_recognizes_the_worker_by_its_answer(worker: WorkerProcess) -> None:
-    health_check = {"periodSeconds": PERIOD, "timeoutSeconds": TIMEOUT}
-    frontend = FrontendProcess(worker.folder, health_check, DYN_NAMESPACE_PREFIX="")
+    frontend = FrontendProcess(worker.folder, PATIENT, DYN_NAMESPACE_PREFIX="")
     try:
         frontend.start()
         frontend.until(lambda report: report.ready, 60.0)
@@ -190,14 +196,14 @@ def test_no_route_of_upstream_changes_the_engine_or_its_routing(worker: WorkerPr
 def test_a_payload_that_generates_text_is_rejected(
     worker: WorkerProcess, settings: dict[str, Any], field: str, expected: str
 ) -> None:
-    digest = worker.settings(QUICK | settings)
+    digest = worker.settings(PATIENT | settings)
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     (problem,) = report.configuration.problems
     assert problem.field == field
     assert expected in problem.message
     assert report.ready
-    worker.settings(QUICK)
+    worker.settings(PATIENT)
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
@@ -215,7 +221,7 @@ def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
     worker: WorkerProcess, payload: dict[str, Any], field: str, expected: str
 ) -> None:
     before = worker.report().health_check
-    digest = worker.settings(QUICK | {"payload": payload})
+    digest = worker.settings(PATIENT | {"payload": payload})
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     (problem,) = report.configuration.problems
@@ -227,7 +233,7 @@ def test_a_payload_that_vllm_rejects_leaves_the_replica_ready(
     assert "is rejected by vLLM: " in problem.message
     assert expected in problem.message
     assert (report.ready, report.health_check) == (True, before)
-    worker.settings(QUICK)
+    worker.settings(PATIENT)
     worker.until(lambda report: report.configuration.state == ConfigurationState.RESOLVED, 20.0)
 
 
@@ -245,6 +251,7 @@ def test_embeddings_of_users_postpone_the_probe(worker: Spied) -> None:
 
 
 def test_a_frozen_engine_is_stalled_and_recovers(worker: WorkerProcess) -> None:
+    worker.apply(QUICK)
     with stopped(worker.engine_core()):
         # The contract's bound (period + timeout + 1), and room for a slow machine.
         took = worker.until(lambda report: report.verdict.state == Verdict.STALLED, PERIOD + TIMEOUT + 6.0)

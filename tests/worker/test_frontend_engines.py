@@ -7,11 +7,10 @@ import pytest
 
 from vllmendpoint_api import RouteState, Verdict
 
-from .conftest import SEPARATE, WorkerProcess, stopped
+from .conftest import QUICK, SEPARATE, WorkerProcess, stopped
 from .frontend_process import PREFIX, FrontendProcess
 
 pytestmark = pytest.mark.timeout(400)
-HEALTH_CHECK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 
 
 class Served(NamedTuple):
@@ -29,11 +28,11 @@ def served(
     for number in (1, 2):
         namespace = {"DYN_NAMESPACE": f"{PREFIX}r{number}", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         worker = make_worker(environ | namespace, SEPARATE)
-        worker.settings(HEALTH_CHECK)
+        worker.settings(QUICK)
         worker.start()
         worker.until_ready()
         workers.append(worker)
-    frontend = FrontendProcess(folder, HEALTH_CHECK)
+    frontend = FrontendProcess(folder, QUICK)
     try:
         frontend.start()
         yield Served(frontend, workers)

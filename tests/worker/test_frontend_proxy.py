@@ -18,8 +18,8 @@ import pytest
 import trustme
 
 from vllmendpoint_api import Stage
-from vllmendpoint_worker.frontend.probe import WORKER_HEADER
-from vllmendpoint_worker.frontend.proxy_configuration import RETRIES, RETRY_BYTES
+from vllmendpoint_worker.frontend.probing.probe import WORKER_HEADER
+from vllmendpoint_worker.frontend.proxy.configuration import RETRIES, RETRY_BYTES
 
 from .conftest import wait
 from .frontend_process import FrontendProcess, PlainWorker

@@ -25,11 +25,10 @@ from vllmendpoint_api import (
     script_digest,
 )
 
-from .conftest import START_SECONDS, WorkerProcess
+from .conftest import PATIENT, START_SECONDS, WorkerProcess
 
 pytestmark = pytest.mark.timeout(300)
 GUIDE = Path(__file__).parents[1] / "guide"
-CHECK = {"periodSeconds": 3, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 SWAPPED = """
 async def custom_sagemaker_ping_handler(request):
     return {"by": "the VLLMEndpoint"}
@@ -83,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def worker(make_worker: Callable[..., WorkerProcess], folder: Path) -> WorkerProcess:
     worker = make_worker({"SAGEMAKER_MODEL_PATH": str(folder), "SAGEMAKER_CONTAINER_LOG_LEVEL": "DEBUG"})
-    worker.settings(CHECK)
+    worker.settings(PATIENT)
     return worker
 
 
@@ -96,7 +95,7 @@ def take(worker: WorkerProcess, script: str | None, **handlers: Any) -> str:
     references = {
         key: value for key, value in {"scriptDigest": digest, **handlers}.items() if value is not None
     }
-    return worker.settings(CHECK, handlers=references)
+    return worker.settings(PATIENT, handlers=references)
 
 
 def post(
@@ -326,7 +325,7 @@ def custom_sagemaker_invocation_handler(request):
 
 def test_removed_handlers_are_replaced_by_vllms_own(worker: WorkerProcess, folder: Path) -> None:
     (folder / "model.py").unlink()
-    digest = worker.settings(CHECK)
+    digest = worker.settings(PATIENT)
     worker.until(
         lambda report: (
             report.configuration.settings_hash == digest

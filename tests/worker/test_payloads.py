@@ -27,16 +27,15 @@ from vllmendpoint_api import (
     payload_for,
 )
 
-from .conftest import Load, assert_health_follows, wait
+from .conftest import PATIENT, Load, assert_health_follows, wait
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(300)
-QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 
 
 def apply(worker: Spied, **health_check: Any) -> None:
     """Writes the settings and waits until the worker uses them."""
-    digest = worker.settings(QUICK | health_check)
+    digest = worker.settings(PATIENT | health_check)
     worker.until(
         lambda report: (
             report.configuration.settings_hash == digest
@@ -53,7 +52,7 @@ def apply(worker: Spied, **health_check: Any) -> None:
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[Spied]:
     worker = Spied(tmp_path_factory.mktemp("chat"), toy_model)
-    worker.settings(QUICK)
+    worker.settings(PATIENT)
     worker.start()
     try:
         worker.until_ready()
@@ -193,10 +192,10 @@ def test_answers_to_users_prove_life_and_replace_the_probe(chat: Spied) -> None:
         wait(lambda: load.answers > 0)
         chat.request("report", "/probe", {}, method="POST")
         count = chat.metric("vllmendpoint_probes_total")
-        time.sleep(4 * QUICK["periodSeconds"])
+        time.sleep(4 * PATIENT["periodSeconds"])
         # Without users there are four probes. With users, a pause of half a second still causes a probe.
         assert chat.metric("vllmendpoint_probes_total") - count <= 2
-        assert chat.metric("vllmendpoint_seconds_since_proof_of_life") < QUICK["periodSeconds"]
+        assert chat.metric("vllmendpoint_seconds_since_proof_of_life") < PATIENT["periodSeconds"]
     # If the text must match an expectation, tokens of users prove nothing, so the probe continues.
     apply(chat, payload={"prompt": "hello", "max_tokens": 4, "temperature": 0}, expect={"regex": "(?s)."})
     with Load(chat, 1, body) as load:
@@ -255,7 +254,7 @@ def test_settings_that_do_not_fit_are_rejected_and_the_last_valid_check_stays(
 ) -> None:
     apply(chat)
     before = chat.report().health_check
-    digest = chat.settings(QUICK | settings)
+    digest = chat.settings(PATIENT | settings)
     chat.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = chat.report()
     assert report.configuration.state == ConfigurationState.REJECTED

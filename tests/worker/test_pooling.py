@@ -21,13 +21,12 @@ from vllmendpoint_api import (
     names,
 )
 
-from .conftest import START_SECONDS, Load, WorkerProcess, stopped, wait
+from .conftest import PATIENT, QUICK, START_SECONDS, Load, WorkerProcess, stopped, wait
 from .frontend import request_through_frontend
 from .spied import Spied
 from .tiny_models import make_bert, make_whisper
 
 pytestmark = pytest.mark.timeout(2 * START_SECONDS)
-QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 NAME = ["--served-model-name", "pooled", "--max-model-len", "64"]
 
 
@@ -39,7 +38,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Iterator[
         model = make_bert(tmp_path_factory.mktemp("model"), minilm, architecture, labels)
         worker = Spied(tmp_path_factory.mktemp("worker"), model, environ, NAME)
         workers.append(worker)
-        worker.settings(QUICK)
+        worker.settings(PATIENT)
         worker.start()
         return worker
 
@@ -76,7 +75,7 @@ def tagger(started: Callable[..., Spied]) -> Iterator[Spied]:
 
 def asked_with(worker: Spied, payload: dict[str, Any] | None) -> None:
     """Apply the payload and assert that a probe with it is complete."""
-    digest = worker.settings(QUICK | ({"payload": payload} if payload else {}))
+    digest = worker.settings(PATIENT | ({"payload": payload} if payload else {}))
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     assert worker.report().configuration.state == ConfigurationState.RESOLVED, worker.report().configuration
     answer = json.loads(worker.request("report", "/probe", {}, method="POST")[1])
@@ -85,7 +84,7 @@ def asked_with(worker: Spied, payload: dict[str, Any] | None) -> None:
 
 
 def refusal(worker: Spied, payload: dict[str, Any]) -> tuple[str, str]:
-    digest = worker.settings(QUICK | {"payload": payload})
+    digest = worker.settings(PATIENT | {"payload": payload})
     worker.until(lambda report: report.configuration.settings_hash == digest, 20.0)
     report = worker.report()
     assert report.ready
@@ -103,6 +102,7 @@ def default(worker: Spied) -> tuple[str, Any]:
 
 
 def never_healthy_while_frozen(worker: Spied) -> None:
+    worker.apply(QUICK)
     worker.until(lambda report: report.ready, 30.0)
     with stopped(worker.engine_core()):
         worker.until(lambda report: report.verdict.state == Verdict.STALLED, 20.0)

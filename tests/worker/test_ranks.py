@@ -11,12 +11,11 @@ import pytest
 
 from vllmendpoint_api import Verdict
 
-from .conftest import START_SECONDS, Load, WorkerProcess, stopped, wait
+from .conftest import PERIOD, QUICK, START_SECONDS, TIMEOUT, Load, WorkerProcess, stopped, wait
 from .tiny_models import make_bert
 
 pytestmark = pytest.mark.timeout(2 * START_SECONDS)
 
-QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 TWO_RANKS = ["--data-parallel-size", "2"]
 SEPARATE_CORES = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
@@ -93,7 +92,7 @@ def test_a_frozen_rank_is_detected_while_the_worker_is_idle(worker: WorkerProces
     worker.until(lambda report: report.ready, 60.0)
     with stopped(core(worker, 1)):
         took = worker.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)
-        assert took < QUICK["periodSeconds"] + QUICK["timeoutSeconds"] + 5.0
+        assert took < PERIOD + TIMEOUT + 5.0
         assert states(worker) == [(0, Verdict.GENERATING), (1, Verdict.STALLED)]
     worker.until(lambda report: report.ready, 60.0)
 

@@ -17,12 +17,12 @@ import pytest
 
 from vllmendpoint_api import Verdict, names
 
-from .conftest import WorkerProcess, stopped, wait
+from .conftest import QUICK, WorkerProcess, stopped, wait
 from .two_workers import Client, Frontend, slow_worker
 
 pytestmark = pytest.mark.timeout(300)
 
-QUICK = {"periodSeconds": 60, "timeoutSeconds": 2, "restartAfterSeconds": 0}
+CHECK = QUICK | {"periodSeconds": 60}
 STEP_SECONDS = 0.1
 TOKENS = 400
 PROMPTS = ["hello", "the sky is blue", "one two three", "a", "water is wet", "what is the time"]
@@ -56,7 +56,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, toy_model: Path) -> Iterator[
     with ExitStack() as stack:
         for worker in (slow, fast):
             stack.callback(worker.stop)
-            worker.settings(QUICK)
+            worker.settings(CHECK)
             worker.start()
         frontend = stack.enter_context(Frontend(folder, fast, {"DYN_MIGRATION_LIMIT": "3"}))
         for worker in (slow, fast):

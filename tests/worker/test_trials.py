@@ -14,12 +14,11 @@ import pytest
 
 from vllmendpoint_api import ConfigurationState, Stage, Verdict, WorkerReport
 
-from .conftest import START_SECONDS, stopped
+from .conftest import PATIENT, QUICK, START_SECONDS, TIMEOUT, stopped
 from .spied import Spied
 
 pytestmark = pytest.mark.timeout(400)
 
-QUICK = {"periodSeconds": 2, "timeoutSeconds": 2, "restartAfterSeconds": 0}
 SECRET = "hunter2-xyzzy"
 PROMPT = {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0}
@@ -37,7 +36,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, payload_fi
     worker = Spied(
         tmp_path_factory.mktemp("worker"), toy_model, {"DYN_HEALTH_CHECK_PAYLOAD": f"@{payload_file}"}
     )
-    worker.settings(QUICK)
+    worker.settings(PATIENT)
     worker.start()
     try:
         yield worker
@@ -47,7 +46,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory, toy_model: Path, payload_fi
 
 def apply_rejected(worker: Spied, **health_check: Any) -> WorkerReport:
     """Apply settings that the worker rejects, and return its report; it stays ready meanwhile."""
-    digest = worker.settings(QUICK | health_check)
+    digest = worker.settings(PATIENT | health_check)
     deadline = time.monotonic() + 30.0
     while (report := worker.report()).configuration.settings_hash != digest:
         assert report.ready, report
@@ -59,7 +58,7 @@ def apply_rejected(worker: Spied, **health_check: Any) -> WorkerReport:
 
 def apply(worker: Spied, **health_check: Any) -> str:
     """Apply settings and wait until they are active; returns their hash."""
-    digest = worker.settings(QUICK | health_check)
+    digest = worker.settings(PATIENT | health_check)
     worker.until(
         lambda report: (
             report.configuration.settings_hash == digest
@@ -161,7 +160,7 @@ def test_an_invalid_payload_is_rejected_when_disabled_probing_is_enabled(worker:
 
 
 def test_a_changed_payload_is_pending_while_the_engine_is_frozen(worker: Spied) -> None:
-    apply(worker, level="Minimal")
+    apply(worker, level="Minimal", timeoutSeconds=TIMEOUT)
     before = worker.report()
     with stopped(worker.engine_core()):
         digest = worker.settings(QUICK | {"payload": PROMPT | {"prompt": "another"}})

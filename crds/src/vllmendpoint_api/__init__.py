@@ -7,33 +7,33 @@ from . import _names as names
 from ._base import MAX_DEPTH, Contract, JsonObject, Quantity
 from ._conditions import *  # noqa: F403
 from ._conditions import __all__ as _conditions
+from ._crd.schema import *  # noqa: F403
+from ._crd.schema import __all__ as _schema
 from ._frontend_report import *  # noqa: F403
 from ._frontend_report import __all__ as _frontend_report
 from ._handlers import *  # noqa: F403
 from ._handlers import __all__ as _handlers
 from ._health import *  # noqa: F403
 from ._health import __all__ as _health
-from ._rejected_options import *  # noqa: F403
-from ._rejected_options import __all__ as _rejected_options
+from ._options.rejected import *  # noqa: F403
+from ._options.rejected import __all__ as _rejected_options
 from ._report import *  # noqa: F403
 from ._report import __all__ as _report
-from ._schema import *  # noqa: F403
-from ._schema import __all__ as _schema
 from ._settings import *  # noqa: F403
 from ._settings import __all__ as _settings
-from ._spec import *  # noqa: F403
-from ._spec import __all__ as _spec
-from ._spec_common import ConfigMapKeyRef, LocalObjectReference
-from ._spec_engine import *  # noqa: F403
-from ._spec_engine import __all__ as _spec_engine
-from ._spec_env import *  # noqa: F403
-from ._spec_env import __all__ as _spec_env
-from ._spec_handlers import *  # noqa: F403
-from ._spec_handlers import __all__ as _spec_handlers
-from ._spec_health_check import *  # noqa: F403
-from ._spec_health_check import __all__ as _spec_health_check
-from ._spec_worker import *  # noqa: F403
-from ._spec_worker import __all__ as _spec_worker
+from ._spec.common import ConfigMapKeyRef, LocalObjectReference
+from ._spec.endpoint import *  # noqa: F403
+from ._spec.endpoint import __all__ as _spec_endpoint
+from ._spec.engine import *  # noqa: F403
+from ._spec.engine import __all__ as _spec_engine
+from ._spec.env import *  # noqa: F403
+from ._spec.env import __all__ as _spec_env
+from ._spec.handlers import *  # noqa: F403
+from ._spec.handlers import __all__ as _spec_handlers
+from ._spec.health_check import *  # noqa: F403
+from ._spec.health_check import __all__ as _spec_health_check
+from ._spec.worker import *  # noqa: F403
+from ._spec.worker import __all__ as _spec_worker
 from ._status import *  # noqa: F403
 from ._status import __all__ as _status
 
@@ -53,11 +53,11 @@ __all__ = [  # noqa: PLE0604
     *_report,
     *_schema,
     *_settings,
-    *_spec,
-    *_spec_handlers,
-    *_spec_health_check,
+    *_spec_endpoint,
     *_spec_engine,
     *_spec_env,
+    *_spec_handlers,
+    *_spec_health_check,
     *_spec_worker,
     *_status,
 ]

@@ -5,7 +5,7 @@ import sys
 import yaml
 
 from . import custom_resource_definition
-from ._reference import reference
+from ._crd.reference import reference
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["reference"]:

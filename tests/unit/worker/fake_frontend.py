@@ -8,7 +8,7 @@ from typing import Any
 
 from vllmendpoint_api import names
 from vllmendpoint_worker.frontend.http_client import HttpResponse
-from vllmendpoint_worker.frontend.probe import WORKER_HEADER, RequestForm
+from vllmendpoint_worker.frontend.probing.probe import WORKER_HEADER, RequestForm
 
 __all__ = ["FakeFrontend", "FakeWorker"]
 

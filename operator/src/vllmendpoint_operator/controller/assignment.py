@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from vllmendpoint_api import ConditionStatus, Reason, names
-from vllmendpoint_operator.status.conditions import timestamp
+from vllmendpoint_operator.status.conditions.finding import timestamp
 
 __all__ = [
     "CONFLICT_FIELD_MANAGER",

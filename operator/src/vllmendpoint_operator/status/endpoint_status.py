@@ -20,18 +20,18 @@ from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .accepted import accepted
-from .available import available
 from .component import worker_component
-from .conditions import Finding, condition_entries, false, true, unknown
-from .configuration_resolved import configuration_resolved
+from .conditions.accepted import accepted
+from .conditions.available import available
+from .conditions.configuration_resolved import configuration_resolved
+from .conditions.finding import Finding, condition_entries, false, true, unknown
+from .conditions.generating import generating
+from .conditions.paused import paused
+from .conditions.ready import BLOCKED, ready, ready_message, reconciling, stalled
+from .conditions.resolved_refs import resolved_refs
+from .conditions.serving import awaits_reports, routed_replicas, serving
+from .conditions.up_to_date import up_to_date, updated_replicas
 from .frontends import frontend_statuses
-from .generating import generating
-from .paused import paused
-from .ready import BLOCKED, ready, ready_message, reconciling, stalled
-from .resolved_refs import resolved_refs
-from .serving import awaits_reports, routed_replicas, serving
-from .up_to_date import up_to_date, updated_replicas
 from .workers import GENERATING, truncate, worker_statuses
 
 __all__ = ["endpoint_status", "invalid_spec_status", "partial_spec_status"]

@@ -6,12 +6,12 @@ from vllmendpoint_api import MAX_FRONTENDS_IN_STATUS, FrontendStatus, Reason
 from vllmendpoint_operator.components import FRONTEND_STARTUP_SECONDS
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
-from .conditions import timestamp
+from .conditions.finding import timestamp
+from .conditions.serving import awaits_reports
 from .diagnosis.pod_diagnosis import PodDiagnosis
 from .diagnosis.pods import diagnose_pods
 from .kv_events import describe_missing_events, missing_events
 from .routes import FrontendRoutes, frontend_routes, is_settled, ready_workers
-from .serving import awaits_reports
 
 __all__ = ["frontend_statuses"]
 

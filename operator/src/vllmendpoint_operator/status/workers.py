@@ -19,7 +19,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.observe.snapshot import Pod
 
-from .conditions import timestamp
+from .conditions.finding import timestamp
 from .diagnosis.pod_diagnosis import PodDiagnosis
 from .diagnosis.pods import diagnose_pods
 from .diagnosis.sentences import sentence

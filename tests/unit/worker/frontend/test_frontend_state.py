@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vllmendpoint_api import FrontendReport, RouteState, Stage
 from vllmendpoint_worker.frontend.discovery import Discovery, Instance
-from vllmendpoint_worker.frontend.routes import Route
+from vllmendpoint_worker.frontend.probing.routes import Route
 from vllmendpoint_worker.frontend.state import FrontendState
 from vllmendpoint_worker.serving.report_server import ReportServer
 

@@ -9,7 +9,7 @@ from typing import Final
 from vllmendpoint_api import names
 from vllmendpoint_worker.process.clock import Clock
 
-from .probe import Client
+from .probing.probe import Client
 
 __all__ = ["drain", "drain_seconds", "requests_in_flight"]
 

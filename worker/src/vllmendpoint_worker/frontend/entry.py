@@ -33,9 +33,9 @@ from vllmendpoint_worker.serving.report_server import start_report_server
 
 from .drain import drain, drain_seconds
 from .http_client import HttpClient
-from .prober import UNRESPONSIVE_SECONDS, RouteProber
-from .proxy import Proxy, free_port, tls_files
-from .proxy_configuration import Listener
+from .probing.prober import UNRESPONSIVE_SECONDS, RouteProber
+from .proxy.configuration import Listener
+from .proxy.process import Proxy, free_port, tls_files
 from .settings import SettingsFile, declared_model_type
 from .state import FrontendState
 

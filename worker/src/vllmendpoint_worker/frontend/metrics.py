@@ -9,9 +9,9 @@ from prometheus_client.registry import Collector
 from vllmendpoint_api import KVEventsState, RouteState
 from vllmendpoint_worker.process.clock import Clock
 
-from .kv_events import CheckOutcome
-from .kv_usage import TokenUsage
-from .routes import RouteOutcome
+from .kv_events.state import CheckOutcome
+from .kv_events.usage import TokenUsage
+from .probing.routes import RouteOutcome
 from .state import FrontendSnapshot
 
 __all__ = ["RouteMetrics"]

@@ -18,8 +18,8 @@ from vllmendpoint_worker.process.clock import Clock
 from vllmendpoint_worker.serving.snapshots import MAX_WORD, Snapshot, SnapshotHolder
 
 from .discovery import Discovery, Instance
-from .kv_events import KVEvents
-from .routes import Route
+from .kv_events.state import KVEvents
+from .probing.routes import Route
 from .settings import ProbeRules
 
 __all__ = ["FrontendSnapshot", "FrontendState"]

@@ -21,7 +21,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.apply.edits import Edit, advice
 from vllmendpoint_operator.observe.snapshot import Endpoint
-from vllmendpoint_operator.status.conditions import timestamp
+from vllmendpoint_operator.status.conditions.finding import timestamp
 
 __all__ = [
     "EventType",
