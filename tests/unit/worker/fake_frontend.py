@@ -8,7 +8,7 @@ from typing import Any
 
 from vllmendpoint_api import names
 from vllmendpoint_worker.frontend.http_client import HttpResponse
-from vllmendpoint_worker.frontend.probing.probe import WORKER_HEADER, RequestForm
+from vllmendpoint_worker.frontend.probing.probe import PREFILL_HEADER, WORKER_HEADER, RequestForm
 
 __all__ = ["FakeFrontend", "FakeWorker"]
 
@@ -24,6 +24,7 @@ class FakeWorker:
     behaviour: str = "answer"
     accepted: bool = True
     seconds: float = 0.0
+    prefill: bool = False
 
 
 @dataclass
@@ -37,6 +38,11 @@ class FakeFrontend:
     in_flight: int = 0
     posts: list[tuple[str, str]] = field(default_factory=list)
     """Path and worker header of each request."""
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    """Decode and prefill worker of each request that selects both."""
+    prompts: list[str] = field(default_factory=list)
+    broken_pairs: set[tuple[int, int]] = field(default_factory=set)
+    """Pairs between which no KV cache is transferred, so that requests hang."""
     turn: int = 0
 
     async def get(self, path: str, timeout: float) -> HttpResponse:
@@ -48,7 +54,12 @@ class FakeFrontend:
     def _page(self, path: str) -> str:
         if path == "/health":
             rows = [
-                {"namespace": worker.namespace, "endpoint": "generate", "instance_id": number}
+                {
+                    "namespace": worker.namespace,
+                    "component": "prefill" if worker.prefill else "backend",
+                    "endpoint": "generate",
+                    "instance_id": number,
+                }
                 for number, worker in self.workers.items()
             ]
             return json.dumps({"instances": rows})
@@ -57,10 +68,11 @@ class FakeFrontend:
         if path == "/metrics":
             return f'dynamo_frontend_active_requests{{model="m"}} {self.in_flight}\n'
         assert path == "/v1/models/m/ready"
-        counts: dict[str, int] = {}
+        spaces: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
         for worker in self.workers.values():
-            counts[worker.namespace] = counts.get(worker.namespace, 0) + worker.accepted
-        spaces = {name: {"worker_types": {"aggregated": {"workers": n}}} for name, n in counts.items()}
+            types = spaces.setdefault(worker.namespace, {"worker_types": {}})["worker_types"]
+            row = types.setdefault("prefill" if worker.prefill else "aggregated", {"workers": 0})
+            row["workers"] += worker.accepted
         return json.dumps({"namespaces": spaces})
 
     async def post(
@@ -72,6 +84,9 @@ class FakeFrontend:
         if RequestForm(path) not in self.forms:
             return HttpResponse(404, b"")
         number = int(headers[WORKER_HEADER]) if WORKER_HEADER in headers else self._next()
+        self.prompts.append(str(body.get("prompt", "")))
+        if any(worker.prefill for worker in self.workers.values()):
+            return await self._pass_on(number, headers.get(PREFILL_HEADER), timeout)
         drawn = self.sets.pop(0) if self.sets else True
         worker = self.workers.get(number)
         if worker is None or not drawn or worker.behaviour == "unknown":
@@ -81,6 +96,19 @@ class FakeFrontend:
             raise TimeoutError
         await asyncio.sleep(worker.seconds)
         return _response(worker, number, RequestForm(path))
+
+    async def _pass_on(self, number: int, prefill: str | None, timeout: float) -> HttpResponse:
+        if prefill is None:
+            return HttpResponse(503, b'{"message": "No prefill worker."}')
+        pair = number, int(prefill)
+        self.pairs.append(pair)
+        chosen = [self.workers.get(one) for one in pair]
+        if None in chosen:
+            return HttpResponse(400, b'{"message": "Invalid request"}')
+        if pair in self.broken_pairs or any(one and one.behaviour == "hang" for one in chosen):
+            await asyncio.sleep(timeout)
+            raise TimeoutError
+        return HttpResponse(200, json.dumps(COMPLETE).encode())
 
     def _next(self) -> int:
         """Round robin, for forms in which the router ignores the header."""

@@ -73,7 +73,7 @@ def test_accepted_workers_per_namespace_and_type() -> None:
     accepted = accepted_workers(READY)
     assert accepted == {"a_1": {"prefill": 1, "decode": 2}, "a_2": {"aggregated": 0}}
     discovery = Discovery((), (), accepted)
-    assert (discovery.accepted_in("a_1"), discovery.accepted_in("gone")) == (3, 0)
+    assert (discovery.accepted_in("a_1"), discovery.accepted_in("gone")) == (2, 0)
     assert (discovery.share("a_1"), discovery.share("a_2"), Discovery().share("a_1")) == (1.0, 0.0, 0.0)
 
 

@@ -14,6 +14,9 @@ __all__ = ["Discovery", "Instance", "Scope", "accepted_workers", "instances", "k
 ENDPOINT: Final = "generate"
 """Dynamo endpoint of a worker that receives requests. Workers have others, for example for LoRA adapters."""
 
+PREFILL: Final = "prefill"
+"""Dynamo component, and worker type, of workers that compute the KV caches of prompts for other workers."""
+
 KV_SOURCE: Final = "worker_kv_query_source_"
 """Prefix of the Dynamo endpoint at which a router reads the index of a worker that publishes KV events."""
 
@@ -39,6 +42,8 @@ class Instance:
 
     namespace: str
     id: int
+    prefill: bool = False
+    """Whether it computes the KV caches of prompts for decode workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,14 @@ class Discovery:
     """Workers that publish KV events."""
 
     def accepted_in(self, namespace: str) -> int:
-        return sum(self.accepted.get(namespace, {}).values())
+        """Number of accepted workers that generate, which prefill workers do not."""
+        return sum(count for role, count in self.accepted.get(namespace, {}).items() if role != PREFILL)
+
+    def accepted_like(self, instance: Instance) -> int:
+        """Accepted workers of the instance's role in its namespace."""
+        if instance.prefill:
+            return self.accepted.get(instance.namespace, {}).get(PREFILL, 0)
+        return self.accepted_in(instance.namespace)
 
     @property
     def total_accepted(self) -> int:
@@ -86,7 +98,7 @@ def _instances(body: Any, scope: Scope, is_wanted: Callable[[str], bool]) -> tup
         if not isinstance(namespace, str) or not isinstance(number, int):
             continue
         if namespace in scope and 0 <= number < 2**64:
-            found.add(Instance(namespace, number))
+            found.add(Instance(namespace, number, prefill=item.get("component") == PREFILL))
     return tuple(sorted(found)[:MAX_INSTANCES])
 
 

@@ -11,6 +11,7 @@ until the right worker has answered. If the field is the model's name, the answe
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,10 +23,22 @@ from vllmendpoint_worker.process.clock import Clock
 
 from .routes import ProbeEnd, RouteOutcome
 
-__all__ = ["RANK_HEADER", "WORKER_HEADER", "Client", "Probe", "RequestForm", "forms_to_try", "run_probe"]
+__all__ = [
+    "PREFILL_HEADER",
+    "RANK_HEADER",
+    "WORKER_HEADER",
+    "Client",
+    "Probe",
+    "RequestForm",
+    "forms_to_try",
+    "run_probe",
+]
 
 WORKER_HEADER: Final = "x-dynamo-worker-instance-id"
 """The value is the instance ID in decimal. Dynamo ignores other forms."""
+
+PREFILL_HEADER: Final = "x-dynamo-prefill-instance-id"
+"""Selects the prefill worker, together with :data:`WORKER_HEADER`."""
 
 RANK_HEADER: Final = "x-dynamo-dp-rank"
 """Data-parallel rank of the worker. With KV-aware routing, a request to a worker with several ranks gets 500
@@ -93,6 +106,9 @@ class Probe:
     attempts_without_header: int
     timeout: float
     answers_first: bool = False
+    prefill_id: int | None = None
+    """The prefill worker of a pair; ``instance_id`` is its decode worker. The prompt is new then, because
+    a decode worker reads no KV cache of a prompt that is in its own prefix cache."""
     kv_routing: bool = False
     """The router selects a data-parallel rank, too. The responses contain the KV hit rate."""
 
@@ -152,7 +168,9 @@ async def _send_to_worker(
 ) -> HttpResponse:
     """Send the request until the router has drawn the worker's set. Raises as :meth:`.HttpClient.get`."""
     headers = {names.PROBE_HEADER: "1", WORKER_HEADER: str(probe.instance_id)}
-    body = _body(form, probe.model)
+    body = _body(form, probe)
+    if probe.prefill_id is not None:
+        headers[PREFILL_HEADER] = str(probe.prefill_id)
     if probe.kv_routing:
         headers[RANK_HEADER] = "0"
         body["nvext"] = {"extra_fields": ["timing"]}
@@ -172,7 +190,7 @@ async def _send_to_any(
     Otherwise, return the last error, or None if only other workers have answered. Raises as
     :meth:`.HttpClient.get`.
     """
-    body, headers = _body(form, probe.model), {names.PROBE_HEADER: "1"}
+    body, headers = _body(form, probe), {names.PROBE_HEADER: "1"}
     running: set[asyncio.Task[HttpResponse]] = set()
     attempts, last_error = 0, None
     try:
@@ -207,11 +225,13 @@ def _is_from(response: HttpResponse, probe: Probe) -> bool:
     return not is_id or name == str(probe.instance_id)
 
 
-def _body(form: RequestForm, model: str) -> dict[str, Any]:
+def _body(form: RequestForm, probe: Probe) -> dict[str, Any]:
+    model = probe.model
+    new = "" if probe.prefill_id is None else f" {secrets.token_hex(4)}"
     if form is RequestForm.CHAT:
-        return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        return {"model": model, "messages": [{"role": "user", "content": f"Hi{new}"}], "max_tokens": 1}
     if form is RequestForm.COMPLETION:
-        return {"model": model, "prompt": "1", "max_tokens": 1}
+        return {"model": model, "prompt": f"1{new}", "max_tokens": 1}
     return {"model": model, "input": "test"}
 
 

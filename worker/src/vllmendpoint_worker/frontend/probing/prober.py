@@ -7,6 +7,7 @@ The client, the clock and the settings come through the constructor, so that tes
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ from vllmendpoint_worker.frontend.state import FrontendState
 from vllmendpoint_worker.process.clock import Clock
 
 from .probe import Client, Probe, RequestForm, forms_to_try, run_probe
-from .routes import Route, attempts, next_probe_at, readiness, route_after_probe, update_routes
+from .routes import Route, attempts, next_probe_at, partner, readiness, route_after_probe, update_routes
 
 __all__ = ["RouteProber"]
 
@@ -205,9 +206,16 @@ class RouteProber:
             if not self._can_probe():
                 return
             rules = self._settings.rules
+            if (route := self._routes.get(instance)) is None:
+                return
+            other = partner(route, self._routes.values())
+            decode, prefill = (other, instance) if instance.prefill else (instance, other)
+            if decode is None:
+                return
             probe = Probe(
                 model=self._model_name(self._discovery.models),
-                instance_id=instance.id,
+                instance_id=decode.id,
+                prefill_id=None if prefill is None else prefill.id,
                 forms=forms_to_try(self._model_type, self._form),
                 attempts=attempts(self._discovery.share(instance.namespace)),
                 attempts_without_header=attempts(1.0 / max(self._discovery.total_accepted, 1)),
@@ -221,7 +229,7 @@ class RouteProber:
         before = self._routes.get(instance)
         if before is None or not self._settings.rules.probing:
             return  # the worker has left, or probing was disabled
-        after = route_after_probe(before, end, rules.failure_threshold)
+        after = route_after_probe(before, replace(end, partner=other), rules.failure_threshold)
         self._routes = {**self._routes, instance: after}
         self._publish()
 

@@ -20,6 +20,7 @@ __all__ = [
     "Routes",
     "attempts",
     "next_probe_at",
+    "partner",
     "readiness",
     "route_after_probe",
     "update_routes",
@@ -55,6 +56,8 @@ class ProbeEnd:
     outcome: RouteOutcome
     message: str = ""
     """What the HTTP server responded, as a sentence. Empty if it answered."""
+    partner: Instance | None = None
+    """The worker of the other role, if the route was probed through one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,11 @@ class Route:
     failures: int = 0
     """Consecutive failed or refused probes."""
     accepted: int = 0
-    """Number of workers that the frontend accepts in the namespace."""
+    """Number of workers of this role that the frontend accepts in the namespace."""
     unaccepted_since: float | None = None
     """Since when that number is 0."""
+    unpaired: bool = False
+    """It is a prefill worker, and no decode worker is in its namespace, so that no probe can reach it."""
 
 
 def attempts(share: float) -> int:
@@ -94,20 +99,20 @@ def update_routes(
         route = routes.get(instance) or Route(instance, discovered=now, since=now)
         if not rules.probing:
             route = _without_probes(route, discovery, now)
-        updated[instance] = _with_acceptance(route, discovery, now)
+        updated[instance] = _with_partner(_with_acceptance(route, discovery, now), discovery, now)
     return updated
 
 
 def _without_probes(route: Route, discovery: Discovery, now: float) -> Route:
     """While the health check is disabled, only the numbers of accepted workers are known."""
     route = replace(route, last_probe=None, failures=0)
-    if route.state is RouteState.NOT_ACCEPTED and not discovery.accepted_in(route.instance.namespace):
+    if route.state is RouteState.NOT_ACCEPTED and not discovery.accepted_like(route.instance):
         return route
     return _enter(route, RouteState.PENDING, "", now)
 
 
 def _with_acceptance(route: Route, discovery: Discovery, now: float) -> Route:
-    accepted = discovery.accepted_in(route.instance.namespace)
+    accepted = discovery.accepted_like(route.instance)
     if accepted != route.accepted:
         last_probe = route.last_probe if route.state is RouteState.ANSWERED else None  # probe immediately
         route = replace(route, accepted=accepted, last_probe=last_probe)
@@ -117,8 +122,40 @@ def _with_acceptance(route: Route, discovery: Discovery, now: float) -> Route:
     route = replace(route, unaccepted_since=since)
     if now - since < ACCEPT_SECONDS:
         return route
-    message = f"The frontend accepts no worker in the Dynamo namespace {route.instance.namespace}."
+    role = "prefill worker" if route.instance.prefill else "worker"
+    message = f"The frontend accepts no {role} in the Dynamo namespace {route.instance.namespace}."
     return _enter(route, RouteState.NOT_ACCEPTED, message, now)
+
+
+def _with_partner(route: Route, discovery: Discovery, now: float) -> Route:
+    namespace = route.instance.namespace
+    if not route.instance.prefill or any(
+        other.namespace == namespace and not other.prefill for other in discovery.instances
+    ):
+        return replace(route, unpaired=False)
+    message = f"There is no decode worker in the Dynamo namespace {namespace}, so no request reaches it."
+    route = replace(route, last_probe=None, failures=0, unpaired=True)
+    return _enter(route, RouteState.PENDING, message, now)
+
+
+def partner(route: Route, routes: Iterable[Route]) -> Instance | None:
+    """The worker of the other role, in the same namespace, through which the route is probed.
+
+    Workers that answer come first. After a failed probe the partner changes, so that one bad worker does not
+    fail the routes of all others.
+    """
+    others = {
+        other.instance: other.state is RouteState.ANSWERED
+        for other in routes
+        if other.instance.namespace == route.instance.namespace
+        and other.instance.prefill != route.instance.prefill
+    }
+    last = route.last_probe
+    failed = None if last is None or last.outcome is RouteOutcome.ANSWERED else last.partner
+    if failed is not None and len(others) > 1:
+        others.pop(failed, None)
+    best = sorted(other for other in others if others[other]) or sorted(others)
+    return best[route.instance.id % len(best)] if best else None
 
 
 def route_after_probe(route: Route, end: ProbeEnd, threshold: int) -> Route:
@@ -145,7 +182,7 @@ def next_probe_at(route: Route, rules: ProbeRules, phase: float) -> float | None
     Probes of healthy routes are due at the times ``(n + phase) * period``, so that the probes of all routes
     spread over the period. ``phase``: from 0 to 1, constant for a route.
     """
-    if not rules.probing or route.unaccepted_since is not None:
+    if not rules.probing or route.unaccepted_since is not None or route.unpaired:
         return None
     last = route.last_probe
     if last is None:
@@ -169,7 +206,7 @@ def readiness(routes: Iterable[Route], discovery: Discovery, rules: ProbeRules) 
         if discovery.total_accepted:
             return True, ""
         return False, f"The frontend accepts none of {len(routes)} discovered workers."
-    if any(route.state is RouteState.ANSWERED for route in routes):
+    if any(route.state is RouteState.ANSWERED for route in routes if not route.instance.prefill):
         return True, ""
     states = [route.state for route in routes]
     counts = ", ".join(f"{states.count(state)} {state}" for state in RouteState if state in states)
