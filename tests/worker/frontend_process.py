@@ -78,12 +78,28 @@ class PlainWorker(_Process):
 
 
 class Mocker(_Process):
-    """Dynamo's simulated engine with several data-parallel ranks, which publishes KV events."""
+    """Dynamo's simulated engine, which publishes KV events. ``revision``: end of its Dynamo namespace.
 
-    def __init__(self, folder: Path, model: Path, ranks: int) -> None:
+    ``role``: ``agg``, ``prefill`` or ``decode``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: Path,
+        ranks: int = 1,
+        *,
+        name: str = "mocker",
+        role: str = "agg",
+        revision: str = "r1",
+    ) -> None:
+        component = "prefill" if role == "prefill" else "backend"
         arguments = ["--model-path", str(model), "--model-name", "plain", "--block-size", "16"]
-        arguments += ["--endpoint", f"dyn://{PREFIX}r1.backend.generate", "--data-parallel-size", str(ranks)]
-        super().__init__(folder, "mocker", "dynamo.mocker", arguments, DYN_SYSTEM_PORT="0")
+        arguments += ["--endpoint", f"dyn://{PREFIX}{revision}.{component}.generate"]
+        arguments += ["--data-parallel-size", str(ranks), "--disaggregation-mode", role]
+        if role == "prefill":
+            arguments += ["--bootstrap-ports", str(free_port())]
+        super().__init__(folder, name, "dynamo.mocker", arguments, DYN_SYSTEM_PORT="0")
 
 
 class FrontendProcess(_Process):

@@ -68,12 +68,20 @@ class FakeFrontend:
         if path == "/metrics":
             return f'dynamo_frontend_active_requests{{model="m"}} {self.in_flight}\n'
         assert path == "/v1/models/m/ready"
-        spaces: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+        paired = bool(self.pairs) or any(worker.prefill for worker in self.workers.values())
+        spaces: dict[str, dict[str, int]] = {}
         for worker in self.workers.values():
-            types = spaces.setdefault(worker.namespace, {"worker_types": {}})["worker_types"]
-            row = types.setdefault("prefill" if worker.prefill else "aggregated", {"workers": 0})
-            row["workers"] += worker.accepted
-        return json.dumps({"namespaces": spaces})
+            role = ("prefill" if worker.prefill else "decode") if paired else "aggregated"
+            types = spaces.setdefault(worker.namespace, {})
+            types[role] = types.get(role, 0) + worker.accepted
+        rows = {
+            name: {
+                "worker_types": {role: {"workers": count} for role, count in types.items()},
+                "missing_worker_types": sorted({"prefill", "decode"} - types.keys()) if paired else [],
+            }
+            for name, types in spaces.items()
+        }
+        return json.dumps({"namespaces": rows})
 
     async def post(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout: float

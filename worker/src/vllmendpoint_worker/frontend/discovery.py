@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["Discovery", "Instance", "Scope", "accepted_workers", "instances", "kv_sources", "models"]
+__all__ = [
+    "Discovery",
+    "Instance",
+    "Scope",
+    "accepted_workers",
+    "instances",
+    "kv_sources",
+    "missing_types",
+    "models",
+]
 
 ENDPOINT: Final = "generate"
 """Dynamo endpoint of a worker that receives requests. Workers have others, for example for LoRA adapters."""
@@ -53,18 +62,21 @@ class Discovery:
     instances: tuple[Instance, ...] = ()
     models: tuple[str, ...] = ()
     accepted: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Worker types that a Dynamo namespace lacks. The frontend sends no requests to its other workers."""
     kv_sources: frozenset[Instance] = frozenset()
     """Workers that publish KV events."""
 
     def accepted_in(self, namespace: str) -> int:
-        """Number of accepted workers that generate, which prefill workers do not."""
-        return sum(count for role, count in self.accepted.get(namespace, {}).items() if role != PREFILL)
+        """Number of accepted workers that generate, which prefill workers do not; 0 if a type is missing."""
+        roles = {} if self.missing.get(namespace) else self.accepted.get(namespace, {})
+        return sum(count for role, count in roles.items() if role != PREFILL)
 
     def accepted_like(self, instance: Instance) -> int:
-        """Accepted workers of the instance's role in its namespace."""
-        if instance.prefill:
-            return self.accepted.get(instance.namespace, {}).get(PREFILL, 0)
-        return self.accepted_in(instance.namespace)
+        """Accepted workers of the instance's role in its namespace; 0 if a type is missing."""
+        if not instance.prefill or self.missing.get(instance.namespace):
+            return self.accepted_in(instance.namespace)
+        return self.accepted.get(instance.namespace, {}).get(PREFILL, 0)
 
     @property
     def total_accepted(self) -> int:
@@ -119,6 +131,15 @@ def accepted_workers(body: Any) -> dict[str, dict[str, int]]:
         for namespace, value in (namespaces or {}).items()
         if isinstance(value, dict)
     }  # fmt: skip
+
+
+def missing_types(body: Any) -> dict[str, tuple[str, ...]]:
+    """Worker types that namespaces lack, in a response of ``/v1/models/<model>/ready``."""
+    namespaces = body.get("namespaces") if isinstance(body, dict) else None
+    return {
+        str(namespace): tuple(str(role) for role in _list(value, "missing_worker_types"))
+        for namespace, value in (namespaces or {}).items()
+    }
 
 
 def _list(body: Any, key: str) -> list[Any]:

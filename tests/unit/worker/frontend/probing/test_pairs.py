@@ -14,7 +14,7 @@ from vllmendpoint_worker.frontend.probing.routes import ProbeEnd, Route, RouteOu
 
 pytestmark = pytest.mark.timeout(30)
 
-ANSWERED, FAILING, PENDING = RouteState.ANSWERED, RouteState.FAILING, RouteState.PENDING
+ANSWERED, FAILING = RouteState.ANSWERED, RouteState.FAILING
 P1, P2 = Instance("ns", 1, prefill=True), Instance("ns", 2, prefill=True)
 D1, D2 = Instance("ns", 11), Instance("ns", 12)
 OTHER = Instance("other", 3, prefill=True)
@@ -94,35 +94,37 @@ async def test_a_broken_transfer_fails_both_routes_of_the_only_pair(tmp_path: Pa
 
 
 @on_virtual_time
-async def test_without_a_prefill_worker_decode_workers_fail(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("left", "lost", "role"), [("11", 1, "prefill"), ("1", 11, "decode")])
+async def test_without_a_worker_of_the_other_role_a_worker_is_not_accepted(
+    tmp_path: Path, left: str, lost: int, role: str
+) -> None:
     frontend = pairs()
     async with probing(frontend, tmp_path, periodSeconds=1) as probed:
         await probed.until(lambda: states(probed) == {"1": ANSWERED, "11": ANSWERED})
-        frontend.workers[2] = FakeWorker("other", prefill=True)
-        del frontend.workers[1]
-        await probed.until(lambda: states(probed).get("11") is FAILING)
-        (decode,) = [route for route in probed.state.report().routes if route.instance_id == "11"]
-        assert "503" in decode.message
+        worker = frontend.workers.pop(lost)
+        await probed.until(lambda: states(probed) == {left: RouteState.NOT_ACCEPTED})
+        (only,) = probed.state.report().routes
+        assert only.message == (
+            f"The frontend sends no requests to the Dynamo namespace ns, because it has no {role} worker."
+        )
         assert not probed.state.readiness()[0]
+        frontend.pairs.clear()
+        await asyncio.sleep(5.0)
+        assert frontend.pairs == [], "a probe would not be answered"
+        frontend.workers[lost + 1] = worker
+        await probed.until(lambda: list(states(probed).values()) == [ANSWERED] * 2)
 
 
 @on_virtual_time
-async def test_without_a_decode_worker_a_prefill_worker_is_pending_and_not_probed(tmp_path: Path) -> None:
+async def test_an_incomplete_namespace_does_not_concern_the_others(tmp_path: Path) -> None:
     frontend = pairs()
     async with probing(frontend, tmp_path, periodSeconds=1) as probed:
         await probed.until(lambda: states(probed) == {"1": ANSWERED, "11": ANSWERED})
-        del frontend.workers[11]
-        await probed.until(lambda: states(probed) == {"1": PENDING})
-        (only,) = probed.state.report().routes
-        assert only.message == (
-            "There is no decode worker in the Dynamo namespace ns, so no request reaches it."
-        )
-        frontend.pairs.clear()
-        await asyncio.sleep(5.0)
-        assert frontend.pairs == []
-        assert not probed.state.readiness()[0]
-        frontend.workers[12] = FakeWorker()
-        await probed.until(lambda: states(probed) == {"1": ANSWERED, "12": ANSWERED})
+        frontend.workers[12] = FakeWorker("next")
+        await probed.until(lambda: states(probed).get("12") is RouteState.NOT_ACCEPTED)
+        assert states(probed) == {"1": ANSWERED, "11": ANSWERED, "12": RouteState.NOT_ACCEPTED}
+        frontend.workers[2] = FakeWorker("next", prefill=True)
+        await probed.until(lambda: list(states(probed).values()) == [ANSWERED] * 4)
 
 
 def test_roles_and_their_accepted_workers_are_read_from_the_responses() -> None:

@@ -20,6 +20,7 @@ from vllmendpoint_worker.frontend.discovery import (
     accepted_workers,
     instances,
     kv_sources,
+    missing_types,
     models,
 )
 from vllmendpoint_worker.frontend.kv_events.checker import KVEventChecker, Target
@@ -140,13 +141,14 @@ class RouteProber:
         health = await self._client.get("/health", GET_TIMEOUT_SECONDS)
         served = models((await self._client.get("/v1/models", GET_TIMEOUT_SECONDS)).json())
         model = self._model_name(served)
-        accepted: dict[str, dict[str, int]] = {}
+        ready = None
         if model:
             path = f"/v1/models/{quote(model, safe='')}/ready"
-            accepted = accepted_workers((await self._client.get(path, GET_TIMEOUT_SECONDS)).json())
+            ready = (await self._client.get(path, GET_TIMEOUT_SECONDS)).json()
         body = health.json()
         sources = kv_sources(body, self._scope) if self._kv_checker is not None else frozenset()
-        return Discovery(instances(body, self._scope), served, accepted, sources)
+        found = instances(body, self._scope)
+        return Discovery(found, served, accepted_workers(ready), missing_types(ready), sources)
 
     def _model_name(self, served: tuple[str, ...]) -> str:
         return self._model or next(iter(served), "")

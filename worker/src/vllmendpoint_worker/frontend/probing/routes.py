@@ -75,8 +75,6 @@ class Route:
     """Number of workers of this role that the frontend accepts in the namespace."""
     unaccepted_since: float | None = None
     """Since when that number is 0."""
-    unpaired: bool = False
-    """It is a prefill worker, and no decode worker is in its namespace, so that no probe can reach it."""
 
 
 def attempts(share: float) -> int:
@@ -99,7 +97,7 @@ def update_routes(
         route = routes.get(instance) or Route(instance, discovered=now, since=now)
         if not rules.probing:
             route = _without_probes(route, discovery, now)
-        updated[instance] = _with_partner(_with_acceptance(route, discovery, now), discovery, now)
+        updated[instance] = _with_acceptance(route, discovery, now)
     return updated
 
 
@@ -122,20 +120,16 @@ def _with_acceptance(route: Route, discovery: Discovery, now: float) -> Route:
     route = replace(route, unaccepted_since=since)
     if now - since < ACCEPT_SECONDS:
         return route
-    role = "prefill worker" if route.instance.prefill else "worker"
-    message = f"The frontend accepts no {role} in the Dynamo namespace {route.instance.namespace}."
-    return _enter(route, RouteState.NOT_ACCEPTED, message, now)
+    return _enter(route, RouteState.NOT_ACCEPTED, _not_accepted(route.instance, discovery), now)
 
 
-def _with_partner(route: Route, discovery: Discovery, now: float) -> Route:
-    namespace = route.instance.namespace
-    if not route.instance.prefill or any(
-        other.namespace == namespace and not other.prefill for other in discovery.instances
-    ):
-        return replace(route, unpaired=False)
-    message = f"There is no decode worker in the Dynamo namespace {namespace}, so no request reaches it."
-    route = replace(route, last_probe=None, failures=0, unpaired=True)
-    return _enter(route, RouteState.PENDING, message, now)
+def _not_accepted(instance: Instance, discovery: Discovery) -> str:
+    where = f"the Dynamo namespace {instance.namespace}"
+    if missing := discovery.missing.get(instance.namespace):
+        return (
+            f"The frontend sends no requests to {where}, because it has no {' and no '.join(missing)} worker."
+        )
+    return f"The frontend accepts no worker in {where}."
 
 
 def partner(route: Route, routes: Iterable[Route]) -> Instance | None:
@@ -182,7 +176,7 @@ def next_probe_at(route: Route, rules: ProbeRules, phase: float) -> float | None
     Probes of healthy routes are due at the times ``(n + phase) * period``, so that the probes of all routes
     spread over the period. ``phase``: from 0 to 1, constant for a route.
     """
-    if not rules.probing or route.unaccepted_since is not None or route.unpaired:
+    if not rules.probing or route.unaccepted_since is not None:
         return None
     last = route.last_probe
     if last is None:
