@@ -156,7 +156,7 @@ class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not ty
         handler.generate = self._wrap(handler.generate)  # the factory serves it
 
     def _wrap(self, generate: Any) -> Any:
-        movable = self._engine.requests.wrap(generate, pools=self._engine.pools)
+        movable = self._engine.requests.wrap(generate, self._engine.answer_form)
         return answer_probes(movable, self._engine, self._health)
 
     async def _create_embedding_worker(
