@@ -279,8 +279,9 @@ def test_a_decode_handler_for_both_phases_has_the_state_of_the_workers_handler()
 
 
 def test_dynamos_handlers_name_their_requests_to_vllm() -> None:
-    """``NamingClient`` changes the third argument of ``generate`` and the only one of ``abort``."""
+    """``NamingClient`` and ``LocalClient`` replace these methods of vLLM's client."""
     assert parameters(AsyncLLM.generate)[1:4] == ["prompt", "sampling_params", "request_id"]
+    assert hasattr(AsyncLLM, "notify_kv_transfer_request_rejected")
     for source in map(inspect.getsource, (handlers.BaseWorkerHandler, handlers.PrefillWorkerHandler)):
         assert re.search(
             r"self\.engine_client\.generate\(\s+prompt,\s+sampling_params,\s+request_id,\s+\w+=", source

@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
     from dynamo.vllm import handlers, publisher
     from dynamo.vllm.constants import DisaggregationMode
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import FinishReason
     from vllm.v1.metrics.stats import (
         FinishedRequestStats,
@@ -182,7 +183,39 @@ async def test_a_worker_for_one_phase_probes_itself_with_both(mode: str) -> None
     assert used.engine_client is handler.engine_client
     assert (used is handler) == (mode == "agg") == engine.replays_probes
     assert isinstance(handler.engine_client, str) == (mode == "agg")
+    engine.client = "vLLM's"
+    assert (engine.http_client == engine.client) == (mode == "agg")
     assert engine.answer_form.name == ("KV_BLOCKS" if mode == "prefill" else "TOKENS")
+
+
+async def test_clients_of_the_http_port_give_no_parameters_of_a_transfer() -> None:
+    received: list[Any] = []
+
+    class Client:
+        errored = False
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            received.append((args, kwargs))
+            return "stream"
+
+        async def notify_kv_transfer_request_rejected(self, *args: Any) -> None:
+            received.append(args)
+
+    client = upstream._phases.LocalClient(Client())
+    assert client.errored is False
+    for extra in (None, {}, {"kv_transfer_params": None}, {"other": 1}):
+        params = SamplingParams(extra_args=extra)
+        assert client.generate("prompt", params, "id", priority=1) == "stream"
+        assert received.pop() == (("prompt", params, "id"), {"priority": 1})
+    assert client.generate(prompt="p", sampling_params=object(), request_id="id") == "stream"
+    received.clear()
+    with pytest.raises(ValueError, match="kv_transfer_params is not accepted at this port") as raised:
+        client.generate(
+            "p", SamplingParams(extra_args={"kv_transfer_params": {"do_remote_decode": True}}), "i"
+        )
+    assert upstream.rejection_of(raised.value) is not None, "vLLM answers 400"
+    await client.notify_kv_transfer_request_rejected("id", {})
+    assert received == []
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode", "agg"])

@@ -15,7 +15,7 @@ from vllmendpoint_worker.payload.model_type import pooled_type
 from vllmendpoint_worker.probing.progress import PROGRESS
 
 from ._in_flight import AnswerForm, MovableRequests
-from ._phases import NamingClient, runs_one_phase, two_phase_handler
+from ._phases import LocalClient, NamingClient, runs_one_phase, two_phase_handler
 from ._ranks import EngineRank
 from ._scores import Scorer
 
@@ -71,6 +71,11 @@ class WorkerEngine:
             self._generate = two_phase_handler(handler).generate
         else:
             self._generate = handler.generate
+
+    @property
+    def http_client(self) -> Any:
+        """The client for vLLM's HTTP server."""
+        return LocalClient(self.client) if runs_one_phase(self.config) else self.client
 
     def set_scores(self, serving: Any) -> None:
         """``serving``: vLLM's ``ServingScores``; None if vLLM does not serve scores with this model."""
