@@ -272,7 +272,8 @@ def test_a_side_channel_that_is_in_use_ends_the_start(
 
 
 def test_an_embedding_model_has_no_phases(tmp_path: Path, minilm: Path) -> None:
-    worker = WorkerProcess(tmp_path, minilm, side_channel(), ["--disaggregation-mode", "prefill"])
+    arguments = ["--max-model-len", "256", "--disaggregation-mode", "prefill"]
+    worker = WorkerProcess(tmp_path, minilm, side_channel(), arguments)
     worker.settings(CHECK)
     try:
         worker.start()
