@@ -238,19 +238,34 @@ def test_a_frozen_engine_is_stalled_and_the_other_phase_is_not(phases: Phases, f
     wait(lambda: phases.ask(f"after {frozen}").wait().is_complete, 30.0)
 
 
-def test_requests_continue_while_a_prefill_worker_shuts_down(
-    phases: Phases, expected: Callable[[str], str]
+def answers_while(
+    phases: Phases, name: str, expected: Callable[[str], str], event: Callable[[], None]
 ) -> None:
-    prompts = [f"shutdown {number}: {NOTES}" for number in range(24)]
+    """Requests before, during and after ``event``: each is answered completely, with the undisturbed text."""
+    prompts = [f"{name} {number}: {NOTES}" for number in range(24)]
     clients: list[Client] = []
     for number, prompt in enumerate(prompts):
         clients.append(phases.ask(prompt, stream=number % 2 == 0))
         if number == 6:
-            os.kill(phases.prefill.pid, signal.SIGTERM)
+            event()
         time.sleep(0.15)
     answers = [client.wait() for client in clients]
     assert [answer for answer in answers if not answer.is_complete] == []
     assert [answer.text for answer in answers] == [expected(prompt) for prompt in prompts]
+
+
+def test_requests_continue_when_a_prefill_engine_dies(phases: Phases, expected: Callable[[str], str]) -> None:
+    answers_while(phases, "died", expected, lambda: os.kill(phases.prefill.engine_core(), signal.SIGKILL))
+    assert phases.prefill.exit_code(60.0) == 1
+    phases.prefill.start()
+    phases.prefill.until_ready()
+    phases.frontend.wait_for_workers(3)
+
+
+def test_requests_continue_while_a_prefill_worker_shuts_down(
+    phases: Phases, expected: Callable[[str], str]
+) -> None:
+    answers_while(phases, "shutdown", expected, lambda: os.kill(phases.prefill.pid, signal.SIGTERM))
     assert phases.prefill.exit_code(60.0) == 0
     assert phases.ask("the other worker").wait().is_complete
 

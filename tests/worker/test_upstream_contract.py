@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from dynamo._core import Context, Endpoint
     from dynamo.common.utils.engine_response import normalize_finish_reason
     from dynamo.vllm import engine_monitor, handlers
-    from vllm.config import ModelConfig
+    from vllm.config import KVTransferConfig, ModelConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.pooling.base.serving import PoolingBaseServing, PoolingServing
@@ -35,6 +35,7 @@ with warnings.catch_warnings():
         SchedulerIterationDetails,
         SchedulerStats,
     )
+    from vllm.v1.request import RequestStatus
 
     from tests.worker.signatures import parameters
     from vllmendpoint_worker import upstream
@@ -297,6 +298,15 @@ def test_a_chunk_of_a_prefill_worker_names_kv_blocks_unless_vllm_aborted_the_req
     assert build(None, {}) == {"kv_transfer_params": {}}
     source = inspect.getsource(handlers.PrefillWorkerHandler._generate_token_mode)
     assert '"disaggregated_params": self._prefill_disaggregated_params(' in source
+
+
+def test_vllm_ends_a_request_with_an_error_if_it_cannot_read_the_kv_blocks() -> None:
+    assert KVTransferConfig().kv_load_failure_policy == "fail"
+    assert "RequestStatus.FINISHED_ERROR" in inspect.getsource(Scheduler.update_from_output)
+    assert str(RequestStatus.get_finished_reason(RequestStatus.FINISHED_ERROR)) == "error"
+    assert 'disaggregated_params.get("kv_transfer_params")' in inspect.getsource(
+        handlers.DecodeWorkerHandler._generate_token_mode
+    )
 
 
 def test_vllm_counts_the_kv_blocks_that_wait_for_a_decode_worker() -> None:

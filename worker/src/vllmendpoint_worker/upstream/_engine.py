@@ -58,6 +58,11 @@ class WorkerEngine:
             return AnswerForm.KV_BLOCKS
         return AnswerForm.POOLED if self.pools else AnswerForm.TOKENS
 
+    @property
+    def reads_kv_blocks(self) -> bool:
+        """Whether prefill workers compute the KV caches of prompts for this worker."""
+        return bool(self.config.disaggregation_mode == DisaggregationMode.DECODE)
+
     def set_handler(self, handler: Any) -> None:
         """Keep Dynamo's handler and the ``generate`` for the worker's own requests, which does not answer the
         canary.

@@ -4,14 +4,17 @@ See docs/decisions/0043-prefill-and-decode.md.
 """
 
 import copy
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
+from dynamo.llm.exceptions import Disconnected
 from dynamo.vllm.constants import DisaggregationMode
 from dynamo.vllm.handlers import DecodeWorkerHandler
 
 from ._ranks import request_id_of
 
-__all__ = ["LocalClient", "NamingClient", "runs_one_phase", "two_phase_handler"]
+__all__ = ["LocalClient", "NamingClient", "repeat_prefill", "runs_one_phase", "two_phase_handler"]
 
 _TRANSFER: Final = "kv_transfer_params"
 """Name of a request's parameters for the connector, in vLLM's API and in its sampling parameters."""
@@ -41,6 +44,38 @@ def two_phase_handler(handler: Any) -> Any:
         _external_encoder_handoff_consumer=None,
     )
     return both
+
+
+def repeat_prefill(generate: Any) -> Any:
+    """``generate`` of a decode worker. A request moves if the KV cache of its prompt was not received, for
+    instance because the prefill worker has died.
+
+    vLLM ends such a request with an error before the first token. After ``Disconnected`` Dynamo's frontend
+    requests the prefill again, and does not avoid this worker, as it would after ``EngineShutdown``.
+    """
+
+    async def received(request: Any, context: Any) -> AsyncIterator[Any]:
+        is_first = True
+        async with aclosing(generate(request, context)) as stream:
+            async for chunk in stream:
+                if is_first and _lost_kv_blocks(request, chunk):
+                    raise Disconnected("The KV cache of the prompt was not received from the prefill worker.")
+                is_first = False
+                yield chunk
+
+    return received
+
+
+def _lost_kv_blocks(request: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    """Whether vLLM could not read the KV blocks that a prefill worker has computed for the request.
+
+    A grammar that vLLM cannot compile has the same end. Dynamo does not move requests with a grammar.
+    """
+    if not (first.get("finish_reason") or "").startswith("error") or first.get("token_ids"):
+        return False
+    prefilled = (request.get("prefill_result") or {}).get("disaggregated_params") or {}
+    has_grammar = bool((request.get("sampling_options") or {}).get("guided_decoding"))
+    return bool(prefilled.get(_TRANSFER)) and not has_grammar
 
 
 class NamingClient:
