@@ -22,7 +22,7 @@ LOCKED: Final = {
 }
 """Distributions whose versions must be those of uv.lock."""
 IMPORTS: Final = {
-    "worker": ("boto3", "re2", "vllmendpoint_worker.start", "vllmendpoint_worker.upstream"),
+    "worker": ("boto3", "nixl._api", "re2", "vllmendpoint_worker.start", "vllmendpoint_worker.upstream"),
     "frontend": (),
 }
 PROGRAMS: Final = {"worker": ("tini", "python3"), "frontend": ("tini", "python3", "/usr/sbin/haproxy")}

@@ -13,8 +13,8 @@ with warnings.catch_warnings():
     from dynamo.llm.exceptions import EngineShutdown, HttpError
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    from vllmendpoint_worker.upstream import _in_flight
-    from vllmendpoint_worker.upstream._in_flight import MovableRequests
+    from vllmendpoint_worker.upstream import _in_flight, _phases
+    from vllmendpoint_worker.upstream._in_flight import AnswerForm, MovableRequests
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -124,8 +124,61 @@ async def test_every_error_of_a_dead_engine_moves_the_request() -> None:
 
 @pytest.mark.parametrize(("steps", "expected"), [([{"data": [1]}], (1, "")), ([], (0, "EngineShutdown"))])
 async def test_an_answer_of_a_pooling_model_is_one_chunk(steps: list[Any], expected: tuple[int, str]) -> None:
-    stream = requests().wrap(Handler(*steps).generate, pools=True)({"input": "x"}, context())
+    stream = requests().wrap(Handler(*steps).generate, AnswerForm.POOLED)({"input": "x"}, context())
     assert await read(stream) == expected
+
+
+BLOCKS = TOKEN | {"disaggregated_params": {"kv_transfer_params": {"remote_block_ids": [[1]]}}}
+NO_BLOCKS = TOKEN | {"disaggregated_params": None}
+
+
+@pytest.mark.parametrize(
+    ("steps", "cancelled", "expected"),
+    [
+        ([BLOCKS], False, (1, "")),
+        ([BLOCKS], True, (1, "")),
+        ([], False, (0, "EngineShutdown")),
+        ([], True, (0, "")),
+        ([NO_BLOCKS], False, (0, "EngineShutdown")),
+        ([NO_BLOCKS], True, (1, "")),
+        ([EngineDeadError()], False, (0, "EngineShutdown")),
+        ([HttpError(400, "no")], False, (0, "HttpError")),
+    ],
+)
+async def test_an_answer_of_a_prefill_worker_is_one_chunk_that_names_kv_blocks(
+    steps: list[Any], cancelled: bool, expected: tuple[int, str]
+) -> None:
+    request = {"token_ids": [1], "sampling_options": {"n": 2}}
+    wrapped = requests().wrap(Handler(*steps).generate, AnswerForm.KV_BLOCKS)
+    assert await read(wrapped(request, context(cancelled=cancelled))) == expected
+
+
+FAILED = {"index": 0, "token_ids": [], "finish_reason": "error"}
+PREFILLED = {"prefill_result": {"disaggregated_params": {"kv_transfer_params": {"remote_block_ids": [[1]]}}}}
+STRUCTURED = PREFILLED | {"sampling_options": {"guided_decoding": {"regex": "a"}}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "steps", "expected"),
+    [
+        (PREFILLED, [FAILED], (0, "Disconnected")),
+        (PREFILLED, [FAILED | {"finish_reason": "error: KV load"}], (0, "Disconnected")),
+        (PREFILLED, [TOKEN, FAILED], (2, "")),
+        (PREFILLED, [TOKEN, LAST], (2, "")),
+        (PREFILLED, [TOKEN | {"finish_reason": "error"}], (1, "")),
+        (STRUCTURED, [FAILED], (1, "")),
+        ({"prefill_result": None}, [FAILED], (1, "")),
+        ({"prefill_result": {"disaggregated_params": None}}, [FAILED], (1, "")),
+    ],
+)
+async def test_a_request_whose_kv_blocks_were_lost_moves(
+    request_: dict[str, Any], steps: list[Any], expected: tuple[int, str]
+) -> None:
+    """The frontend requests the prefill again, and does not avoid this worker."""
+    handler = Handler(*steps)
+    stream = requests().wrap(_phases.repeat_prefill(handler.generate))(request_, context())
+    assert await read(stream) == expected
+    assert handler.closed == 1
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:

@@ -16,7 +16,8 @@ with warnings.catch_warnings():
     from dynamo._core import Context, Endpoint
     from dynamo.common.utils.engine_response import normalize_finish_reason
     from dynamo.vllm import engine_monitor, handlers
-    from vllm.config import ModelConfig
+    from vllm.config import KVTransferConfig, ModelConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_scheduler import NixlBaseConnectorScheduler
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.pooling.base.serving import PoolingBaseServing, PoolingServing
     from vllm.entrypoints.pooling.scoring.serving import ServingScores
@@ -24,6 +25,7 @@ with warnings.catch_warnings():
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.sampling_params import SamplingParams
     from vllm.tokenizers import TokenizerLike
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine import core_client
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.loggers import StatLoggerBase, StatLoggerManager
@@ -33,6 +35,7 @@ with warnings.catch_warnings():
         SchedulerIterationDetails,
         SchedulerStats,
     )
+    from vllm.v1.request import RequestStatus
 
     from tests.worker.signatures import parameters
     from vllmendpoint_worker import upstream
@@ -164,9 +167,10 @@ def test_members_of_the_engine_client_and_its_statistics() -> None:
     )
 
 
-def test_a_generating_worker_receives_its_handler_before_it_is_registered() -> None:
+@pytest.mark.parametrize("steps", ["_run_decode_worker", "_run_prefill_worker"])
+def test_a_generating_worker_receives_its_handler_before_it_is_registered(steps: str) -> None:
     """The factory calls register_engine_routes, then register_vllm_model, then serves handler.generate."""
-    source = inspect.getsource(upstream._dynamo_worker.WorkerFactory._run_decode_worker)
+    source = inspect.getsource(getattr(upstream._dynamo_worker.WorkerFactory, steps))
     places = [
         source.index(text)
         for text in ("self.register_engine_routes(", "self.register_vllm_model(", "handler.generate,")
@@ -258,3 +262,61 @@ def test_a_pooling_request_is_recognized_by_its_encoding() -> None:
 def test_the_workers_stat_logger_precedes_vllms_own() -> None:
     source = inspect.getsource(StatLoggerManager.__init__)
     assert source.index("extend(custom_stat_loggers)") < source.index("LoggingStatLogger")
+
+
+def test_a_decode_handler_for_both_phases_has_the_state_of_the_workers_handler() -> None:
+    """``two_phase_handler`` sets what only Dynamo's constructor of the decode handler sets."""
+    source = inspect.getsource(handlers.DecodeWorkerHandler.__init__)
+    assert {*re.findall(r"self\.(\w+)", source)} == {
+        "_first_token_source",
+        "_external_encoder_handoff_consumer",
+    }
+    prefill = inspect.getsource(handlers.PrefillWorkerHandler.__init__)
+    assert re.findall(r"self\.(\w+)(?::[^=]+)? =", prefill) == []
+    assert issubclass(handlers.PrefillWorkerHandler, handlers.BaseWorkerHandler)
+    assert "mode = cast(DisaggregationMode, self.config.disaggregation_mode)" in inspect.getsource(
+        handlers.DecodeWorkerHandler._generate_token_mode
+    )
+
+
+def test_dynamos_handlers_name_their_requests_to_vllm() -> None:
+    """``NamingClient`` and ``LocalClient`` replace these methods of vLLM's client."""
+    assert parameters(AsyncLLM.generate)[1:4] == ["prompt", "sampling_params", "request_id"]
+    assert hasattr(AsyncLLM, "notify_kv_transfer_request_rejected")
+    for source in map(inspect.getsource, (handlers.BaseWorkerHandler, handlers.PrefillWorkerHandler)):
+        assert re.search(
+            r"self\.engine_client\.generate\(\s+prompt,\s+sampling_params,\s+request_id,\s+\w+=", source
+        )
+    assert "self.engine_client.abort(request_id)" in inspect.getsource(
+        handlers.BaseWorkerHandler._monitor_abort
+    )
+
+
+def test_a_chunk_of_a_prefill_worker_names_kv_blocks_unless_vllm_aborted_the_request() -> None:
+    build = handlers.PrefillWorkerHandler._build_disaggregated_params
+    assert build(None, None) is None
+    assert build(None, {}) == {"kv_transfer_params": {}}
+    source = inspect.getsource(handlers.PrefillWorkerHandler._generate_token_mode)
+    assert '"disaggregated_params": self._prefill_disaggregated_params(' in source
+
+
+def test_vllm_ends_a_request_with_an_error_if_it_cannot_read_the_kv_blocks() -> None:
+    assert KVTransferConfig().kv_load_failure_policy == "fail"
+    assert "RequestStatus.FINISHED_ERROR" in inspect.getsource(Scheduler.update_from_output)
+    assert str(RequestStatus.get_finished_reason(RequestStatus.FINISHED_ERROR)) == "error"
+    assert 'disaggregated_params.get("kv_transfer_params")' in inspect.getsource(
+        handlers.DecodeWorkerHandler._generate_token_mode
+    )
+
+
+def test_vllm_counts_the_kv_blocks_that_wait_for_a_decode_worker() -> None:
+    """The engine runs steps until they are read, and reports the used blocks of each step."""
+    assert "kv_cache_usage" in {field.name for field in dataclasses.fields(SchedulerStats)}
+    assert "len(self.requests) > (num_running + num_waiting)" in inspect.getsource(
+        Scheduler.has_finished_requests
+    )
+
+
+def test_vllm_frees_kv_blocks_that_no_decode_worker_reads_after_half_a_minute() -> None:
+    """docs/decisions/0043-prefill-and-decode.md relies on the default."""
+    assert re.search(r'"kv_lease_duration", 30\b', inspect.getsource(NixlBaseConnectorScheduler.__init__))

@@ -2,6 +2,7 @@
 blocks, the report of a dead engine.
 """
 
+import asyncio
 import contextlib
 import inspect
 import types
@@ -12,7 +13,9 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn while they are imported
-    from dynamo.vllm import publisher
+    from dynamo.vllm import handlers, publisher
+    from dynamo.vllm.constants import DisaggregationMode
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import FinishReason
     from vllm.v1.metrics.stats import (
         FinishedRequestStats,
@@ -121,6 +124,108 @@ async def test_a_probe_that_cannot_be_replayed_runs_without_counting_as_a_users_
     with pytest.raises(EngineNotGeneratingError):  # an EngineShutdown would be answered by another worker
         await anext(answer({"input": "x"}, context=PROBE))
     assert len(ids) == 2
+
+
+async def test_a_frontends_probe_of_a_pair_runs_without_counting_as_a_users_request() -> None:
+    """Dynamo's handlers take the id from the context, which is read-only. An abort must name the same id."""
+    ids: list[str] = []
+
+    class Client:
+        model_config = "vLLM's"
+
+        async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> Any:
+            ids.append(request_id)
+            yield kwargs
+
+        async def abort(self, request_id: str) -> None:
+            ids.append(request_id)
+
+    client = upstream._phases.NamingClient(Client())
+    assert client.model_config == "vLLM's"
+
+    async def generate(request: Any, context: Any) -> Any:
+        async for chunk in client.generate("prompt", None, "id", priority=1):
+            await asyncio.create_task(client.abort("id"))
+            yield chunk
+
+    answer, _ = answering(generate, [], replays=False)
+
+    async def chunks(context: FakeContext) -> list[Any]:
+        return [chunk async for chunk in answer({"token_ids": [1]}, context=context)]
+
+    assert await asyncio.create_task(chunks(USER)) == [{"priority": 1}]
+    assert await asyncio.create_task(chunks(PROBE)) == [{"priority": 1}]
+    assert ids[:2] == ["id", "id"]
+    assert ids[2] == ids[3]
+    assert ids[2].startswith(PROBE_PREFIX)
+    assert ids[2].endswith("-id")
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode", "agg"])
+async def test_a_worker_for_one_phase_probes_itself_with_both(mode: str) -> None:
+    """Its own probe must have all tokens of the payload, and no KV blocks may wait for another worker."""
+    config = types.SimpleNamespace(disaggregation_mode=DisaggregationMode(mode), enable_rl=False)
+    handler_class = handlers.PrefillWorkerHandler if mode == "prefill" else handlers.DecodeWorkerHandler
+    handler = handler_class.__new__(handler_class)
+    vars(handler).update(
+        config=config,
+        runtime="runtime",
+        engine_client="client",
+        engine_monitor=types.SimpleNamespace(runtime=0),
+    )
+    engine = upstream.WorkerEngine(config, asyncio.Event())
+    engine.set_handler(handler)
+    used = engine._generate.__self__
+    assert type(used) is handlers.DecodeWorkerHandler
+    assert used.config.disaggregation_mode is DisaggregationMode.AGGREGATED
+    assert config.disaggregation_mode is DisaggregationMode(mode)
+    assert used.runtime is handler.runtime
+    assert used.engine_client is handler.engine_client
+    assert (used is handler) == (mode == "agg") == engine.replays_probes
+    assert isinstance(handler.engine_client, str) == (mode == "agg")
+    engine.client = "vLLM's"
+    assert (engine.http_client == engine.client) == (mode == "agg")
+    assert engine.answer_form.name == ("KV_BLOCKS" if mode == "prefill" else "TOKENS")
+
+
+async def test_clients_of_the_http_port_give_no_parameters_of_a_transfer() -> None:
+    received: list[Any] = []
+
+    class Client:
+        errored = False
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            received.append((args, kwargs))
+            return "stream"
+
+        async def notify_kv_transfer_request_rejected(self, *args: Any) -> None:
+            received.append(args)
+
+    client = upstream._phases.LocalClient(Client())
+    assert client.errored is False
+    for extra in (None, {}, {"kv_transfer_params": None}, {"other": 1}):
+        params = SamplingParams(extra_args=extra)
+        assert client.generate("prompt", params, "id", priority=1) == "stream"
+        assert received.pop() == (("prompt", params, "id"), {"priority": 1})
+    assert client.generate(prompt="p", sampling_params=object(), request_id="id") == "stream"
+    received.clear()
+    with pytest.raises(ValueError, match="kv_transfer_params is not accepted at this port") as raised:
+        client.generate(
+            "p", SamplingParams(extra_args={"kv_transfer_params": {"do_remote_decode": True}}), "i"
+        )
+    assert upstream.rejection_of(raised.value) is not None, "vLLM answers 400"
+    await client.notify_kv_transfer_request_rejected("id", {})
+    assert received == []
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode", "agg"])
+def test_kv_blocks_that_wait_for_a_decode_worker_are_unfinished(mode: str) -> None:
+    config = types.SimpleNamespace(disaggregation_mode=DisaggregationMode(mode))
+    engine = upstream.WorkerEngine(config, asyncio.Event())
+    logger = upstream.ProgressLogger(None)
+    for usage in (0.25, 0.0):
+        logger.record(SchedulerStats(kv_cache_usage=usage), None)
+        assert engine.unfinished() == int(usage > 0 and mode == "prefill")
 
 
 def test_the_stat_logger_records_vllms_counts() -> None:

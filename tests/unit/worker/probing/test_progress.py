@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmendpoint_worker.probing.progress import RankProgress
+from vllmendpoint_worker.probing.progress import EngineProgress, RankProgress
 from vllmendpoint_worker.probing.verdict import CRITICAL_STEPS
 
 
@@ -44,3 +44,13 @@ def test_the_step_of_a_stall_does_not_triple_the_window() -> None:
     now[0] += 2.0
     progress.record_step(1, 1.9)  # started after the verdict
     assert progress.snapshot().longest_step == 1.9
+
+
+def test_one_rank_with_used_kv_blocks_is_enough() -> None:
+    progress = EngineProgress()
+    assert not progress.holds_kv_blocks
+    for rank in (0, 1):
+        progress.add_rank(rank)
+    assert not progress.holds_kv_blocks
+    progress.rank(1).holds_kv_blocks = True
+    assert progress.holds_kv_blocks

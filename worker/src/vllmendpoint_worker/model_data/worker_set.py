@@ -4,6 +4,11 @@ A frontend accepts only workers with the same model card in one Dynamo namespace
 even if they are healthy. Two pods of one revision can differ, because a branch of the hub, an object in S3 or
 a ConfigMap of ``worker.envFrom`` changed between their starts. Therefore the namespace of a worker ends in a
 digest of the sources of its model card, and the frontend routes to all workers.
+
+Prefill and decode workers of one revision have different arguments and model cards, and must share a
+namespace. Their digest is without arguments. Those of the pod template are part of the revision, so only
+arguments of a changed ConfigMap are missing: a worker that starts after such a change may be ignored until
+the next rollout, which the condition ``Serving`` reports.
 """
 
 import hashlib
@@ -19,6 +24,7 @@ _CARD_FILES: Final = frozenset({".json", ".jinja", ".model", ".tiktoken", ".txt"
 
 def worker_set(model: Path, arguments: Sequence[str], *more: Path) -> str:
     """Ten hexadecimal digits, from the model's folder, its small files, ``arguments`` and the files ``more``.
+    ``arguments`` is empty for a worker of one phase.
 
     Blocks. A file that cannot be read counts by its name only, because the start of the engine reports it.
     """

@@ -37,7 +37,9 @@ _OWNED: Final = "is set by the operator"
 _ROUTING: Final = "contradicts spec.frontend.routing"
 _FRONTEND: Final = "is read by the server on port 8080, not at status.url"
 
-_RENDERED_FROM_SPEC: Final = frozenset({"--model", "--served-model-name", "--revision", "--kv-events-config"})
+_RENDERED_FROM_SPEC: Final = frozenset(
+    {"--model", "--served-model-name", "--revision", "--kv-events-config", "--disaggregation-mode"}
+)
 """The operator renders these arguments from fields of the spec."""
 
 _BY_DESTINATION: Final = {destination(name): name for name in ENGINE_OPTIONS}

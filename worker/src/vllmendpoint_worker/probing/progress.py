@@ -33,6 +33,8 @@ class RankProgress:
         self.user_requests_finished = 0
         """Number of user requests that the engine completed, without aborts, errors and probes."""
         self.last_user_request_finished: float | None = None
+        self.holds_kv_blocks = False
+        """Whether requests use KV blocks: also finished ones, whose blocks wait for a decode worker."""
 
     def record_step(self, tokens: int, seconds: float) -> None:
         """Record an engine step that scheduled ``tokens`` and took ``seconds``. Steps without tokens are not
@@ -98,6 +100,10 @@ class EngineProgress:
 
     def rank(self, rank: int) -> RankProgress:
         return self._ranks[rank]
+
+    @property
+    def holds_kv_blocks(self) -> bool:
+        return any(progress.holds_kv_blocks for progress in self._ranks.values())
 
     def forget_steps(self) -> None:
         for progress in self._ranks.values():

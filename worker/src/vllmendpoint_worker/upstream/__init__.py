@@ -18,12 +18,15 @@ from vllm.sampling_params import SamplingParams
 from ._arguments import (
     Arguments,
     ModelInspection,
+    SideChannel,
     config_arguments,
     option_names,
     parse_arguments,
     parsers,
     prepare_engine,
     request_fields,
+    runs_on_cpu,
+    side_channel,
     split_frontend,
 )
 from ._dynamo_worker import HEALTH_CHECK_KEY, HealthSource, Hooks, Shutdown, grace_seconds, serve
@@ -49,6 +52,7 @@ __all__ = [
     "ProgressLogger",
     "SamplingParams",
     "Shutdown",
+    "SideChannel",
     "WorkerEngine",
     "build_http_app",
     "config_arguments",
@@ -61,7 +65,9 @@ __all__ = [
     "rejection_in_response",
     "rejection_of",
     "request_fields",
+    "runs_on_cpu",
     "score_request",
     "serve",
+    "side_channel",
     "split_frontend",
 ]

@@ -19,9 +19,15 @@ from dynamo.common.configuration.groups.router_args import add_worker_router_arg
 from dynamo.common.configuration.groups.runtime_args import DynamoRuntimeArgGroup
 from dynamo.common.model_fetch import fetch_model, needs_local_model_path
 from dynamo.vllm import main as dynamo_main
-from dynamo.vllm.args import Config, configure_rl_logprobs_mode, parse_args_with_model_fetch
+from dynamo.vllm.args import (
+    Config,
+    _uses_nixl_connector,
+    configure_rl_logprobs_mode,
+    parse_args_with_model_fetch,
+)
 from dynamo.vllm.backend_args import DynamoVllmArgGroup
 from dynamo.vllm.constants import DisaggregationMode
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import FrontendArgs, make_arg_parser
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -30,6 +36,7 @@ from vllm.entrypoints.pooling.classify.protocol import ClassificationCompletionR
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.pooling.pooling.protocol import PoolingCompletionRequest
 from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
+from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -43,16 +50,21 @@ from vllmendpoint_worker.options.shared_options import ParserNames
 from vllmendpoint_worker.payload.forms import RequestFields
 from vllmendpoint_worker.payload.model_type import RUNNER_GENERATE, RUNNER_POOLING
 
+from ._phases import runs_one_phase
+
 __all__ = [
     "EMBEDDING_FIELDS",
     "Arguments",
     "ModelInspection",
+    "SideChannel",
     "config_arguments",
     "option_names",
     "parse_arguments",
     "parsers",
     "prepare_engine",
     "request_fields",
+    "runs_on_cpu",
+    "side_channel",
     "split_frontend",
 ]
 
@@ -159,7 +171,7 @@ async def parse_arguments(
         lines = [line for line in errors.getvalue().splitlines() if line.strip()]
         message = lines[-1].partition("error: ")[2] or lines[-1] if lines else f"exit {exit_.code}"
         raise EngineStartError(message[:512]) from None
-    except (ValueError, TypeError, FileNotFoundError, NotImplementedError) as error:
+    except (ValueError, TypeError, FileNotFoundError, NotImplementedError, RuntimeError) as error:
         raise EngineStartError(
             str(error).splitlines()[0][:512] if str(error) else type(error).__name__
         ) from error
@@ -206,7 +218,7 @@ def _refuse_unsupported(config: Any) -> None:
         "--realtime": config.realtime,
         "--classify-worker": config.classify_worker,
         "--use-vllm-tokenizer": config.use_vllm_tokenizer,
-        "--disaggregation-mode": config.disaggregation_mode != DisaggregationMode.AGGREGATED,
+        "--disaggregation-mode encode": config.disaggregation_mode == DisaggregationMode.ENCODE,
         "--embedding-worker-processes": config.embedding_worker_processes > 1,
         "DYN_SNAPSHOT_CONTROL_DIR": bool(os.environ.get("DYN_SNAPSHOT_CONTROL_DIR")),
     }
@@ -247,15 +259,42 @@ async def prepare_engine(
     return parsed
 
 
+def runs_on_cpu() -> bool:
+    """Whether vLLM runs the model on the CPU."""
+    return bool(current_platform.is_cpu())
+
+
+@dataclass(frozen=True, slots=True)
+class SideChannel:
+    """The addresses at which NIXL offers the KV cache of this worker. ``ports``: one for each rank."""
+
+    host: str
+    ports: Sequence[int]
+
+
+def side_channel(parsed: Arguments) -> SideChannel | None:
+    """None if the engine does not use NIXL. Dynamo's parser has set the host if the user has not."""
+    engine_args = parsed.dynamo.engine_args
+    config = engine_args.kv_transfer_config
+    if config is None or not (config.has_connector("NixlConnector") or _uses_nixl_connector(engine_args)):
+        return None
+    first = envs.VLLM_NIXL_SIDE_CHANNEL_PORT
+    return SideChannel(envs.VLLM_NIXL_SIDE_CHANNEL_HOST, range(first, first + engine_args.data_parallel_size))
+
+
 async def _join_worker_set(parsed: Arguments, folder: str) -> None:
     """Extend the revision's Dynamo namespace, so that only workers with an equal model card share it. The
     operator turns this on.
+
+    Prefill and decode workers of one revision must share it, too, and their arguments differ. So their
+    namespace depends only on the files of the model card.
     """
     if not os.environ.get("DYN_NAMESPACE_WORKER_SUFFIX"):
         return
     config = parsed.dynamo
     templates = [Path(config.custom_jinja_template)] if config.custom_jinja_template else []
-    suffix = await asyncio.to_thread(worker_set, Path(folder), parsed.argv, *templates)
+    argv = () if runs_one_phase(config) else parsed.argv
+    suffix = await asyncio.to_thread(worker_set, Path(folder), argv, *templates)
     config.namespace = f"{config.namespace}-{suffix}"
     logger.info("Joined a worker set: dynamo_namespace=%s", config.namespace)
 

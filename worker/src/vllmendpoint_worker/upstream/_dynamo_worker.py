@@ -26,6 +26,7 @@ from vllmendpoint_worker.payload.model_type import pooled_type
 
 from ._arguments import Arguments
 from ._engine import WorkerEngine
+from ._phases import repeat_prefill
 from ._probe_requests import HEALTH_CHECK_KEY, HealthSource, answer_probes
 from ._ranks import RankedClient
 
@@ -156,7 +157,9 @@ class _HookedFactory(WorkerFactory):  # type: ignore[misc]  # upstream is not ty
         handler.generate = self._wrap(handler.generate)  # the factory serves it
 
     def _wrap(self, generate: Any) -> Any:
-        movable = self._engine.requests.wrap(generate, pools=self._engine.pools)
+        if self._engine.reads_kv_blocks:
+            generate = repeat_prefill(generate)
+        movable = self._engine.requests.wrap(generate, self._engine.answer_form)
         return answer_probes(movable, self._engine, self._health)
 
     async def _create_embedding_worker(

@@ -7,12 +7,15 @@ from typing import Any
 
 from dynamo._core import Context
 from dynamo.llm.exceptions import EngineShutdown
+from dynamo.vllm.constants import DisaggregationMode
 
 from vllmendpoint_api import ModelType
 from vllmendpoint_worker.payload.forms import SCORE_FORMS, form_of
 from vllmendpoint_worker.payload.model_type import pooled_type
+from vllmendpoint_worker.probing.progress import PROGRESS
 
-from ._in_flight import MovableRequests
+from ._in_flight import AnswerForm, MovableRequests
+from ._phases import LocalClient, NamingClient, runs_one_phase, two_phase_handler
 from ._ranks import EngineRank
 from ._scores import Scorer
 
@@ -35,9 +38,9 @@ class WorkerEngine:
         """Dynamo's instance ID of this worker in decimal. Set before the registration."""
         self.pools = False
         """Whether vLLM pools the model, instead of generating tokens."""
-        self.replays_probes = True
+        self.replays_probes = not runs_one_phase(config)
         """Whether the chunks of a probe are an answer to a frontend's request, as for generated tokens and
-        embeddings."""
+        embeddings. A frontend's probe of a worker for one phase proves the transfer of the KV cache, too."""
         self._shutdown_event = shutdown_event
         self._generate: Any = None
         self._handler: Any = None
@@ -48,13 +51,36 @@ class WorkerEngine:
         self.vllm_config = vllm_config
         self.default_sampling = dict(default_sampling or {})
 
+    @property
+    def answer_form(self) -> AnswerForm:
+        """How the answers to Dynamo's frontends end."""
+        if self.config.disaggregation_mode == DisaggregationMode.PREFILL:
+            return AnswerForm.KV_BLOCKS
+        return AnswerForm.POOLED if self.pools else AnswerForm.TOKENS
+
+    @property
+    def reads_kv_blocks(self) -> bool:
+        """Whether prefill workers compute the KV caches of prompts for this worker."""
+        return bool(self.config.disaggregation_mode == DisaggregationMode.DECODE)
+
     def set_handler(self, handler: Any) -> None:
-        """Keep Dynamo's handler and its own ``generate``, which does not answer the canary."""
+        """Keep Dynamo's handler and the ``generate`` for the worker's own requests, which does not answer the
+        canary.
+        """
         self._handler = handler
-        self._generate = handler.generate
         runtime = handler.runtime
         handler.runtime = ShutdownInterceptor(runtime, self, lambda: EngineShutdown("The engine is dead."))
         handler.engine_monitor.runtime = ShutdownInterceptor(runtime, self, asyncio.CancelledError)
+        if runs_one_phase(self.config):
+            handler.engine_client = NamingClient(handler.engine_client)
+            self._generate = two_phase_handler(handler).generate
+        else:
+            self._generate = handler.generate
+
+    @property
+    def http_client(self) -> Any:
+        """The client for vLLM's HTTP server."""
+        return LocalClient(self.client) if runs_one_phase(self.config) else self.client
 
     def set_scores(self, serving: Any) -> None:
         """``serving``: vLLM's ``ServingScores``; None if vLLM does not serve scores with this model."""
@@ -94,9 +120,10 @@ class WorkerEngine:
 
     def unfinished(self) -> int:
         """Number of requests that a client waits for. A request of a frontend counts until its last chunk is
-        read.
+        read, and at a prefill worker until a decode worker has read the KV blocks of the prompt.
         """
-        return max(len(self.requests), self.in_flight())
+        awaits_decode = self.answer_form is AnswerForm.KV_BLOCKS and PROGRESS.holds_kv_blocks
+        return max(len(self.requests), self.in_flight(), int(awaits_decode))
 
     def dead(self) -> str | None:
         """Why the engine is dead; None while it is alive. vLLM's ``errored`` is also true after the worker

@@ -71,7 +71,7 @@ async def build_http_app(
     guard_health(app, is_healthy)
     init_exception_handler(app)
     init_entrypoints_middleware(args, app, tasks)
-    await init_app_state(engine.client, app.state, args, tasks)
+    await init_app_state(engine.http_client, app.state, args, tasks)
     engine.set_scores(getattr(app.state, "serving_scores", None))
     loads_adapters = bool(args.enable_lora and envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
     return HttpApp(app, app.state.online_renderer, args.h11_max_incomplete_event_size, loads_adapters)

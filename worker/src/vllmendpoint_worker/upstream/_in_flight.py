@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from enum import Enum, auto
 from typing import Any, Final
 
 from dynamo.llm.exceptions import EngineShutdown
@@ -16,7 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllmendpoint_worker.errors import RequestInterruptedError
 from vllmendpoint_worker.serving.in_flight import InFlightRequests
 
-__all__ = ["MovableRequests"]
+__all__ = ["AnswerForm", "MovableRequests"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,35 @@ DELIVERY_SECONDS: Final = 1.0
 FLUSH_SECONDS: Final = 0.1
 """Time for Dynamo's runtime to send the ends of the streams."""
 
+_ABORTED: Final = "cancelled"
+"""Dynamo's finish reason of an aborted request."""
+
 _STOPPED: Final = "The worker's engine does not generate tokens."
 _INCOMPLETE: Final = "The engine ended the request before it was complete."
+
+
+class AnswerForm(Enum):
+    """How a complete answer ends."""
+
+    TOKENS = auto()
+    """With one finish reason for each choice."""
+    POOLED = auto()
+    """With its only chunk, which has no finish reason."""
+    KV_BLOCKS = auto()
+    """With its only chunk, which names the KV blocks of the prompt for a decode worker. That of an aborted
+    request names none."""
+
+    def expected_ends(self, request: Any) -> int:
+        return _choices(request) if self is AnswerForm.TOKENS else 1
+
+    def end(self, chunk: Any) -> str:
+        """The finish reason of a chunk; empty if others follow. ``cancelled``: the engine aborted it."""
+        match self:
+            case AnswerForm.POOLED:
+                return "stop"
+            case AnswerForm.KV_BLOCKS:
+                return "stop" if chunk.get("disaggregated_params") is not None else _ABORTED
+        return chunk.get("finish_reason") or ""
 
 
 class MovableRequests:
@@ -45,23 +73,22 @@ class MovableRequests:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def wrap(self, generate: Any, *, pools: bool = False) -> Any:
+    def wrap(self, generate: Any, form: AnswerForm = AnswerForm.TOKENS) -> Any:
         """``generate`` of Dynamo's handler, whose requests :meth:`move_all` ends.
 
         A stream that ends early ends with ``EngineShutdown``, unless the client cancelled the request.
-        ``pools``: the handler yields one chunk, without a finish reason.
         """
 
         async def movable(request: Any, context: Any) -> AsyncIterator[Any]:
             if self.is_stopped():
                 raise EngineShutdown(_STOPPED)
-            remaining = 1 if pools else _choices(request)
+            remaining = form.expected_ends(request)
             with self._requests.track() as tracked:
                 async with aclosing(generate(request, context)) as stream:
                     try:
                         while (chunk := await tracked.step(anext(stream, None))) is not None:
-                            if finish_reason := pools or chunk.get("finish_reason"):
-                                if finish_reason == "cancelled" and not _is_cancelled(context):
+                            if finish_reason := form.end(chunk):
+                                if finish_reason == _ABORTED and not _is_cancelled(context):
                                     break  # by the engine
                                 remaining -= 1
                             yield chunk

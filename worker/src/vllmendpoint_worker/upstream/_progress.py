@@ -32,6 +32,8 @@ class ProgressLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed
     ) -> None:
         del mm_cache_stats
         progress = PROGRESS.rank(engine_idx)
+        if scheduler_stats is not None:
+            progress.holds_kv_blocks = scheduler_stats.kv_cache_usage > 0
         details = scheduler_stats.iteration_details if scheduler_stats is not None else None
         if details is not None and not details.is_dummy:
             tokens = (

@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["ROUTING", "EngineRank", "RankedClient", "set_request_id"]
+__all__ = ["ROUTING", "EngineRank", "RankedClient", "request_id_of", "set_request_id"]
 
 ROUTING: Final = "routing"
 """The field of a request to Dynamo's handlers that names its rank."""
@@ -21,6 +21,12 @@ _REQUEST: Final[ContextVar[str | None]] = ContextVar("request", default=None)
 def set_request_id(request_id: str) -> None:
     """Prefix the ids of the current task's later requests to vLLM with ``request_id``."""
     _REQUEST.set(request_id)
+
+
+def request_id_of(request_id: str) -> str:
+    """``request_id`` with the prefix of the current task."""
+    prefix = _REQUEST.get()
+    return request_id if prefix is None else f"{prefix}-{request_id}"
 
 
 class RankedClient:
@@ -38,8 +44,7 @@ class RankedClient:
         return self._client.add_request(*args, data_parallel_rank=_RANK.get(), **kwargs)
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
-        if (request := _REQUEST.get()) is not None:
-            kwargs["request_id"] = f"{request}-{kwargs['request_id']}"
+        kwargs["request_id"] = request_id_of(kwargs["request_id"])
         return AsyncLLM.encode(self, *args, **kwargs)  # calls add_request of this class
 
 
