@@ -270,6 +270,21 @@ def test_requests_continue_while_a_prefill_worker_shuts_down(
     assert phases.ask("the other worker").wait().is_complete
 
 
+def test_a_decode_worker_serves_alone_without_a_prefill_worker(
+    phases: Phases, expected: Callable[[str], str]
+) -> None:
+    prompt = f"alone: {NOTES}"
+    text, read = expected(prompt), transferred(phases.decode)
+    os.kill(phases.other.pid, signal.SIGTERM)
+    began = time.monotonic()
+    wait(lambda: phases.ask(prompt).wait().is_complete, 60.0)
+    print(f"SIGTERM -> served alone after {time.monotonic() - began:.1f} s")
+    assert phases.other.exit_code(60.0) == 0
+    answer = phases.ask(prompt).wait()
+    assert (answer.is_complete, answer.text) == (True, text)
+    assert transferred(phases.decode) == read
+
+
 def test_a_side_channel_that_is_in_use_ends_the_start(
     tmp_path: Path, make_worker: Callable[..., WorkerProcess]
 ) -> None:

@@ -26,7 +26,7 @@ from vllmendpoint_worker.payload.model_type import pooled_type
 
 from ._arguments import Arguments
 from ._engine import WorkerEngine
-from ._phases import repeat_prefill
+from ._phases import PREFILL_OR_NOTHING, repeat_prefill
 from ._probe_requests import HEALTH_CHECK_KEY, HealthSource, answer_probes
 from ._ranks import RankedClient
 
@@ -108,6 +108,8 @@ async def serve(parsed: Arguments, hooks: Hooks, health: HealthSource, metrics: 
 
     async def register(*args: Any, **kwargs: Any) -> None:
         await hooks.before_registration(engine, shutdown)
+        if engine.reads_kv_blocks:
+            kwargs["needs"] = PREFILL_OR_NOTHING
         await dynamo_main.register_vllm_model(*args, **kwargs)
         hooks.after_registration(engine)
 

@@ -8,13 +8,25 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
+from dynamo.llm import WorkerType
 from dynamo.llm.exceptions import Disconnected
 from dynamo.vllm.constants import DisaggregationMode
 from dynamo.vllm.handlers import DecodeWorkerHandler
 
 from ._ranks import request_id_of
 
-__all__ = ["LocalClient", "NamingClient", "repeat_prefill", "runs_one_phase", "two_phase_handler"]
+__all__ = [
+    "PREFILL_OR_NOTHING",
+    "LocalClient",
+    "NamingClient",
+    "repeat_prefill",
+    "runs_one_phase",
+    "two_phase_handler",
+]
+
+PREFILL_OR_NOTHING: Final = [[WorkerType.Prefill], []]
+"""Alternatives of worker types that a decode worker needs. Dynamo's own decode workers always need a prefill
+worker, so that no client is served without one. With the second, a decode worker serves alone meanwhile."""
 
 _TRANSFER: Final = "kv_transfer_params"
 """Name of a request's parameters for the connector, in vLLM's API and in its sampling parameters."""
