@@ -25,7 +25,7 @@ from vllmendpoint_api import (
     script_digest,
 )
 
-from .conftest import PATIENT, START_SECONDS, WorkerProcess
+from .conftest import PATIENT, QUICK, START_SECONDS, WorkerProcess
 
 pytestmark = pytest.mark.timeout(300)
 GUIDE = Path(__file__).parents[1] / "guide"
@@ -86,7 +86,7 @@ def worker(make_worker: Callable[..., WorkerProcess], folder: Path) -> WorkerPro
     return worker
 
 
-def take(worker: WorkerProcess, script: str | None, **handlers: Any) -> str:
+def take(worker: WorkerProcess, script: str | None, check: dict[str, Any] = PATIENT, **handlers: Any) -> str:
     """What the operator does: settings and script in one volume."""
     digest = None
     if script is not None:
@@ -95,7 +95,7 @@ def take(worker: WorkerProcess, script: str | None, **handlers: Any) -> str:
     references = {
         key: value for key, value in {"scriptDigest": digest, **handlers}.items() if value is not None
     }
-    return worker.settings(PATIENT, handlers=references)
+    return worker.settings(check, handlers=references)
 
 
 def post(
@@ -283,7 +283,7 @@ async def custom_sagemaker_invocation_handler(request):
     time.sleep(9)
     return 1
 """
-    digest = take(worker, blocking)
+    digest = take(worker, blocking, QUICK)
     worker.until(lambda report: report.configuration.settings_hash == digest, 30)
     asking = threading.Thread(target=worker.request, args=("http", "/invocations", {}))
     asking.start()
