@@ -1,30 +1,35 @@
-"""An endpoint's two components, the workers and the frontend: names, URLs, limits and rollout state. Pure.
+"""An endpoint's components, workers and frontend: names, replicas, URLs, limits and rollout state. Pure.
 
 ``plan`` renders the components and ``status`` reports on them; neither imports the other.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, RollingUpdate, names
-from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER, Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import FRONTEND, PREFILL, WORKER, Endpoint, Observed
 
 __all__ = [
     "FRONTEND",
     "FRONTEND_STARTUP_SECONDS",
+    "PREFILL",
     "STARTUP_PERIOD_SECONDS",
     "WORKER",
     "WORKER_GRACE_SECONDS",
+    "WorkerPool",
     "frontend_name",
     "has_frontend",
     "invocations_url",
     "is_observed",
     "is_rolled_out",
     "min_ready_replicas",
+    "prefill_name",
     "startup_seconds",
     "startup_timeout_seconds",
     "url",
+    "worker_pools",
     "workers_name",
 ]
 
@@ -44,6 +49,32 @@ def has_frontend(endpoint: Endpoint) -> bool:
 def workers_name(endpoint: Endpoint) -> str:
     """Name of the workers' Deployment, Service, ServiceAccount, RoleBinding, NetworkPolicy and budget."""
     return f"{endpoint.name}{names.WORKERS_SUFFIX}"
+
+
+def prefill_name(endpoint: Endpoint) -> str:
+    """Name of the prefill workers' Deployment, Service, NetworkPolicy and budget."""
+    return f"{endpoint.name}{names.PREFILL_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPool:
+    """Workers of one Deployment."""
+
+    component: str
+    """``worker`` or ``prefill``"""
+    name: str
+    """Name of the Deployment, and of the Service, the NetworkPolicy and the budget of its pods."""
+    replicas: int
+    """Desired number of pods."""
+
+
+def worker_pools(endpoint: Endpoint) -> tuple[WorkerPool, ...]:
+    """The workers and, with ``spec.prefill``, the prefill workers, which do not run without the others."""
+    replicas, prefill = endpoint.spec.replicas, endpoint.spec.prefill
+    pools = [WorkerPool(WORKER, workers_name(endpoint), replicas)]
+    if prefill is not None:
+        pools.append(WorkerPool(PREFILL, prefill_name(endpoint), prefill.replicas if replicas else 0))
+    return tuple(pools)
 
 
 def frontend_name(endpoint: Endpoint) -> str:
@@ -82,13 +113,15 @@ def _absolute(amount: int | str, replicas: int) -> Fraction:
     return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
 
 
-def startup_timeout_seconds(endpoint: Endpoint, observed: Observed) -> int:
-    """The time that the kubelet gives the workers to start: of the applied template, else of the spec.
+def startup_timeout_seconds(endpoint: Endpoint, observed: Observed, name: str) -> int:
+    """The time that the kubelet gives workers to start: of the applied template, else of the spec.
+
+    ``name``: of the workers' Deployment.
 
     The spec may differ: its default may be newer than the template, and a podTemplate may change the probe.
     """
     specified = endpoint.spec.worker.startup_timeout_seconds
-    deployment = observed.child("Deployment", workers_name(endpoint))
+    deployment = observed.child("Deployment", name)
     seconds = None if deployment is None else startup_seconds(deployment["spec"]["template"])
     if seconds is None or 0 <= seconds - specified < STARTUP_PERIOD_SECONDS:  # rounded up to the period
         return specified
