@@ -9,7 +9,7 @@ from vllmendpoint_api import Condition, ConditionStatus, Reason
 from vllmendpoint_operator.components import is_rolled_out
 from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.status.component import Component, components, worker_component
+from vllmendpoint_operator.status.component import Component, components
 from vllmendpoint_operator.status.component_diagnosis import diagnose_missing_pods
 from vllmendpoint_operator.status.diagnosis.pod_diagnosis import PodDiagnosis, most_severe
 from vllmendpoint_operator.status.diagnosis.pods import diagnose_pods
@@ -20,9 +20,8 @@ from .finding import Finding, false, true, unknown
 __all__ = ["up_to_date", "updated_replicas"]
 
 
-def updated_replicas(endpoint: Endpoint, observed: Observed) -> int:
-    """Number of worker pods of the newest template."""
-    workers = worker_component(endpoint, observed)
+def updated_replicas(workers: Component) -> int:
+    """Number of pods of the newest template."""
     if workers.deployment is None or not workers.generation_observed:
         return 0
     return int((workers.deployment.get("status") or {}).get("updatedReplicas", 0))
