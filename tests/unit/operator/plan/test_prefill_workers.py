@@ -1,11 +1,14 @@
 """``spec.prefill``: the second Deployment, what its pods differ in, and what an endpoint without it keeps."""
 
+import json
+
 import pytest
 
 from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.desired_state import Scaling
 from vllmendpoint_operator.errors import PlanError
 from vllmendpoint_operator.plan.planner import scaling
+from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
 
 MAIN = {"spec": {"containers": [{"name": "main", "env": [{"name": "A", "value": "worker"}]}]}}
 OWN = {
@@ -274,3 +277,10 @@ def test_prefill_workers_get_new_settings_immediately(
     pods = [make_worker("w-1", settings=make_endpoint()), make_prefill("p-1", settings=make_endpoint())]
     found = make_plan(endpoint, make_observed(make_plan(endpoint), pods=pods)).refresh
     assert {"w-1", "p-1"} <= set(found)
+
+
+def test_a_null_that_kubectl_dropped_is_reported():
+    manifest = {"spec": {"prefill": {"podTemplate": {"spec": {"nodeSelector": None}}}}}
+    annotations = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(manifest)}
+    (message,) = find_dropped_nulls(annotations, {"prefill": {"podTemplate": {"spec": {}}}})
+    assert message.startswith("prefill.podTemplate: kubectl apply does not send null, so spec.nodeSelector")
