@@ -27,8 +27,8 @@ _REMEDIES: Final = {
 }
 _TRANSFER_REMEDY: Final = (
     "Check that NetworkPolicies allow the endpoint's pods to connect to each other at port 5600 (the side "
-    "channel of NIXL) and at the ports of UCX, which UCX_TCP_PORT_RANGE sets, and that the workers of both "
-    "roles have the same --kv-transfer-config."
+    "channel of NIXL) and at the ports of UCX, which UCX_TCP_PORT_RANGE sets, and that both roles have the "
+    "same connector in --kv-transfer-config."
 )
 
 
