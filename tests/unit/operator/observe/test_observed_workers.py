@@ -23,9 +23,14 @@ def cache():
     """The Deployment, the ReplicaSet and one running pod of each component, of the same name."""
     found = Cache(None, (), on_change=lambda owner, urgent: None, on_reference_change=lambda kind, key: None)
     for name in COMPONENTS:
-        account = {"serviceAccountName": f"of-{name}"}
-        volumes = [{"name": "v", "configMap": {"name": f"of-{name}"}}]
-        pod = {"containers": [{"name": "main"}], "volumes": volumes, **account}
+        pod, next_pod = (
+            {
+                "containers": [{"name": "main"}],
+                "volumes": [{"name": "v", "configMap": {"name": f"{when}-of-{name}"}}],
+                "serviceAccountName": f"{when}-of-{name}",
+            }
+            for when in ("now", "later")
+        )
         running = {"name": "main", "state": {"running": {}}}
         for kind, obj in (
             (DEPLOYMENT, owned(DEPLOYMENT, name, "uid-1", name, spec={})),
@@ -36,7 +41,7 @@ def cache():
                     name,
                     f"Deployment-{name}",
                     name,
-                    spec={"replicas": 1, "template": {"spec": pod}},
+                    spec={"replicas": 1, "template": {"spec": next_pod}},
                 ),
             ),
             (
@@ -68,5 +73,6 @@ async def test_prefill_workers_are_observed_apart_and_send_reports(cache, make_e
     assert [pod.name for pod in observed.all_workers] == ["worker", "prefill"]
     assert set(streams) == {"Pod-worker", "Pod-prefill"}
     assert not any(target.is_frontend for target in streams.values())
-    assert observed.accounts_in_use == {"of-worker", "of-prefill"}
-    assert {"of-worker", "of-prefill"} <= observed.settings_in_use
+    in_use = {f"{when}-of-{name}" for when in ("now", "later") for name in ("worker", "prefill")}
+    assert observed.accounts_in_use == in_use
+    assert in_use <= observed.settings_in_use

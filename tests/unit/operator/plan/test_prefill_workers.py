@@ -7,8 +7,10 @@ import pytest
 from vllmendpoint_api import Reason, names
 from vllmendpoint_operator.desired_state import Scaling
 from vllmendpoint_operator.errors import PlanError
+from vllmendpoint_operator.plan.configuration import digest
 from vllmendpoint_operator.plan.planner import scaling
 from vllmendpoint_operator.plan.pods.dropped_nulls import find_dropped_nulls
+from vllmendpoint_operator.plan.pods.dynamo import with_namespace_suffix
 
 MAIN = {"spec": {"containers": [{"name": "main", "env": [{"name": "A", "value": "worker"}]}]}}
 OWN = {
@@ -104,6 +106,13 @@ def test_both_roles_share_one_namespace_that_changes_with_either(make_endpoint, 
     ]
     assert [len(each) for each in found] == [1, 1, 1]
     assert len(set.union(*found)) == 3
+
+
+def test_the_digest_of_a_single_template_is_that_of_earlier_releases():
+    """Another digest would replace the workers of every endpoint at its next change."""
+    template = {"metadata": {"labels": {}}, "spec": {"containers": []}}
+    found = with_namespace_suffix({"worker": template})["worker"]["metadata"]["labels"][names.LABEL_REVISION]
+    assert found == digest(template) == "c2216ed9e9"
 
 
 def test_the_revision_pins_both_templates(make_endpoint, make_plan, make_observed, child):

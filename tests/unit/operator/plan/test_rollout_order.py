@@ -95,6 +95,9 @@ def step(observe, make_plan, child):
         ("nn", "on", {}, (True, False)),
         ("nn", "nn", {}, (True, False)),
         ("nn", "sn", {}, (True, False)),
+        # No older prefill worker is left that could wait.
+        ("on", "nn", {}, (True, False)),
+        ("on", "nt", {}, (True, False)),
         # One replica of each, with a surge: the older pair stays until the new one is complete.
         ("o", "o", ONE, (False, True)),
         ("o", "os", ONE, (False, True)),

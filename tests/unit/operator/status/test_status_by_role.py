@@ -1,6 +1,7 @@
 """The status of an endpoint with ``spec.prefill``: both roles count, and messages name the role."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -8,6 +9,7 @@ from tests.unit.operator.status.cluster_states import NO_GPU, TERMINATING
 from vllmendpoint_api import names
 from vllmendpoint_operator.status import endpoint_status
 
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOTH = {"w-1": "Answered", "p-1": "Answered"}
 
 
@@ -17,8 +19,10 @@ def status_of(make_endpoint, make_status, make_worker, make_prefill, make_fronte
 
     def of(decode="Generating", prefill="Generating", *, routes=BOTH, frontends=None, before=None, **more):
         endpoint = make_endpoint(prefill={}, before=before)
+        since = [{"type": "Ready", "status": "True", "lastTransitionTime": NOON.isoformat()}]
+        ready = {"conditions": since} if "now" in more else {}
         pods = [
-            make("w-1" if make is make_worker else "p-1", verdict, settings=endpoint)
+            make("w-1" if make is make_worker else "p-1", verdict, settings=endpoint, **ready)
             for make, verdict in ((make_worker, decode), (make_prefill, prefill))
             if verdict is not None
         ]
@@ -157,6 +161,7 @@ CASES = {
     "a busy engine": {"decode": "Busy", "routes": {"w-1": "Failing", "p-1": "Answered"}},
     "no result yet": {"routes": {"w-1": "Pending", "p-1": "Pending"}},
     "a worker that is not discovered": {"routes": {"p-1": "Answered"}},
+    "pods that have just become ready": {"routes": FAILING, "now": NOON + timedelta(seconds=3)},
 }
 
 
@@ -175,12 +180,12 @@ def test_one_frontend_that_reaches_the_worker_disproves_a_failed_transfer(status
 
 
 def test_without_prefill_failing_routes_are_no_failed_transfer(
-    make_endpoint, make_status, make_worker, make_frontend, finding
+    make_endpoint, make_status, make_worker, make_prefill, make_frontend, finding
 ):
+    """A prefill worker may remain for a moment after the section was removed."""
     endpoint = make_endpoint()
-    found = make_status(
-        endpoint, make_worker("w-1", settings=endpoint), frontends=(make_frontend("f-1", {"w-1": "Failing"}),)
-    )
+    pods = [make_worker("w-1", settings=endpoint), make_prefill(settings=endpoint)]
+    found = make_status(endpoint, *pods, frontends=(make_frontend("f-1", FAILING),))
     assert finding(found, "Generating")[:2] == ("True", "Generating")
 
 
@@ -223,6 +228,18 @@ def test_serving_names_the_role_without_a_ready_worker(status_of, finding, decod
     routes = {name: "Answered" for name, verdict in (("w-1", decode), ("p-1", prefill)) if verdict}
     found = status_of(decode, prefill, routes=routes, before=before)
     assert finding(found, "Serving") == ("False", "NoRoute", f"The endpoint answers no requests: {message}")
+
+
+def test_prefill_workers_without_an_instance_id_are_counted_by_their_role(
+    make_endpoint, make_status, make_worker, make_prefill, make_frontend, finding
+):
+    endpoint = make_endpoint(prefill={})
+    pods = [make(settings=endpoint, report={"instanceId": ""}) for make in (make_worker, make_prefill)]
+    accepted = [{"namespace": "n", "role": "aggregated", "workers": 2}]
+    frontend = make_frontend("f-1", {}, ready=True, report={"accepted": accepted})
+    status, reason, message = finding(make_status(endpoint, *pods, frontends=(frontend,)), "Serving")
+    assert (status, reason) == ("False", "NotRouted")
+    assert message.startswith("0 of 1 ready prefill replica is accepted by frontend pod f-1")
 
 
 def test_serving_is_pending_at_the_first_start_of_a_role(status_of, finding):
