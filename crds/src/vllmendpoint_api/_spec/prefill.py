@@ -35,7 +35,7 @@ class PrefillEngineSpec(Contract):
             ...,
         ],
         Field(
-            max_length=128,
+            max_length=64,  # with 128, the cost of the last rule exceeds the API server's limit
             description="Arguments of dynamo.vllm and vLLM after those of spec.engine.args, which apply too. "
             "The same arguments are rejected. Defaults to none.",
         ),
