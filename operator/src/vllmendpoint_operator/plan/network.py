@@ -24,7 +24,7 @@ _ENGINE_PORTS = (
     {"port": 5600, "endPort": 5999, "protocol": "TCP"},
     {"port": 8998, "protocol": "TCP"},
 )
-"""Channels between engines on GPUs, by the defaults of vLLM's variables ``VLLM_*_SIDE_CHANNEL_PORT`` (NIXL:
+"""Channels between engines, by the defaults of vLLM's variables ``VLLM_*_SIDE_CHANNEL_PORT`` (NIXL:
 5600 and one per data-parallel rank) and ``VLLM_MOONCAKE_BOOTSTRAP_PORT``. Others are above Dynamo's ports."""
 
 

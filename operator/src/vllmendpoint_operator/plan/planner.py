@@ -196,7 +196,7 @@ def _decode_workers_remain(endpoint: Endpoint, observed: Observed, revision: Rev
         obj["metadata"]["labels"].get(names.LABEL_REVISION)
         for obj in (deployment["spec"]["template"], revision.data[WORKER])
     )
-    return len(set(labels)) > 1 or not is_rolled_out(deployment)
+    return len(set(labels)) > 1 or not is_rolled_out(deployment, available=False)
 
 
 def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:

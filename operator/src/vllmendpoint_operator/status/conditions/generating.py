@@ -99,20 +99,16 @@ def _missing_role(endpoint: Endpoint, started: list[WorkerStatus]) -> Finding | 
     return None
 
 
-def _quantity(
-    affected: Sequence[WorkerStatus], total: Sequence[WorkerStatus], kind: str = "", *, every: bool = False
-) -> str:
-    """``1 of 2 replicas is``, or with roles ``1 of 2 replicas and 1 of 1 prefill replica are``.
+def _quantity(affected: Sequence[WorkerStatus], total: Sequence[WorkerStatus], kind: str = "") -> str:
+    """``1 of 2 replicas is``, or with both roles ``1 of 2 replicas and 1 of 1 prefill replica are``.
 
-    ``kind``: before the noun, such as ``started``. ``every``: name the roles without affected replicas, too.
+    Omits a role without affected replicas. ``kind``: before the noun, such as ``started``.
     """
-    prefix = f"{kind} " if kind else ""
     counts = []
     for component in (WORKER, PREFILL):
-        all_of_role = [worker for worker in total if _component(worker) == component]
-        count = sum(_component(worker) == component for worker in affected)
-        if count or (every and all_of_role):
-            counts.append((count, len(all_of_role), f"{prefix}{NOUNS[component]}"))
+        of_role = sum(_component(worker) == component for worker in total)
+        if count := sum(_component(worker) == component for worker in affected):
+            counts.append((count, of_role, f"{kind} {NOUNS[component]}".lstrip()))
     return quantities(counts)
 
 
