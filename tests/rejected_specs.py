@@ -36,8 +36,8 @@ _MODEL_PATH: Final = (
 )
 _ONE_POD: Final = (
     "cache.volumeClaimTemplate: only one pod at a time can use a ReadWriteOnce volume; set accessModes to "
-    "[ReadWriteMany], or set replicas to at most 1 and maxSurge to 0 (if all pods run on one node, create a "
-    "PersistentVolumeClaim and set cache.persistentVolumeClaim)"
+    "[ReadWriteMany], or remove prefill and set replicas to at most 1 and maxSurge to 0 (if all pods run on "
+    "one node, create a PersistentVolumeClaim and set cache.persistentVolumeClaim)"
 )
 _SCHEME: Final = (
     "model.uri: the scheme must be hf://, s3://, pvc:// or file://, "
@@ -199,6 +199,43 @@ REJECTED: Final[list[tuple[Object, str]]] = [
     ({"engine": {"config": {}}}, "engine.config: set exactly one of inline and configMapKeyRef"),
     ({"replicas": -1}, "greater than or equal to 0"),
     ({"replica": 1}, 'unknown field "spec.replica"'),
+    # prefill
+    (
+        {"prefill": {}, "frontend": {"mode": "None"}},
+        (
+            "prefill: only a frontend sends requests to prefill workers, and frontend.mode is None; "
+            "set frontend.mode to Managed, or remove this field"
+        ),
+    ),
+    (
+        {**_model(type="Embedding"), "prefill": {}},
+        "prefill: a model of type Embedding does not decode; remove this field",
+    ),
+    ({"prefill": {"replicas": 0}}, "greater than or equal to 1"),
+    *(
+        ({"prefill": {"engine": {"args": arguments}}}, f"prefill.engine.args: {message}")
+        for arguments, message in (
+            (["--disaggregation-mode=decode"], "--disaggregation-mode is set by the operator; remove it"),
+            (
+                ["-n", "2"],
+                "-n is the short form of an argument that the operator sets; remove it",
+            ),
+            (["--enable-rl"], "--enable-rl is not supported by the worker; remove it"),
+            (["--load_format=gms"], "--load_format=gms is not supported; remove it"),
+            (
+                ["--seed 1"],
+                "--seed and its value must be two items, or one item with = between them",
+            ),
+            (
+                ["--api-key=x"],
+                "--api-key is read by the server on port 8080, not at status.url; remove it",
+            ),
+        )
+    ),
+    (
+        _resources("prefill", limits={"cpu": 1}, requests={"cpu": 2}),
+        "resources: a request exceeds its limit; lower the request or raise the limit",
+    ),
     # worker
     (_worker(image=" x"), "spec.worker.image"),
     (
@@ -310,6 +347,7 @@ REJECTED: Final[list[tuple[Object, str]]] = [
         _ONCE_POD,
     ),
     ({**_claim(), "replicas": 2}, _ONE_POD),
+    ({**_claim(), "prefill": {}}, _ONE_POD),
     (
         {**_claim(accessModes=["ReadWriteOncePod"]), "strategy": {"rollingUpdate": {"maxSurge": 1}}},
         _ONE_POD,
@@ -390,6 +428,10 @@ _OF_WORKERS: Final = (
     "metadata.name: must not end with -workers, because the workers' Service of the endpoint without that "
     "suffix has this name; choose another name"
 )
+_OF_PREFILL: Final = (
+    "metadata.name: must not end with -prefill, because the prefill workers' Service of the endpoint without "
+    "that suffix has this name; choose another name"
+)
 REJECTED_NAMES: Final[list[tuple[str, str]]] = [
     (
         "e" * 41,
@@ -406,5 +448,6 @@ REJECTED_NAMES: Final[list[tuple[str, str]]] = [
         for name in ("1st", "a.b")
     ),
     *((name, _OF_WORKERS) for name in ("pair-workers", "a-workers-workers")),
+    ("pair-prefill", _OF_PREFILL),
     ("Upper", "RFC 1123"),
 ]

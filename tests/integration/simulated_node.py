@@ -40,7 +40,7 @@ class SimulatedNode:
             for pod in self.endpoint.pods("frontend"):
                 if "podIP" not in pod.get("status", {}):
                     self.endpoint.start_frontend(pod)
-            for pod in self.endpoint.pods():
+            for pod in (*self.endpoint.pods(), *self.endpoint.pods("prefill")):
                 if pod["metadata"]["uid"] not in self.workers:
                     self.workers[pod["metadata"]["uid"]] = self.endpoint.start_worker(pod)
         newest = json.loads(settings["data"]["settings.json"])["hash"]

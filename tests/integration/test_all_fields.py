@@ -34,6 +34,12 @@ FIRST = {
     },
     "engine": {"args": ["--seed", "7"], "config": {"inline": {"max-num-seqs": 3}}},
     "replicas": 2,
+    "prefill": {
+        "replicas": 3,
+        "resources": {"limits": {"memory": "5Gi"}, "requests": {"cpu": "375m"}},
+        "engine": {"args": ["--max-num-seqs", "9"]},
+        "podTemplate": {"metadata": {"annotations": {"note": "p"}}},
+    },
     "restartedAt": "2026-01-31T13:00:00+01:00",
     "worker": {
         "image": "registry.example/w:9",
@@ -98,9 +104,14 @@ EXPECTED = {
             f"{MAIN}.env.[name=VLLMENDPOINT_ARTIFACTS_URI].value",
             "s3://bucket/data/",
         ),
-        ("engine.args", "worker", f"{MAIN}.args.9", "7"),
+        ("engine.args", "worker", f"{MAIN}.args.11", "7"),
         ("engine.config.inline", "config", "max-num-seqs", 3),
         ("replicas", "deployment", "spec.replicas", 2),
+        ("prefill.replicas", "prefills", "spec.replicas", 3),
+        ("prefill.resources.limits", "prefill", f"{MAIN}.resources.limits", {"memory": "5Gi"}),
+        ("prefill.resources.requests", "prefill", f"{MAIN}.resources.requests.cpu", "375m"),
+        ("prefill.engine.args", "prefill", f"{MAIN}.args.13", "9"),
+        ("prefill.podTemplate", "prefill", "metadata.annotations.note", "p"),
         (
             "restartedAt",
             "deployment",
@@ -201,6 +212,7 @@ def objects(shared, make_endpoints, api, until):
         endpoint = make_endpoints().create(**spec)
         (worker, *_) = until(endpoint.pods, "its workers")
         (frontend, *_) = until(lambda: endpoint.pods("frontend"), "its frontend")  # noqa: B023
+        prefill = until(lambda: endpoint.pods("prefill"), "prefill workers")[0] if name == "first" else None  # noqa: B023
         settings = endpoint.child("ConfigMap", "-settings")["data"]
         mounted = [v for v in worker["spec"]["volumes"] if v["name"] == "engine-config"]
         config = api.get("ConfigMap", "shared", mounted[0]["configMap"]["name"]) if mounted else None
@@ -208,6 +220,8 @@ def objects(shared, make_endpoints, api, until):
             "endpoint": endpoint,
             "worker": worker,
             "frontend": frontend,
+            "prefill": prefill,
+            "prefills": endpoint.child("Deployment", "-prefill"),
             "deployment": endpoint.child("Deployment", "-workers"),
             "frontends": endpoint.child("Deployment", "-frontend"),
             "settings": json.loads(settings["settings.json"]),
@@ -254,6 +268,8 @@ def paths_with_values(value, path=()):
 def test_every_field_of_the_status_is_written(objects, until):
     endpoint = objects["first"]["endpoint"]
     workers = endpoint.start_all(2)
+    for pod in endpoint.pods("prefill"):
+        endpoint.start_worker(pod)
     ignored = [{"source": "Environment", "reason": "outranked"}]
     handler = {"source": "Environment", "handler": "model:f"}
     for worker in workers:
@@ -265,7 +281,7 @@ def test_every_field_of_the_status_is_written(objects, until):
         )
     workers[0].send_report("Stalled", verdict__reason="EngineStalled")
     endpoint.frontends[0].send_report(answering=False, ready=False)
-    for pod in [*endpoint.pods(), *endpoint.pods("frontend")]:
+    for pod in [*endpoint.pods(), *endpoint.pods("prefill"), *endpoint.pods("frontend")]:
         target = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "n"}}
         path = endpoint.api.path("Pod", endpoint.namespace, pod["metadata"]["name"])
         endpoint.api.call("POST", f"{path}/binding", target)

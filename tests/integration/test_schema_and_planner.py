@@ -107,6 +107,12 @@ SPEC = st.builds(
                 REFERENCE.map(lambda found: {"configMapKeyRef": found}),
             ),
         ),
+        prefill=fields(
+            replicas=st.integers(1, 10_000),
+            resources=resources(),
+            engine=fields(args=st.lists(ARGUMENTS, max_size=3)),
+            podTemplate=pod_template(),
+        ),
         worker=fields(
             image=st.sampled_from(["i", "r.example:5000/a/b@sha256:" + "0" * 64]),
             resources=resources(),

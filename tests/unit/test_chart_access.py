@@ -148,7 +148,7 @@ def messages(found: Object | None) -> list[str]:
     return [validation["message"].split(":")[0] for validation in found["spec"]["validations"]]
 
 
-LOCKED_FIELDS = "model, engine, cache.persistentVolumeClaim"
+LOCKED_FIELDS = "model, engine, prefill.engine, cache.persistentVolumeClaim"
 """The fields in the message about changes while the endpoint has a Secret or an identity."""
 CLAIMS = ["cache.persistentVolumeClaim", "model.uri"]
 
@@ -244,9 +244,8 @@ def test_the_policy_derives_the_dynamo_namespace_that_the_operator_renders() -> 
         endpoint = Endpoint(
             namespace=namespace, name=name, uid="u", generation=1, spec=spec, status=None, rollout=""
         )
-        worker = with_namespace_suffix(
-            pod_template(endpoint, Options(worker_image="i", frontend_image="f"), None)
-        )
+        template = pod_template(endpoint, Options(worker_image="i", frontend_image="f"), None)
+        worker = with_namespace_suffix({"worker": template})["worker"]
         env = {item["name"]: item.get("value") for item in worker["spec"]["containers"][0]["env"]}
         own = f"{env['DYN_NAMESPACE']}-{env['DYN_NAMESPACE_WORKER_SUFFIX']}"
         assert own.startswith(f"{base_namespace(endpoint)}_")

@@ -105,7 +105,7 @@ def test_samples_are_valid_and_so_is_the_documented_manifest():
             if sample["kind"] == "VLLMEndpoint":
                 VLLMEndpointSpec.model_validate(sample["spec"])
                 count += 1
-    assert count == 4
+    assert count == 6
     page = INSTALLATION.read_text()
     assert (ROOT / "samples/gpu.yaml").read_text() in page
 

@@ -32,6 +32,8 @@ from ._spec.handlers import *  # noqa: F403
 from ._spec.handlers import __all__ as _spec_handlers
 from ._spec.health_check import *  # noqa: F403
 from ._spec.health_check import __all__ as _spec_health_check
+from ._spec.prefill import *  # noqa: F403
+from ._spec.prefill import __all__ as _spec_prefill
 from ._spec.worker import *  # noqa: F403
 from ._spec.worker import __all__ as _spec_worker
 from ._status import *  # noqa: F403
@@ -58,6 +60,7 @@ __all__ = [  # noqa: PLE0604
     *_spec_env,
     *_spec_handlers,
     *_spec_health_check,
+    *_spec_prefill,
     *_spec_worker,
     *_status,
 ]

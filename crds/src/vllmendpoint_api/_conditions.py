@@ -102,6 +102,8 @@ class Reason(StrEnum):
     WORKER_UNREACHABLE = "WorkerUnreachable"
     PROBING_DISABLED = "ProbingDisabled"
     NO_WORKERS = "NoWorkers"
+    TRANSFER_FAILED = "TransferFailed"
+    """The engines generate, but no KV cache reaches the worker, or none of its KV caches another one."""
     # Serving
     NO_FRONTEND = "NoFrontend"
     """The field frontend.mode is None, so clients connect to the workers."""
@@ -202,6 +204,7 @@ CONDITION_REASONS: Final[dict[Condition, tuple[Reason, ...]]] = {
         Reason.WORKER_UNREACHABLE,
         Reason.PROBING_DISABLED,
         Reason.NO_WORKERS,
+        Reason.TRANSFER_FAILED,
     ),
     Condition.SERVING: (
         Reason.SERVING,

@@ -17,6 +17,9 @@ WORKERS_SUFFIX: Final = "-workers"
 """Suffix of the name of the workers' Deployment and Service. The frontend's Service has the endpoint's own
 name. Therefore the name of an endpoint must not end with this suffix."""
 
+PREFILL_SUFFIX: Final = "-prefill"
+"""Suffix of the name of the prefill workers' Deployment and Service, for the same reason."""
+
 MAIN_CONTAINER: Final = "main"
 """Main container of the worker and frontend pods. Dynamo's own operator uses the same name."""
 

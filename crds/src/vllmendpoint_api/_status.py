@@ -1,5 +1,6 @@
 """``status`` of a VLLMEndpoint, which only the operator writes."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -20,8 +21,10 @@ __all__ = [
     "HealthCheckStatus",
     "IgnoredStatus",
     "LastProbe",
+    "PrefillStatus",
     "RevisionStatus",
     "VLLMEndpointStatus",
+    "WorkerRole",
     "WorkerStatus",
 ]
 
@@ -125,10 +128,20 @@ class LastProbe(Contract):
     outcome: Annotated[Outcome, Field(description="Result of the probe.")]
 
 
+class WorkerRole(StrEnum):
+    """What a worker of an endpoint with ``spec.prefill`` does."""
+
+    PREFILL = "Prefill"
+    DECODE = "Decode"
+
+
 class WorkerStatus(Contract):
     """State of one worker pod."""
 
     name: Annotated[str, Field(description="Name of the pod.")]
+    role: Annotated[
+        WorkerRole | None, Field(description="What the worker does. Unset without spec.prefill.")
+    ] = None
     node_name: Annotated[str, Field(description="Name of the node that the pod runs on.")] = ""
     ready: Annotated[bool, Field(description="Whether the pod is ready and receives traffic.")]
     verdict: Annotated[
@@ -160,6 +173,23 @@ class FrontendStatus(Contract):
     last_transition_time: Annotated[Time, Field(description="Time of the last change of ready or reason.")]
 
 
+class PrefillStatus(Contract):
+    """Number of prefill worker pods."""
+
+    replicas: Annotated[Count, Field(description="Number of prefill worker pods.")] = 0
+    updated_replicas: Annotated[
+        Count, Field(description="Number of prefill worker pods of the current revision.")
+    ] = 0
+    ready_replicas: Annotated[Count, Field(description="Number of ready prefill worker pods.")] = 0
+    generating_replicas: Annotated[
+        Count,
+        Field(
+            description="Number of prefill worker pods whose verdict is Generating or Busy and whose KV "
+            "caches reach a decode worker."
+        ),
+    ] = 0
+
+
 class VLLMEndpointStatus(Contract):
     """Observed state of the endpoint."""
 
@@ -175,13 +205,19 @@ class VLLMEndpointStatus(Contract):
             "serving.vllmendpoint.dev/operator assigns it to another one.",
         ),
     ] = ""
-    replicas: Annotated[Count, Field(description="Number of worker pods.")] = 0
+    replicas: Annotated[
+        Count, Field(description="Number of worker pods. Prefill workers do not count here and below.")
+    ] = 0
     updated_replicas: Annotated[
         Count, Field(description="Number of worker pods of the current revision.")
     ] = 0
     ready_replicas: Annotated[Count, Field(description="Number of ready worker pods.")] = 0
     generating_replicas: Annotated[
-        Count, Field(description="Number of worker pods whose verdict is Generating or Busy.")
+        Count,
+        Field(
+            description="Number of worker pods whose verdict is Generating or Busy and, with spec.prefill, "
+            "that receive KV caches."
+        ),
     ] = 0
     routed_replicas: Annotated[
         Count,
@@ -190,6 +226,10 @@ class VLLMEndpointStatus(Contract):
             "if frontend.mode is None."
         ),
     ] = 0
+    prefill: Annotated[
+        PrefillStatus | None,
+        Field(description="Number of prefill worker pods. Unset without spec.prefill."),
+    ] = None
     selector: Annotated[str, Field(description="Label selector of the worker pods.")] = ""
     model_name: Annotated[str, Field(description="Model name that clients send in requests.")] = ""
     url: Annotated[str, Field(description="Base URL of the OpenAI API.")] = ""

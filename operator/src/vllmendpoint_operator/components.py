@@ -1,30 +1,38 @@
-"""An endpoint's two components, the workers and the frontend: names, URLs, limits and rollout state. Pure.
+"""An endpoint's components, workers and frontend: names, replicas, URLs, limits and rollout state. Pure.
 
 ``plan`` renders the components and ``status`` reports on them; neither imports the other.
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
 from vllmendpoint_api import FrontendMode, RollingUpdate, names
-from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER, Endpoint, Observed
+from vllmendpoint_operator.observe.snapshot import FRONTEND, PREFILL, WORKER, Endpoint, Observed
 
 __all__ = [
     "FRONTEND",
     "FRONTEND_STARTUP_SECONDS",
+    "PREFILL",
     "STARTUP_PERIOD_SECONDS",
+    "WAITING_SECONDS",
     "WORKER",
     "WORKER_GRACE_SECONDS",
+    "WorkerPool",
     "frontend_name",
     "has_frontend",
     "invocations_url",
     "is_observed",
     "is_rolled_out",
+    "is_waiting",
+    "max_replaced_replicas",
     "min_ready_replicas",
+    "prefill_name",
     "startup_seconds",
     "startup_timeout_seconds",
     "url",
+    "worker_pools",
     "workers_name",
 ]
 
@@ -32,6 +40,8 @@ STARTUP_PERIOD_SECONDS: Final = 5
 """Period of the workers' startup probe."""
 FRONTEND_STARTUP_SECONDS: Final = 120
 """The startup probe fails after this time."""
+WAITING_SECONDS: Final = 1_000_000_000
+"""``minReadySeconds`` of a Deployment whose rollout waits: its new pods do not count as available."""
 WORKER_GRACE_SECONDS: Final = 60
 """``terminationGracePeriodSeconds`` of the worker pods, unless the user's podTemplate sets another."""
 
@@ -44,6 +54,32 @@ def has_frontend(endpoint: Endpoint) -> bool:
 def workers_name(endpoint: Endpoint) -> str:
     """Name of the workers' Deployment, Service, ServiceAccount, RoleBinding, NetworkPolicy and budget."""
     return f"{endpoint.name}{names.WORKERS_SUFFIX}"
+
+
+def prefill_name(endpoint: Endpoint) -> str:
+    """Name of the prefill workers' Deployment, Service, NetworkPolicy and budget."""
+    return f"{endpoint.name}{names.PREFILL_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPool:
+    """Workers of one Deployment."""
+
+    component: str
+    """``worker`` or ``prefill``"""
+    name: str
+    """Name of the Deployment, and of the Service, the NetworkPolicy and the budget of its pods."""
+    replicas: int
+    """Desired number of pods."""
+
+
+def worker_pools(endpoint: Endpoint) -> tuple[WorkerPool, ...]:
+    """The workers and, with ``spec.prefill``, the prefill workers, which do not run without the others."""
+    replicas, prefill = endpoint.spec.replicas, endpoint.spec.prefill
+    pools = [WorkerPool(WORKER, workers_name(endpoint), replicas)]
+    if prefill is not None:
+        pools.append(WorkerPool(PREFILL, prefill_name(endpoint), prefill.replicas if replicas else 0))
+    return tuple(pools)
 
 
 def frontend_name(endpoint: Endpoint) -> str:
@@ -70,10 +106,20 @@ def min_ready_replicas(replicas: int, strategy: RollingUpdate) -> int:
     Rounds as the Deployment controller does (``ResolveFenceposts``): maxUnavailable down, maxSurge up. If
     both are 0 then, maxUnavailable is 1.
     """
-    unavailable = math.floor(_absolute(strategy.max_unavailable, replicas))
-    if not unavailable and not math.ceil(_absolute(strategy.max_surge, replicas)):
-        unavailable = 1
+    unavailable, _ = _fenceposts(replicas, strategy)
     return max(1, replicas - unavailable)
+
+
+def max_replaced_replicas(replicas: int, strategy: RollingUpdate) -> int:
+    """Largest number of older replicas that a rollout removes at a time; at least 1."""
+    return max(1, sum(_fenceposts(replicas, strategy)))
+
+
+def _fenceposts(replicas: int, strategy: RollingUpdate) -> tuple[int, int]:
+    """Numbers for maxUnavailable and maxSurge."""
+    unavailable = math.floor(_absolute(strategy.max_unavailable, replicas))
+    surge = math.ceil(_absolute(strategy.max_surge, replicas))
+    return (unavailable or int(not surge)), surge
 
 
 def _absolute(amount: int | str, replicas: int) -> Fraction:
@@ -82,13 +128,15 @@ def _absolute(amount: int | str, replicas: int) -> Fraction:
     return Fraction(int(text[:-1]) * replicas, 100) if text.endswith("%") else Fraction(int(text))
 
 
-def startup_timeout_seconds(endpoint: Endpoint, observed: Observed) -> int:
-    """The time that the kubelet gives the workers to start: of the applied template, else of the spec.
+def startup_timeout_seconds(endpoint: Endpoint, observed: Observed, name: str) -> int:
+    """The time that the kubelet gives workers to start: of the applied template, else of the spec.
+
+    ``name``: of the workers' Deployment.
 
     The spec may differ: its default may be newer than the template, and a podTemplate may change the probe.
     """
     specified = endpoint.spec.worker.startup_timeout_seconds
-    deployment = observed.child("Deployment", workers_name(endpoint))
+    deployment = observed.child("Deployment", name)
     seconds = None if deployment is None else startup_seconds(deployment["spec"]["template"])
     if seconds is None or 0 <= seconds - specified < STARTUP_PERIOD_SECONDS:  # rounded up to the period
         return specified
@@ -107,6 +155,11 @@ def is_observed(deployment: dict[str, Any]) -> bool:
     """Whether the counts in ``status`` refer to the newest spec."""
     observed = int((deployment.get("status") or {}).get("observedGeneration", -1))
     return observed >= int(deployment["metadata"].get("generation", 0))
+
+
+def is_waiting(deployment: dict[str, Any]) -> bool:
+    """Whether its rollout waits for that of the other workers."""
+    return bool(deployment["spec"].get("minReadySeconds") == WAITING_SECONDS)
 
 
 def is_rolled_out(deployment: dict[str, Any], *, available: bool = True) -> bool:

@@ -76,8 +76,14 @@ class Metrics:
     def count_request(self, verb: str, resource: str, status: int) -> None:
         self.requests.labels(verb, resource, str(status)).inc()
 
-    def set_endpoint(self, key: tuple[str, str], desired: int, status: VLLMEndpointStatus) -> None:
-        """Set the series of the endpoint ``key`` (namespace, name). ``desired``: ``spec.replicas``."""
+    def set_endpoint(
+        self, key: tuple[str, str], desired: int, status: VLLMEndpointStatus, *, desired_prefill: int = 0
+    ) -> None:
+        """Set the series of the endpoint ``key`` (namespace, name).
+
+        ``desired``: ``spec.replicas``. ``desired_prefill``: desired number of prefill workers.
+        """
+        prefill = status.prefill
         self._endpoints.samples[key] = _EndpointSample(
             conditions=_shared(tuple((sys.intern(entry.type), entry.status) for entry in status.conditions)),
             replicas=(
@@ -86,6 +92,14 @@ class Metrics:
                 status.ready_replicas,
                 status.generating_replicas,
                 status.routed_replicas,
+            ),
+            prefill=None
+            if prefill is None
+            else (
+                desired_prefill,
+                prefill.replicas,
+                prefill.ready_replicas,
+                prefill.generating_replicas,
             ),
             kv_events_missing=any(entry.reason == Reason.KV_EVENTS_MISSING for entry in status.conditions),
         )
@@ -115,11 +129,15 @@ class _EndpointSample:
     conditions: _Conditions
     replicas: tuple[int, int, int, int, int]
     """In the order of ``_STATES``."""
+    prefill: tuple[int, int, int, int] | None
+    """In the order of ``_PREFILL_STATES``; None without prefill workers."""
     kv_events_missing: bool
 
 
 _STATES: Final = ("desired", "current", "ready", "generating", "routed")
 """Values of the label ``state`` of ``vllmendpoint_replicas``."""
+_PREFILL_STATES: Final = _STATES[:-1]
+"""Those of ``vllmendpoint_prefill_replicas``."""
 
 
 class _EndpointSeries:
@@ -151,6 +169,17 @@ class _EndpointSeries:
             yield "".join(
                 f'vllmendpoint_replicas{{{labels},state="{state}"}} {float(count)}\n'
                 for state, count in zip(_STATES, sample.replicas, strict=True)
+            )
+        yield _header(
+            "vllmendpoint_prefill_replicas",
+            f"Prefill replicas of an endpoint by state: {', '.join(_PREFILL_STATES)}.",
+        )
+        for labels, sample in samples:
+            if sample.prefill is None:
+                continue
+            yield "".join(
+                f'vllmendpoint_prefill_replicas{{{labels},state="{state}"}} {float(count)}\n'
+                for state, count in zip(_PREFILL_STATES, sample.prefill, strict=True)
             )
         yield _header(
             "vllmendpoint_kv_events_missing",

@@ -94,6 +94,7 @@ FORBIDDEN: dict[str, dict[str, Any]] = {
     "an image": {"worker": {"image": "registry.example/mine:1"}},
     "an empty template": {"worker": {"podTemplate": {}}},
     "the frontend's template": {"frontend": pod_template(hostNetwork=True)},
+    "the template of prefill workers": {"prefill": pod_template(hostNetwork=True)},
     "a handler": {"handlers": {"ping": "model:f"}},
     "a script": {"handlers": {"script": {"inline": "import os"}, "ping": "model:f"}},
     "a script of a ConfigMap": {"handlers": {"script": {"configMapKeyRef": {"name": "c"}}}},
@@ -117,7 +118,8 @@ def test_serving_a_model_requires_no_permission_for_pods(user: LimitedUser) -> N
     assert "created" in user.create(
         model={"uri": "hf://organisation/model"},
         engine={"args": ["--seed", "1"], "config": {"inline": {"max-model-len": 64}}},
-        cache={"volumeClaimTemplate": {"size": "1Gi"}},
+        prefill={"replicas": 2, "resources": {"limits": {"cpu": 1}}, "engine": {"args": ["--seed", "1"]}},
+        cache={"volumeClaimTemplate": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}},
         worker={
             "sharedMemorySize": "1Gi",
             "imagePullSecrets": [{"name": "r"}],
@@ -144,9 +146,10 @@ def test_a_restricted_field_of_another_user_stays_and_other_fields_can_change(us
         {"worker": {"env": [SECRET]}},
         {"worker": {"envFrom": [{"secretRef": {"name": "s"}}]}},
         {"worker": pod_template(volumes=[{"name": "s", "secret": {"secretName": "s"}}])},
+        {"prefill": pod_template(volumes=[{"name": "s", "secret": {"secretName": "s"}}])},
         {"model": {"uri": MODEL, "tokenSecretRef": {"name": "s"}}},
     ],
-    ids=["account", "env", "envFrom", "podTemplate", "tokenSecretRef"],
+    ids=["account", "env", "envFrom", "podTemplate", "prefill.podTemplate", "tokenSecretRef"],
 )
 def test_a_limited_user_cannot_run_code_next_to_a_secret(user: LimitedUser, held: dict[str, Any]) -> None:
     """Otherwise a model of the user with --trust-remote-code could read the Secrets of another user."""
@@ -155,6 +158,7 @@ def test_a_limited_user_cannot_run_code_next_to_a_secret(user: LimitedUser, held
         {"model": {"uri": "hf://user/model"}},
         {"engine": {"args": ["--trust-remote-code"]}},
         {"engine": {"config": {"inline": {"trust-remote-code": True}}}},
+        {"prefill": {"engine": {"args": ["--trust-remote-code"]}}},
         {"cache": {"persistentVolumeClaim": {"claimName": "poisoned"}}},
     ):
         assert HELD in user.patch(**change), change

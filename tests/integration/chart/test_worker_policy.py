@@ -22,7 +22,7 @@ Write = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def pods(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Names of pods: ``namespace/endpoint`` -> worker, ``namespace/endpoint frontend`` -> frontend.
+    """Names of pods: ``namespace/endpoint`` -> worker, ``namespace/endpoint frontend`` -> its frontend.
 
     Workers of `own` use a service account of the user.
     """
@@ -32,9 +32,10 @@ def pods(installed: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     with running_operator(installed, "ops", tmp_path_factory.mktemp("operator")):
         for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (LONG_NAMESPACE, LONG)):
             worker = {"serviceAccountName": "of-the-user"} if name == "own" else {}
-            installed.kubectl("apply", "-f", "-", text=endpoint(namespace, name, worker=worker))
+            text = endpoint(namespace, name, worker=worker, prefill={})
+            installed.kubectl("apply", "-f", "-", text=text)
         for namespace, name in (("a", "tiny"), ("a", "own"), ("a", LONG), (LONG_NAMESPACE, LONG)):
-            for component, suffix in (("worker", ""), ("frontend", " frontend")):
+            for component, suffix in (("worker", ""), ("prefill", " prefill"), ("frontend", " frontend")):
                 labels = f"app.kubernetes.io/component={component},app.kubernetes.io/instance={name}"
                 names = until(
                     lambda n=namespace, x=labels: installed.names("pods", "-n", n, "-l", x), name, 40
@@ -112,6 +113,22 @@ def test_a_worker_can_write_only_its_own_metadata(
     assert "forbidden" in write("a", pod, own, "delete")
 
 
+def test_a_prefill_worker_can_write_only_its_own_metadata(
+    installed: Cluster, pods: dict[str, str], write: Write
+) -> None:
+    """It shares the account and the Dynamo namespace of the decode workers."""
+    pod = pods["a/tiny prefill"]
+    own = token(installed, "a", "tiny-workers", pod)
+    until(lambda: OWN_POD in write("a", "another", own), "the policy", 60)
+    assert OWN_POD in write("a", pods["a/tiny"], own)
+    dynamo = "a-tiny_-0123456789-abcdef0123"
+    assert "serverside-applied" in write(
+        "a", pod, own, endpoints=instance(dynamo), model_cards=instance(dynamo)
+    )
+    for other in ("a-other_-0123456789", "b-tiny_-0123456789", ""):
+        assert OWN_ENDPOINT in write("a", pod, own, endpoints=instance(other))
+
+
 @pytest.mark.parametrize("kind", ["endpoints", "model_cards", "event_channels"])
 @pytest.mark.parametrize(
     "data",
@@ -146,11 +163,12 @@ def test_a_worker_cannot_publish_another_endpoint(
     assert OWN_ENDPOINT in write("a", pods["a/tiny"], own, **{kind: data})
 
 
+@pytest.mark.parametrize("role", ["", " prefill"])
 def test_a_worker_with_a_truncated_name_can_publish_only_its_own_endpoint(
-    installed: Cluster, pods: dict[str, str], write: Write
+    installed: Cluster, pods: dict[str, str], write: Write, role: str
 ) -> None:
     for namespace in ("a", LONG_NAMESPACE):
-        pod = pods[f"{namespace}/{LONG}"]
+        pod = pods[f"{namespace}/{LONG}{role}"]
         env = "-".join(
             item["value"]
             for item in installed.get("pod", pod, "-n", namespace)["spec"]["containers"][0]["env"]

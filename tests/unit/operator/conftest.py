@@ -18,6 +18,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.observe.snapshot import (
+    PREFILL,
     REVISION_ANNOTATION,
     ConfigMapContent,
     Endpoint,
@@ -113,12 +114,14 @@ def make_observed() -> Callable[..., Observed]:
                 hashes[child["metadata"]["name"], "1"] = "new"
             children[child["kind"], child["metadata"]["name"]] = live
         pods = tuple(pods)
+        prefill = tuple(pod for pod in pods if pod.component == PREFILL)
         frontend = frontend_pod("frontend-1", {pod.name: "Answered" for pod in pods})
         return Observed(
             **{
                 "now": NOON,
                 "children": children,
-                "workers": pods,
+                "workers": tuple(pod for pod in pods if pod not in prefill),
+                "prefill": prefill,
                 "frontends": (frontend,),
                 "template_hashes": hashes,
                 **more,
@@ -184,11 +187,12 @@ def ready_pod(name: str, stream: StreamState | None = None, **changed: Any) -> P
         **changed.pop("container", {}),
     }
     ready = changed.pop("ready", True)
+    labels = {"pod-template-hash": "new", names.LABEL_REVISION: "new", names.LABEL_DRAINS: "true"}
     metadata = {
         "name": name,
         "uid": f"uid-{name}",
         "namespace": "team-a",
-        "labels": {"pod-template-hash": "new", names.LABEL_REVISION: "new", names.LABEL_DRAINS: "true"},
+        "labels": labels | changed.pop("labels", {}),
         **changed.pop("metadata", {}),
     }
     obj = {
@@ -295,6 +299,17 @@ def make_worker() -> Callable[..., Pod]:
         sent = report_of(verdict, settings_hash=hash_, **{"instanceId": instance_id(name), **(report or {})})
         good = verdict in ("Generating", "Busy", "Disabled") if ready is None else ready
         return ready_pod(name, StreamState(sent, connected, grace_expired, error), ready=good, **pod)
+
+    return make
+
+
+@pytest.fixture
+def make_prefill(make_worker: Callable[..., Pod]) -> Callable[..., Pod]:
+    """As ``make_worker``, for a prefill worker."""
+
+    def make(name: str = "p-1", verdict: str = "Generating", **more: Any) -> Pod:
+        labels = {names.LABEL_COMPONENT: PREFILL, **more.pop("labels", {})}
+        return make_worker(name, verdict, labels=labels, **more)
 
     return make
 

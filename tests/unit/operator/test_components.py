@@ -48,4 +48,5 @@ def test_the_startup_timeout_is_that_of_the_applied_template(
         del main["startupProbe"]
     else:
         main["startupProbe"] |= applied
-    assert startup_timeout_seconds(endpoint, make_observed(planned)) == expected
+    found = startup_timeout_seconds(endpoint, make_observed(planned), "smollm-workers")
+    assert found == expected

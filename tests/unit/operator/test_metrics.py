@@ -55,9 +55,27 @@ def test_requests_are_counted_by_verb_kind_and_status():
     assert {name % (200, 2), name % (409, 1)} <= set(exposed(metrics))
 
 
+def test_prefill_replicas_are_exposed_apart(make_endpoint, make_status, make_worker, make_prefill):
+    metrics = Metrics()
+    endpoint = make_endpoint(prefill={})
+    pods = [make_worker(settings=endpoint), make_prefill(settings=endpoint)]
+    pods.append(make_prefill("p-2", "Stalled", settings=endpoint))
+    metrics.set_endpoint(endpoint.key, 1, make_status(endpoint, *pods), desired_prefill=3)
+    metrics.set_endpoint(("team-b", "other"), 1, make_status(make_endpoint()))
+    where = 'vllmendpoint_prefill_replicas{name="smollm",namespace="team-a",state='
+    found = [line for line in exposed(metrics) if line.startswith("vllmendpoint_prefill_replicas{")]
+    assert found == [
+        f'{where}"desired"}} 3.0',
+        f'{where}"current"}} 2.0',
+        f'{where}"ready"}} 1.0',
+        f'{where}"generating"}} 1.0',
+    ]
+    assert 'vllmendpoint_replicas{name="smollm",namespace="team-a",state="current"} 1.0' in exposed(metrics)
+
+
 async def test_the_docs_list_exactly_the_exposed_metrics(make_endpoint, make_status, make_worker):
     metrics = Metrics()
-    endpoint = make_endpoint()
+    endpoint = make_endpoint(prefill={})
     metrics.set_endpoint(endpoint.key, 1, make_status(endpoint, make_worker("w-1", settings=endpoint)))
     metrics.count_request("apply", "deployments", 200)
     metrics.reconciles.labels("success").inc()

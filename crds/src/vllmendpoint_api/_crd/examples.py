@@ -19,6 +19,17 @@ engine:
   config:
     inline: {gpu-memory-utilization: 0.85}
 """,
+    "prefill": """\
+prefill:
+  replicas: 2
+  engine:
+    args: ["--max-num-batched-tokens", "16384"]
+  resources:
+    limits: {nvidia.com/gpu: 2}
+  podTemplate:
+    spec:
+      nodeSelector: {gpu: h100}
+""",
     "worker": """\
 worker:
   image: registry.example.com/vllmendpoint/worker:1

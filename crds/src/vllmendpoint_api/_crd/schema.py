@@ -25,13 +25,19 @@ _NAME_RULES: Final[list[dict[str, Any]]] = [
         "message": "metadata.name: must consist of lowercase letters, digits and '-', start with a letter "
         "and end with a letter or digit, because the name of a Service contains it",
     },
-    {
-        # Applies to new endpoints only. Existing endpoints keep their names.
-        "rule": f"oldSelf.hasValue() || !self.metadata.name.endsWith('{names.WORKERS_SUFFIX}')",
-        "optionalOldSelf": True,
-        "message": f"metadata.name: must not end with {names.WORKERS_SUFFIX}, because the workers' Service "
-        "of the endpoint without that suffix has this name; choose another name",
-    },
+    *(
+        {
+            # Applies to new endpoints only. Existing endpoints keep their names.
+            "rule": f"oldSelf.hasValue() || !self.metadata.name.endsWith('{suffix}')",
+            "optionalOldSelf": True,
+            "message": f"metadata.name: must not end with {suffix}, because the {pods}' Service of the "
+            "endpoint without that suffix has this name; choose another name",
+        }
+        for suffix, pods in (
+            (names.WORKERS_SUFFIX, "workers"),
+            (names.PREFILL_SUFFIX, "prefill workers"),
+        )
+    ),
 ]
 
 

@@ -87,7 +87,7 @@ def _local(why: str) -> EngineOption:
 NAMESPACE: Final = "the operator assigns a Dynamo namespace to each endpoint"
 _NODES: Final = "multi-node workers are not supported yet"
 ONE_POD: Final = "one pod runs all data-parallel ranks; set only --data-parallel-size"
-_DISAGGREGATION: Final = "prefill/decode disaggregation is not supported yet"
+_DISAGGREGATION: Final = "set spec.prefill instead"
 _ENCODER: Final = "encode workers are not supported"
 GMS: Final = "the GPU Memory Service requires Dynamo's own operator"
 _SLEEP: Final = "the worker does not serve the sleep and wake-up routes"

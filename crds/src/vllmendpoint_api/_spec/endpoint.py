@@ -15,6 +15,7 @@ from .common import Count, IntOrPercent, cel_list, option_rule, rules
 from .engine import EngineSpec, ModelSpec
 from .handlers import HandlersSpec
 from .health_check import HealthCheckSpec
+from .prefill import PrefillSpec
 from .worker import CacheSpec, Resources, WorkerSpec
 
 __all__ = [
@@ -208,6 +209,16 @@ class VLLMEndpointSpec(Contract):
                 "set another mode",
             },
             {
+                "rule": "!has(self.prefill) || !has(self.frontend) || !has(self.frontend.mode) || "
+                "self.frontend.mode != 'None'",
+                "message": "prefill: only a frontend sends requests to prefill workers, and frontend.mode "
+                "is None; set frontend.mode to Managed, or remove this field",
+            },
+            {
+                "rule": "!has(self.prefill) || !has(self.model.type) || self.model.type != 'Embedding'",
+                "message": "prefill: a model of type Embedding does not decode; remove this field",
+            },
+            {
                 "rule": f"({_UNCHANGED}) || !{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",
                 "optionalOldSelf": True,
                 "messageExpression": f"'engine: ' + {_ARGUMENTS}.filter(item, {_UNREACHED})[0]"
@@ -220,11 +231,12 @@ class VLLMEndpointSpec(Contract):
                 "rule": "!has(self.cache) || !has(self.cache.volumeClaimTemplate) || "
                 "(has(self.cache.volumeClaimTemplate.accessModes) && "
                 "'ReadWriteMany' in self.cache.volumeClaimTemplate.accessModes) || "
-                "(self.replicas <= 1 && (!has(self.strategy) || !has(self.strategy.rollingUpdate) || "
+                "(!has(self.prefill) && self.replicas <= 1 && "
+                "(!has(self.strategy) || !has(self.strategy.rollingUpdate) || "
                 "string(self.strategy.rollingUpdate.maxSurge) in ['0', '0%']))",
                 "message": "cache.volumeClaimTemplate: only one pod at a time can use a ReadWriteOnce "
-                "volume; set accessModes to [ReadWriteMany], or set replicas to at most 1 and maxSurge to 0 "
-                "(if all pods run on one node, create a PersistentVolumeClaim and set "
+                "volume; set accessModes to [ReadWriteMany], or remove prefill and set replicas to at most 1 "
+                "and maxSurge to 0 (if all pods run on one node, create a PersistentVolumeClaim and set "
                 "cache.persistentVolumeClaim)",
             },
         )
@@ -236,8 +248,16 @@ class VLLMEndpointSpec(Contract):
     ] = Field(default_factory=EngineSpec)
     replicas: Annotated[
         Count,
-        Field(description="Number of worker pods. Defaults to 1."),
+        Field(description="Number of worker pods; with prefill, of those that decode. Defaults to 1."),
     ] = 1
+    prefill: Annotated[
+        PrefillSpec | None,
+        Field(
+            description="Workers that compute the KV caches of prompts and transfer them to the workers of "
+            "spec.replicas, which then only decode. Each of the two has pods of its own. If unset, each "
+            "worker does both."
+        ),
+    ] = None
     worker: Annotated[WorkerSpec, Field(description="Pods that run Dynamo and vLLM.")] = Field(
         default_factory=WorkerSpec
     )

@@ -1,6 +1,7 @@
 """``spec.model`` and ``spec.engine``."""
 
-from typing import Annotated, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -20,6 +21,7 @@ __all__ = [
     "EngineSpec",
     "ModelSpec",
     "TokenKeyRef",
+    "argument_rules",
 ]
 
 
@@ -146,39 +148,46 @@ _LONG_SHORT: Final = "|".join(
 # The rules apply to the items and not to the list. If a message must find the item, the API server's cost
 # estimate multiplies by the length of the list twice. vLLM's parser accepts an unambiguous prefix of an
 # option, and a short form of one letter with an attached value.
-_ARG_RULE: Final = {
-    "rule": f"!{option_rule('self', OWNED_ENGINE_ARGS)}",
-    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is set by the operator; remove it'",
-    "message": "engine.args: this argument is set by the operator; remove it",
-}
-_SHORT_RULE: Final = {
-    "rule": f"!self.matches('^-([{_ONE_LETTER}]|({_LONG_SHORT})(=|$))')",
-    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is the short form of an argument that "
-    "the operator sets; remove it'",
-    "message": "engine.args: this is the short form of an argument that the operator sets; remove it",
-}
-_UNSUPPORTED_RULE: Final = {
-    "rule": f"!{option_rule('self', UNSUPPORTED_ENGINE_ARGS)}",
-    "messageExpression": "'engine.args: ' + self.split('=', 2)[0] + ' is not supported by the worker; "
-    "remove it'",
-    "message": "engine.args: this argument is not supported by the worker; remove it",
-}
 _VALUES: Final = "|".join(
     f"{name[2:].replace('-', '[-_]')}=({'|'.join(option.values)})"
     for name, option in ENGINE_OPTIONS.items()
     if option.values
 )
-_VALUE_RULE: Final = {  # the operator checks values in the next item: a rule on the list costs too much
-    "rule": f"!self.matches('^--({_VALUES})$')",
-    "messageExpression": "'engine.args: ' + self + ' is not supported; remove it'",
-    "message": "engine.args: this value is not supported; remove it",
-}
-_ITEM_RULE: Final = {
-    "rule": "!self.matches('^--[A-Za-z0-9_.-]+\\\\s')",
-    "messageExpression": "'engine.args: ' + self.split(' ', 2)[0] + ' and its value must be two items, "
-    "or one item with = between them'",
-    "message": "engine.args: an option and its value must be two items, or one item with = between them",
-}
+
+
+def argument_rules(field: str, *more: Mapping[str, str | bool]) -> Any:
+    """Return the schema extension of one argument in the list ``field``. ``more``: further rules."""
+    option = f"'{field}: ' + self.split('=', 2)[0] + "
+    found = (
+        {
+            "rule": f"!{option_rule('self', OWNED_ENGINE_ARGS)}",
+            "messageExpression": f"{option}' is set by the operator; remove it'",
+            "message": f"{field}: this argument is set by the operator; remove it",
+        },
+        {
+            "rule": f"!self.matches('^-([{_ONE_LETTER}]|({_LONG_SHORT})(=|$))')",
+            "messageExpression": f"{option}' is the short form of an argument that the operator sets; remove "
+            "it'",
+            "message": f"{field}: this is the short form of an argument that the operator sets; remove it",
+        },
+        {
+            "rule": f"!{option_rule('self', UNSUPPORTED_ENGINE_ARGS)}",
+            "messageExpression": f"{option}' is not supported by the worker; remove it'",
+            "message": f"{field}: this argument is not supported by the worker; remove it",
+        },
+        {  # the operator checks values in the next item: a rule on the list costs too much
+            "rule": f"!self.matches('^--({_VALUES})$')",
+            "messageExpression": f"'{field}: ' + self + ' is not supported; remove it'",
+            "message": f"{field}: this value is not supported; remove it",
+        },
+        {
+            "rule": "!self.matches('^--[A-Za-z0-9_.-]+\\\\s')",
+            "messageExpression": f"'{field}: ' + self.split(' ', 2)[0] + ' and its value must be two items, "
+            "or one item with = between them'",
+            "message": f"{field}: an option and its value must be two items, or one item with = between them",
+        },
+    )
+    return rules(*found, *more)
 
 
 class EngineConfig(Contract):
@@ -202,18 +211,7 @@ class EngineSpec(Contract):
     """Options of the vLLM engine."""
 
     args: Annotated[
-        tuple[
-            Annotated[
-                str,
-                Field(
-                    max_length=4096,
-                    json_schema_extra=rules(
-                        _ARG_RULE, _SHORT_RULE, _UNSUPPORTED_RULE, _VALUE_RULE, _ITEM_RULE
-                    ),
-                ),
-            ],
-            ...,
-        ],
+        tuple[Annotated[str, Field(max_length=4096, json_schema_extra=argument_rules("engine.args"))], ...],
         Field(
             max_length=128,
             description="Arguments of dynamo.vllm and vLLM, one token per item, used verbatim: $(NAME) and "

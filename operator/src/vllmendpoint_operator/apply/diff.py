@@ -112,7 +112,7 @@ def diff(
     actions += [Delete(obj) for obj in plan.prune]
     actions += [
         RefreshPod(pod.obj, plan.refresh[pod.name])
-        for pod in (*observed.workers, *observed.frontends)
+        for pod in (*observed.all_workers, *observed.frontends)
         if pod.name in plan.refresh
     ]
     return actions

@@ -144,7 +144,7 @@ class Reconciler:
             return requeue_after
         if not is_scaled or (problem is not None and desired is not None):
             return _REJECTED_RETRY_SECONDS
-        pods = [*observed.workers, *(pod for pod in observed.frontends if pod.has_report_port)]
+        pods = [*observed.all_workers, *(pod for pod in observed.frontends if pod.has_report_port)]
         if any(pod.running and not pod.stream.grace_expired for pod in pods):
             return CONNECTING_GRACE_SECONDS
         return settling_seconds(observed)

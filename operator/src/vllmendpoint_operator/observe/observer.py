@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from vllmendpoint_api import names
 from vllmendpoint_operator.cache.caches import Cache, Key
@@ -23,6 +24,7 @@ from .config_maps import ReferencedConfigMaps
 from .references import claim_references
 from .snapshot import (
     FRONTEND,
+    PREFILL,
     REVISION_ANNOTATION,
     WORKER,
     Endpoint,
@@ -35,6 +37,10 @@ from .snapshot import (
 )
 
 __all__ = ["Observer", "Workload", "find_others"]
+
+
+_WORKERS: Final = (WORKER, PREFILL)
+"""Components whose pods run an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +71,14 @@ class Observer:
     async def observe(self, endpoint: Endpoint, workload: Workload) -> Observed:
         """Raises KubeError if a ConfigMap that the spec refers to cannot be read."""
         namespace, pods, replica_sets = endpoint.namespace, workload.pods, workload.replica_sets
-        workers = [obj for obj in pods if _component(obj) == WORKER]
-        frontends = [obj for obj in pods if _component(obj) == FRONTEND]
+        workers, prefill, frontends = (
+            [obj for obj in pods if _component(obj) == component] for component in (WORKER, PREFILL, FRONTEND)
+        )
         return Observed(
             now=datetime.now(UTC),
             children=self._children(endpoint, workload),
             workers=self._pods(endpoint, workers),
+            prefill=self._pods(endpoint, prefill),
             frontends=self._pods(endpoint, frontends),
             template_hashes={
                 (deployment, _revision(obj)): str(obj["metadata"]["labels"].get("pod-template-hash", ""))
@@ -89,7 +97,7 @@ class Observer:
             ),
             settings_in_use=frozenset(_mounted(pods, replica_sets, "configMap", "name")),
             claims_in_use=frozenset(_mounted(pods, replica_sets, "persistentVolumeClaim", "claimName")),
-            accounts_in_use=frozenset(_accounts(workers, replica_sets)),
+            accounts_in_use=frozenset(_accounts([*workers, *prefill], replica_sets)),
         )
 
     def forget(self, key: Key) -> None:
@@ -126,7 +134,7 @@ class Observer:
         targets = []
         for obj in objects:
             pod, component = Pod(obj["metadata"]["name"], obj["metadata"]["uid"], obj), _component(obj)
-            reports = component == WORKER or (component == FRONTEND and pod.has_report_port)
+            reports = component in _WORKERS or (component == FRONTEND and pod.has_report_port)
             if reports and pod.running and pod.address and not pod.terminating:
                 targets.append(ReportTarget(pod.uid, pod.address, key, component == FRONTEND))
         return self._reports.sync_targets(key, targets)
@@ -176,7 +184,7 @@ def _accounts(workers: Iterable[Object], replica_sets: Iterable[Object]) -> set[
     specs += [
         item["spec"]["template"]["spec"]
         for item in replica_sets
-        if item["spec"]["replicas"] and _component(item) == WORKER
+        if item["spec"]["replicas"] and _component(item) in _WORKERS
     ]
     return {str(spec["serviceAccountName"]) for spec in specs if spec.get("serviceAccountName")}
 

@@ -11,14 +11,14 @@ __all__ = ["parse_readable_fields"]
 
 _MAX_ATTEMPTS: Final = 10
 """The removal of one field may make another field invalid."""
-_REQUIRED: Final = frozenset({"replicas", "paused"})
-"""Without these fields, the operator must not scale."""
+_REQUIRED: Final = (("replicas",), ("paused",), ("prefill", "replicas"))
+"""Paths of fields. Without them, the operator must not scale."""
 
 
 def parse_readable_fields(spec: dict[str, Any]) -> VLLMEndpointSpec | None:
     """The spec without its invalid fields: enough to scale and to report the state of pods.
 
-    None if replicas or paused is invalid, or if the rest is not a valid spec either.
+    None if replicas, paused or prefill.replicas is invalid, or if the rest is not a valid spec either.
     """
     # msgspec copies without recursion in Python: a spec may be nested ten thousand levels deep.
     readable = json.decode(json.encode(spec))
@@ -28,10 +28,18 @@ def parse_readable_fields(spec: dict[str, Any]) -> VLLMEndpointSpec | None:
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False, include_context=False):
                 _remove(readable, problem["loc"])
-        if any(name in spec and name not in readable for name in _REQUIRED):
+        if any(_has(spec, path) and not _has(readable, path) for path in _REQUIRED):
             return None
         readable.setdefault("model", {"uri": "file:///"})
     return None
+
+
+def _has(spec: Any, path: tuple[str, ...]) -> bool:
+    for name in path:
+        if not isinstance(spec, dict) or name not in spec:
+            return False
+        spec = spec[name]
+    return True
 
 
 def _remove(spec: dict[str, Any], location: tuple[int | str, ...]) -> None:

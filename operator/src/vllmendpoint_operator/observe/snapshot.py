@@ -10,6 +10,7 @@ from vllmendpoint_operator.reports.state import StreamState
 
 __all__ = [
     "FRONTEND",
+    "PREFILL",
     "REPORT_PORT_NAME",
     "REVISION_ANNOTATION",
     "WORKER",
@@ -30,6 +31,7 @@ ObjectKey = tuple[str, str]
 """(kind, name) of an object in the endpoint's namespace."""
 
 WORKER: Final = "worker"
+PREFILL: Final = "prefill"
 FRONTEND: Final = "frontend"
 """Values of the component label, and names of the component's section in the spec."""
 REPORT_PORT_NAME: Final = "report"
@@ -120,7 +122,7 @@ class Pod:
 
     @property
     def component(self) -> str:
-        """``worker`` or ``frontend``"""
+        """``worker``, ``prefill`` or ``frontend``"""
         return str((self.obj["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT, "worker"))
 
     @property
@@ -199,6 +201,9 @@ class Observed:
     children: Mapping[ObjectKey, Object] = field(default_factory=dict)
     """Objects whose controller is the endpoint."""
     workers: tuple[Pod, ...] = ()
+    """Pods of ``spec.replicas``. With ``spec.prefill``, they decode."""
+    prefill: tuple[Pod, ...] = ()
+    """Prefill workers."""
     frontends: tuple[Pod, ...] = ()
     template_hashes: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(Deployment, value of REVISION_ANNOTATION) -> label ``pod-template-hash`` of that revision's pods."""
@@ -214,6 +219,11 @@ class Observed:
     """Names of PersistentVolumeClaims in use by a pod or such a ReplicaSet."""
     accounts_in_use: frozenset[str] = frozenset()
     """ServiceAccounts of worker pods, and of ReplicaSets that may still create worker pods."""
+
+    @property
+    def all_workers(self) -> tuple[Pod, ...]:
+        """The workers and the prefill workers."""
+        return (*self.workers, *self.prefill)
 
     def child(self, kind: str, name: str) -> Object | None:
         return self.children.get((kind, name))

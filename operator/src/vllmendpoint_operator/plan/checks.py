@@ -15,6 +15,7 @@ from vllmendpoint_api import (
     SERVED_OPTIONS,
     UNSUPPORTED_ENV,
     ModelType,
+    PrefillSpec,
     Reason,
     RoutingMode,
     RoutingSpec,
@@ -45,13 +46,30 @@ _VARIABLES_WITH_REJECTED_VALUES: Final = {
 def check_spec(endpoint: Endpoint) -> None:
     """Raises PlanError with the first problem."""
     spec, with_frontend = endpoint.spec, has_frontend(endpoint)
-    _check_arguments(spec.engine.args, with_frontend)
+    _check_arguments("engine.args", spec.engine.args, with_frontend)
     if spec.engine.config is not None and spec.engine.config.inline is not None:
         _check_config(spec.engine.config.inline, with_frontend)
     _check_environment(spec.worker, with_frontend)
-    _check_pod_template(spec.worker.pod_template, with_frontend)
+    _check_pod_template("worker.podTemplate", spec.worker.pod_template, with_frontend)
+    if spec.prefill is not None:
+        _check_prefill(spec, spec.prefill, with_frontend)
     _check_sources(spec)
     _check_routing(spec, with_frontend)
+
+
+def _check_prefill(spec: VLLMEndpointSpec, prefill: PrefillSpec, with_frontend: bool) -> None:
+    if not with_frontend:
+        raise PlanError(
+            Reason.INVALID_SPEC,
+            "prefill: Only a frontend sends requests to prefill workers, and frontend.mode is None. Set "
+            "frontend.mode to Managed, or remove this field.",
+        )
+    if spec.model.type == ModelType.EMBEDDING:
+        raise PlanError(
+            Reason.INVALID_SPEC, "prefill: A model of type Embedding does not decode. Remove this field."
+        )
+    _check_arguments("prefill.engine.args", prefill.engine.args, with_frontend)
+    _check_pod_template("prefill.podTemplate", prefill.pod_template, with_frontend)
 
 
 def _check_routing(spec: VLLMEndpointSpec, with_frontend: bool) -> None:
@@ -70,19 +88,18 @@ def _check_routing(spec: VLLMEndpointSpec, with_frontend: bool) -> None:
             Reason.INVALID_SPEC,
             "frontend.routing.mode: A model of type Embedding has no KV cache to route by. Set another mode.",
         )
-    for argument in spec.engine.args:
+    prefill = spec.prefill or PrefillSpec()
+    arguments = [("engine.args", argument) for argument in spec.engine.args]
+    arguments += [("prefill.engine.args", argument) for argument in prefill.engine.args]
+    for field, argument in arguments:
         if alternative := contradicted_routing(argument, kv=kv):
-            raise _contradiction("engine.args", engine_arg_name(argument) or argument, alternative)
+            raise _contradiction(field, engine_arg_name(argument) or argument, alternative)
     config = spec.engine.config
     for key, value in (config.inline or {}).items() if config is not None else ():
         argument = "--" + key.replace("_", "-")
         if value is not None and (alternative := contradicted_routing(argument, str(value), kv=kv)):
             raise _contradiction("engine.config.inline", key, alternative)
-    variables = [(item.name, item.value, "worker.env") for item in spec.worker.env]
-    variables += [
-        (name, value, "worker.podTemplate") for name, value in _template_variables(spec.worker.pod_template)
-    ]
-    for name, value, field in variables:
+    for name, value, field in _variables(spec, prefill):
         option = environment_option(name)
         alternative = (
             contradicted_routing(name, kv=kv, environment=True)
@@ -93,18 +110,30 @@ def _check_routing(spec: VLLMEndpointSpec, with_frontend: bool) -> None:
             raise _contradiction(field, name, alternative)
 
 
+def _variables(spec: VLLMEndpointSpec, prefill: PrefillSpec) -> Iterator[tuple[str, Any, str]]:
+    """Name, value and field of each environment variable of the workers."""
+    for item in spec.worker.env:
+        yield item.name, item.value, "worker.env"
+    for field, template in (
+        ("worker.podTemplate", spec.worker.pod_template),
+        ("prefill.podTemplate", prefill.pod_template),
+    ):
+        for name, value in _template_variables(template):
+            yield name, value, field
+
+
 def _contradiction(field: str, subject: str, alternative: str) -> PlanError:
-    reason = Reason.INVALID_POD_TEMPLATE if field == "worker.podTemplate" else Reason.INVALID_SPEC
+    reason = Reason.INVALID_POD_TEMPLATE if field.endswith(".podTemplate") else Reason.INVALID_SPEC
     return PlanError(reason, f"{field}: {subject} contradicts frontend.routing. Remove it: {alternative}.")
 
 
-def _check_arguments(arguments: tuple[str, ...], with_frontend: bool) -> None:
+def _check_arguments(field: str, arguments: tuple[str, ...], with_frontend: bool) -> None:
     for argument in arguments:
         if (problem := _argument_problem(argument, with_frontend)) is not None:
-            raise _invalid("engine.args", engine_arg_name(argument) or argument.split("=", 1)[0], problem)
+            raise _invalid(field, engine_arg_name(argument) or argument.split("=", 1)[0], problem)
     if (found := rejected_value(arguments)) is not None:
         option, reason = found
-        raise _invalid("engine.args", option, _unsupported(reason))
+        raise _invalid(field, option, _unsupported(reason))
 
 
 def _check_config(config: Mapping[str, Any], with_frontend: bool) -> None:
@@ -128,7 +157,7 @@ def _check_environment(worker: WorkerSpec, with_frontend: bool) -> None:
             raise _invalid("worker.env", f"{item.name}={item.value}", problem)
 
 
-def _check_pod_template(template: Mapping[str, Any] | None, with_frontend: bool) -> None:
+def _check_pod_template(field: str, template: Mapping[str, Any] | None, with_frontend: bool) -> None:
     for name, value in _template_variables(template):
         # The podTemplate may repeat the operator's value: plan.pods.user_template rejects any other value.
         if owned_env(name) is not None:
@@ -139,7 +168,7 @@ def _check_pod_template(template: Mapping[str, Any] | None, with_frontend: bool)
         if problem is not None:
             raise PlanError(
                 Reason.INVALID_POD_TEMPLATE,
-                f"worker.podTemplate: In env of the container main, {subject} {problem}.",
+                f"{field}: In env of the container main, {subject} {problem}.",
             )
 
 

@@ -6,7 +6,7 @@ starts later must not stay out of service because of it. Therefore the operator 
 check again. Annotations of the ConfigMap store both, until the spec has another health check or other pods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,11 +41,15 @@ class SelectedHealthCheck:
 
 
 def select_health_check(
-    requested: HealthCheckSettings, request: str, live: Object | None, deployment: Object, observed: Observed
+    requested: HealthCheckSettings,
+    request: str,
+    live: Object | None,
+    deployments: Iterable[Object],
+    observed: Observed,
 ) -> SelectedHealthCheck:
     """``requested``: of the spec. ``request``: digest of it and of the current revision.
 
-    ``live``: the ConfigMap with the settings. ``deployment``: the desired Deployment of the workers.
+    ``live``: the ConfigMap with the settings. ``deployments``: the desired Deployments of the workers.
     """
     published = _settings(live)
     if live is None or published is None:
@@ -58,7 +62,7 @@ def select_health_check(
         return _selected(requested, published.health_check if accepted else last_good, None)
     if last_good is None or last_good == requested:
         return _selected(requested, last_good, None)
-    for pod in _current_pods(deployment, observed):
+    for pod in (pod for deployment in deployments for pod in _current_pods(deployment, observed)):
         if (problem := _rejection(pod, published.hash)) is not None:
             message = f"{problem.source}: {problem.message}"
             return _selected(last_good, last_good, WithheldHealthCheck(request, pod.name, message))
@@ -78,12 +82,14 @@ def _selected(
 
 def _is_accepted(settings: WorkerSettings, observed: Observed) -> bool:
     """Whether a worker uses these settings and no worker rejects their payload."""
-    reports = [pod.stream.report.configuration for pod in observed.workers if pod.stream.report is not None]
+    reports = [
+        pod.stream.report.configuration for pod in observed.all_workers if pod.stream.report is not None
+    ]
     is_used = any(
         report.state == ConfigurationState.RESOLVED and report.settings_hash == settings.hash
         for report in reports
     )
-    return is_used and not any(_rejection(pod, settings.hash) for pod in observed.workers)
+    return is_used and not any(_rejection(pod, settings.hash) for pod in observed.all_workers)
 
 
 def _rejection(pod: Pod, settings_hash: str) -> Problem | None:
@@ -111,7 +117,7 @@ def _current_pods(deployment: Object, observed: Observed) -> list[Pod]:
     newest = observed.template_hashes.get((name, revision))
     return [
         pod
-        for pod in observed.workers
+        for pod in observed.all_workers
         if pod.template_hash == newest and pod.running and not pod.terminating and not pod.stream.disconnected
     ]
 

@@ -3,7 +3,14 @@
 from typing import Any
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.components import FRONTEND, WORKER, frontend_name, has_frontend, workers_name
+from vllmendpoint_operator.components import (
+    FRONTEND,
+    WORKER,
+    WorkerPool,
+    frontend_name,
+    has_frontend,
+    worker_pools,
+)
 from vllmendpoint_operator.observe.snapshot import Endpoint
 
 from .options import Options
@@ -17,29 +24,34 @@ _ENGINE_PORTS = (
     {"port": 5600, "endPort": 5999, "protocol": "TCP"},
     {"port": 8998, "protocol": "TCP"},
 )
-"""Channels between engines on GPUs, by the defaults of vLLM's variables ``VLLM_*_SIDE_CHANNEL_PORT`` (NIXL:
+"""Channels between engines, by the defaults of vLLM's variables ``VLLM_*_SIDE_CHANNEL_PORT`` (NIXL:
 5600 and one per data-parallel rank) and ``VLLM_MOONCAKE_BOOTSTRAP_PORT``. Others are above Dynamo's ports."""
 
 
 def services(endpoint: Endpoint, *, draining: bool) -> list[dict[str, Any]]:
     """``draining``: the frontends' Service selects only frontends that drain."""
-    workers = _service(
-        endpoint,
-        workers_name(endpoint),
-        WORKER,
-        [("http", names.SAGEMAKER_PORT, "sagemaker"), ("system", names.SYSTEM_PORT, "system")],
-    )
-    # Dynamo discovers workers through EndpointSlices of Services with these labels.
-    workers["metadata"]["labels"].update(dynamo_labels(endpoint, WORKER))
+    workers = [_workers_service(endpoint, pool) for pool in worker_pools(endpoint)]
     if not has_frontend(endpoint):
-        return [workers]
+        return workers
     frontends = _service(endpoint, endpoint.name, FRONTEND, [("http", names.FRONTEND_PORT, "http")])
     if shares_state(endpoint.spec.frontend.routing):
         # Frontends discover each other the same way.
         frontends["metadata"]["labels"].update(dynamo_labels(endpoint, FRONTEND))
     if draining:
         frontends["spec"]["selector"][names.LABEL_DRAINS] = "true"
-    return [workers, frontends]
+    return [*workers, frontends]
+
+
+def _workers_service(endpoint: Endpoint, pool: WorkerPool) -> dict[str, Any]:
+    service = _service(
+        endpoint,
+        pool.name,
+        pool.component,
+        [("http", names.SAGEMAKER_PORT, "sagemaker"), ("system", names.SYSTEM_PORT, "system")],
+    )
+    # Dynamo discovers workers through EndpointSlices of Services with these labels.
+    service["metadata"]["labels"].update(dynamo_labels(endpoint, pool.component))
+    return service
 
 
 def _service(
@@ -82,8 +94,8 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
     policies = [
         _policy(
             endpoint,
-            workers_name(endpoint),
-            WORKER,
+            pool.name,
+            pool.component,
             [
                 {"ports": [_port(names.SAGEMAKER_PORT)]},
                 {"from": [peers], "ports": [*_ENGINE_PORTS, _port(names.SYSTEM_PORT), dynamo]},
@@ -91,6 +103,7 @@ def network_policies(endpoint: Endpoint, options: Options) -> list[dict[str, Any
                 *options.additional_ingress,
             ],
         )
+        for pool in worker_pools(endpoint)
     ]
     if has_frontend(endpoint):
         policies.append(

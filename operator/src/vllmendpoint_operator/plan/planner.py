@@ -4,12 +4,27 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from vllmendpoint_api import WorkerSettings, names
-from vllmendpoint_operator.components import frontend_name, has_frontend, workers_name
+from vllmendpoint_operator.components import (
+    frontend_name,
+    has_frontend,
+    is_rolled_out,
+    prefill_name,
+    worker_pools,
+    workers_name,
+)
 from vllmendpoint_operator.desired_state import Plan, Scaling
 from vllmendpoint_operator.observe.references import claim_references
-from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER, Endpoint, Observed, object_key
+from vllmendpoint_operator.observe.snapshot import (
+    FRONTEND,
+    PREFILL,
+    WORKER,
+    Endpoint,
+    Object,
+    Observed,
+    object_key,
+)
 
-from . import access, configuration, disruption, migration, network
+from . import access, configuration, disruption, migration, network, rollout_order
 from .checks import check_spec
 from .health_check import select_health_check
 from .options import Options
@@ -37,13 +52,20 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     config_name = None if config_text is None else configuration.config_name(endpoint, config_text)
     script = configuration.handler_script(endpoint.spec, observed)
     revision = current_revision(endpoint, observed, options, config_name)
-    deployment = workers.deployment(endpoint, revision.data[WORKER])
+    pools = worker_pools(endpoint)
+    waits = rollout_order.prefill_waits(endpoint, observed, revision.data)
+    deployments = [
+        workers.deployment(
+            endpoint, pool, revision.data[pool.component], waits=waits and pool.component == PREFILL
+        )
+        for pool in pools
+    ]
     requested = configuration.health_check(endpoint.spec)
     selected = select_health_check(
         requested,
         configuration.digest([requested.wire(), revision.name]),
         observed.child("ConfigMap", configuration.settings_name(endpoint)),
-        deployment,
+        deployments,
         observed,
     )
     settings = configuration.worker_settings(endpoint.spec, script, selected.check)
@@ -57,7 +79,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
         *network.network_policies(endpoint, options),
         *network.services(endpoint, draining=migration.selects_draining_only(revision.data, observed)),
         *disruption.budgets(endpoint),
-        deployment,
+        *deployments,
     ]
     if has_frontend(endpoint):
         min_ready_seconds = migration.min_ready_seconds(revision.data, observed)
@@ -66,7 +88,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     return Plan(
         children=_with_retained_workers(endpoint, observed, revision, owned),
         verify=tuple(child for child in owned if _needs_dry_run(endpoint, observed, revision, child)),
-        prune=_prune(endpoint, owned, observed),
+        prune=_prune(endpoint, owned, observed, revision),
         refresh=_refresh(observed, settings),
         settings=settings,
         withheld=selected.withheld,
@@ -75,16 +97,21 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
 
 
 def scaling(endpoint: Endpoint, observed: Observed) -> Scaling:
-    """Replicas of the existing Deployments, and the budget. Valid even if the rest of the spec is not."""
-    counts = {workers_name(endpoint): endpoint.spec.replicas}
+    """Replicas of the existing Deployments, and the budgets. Valid even if the rest of the spec is not."""
+    pools = worker_pools(endpoint)
+    counts = {pool.name: pool.replicas for pool in pools}
     if has_frontend(endpoint):
         counts[frontend_name(endpoint)] = endpoint.spec.frontend.replicas
     existing = {name: count for name, count in counts.items() if observed.child("Deployment", name)}
-    if workers_name(endpoint) not in existing:
-        return Scaling(existing, (), ())
-    budgets = tuple(_with_owner(endpoint, child) for child in disruption.budgets(endpoint))
-    budget = observed.child("PodDisruptionBudget", disruption.budget_name(endpoint))
-    return Scaling(existing, budgets, () if budgets or budget is None else (budget,))
+    desired = {child["metadata"]["name"]: child for child in disruption.budgets(endpoint)}
+    budgets, unwanted = [], []
+    for pool in pools:
+        live = observed.child("PodDisruptionBudget", pool.name)
+        if pool.name in existing and pool.name in desired:
+            budgets.append(_with_owner(endpoint, desired[pool.name]))
+        elif pool.name in existing and live is not None:
+            unwanted.append(live)
+    return Scaling(existing, tuple(budgets), tuple(unwanted))
 
 
 def _with_owner(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +130,14 @@ def _with_owner(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
 def _with_retained_workers(
     endpoint: Endpoint, observed: Observed, revision: Revision, children: tuple[dict[str, Any], ...]
 ) -> tuple[dict[str, Any], ...]:
-    """``children`` in which the workers keep their legacy template while the frontends are migrated."""
-    template = migration.retained_template(endpoint, observed, revision.data, revisions(observed))
+    """``children`` in which the workers keep an older template until other pods have been replaced."""
+    data, existing = revision.data, revisions(observed)
+    template = migration.retained_template(
+        endpoint, observed, data, existing
+    ) or rollout_order.retained_template(endpoint, observed, data, existing)
     if template is None:
         return children
-    retained = _with_owner(endpoint, workers.deployment(endpoint, template))
+    retained = _with_owner(endpoint, workers.deployment(endpoint, worker_pools(endpoint)[0], template))
     return tuple(retained if object_key(child) == object_key(retained) else child for child in children)
 
 
@@ -119,17 +149,24 @@ def _needs_dry_run(endpoint: Endpoint, observed: Observed, revision: Revision, c
     """
     if child["kind"] != "Deployment":
         return False
-    component, user_template = WORKER, endpoint.spec.worker.pod_template
-    if child["metadata"]["name"] == frontend_name(endpoint):
-        component, user_template = FRONTEND, endpoint.spec.frontend.pod_template
+    spec = endpoint.spec
+    worker_template = spec.worker.pod_template
+    component, has_user_template = {
+        workers_name(endpoint): (WORKER, bool(worker_template)),
+        prefill_name(endpoint): (
+            PREFILL,
+            bool(worker_template or (spec.prefill is not None and spec.prefill.pod_template)),
+        ),
+        frontend_name(endpoint): (FRONTEND, bool(spec.frontend.pod_template)),
+    }[child["metadata"]["name"]]
     existing = revisions(observed)
     before = existing[0]["data"].get(component) if existing else None
-    return bool(user_template) if before is None else bool(before != revision.data[component])
+    return has_user_template if before is None else bool(before != revision.data[component])
 
 
 def _prune(
-    endpoint: Endpoint, children: Iterable[dict[str, Any]], observed: Observed
-) -> tuple[dict[str, Any], ...]:
+    endpoint: Endpoint, children: Iterable[Object], observed: Observed, revision: Revision
+) -> tuple[Object, ...]:
     desired = {object_key(child) for child in children}
     # The spec may refer by name to the claim that the operator created for it.
     claims = observed.claims_in_use | claim_references(endpoint.spec)
@@ -141,11 +178,25 @@ def _prune(
         # Keep what older pods mount, so that an evicted one can start again.
         and not (kind == "ConfigMap" and name in observed.settings_in_use)
         and not (kind == "PersistentVolumeClaim" and name in claims)
+        # Older workers decode what the prefill workers compute, until the rollout has replaced them.
+        and not (name == prefill_name(endpoint) and _decode_workers_remain(endpoint, observed, revision))
     ]
     older = [
         obj for obj in revisions(observed) if ("ControllerRevision", obj["metadata"]["name"]) not in desired
     ]
     return (*unwanted, *older[HISTORY_LIMIT - 1 :])
+
+
+def _decode_workers_remain(endpoint: Endpoint, observed: Observed, revision: Revision) -> bool:
+    """Whether workers of a revision with prefill workers may run. The current revision has none."""
+    deployment = observed.child("Deployment", workers_name(endpoint))
+    if deployment is None:
+        return False
+    labels = (
+        obj["metadata"]["labels"].get(names.LABEL_REVISION)
+        for obj in (deployment["spec"]["template"], revision.data[WORKER])
+    )
+    return len(set(labels)) > 1 or not is_rolled_out(deployment, available=False)
 
 
 def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:
@@ -156,7 +207,7 @@ def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:
     """
     workers = [
         pod
-        for pod in observed.workers
+        for pod in observed.all_workers
         if not pod.terminating
         and pod.stream.report is not None
         # Empty: the worker has not read any settings yet, and will read the newest.

@@ -16,6 +16,7 @@ from vllmendpoint_operator.components import (
     has_frontend,
     is_rolled_out,
     startup_seconds,
+    worker_pools,
     workers_name,
 )
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
@@ -91,7 +92,7 @@ class Revision:
     inputs: str
     """Digest of the inputs; see :func:`inputs_hash`."""
     data: dict[str, Any]
-    """``{"worker": PodTemplateSpec, "frontend": PodTemplateSpec}``, the latter only with a frontend."""
+    """Component -> PodTemplateSpec: ``worker``, and ``prefill`` and ``frontend`` if the spec has them."""
     upgrade_available: bool
     """This version of the operator would render other templates."""
 
@@ -151,8 +152,11 @@ def current_revision(
 def _render(
     endpoint: Endpoint, options: Options, config: str | None, requests: _RestartRequests
 ) -> dict[str, Any]:
-    worker = requests.annotate(worker_template(endpoint, options, config))
-    data = {WORKER: with_namespace_suffix(worker)}
+    templates = {
+        pool.component: requests.annotate(worker_template(endpoint, options, config, pool.component))
+        for pool in worker_pools(endpoint)
+    }
+    data: dict[str, Any] = with_namespace_suffix(templates)
     if has_frontend(endpoint):
         data[FRONTEND] = frontend_template(endpoint, options)
     return data
@@ -221,6 +225,8 @@ def inputs_hash(endpoint: Endpoint, config: str | None, rollout: str) -> str:
         rest = {key: value for key, value in spec.pop(section, {}).items() if key != hot}
         if rest:
             spec[section] = rest
+    # The section itself remains, although all of its fields may have their defaults.
+    spec.get("prefill", {}).pop("replicas", None)
     worker = spec.pop("worker", {})
     worker.pop("startupTimeoutSeconds", None)
     timeout = endpoint.spec.worker.startup_timeout_seconds

@@ -1,18 +1,22 @@
-"""The observed state of an endpoint's two Deployments, and which of their pods have the newest template."""
+"""The observed state of an endpoint's Deployments, and which of their pods have the newest template."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
+from vllmendpoint_api import names
 from vllmendpoint_operator.components import (
     FRONTEND,
     FRONTEND_STARTUP_SECONDS,
+    PREFILL,
     WORKER,
+    WorkerPool,
     frontend_name,
     has_frontend,
     is_observed,
     min_ready_replicas,
     startup_timeout_seconds,
-    workers_name,
+    worker_pools,
 )
 from vllmendpoint_operator.observe.snapshot import (
     REVISION_ANNOTATION,
@@ -23,7 +27,10 @@ from vllmendpoint_operator.observe.snapshot import (
     replica_failure,
 )
 
-__all__ = ["Component", "components", "frontend_component", "worker_component"]
+__all__ = ["NOUNS", "Component", "components", "frontend_component", "worker_components"]
+
+NOUNS: Final = {WORKER: "replica", PREFILL: "prefill replica", FRONTEND: "frontend pod"}
+"""Component -> what a message calls one of its pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +45,26 @@ class _DeploymentState:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """The workers or the frontend."""
+    """The workers, the prefill workers or the frontend."""
 
     kind: str
-    """``worker`` or ``frontend``, the name of the section in the spec."""
-    noun: str
-    """What a message calls one of its pods, in the singular."""
+    """``worker``, ``prefill`` or ``frontend``, the name of the section in the spec."""
     name: str
     """Name of the Deployment."""
     replicas: int
-    """In the spec of the endpoint."""
+    """Desired, by the spec of the endpoint."""
     min_available: int
     """Ready replicas that suffice for ``Available``."""
     startup_timeout_seconds: int
     pods: tuple[Pod, ...]
     state: _DeploymentState
+    awaits_prefill: bool = False
+    """The Deployment keeps an older template until a prefill worker of the newest revision is ready."""
+
+    @property
+    def noun(self) -> str:
+        """What a message calls one of its pods, in the singular."""
+        return NOUNS[self.kind]
 
     @property
     def deployment(self) -> Object | None:
@@ -85,6 +97,13 @@ class Component:
         return [str(container.get("name", "")) for container in containers]
 
     @property
+    def updated_replicas(self) -> int:
+        """Number of pods of the newest template."""
+        if self.awaits_prefill:
+            return 0
+        return int(((self.deployment or {}).get("status") or {}).get("updatedReplicas", 0))
+
+    @property
     def generation_observed(self) -> bool:
         """Whether the Deployment controller has processed the newest spec."""
         return self.deployment is not None and is_observed(self.deployment)
@@ -108,17 +127,30 @@ class Component:
         return None if found and not updated else found
 
 
-def worker_component(endpoint: Endpoint, observed: Observed) -> Component:
-    name, replicas = workers_name(endpoint), endpoint.spec.replicas
+def worker_components(endpoint: Endpoint, observed: Observed) -> tuple[Component, ...]:
+    """The workers and, with ``spec.prefill``, the prefill workers."""
+    workers, *prefill = (_worker_component(endpoint, observed, pool) for pool in worker_pools(endpoint))
+    deployments = [each.deployment for each in (workers, *prefill) if each.deployment is not None]
+    if len({_revision(deployment) for deployment in deployments}) > 1:
+        workers = replace(workers, awaits_prefill=True)
+    return (workers, *prefill)
+
+
+def _revision(deployment: Object) -> str:
+    """Of the pod template."""
+    labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
+    return str(labels.get(names.LABEL_REVISION, ""))
+
+
+def _worker_component(endpoint: Endpoint, observed: Observed, pool: WorkerPool) -> Component:
     return Component(
-        kind=WORKER,
-        noun="replica",
-        name=name,
-        replicas=replicas,
-        min_available=min_ready_replicas(replicas, endpoint.spec.strategy.rolling_update),
-        startup_timeout_seconds=startup_timeout_seconds(endpoint, observed),
-        pods=observed.workers,
-        state=_deployment_state(observed, name),
+        kind=pool.component,
+        name=pool.name,
+        replicas=pool.replicas,
+        min_available=min_ready_replicas(pool.replicas, endpoint.spec.strategy.rolling_update),
+        startup_timeout_seconds=startup_timeout_seconds(endpoint, observed, pool.name),
+        pods=observed.prefill if pool.component == PREFILL else observed.workers,
+        state=_deployment_state(observed, pool.name),
     )
 
 
@@ -129,7 +161,6 @@ def frontend_component(endpoint: Endpoint, observed: Observed) -> Component | No
     name = frontend_name(endpoint)
     return Component(
         kind=FRONTEND,
-        noun="frontend pod",
         name=name,
         replicas=endpoint.spec.frontend.replicas,
         min_available=1,
@@ -140,7 +171,7 @@ def frontend_component(endpoint: Endpoint, observed: Observed) -> Component | No
 
 
 def components(endpoint: Endpoint, observed: Observed) -> Iterator[Component]:
-    yield worker_component(endpoint, observed)
+    yield from worker_components(endpoint, observed)
     if (frontend := frontend_component(endpoint, observed)) is not None:
         yield frontend
 

@@ -9,18 +9,20 @@ from vllmendpoint_api import (
     HandlerStatus,
     HealthCheckStatus,
     IgnoredStatus,
+    PrefillStatus,
     Reason,
     RevisionStatus,
     VLLMEndpointStatus,
     WorkerReport,
+    WorkerRole,
     WorkerStatus,
 )
-from vllmendpoint_operator.components import WORKER, invocations_url, startup_timeout_seconds, url
+from vllmendpoint_operator.components import WORKER, invocations_url, url
 from vllmendpoint_operator.desired_state import Plan
 from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 
-from .component import worker_component
+from .component import Component, worker_components
 from .conditions.accepted import accepted
 from .conditions.available import available
 from .conditions.configuration_resolved import configuration_resolved
@@ -29,10 +31,12 @@ from .conditions.generating import generating
 from .conditions.paused import paused
 from .conditions.ready import BLOCKED, ready, ready_message, reconciling, stalled
 from .conditions.resolved_refs import resolved_refs
-from .conditions.serving import awaits_reports, routed_replicas, serving
+from .conditions.serving import routed_replicas, serving
 from .conditions.up_to_date import up_to_date, updated_replicas
 from .frontends import frontend_statuses
-from .workers import GENERATING, truncate, worker_statuses
+from .routes import awaits_reports
+from .transfers import failed_transfers
+from .workers import generates, truncate, worker_statuses
 
 __all__ = ["endpoint_status", "invalid_spec_status", "partial_spec_status"]
 
@@ -42,24 +46,25 @@ def endpoint_status(
 ) -> VLLMEndpointStatus:
     """``problem``: why there is no plan, or why the plan could not be applied."""
     previous = endpoint.status
-    workers = worker_statuses(
-        observed.workers, previous, observed.now, startup_timeout_seconds(endpoint, observed)
-    )
-    listed, omitted = truncate(workers)
+    components = worker_components(endpoint, observed)
+    all_workers = worker_statuses(components, previous, observed.now, failed_transfers(endpoint, observed))
+    listed, omitted = truncate(all_workers)
+    workers = [worker for worker in all_workers if worker.role != WorkerRole.PREFILL]
     report = _resolved_report(observed)
     # A new leader has no reports yet, so it keeps the previous values. Without workers there are none.
     fallback = previous if previous is not None and observed.workers else VLLMEndpointStatus()
     return VLLMEndpointStatus(
         observed_generation=endpoint.generation,
         replicas=len(workers),
-        updated_replicas=updated_replicas(endpoint, observed),
+        updated_replicas=updated_replicas(components[0]),
         ready_replicas=sum(worker.ready for worker in workers),
-        generating_replicas=sum(worker.verdict in GENERATING for worker in workers),
+        generating_replicas=sum(generates(worker) for worker in workers),
         routed_replicas=(
             previous.routed_replicas
             if previous is not None and awaits_reports(observed)
             else routed_replicas(endpoint, observed)
         ),
+        prefill=_prefill(components, all_workers),
         selector=",".join(f"{key}={value}" for key, value in sorted(endpoint.selector(WORKER).items())),
         model_name=endpoint.model_name,
         url=url(endpoint),
@@ -71,11 +76,23 @@ def endpoint_status(
         workers_omitted=omitted,
         frontends=frontend_statuses(endpoint, observed),
         conditions=condition_entries(
-            _findings(endpoint, observed, plan, problem, workers),
+            _findings(endpoint, observed, plan, problem, all_workers),
             previous.conditions if previous else (),
             endpoint.generation,
             observed.now,
         ),
+    )
+
+
+def _prefill(components: tuple[Component, ...], workers: tuple[WorkerStatus, ...]) -> PrefillStatus | None:
+    if len(components) == 1:
+        return None
+    found = [worker for worker in workers if worker.role == WorkerRole.PREFILL]
+    return PrefillStatus(
+        replicas=len(found),
+        updated_replicas=updated_replicas(components[1]),
+        ready_replicas=sum(worker.ready for worker in found),
+        generating_replicas=sum(generates(worker) for worker in found),
     )
 
 
@@ -125,7 +142,8 @@ def _findings(
 ) -> dict[Condition, Finding]:
     """All conditions, in the order in which the status lists them."""
     spec = endpoint.spec
-    current_pods = worker_component(endpoint, observed).current_pods or ()
+    components = worker_components(endpoint, observed)
+    current_pods = [pod for component in components for pod in component.current_pods or ()]
     findings = {
         Condition.ACCEPTED: accepted(problem, spec.paused and plan is not None and bool(plan.verify)),
         Condition.RESOLVED_REFS: resolved_refs(endpoint, observed, problem),

@@ -7,11 +7,10 @@ from vllmendpoint_operator.components import FRONTEND_STARTUP_SECONDS
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
 from .conditions.finding import timestamp
-from .conditions.serving import awaits_reports
 from .diagnosis.pod_diagnosis import PodDiagnosis
 from .diagnosis.pods import diagnose_pods
 from .kv_events import describe_missing_events, missing_events
-from .routes import FrontendRoutes, frontend_routes, is_settled, ready_workers
+from .routes import FrontendRoutes, awaits_reports, frontend_routes, is_settled, ready_workers
 
 __all__ = ["frontend_statuses"]
 
@@ -42,9 +41,10 @@ def _frontend_status(
     if previous is not None and pod.started and pod.has_report_port and awaits_reports(observed):
         # A new leader does not have all reports yet, so the previous entry still holds.
         return previous.model_copy(update={"ready": pod.ready, "restart_count": pod.restarts})
-    routes = None
+    routes: list[FrontendRoutes] = []
     if pod.running and pod.stream.frontend is not None and not pod.stream.disconnected:
-        routes = frontend_routes(pod, ready_workers(observed), observed.now)
+        pools = ready_workers(endpoint, observed)
+        routes = [frontend_routes(pod, workers, observed.now) for workers in pools]
     problem = (_problem(endpoint, pod, routes, observed) if pod.ready else diagnosis) or None
     reason = problem.reason.value if problem is not None else ""
     since = timestamp(observed.now)
@@ -54,7 +54,7 @@ def _frontend_status(
         name=pod.name,
         node_name=pod.node,
         ready=pod.ready,
-        routed_replicas=routes.count if routes is not None else 0,
+        routed_replicas=routes[0].count if routes else 0,
         reason=reason,
         message=problem.message[:_MAX_MESSAGE] if problem is not None else "",
         restart_count=pod.restarts,
@@ -63,7 +63,7 @@ def _frontend_status(
 
 
 def _problem(
-    endpoint: Endpoint, pod: Pod, routes: FrontendRoutes | None, observed: Observed
+    endpoint: Endpoint, pod: Pod, routes: list[FrontendRoutes], observed: Observed
 ) -> PodDiagnosis | None:
     """What is wrong with a ready frontend."""
     report = pod.stream.frontend
@@ -83,10 +83,11 @@ def _problem(
         return PodDiagnosis(
             Reason.FRONTEND_NOT_ANSWERING, f"The HTTP server of pod {pod.name} does not respond."
         )
-    if routes is not None and routes.missing and is_settled(pod, observed.now):
-        return PodDiagnosis(Reason.NOT_ROUTED, routes.missing[0].cause)
-    workers = ready_workers(observed)
-    unreceived = list(missing_events(endpoint, observed, pod, workers))
+    missing = [route for each in routes for route in each.missing]
+    if missing and is_settled(pod, observed.now):
+        return PodDiagnosis(Reason.NOT_ROUTED, missing[0].cause)
+    pools = ready_workers(endpoint, observed)
+    unreceived = list(missing_events(endpoint, observed, pod, pools))
     if unreceived and is_settled(pod, observed.now):
-        return PodDiagnosis(Reason.KV_EVENTS_MISSING, describe_missing_events(unreceived, workers))
+        return PodDiagnosis(Reason.KV_EVENTS_MISSING, describe_missing_events(unreceived, pools))
     return None

@@ -1,24 +1,29 @@
 """Which ready replicas each frontend routes to, from the reports of both."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
 from vllmendpoint_api import FrontendReport, RouteReport, RouteState, Stage, Verdict
-from vllmendpoint_operator.observe.snapshot import Observed, Pod
+from vllmendpoint_operator.components import PREFILL, WORKER
+from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
 
-from .diagnosis.sentences import quantity, sentence
+from .component import NOUNS
+from .diagnosis.sentences import quantities, quantity, sentence
 
 __all__ = [
     "FrontendRoutes",
     "MissingRoute",
     "ReadyWorkers",
+    "awaits_reports",
     "frontend_routes",
-    "has_settled_worker",
+    "has_settled_workers",
     "intersection",
     "is_settled",
+    "quantity_by_role",
     "ready_workers",
+    "serves",
     "settling_seconds",
 ]
 
@@ -28,18 +33,30 @@ probe take a moment."""
 _RECHECK_SECONDS: Final = 2.0
 _MAX_ROUTES: Final = 256
 """A report with this number of routes may be truncated."""
+_PREFILL_ROLE: Final = "prefill"
+"""Dynamo's worker type of prefill workers."""
 _SERVING_VERDICTS: Final = frozenset({Verdict.GENERATING, Verdict.BUSY, Verdict.DISABLED})
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyWorkers:
-    """The ready replicas by what their reports contain. ``Generating`` reports those that do not generate."""
+    """The ready replicas of one role, by what their reports contain.
 
+    ``Generating`` reports those that do not generate.
+    """
+
+    component: str
+    """``worker`` or ``prefill``"""
     identified: dict[str, Pod]
     """Instance ID -> pod."""
     unidentified: tuple[Pod, ...]
     """Without an instance ID: workers of earlier releases, and workers without a report."""
     not_generating: tuple[Pod, ...]
+
+    @property
+    def noun(self) -> str:
+        """What a message calls one of them, in the singular and without "ready"."""
+        return NOUNS[self.component]
 
     @property
     def expected(self) -> tuple[Pod, ...]:
@@ -77,9 +94,19 @@ class FrontendRoutes:
         return len(self.answered) + self.unidentified
 
 
-def ready_workers(observed: Observed) -> ReadyWorkers:
+def ready_workers(endpoint: Endpoint, observed: Observed) -> tuple[ReadyWorkers, ...]:
+    """Of the workers and, with ``spec.prefill``, of the prefill workers."""
+    return tuple(_ready_workers(component, pods) for component, pods in _roles(endpoint, observed))
+
+
+def _roles(endpoint: Endpoint, observed: Observed) -> list[tuple[str, tuple[Pod, ...]]]:
+    prefill = [] if endpoint.spec.prefill is None else [(PREFILL, observed.prefill)]
+    return [(WORKER, observed.workers), *prefill]
+
+
+def _ready_workers(component: str, pods: Iterable[Pod]) -> ReadyWorkers:
     identified, unidentified, not_generating = {}, [], []
-    for pod in observed.workers:
+    for pod in pods:
         if not pod.ready:
             continue
         report = pod.stream.report
@@ -89,7 +116,7 @@ def ready_workers(observed: Observed) -> ReadyWorkers:
             identified[report.instance_id] = pod
         else:
             unidentified.append(pod)
-    return ReadyWorkers(identified, tuple(unidentified), tuple(not_generating))
+    return ReadyWorkers(component, identified, tuple(unidentified), tuple(not_generating))
 
 
 def frontend_routes(pod: Pod, workers: ReadyWorkers, now: datetime) -> FrontendRoutes:
@@ -105,7 +132,8 @@ def frontend_routes(pod: Pod, workers: ReadyWorkers, now: datetime) -> FrontendR
     )
     others = len(workers.expected) - len(identified)
     known = sum(1 for instance in identified if _is_accepted(by_id.get(instance)))
-    accepted = max(0, sum(entry.workers for entry in report.accepted) - known)
+    accepted = sum(entry.workers for entry in report.accepted if _is_of(workers, entry.role)) - known
+    accepted = max(0, accepted)
     missing = [
         MissingRoute(worker.name, cause)
         for instance, worker in identified.items()
@@ -113,8 +141,26 @@ def frontend_routes(pod: Pod, workers: ReadyWorkers, now: datetime) -> FrontendR
         and (cause := _cause(pod.name, worker.name, report, by_id.get(instance))) is not None
     ]
     if accepted < others and all(is_settled(worker, now) for worker in workers.expected):
-        missing.append(MissingRoute("", _too_few_accepted(pod.name, accepted, others)))
+        missing.append(MissingRoute("", _too_few_accepted(pod.name, workers.noun, accepted, others)))
     return FrontendRoutes(pod, answered, min(accepted, others), tuple(missing))
+
+
+def _is_of(workers: ReadyWorkers, role: str) -> bool:
+    """``role``: Dynamo's worker type."""
+    return (role == _PREFILL_ROLE) == (workers.component == PREFILL)
+
+
+def serves(frontend: Pod) -> bool:
+    """Whether its HTTP server runs, by its newest report."""
+    report = frontend.stream.frontend
+    return not frontend.stream.disconnected and report is not None and report.stage.name == Stage.SERVING
+
+
+def awaits_reports(observed: Observed) -> bool:
+    """Whether a frontend or a ready worker has not sent its first report to this operator yet."""
+    return any(
+        pod.awaiting_first_report and pod.started for pod in observed.frontends if pod.has_report_port
+    ) or any(pod.awaiting_first_report and pod.ready for pod in observed.all_workers)
 
 
 def is_settled(pod: Pod, now: datetime) -> bool:
@@ -122,9 +168,12 @@ def is_settled(pod: Pod, now: datetime) -> bool:
     return _remaining(_since(pod), now) is None
 
 
-def has_settled_worker(observed: Observed) -> bool:
-    """Whether a frontend must have a route, because a replica has been ready long enough."""
-    return any(pod.ready and is_settled(pod, observed.now) for pod in observed.workers)
+def has_settled_workers(endpoint: Endpoint, observed: Observed) -> bool:
+    """Whether a frontend must have a route, because a replica of each role has been ready long enough."""
+    return all(
+        any(pod.ready and is_settled(pod, observed.now) for pod in pods)
+        for _, pods in _roles(endpoint, observed)
+    )
 
 
 def settling_seconds(observed: Observed) -> float | None:
@@ -136,7 +185,7 @@ def settling_seconds(observed: Observed) -> float | None:
     frontends = [pod for pod in observed.frontends if pod.has_report_port]
     if not frontends:
         return None
-    pods = [pod for pod in (*observed.workers, *frontends) if not pod.terminating]
+    pods = [pod for pod in (*observed.all_workers, *frontends) if not pod.terminating]
     remaining = (_remaining(_since(pod), observed.now) for pod in pods)
     found = [seconds for seconds in remaining if seconds is not None]
     if any(_contradicts_kubelet(pod) for pod in frontends if not pod.terminating):
@@ -194,12 +243,22 @@ def _not_discovered(frontend: str, worker: str) -> str:
     )
 
 
-def _too_few_accepted(frontend: str, accepted: int, total: int) -> str:
-    count = quantity(accepted, total, "ready replica")
+def _too_few_accepted(frontend: str, noun: str, accepted: int, total: int) -> str:
+    count = quantity(accepted, total, f"ready {noun}")
     return (
         f"{count} accepted by frontend pod {frontend}, which sends no requests to the others. Check that all "
         "replicas load the same model files and options, and that the frontend's ServiceAccount may watch "
         "EndpointSlices and DynamoWorkerMetadata."
+    )
+
+
+def quantity_by_role(
+    names: Collection[str], pools: Sequence[ReadyWorkers], singular: str, plural: str
+) -> str:
+    """``1 of 2 ready replicas and 1 of 1 ready prefill replica do not answer``, for pods of these names."""
+    counts = ((sum(pod.name in names for pod in each.expected), each.count, each.noun) for each in pools)
+    return quantities(
+        [(count, total, f"ready {noun}") for count, total, noun in counts if count], singular, plural
     )
 
 

@@ -1,5 +1,6 @@
 """``status.workers``: one entry per replica, the most severe problem first."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,18 +16,21 @@ from vllmendpoint_api import (
     Verdict,
     VLLMEndpointStatus,
     WorkerReport,
+    WorkerRole,
     WorkerStatus,
 )
+from vllmendpoint_operator.components import PREFILL
 from vllmendpoint_operator.observe.snapshot import Pod
 
+from .component import Component
 from .conditions.finding import timestamp
 from .diagnosis.pod_diagnosis import PodDiagnosis
 from .diagnosis.pods import diagnose_pods
 from .diagnosis.sentences import sentence
 
-__all__ = ["GENERATING", "truncate", "worker_statuses"]
+__all__ = ["generates", "truncate", "worker_statuses"]
 
-GENERATING: Final = frozenset({Verdict.GENERATING, Verdict.BUSY})
+_GENERATING: Final = frozenset({Verdict.GENERATING, Verdict.BUSY})
 
 _LAST_PROBE_INTERVAL: Final = timedelta(minutes=5)
 """Minimum time between two updates of ``lastProbe`` while the rest of an entry does not change."""
@@ -59,17 +63,35 @@ class _ReplicaState:
 
 
 def worker_statuses(
-    pods: tuple[Pod, ...], previous: VLLMEndpointStatus | None, now: datetime, startup_timeout_seconds: int
+    components: Sequence[Component],
+    previous: VLLMEndpointStatus | None,
+    now: datetime,
+    failed_transfers: Mapping[str, str],
 ) -> tuple[WorkerStatus, ...]:
-    """All replicas except terminating and finished pods. The list may be longer than the status allows."""
+    """All replicas except terminating and finished pods. The list may be longer than the status allows.
+
+    ``components``: the workers and the prefill workers. ``failed_transfers``: name of a pod -> message.
+    """
     entries = {worker.name: worker for worker in previous.workers} if previous else {}
-    diagnoses = diagnose_pods(pods, startup_timeout_seconds)
-    found = [
-        _worker_status(pod, entries.get(pod.name), now, diagnoses.get(pod.name))
-        for pod in pods
-        if not pod.terminating and not pod.finished
-    ]
+    found = []
+    for component in components:
+        diagnoses = diagnose_pods(component.pods, component.startup_timeout_seconds)
+        role = None
+        if len(components) > 1:
+            role = WorkerRole.PREFILL if component.kind == PREFILL else WorkerRole.DECODE
+        for pod in component.pods:
+            if pod.terminating or pod.finished:
+                continue
+            state = _replica_state(pod, diagnoses.get(pod.name))
+            if (message := failed_transfers.get(pod.name)) is not None and state.verdict in _GENERATING:
+                state = _ReplicaState(state.verdict, Reason.TRANSFER_FAILED.value, message)
+            found.append(_worker_status(pod, role, state, entries.get(pod.name), now))
     return tuple(sorted(found, key=_sort_key))
+
+
+def generates(worker: WorkerStatus) -> bool:
+    """Whether the worker contributes to answers."""
+    return worker.verdict in _GENERATING and worker.reason != Reason.TRANSFER_FAILED
 
 
 def truncate(workers: tuple[WorkerStatus, ...]) -> tuple[tuple[WorkerStatus, ...], int]:
@@ -77,18 +99,17 @@ def truncate(workers: tuple[WorkerStatus, ...]) -> tuple[tuple[WorkerStatus, ...
     return workers[:MAX_WORKERS_IN_STATUS], max(0, len(workers) - MAX_WORKERS_IN_STATUS)
 
 
-def _sort_key(worker: WorkerStatus) -> tuple[bool, int, str]:
+def _sort_key(worker: WorkerStatus) -> tuple[bool, int, bool, str]:
     verdict = Verdict(worker.verdict) if worker.verdict else Verdict.STARTING
-    return worker.ready, _SEVERITY[verdict], worker.name
+    return worker.ready, _SEVERITY[verdict], worker.reason != Reason.TRANSFER_FAILED, worker.name
 
 
 def _worker_status(
-    pod: Pod, previous: WorkerStatus | None, now: datetime, diagnosis: PodDiagnosis | None
+    pod: Pod, role: WorkerRole | None, state: _ReplicaState, previous: WorkerStatus | None, now: datetime
 ) -> WorkerStatus:
     if not pod.stream.grace_expired and previous is not None and pod.running:
         # A new leader has no report of this worker yet, so the previous entry still holds.
         return previous.model_copy(update={"ready": pod.ready, "restart_count": pod.restarts})
-    state = _replica_state(pod, diagnosis)
     report = pod.stream.report
     probe = _last_probe(report.last_probe) if report is not None and state.verdict else None
     since = timestamp(now)
@@ -102,6 +123,7 @@ def _worker_status(
             probe = previous.last_probe
     return WorkerStatus(
         name=pod.name,
+        role=role,
         node_name=pod.node,
         ready=pod.ready,
         verdict=state.verdict,
@@ -135,7 +157,7 @@ def _reported_state(report: WorkerReport) -> _ReplicaState:
     if report.stage.name == Stage.REJECTED and report.configuration.problems:
         problem = report.configuration.problems[0]
         return _ReplicaState(verdict, problem.reason, problem.message)
-    if verdict not in GENERATING:
+    if verdict not in _GENERATING:
         return _ReplicaState(verdict, report.verdict.reason, report.verdict.message)
     ping = report.custom_ping
     if ping is not None and ping.state == PingState.FAILING:

@@ -142,6 +142,7 @@ MODEL = {"uri": "hf://o/n"}
         ({"strategy": {"rollingUpdate": {"maxUnavailable": [1]}}}, {"strategy": {"rollingUpdate": {}}}),
         ({"frontend": {"mode": "Shared", "replicas": 2}}, {"frontend": {"replicas": 2}}),
         ({"cache": {"oci": {}}}, {}),
+        ({"prefill": {"replicas": 3, "new": {}}}, {"prefill": {"replicas": 3}}),
         ({"a": {"b": 1}, "c": [], "worker": {"env": [{"name": "A", "x": 1}]}}, {}),
     ],
 )
@@ -150,7 +151,7 @@ def test_readable_fields_of_another_versions_spec_are_parsed(make_endpoint, nove
     expected = make_endpoint(**{"model": MODEL, "replicas": 4, **kept}).spec
     assert found is not None
     assert found.replicas == 4
-    for part in ("strategy", "frontend", "model"):
+    for part in ("strategy", "frontend", "model", "prefill"):
         assert getattr(found, part) == getattr(expected, part)
     assert found.worker.startup_timeout_seconds == expected.worker.startup_timeout_seconds
 
@@ -162,6 +163,7 @@ def test_readable_fields_of_another_versions_spec_are_parsed(make_endpoint, nove
         {"replicas": -1},
         {"paused": {"until": "noon"}},
         {"novelty": 1, "replicas": "many"},
+        {"prefill": {"replicas": "many"}},
     ],
 )
 def test_invalid_replicas_or_paused_parse_to_none(spec):
@@ -257,6 +259,18 @@ async def test_nothing_changes_while_paused(operated):
         assert replicas(kube) == 2
     kube, again = await operated(replicas=5, paused={"until": "noon"})
     assert (replicas(kube), again) == (2, None), "an invalid value of paused means paused"
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(3, 4), (0, 0)])
+async def test_replicas_of_prefill_workers_apply_while_the_spec_is_rejected(operated, wanted, expected):
+    await operated(replicas=2, prefill={"replicas": 2})
+    kube = operated.kube
+    before = kube.objects["Deployment", "smollm-prefill"]
+    for refused in REFUSED.values():
+        await operated(replicas=wanted, prefill={"replicas": 4}, **refused)
+        after = kube.objects["Deployment", "smollm-prefill"]
+        assert after["spec"] == {**before["spec"], "replicas": expected}
+        assert (("PodDisruptionBudget", "smollm-prefill") in kube.objects) is (expected > 1)
 
 
 @pytest.mark.parametrize("kind", ["ConfigMap", "ControllerRevision"])

@@ -15,7 +15,7 @@ from vllmendpoint_operator.observe.snapshot import Observed
         ("--served-model-name", "set spec.model.name instead"),
         ("--served_model_name=x", "--served-model-name is set by the operator"),
         ("--served-model", "--served-model"),
-        ("--disaggregation_mode", "not supported yet"),
+        ("--disaggregation_mode", "set spec.prefill instead"),
         ("--health-check-payload={}", "spec.healthCheck.payload"),
         ("--config=x.yaml", "spec.engine.config"),
         ("--nnodes", "multi-node workers are not supported yet"),

@@ -168,8 +168,10 @@ def set_fields(value, path=()):
     return set() if value in ("", None, 0) and value is not False else {".".join(path)}
 
 
-def test_every_field_of_the_crd_can_be_set(make_endpoint, make_status, make_worker, make_frontend):
-    endpoint = make_endpoint(replicas=40)
+def test_every_field_of_the_crd_can_be_set(
+    make_endpoint, make_status, make_worker, make_prefill, make_frontend
+):
+    endpoint = make_endpoint(replicas=40, prefill={})
     report = {
         "healthCheck__ignored": [{"source": "Environment", "reason": "outranked"}],
         "handlers": HANDLERS,
@@ -186,7 +188,8 @@ def test_every_field_of_the_crd_can_be_set(make_endpoint, make_status, make_work
         make_frontend("f-1", {pod.name: "Answered" for pod in good}),
         make_frontend("f-2", routes, container={"restartCount": 1}),
     )
-    status = make_status(endpoint, bad, *good, frontends=frontends).wire() | {
+    prefill = make_prefill(settings=endpoint)
+    status = make_status(endpoint, bad, *good, prefill, frontends=frontends).wire() | {
         "operator": "written by the reconciler"
     }
     (version,) = custom_resource_definition()["spec"]["versions"]

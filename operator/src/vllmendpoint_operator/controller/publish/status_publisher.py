@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from vllmendpoint_api import VLLMEndpointStatus
+from vllmendpoint_operator.components import worker_pools
 from vllmendpoint_operator.kube.client import Object
 from vllmendpoint_operator.kube.object_meta import Key
 from vllmendpoint_operator.metrics import Metrics
@@ -51,7 +52,10 @@ class StatusPublisher:
         because the write is delayed or conflicts.
         """
         status = status.model_copy(update={"operator": self._operator})
-        self._metrics.set_endpoint(endpoint.key, endpoint.spec.replicas, status)
+        workers, *prefill = worker_pools(endpoint)
+        self._metrics.set_endpoint(
+            endpoint.key, workers.replicas, status, desired_prefill=sum(pool.replicas for pool in prefill)
+        )
         if endpoint.status is not None and status == endpoint.status:
             return None
         now = self._clock()

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from vllmendpoint_operator.observe.snapshot import FRONTEND, WORKER
+from vllmendpoint_operator.observe.snapshot import FRONTEND, PREFILL, WORKER
 
 __all__ = ["find_dropped_nulls"]
 
@@ -19,7 +19,7 @@ def find_dropped_nulls(annotations: dict[str, str], spec: dict[str, Any]) -> lis
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     messages = []
-    for component in (WORKER, FRONTEND):
+    for component in (WORKER, PREFILL, FRONTEND):
         manifest, live = (_get(_get(source, component), "podTemplate") for source in (written, spec))
         paths = [path for path in _nulls(manifest, live) if path]
         if paths:

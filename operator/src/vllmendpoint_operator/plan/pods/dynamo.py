@@ -13,6 +13,7 @@ Earlier versions of the operator had no revisions. Their workers, called legacy 
 namespace ``team-a-smollm``.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from vllmendpoint_api import names
@@ -70,9 +71,18 @@ def namespace_prefix(endpoint: Endpoint) -> str:
     return f"{base_namespace(endpoint)}_"
 
 
-def with_namespace_suffix(template: dict[str, Any]) -> dict[str, Any]:
-    """The worker's complete pod template with a Dynamo namespace of its own. Equal templates share one."""
-    suffix = digest(template)
+def with_namespace_suffix(templates: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The complete pod templates of all workers, by component, in a Dynamo namespace of their own.
+
+    Equal templates share one. A decode worker never receives KV caches from prefill workers of another
+    revision, which may have another layout: these are in another namespace.
+    """
+    found = list(templates.values())
+    suffix = digest(found[0] if len(found) == 1 else found)
+    return {component: _with_suffix(template, suffix) for component, template in templates.items()}
+
+
+def _with_suffix(template: dict[str, Any], suffix: str) -> dict[str, Any]:
     metadata, spec = template["metadata"], template["spec"]
     variable = {"name": "DYN_NAMESPACE_WORKER_SUFFIX", "value": suffix}
     containers = [

@@ -86,7 +86,7 @@ def _check_service_account_token(template: dict[str, Any], merged: dict[str, Any
 
 def _check_service_account(template: dict[str, Any], merged: dict[str, Any], field: str) -> None:
     if merged["spec"].get("serviceAccountName") != template["spec"].get("serviceAccountName"):
-        remedy = "Use worker.serviceAccountName instead" if field == "worker.podTemplate" else "Remove it"
+        remedy = "Remove it" if field == "frontend.podTemplate" else "Use worker.serviceAccountName instead"
         raise MergeError(f"The operator sets spec.serviceAccountName. {remedy}.")
 
 

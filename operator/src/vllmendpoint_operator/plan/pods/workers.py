@@ -1,14 +1,17 @@
-"""The workers: their Deployment and their pod template. Pure."""
+"""The workers: their Deployments and their pod templates. Pure."""
 
 import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vllmendpoint_api import FrontendMode, ModelType, Reason, VLLMEndpointSpec, WorkerSpec, names
+from vllmendpoint_api import FrontendMode, ModelType, Reason, Resources, VLLMEndpointSpec, WorkerSpec, names
 from vllmendpoint_operator.components import (
+    PREFILL,
     STARTUP_PERIOD_SECONDS,
+    WAITING_SECONDS,
     WORKER,
     WORKER_GRACE_SECONDS,
+    WorkerPool,
     workers_name,
 )
 from vllmendpoint_operator.errors import PlanError
@@ -35,9 +38,14 @@ _MIN_READY_SECONDS: Final = 5
 """Time from a worker's readiness until every frontend routes to it; measured: less than 1 s on an idle node.
 The Deployment removes an older worker only after this time. A frontend that receives both changes together
 removes the older worker first, and would have no worker."""
+_NO_DEADLINE: Final = 2**31 - 1
+"""Value of ``progressDeadlineSeconds`` with which the Deployment controller checks no deadline."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _CLAIMS_DIR: Final = "/var/lib/vllmendpoint/models"
 _S3_DIR: Final = f"{_CACHE_DIR}/s3"
+_PREFILL_TEMPLATE: Final = "prefill.podTemplate"
+_DISAGGREGATION_MODES: Final = {WORKER: "decode", PREFILL: "prefill"}
+"""Values of Dynamo's option, with ``spec.prefill``."""
 _MODEL_PATH_VARIABLE: Final = "SAGEMAKER_MODEL_PATH"
 _MODEL_PATH: Final = "/opt/ml/model"
 """Default directory of the model's data in SageMaker's containers (guide, "Key Environment Variables")."""
@@ -67,31 +75,37 @@ def account_name(endpoint: Endpoint) -> str:
     return endpoint.spec.worker.service_account_name or workers_name(endpoint)
 
 
-def deployment(endpoint: Endpoint, template: dict[str, Any]) -> dict[str, Any]:
-    spec = endpoint.spec
-    rolling = spec.strategy.rolling_update
+def deployment(
+    endpoint: Endpoint, pool: WorkerPool, template: dict[str, Any], *, waits: bool = False
+) -> dict[str, Any]:
+    """``waits``: the rollout does not continue after its first pods, until this is False."""
+    rolling = endpoint.spec.strategy.rolling_update
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": workers_name(endpoint), "labels": endpoint.labels(WORKER)},
+        "metadata": {"name": pool.name, "labels": endpoint.labels(pool.component)},
         "spec": {
-            "replicas": spec.replicas,
+            "replicas": pool.replicas,
             "paused": False,  # reverts `kubectl rollout pause`: users set spec.paused of the endpoint
-            "selector": {"matchLabels": endpoint.selector(WORKER)},
+            "selector": {"matchLabels": endpoint.selector(pool.component)},
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
             },
-            "minReadySeconds": _MIN_READY_SECONDS,
-            "progressDeadlineSeconds": progress_deadline_seconds(endpoint),
+            "minReadySeconds": WAITING_SECONDS if waits else _MIN_READY_SECONDS,
+            "progressDeadlineSeconds": _NO_DEADLINE if waits else progress_deadline_seconds(endpoint),
             "revisionHistoryLimit": 2,
             "template": template,
         },
     }
 
 
-def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> dict[str, Any]:
+def pod_template(
+    endpoint: Endpoint, options: Options, config: str | None, component: str = WORKER
+) -> dict[str, Any]:
     """``config``: name of the ConfigMap with the engine's config file; None if there is none.
+
+    ``component``: ``worker`` or ``prefill``.
 
     Raises PlanError if the spec or the user's podTemplate conflicts with what the operator sets.
     """
@@ -103,27 +117,29 @@ def pod_template(endpoint: Endpoint, options: Options, config: str | None) -> di
         "securityContext": pod_security(options),
         "terminationGracePeriodSeconds": WORKER_GRACE_SECONDS,
         "enableServiceLinks": False,
-        "containers": [escape_variable_references(_container(endpoint, options, config, volumes))],
+        "containers": [escape_variable_references(_container(endpoint, options, config, volumes, component))],
         "volumes": [volume.volume for volume in volumes],
     }
     if worker.image_pull_secrets:
         pod["imagePullSecrets"] = [item.wire() for item in worker.image_pull_secrets]
     template = {
-        "metadata": {"labels": {**endpoint.labels(WORKER), **dynamo_labels(endpoint, WORKER)}},
+        "metadata": {"labels": {**endpoint.labels(component), **dynamo_labels(endpoint, component)}},
         "spec": pod,
     }
-    return merge_user_template(template, worker.pod_template, "worker.podTemplate")
+    merged = merge_user_template(template, worker.pod_template, "worker.podTemplate")
+    prefill = endpoint.spec.prefill if component == PREFILL else None
+    return merged if prefill is None else merge_user_template(merged, prefill.pod_template, _PREFILL_TEMPLATE)
 
 
 def _container(
-    endpoint: Endpoint, options: Options, config: str | None, volumes: list[_Volume]
+    endpoint: Endpoint, options: Options, config: str | None, volumes: list[_Volume], component: str
 ) -> dict[str, Any]:
     worker = endpoint.spec.worker
     container = {
         "name": names.MAIN_CONTAINER,
         "image": endpoint.spec.worker.image or options.worker_image,
         # No command: the image's entry point starts the worker under an init process that reaps children.
-        "args": _arguments(endpoint),
+        "args": _arguments(endpoint, component),
         "env": _environment(endpoint, config),
         "ports": [
             {"name": "sagemaker", "containerPort": names.SAGEMAKER_PORT, "protocol": "TCP"},
@@ -135,21 +151,29 @@ def _container(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": container_security(),
         "volumeMounts": [volume.mount for volume in volumes],
-        **resources(worker.resources),
+        **resources(_resources(endpoint.spec, component)),
     }
     if worker.env_from:
         container["envFrom"] = [item.wire() for item in worker.env_from]
     return container
 
 
-def _arguments(endpoint: Endpoint) -> list[str]:
-    model = endpoint.spec.model
+def _resources(spec: VLLMEndpointSpec, component: str) -> Resources:
+    if component == PREFILL and spec.prefill is not None and spec.prefill.resources is not None:
+        return spec.prefill.resources
+    return spec.worker.resources
+
+
+def _arguments(endpoint: Endpoint, component: str) -> list[str]:
+    model, prefill = endpoint.spec.model, endpoint.spec.prefill
     return [
         # In this order: --served-model-name takes all values up to the next option.
         *("--served-model-name", endpoint.model_name, "--model", _model_path(model.uri)),
         *(("--revision", model.revision) if model.revision else ()),
         *(KV_EVENT_ARGUMENTS if worker_routing_env(endpoint.spec.frontend.routing) else ()),
+        *(() if prefill is None else ("--disaggregation-mode", _DISAGGREGATION_MODES[component])),
         *endpoint.spec.engine.args,
+        *(prefill.engine.args if prefill is not None and component == PREFILL else ()),
     ]
 
 
@@ -164,16 +188,15 @@ def _environment(endpoint: Endpoint, config: str | None) -> list[dict[str, Any]]
 def _default_environment(endpoint: Endpoint) -> list[dict[str, Any]]:
     return [
         *dynamo_env({"DYN_NAMESPACE": namespace_prefix(endpoint)}),
+        # The worker of the other role connects to this address to read KV caches.
+        *([] if endpoint.spec.prefill is None else [_pod_address("VLLM_NIXL_SIDE_CHANNEL_HOST")]),
         {"name": names.ENV_SETTINGS_DIR, "value": names.SETTINGS_DIR},
         {"name": names.ENV_FRONTEND_MODE, "value": FrontendMode(endpoint.spec.frontend.mode).value},
         {"name": names.ENV_REPORT_PORT, "value": str(names.REPORT_PORT)},
         {"name": names.ENV_SAGEMAKER_PORT, "value": str(names.SAGEMAKER_PORT)},
         {"name": "DYN_SYSTEM_PORT", "value": str(names.SYSTEM_PORT)},
         {"name": "DYN_TCP_RPC_PORT", "value": str(REQUEST_PORT)},
-        {
-            "name": "VLLM_HOST_IP",
-            "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}},
-        },
+        _pod_address("VLLM_HOST_IP"),
         {
             "name": names.ENV_CPU_REQUEST,
             "valueFrom": {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}},
@@ -183,6 +206,10 @@ def _default_environment(endpoint: Endpoint) -> list[dict[str, Any]]:
         {"name": "VLLM_CACHE_ROOT", "value": f"{_CACHE_DIR}/vllm"},
         {"name": "XDG_CACHE_HOME", "value": "/tmp/.cache"},
     ]
+
+
+def _pod_address(name: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
 
 
 def _spec_environment(spec: VLLMEndpointSpec, config: str | None) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from vllmendpoint_api import (
 )
 from vllmendpoint_operator.desired_state import WithheldHealthCheck
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
-from vllmendpoint_operator.status.component import worker_component
+from vllmendpoint_operator.status.component import worker_components
 from vllmendpoint_operator.status.diagnosis.sentences import counted, pods_named, quantity, sentence
 
 from .finding import Finding, false, previous_finding, true, unknown
@@ -42,9 +42,9 @@ def configuration_resolved(
         )
     # A new leader does not have all reports yet, so the previous finding of this generation holds.
     previous = previous_finding(endpoint, Condition.CONFIGURATION_RESOLVED)
-    if previous is not None and any(pod.awaiting_first_report for pod in observed.workers):
+    if previous is not None and any(pod.awaiting_first_report for pod in observed.all_workers):
         return previous
-    running = [pod for pod in observed.workers if pod.running and not pod.terminating]
+    running = [pod for pod in observed.all_workers if pod.running and not pod.terminating]
     reporting = [pod for pod in running if pod.stream.report is not None]
     return (
         _rejected(endpoint, observed, settings_hash, reporting)
@@ -64,13 +64,15 @@ def _rejected(
         and (settings_hash is None or _settings_hash(pod) in (settings_hash, ""))
     ]
     # Ignore workers of an earlier template that never served.
-    current = worker_component(endpoint, observed).current_pods
+    current = [each.current_pods for each in worker_components(endpoint, observed)]
     relevant = [
-        pod for pod in rejecting if _report(pod).stage.name != Stage.REJECTED or pod in (current or ())
+        pod
+        for pod in rejecting
+        if _report(pod).stage.name != Stage.REJECTED or any(pod in (pods or ()) for pods in current)
     ]
     if relevant:
         return _rejection(relevant, len(reporting))
-    if rejecting and current is None:
+    if rejecting and None in current:
         return unknown(Reason.PENDING, "No worker of the current revision is running yet.")
     return None
 
@@ -100,7 +102,7 @@ def _unreachable(observed: Observed, running: list[Pod]) -> Finding | None:
     affected = [pod for pod in running if pod.stream.disconnected]
     if not affected:
         return None
-    total = sum(not (pod.finished or pod.terminating) for pod in observed.workers)
+    total = sum(not (pod.finished or pod.terminating) for pod in observed.all_workers)
     return unknown(
         Reason.WORKER_UNREACHABLE,
         f"{quantity(len(affected), total, 'worker')} unreachable ({_named(affected)}), so "

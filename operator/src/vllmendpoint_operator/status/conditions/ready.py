@@ -5,9 +5,9 @@ from typing import Final
 
 from vllmendpoint_api import READY_PARTS, Condition, ConditionStatus, Reason
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.status.component import Component, frontend_component, worker_component
+from vllmendpoint_operator.status.component import Component, frontend_component, worker_components
 from vllmendpoint_operator.status.component_diagnosis import diagnose_component
-from vllmendpoint_operator.status.diagnosis.sentences import counted, quantity
+from vllmendpoint_operator.status.diagnosis.sentences import counted, quantities, quantity
 
 from .finding import Finding, false, previous_finding, true
 
@@ -88,7 +88,7 @@ def ready_message(endpoint: Endpoint, observed: Observed, generating: Finding) -
     if (
         previous is not None
         and previous.message.startswith(f"{sentences[0]} ")
-        and any(pod.awaiting_first_report and not pod.ready for pod in observed.workers)
+        and any(pod.awaiting_first_report and not pod.ready for pod in observed.all_workers)
     ):
         # The count is the same, and a new leader has no report yet that explains the missing replica.
         return previous.message
@@ -96,12 +96,12 @@ def ready_message(endpoint: Endpoint, observed: Observed, generating: Finding) -
 
 
 def _sentences(endpoint: Endpoint, observed: Observed, generating: Finding) -> Iterator[str]:
-    workers = worker_component(endpoint, observed)
-    up = min(workers.ready_replicas, workers.replicas)
-    state = "generating" if generating.is_true else "ready"
-    yield f"{quantity(up, workers.replicas, workers.noun)} {state}."
-    if up < workers.replicas:
-        yield _missing(workers, observed)
+    workers = worker_components(endpoint, observed)
+    counts = [(min(each.ready_replicas, each.replicas), each.replicas, each.noun) for each in workers]
+    yield f"{quantities(counts)} {'generating' if generating.is_true else 'ready'}."
+    for each in workers:
+        if each.ready_replicas < each.replicas:
+            yield _missing(each, observed)
     frontend = frontend_component(endpoint, observed)
     if frontend is not None and frontend.ready_replicas < frontend.replicas:
         yield f"{quantity(frontend.ready_replicas, frontend.replicas, frontend.noun)} ready."

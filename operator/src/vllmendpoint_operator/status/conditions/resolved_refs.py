@@ -6,7 +6,7 @@ from vllmendpoint_api import CONDITION_REASONS, Condition, Reason
 from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.references import claim_references
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
-from vllmendpoint_operator.status.component import components, worker_component
+from vllmendpoint_operator.status.component import components, worker_components
 from vllmendpoint_operator.status.diagnosis.pods import diagnose_pod
 
 from .finding import Finding, false, true, unknown
@@ -44,8 +44,9 @@ def _missing_claim(endpoint: Endpoint, observed: Observed) -> Finding | None:
 def _missing_account(endpoint: Endpoint, observed: Observed) -> Finding | None:
     """Read from the ReplicaSet's error: the operator watches no ServiceAccounts but its own."""
     account = endpoint.spec.worker.service_account_name
-    message = worker_component(endpoint, observed).replica_failure
-    if account is None or f'serviceaccount "{account}" not found' not in message:
+    missing = f'serviceaccount "{account}" not found'
+    failures = (each.replica_failure for each in worker_components(endpoint, observed))
+    if account is None or not any(missing in message for message in failures):
         return None
     return false(
         Reason.SERVICE_ACCOUNT_NOT_FOUND,

@@ -9,21 +9,31 @@ from collections.abc import Sequence
 from vllmendpoint_api import Condition, ConditionStatus, Reason, Stage
 from vllmendpoint_operator.components import has_frontend, url
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed, Pod
-from vllmendpoint_operator.status.diagnosis.sentences import counted, pods_named, quantity, sentence
+from vllmendpoint_operator.status.diagnosis.sentences import (
+    counted,
+    pods_named,
+    quantities,
+    quantity,
+    sentence,
+)
 from vllmendpoint_operator.status.kv_events import describe_missing_events, missing_events
 from vllmendpoint_operator.status.routes import (
     FrontendRoutes,
+    MissingRoute,
     ReadyWorkers,
+    awaits_reports,
     frontend_routes,
-    has_settled_worker,
+    has_settled_workers,
     intersection,
     is_settled,
+    quantity_by_role,
     ready_workers,
+    serves,
 )
 
 from .finding import Finding, false, previous_finding, true, unknown
 
-__all__ = ["awaits_reports", "routed_replicas", "serving"]
+__all__ = ["routed_replicas", "serving"]
 
 
 def serving(endpoint: Endpoint, observed: Observed) -> Finding:
@@ -33,8 +43,8 @@ def serving(endpoint: Endpoint, observed: Observed) -> Finding:
             "The endpoint has no frontend because frontend.mode is None. Clients connect to the workers' "
             f"Service: {url(endpoint)}.",
         )
-    workers = ready_workers(observed)
-    if not endpoint.spec.replicas and not workers.count:
+    pools = ready_workers(endpoint, observed)
+    if not endpoint.spec.replicas and not any(workers.count for workers in pools):
         return unknown(Reason.SCALED_TO_ZERO, "The endpoint serves no requests because spec.replicas is 0.")
     started = [pod for pod in _frontends(observed) if pod.started]
     if not started and (stuck := _stuck_start(observed)):
@@ -50,10 +60,10 @@ def serving(endpoint: Endpoint, observed: Observed) -> Finding:
         return _outdated(started)
     return (
         _not_answering(reporting)
-        or _no_route(endpoint, observed, reporting, workers)
-        or _not_routed(observed, workers)
+        or _no_route(endpoint, observed, reporting, pools)
+        or _not_routed(observed, pools)
         or _unreachable(reporting)
-        or _serving(endpoint, observed, reporting, workers)
+        or _serving(endpoint, observed, reporting, pools)
     )
 
 
@@ -61,26 +71,23 @@ def routed_replicas(endpoint: Endpoint, observed: Observed) -> int:
     """Number of ready replicas that answer through every ready frontend that reports."""
     if not has_frontend(endpoint):
         return 0
-    return intersection(_ready_routes(observed, ready_workers(observed)))
-
-
-def awaits_reports(observed: Observed) -> bool:
-    """Whether a frontend or a ready worker has not sent its first report to this operator yet."""
-    return any(
-        pod.awaiting_first_report and pod.started for pod in observed.frontends if pod.has_report_port
-    ) or any(pod.awaiting_first_report and pod.ready for pod in observed.workers)
+    return intersection(_ready_routes(observed, ready_workers(endpoint, observed)[0]))
 
 
 def _frontends(observed: Observed) -> list[Pod]:
     return [pod for pod in observed.frontends if not (pod.terminating or pod.finished)]
 
 
-def _ready_routes(observed: Observed, workers: ReadyWorkers) -> list[FrontendRoutes]:
+def _reporting_and_ready(observed: Observed) -> list[Pod]:
     return [
-        frontend_routes(pod, workers, observed.now)
+        pod
         for pod in _frontends(observed)
         if pod.ready and pod.stream.frontend is not None and not pod.stream.disconnected
     ]
+
+
+def _ready_routes(observed: Observed, workers: ReadyWorkers) -> list[FrontendRoutes]:
+    return [frontend_routes(pod, workers, observed.now) for pod in _reporting_and_ready(observed)]
 
 
 def _outdated(frontends: list[Pod]) -> Finding:
@@ -124,28 +131,36 @@ def _silence(pod: Pod) -> str:
 
 
 def _no_route(
-    endpoint: Endpoint, observed: Observed, reporting: list[Pod], workers: ReadyWorkers
+    endpoint: Endpoint, observed: Observed, reporting: list[Pod], pools: Sequence[ReadyWorkers]
 ) -> Finding | None:
-    usable = [pod for pod in reporting if _serves(pod)]
+    usable = [pod for pod in reporting if serves(pod)]
     if not usable:
         if any(pod.ready and pod.stream.disconnected for pod in reporting):
             return None  # FrontendUnreachable
         if stuck := _stuck_start(observed):
             return false(Reason.NO_ROUTE, f"The endpoint answers no requests. {stuck}")
         return unknown(Reason.PENDING, "No frontend pod serves yet. See the condition Available.")
+    workers, *others = pools
     routes = [frontend_routes(pod, workers, observed.now) for pod in usable]
-    if any(each.count for each in routes if each.pod.ready):
+    # A route to a decode worker was probed through a prefill worker, which may have left since.
+    if any(each.count for each in routes if each.pod.ready) and all(each.expected for each in others):
         return None
-    settled = has_settled_worker(observed) and all(is_settled(pod, observed.now) for pod in usable)
+    settled = has_settled_workers(endpoint, observed) and all(is_settled(pod, observed.now) for pod in usable)
     if _is_first_start(endpoint) and not settled:
-        waiting = "No frontend has a route to a replica yet" if workers.count else "No replica is ready yet"
-        return unknown(Reason.PENDING, f"{waiting}.")
-    return false(Reason.NO_ROUTE, f"The endpoint answers no requests: {_obstacle(routes, workers)}")
+        absent = next((each.noun for each in pools if not each.count), None)
+        waiting = "No frontend has a route to a replica" if absent is None else f"No {absent} is ready"
+        return unknown(Reason.PENDING, f"{waiting} yet.")
+    missing = _missing(observed, usable, pools)
+    return false(Reason.NO_ROUTE, f"The endpoint answers no requests: {_obstacle(routes, pools, missing)}")
 
 
-def _serves(pod: Pod) -> bool:
-    report = pod.stream.frontend
-    return not pod.stream.disconnected and report is not None and report.stage.name == Stage.SERVING
+def _missing(observed: Observed, frontends: list[Pod], pools: Sequence[ReadyWorkers]) -> list[MissingRoute]:
+    return [
+        route
+        for pod in frontends
+        for workers in pools
+        for route in frontend_routes(pod, workers, observed.now).missing
+    ]
 
 
 def _stuck_start(observed: Observed) -> str:
@@ -168,14 +183,17 @@ def _stuck_start(observed: Observed) -> str:
     return ""
 
 
-def _obstacle(routes: Sequence[FrontendRoutes], workers: ReadyWorkers) -> str:
-    """Why no frontend has a route."""
-    if not workers.count:
-        return "no replica is ready. See the condition Available."
-    if not workers.expected:
-        return "no ready replica generates. See the condition Generating."
+def _obstacle(
+    routes: Sequence[FrontendRoutes], pools: Sequence[ReadyWorkers], missing: Sequence[MissingRoute]
+) -> str:
+    """Why no frontend has a route. ``routes``: to the workers of ``spec.replicas``."""
+    for workers in pools:
+        if not workers.count:
+            return f"no {workers.noun} is ready. See the condition Available."
+        if not workers.expected:
+            return f"no ready {workers.noun} generates. See the condition Generating."
     frontends = f"none of {counted(len(routes), 'frontend')}"
-    cause = next((missing.cause for each in routes for missing in each.missing), "")
+    cause = next((route.cause for route in missing), "")
     if not cause:
         cause = next(
             (
@@ -198,20 +216,16 @@ def _is_first_start(endpoint: Endpoint) -> bool:
     return True
 
 
-def _not_routed(observed: Observed, workers: ReadyWorkers) -> Finding | None:
-    missing = [
-        route
-        for each in _ready_routes(observed, workers)
-        if is_settled(each.pod, observed.now)
-        for route in each.missing
-    ]
+def _not_routed(observed: Observed, pools: Sequence[ReadyWorkers]) -> Finding | None:
+    settled = [pod for pod in _reporting_and_ready(observed) if is_settled(pod, observed.now)]
+    missing = _missing(observed, settled, pools)
     if not missing:
         return None
     affected = sorted({route.worker for route in missing if route.worker})
     if not affected:
         return false(Reason.NOT_ROUTED, missing[0].cause)
     route = next(route for route in missing if route.worker == affected[0])
-    count = quantity(len(affected), workers.count, "ready replica", "does not answer", "do not answer")
+    count = quantity_by_role(affected, pools, "does not answer", "do not answer")
     return false(
         Reason.NOT_ROUTED,
         f"{count} through every frontend ({pods_named(affected)}). {route.cause}",
@@ -231,23 +245,28 @@ def _unreachable(reporting: list[Pod]) -> Finding | None:
     )
 
 
-def _serving(endpoint: Endpoint, observed: Observed, reporting: list[Pod], workers: ReadyWorkers) -> Finding:
-    routes = _ready_routes(observed, workers)
-    count = quantity(intersection(routes), workers.count, "ready replica", "answers", "answer")
+def _serving(
+    endpoint: Endpoint, observed: Observed, reporting: list[Pod], pools: Sequence[ReadyWorkers]
+) -> Finding:
+    counts = (
+        (intersection(_ready_routes(observed, each)), each.count, f"ready {each.noun}") for each in pools
+    )
+    frontends = _reporting_and_ready(observed)
     total = max(len(_frontends(observed)), endpoint.spec.frontend.replicas)
-    message = f"{count} through {len(routes)} of {counted(total, 'frontend')}."
+    message = (
+        f"{quantities(counts, 'answers', 'answer')} through {len(frontends)} of {counted(total, 'frontend')}."
+    )
     # A frontend without any route is not ready. The Service sends clients to the others.
-    unready = [pod for pod in reporting if _serves(pod) and not pod.ready and is_settled(pod, observed.now)]
-    missing = (frontend_routes(pod, workers, observed.now).missing for pod in unready)
-    cause = next((routes[0].cause for routes in missing if routes), "")
+    unready = [pod for pod in reporting if serves(pod) and not pod.ready and is_settled(pod, observed.now)]
+    cause = next((route.cause for route in _missing(observed, unready, pools)), "")
     cause = cause or _stuck_start(observed)
     message = f"{message} {cause}".rstrip()
     unreceived = [
         missing
-        for each in routes
-        if is_settled(each.pod, observed.now)
-        for missing in missing_events(endpoint, observed, each.pod, workers)
+        for pod in frontends
+        if is_settled(pod, observed.now)
+        for missing in missing_events(endpoint, observed, pod, pools)
     ]
     if unreceived:
-        return true(Reason.KV_EVENTS_MISSING, f"{message} {describe_missing_events(unreceived, workers)}")
+        return true(Reason.KV_EVENTS_MISSING, f"{message} {describe_missing_events(unreceived, pools)}")
     return true(Reason.SERVING, message)

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.components import WORKER
+from vllmendpoint_operator.components import PREFILL, WORKER
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container
@@ -33,6 +33,12 @@ _MISSING_REFERENCES: Final = (
     ),
 )
 """The kubelet's messages about a container's environment, and the fields that may have the reference."""
+
+_MAIN_FIELDS: Final = {
+    WORKER: "worker.env and worker.podTemplate",
+    PREFILL: "worker.env, worker.podTemplate and prefill.podTemplate",
+}
+"""Component -> fields that configure its main container."""
 
 
 def container_cause(pod: Pod, container: Container, startup_timeout_seconds: int) -> PodDiagnosis | None:
@@ -83,5 +89,5 @@ def _creation_cause(pod: Pod, container: Container) -> PodDiagnosis | None:
             return PodDiagnosis(missing, f"{failure}. Create it, or correct the reference in {where}.")
     where = container.field(pod)
     if container.is_main:
-        where = "worker.env and worker.podTemplate" if pod.component == WORKER else "frontend.podTemplate"
+        where = _MAIN_FIELDS.get(pod.component, "frontend.podTemplate")
     return PodDiagnosis(Reason.CONTAINER_CONFIG_ERROR, f"{failure}. Check {where}.")

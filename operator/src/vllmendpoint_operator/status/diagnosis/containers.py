@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.observe.snapshot import Pod
+from vllmendpoint_operator.observe.snapshot import PREFILL, WORKER, Pod
 
 __all__ = ["Container", "Role", "containers", "ephemeral_containers", "resource_amount"]
 
@@ -42,7 +42,8 @@ class Container:
     def field(self, pod: Pod) -> str:
         """The field that sets its image."""
         if self.is_main:
-            return f"{pod.component}.image"
+            # Workers of both roles have the same image.
+            return f"{WORKER if pod.component == PREFILL else pod.component}.image"
         if self.role is Role.EPHEMERAL:
             return "the options of kubectl debug"
         return f"{pod.component}.podTemplate"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from vllmendpoint_api import names
-from vllmendpoint_operator.components import WORKER
+from vllmendpoint_operator.components import FRONTEND, WORKER
 
 __all__ = ["remedy"]
 
@@ -73,7 +73,7 @@ def _template_remedy(message: str, component: str, containers: Sequence[str]) ->
     template = f"{component}.podTemplate"
     if "violates PodSecurity" in message:
         return f"Change {template}, or lower the Pod Security level of the namespace."
-    if component == WORKER and (found := _ACCOUNT.search(message)):
+    if component != FRONTEND and (found := _ACCOUNT.search(message)):
         return f"Create the ServiceAccount {found[1]}, or set worker.serviceAccountName to another one."
     for pattern, field in _TEMPLATE_FIELDS:
         if pattern.search(message):
@@ -106,8 +106,8 @@ def _requested_fields(requested: str, component: str) -> list[str]:
     for item in requested.split(","):
         resource = item.partition("=")[0]
         if resource in ("pods", "count/pods"):
-            fields += ["replicas" if component == WORKER else "frontend.replicas"]
-            if component == WORKER:
+            fields += ["replicas" if component == WORKER else f"{component}.replicas"]
+            if component != FRONTEND:
                 fields.append("strategy.rollingUpdate.maxSurge")
         else:
             fields.append(_resource_field(component, resource, names.MAIN_CONTAINER))

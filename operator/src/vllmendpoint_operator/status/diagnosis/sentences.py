@@ -1,9 +1,9 @@
 """Parts of the sentences that messages consist of: counts with their verb, and quoted texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-__all__ = ["counted", "one_line", "pods_named", "quantity", "sentence"]
+__all__ = ["counted", "one_line", "pods_named", "quantities", "quantity", "sentence"]
 
 _MAX_QUOTED: Final = 700
 """Characters of a quoted text."""
@@ -18,6 +18,15 @@ def quantity(count: int, total: int, noun: str, singular: str = "is", plural: st
     """``1 of 3 replicas is``, ``0 of 3 replicas are``, ``1 of 1 replica is``."""
     verb = singular if 1 in (count, total) else plural
     return f"{count} of {counted(total, noun)} {verb}"
+
+
+def quantities(counts: Iterable[tuple[int, int, str]], singular: str = "is", plural: str = "are") -> str:
+    """``1 of 2 replicas and 1 of 1 prefill replica are``. Each item has the arguments of :func:`quantity`."""
+    found = list(counts)
+    if len(found) == 1:
+        return quantity(*found[0], singular, plural)
+    texts = [f"{count} of {counted(total, noun)}" for count, total, noun in found]
+    return f"{' and '.join(texts)} {plural}"
 
 
 def pods_named(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from vllmendpoint_api import Reason
-from vllmendpoint_operator.components import WORKER, WORKER_GRACE_SECONDS
+from vllmendpoint_operator.components import FRONTEND, WORKER_GRACE_SECONDS
 from vllmendpoint_operator.observe.snapshot import Pod
 
 from .containers import Container, resource_amount
@@ -51,7 +51,7 @@ def terminated_cause(
         and code in _TERMINATED_BY_KUBELET
         and _reached_startup_timeout(pod, state, startup_timeout_seconds)
     ):
-        remedy = "Raise worker.startupTimeoutSeconds, or see" if pod.component == WORKER else "See"
+        remedy = "See" if pod.component == FRONTEND else "Raise worker.startupTimeoutSeconds, or see"
         return PodDiagnosis(
             Reason.STARTUP_TIMEOUT,
             f"{subject} was terminated by the kubelet (exit code {code}, {times}), because it did not start "
@@ -104,4 +104,4 @@ def _more_memory(pod: Pod, container: Container) -> str:
     if not container.is_main:
         return f"Raise its limit in {container.field(pod)}."
     more = f"Raise {pod.component}.resources.limits.memory"
-    return f"{more}, or lower --max-model-len or --max-num-seqs." if pod.component == WORKER else f"{more}."
+    return f"{more}." if pod.component == FRONTEND else f"{more}, or lower --max-model-len or --max-num-seqs."

@@ -138,7 +138,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("component", ["worker", "frontend"])
+@pytest.mark.parametrize("component", ["worker", "prefill", "frontend"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_remedy_names_the_field(case, component):
     message, expected = CASES[case]
@@ -148,7 +148,11 @@ def test_the_remedy_names_the_field(case, component):
 
 @pytest.mark.parametrize(
     ("component", "fields"),
-    [("worker", "replicas or strategy.rollingUpdate.maxSurge"), ("frontend", "frontend.replicas")],
+    [
+        ("worker", "replicas or strategy.rollingUpdate.maxSurge"),
+        ("prefill", "prefill.replicas or strategy.rollingUpdate.maxSurge"),
+        ("frontend", "frontend.replicas"),
+    ],
 )
 @pytest.mark.parametrize("resource", ["pods", "count/pods"])
 def test_the_remedy_for_a_quota_of_pods_names_the_replicas(component, fields, resource):
@@ -173,10 +177,8 @@ def test_the_remedy_names_the_other_containers_too():
 
 def test_the_remedy_for_a_missing_service_account_depends_on_the_component():
     message = FORBIDDEN + 'error looking up service account t/s: serviceaccount "s" not found'
-    assert (
-        remedy(message, "worker")
-        == "Create the ServiceAccount s, or set worker.serviceAccountName to another one."
-    )
+    expected = "Create the ServiceAccount s, or set worker.serviceAccountName to another one."
+    assert remedy(message, "worker") == remedy(message, "prefill") == expected
     assert remedy(message, "frontend") == "Kubernetes retries."
 
 
