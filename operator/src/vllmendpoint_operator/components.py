@@ -16,7 +16,6 @@ __all__ = [
     "FRONTEND_STARTUP_SECONDS",
     "PREFILL",
     "STARTUP_PERIOD_SECONDS",
-    "WAITING_SECONDS",
     "WORKER",
     "WORKER_GRACE_SECONDS",
     "WorkerPool",
@@ -25,8 +24,6 @@ __all__ = [
     "invocations_url",
     "is_observed",
     "is_rolled_out",
-    "is_waiting",
-    "max_replaced_replicas",
     "min_ready_replicas",
     "prefill_name",
     "startup_seconds",
@@ -40,8 +37,6 @@ STARTUP_PERIOD_SECONDS: Final = 5
 """Period of the workers' startup probe."""
 FRONTEND_STARTUP_SECONDS: Final = 120
 """The startup probe fails after this time."""
-WAITING_SECONDS: Final = 1_000_000_000
-"""``minReadySeconds`` of a Deployment whose rollout waits: its new pods do not count as available."""
 WORKER_GRACE_SECONDS: Final = 60
 """``terminationGracePeriodSeconds`` of the worker pods, unless the user's podTemplate sets another."""
 
@@ -106,20 +101,10 @@ def min_ready_replicas(replicas: int, strategy: RollingUpdate) -> int:
     Rounds as the Deployment controller does (``ResolveFenceposts``): maxUnavailable down, maxSurge up. If
     both are 0 then, maxUnavailable is 1.
     """
-    unavailable, _ = _fenceposts(replicas, strategy)
-    return max(1, replicas - unavailable)
-
-
-def max_replaced_replicas(replicas: int, strategy: RollingUpdate) -> int:
-    """Largest number of older replicas that a rollout removes at a time; at least 1."""
-    return max(1, sum(_fenceposts(replicas, strategy)))
-
-
-def _fenceposts(replicas: int, strategy: RollingUpdate) -> tuple[int, int]:
-    """Numbers for maxUnavailable and maxSurge."""
     unavailable = math.floor(_absolute(strategy.max_unavailable, replicas))
-    surge = math.ceil(_absolute(strategy.max_surge, replicas))
-    return (unavailable or int(not surge)), surge
+    if not unavailable and not math.ceil(_absolute(strategy.max_surge, replicas)):
+        unavailable = 1
+    return max(1, replicas - unavailable)
 
 
 def _absolute(amount: int | str, replicas: int) -> Fraction:
@@ -155,11 +140,6 @@ def is_observed(deployment: dict[str, Any]) -> bool:
     """Whether the counts in ``status`` refer to the newest spec."""
     observed = int((deployment.get("status") or {}).get("observedGeneration", -1))
     return observed >= int(deployment["metadata"].get("generation", 0))
-
-
-def is_waiting(deployment: dict[str, Any]) -> bool:
-    """Whether its rollout waits for that of the other workers."""
-    return bool(deployment["spec"].get("minReadySeconds") == WAITING_SECONDS)
 
 
 def is_rolled_out(deployment: dict[str, Any], *, available: bool = True) -> bool:

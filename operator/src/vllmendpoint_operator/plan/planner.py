@@ -24,7 +24,7 @@ from vllmendpoint_operator.observe.snapshot import (
     object_key,
 )
 
-from . import access, configuration, disruption, migration, network, rollout_order
+from . import access, configuration, disruption, migration, network
 from .checks import check_spec
 from .health_check import select_health_check
 from .options import Options
@@ -53,13 +53,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     script = configuration.handler_script(endpoint.spec, observed)
     revision = current_revision(endpoint, observed, options, config_name)
     pools = worker_pools(endpoint)
-    waits = rollout_order.prefill_waits(endpoint, observed, revision.data)
-    deployments = [
-        workers.deployment(
-            endpoint, pool, revision.data[pool.component], waits=waits and pool.component == PREFILL
-        )
-        for pool in pools
-    ]
+    deployments = [workers.deployment(endpoint, pool, revision.data[pool.component]) for pool in pools]
     requested = configuration.health_check(endpoint.spec)
     selected = select_health_check(
         requested,
@@ -130,11 +124,8 @@ def _with_owner(endpoint: Endpoint, child: dict[str, Any]) -> dict[str, Any]:
 def _with_retained_workers(
     endpoint: Endpoint, observed: Observed, revision: Revision, children: tuple[dict[str, Any], ...]
 ) -> tuple[dict[str, Any], ...]:
-    """``children`` in which the workers keep an older template until other pods have been replaced."""
-    data, existing = revision.data, revisions(observed)
-    template = migration.retained_template(
-        endpoint, observed, data, existing
-    ) or rollout_order.retained_template(endpoint, observed, data, existing)
+    """``children`` in which the workers keep their legacy template while the frontends are migrated."""
+    template = migration.retained_template(endpoint, observed, revision.data, revisions(observed))
     if template is None:
         return children
     retained = _with_owner(endpoint, workers.deployment(endpoint, worker_pools(endpoint)[0], template))

@@ -1,10 +1,9 @@
 """The observed state of an endpoint's Deployments, and which of their pods have the newest template."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from vllmendpoint_api import names
 from vllmendpoint_operator.components import (
     FRONTEND,
     FRONTEND_STARTUP_SECONDS,
@@ -58,8 +57,6 @@ class Component:
     startup_timeout_seconds: int
     pods: tuple[Pod, ...]
     state: _DeploymentState
-    awaits_prefill: bool = False
-    """The Deployment keeps an older template until a prefill worker of the newest revision is ready."""
 
     @property
     def noun(self) -> str:
@@ -97,13 +94,6 @@ class Component:
         return [str(container.get("name", "")) for container in containers]
 
     @property
-    def updated_replicas(self) -> int:
-        """Number of pods of the newest template."""
-        if self.awaits_prefill:
-            return 0
-        return int(((self.deployment or {}).get("status") or {}).get("updatedReplicas", 0))
-
-    @property
     def generation_observed(self) -> bool:
         """Whether the Deployment controller has processed the newest spec."""
         return self.deployment is not None and is_observed(self.deployment)
@@ -129,17 +119,7 @@ class Component:
 
 def worker_components(endpoint: Endpoint, observed: Observed) -> tuple[Component, ...]:
     """The workers and, with ``spec.prefill``, the prefill workers."""
-    workers, *prefill = (_worker_component(endpoint, observed, pool) for pool in worker_pools(endpoint))
-    deployments = [each.deployment for each in (workers, *prefill) if each.deployment is not None]
-    if len({_revision(deployment) for deployment in deployments}) > 1:
-        workers = replace(workers, awaits_prefill=True)
-    return (workers, *prefill)
-
-
-def _revision(deployment: Object) -> str:
-    """Of the pod template."""
-    labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
-    return str(labels.get(names.LABEL_REVISION, ""))
+    return tuple(_worker_component(endpoint, observed, pool) for pool in worker_pools(endpoint))
 
 
 def _worker_component(endpoint: Endpoint, observed: Observed, pool: WorkerPool) -> Component:

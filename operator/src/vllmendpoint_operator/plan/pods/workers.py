@@ -8,7 +8,6 @@ from vllmendpoint_api import FrontendMode, ModelType, Reason, Resources, VLLMEnd
 from vllmendpoint_operator.components import (
     PREFILL,
     STARTUP_PERIOD_SECONDS,
-    WAITING_SECONDS,
     WORKER,
     WORKER_GRACE_SECONDS,
     WorkerPool,
@@ -38,8 +37,6 @@ _MIN_READY_SECONDS: Final = 5
 """Time from a worker's readiness until every frontend routes to it; measured: less than 1 s on an idle node.
 The Deployment removes an older worker only after this time. A frontend that receives both changes together
 removes the older worker first, and would have no worker."""
-_NO_DEADLINE: Final = 2**31 - 1
-"""Value of ``progressDeadlineSeconds`` with which the Deployment controller checks no deadline."""
 _CACHE_DIR: Final = "/var/cache/vllmendpoint"
 _CLAIMS_DIR: Final = "/var/lib/vllmendpoint/models"
 _S3_DIR: Final = f"{_CACHE_DIR}/s3"
@@ -75,10 +72,7 @@ def account_name(endpoint: Endpoint) -> str:
     return endpoint.spec.worker.service_account_name or workers_name(endpoint)
 
 
-def deployment(
-    endpoint: Endpoint, pool: WorkerPool, template: dict[str, Any], *, waits: bool = False
-) -> dict[str, Any]:
-    """``waits``: the rollout does not continue after its first pods, until this is False."""
+def deployment(endpoint: Endpoint, pool: WorkerPool, template: dict[str, Any]) -> dict[str, Any]:
     rolling = endpoint.spec.strategy.rolling_update
     return {
         "apiVersion": "apps/v1",
@@ -92,8 +86,8 @@ def deployment(
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxUnavailable": rolling.max_unavailable, "maxSurge": rolling.max_surge},
             },
-            "minReadySeconds": WAITING_SECONDS if waits else _MIN_READY_SECONDS,
-            "progressDeadlineSeconds": _NO_DEADLINE if waits else progress_deadline_seconds(endpoint),
+            "minReadySeconds": _MIN_READY_SECONDS,
+            "progressDeadlineSeconds": progress_deadline_seconds(endpoint),
             "revisionHistoryLimit": 2,
             "template": template,
         },

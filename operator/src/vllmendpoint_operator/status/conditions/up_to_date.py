@@ -6,7 +6,7 @@ older pods are gone. A replica that becomes unavailable later does not change th
 """
 
 from vllmendpoint_api import Condition, ConditionStatus, Reason
-from vllmendpoint_operator.components import is_rolled_out, is_waiting
+from vllmendpoint_operator.components import is_rolled_out
 from vllmendpoint_operator.errors import ConditionError
 from vllmendpoint_operator.observe.snapshot import Endpoint, Observed
 from vllmendpoint_operator.status.component import Component, components
@@ -24,7 +24,7 @@ def updated_replicas(workers: Component) -> int:
     """Number of pods of the newest template."""
     if workers.deployment is None or not workers.generation_observed:
         return 0
-    return workers.updated_replicas
+    return int((workers.deployment.get("status") or {}).get("updatedReplicas", 0))
 
 
 def up_to_date(
@@ -53,22 +53,13 @@ def _incomplete_rollout(component: Component, was_complete: bool) -> Finding | N
     if component.deployment is None:
         return false(Reason.ROLLING_OUT, f"The Deployment {component.name} does not exist yet.")
     ignores_availability = was_complete or _lacks_only_routes(component)
-    if (
-        not component.awaits_prefill
-        and component.desired_replicas == component.replicas
-        and is_rolled_out(component.deployment, available=not ignores_availability)
+    if component.desired_replicas == component.replicas and is_rolled_out(
+        component.deployment, available=not ignores_availability
     ):
         return None
     counts = _counts(component)
-    if component.awaits_prefill:
-        return false(
-            Reason.ROLLING_OUT, f"{counts}. The rollout continues once a prefill replica of it is ready."
-        )
     if not component.generation_observed or (obstacle := _obstacle(component)) is None:
-        waiting = (
-            " Its rollout continues with that of the replicas." if is_waiting(component.deployment) else ""
-        )
-        return false(Reason.ROLLING_OUT, f"{counts}.{waiting}")
+        return false(Reason.ROLLING_OUT, f"{counts}.")
     ready = component.ready_replicas
     if not ready:  # Available has the same cause, except for a frontend of an endpoint with 0 replicas.
         return false(Reason.ROLLING_OUT, f"{counts}. {obstacle.message}")
@@ -103,14 +94,13 @@ def _was_complete(endpoint: Endpoint, revision: str | None) -> bool:
 
 def _counts(component: Component) -> str:
     status = (component.deployment or {}).get("status") or {}
-    updated = component.updated_replicas
+    updated = int(status.get("updatedReplicas", 0))
     old = max(0, int(status.get("replicas", 0)) - updated)
     text = f"{quantity(updated, component.replicas, component.noun, 'runs', 'run')} the current revision"
     if old:
         verb = "remains" if old == 1 else "remain"
         return f"{text}, and {counted(old, component.noun)} of an older revision {verb}"
-    waits = component.deployment is not None and is_waiting(component.deployment)
-    if component.generation_observed and updated >= component.replicas and not waits:
+    if component.generation_observed and updated >= component.replicas:
         available = int(status.get("availableReplicas", 0))
         return f"{text}, and {available} of them {'is' if available == 1 else 'are'} available"
     return text
