@@ -7,7 +7,6 @@ from vllmendpoint_api import WorkerSettings, names
 from vllmendpoint_operator.components import (
     frontend_name,
     has_frontend,
-    is_rolled_out,
     prefill_name,
     worker_pools,
     workers_name,
@@ -82,7 +81,7 @@ def plan(endpoint: Endpoint, observed: Observed, options: Options) -> Plan:
     return Plan(
         children=_with_retained_workers(endpoint, observed, revision, owned),
         verify=tuple(child for child in owned if _needs_dry_run(endpoint, observed, revision, child)),
-        prune=_prune(endpoint, owned, observed, revision),
+        prune=_prune(endpoint, owned, observed),
         refresh=_refresh(observed, settings),
         settings=settings,
         withheld=selected.withheld,
@@ -155,9 +154,7 @@ def _needs_dry_run(endpoint: Endpoint, observed: Observed, revision: Revision, c
     return has_user_template if before is None else bool(before != revision.data[component])
 
 
-def _prune(
-    endpoint: Endpoint, children: Iterable[Object], observed: Observed, revision: Revision
-) -> tuple[Object, ...]:
+def _prune(endpoint: Endpoint, children: Iterable[Object], observed: Observed) -> tuple[Object, ...]:
     desired = {object_key(child) for child in children}
     # The spec may refer by name to the claim that the operator created for it.
     claims = observed.claims_in_use | claim_references(endpoint.spec)
@@ -169,25 +166,11 @@ def _prune(
         # Keep what older pods mount, so that an evicted one can start again.
         and not (kind == "ConfigMap" and name in observed.settings_in_use)
         and not (kind == "PersistentVolumeClaim" and name in claims)
-        # Older workers decode what the prefill workers compute, until the rollout has replaced them.
-        and not (name == prefill_name(endpoint) and _decode_workers_remain(endpoint, observed, revision))
     ]
     older = [
         obj for obj in revisions(observed) if ("ControllerRevision", obj["metadata"]["name"]) not in desired
     ]
     return (*unwanted, *older[HISTORY_LIMIT - 1 :])
-
-
-def _decode_workers_remain(endpoint: Endpoint, observed: Observed, revision: Revision) -> bool:
-    """Whether workers of a revision with prefill workers may run. The current revision has none."""
-    deployment = observed.child("Deployment", workers_name(endpoint))
-    if deployment is None:
-        return False
-    labels = (
-        obj["metadata"]["labels"].get(names.LABEL_REVISION)
-        for obj in (deployment["spec"]["template"], revision.data[WORKER])
-    )
-    return len(set(labels)) > 1 or not is_rolled_out(deployment, available=False)
 
 
 def _refresh(observed: Observed, settings: WorkerSettings) -> dict[str, str]:

@@ -18,7 +18,7 @@ __all__ = [
     "ReadyWorkers",
     "awaits_reports",
     "frontend_routes",
-    "has_settled_workers",
+    "has_settled_worker",
     "intersection",
     "is_settled",
     "quantity_by_role",
@@ -96,12 +96,10 @@ class FrontendRoutes:
 
 def ready_workers(endpoint: Endpoint, observed: Observed) -> tuple[ReadyWorkers, ...]:
     """Of the workers and, with ``spec.prefill``, of the prefill workers."""
-    return tuple(_ready_workers(component, pods) for component, pods in _roles(endpoint, observed))
-
-
-def _roles(endpoint: Endpoint, observed: Observed) -> list[tuple[str, tuple[Pod, ...]]]:
-    prefill = [] if endpoint.spec.prefill is None else [(PREFILL, observed.prefill)]
-    return [(WORKER, observed.workers), *prefill]
+    workers = _ready_workers(WORKER, observed.workers)
+    return (
+        (workers,) if endpoint.spec.prefill is None else (workers, _ready_workers(PREFILL, observed.prefill))
+    )
 
 
 def _ready_workers(component: str, pods: Iterable[Pod]) -> ReadyWorkers:
@@ -168,12 +166,11 @@ def is_settled(pod: Pod, now: datetime) -> bool:
     return _remaining(_since(pod), now) is None
 
 
-def has_settled_workers(endpoint: Endpoint, observed: Observed) -> bool:
-    """Whether a frontend must have a route, because a replica of each role has been ready long enough."""
-    return all(
-        any(pod.ready and is_settled(pod, observed.now) for pod in pods)
-        for _, pods in _roles(endpoint, observed)
-    )
+def has_settled_worker(observed: Observed) -> bool:
+    """Whether a frontend must have a route, because a replica has been ready long enough. Prefill workers do
+    not matter: without one, a decode worker serves alone.
+    """
+    return any(pod.ready and is_settled(pod, observed.now) for pod in observed.workers)
 
 
 def settling_seconds(observed: Observed) -> float | None:

@@ -177,37 +177,13 @@ def test_a_rejected_spec_creates_no_budget_for_pods_that_do_not_exist(
     assert found == Scaling({"smollm-workers": 1, "smollm-frontend": 1}, (), ())
 
 
-def rolled(observed, planned, **status):
-    """``observed`` with the workers' Deployment of ``planned`` in this state of its rollout."""
-    key = ("Deployment", "smollm-workers")
-    (desired,) = [c for c in planned.children if (c["kind"], c["metadata"]["name"]) == key]
-    live = observed.children[key]
-    done = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
-    changed = {**live, "spec": desired["spec"], "status": done | status}
-    return {**observed.children, key: changed}
-
-
-@pytest.mark.parametrize(
-    ("applied", "status", "pruned"),
-    [
-        (False, {}, False),
-        (True, {"observedGeneration": 0}, False),
-        (True, {"replicas": 2}, False),
-        (True, {}, True),
-    ],
-    ids=["not applied", "not observed", "an old worker remains", "complete"],
-)
-def test_prefill_workers_stay_until_no_older_worker_needs_them(
-    make_endpoint, make_plan, make_observed, applied, status, pruned
-):
+def test_prefill_workers_go_with_the_section(make_endpoint, make_plan, make_observed):
+    """Workers of the older revision serve alone until the rollout replaces them."""
     before = make_observed(make_plan(make_endpoint(prefill={})))
-    after = make_plan(make_endpoint(), before)
-    children = rolled(before, after, **status) if applied else before.children
-    found = make_plan(make_endpoint(), make_observed(after, children=children))
-    names_of = {(obj["kind"], obj["metadata"]["name"]) for obj in found.prune}
-    kinds = ("Deployment", "Service", "NetworkPolicy")
-    expected = {(kind, "smollm-prefill") for kind in kinds} if pruned else set()
-    assert {each for each in names_of if each[1] == "smollm-prefill"} == expected
+    found = make_plan(make_endpoint(), before)
+    pruned = {(obj["kind"], obj["metadata"]["name"]) for obj in found.prune}
+    expected = {(kind, "smollm-prefill") for kind in ("Deployment", "Service", "NetworkPolicy")}
+    assert {each for each in pruned if each[1] == "smollm-prefill"} == expected
 
 
 @pytest.mark.parametrize(

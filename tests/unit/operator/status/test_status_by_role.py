@@ -214,20 +214,25 @@ def test_a_new_leader_keeps_a_failed_transfer_until_the_reports_arrive(
     assert again.workers == before.workers
 
 
-@pytest.mark.parametrize(
-    ("decode", "prefill", "message"),
-    [
-        ("Generating", None, "no prefill replica is ready. See the condition Available."),
-        (None, "Generating", "no replica is ready. See the condition Available."),
-        ("Generating", "Starting", "no prefill replica is ready. See the condition Available."),
-    ],
-)
-def test_serving_names_the_role_without_a_ready_worker(status_of, finding, decode, prefill, message):
-    """Routes of decode workers may still be those of the last probe."""
-    before = status_of()
-    routes = {name: "Answered" for name, verdict in (("w-1", decode), ("p-1", prefill)) if verdict}
-    found = status_of(decode, prefill, routes=routes, before=before)
-    assert finding(found, "Serving") == ("False", "NoRoute", f"The endpoint answers no requests: {message}")
+@pytest.mark.parametrize(("decode", "prefill"), [(None, "Generating"), ("Starting", "Generating")])
+def test_without_a_ready_decode_worker_there_is_no_route(status_of, finding, decode, prefill):
+    found = status_of(decode, prefill, routes={"p-1": "NotAccepted"}, before=status_of())
+    message = "The endpoint answers no requests: no replica is ready. See the condition Available."
+    assert finding(found, "Serving") == ("False", "NoRoute", message)
+
+
+@pytest.mark.parametrize("prefill", [None, "Starting"])
+def test_without_a_ready_prefill_worker_a_decode_worker_serves_alone(status_of, finding, prefill):
+    found = status_of("Generating", prefill, routes={"w-1": "Answered"}, before=status_of())
+    assert finding(found, "Serving") == (
+        "True",
+        "Serving",
+        (
+            "1 of 1 ready replica answers through 1 of 1 frontend. No prefill replica is ready, so the other "
+            "replicas compute the prompts, too."
+        ),
+    )
+    assert finding(found)[0] == "False", "the endpoint is not Ready"
 
 
 def test_prefill_workers_without_an_instance_id_are_counted_by_their_role(
@@ -242,9 +247,10 @@ def test_prefill_workers_without_an_instance_id_are_counted_by_their_role(
     assert message.startswith("0 of 1 ready prefill replica is accepted by frontend pod f-1")
 
 
-def test_serving_is_pending_at_the_first_start_of_a_role(status_of, finding):
-    found = status_of("Generating", "Starting", routes={"w-1": "Failing"})
-    assert finding(found, "Serving") == ("Unknown", "Pending", "No prefill replica is ready yet.")
+def test_a_decode_worker_serves_alone_until_the_first_prefill_worker_is_ready(status_of, finding):
+    found = status_of("Generating", "Starting", routes={"w-1": "Answered"})
+    assert finding(found, "Serving")[:2] == ("True", "Serving")
+    assert finding(found, "Generating")[:2] == ("Unknown", "NoWorkers")
 
 
 def test_available_requires_both_roles(make_endpoint, make_status, make_worker, make_pod, finding):

@@ -9,7 +9,7 @@ from vllmendpoint_operator.status.component import Component, frontend_component
 from vllmendpoint_operator.status.component_diagnosis import diagnose_component
 from vllmendpoint_operator.status.diagnosis.pod_diagnosis import PodDiagnosis
 from vllmendpoint_operator.status.diagnosis.sentences import counted, quantities, quantity
-from vllmendpoint_operator.status.routes import has_settled_workers
+from vllmendpoint_operator.status.routes import has_settled_worker
 
 from .finding import Finding, false, previous_finding, true
 
@@ -65,7 +65,7 @@ def _unavailable_frontend(
     if frontend is None or frontend.ready_replicas:
         return None
     diagnosis = diagnose_component(frontend, problem, observed.now)
-    waiting = diagnosis.reason is Reason.NO_ROUTE and not has_settled_workers(endpoint, observed)
+    waiting = diagnosis.reason is Reason.NO_ROUTE and not has_settled_worker(observed)
     starting = waiting or diagnosis.reason is Reason.STARTING
     reason = Reason.STARTING if starting else Reason.FRONTEND_UNAVAILABLE
     message = f"{_count(frontend)} ready, so the endpoint accepts no requests. {diagnosis.message}"

@@ -5,6 +5,7 @@ the subject of ``Available``.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from vllmendpoint_api import Condition, ConditionStatus, Reason, Stage
 from vllmendpoint_operator.components import has_frontend, url
@@ -23,7 +24,7 @@ from vllmendpoint_operator.status.routes import (
     ReadyWorkers,
     awaits_reports,
     frontend_routes,
-    has_settled_workers,
+    has_settled_worker,
     intersection,
     is_settled,
     quantity_by_role,
@@ -34,6 +35,8 @@ from vllmendpoint_operator.status.routes import (
 from .finding import Finding, false, previous_finding, true, unknown
 
 __all__ = ["routed_replicas", "serving"]
+
+_ALONE: Final = "No prefill replica is ready, so the other replicas compute the prompts, too."
 
 
 def serving(endpoint: Endpoint, observed: Observed) -> Finding:
@@ -140,18 +143,15 @@ def _no_route(
         if stuck := _stuck_start(observed):
             return false(Reason.NO_ROUTE, f"The endpoint answers no requests. {stuck}")
         return unknown(Reason.PENDING, "No frontend pod serves yet. See the condition Available.")
-    workers, *others = pools
+    workers = pools[0]  # without a prefill worker, they also compute the prompts
     routes = [frontend_routes(pod, workers, observed.now) for pod in usable]
-    # A route to a decode worker was probed through a prefill worker, which may have left since.
-    if any(each.count for each in routes if each.pod.ready) and all(each.expected for each in others):
+    if any(each.count for each in routes if each.pod.ready):
         return None
-    settled = has_settled_workers(endpoint, observed) and all(is_settled(pod, observed.now) for pod in usable)
+    settled = has_settled_worker(observed) and all(is_settled(pod, observed.now) for pod in usable)
     if _is_first_start(endpoint) and not settled:
-        absent = next((each.noun for each in pools if not each.count), None)
-        waiting = "No frontend has a route to a replica" if absent is None else f"No {absent} is ready"
+        waiting = "No frontend has a route to a replica" if workers.count else "No replica is ready"
         return unknown(Reason.PENDING, f"{waiting} yet.")
-    missing = _missing(observed, usable, pools)
-    return false(Reason.NO_ROUTE, f"The endpoint answers no requests: {_obstacle(routes, pools, missing)}")
+    return false(Reason.NO_ROUTE, f"The endpoint answers no requests: {_obstacle(routes, workers)}")
 
 
 def _missing(observed: Observed, frontends: list[Pod], pools: Sequence[ReadyWorkers]) -> list[MissingRoute]:
@@ -183,17 +183,14 @@ def _stuck_start(observed: Observed) -> str:
     return ""
 
 
-def _obstacle(
-    routes: Sequence[FrontendRoutes], pools: Sequence[ReadyWorkers], missing: Sequence[MissingRoute]
-) -> str:
-    """Why no frontend has a route. ``routes``: to the workers of ``spec.replicas``."""
-    for workers in pools:
-        if not workers.count:
-            return f"no {workers.noun} is ready. See the condition Available."
-        if not workers.expected:
-            return f"no ready {workers.noun} generates. See the condition Generating."
+def _obstacle(routes: Sequence[FrontendRoutes], workers: ReadyWorkers) -> str:
+    """Why no frontend has a route."""
+    if not workers.count:
+        return f"no {workers.noun} is ready. See the condition Available."
+    if not workers.expected:
+        return f"no ready {workers.noun} generates. See the condition Generating."
     frontends = f"none of {counted(len(routes), 'frontend')}"
-    cause = next((route.cause for route in missing), "")
+    cause = next((missing.cause for each in routes for missing in each.missing), "")
     if not cause:
         cause = next(
             (
@@ -248,14 +245,18 @@ def _unreachable(reporting: list[Pod]) -> Finding | None:
 def _serving(
     endpoint: Endpoint, observed: Observed, reporting: list[Pod], pools: Sequence[ReadyWorkers]
 ) -> Finding:
-    counts = (
-        (intersection(_ready_routes(observed, each)), each.count, f"ready {each.noun}") for each in pools
-    )
+    counts = [
+        (intersection(_ready_routes(observed, each)), each.count, f"ready {each.noun}")
+        for each in pools
+        if each.count
+    ]
     frontends = _reporting_and_ready(observed)
     total = max(len(_frontends(observed)), endpoint.spec.frontend.replicas)
     message = (
         f"{quantities(counts, 'answers', 'answer')} through {len(frontends)} of {counted(total, 'frontend')}."
     )
+    if len(counts) < len(pools):
+        message += f" {_ALONE}"
     # A frontend without any route is not ready. The Service sends clients to the others.
     unready = [pod for pod in reporting if serves(pod) and not pod.ready and is_settled(pod, observed.now)]
     cause = next((route.cause for route in _missing(observed, unready, pools)), "")
