@@ -22,7 +22,7 @@ from vllmendpoint_api import Outcome, Stage, Verdict, names
 from .conftest import PERIOD, QUICK, TIMEOUT, WorkerProcess, stopped, wait
 from .two_workers import Client, Frontend
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(900)
 
 CHECK = QUICK | {"payload": {"prompt": "hello world", "max_tokens": 4, "ignore_eos": True}}
 LEASE_SECONDS = 6
