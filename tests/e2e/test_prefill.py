@@ -107,7 +107,7 @@ def test_the_status_shows_both_roles(cluster: Cluster, endpoint: None) -> None:
     assert status["prefill"] == prefill
     assert (status["replicas"], status["readyReplicas"], status["generatingReplicas"]) == (1, 1, 1)
     message = cluster.condition(NAME, "Generating")["message"]
-    assert message == "1 of 1 replica and 1 of 1 prefill replica generate."
+    assert message.startswith("1 of 1 started replica and 1 of 1 started prefill replica are generating")
 
 
 def test_a_frozen_prefill_engine_is_named_and_the_decode_worker_answers(
