@@ -19,12 +19,13 @@ import pytest
 from tests.free_port import free_port
 from vllmendpoint_api import Outcome, Stage, Verdict, names
 
-from .conftest import PERIOD, QUICK, TIMEOUT, WorkerProcess, stopped, wait
+from .conftest import PATIENT, PERIOD, QUICK, TIMEOUT, WorkerProcess, stopped, wait
 from .two_workers import Client, Frontend
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(600)
 
-CHECK = QUICK | {"payload": {"prompt": "hello world", "max_tokens": 4, "ignore_eos": True}}
+PAYLOAD = {"payload": {"prompt": "hello world", "max_tokens": 4, "ignore_eos": True}}
+CHECK = PATIENT | PAYLOAD
 LEASE_SECONDS = 6
 SHORT_LEASE = {
     "kv_connector": "NixlConnector",
@@ -167,6 +168,9 @@ def test_each_worker_probes_its_own_engine_without_a_transfer(phases: Phases) ->
 def test_a_frontends_probe_runs_with_the_transfer_and_is_no_proof_of_life(phases: Phases) -> None:
     for worker in phases.workers:
         worker.apply(CHECK | {"periodSeconds": 300})
+    for worker in phases.workers:  # no other probe follows
+        worker.request("report", "/probe", {}, method="POST")
+    time.sleep(1.0)
     proofs = [worker.report().verdict.last_proof_of_life for worker in (phases.prefill, phases.decode)]
     read = transferred(phases.decode)
     headers = phases.pinned(phases.prefill) | {names.PROBE_HEADER: "1"}
@@ -217,7 +221,7 @@ def test_a_worker_for_one_phase_runs_both_for_clients_of_its_own_port(phases: Ph
 def test_a_frozen_engine_is_stalled_and_the_other_phase_is_not(phases: Phases, frozen: str) -> None:
     worker: WorkerProcess = getattr(phases, frozen)
     for one in phases.workers:
-        one.apply(CHECK)
+        one.apply(QUICK | PAYLOAD)
     with stopped(worker.engine_core()) as began:
         clients = [phases.ask(f"{frozen} {number}: {NOTES}") for number in range(4)]
         worker.until(lambda report: report.verdict.state == Verdict.STALLED, 30.0)
@@ -236,6 +240,8 @@ def test_a_frozen_engine_is_stalled_and_the_other_phase_is_not(phases: Phases, f
             assert {answer.status for answer in answers} == {503}
     worker.until(lambda report: report.ready, 30.0)
     wait(lambda: phases.ask(f"after {frozen}").wait().is_complete, 30.0)
+    for one in phases.workers:
+        one.apply(CHECK)
 
 
 def answers_while(
