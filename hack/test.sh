@@ -7,9 +7,9 @@ export PATH=$cache/bin:$PATH
 paths=("$@")
 # Three groups in parallel, the longest first: the operator's tests and most unit tests wait more than they compute.
 parallel=(-n 3 --durations=25 --dist loadscope --no-loadscope-reorder tests/e2e tests/worker tests/integration tests/unit)
-# The requests in flight are measured last and alone: beside other engines on two cores, the only replica that is left during a
+# Requests in flight and pairs of workers are tested last and alone: beside other engines on two cores, the only replica that is left during a
 # failure would be too slow for its probes.
-alone=(tests/e2e/test_disruption.py tests/e2e/test_rollout.py)
+alone=(tests/e2e/test_disruption.py tests/e2e/test_rollout.py tests/e2e/test_prefill.py)
 
 # Keep a cluster that was already running.
 was_up=0

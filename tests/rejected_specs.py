@@ -211,6 +211,10 @@ REJECTED: Final[list[tuple[Object, str]]] = [
         {**_model(type="Embedding"), "prefill": {}},
         "prefill: a model of type Embedding does not decode; remove this field",
     ),
+    (
+        {"prefill": {}, "frontend": {"routing": {"mode": "KV"}}},
+        "prefill: frontend.routing.mode KV is not supported with prefill yet; set another mode",
+    ),
     ({"prefill": {"replicas": 0}}, "greater than or equal to 1"),
     *(
         ({"prefill": {"engine": {"args": arguments}}}, f"prefill.engine.args: {message}")

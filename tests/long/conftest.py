@@ -19,7 +19,7 @@ from tests.integration.conftest import (  # noqa: F401  (a control plane, no kub
     until_fixture,
 )
 from tests.project_cache import CACHE
-from tests.worker.conftest import make_worker, toy_model  # noqa: F401  (workers on loopback)
+from tests.worker.conftest import make_worker, minilm, toy_model  # noqa: F401  (workers on loopback)
 
 
 @pytest.fixture(scope="session")

@@ -219,6 +219,12 @@ class VLLMEndpointSpec(Contract):
                 "message": "prefill: a model of type Embedding does not decode; remove this field",
             },
             {
+                "rule": "!has(self.prefill) || !has(self.frontend) || !has(self.frontend.routing) || "
+                "self.frontend.routing.mode != 'KV'",
+                "message": "prefill: frontend.routing.mode KV is not supported with prefill yet; set "
+                "another mode",
+            },
+            {
                 "rule": f"({_UNCHANGED}) || !{_MANAGED} || !{_ARGUMENTS}.exists(item, {_UNREACHED})",
                 "optionalOldSelf": True,
                 "messageExpression": f"'engine: ' + {_ARGUMENTS}.filter(item, {_UNREACHED})[0]"

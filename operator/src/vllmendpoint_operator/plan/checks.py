@@ -68,6 +68,11 @@ def _check_prefill(spec: VLLMEndpointSpec, prefill: PrefillSpec, with_frontend: 
         raise PlanError(
             Reason.INVALID_SPEC, "prefill: A model of type Embedding does not decode. Remove this field."
         )
+    if spec.frontend.routing.mode == RoutingMode.KV:
+        raise PlanError(
+            Reason.INVALID_SPEC,
+            "prefill: frontend.routing.mode KV is not supported with prefill yet. Set another mode.",
+        )
     _check_arguments("prefill.engine.args", prefill.engine.args, with_frontend)
     _check_pod_template("prefill.podTemplate", prefill.pod_template, with_frontend)
 

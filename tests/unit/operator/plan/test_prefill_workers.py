@@ -190,6 +190,7 @@ def test_prefill_workers_go_with_the_section(make_endpoint, make_plan, make_obse
     ("spec", "message"),
     [
         ({"frontend": {"mode": "None"}}, "prefill: Only a frontend sends requests to prefill workers"),
+        ({"frontend": {"routing": {"mode": "KV"}}}, "prefill: frontend.routing.mode KV is not supported"),
         (
             {"model": {"uri": "hf://o/n", "type": "Embedding"}},
             "prefill: A model of type Embedding does not decode",
@@ -208,10 +209,10 @@ def test_prefill_workers_go_with_the_section(make_endpoint, make_plan, make_obse
         ),
         (
             {
-                "prefill": {"engine": {"args": ["--kv-events-config", "{}"]}},
-                "frontend": {"routing": {"mode": "KV"}},
+                "prefill": {"engine": {"args": ["--router-mode", "kv"]}},
+                "frontend": {"routing": {"mode": "Random"}},
             },
-            "prefill.engine.args: --kv-events-config contradicts frontend.routing",
+            "prefill.engine.args: --router-mode contradicts frontend.routing",
         ),
     ],
 )

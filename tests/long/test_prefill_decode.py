@@ -17,10 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.free_port import free_port
+from tests.worker.conftest import PATIENT, PERIOD, QUICK, TIMEOUT, WorkerProcess, stopped, wait
+from tests.worker.two_workers import Client, Frontend
 from vllmendpoint_api import Outcome, Stage, Verdict, names
-
-from .conftest import PATIENT, PERIOD, QUICK, TIMEOUT, WorkerProcess, stopped, wait
-from .two_workers import Client, Frontend
 
 pytestmark = pytest.mark.timeout(600)
 
