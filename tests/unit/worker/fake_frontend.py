@@ -74,14 +74,14 @@ class FakeFrontend:
             role = ("prefill" if worker.prefill else "decode") if paired else "aggregated"
             types = spaces.setdefault(worker.namespace, {})
             types[role] = types.get(role, 0) + worker.accepted
-        rows = {
+        ready = {
             name: {
                 "worker_types": {role: {"workers": count} for role, count in types.items()},
                 "missing_worker_types": sorted({"prefill", "decode"} - types.keys()) if paired else [],
             }
             for name, types in spaces.items()
         }
-        return json.dumps({"namespaces": rows})
+        return json.dumps({"namespaces": ready})
 
     async def post(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout: float
