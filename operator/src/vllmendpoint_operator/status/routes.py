@@ -219,6 +219,12 @@ def _cause(frontend: str, worker: str, report: FrontendReport, route: RouteRepor
     if route is None:
         return None if len(report.routes) >= _MAX_ROUTES else _not_discovered(frontend, worker)
     if route.state == RouteState.NOT_ACCEPTED:
+        roles = {row.role for row in report.accepted if row.namespace == route.namespace and row.workers}
+        if roles == {_PREFILL_ROLE}:
+            return (
+                f"Frontend pod {frontend} sends no requests to pod {worker}, because no replica of the same "
+                "revision decodes. See the condition Available."
+            )
         return (
             f"Frontend pod {frontend} sends no requests to pod {worker}, because the model card of the pod "
             "differs from that of the other replicas of its Dynamo namespace. Check that all replicas load "

@@ -247,6 +247,28 @@ def test_prefill_workers_without_an_instance_id_are_counted_by_their_role(
     assert message.startswith("0 of 1 ready prefill replica is accepted by frontend pod f-1")
 
 
+@pytest.mark.parametrize(
+    ("role", "cause"),
+    [
+        ("prefill", "because no replica of the same revision decodes. See the condition Available."),
+        ("decode", "because the model card of the pod differs from that of the other replicas"),
+    ],
+)
+def test_the_cause_of_a_prefill_worker_that_is_not_accepted(
+    make_endpoint, make_status, make_worker, make_prefill, make_frontend, finding, role, cause
+):
+    endpoint = make_endpoint(prefill={})
+    pods = [make_worker("w-1", settings=endpoint), make_prefill("p-1", settings=endpoint)]
+    frontend = make_frontend("f-1", {"w-1": "Answered", "p-1": "NotAccepted"}, ready=True)
+    namespace = frontend.stream.frontend.routes[0].namespace
+    accepted = [{"namespace": namespace, "role": role, "workers": 1}]
+    routes = {"w-1": "Answered", "p-1": "NotAccepted"}
+    frontend = make_frontend("f-1", routes, ready=True, report={"accepted": accepted})
+    found = finding(make_status(endpoint, *pods, frontends=(frontend,)), "Serving")
+    assert found[:2] == ("False", "NotRouted")
+    assert f"Frontend pod f-1 sends no requests to pod p-1, {cause}" in found[2]
+
+
 def test_a_decode_worker_serves_alone_until_the_first_prefill_worker_is_ready(status_of, finding):
     found = status_of("Generating", "Starting", routes={"w-1": "Answered"})
     assert finding(found, "Serving")[:2] == ("True", "Serving")

@@ -24,7 +24,7 @@ def test_the_port_of_any_rank_that_is_in_use_ends_the_start() -> None:
             check_side_channel("127.0.0.1", [free_port(), port])
     message = str(raised.value)
     assert f"127.0.0.1 port {port} (Address already in use)" in message
-    assert "VLLM_NIXL_SIDE_CHANNEL_PORT in podTemplate" in message
+    assert "VLLM_NIXL_SIDE_CHANNEL_PORT in worker.podTemplate" in message
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])

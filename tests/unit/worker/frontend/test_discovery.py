@@ -10,6 +10,7 @@ from vllmendpoint_worker.frontend.discovery import (
     Scope,
     accepted_workers,
     instances,
+    missing_types,
     models,
 )
 
@@ -87,11 +88,17 @@ def test_accepted_workers_per_namespace_and_type() -> None:
         {"instances": 1, "data": 1, "namespaces": None},
         {"instances": [1, {"endpoint": "generate"}, row("a", -1), row("a", 2**64)], "data": [1, {"id": 2}]},
         {"namespaces": {"a": 1}},
+        {"namespaces": [1]},
         {"message": "Model not found", "type": "Not Found", "code": 404},
     ],
 )
 def test_other_responses_contain_nothing(body: Any) -> None:
     assert (instances(body, Scope()), models(body), accepted_workers(body)) == ((), (), {})
+
+
+def test_worker_types_of_another_form_count_as_none() -> None:
+    body = {"namespaces": {"a": {"worker_types": [1], "missing_worker_types": 1}}}
+    assert (accepted_workers(body), missing_types(body)) == ({"a": {}}, {"a": ()})
 
 
 def test_the_models_in_the_order_of_the_response() -> None:

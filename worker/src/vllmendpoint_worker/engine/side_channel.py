@@ -20,7 +20,7 @@ def check_side_channel(host: str, ports: Iterable[int]) -> None:
         except OSError as error:
             raise EngineStartError(
                 f"NIXL's side channel cannot be bound to {host} port {port} ({error.strerror}): set "
-                "VLLM_NIXL_SIDE_CHANNEL_PORT in podTemplate to a free port from 5600 to 5999, and "
+                "VLLM_NIXL_SIDE_CHANNEL_PORT in worker.podTemplate to a free port from 5600 to 5999, and "
                 "VLLM_NIXL_SIDE_CHANNEL_HOST, if it is set, to an address of the pod"
             ) from error
         for listener in sockets:

@@ -122,24 +122,24 @@ def models(body: Any) -> tuple[str, ...]:
 
 def accepted_workers(body: Any) -> dict[str, dict[str, int]]:
     """Workers per namespace and type in a response of ``/v1/models/<model>/ready``."""
-    namespaces = body.get("namespaces") if isinstance(body, dict) else None
     return {
-        str(namespace): {
-            str(role): _count(row)
-            for role, row in (value.get("worker_types") or {}).items()
-        }
-        for namespace, value in (namespaces or {}).items()
+        namespace: {str(role): _count(row) for role, row in _object(value, "worker_types").items()}
+        for namespace, value in _object(body, "namespaces").items()
         if isinstance(value, dict)
-    }  # fmt: skip
+    }
 
 
 def missing_types(body: Any) -> dict[str, tuple[str, ...]]:
     """Worker types that namespaces lack, in a response of ``/v1/models/<model>/ready``."""
-    namespaces = body.get("namespaces") if isinstance(body, dict) else None
     return {
-        str(namespace): tuple(str(role) for role in _list(value, "missing_worker_types"))
-        for namespace, value in (namespaces or {}).items()
+        namespace: tuple(str(role) for role in _list(value, "missing_worker_types"))
+        for namespace, value in _object(body, "namespaces").items()
     }
+
+
+def _object(body: Any, key: str) -> dict[str, Any]:
+    value = body.get(key) if isinstance(body, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def _list(body: Any, key: str) -> list[Any]:
